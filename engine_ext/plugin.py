@@ -1,0 +1,72 @@
+"""The general plugin: what vLLM calls in every process before it builds anything.
+
+It changes nothing for an engine whose speculative config does not name our proposer.
+"""
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+
+from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY, RequestHints, with_hints
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger(__name__)
+
+PROPOSER_PATH = "reprise.engine_ext.proposer.CacheHitProposer"
+
+
+def register() -> None:
+    """Entry point of the group `vllm.general_plugins`; may be called more than once.
+
+    Never raises: what a plugin raises here would keep vLLM from starting at all.
+    """
+    for install in (_carry_namespaces, _enhance_front_end):
+        try:
+            install()
+        except Exception as error:
+            logger.error(
+                "Reprise: %s could not be installed (%s: %s); vLLM runs without it.",
+                install.__name__.strip("_").replace("_", " "),
+                type(error).__name__,
+                error,
+            )
+
+
+def uses_our_proposer(vllm_config: "VllmConfig") -> bool:
+    """Whether this engine's speculative config names `CacheHitProposer`."""
+    speculative = vllm_config.speculative_config
+    return speculative is not None and speculative.model == PROPOSER_PATH
+
+
+def _enhance_front_end() -> None:
+    from reprise.engine_ext import async_llm
+
+    async_llm.install()
+
+
+def _carry_namespaces() -> None:
+    """Let a prompt's `cache_salt` reach the worker, where vLLM itself does not send it.
+
+    Without this, two tenants of one `vllm.LLM` would draft from each other's answers.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    original = InputProcessor.process_inputs
+    if getattr(original, "_reprise_carries_namespaces", False):
+        return
+
+    @wraps(original)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        params = request.sampling_params
+        if params is None or not uses_our_proposer(self.vllm_config):
+            return request
+        if request.cache_salt and EXTRA_ARGS_KEY not in (params.extra_args or {}):
+            request.sampling_params = with_hints(params, RequestHints(namespace=request.cache_salt))
+        return request
+
+    process_inputs._reprise_carries_namespaces = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs = process_inputs

@@ -1,0 +1,343 @@
+"""The drafter that vLLM loads for `--speculative-config '{"model": "...CacheHitProposer"}'`."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from reprise.engine_ext import runner_hooks
+from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
+from reprise.engine_ext.config import RepriseConfig, engine_config
+from reprise.engine_ext.latency import LatencyHistogram
+from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.request_hints import RequestHints, read_hints
+from reprise.engine_ext.row_tracker import (
+    ContentRowTracker,
+    IdRowTracker,
+    IntArray,
+    TrackedRow,
+)
+from reprise.engine_ext.swallowed import SwallowedErrors
+from reprise.engine_ext.worker_retriever import worker_retriever
+from reprise.spec.provider import DraftProvider
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+class _LiveRequest:
+    """What the proposer keeps of a request between steps."""
+
+    __slots__ = (
+        "awaits_near_answers",
+        "hints",
+        "num_prompt_tokens",
+        "params",
+        "prompt_token_ids",
+        "stops",
+    )
+
+    def __init__(
+        self,
+        params: "SamplingParams | None",
+        prompt_token_ids: Sequence[int] | IntArray | None,
+    ) -> None:
+        self.params = params
+        self.prompt_token_ids = prompt_token_ids
+        self.hints = read_hints(params)
+        self.stops = stop_token_ids(params)
+        self.awaits_near_answers = False
+        self.num_prompt_tokens = 0
+
+    def draft_limit(self, row: TrackedRow, room: int) -> int:
+        """Most tokens that a draft for `row` can be of use for, `room` being what fits."""
+        # A seed promises the same sample every time, and vLLM's rejection sampling spends the
+        # request's random numbers differently when there are drafts.
+        if self.params is not None and self.params.seed is not None:
+            return 0
+        if self.stops and not self.stops.isdisjoint(row.emitted_token_ids.tolist()):
+            return 0
+        if self.params is not None and self.params.max_tokens is not None:
+            # The last token of an answer is the bonus token of some step: no draft for it.
+            num_output_tokens = row.num_tokens - self.num_prompt_tokens
+            room = min(room, self.params.max_tokens - num_output_tokens - 1)
+        return max(0, room)
+
+    def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
+        """The output up to where the scheduler ends it: the runner's may go a draft further."""
+        output = list(output_token_ids)
+        if self.params is not None and self.params.max_tokens is not None:
+            output = output[: self.params.max_tokens]
+        for position, token in enumerate(output):
+            if token in self.stops:
+                return output[: position + 1]
+        return output
+
+
+def stop_token_ids(params: "SamplingParams | None") -> frozenset[int]:
+    """Token ids that end the answer of a request with these sampling params."""
+    if params is None:
+        return frozenset()
+    stops = set(params.stop_token_ids or ())
+    if not params.ignore_eos and params.eos_token_id is not None:
+        stops.add(params.eos_token_id)
+    return frozenset(stops)
+
+
+class CacheHitProposer(runner_hooks.RunnerAware):
+    """Drafts from the answers of similar prompts, from earlier answers and from the context.
+
+    vLLM builds one per worker and calls `propose` after every step. Nothing in here raises into
+    the engine or waits for retrieval: an error becomes no draft, a count and one log line; near
+    answers are used from the step on at which they are there.
+
+    Example:
+        `vllm serve MODEL --speculative-config
+        '{"model": "reprise.engine_ext.proposer.CacheHitProposer", "num_speculative_tokens": 16}'`
+    """
+
+    def __init__(self, vllm_config: "VllmConfig") -> None:
+        """Read the settings and start retrieval.
+
+        Raises:
+            ValueError: a setting is unknown or out of bounds (vLLM then refuses to start).
+        """
+        config = engine_config(vllm_config)
+        self._num_speculative_tokens = config.drafts.num_speculative_tokens
+        self._max_model_len: int = vllm_config.model_config.max_model_len
+        self._namespace = config.namespace
+        self._model_key = model_key_of(vllm_config)
+        self._tokenizer_key = tokenizer_key_of(vllm_config)
+        self._errors = SwallowedErrors()
+        self._live: dict[str, _LiveRequest] = {}
+        self._propose_us = LatencyHistogram()
+        self._near_answers_in_time = 0
+        self._near_answers_late = 0
+        self._step_started_s = 0.0
+        self._propose_ended_s = 0.0
+        self._num_scheduled_tokens: int | None = None
+        self._previous_ids: frozenset[str] = frozenset()
+        # Only the first rank's drafts reach the scheduler; the others would draft for nothing.
+        self._is_drafting_rank = (
+            vllm_config.parallel_config.rank % (vllm_config.parallel_config.tensor_parallel_size)
+            == 0
+        )
+        self._ids = IdRowTracker() if runner_hooks.install(self) else None
+        self._rows = self._ids or ContentRowTracker()
+        # Without ids there are no namespaces: what one request is answered must then never reach
+        # another, unless the operator has declared a single tenant.
+        self._shares_answers = self._ids is not None or self._namespace is not None
+        self._install_verification(config)
+        self._provider = DraftProvider(config.drafts)
+        self._retriever = None
+        self._learner = None
+        if self._is_drafting_rank:
+            self._provider.warm_up()
+            if self._shares_answers:
+                self._retriever = worker_retriever(vllm_config, config.retrieval)
+                self._learner = AnswerLearner(self._provider, self._retriever, errors=self._errors)
+
+    def _install_verification(self, config: RepriseConfig) -> None:
+        try:
+            from reprise.engine_ext import sampling_repair, verification
+
+            sampling_repair.install()
+            verification.install(config.verification)
+        except Exception as error:
+            self._errors.swallow("install verification", error)
+
+    def load_model(self, *_args: Any, **_kwargs: Any) -> None:
+        """vLLM calls this of every drafter; there is no model to load."""
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: IntArray,
+        token_ids_cpu: IntArray,
+        slot_mappings: Any = None,  # noqa: ARG002 - vLLM passes it by name
+    ) -> list[list[int]]:
+        """Drafts for the next step.
+
+        Args:
+            sampled_token_ids: [num_reqs] lists of this step's tokens; empty: still prefilling.
+            num_tokens_no_spec: [max_num_reqs] int32, prompt and output so far.
+            token_ids_cpu: [max_num_reqs, max_model_len] int32.
+            slot_mappings: unused.
+
+        Returns:
+            [num_reqs] lists of at most `num_speculative_tokens` token ids.
+        """
+        started_s = time.perf_counter()
+        drafts: list[list[int]] = [[] for _ in sampled_token_ids]
+        if not self._is_drafting_rank:
+            return drafts
+        try:
+            rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+            self._propose(rows, started_s, drafts)
+        except Exception as error:
+            self._errors.swallow("propose", error)
+            drafts = [[] for _ in sampled_token_ids]
+        self._propose_ended_s = time.perf_counter()
+        self._propose_us.observe((self._propose_ended_s - started_s) * 1e6)
+        return drafts
+
+    def _propose(
+        self, rows: Sequence[TrackedRow], started_s: float, drafts: list[list[int]]
+    ) -> None:
+        request_ids = [row.request_id for row in rows]
+        limits = []
+        for row in rows:
+            live = self._live.get(row.request_id)
+            if row.prompt_token_ids is not None:
+                live = self._start(row, live)
+            assert live is not None
+            if live.awaits_near_answers:
+                self._attach(row.request_id, live)
+            room = min(self._num_speculative_tokens, self._max_model_len - row.num_tokens - 1)
+            limits.append(live.draft_limit(row, room))
+        proposed = self._provider.step(
+            request_ids,
+            [row.emitted_token_ids.tolist() for row in rows],
+            limits=limits,
+            step_time_s=self._step_time_s(started_s, request_ids),
+            num_scheduled_tokens=self._num_scheduled_tokens,
+        )
+        for row, draft in zip(rows, proposed, strict=True):
+            drafts[row.row] = draft
+        if isinstance(self._rows, ContentRowTracker):
+            for ended in self._rows.take_ended():
+                live = self._live[ended.request_id]
+                self._end(ended.request_id, ended.token_ids[live.num_prompt_tokens :])
+
+    def _step_time_s(self, started_s: float, request_ids: Sequence[str]) -> float:
+        """What one step takes. From propose to propose where the engine did not idle between,
+        which a request present both times proves; else from the runner's start of the step."""
+        was_busy = not self._previous_ids.isdisjoint(request_ids)
+        self._previous_ids = frozenset(request_ids)
+        return started_s - (self._propose_ended_s if was_busy else self._step_started_s)
+
+    def _start(self, row: TrackedRow, live: _LiveRequest | None) -> _LiveRequest:
+        """Begin drafting for a request that emits for the first time."""
+        assert row.prompt_token_ids is not None
+        if live is None:
+            live = _LiveRequest(None, row.prompt_token_ids.copy())
+            self._begin(row.request_id, live)
+        live.num_prompt_tokens = len(row.prompt_token_ids)
+        self._provider.start(
+            row.request_id,
+            row.prompt_token_ids,
+            namespace=self._namespace_of(row.request_id, live.hints),
+            max_draft=live.hints.max_draft if live.hints.drafts else 0,
+        )
+        if live.awaits_near_answers:
+            self._attach(row.request_id, live)
+            self._near_answers_late += live.awaits_near_answers
+            self._near_answers_in_time += not live.awaits_near_answers
+        return live
+
+    def _namespace_of(self, request_id: str, hints: RequestHints) -> str:
+        if self._namespace is not None:
+            return self._namespace
+        # A name that no client can give (it holds a NUL): this request alone is behind its wall.
+        return hints.namespace if self._ids is not None else f"\0{request_id}"
+
+    def _begin(self, request_id: str, live: _LiveRequest) -> None:
+        """Know a request from now on; start retrieval unless the front end already has."""
+        self._live[request_id] = live
+        if self._retriever is None or not live.hints.drafts or live.prompt_token_ids is None:
+            return
+        live.awaits_near_answers = True
+        if live.hints.retrieval_id is None:
+            self._retriever.submit(
+                request_id,
+                namespace=self._namespace_of(request_id, live.hints),
+                prompt_token_ids=live.prompt_token_ids,
+            )
+
+    def _attach(self, request_id: str, live: _LiveRequest) -> None:
+        assert self._retriever is not None
+        near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
+        if near_answers is not None:
+            live.awaits_near_answers = False
+            self._provider.attach(request_id, near_answers)
+
+    def on_arrival(self, request: "Request") -> None:
+        """Start retrieval while the request still waits to be scheduled."""
+        if not self._is_drafting_rank or request.request_id in self._live:
+            return
+        try:
+            live = _LiveRequest(request.sampling_params, request.prompt_token_ids)
+            self._begin(request.request_id, live)
+        except Exception as error:
+            self._errors.swallow("on_arrival", error)
+
+    def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
+        """Take in which requests ended and which began, before the runner does."""
+        self._step_started_s = time.perf_counter()
+        if not self._is_drafting_rank:
+            return
+        try:
+            for request_id in scheduler_output.finished_req_ids:
+                state = runner.requests.get(request_id)
+                self._end(request_id, state.output_token_ids if state else ())
+            for request in scheduler_output.scheduled_new_reqs:
+                live = self._live.get(request.req_id)
+                if live is not None and live.num_prompt_tokens:
+                    # A streaming session goes on with a longer prompt under the same id.
+                    self._end(request.req_id, ())
+                    live = None
+                if live is None:
+                    live = _LiveRequest(request.sampling_params, request.prompt_token_ids)
+                    self._begin(request.req_id, live)
+        except Exception as error:
+            self._errors.swallow("before_step", error)
+
+    def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
+        """Learn which request is in which row."""
+        self._num_scheduled_tokens = scheduler_output.total_num_scheduled_tokens
+        if self._ids is not None:
+            self._ids.name_rows(runner.input_batch.req_ids, runner.input_batch.num_prompt_tokens)
+
+    def _end(self, request_id: str, output_token_ids: Sequence[int] | IntArray) -> None:
+        """Drop a request's state and hand its answer on to be learned."""
+        live = self._live.pop(request_id, None)
+        if self._ids is not None:
+            self._ids.forget(request_id)
+        stats = self._provider.finish(request_id)
+        if live is None or self._retriever is None or self._learner is None:
+            return
+        namespace = self._namespace_of(request_id, live.hints)
+        self._retriever.discard(live.hints.retrieval_id or request_id)
+        if stats is not None and stats.accepted_by_answer:
+            self._retriever.credit(namespace, stats.accepted_by_answer)
+        # The front end stores what it has retrieved for: it knows the text and how it finished.
+        is_ours = live.hints.store and live.hints.retrieval_id is None
+        if is_ours and live.prompt_token_ids is not None:
+            self._learner.learn(
+                FinishedRequest(
+                    namespace=namespace,
+                    model_key=self._model_key,
+                    tokenizer_key=self._tokenizer_key,
+                    prompt_token_ids=live.prompt_token_ids,
+                    response_token_ids=live.answer_of(output_token_ids),
+                )
+            )
+
+    def report(self) -> dict[str, Any]:
+        """Figures of this worker since it started."""
+        stats = self._provider.stats()
+        return {
+            "provider": stats,
+            "propose_us": self._propose_us.summary(),
+            "near_answers_in_time": self._near_answers_in_time,
+            "near_answers_late": self._near_answers_late,
+            "live_requests": len(self._live),
+            "errors": self._errors.counts(),
+        }
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until every finished request so far is learned. True when it is."""
+        return self._learner.flush(timeout_s) if self._learner is not None else True

@@ -1,0 +1,194 @@
+"""What a client asks of the cache for one request, in headers or in `vllm_xargs`.
+
+| header | `vllm_xargs` | values |
+| --- | --- | --- |
+| `x-reprise-cache` | `reprise_cache` | `off`, `refresh`, `only-if-cached`, `no-store`, by commas |
+| `x-reprise-drafts` | `reprise_drafts` | `on`, `off` |
+| `x-reprise-max-draft` | `reprise_max_draft` | most tokens drafted in a step, 0 or more |
+| `x-reprise-namespace` | `reprise_namespace` | honoured where the operator allows it |
+| `x-reprise-ttl` | `reprise_ttl` | seconds for which the answer may be an exact hit |
+
+`vllm_xargs` win over headers.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from vllm.exceptions import VLLMValidationError
+
+from reprise.retrieval.namespace import MAX_NAMESPACE_LENGTH, check_namespace
+
+HEADER_PREFIX = "x-reprise-"
+XARGS_PREFIX = "reprise_"
+
+_CACHE_WORDS = frozenset({"off", "refresh", "only-if-cached", "no-store"})
+_ON = frozenset({"on", "true", "1", "yes"})
+_OFF = frozenset({"off", "false", "0", "no"})
+
+
+class RequestControl(msgspec.Struct, frozen=True):
+    """One request's wishes; the defaults are those of a request that says nothing."""
+
+    look_up: bool = True
+    """Whether an exact hit may answer it."""
+    store: bool = True
+    """Whether its answer joins the cache."""
+    only_if_cached: bool = False
+    """Refuse (504) rather than generate."""
+    drafts: bool = True
+    """Whether drafts may speed it up."""
+    max_draft: int | None = None
+    """Most tokens drafted in a step; None: the engine's bound."""
+    namespace: str | None = None
+    """The namespace that it names."""
+    ttl_s: float | None = None
+    """Time to live of its answer as an exact hit."""
+
+
+def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> RequestControl:
+    """The control that headers (names in lower case) and `vllm_xargs` add up to.
+
+    Raises:
+        VLLMValidationError: a value that makes no sense, or a name that is none of these; vLLM
+            answers the request with 400.
+    """
+    given = {
+        name.removeprefix(HEADER_PREFIX): value
+        for name, value in headers.items()
+        if name.startswith(HEADER_PREFIX)
+    }
+    for name, value in (xargs or {}).items():
+        if name.startswith(XARGS_PREFIX):
+            given[name.removeprefix(XARGS_PREFIX).replace("_", "-")] = value
+    if not given:
+        return _NOTHING_ASKED
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        parse = _PARSERS.get(name)
+        if parse is None:
+            raise _invalid(name, "one of " + ", ".join(_PARSERS), value)
+        fields.update(parse(name, value))
+    return RequestControl(**fields)
+
+
+def without_control(xargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The other `vllm_xargs`: ours are no business of the engine's."""
+    return {
+        name: value for name, value in (xargs or {}).items() if not name.startswith(XARGS_PREFIX)
+    }
+
+
+def namespace_of(
+    *,
+    operators: str | None,
+    clients: str | None,
+    client_namespaces: bool,
+    api_key: str | None,
+    cache_salt: str | None,
+) -> str:
+    """The namespace of a request: the wall around its answers.
+
+    Args:
+        operators: the one namespace of a server with a single tenant.
+        clients: the namespace that the request names.
+        client_namespaces: whether the operator honours that.
+        api_key: the request's key; it enters as a hash.
+        cache_salt: vLLM's own wall around prefix caches.
+
+    Returns:
+        What keeps vLLM's rule for salts. A salt does not reach over to another key's tenant.
+    """
+    if operators is not None:
+        return operators
+    if client_namespaces and clients is not None:
+        return clients
+    parts = []
+    if api_key:
+        parts.append(key_namespace(api_key))
+    if cache_salt:
+        parts.append(cache_salt if not api_key else "salt-" + cache_salt)
+    joined = ".".join(parts)
+    if len(joined) <= MAX_NAMESPACE_LENGTH:
+        try:
+            return check_namespace(joined)
+        except ValueError:
+            # A salt from elsewhere than the HTTP server, which checks its own.
+            pass
+    return "hash-" + hashlib.sha256(joined.encode()).hexdigest()[:48]
+
+
+def key_namespace(api_key: str) -> str:
+    """The namespace of an API key's requests without a salt; with one, `.` and the salt follow."""
+    return "key-" + hashlib.sha256(api_key.encode()).hexdigest()[:24]
+
+
+def _parse_cache(name: str, value: Any) -> dict[str, Any]:
+    words = {word.strip().lower() for word in str(value).split(",")} - {""}
+    if not words or not words <= _CACHE_WORDS:
+        raise _invalid(name, "of " + ", ".join(sorted(_CACHE_WORDS)) + " by commas", value)
+    if "only-if-cached" in words and not words.isdisjoint({"off", "refresh"}):
+        raise _invalid(name, "no look-up excluded by another word", value)
+    return {
+        "look_up": words.isdisjoint({"off", "refresh"}),
+        "store": words.isdisjoint({"off", "no-store"}),
+        "only_if_cached": "only-if-cached" in words,
+    }
+
+
+def _parse_drafts(name: str, value: Any) -> dict[str, Any]:
+    return {"drafts": _switch(name, value)}
+
+
+def _switch(name: str, value: Any) -> bool:
+    word = str(value).strip().lower()
+    if word not in _ON | _OFF:
+        raise _invalid(name, "on or off", value)
+    return word in _ON
+
+
+def _parse_max_draft(name: str, value: Any) -> dict[str, Any]:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 1 << 20:
+        raise _invalid(name, "a whole number, 0 or more", value)
+    return {"max_draft": number}
+
+
+def _parse_ttl(name: str, value: Any) -> dict[str, Any]:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise _invalid(name, "seconds above 0", value)
+    return {"ttl_s": seconds}
+
+
+def _parse_namespace(name: str, value: Any) -> dict[str, Any]:
+    try:
+        return {"namespace": check_namespace(value)}
+    except ValueError as error:
+        raise VLLMValidationError(str(error), parameter=HEADER_PREFIX + name) from None
+
+
+_PARSERS = {
+    "cache": _parse_cache,
+    "drafts": _parse_drafts,
+    "max-draft": _parse_max_draft,
+    "namespace": _parse_namespace,
+    "ttl": _parse_ttl,
+}
+
+_NOTHING_ASKED = RequestControl()
+
+
+def _invalid(name: str, expected: str, value: Any) -> VLLMValidationError:
+    return VLLMValidationError(
+        f"{HEADER_PREFIX}{name} ({XARGS_PREFIX}{name.replace('-', '_')}) must be {expected}",
+        parameter=name,
+        value=value,
+    )

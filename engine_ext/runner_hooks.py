@@ -1,0 +1,127 @@
+"""Hand the proposer what vLLM's V1 model runner knows and does not pass on: ids, starts and ends.
+
+Two methods of `GPUModelRunner` and one of `Scheduler` are wrapped in a few lines each, and only in
+a process that has built our proposer; every other drafter passes through untouched. `WorkerBase`
+gains two methods for `collective_rpc`: `reprise_stats` and `reprise_flush`.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from vllm.logger import init_logger
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+logger = init_logger(__name__)
+
+# What the wrappers rely on, checked before anything is wrapped.
+_EXPECTED_PARAMETERS = {
+    "_update_states": ("self", "scheduler_output"),
+    "propose_draft_token_ids": ("self", "scheduler_output", "sampled_token_ids"),
+}
+
+
+# The drafters of this process; weak, so that an engine that is gone hears of nothing.
+_drafters: "WeakSet[RunnerAware]" = WeakSet()
+
+
+class RunnerAware(ABC):
+    """A drafter that wants to know requests by id."""
+
+    @abstractmethod
+    def on_arrival(self, request: "Request") -> None:
+        """Called when a request joins the scheduler's queue, where worker and scheduler share a
+        process; a request that waits for its turn can be retrieved for meanwhile."""
+
+    @abstractmethod
+    def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
+        """Called before the runner takes in what the scheduler decided: starts and ends."""
+
+    @abstractmethod
+    def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
+        """Called right before `propose`, with the rows as `propose` will see them."""
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """Figures of this worker, plain values only."""
+
+    @abstractmethod
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was handed to the background is done."""
+
+
+def install(drafter: RunnerAware) -> bool:
+    """Wrap the V1 model runner of this process, once, and let `drafter` know of arrivals.
+
+    Returns:
+        False, with one warning line, where this vLLM's runner is not as expected; the proposer
+        then recognises requests by content.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    _drafters.add(drafter)
+    if getattr(GPUModelRunner, "_reprise_hooks", False):
+        return True
+    for name, expected in _EXPECTED_PARAMETERS.items():
+        method = getattr(GPUModelRunner, name, None)
+        found = tuple(inspect.signature(method).parameters) if method else ()
+        if found[: len(expected)] != expected:
+            logger.warning(
+                "Reprise: GPUModelRunner.%s%s is not as expected %s; requests are recognised by "
+                "content, and drafts come from each request's own context only.",
+                name,
+                found,
+                expected,
+            )
+            return False
+    _wrap(GPUModelRunner, "_update_states", "before_step")
+    _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")
+    _wrap_arrivals(Scheduler)
+    WorkerBase.reprise_stats = _worker_stats
+    WorkerBase.reprise_flush = _worker_flush
+    GPUModelRunner._reprise_hooks = True
+    return True
+
+
+def _wrap(runner_class: type, method_name: str, hook_name: str) -> None:
+    original: Callable[..., Any] = getattr(runner_class, method_name)
+
+    @wraps(original)
+    def wrapper(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        drafter = getattr(self, "drafter", None)
+        if isinstance(drafter, RunnerAware):
+            getattr(drafter, hook_name)(self, scheduler_output)
+        return original(self, scheduler_output, *args, **kwargs)
+
+    setattr(runner_class, method_name, wrapper)
+
+
+def _wrap_arrivals(scheduler_class: type) -> None:
+    original: Callable[..., Any] = scheduler_class.add_request  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def add_request(self: Any, request: "Request", *args: Any, **kwargs: Any) -> Any:
+        for drafter in _drafters:
+            drafter.on_arrival(request)
+        return original(self, request, *args, **kwargs)
+
+    scheduler_class.add_request = add_request  # type: ignore[attr-defined]
+
+
+def _worker_stats(self: Any) -> dict[str, Any]:
+    drafter = getattr(self.model_runner, "drafter", None)
+    return drafter.report() if isinstance(drafter, RunnerAware) else {}
+
+
+def _worker_flush(self: Any, timeout_s: float = 30.0) -> bool:
+    drafter = getattr(self.model_runner, "drafter", None)
+    return drafter.flush(timeout_s) if isinstance(drafter, RunnerAware) else True

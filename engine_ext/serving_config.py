@@ -1,0 +1,35 @@
+"""The one configuration of the front end."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ServingConfig(BaseModel):
+    """Exact hits, control per request, metrics and admin routes of one API server process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    enabled: bool = True
+    """False leaves vLLM's front end alone: drafts stay, everything in this section goes."""
+
+    exact_hits: Literal["off", "deterministic", "always"] = "deterministic"
+    """`deterministic`: a repeated request is answered from the cache where its settings determine
+    the answer (temperature 0, or a seed). `always`: sampled requests without a seed as well, which
+    then get one and the same sample each time. `off`: every request is generated."""
+
+    exact_memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
+    """Bound on the answers kept for exact hits, per API server process."""
+
+    ttl_s: Annotated[float, Field(gt=0)] | None = None
+    """Age in seconds from which an answer is no exact hit any more; None: any age."""
+
+    replay_chunk_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Tokens in one streamed piece of an exact hit."""
+
+    client_namespaces: bool = False
+    """Whether a namespace that a client names is honoured. Otherwise it is ignored, and the
+    namespace comes from the request's API key and `cache_salt`."""
+
+    stats_interval_s: Annotated[float, Field(gt=0)] = 5.0
+    """How often the workers' figures are fetched for the metrics, while there is traffic."""

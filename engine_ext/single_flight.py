@@ -1,0 +1,293 @@
+"""One generation for identical determined requests that are in flight at the same time.
+
+The first such request leads: the engine generates for it. The others follow: they are given the
+engine's outputs as they come, each through its own `RequestState`. If the leader is aborted, the
+engine goes on for the followers under the leader's id; it is stopped when the last one is gone.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+from reprise.engine_ext.replay import Ending, Feeder, Replayer
+from reprise.engine_ext.swallowed import SwallowedErrors
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import (
+        OutputProcessor,
+        OutputProcessorOutput,
+        RequestOutputCollector,
+        RequestState,
+    )
+    from vllm.v1.metrics.stats import IterationStats, PrefillStats
+
+# How an answer may end that the settings determine; an abort or an error is none.
+_WHOLE = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
+
+
+class FinishedFlight(NamedTuple):
+    """A generation that came to its own end."""
+
+    token_ids: list[int]
+    """[n] as the client got them, cut at a stop string."""
+    text: str
+    """Detokenised; empty where the request wants no text."""
+    ending: Ending
+    num_followers: int
+
+
+class FlightWatcher(Protocol):
+    """What the one who recorded a flight wants to know of it."""
+
+    def on_first_token(self) -> None:
+        """The engine has begun to emit."""
+
+    def on_finish(self, finished: FinishedFlight) -> None:
+        """The whole answer; not called after an abort or an error."""
+
+    def on_end(self) -> None:
+        """It is over, one way or another: called once, last."""
+
+
+class Flight:
+    """A generation in progress, recorded so that others can follow it."""
+
+    def __init__(
+        self,
+        key: bytes | None,
+        request_id: str,
+        *,
+        watcher: "FlightWatcher",
+    ) -> None:
+        self.key = key
+        self.request_id = request_id
+        self.watcher = watcher
+        self.token_ids: list[int] = []
+        self.follower_ids: dict[str, None] = {}
+        self.prefill_stats: PrefillStats | None = None
+        self.leader_is_gone = False
+        self.num_followers = 0
+
+
+class SingleFlight:
+    """Stands between the engine's outputs and vLLM's output processor. Event loop only."""
+
+    def __init__(
+        self, processor: "OutputProcessor", replayer: Replayer, *, errors: SwallowedErrors
+    ) -> None:
+        """Take the place of `process_outputs` and `abort_requests` on this one processor."""
+        self._processor = processor
+        self._replayer = replayer
+        self._errors = errors
+        self._feeder = Feeder(processor)
+        self._process_outputs = processor.process_outputs
+        self._abort_requests = processor.abort_requests
+        self._by_request: dict[str, Flight] = {}
+        self._by_key: dict[bytes, Flight] = {}
+        self._by_follower: dict[str, Flight] = {}
+        self.weight_version: str | None = None
+        """The label of the weights behind the latest output; None before the first."""
+        processor.process_outputs = self.process_outputs
+        processor.abort_requests = self.abort_requests
+
+    def __len__(self) -> int:
+        return len(self._by_request)
+
+    def lead(
+        self,
+        key: bytes | None,
+        request_id: str,
+        *,
+        watcher: FlightWatcher,
+    ) -> None:
+        """Record what the engine emits for `request_id`, which is about to be admitted.
+
+        Args:
+            key: what makes two requests the same; None: only record it, nobody may follow.
+            request_id: the engine's id of the request.
+            watcher: told what becomes of it.
+        """
+        flight = Flight(key, request_id, watcher=watcher)
+        self._by_request[request_id] = flight
+        if key is not None:
+            self._by_key.setdefault(key, flight)
+
+    def cancel(self, request_id: str, error: Exception) -> None:
+        """The leader was not admitted: its flight, and whoever follows it, fails with `error`."""
+        flight = self._by_request.get(request_id)
+        if flight is not None:
+            followers = [self._processor.request_states.get(id_) for id_ in flight.follower_ids]
+            self._close(flight)
+            for state in followers:
+                self._fail(state, error)
+
+    def join(
+        self,
+        key: bytes,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+    ) -> bool:
+        """Follow the flight under `key`, if there is one."""
+        flight = self._by_key.get(key)
+        if flight is None:
+            return False
+        self._processor.add_request(request, prompt, None, 0, queue)
+        flight.follower_ids[request.request_id] = None
+        flight.num_followers += 1
+        self._by_follower[request.request_id] = flight
+        if flight.token_ids:
+            self._give(flight, request.request_id, flight.token_ids, None)
+        return True
+
+    def process_outputs(
+        self,
+        engine_core_outputs: list[EngineCoreOutput],
+        engine_core_timestamp: float | None = None,
+        iteration_stats: "IterationStats | None" = None,
+        weight_version: str | None = None,
+    ) -> "OutputProcessorOutput":
+        """vLLM's `process_outputs`, and the same outputs to the followers."""
+        if weight_version is not None:
+            self.weight_version = weight_version
+        if not self._by_request:
+            return self._process_outputs(
+                engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
+            )
+        recorded = [
+            # The lists are copied: vLLM cuts them at a stop string, each request its own.
+            (flight, output, list(output.new_token_ids), self._states_of(flight))
+            for output in engine_core_outputs
+            if (flight := self._by_request.get(output.request_id)) is not None
+        ]
+        result = self._process_outputs(
+            engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
+        )
+        for flight, output, token_ids, states in recorded:
+            try:
+                self._advance(flight, output, token_ids, states, result)
+            except Exception as error:
+                self._errors.swallow("single_flight", error)
+                self.cancel(flight.request_id, error)
+        return result
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """vLLM's `abort_requests`; returns only what the engine has to stop."""
+        to_stop: list[str] = []
+        for request_id in self._abort_requests(request_ids, internal):
+            if self._replayer.forget(request_id):
+                continue
+            led = self._by_request.get(request_id)
+            followed = self._by_follower.pop(request_id, None)
+            if led is not None:
+                led.leader_is_gone = True
+                if not led.follower_ids:
+                    self._close(led)
+                    to_stop.append(request_id)
+            elif followed is not None:
+                followed.follower_ids.pop(request_id, None)
+                if followed.leader_is_gone and not followed.follower_ids:
+                    self._close(followed)
+                    to_stop.append(followed.request_id)
+            else:
+                to_stop.append(request_id)
+        return to_stop
+
+    def _advance(
+        self,
+        flight: Flight,
+        output: EngineCoreOutput,
+        token_ids: list[int],
+        states: list["RequestState"],
+        result: "OutputProcessorOutput",
+    ) -> None:
+        """Hand one step's tokens to the followers; close the flight if it ended there."""
+        if not flight.token_ids:
+            flight.prefill_stats = output.prefill_stats
+            self._tell(flight.watcher.on_first_token)
+        flight.token_ids += token_ids
+        ending = None
+        if output.finish_reason is not None:
+            ending = Ending(output.finish_reason, output.stop_reason)
+        for follower_id in list(flight.follower_ids):
+            self._give(flight, follower_id, token_ids, ending)
+        finished = next(
+            (state for state in states if not self._processor.has_request(state.request_id)), None
+        )
+        if finished is None and ending is None:
+            return
+        if finished is not None:
+            self._report(flight, finished)
+        self._close(flight)
+        if ending is None and output.request_id not in result.reqs_to_abort:
+            # A follower's detokenizer found a stop string; the leader, gone, could not.
+            result.reqs_to_abort.append(flight.request_id)
+        for follower_id in flight.follower_ids:
+            state = self._processor.request_states.get(follower_id)
+            self._fail(state, RuntimeError("the generation that it followed has ended"))
+
+    def _report(self, flight: Flight, state: "RequestState") -> None:
+        assert state.queue is not None
+        outcome = state.queue.output
+        if outcome is None or isinstance(outcome, Exception) or not outcome.finished:
+            return
+        completion = outcome.outputs[0]
+        reasons = {str(reason): reason for reason in _WHOLE}
+        reason = reasons.get(completion.finish_reason or "")
+        if reason is None or state.detokenizer is None:
+            return
+        finished = FinishedFlight(
+            token_ids=list(state.detokenizer.output_token_ids),
+            text=getattr(state.detokenizer, "output_text", ""),
+            ending=Ending(reason, completion.stop_reason),
+            num_followers=flight.num_followers,
+        )
+        self._tell(flight.watcher.on_finish, finished)
+
+    def _give(
+        self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
+    ) -> None:
+        state = self._processor.request_states.get(follower_id)
+        if state is None:
+            return
+        try:
+            self._feeder.feed(
+                follower_id,
+                token_ids,
+                ending=ending,
+                prefill_stats=flight.prefill_stats if state.is_prefilling else None,
+                weight_version=self.weight_version,
+            )
+        except Exception as error:
+            self._errors.swallow("single_flight", error)
+            flight.follower_ids.pop(follower_id, None)
+            self._by_follower.pop(follower_id, None)
+            self._fail(state, error)
+
+    def _fail(self, state: "RequestState | None", error: Exception) -> None:
+        if state is not None and self._processor.has_request(state.request_id):
+            self._abort_requests([state.request_id], True)
+            if state.queue is not None:
+                state.queue.put(error)
+
+    def _states_of(self, flight: Flight) -> list["RequestState"]:
+        ids = (flight.request_id, *flight.follower_ids)
+        states: dict[str, Any] = self._processor.request_states
+        return [states[id_] for id_ in ids if id_ in states]
+
+    def _close(self, flight: Flight) -> None:
+        if self._by_request.pop(flight.request_id, None) is None:
+            return
+        if flight.key is not None and self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+        for follower_id in flight.follower_ids:
+            self._by_follower.pop(follower_id, None)
+        self._tell(flight.watcher.on_end)
+
+    def _tell(self, call: Callable[..., None], *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            self._errors.swallow("flight_watcher", error)

@@ -1,0 +1,36 @@
+"""Errors that must not reach the engine: counted by place, each place logged once."""
+
+import threading
+from collections import Counter
+
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+
+class SwallowedErrors:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def swallow(self, place: str, error: BaseException) -> None:
+        """Count `error` under `place`; the first one of a place is logged with its traceback."""
+        with self._lock:
+            self._counts[place] += 1
+            is_first = self._counts[place] == 1
+        if is_first:
+            logger.error(
+                "Reprise: %s failed (%s: %s); requests go on without it, further failures here "
+                "are only counted.",
+                place,
+                type(error).__name__,
+                error,
+                exc_info=error,
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Errors by place so far."""
+        with self._lock:
+            return dict(self._counts)

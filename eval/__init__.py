@@ -1,0 +1,1 @@
+"""Measurements: acceptance, speed, peers, the demo."""

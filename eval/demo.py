@@ -1,0 +1,147 @@
+"""The demo: a real vLLM on this machine, with and without cached answers to draft from.
+
+    make demo
+
+Trains a small model once, then serves the demo trace with each method in an engine of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from reprise.eval.acceptance_rate import limit_rows
+from reprise.eval.demo_model import demo_model_path
+from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.live import LiveError, run_of_outcome, serve
+from reprise.eval.live_worker import LiveJob, speculative_config
+from reprise.eval.peer_drafters import suffix_installed
+from reprise.eval.progress import progress_stages
+from reprise.eval.results import Run
+from reprise.eval.traces import TraceRow
+
+CONCURRENCY = 8
+_LABELS = {
+    "none": "no speculation",
+    "ngram": "n-gram (vLLM)",
+    "suffix": "SuffixDecoding",
+    "reprise": "Reprise",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; 0, or 2 if no engine can be started, or 1 if any answer differs."""
+    parser = argparse.ArgumentParser(
+        prog="demo.py", description="Real vLLM engines: no speculation, its peers, and Reprise."
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N timed requests")
+    options = parser.parse_args(arguments)
+    if options.limit is not None and options.limit < 1:
+        parser.error(f"--limit: expected a number from 1 on, got {options.limit}")
+    if importlib.util.find_spec("vllm") is None:
+        print("demo.py: error: vLLM is not installed", file=sys.stderr)
+        return 2
+    rows = limit_rows(make_demo_trace(), options.limit)
+    methods = ["none", "ngram", *(["suffix"] if suffix_installed() else []), "reprise"]
+    try:
+        runs = _serve_all(methods, rows)
+    except LiveError as error:
+        print(f"demo.py: error: {error}", file=sys.stderr)
+        return 2
+    _print(runs, rows)
+    return 0 if all(run.identical_outputs == run.requests for run in runs) else 1
+
+
+def _serve_all(methods: Sequence[str], rows: Sequence[TraceRow]) -> list[Run]:
+    model = str(demo_model_path())
+    runs: list[Run] = []
+    reference: list[list[int]] | None = None
+    with progress_stages(quiet=False) as stage:
+        for number, method in enumerate(methods, start=1):
+            job = LiveJob(
+                model=model,
+                speculative_config=speculative_config(method, None),
+                rows=list(rows),
+                concurrency=CONCURRENCY,
+                seed=0,
+            )
+            name = f"{number} of {len(methods)}: vLLM with {_LABELS[method]}"
+            with stage(name, len(rows)) as tick:
+                outcome = serve(job, on_request=tick)
+            reference = reference or outcome.output_token_ids
+            runs.append(run_of_outcome("demo", method, outcome, reference, cost=0.0))
+    return runs
+
+
+def _print(runs: Sequence[Run], rows: Sequence[TraceRow]) -> None:
+    console = Console()
+    warm = sum(row.warm for row in rows)
+    table = Table(
+        title=f"{runs[0].requests} support requests, {CONCURRENCY} at a time, after {warm} earlier"
+        " answers",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        padding=(0, 2, 0, 0),
+    )
+    headings = ("", "tokens/s", "ratio", "MAL", "acceptance", "drafted/step", "answers identical")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for run in runs:
+        table.add_row(
+            _LABELS[run.method],
+            f"{run.output_tokens_per_s or 0:,.0f}",
+            f"{_ratio(run, runs[0]):.2f}",
+            f"{run.mean_acceptance_length or 1:.2f}",
+            "" if run.acceptance_rate is None else f"{run.acceptance_rate:.1%}",
+            f"{run.drafted_per_step or 0:.2f}",
+            f"{run.identical_outputs} of {run.requests}",
+            style="bold" if run.method == "reprise" else None,
+        )
+    console.print(table)
+    console.print(summary(runs), soft_wrap=True)
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """One sentence that says what the figures say, good or bad."""
+    by_method = {run.method: run for run in runs}
+    none, reprise = by_method["none"], by_method["reprise"]
+    peers = [run for run in runs if run.method not in ("none", "reprise")]
+    speed = _ratio(reprise, none)
+    compared = "faster" if speed > 1 else "slower"
+    factor = speed if speed > 1 else 1 / speed
+    sentence = (
+        f"With Reprise vLLM gave {_identical(reprise)} {factor:.2f} times {compared} than without"
+        f" speculation, in {_fewer(reprise, none)} steps"
+    )
+    if peers:
+        best = max(peers, key=lambda run: run.output_tokens_per_s or 0.0)
+        margin = _ratio(reprise, best) - 1
+        verb = "ahead of" if margin > 0 else "behind"
+        sentence += f", and was {abs(margin):.0%} {verb} the best peer, {_LABELS[best.method]}"
+    return sentence + "."
+
+
+def _identical(run: Run) -> str:
+    if run.identical_outputs == run.requests:
+        return f"the same {run.requests} answers"
+    return f"answers of which only {run.identical_outputs} of {run.requests} were the same"
+
+
+def _fewer(run: Run, none: Run) -> str:
+    """Steps of a run against those without speculation."""
+    share = run.steps / none.steps if none.steps else 1.0
+    return f"{abs(1 - share):.0%} {'fewer' if share <= 1 else 'more'}"
+
+
+def _ratio(run: Run, to: Run) -> float:
+    return (run.output_tokens_per_s or 0.0) / (to.output_tokens_per_s or 1.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

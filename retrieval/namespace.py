@@ -1,0 +1,26 @@
+"""The name of a tenant's wall."""
+
+from __future__ import annotations
+
+MAX_NAMESPACE_LENGTH = 128
+_FORBIDDEN = "@/\\\0"
+
+
+def check_namespace(namespace: str) -> str:
+    """Return `namespace` if it keeps vLLM's rule for cache salts.
+
+    At most 128 characters, none of them `@`, `/`, `\\` or NUL. The empty string is the
+    namespace of requests that name none.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not isinstance(namespace, str):
+        raise ValueError(f"namespace must be a string, got {type(namespace).__name__}")
+    if len(namespace) > MAX_NAMESPACE_LENGTH:
+        raise ValueError(
+            f"namespace must have at most {MAX_NAMESPACE_LENGTH} characters, got {len(namespace)}"
+        )
+    if any(character in namespace for character in _FORBIDDEN):
+        raise ValueError(f"namespace must not contain @, /, \\ or NUL, got {namespace!r}")
+    return namespace

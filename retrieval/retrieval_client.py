@@ -1,0 +1,282 @@
+"""A retriever whose work is done by the retrieval process; any process may have one."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .answer import Answer, AnswerUpdate
+from .config import RetrievalConfig
+from .memory_tier import MemoryTier
+from .near_answer import NearAnswer
+from .record import RecordReader, encode_record
+from .retriever import RetrievalHealth, RetrievalStats, Retriever
+from .shared_results import ResultReader
+from .update_queue import UpdateQueue
+from .wire import (
+    RESPONSES,
+    Credit,
+    Discard,
+    Flush,
+    Hello,
+    Joined,
+    Left,
+    LookUp,
+    Reply,
+    Request,
+    Response,
+    Sender,
+    Status,
+    Store,
+    Submit,
+    Welcome,
+    receive,
+)
+
+logger = logging.getLogger(__name__)
+_RECONNECT_S = 0.1
+# The last user turn lies at the end; further back there is nothing to embed.
+_MAX_PROMPT_TOKENS = 16_384
+
+
+class RetrievalClient(Retriever):
+    """Talks to the retrieval process at an address; connects again whenever it is back.
+
+    Until it is connected, and while the process is down, prompts find nothing and answers are
+    dropped, both counted.
+
+    Args:
+        address: What the process was started with.
+        config: The process's; gives the bounds of queues and budgets.
+        keep_exact: Hold answers that have exact keys here too, so that `find_exact` finds them.
+    """
+
+    def __init__(
+        self, address: str, *, config: RetrievalConfig | None = None, keep_exact: bool = False
+    ) -> None:
+        self.address = address
+        self._config = config or RetrievalConfig()
+        self._keep_exact = keep_exact
+        self._exact = MemoryTier(max_bytes=self._config.memory_bytes, ttl_s=self._config.ttl_s)
+        self._records = RecordReader("messages of the retrieval process")
+        self._updates = UpdateQueue()
+        self._known: set[tuple[str, str]] = set()
+        self._sender: Sender | None = None
+        self._results: ResultReader | None = None
+        self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
+        self._dropped = 0
+        self._replies: dict[int, Reply] = {}
+        self._awaited: set[int] = set()
+        self._tickets = itertools.count()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="reprise-retrieval", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        request_id: str,
+        *,
+        namespace: str,
+        text: str | None = None,
+        prompt_token_ids: ArrayLike | None = None,
+    ) -> None:
+        tokens = b""
+        if text is None and prompt_token_ids is not None:
+            tokens = np.asarray(prompt_token_ids)[-_MAX_PROMPT_TOKENS:].astype("<i4").tobytes()
+        self._send(Submit(request_id, namespace, text, tokens))
+
+    def poll(self, request_id: str) -> list[NearAnswer] | None:
+        with self._changed:
+            return None if self._results is None else self._results.read(request_id)
+
+    def discard(self, request_id: str) -> None:
+        self._send(Discard(request_id))
+
+    def store(self, answer: Answer) -> None:
+        if self._keep_exact and answer.exact_key is not None:
+            self._exact.put([answer])
+        try:
+            record = encode_record(answer)
+        except ValueError:
+            logger.exception("An answer that cannot be encoded was dropped.")
+            self._dropped += 1
+            return
+        self._send(Store(record))
+
+    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
+        return self._exact.find_exact(namespace, exact_key)
+
+    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
+        answer = self._exact.find_exact(namespace, exact_key)
+        if answer is not None:
+            return answer
+        ticket = next(self._tickets)
+        # The process keeps the budget itself; the margin is for the way there and back.
+        reply = self._ask(LookUp(ticket, namespace, exact_key), ticket, self._config.look_up_s)
+        if reply is None or reply.record is None:
+            return None
+        found = self._records.read(reply.record, namespace=namespace)
+        return found if found is not None and found.exact_key == exact_key else None
+
+    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+        if accepted_tokens:
+            self._send(Credit(namespace, dict(accepted_tokens)))
+
+    def updates(self) -> list[AnswerUpdate]:
+        return self._updates.take()
+
+    def flush(self, timeout_s: float) -> bool:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._sender is not None, timeout_s):
+                return False
+        ticket = next(self._tickets)
+        reply = self._ask(Flush(ticket, timeout_s), ticket, timeout_s)
+        return reply is not None and reply.done
+
+    def stats(self) -> RetrievalStats:
+        stats = self._status.stats
+        return replace(stats, dropped=stats.dropped + self._dropped)
+
+    def health(self) -> RetrievalHealth:
+        if self._closing:
+            return RetrievalHealth("closed")
+        if self._sender is None:
+            starting = self._status.health.state == "starting"
+            return RetrievalHealth(
+                "starting" if starting else "degraded", detail="no retrieval process"
+            )
+        return self._status.health
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            sender = self._sender
+            self._changed.notify_all()
+        if sender is not None:
+            sender.close()
+        self._thread.join(timeout=5.0)
+
+    def _send(self, message: Request) -> bool:
+        sender = self._sender
+        sent = sender is not None and sender.send(message)
+        if not sent and not isinstance(message, Discard):
+            self._dropped += 1
+        return sent
+
+    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | None:
+        with self._changed:
+            self._awaited.add(ticket)
+        try:
+            if not self._send(message):
+                return None
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: ticket in self._replies or self._sender is None, timeout_s
+                )
+                return self._replies.pop(ticket, None)
+        finally:
+            with self._changed:
+                self._awaited.discard(ticket)
+
+    def _run(self) -> None:
+        while not self._closing:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(self.address)
+            except OSError:
+                connection.close()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, _RECONNECT_S)
+                continue
+            self._serve(connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Take messages in until the process is gone."""
+        sender = Sender(connection, queue_length=self._config.queue_length)
+        sender.send(Hello(self._keep_exact))
+        present: set[tuple[str, str]] | None = set()
+        try:
+            while (message := receive(connection)) is not None:
+                response = RESPONSES.decode(message)
+                if isinstance(response, Status) and present is not None:
+                    # The first status ends the list of what is there now.
+                    for namespace, answer_id in self._known - present:
+                        self._left(Left(answer_id, namespace))
+                    present = None
+                if isinstance(response, Joined) and present is not None:
+                    present.add((response.namespace, response.answer_id))
+                self._handle(response, sender)
+        except (msgspec.MsgspecError, OSError, ValueError) as error:
+            logger.warning("The retrieval process is not understood: %s", error)
+        finally:
+            with self._changed:
+                self._sender = None
+                results, self._results = self._results, None
+                if results is not None:
+                    results.close()
+                self._changed.notify_all()
+            sender.close()
+            connection.close()
+
+    def _handle(self, response: Response, sender: Sender) -> None:
+        match response:
+            case Welcome(block_name):
+                results = ResultReader(block_name)
+                with self._changed:
+                    self._results, self._sender = results, sender
+                    if self._closing:
+                        sender.close()
+                    self._changed.notify_all()
+            case Joined():
+                self._joined(response)
+            case Left():
+                self._left(response)
+            case Status():
+                self._status = response
+            case Reply(ticket):
+                with self._changed:
+                    if ticket in self._awaited:
+                        self._replies[ticket] = response
+                        self._changed.notify_all()
+
+    def _joined(self, joined: Joined) -> None:
+        if joined.record is not None and self._keep_exact:
+            answer = self._records.read(joined.record, namespace=joined.namespace)
+            if answer is not None:
+                self._exact.put([answer])
+        key = (joined.namespace, joined.answer_id)
+        if key not in self._known:
+            self._known.add(key)
+            self._updates.put(
+                AnswerUpdate(
+                    answer_id=joined.answer_id,
+                    namespace=joined.namespace,
+                    added=True,
+                    response_tokens=joined.response_tokens,
+                )
+            )
+
+    def _left(self, left: Left) -> None:
+        self._exact.remove(left.namespace, [left.answer_id])
+        key = (left.namespace, left.answer_id)
+        if key in self._known:
+            self._known.remove(key)
+            self._updates.put(
+                AnswerUpdate(answer_id=left.answer_id, namespace=left.namespace, added=False)
+            )
+
+
+def connect(
+    address: str, *, config: RetrievalConfig | None = None, keep_exact: bool = False
+) -> RetrievalClient:
+    """A client of the retrieval process at `address`; returns at once, connected or not."""
+    return RetrievalClient(address, config=config, keep_exact=keep_exact)

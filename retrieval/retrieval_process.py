@@ -1,0 +1,258 @@
+"""The retrieval process: a local retriever behind a Unix socket and a block of shared memory.
+
+Run by `ProcessRetriever` as `python -m reprise.retrieval.retrieval_process`, with its orders as
+JSON on standard input. It ends when its owner does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from .answer import Answer, AnswerUpdate
+from .config import RetrievalConfig
+from .local_retriever import LocalRetriever
+from .near_answer import NearAnswer
+from .prompt_tokenizer import PromptTokenizer
+from .record import decode_record, encode_record
+from .shared_results import ResultWriter
+from .wire import (
+    REQUESTS,
+    Credit,
+    Discard,
+    Flush,
+    Hello,
+    Joined,
+    Left,
+    LookUp,
+    Reply,
+    Request,
+    Response,
+    Sender,
+    Status,
+    Store,
+    Submit,
+    Welcome,
+    receive,
+)
+
+logger = logging.getLogger(__name__)
+_UPDATE_S = 0.05
+_STATUS_S = 0.5
+# A client takes all answers when it connects.
+_CLIENT_QUEUE = 1_000_000
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the owner tells the process at its start."""
+
+    config: dict[str, object]
+    address: str
+    block_prefix: str
+    owner_pid: int
+    tokenizer: str | None = None
+    tokenizer_key: str = ""
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.sender = Sender(connection, queue_length=_CLIENT_QUEUE)
+        self.wants_records = False
+        self.greeted = False
+
+
+class RetrievalServer:
+    """Serves clients at `orders.address` until closed."""
+
+    def __init__(self, orders: Orders) -> None:
+        config = RetrievalConfig.model_validate(orders.config)
+        self._writer = ResultWriter(orders.block_prefix, num_bytes=config.shared_bytes)
+        tokenizer = _tokenizer(orders.tokenizer)
+        self.retriever = LocalRetriever(
+            config,
+            decode=tokenizer.decode if tokenizer else None,
+            query_of=tokenizer.query_of if tokenizer else None,
+            tokenizer_key=orders.tokenizer_key,
+            threads=config.embedding_threads,
+            on_found=self._publish,
+        )
+        self._clients: list[_Client] = []
+        self._lock = threading.Lock()
+        self._next_status_s = 0.0
+        with contextlib.suppress(OSError):
+            os.unlink(orders.address)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(orders.address)
+        self._listener.listen()
+        threading.Thread(target=self._accept, name="reprise-accept", daemon=True).start()
+
+    def serve(self, owner_pid: int) -> None:
+        """Pass updates on until the owner is gone."""
+        while os.getppid() == owner_pid:
+            time.sleep(_UPDATE_S)
+            self._pass_updates_on()
+
+    def close(self) -> None:
+        """Write what is to be written, and leave nothing behind."""
+        self._listener.close()
+        self.retriever.close()
+        self._writer.close()
+
+    def _publish(self, request_id: str, namespace: str, near: list[NearAnswer]) -> None:
+        self._writer.publish(request_id, near, namespace=namespace)
+        self.retriever.discard(request_id)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                client = _Client(connection)
+                threading.Thread(
+                    target=self._listen, args=(client,), name="reprise-client", daemon=True
+                ).start()
+
+    def _listen(self, client: _Client) -> None:
+        try:
+            while (message := receive(client.connection)) is not None:
+                try:
+                    self._handle(client, REQUESTS.decode(message))
+                except Exception:  # one bad message must not end the service
+                    logger.exception("A message from a client was not understood.")
+        finally:
+            with self._lock:
+                if client in self._clients:
+                    self._clients.remove(client)
+            client.sender.close()
+            client.connection.close()
+
+    def _handle(self, client: _Client, message: Request) -> None:
+        match message:
+            case Hello(wants_records=wants_records):
+                self._greet(client, wants_records)
+            case Submit(request_id, namespace, text, prompt_tokens):
+                ids = np.frombuffer(prompt_tokens, dtype="<i4")
+                self.retriever.submit(
+                    request_id, namespace=namespace, text=text, prompt_token_ids=ids
+                )
+            case Store(record):
+                self.retriever.store(decode_record(record))
+            case Discard(request_id):
+                self.retriever.discard(request_id)
+            case Credit(namespace, accepted_tokens):
+                self.retriever.credit(namespace, accepted_tokens)
+            case Flush() | LookUp():
+                # These wait; what the client says next must not.
+                threading.Thread(
+                    target=self._reply, args=(client, message), name="reprise-reply", daemon=True
+                ).start()
+
+    def _greet(self, client: _Client, wants_records: bool) -> None:
+        with self._lock:
+            self._broadcast(self.retriever.updates())
+            client.wants_records = wants_records
+            client.sender.send(Welcome(self._writer.name))
+            for answer in self.retriever.answers():
+                client.sender.send(_joined(answer, wants_records))
+            self._clients.append(client)
+            self._next_status_s = 0.0
+
+    def _reply(self, client: _Client, message: Flush | LookUp) -> None:
+        if isinstance(message, Flush):
+            done = self.retriever.flush(message.timeout_s)
+            self._next_status_s = 0.0
+            self._pass_updates_on()
+            client.sender.send(Reply(message.ticket, done))
+            return
+        answer = self.retriever.look_up_exact(message.exact_key, namespace=message.namespace)
+        record = None if answer is None else encode_record(answer)
+        client.sender.send(Reply(message.ticket, True, record))
+
+    def _pass_updates_on(self) -> None:
+        with self._lock:
+            self._broadcast(self.retriever.updates())
+            if time.monotonic() >= self._next_status_s:
+                self._next_status_s = time.monotonic() + _STATUS_S
+                status = Status(self.retriever.stats(), self.retriever.health())
+                for client in self._clients:
+                    client.sender.send(status)
+
+    def _broadcast(self, updates: list[AnswerUpdate]) -> None:
+        """Tell all clients; the caller holds the lock."""
+        for update in updates:
+            answer = self.retriever.answer(update.namespace, update.answer_id)
+            for client in self._clients:
+                message: Response = Left(update.answer_id, update.namespace)
+                if update.added:
+                    if answer is None:
+                        continue  # gone already
+                    message = _joined(answer, client.wants_records)
+                client.sender.send(message)
+
+
+def _joined(answer: Answer, wants_record: bool) -> Joined:
+    whole = wants_record and answer.exact_key is not None
+    return Joined(
+        answer.answer_id,
+        answer.namespace,
+        answer.response_tokens,
+        encode_record(answer) if whole else None,
+    )
+
+
+def _tokenizer(name: str | None) -> PromptTokenizer | None:
+    if name is None:
+        return None
+    try:
+        return PromptTokenizer(name)
+    except Exception as error:  # tokenizers raise what they like
+        logger.warning("No tokenizer %r (%s): prompts without text find nothing.", name, error)
+        return None
+
+
+def leave_pinned_cores(owner_pid: int) -> None:
+    """Move off the cores that the owner was pinned to, where the owner's parent may use others.
+
+    On the CPU, vLLM pins each worker to cores of its own, and what a worker starts inherits that:
+    retrieval would then take its time from the very cores that decode.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{owner_pid}/stat").read_text()
+        parent_pid = int(stat.rpartition(")")[2].split()[1])
+        pinned = os.sched_getaffinity(owner_pid)
+        elsewhere = os.sched_getaffinity(parent_pid) - pinned
+        if elsewhere:
+            os.sched_setaffinity(0, elsewhere)
+
+
+def main() -> None:
+    """Serve until the owner is gone."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s reprise: %(message)s")
+    # The owner's wish to end is an orderly one: answers on their way are written first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
+    leave_pinned_cores(orders.owner_pid)
+    server = RetrievalServer(orders)
+    try:
+        server.serve(orders.owner_pid)
+    finally:
+        server.close()
+        with contextlib.suppress(OSError):
+            Path(orders.address).unlink()
+
+
+if __name__ == "__main__":
+    main()

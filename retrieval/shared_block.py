@@ -1,0 +1,97 @@
+"""Blocks of shared memory whose owner may die at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path("/dev/shm")
+_UNTRACKED = threading.Lock()
+
+
+@contextlib.contextmanager
+def _untracked() -> Any:
+    """Keep Python's resource tracker out of it.
+
+    It unlinks a block when any process that attached to it exits, which would pull an engine
+    worker's block away with the first client that leaves. What is left behind is swept instead.
+    """
+    with _UNTRACKED:
+        register, unregister = resource_tracker.register, resource_tracker.unregister
+        resource_tracker.register = resource_tracker.unregister = lambda *_: None
+        try:
+            yield
+        finally:
+            resource_tracker.register, resource_tracker.unregister = register, unregister
+
+
+def owner_prefix(pid: int) -> str:
+    """What the names of an owner's blocks begin with.
+
+    The process-id namespace is part of it: containers may share the memory but not the ids.
+    """
+    return f"reprise-{_pid_namespace()}-{pid}-"
+
+
+def create_block(prefix: str, num_bytes: int) -> shared_memory.SharedMemory:
+    """A new block, readable by this user only."""
+    with _untracked():
+        return shared_memory.SharedMemory(
+            name=prefix + secrets.token_hex(6), create=True, size=num_bytes
+        )
+
+
+def attach_block(name: str) -> shared_memory.SharedMemory:
+    """An existing block.
+
+    Raises:
+        OSError: There is none of that name.
+    """
+    with _untracked():
+        return shared_memory.SharedMemory(name=name)
+
+
+def unlink_blocks(prefix: str) -> int:
+    """Remove all blocks of a prefix; who is attached keeps what is there. How many there were."""
+    removed = 0
+    with contextlib.suppress(OSError):
+        for path in _FOLDER.glob(prefix + "*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def sweep_blocks() -> int:
+    """Remove the blocks of owners that are no more; how many there were."""
+    begins, removed = f"reprise-{_pid_namespace()}-", 0
+    with contextlib.suppress(OSError):
+        for path in _FOLDER.glob(begins + "*"):
+            pid = path.name.removeprefix(begins).partition("-")[0]
+            if pid.isdigit() and not _alive(int(pid)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _pid_namespace() -> int:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0

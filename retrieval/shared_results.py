@@ -1,0 +1,258 @@
+"""Near answers in shared memory: one process writes, any number read, nobody locks.
+
+    header       64 bytes: magic, layout version, number of slots, bytes of the token map
+    request map  slots of 32 bytes: digest of a request id, position of its entry, CRC-32
+    token map    a ring of entries: length, CRC-32, contents
+
+An entry is either a request's list of near answers or one answer's token ids; the lists refer to
+the latter by position, so that an answer that is near to many requests is there once. Positions
+only grow: an entry lies at `position % bytes`. The CRC covers the position too, and entries name
+the request or answer that they are for; so whatever a reader finds that is half written,
+overwritten or left by a writer that was killed, it takes for absent, never for another's.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from .answer import digest
+from .near_answer import NearAnswer
+from .shared_block import attach_block, create_block, unlink_blocks
+
+_MAGIC = b"REPRISE\0"
+_LAYOUT = 1
+_HEADER = struct.Struct("<8sIIQ")
+_HEADER_BYTES = 64
+_SLOT = struct.Struct("<16sQI4x")
+_ENTRY = struct.Struct("<II")
+_PROBES = 8
+_MAX_REMEMBERED = 50_000
+
+
+class _Hit(msgspec.Struct, array_like=True, frozen=True):
+    answer_id: str
+    similarity: float
+    clause: int
+    position: int
+
+
+class _RequestEntry(msgspec.Struct, array_like=True, frozen=True):
+    request_id: str
+    namespace: str
+    hits: list[_Hit]
+
+
+class _AnswerEntry(msgspec.Struct, array_like=True, frozen=True):
+    answer_id: str
+    namespace: str
+    prompt_tokens: bytes
+    response_tokens: bytes
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_REQUEST_DECODER = msgspec.msgpack.Decoder(_RequestEntry)
+_ANSWER_DECODER = msgspec.msgpack.Decoder(_AnswerEntry)
+
+
+class ResultWriter:
+    """The only writer of a block, which it creates; one thread at a time.
+
+    Args:
+        prefix: Of the block's name.
+        num_slots: Requests whose results are kept, about.
+        num_bytes: Of the token map.
+    """
+
+    def __init__(self, prefix: str, *, num_slots: int = 8192, num_bytes: int = 64 << 20) -> None:
+        self._ring = _HEADER_BYTES + (num_slots + _PROBES) * _SLOT.size
+        self._num_slots, self._num_bytes = num_slots, num_bytes
+        self._block = create_block(prefix, self._ring + num_bytes)
+        # Position 0 means an empty slot.
+        self._head = 8
+        self._positions: dict[tuple[str, str], int] = {}
+        self._memory[: _HEADER.size] = _HEADER.pack(_MAGIC, _LAYOUT, num_slots, num_bytes)
+
+    @property
+    def name(self) -> str:
+        """By which readers attach."""
+        return self._block.name
+
+    def publish(self, request_id: str, near: Sequence[NearAnswer], *, namespace: str) -> None:
+        """Make a request's near answers readable; those too long for the map are left out."""
+        hits = []
+        for answer in near:
+            position = self._answer_position(answer)
+            if position is not None:
+                hits.append(_Hit(answer.answer_id, answer.similarity, answer.clause, position))
+        entry = _ENCODER.encode(_RequestEntry(request_id, namespace, hits))
+        position = self._append(entry)
+        if position is None:
+            return
+        key = digest(request_id.encode())
+        slot = self._slot_for(key)
+        self._memory[slot : slot + _SLOT.size] = _pack_slot(key, position)
+
+    def close(self) -> None:
+        """Let go of the block and remove its name."""
+        self._block.close()
+        unlink_blocks(self._block.name)
+
+    @property
+    def _memory(self) -> memoryview:
+        assert self._block.buf is not None
+        return self._block.buf
+
+    def _answer_position(self, answer: NearAnswer) -> int | None:
+        key = (answer.namespace, answer.answer_id)
+        position = self._positions.get(key)
+        # Half a ring ahead, so that readers have time before it is overwritten.
+        if position is not None and self._head - position < self._num_bytes // 2:
+            return position
+        position = self._append(
+            _ENCODER.encode(
+                _AnswerEntry(
+                    answer.answer_id,
+                    answer.namespace,
+                    answer.prompt_token_ids.astype("<i4").tobytes(),
+                    answer.response_token_ids.astype("<i4").tobytes(),
+                )
+            )
+        )
+        if position is not None:
+            if len(self._positions) >= _MAX_REMEMBERED:
+                self._positions.clear()
+            self._positions[key] = position
+        return position
+
+    def _append(self, contents: bytes) -> int | None:
+        """The position of a new entry; None if it is too long."""
+        needed = _ENTRY.size + len(contents)
+        # One result must not sweep the answers it refers to out of the ring.
+        if needed > self._num_bytes // 64:
+            return None
+        room = self._num_bytes - self._head % self._num_bytes
+        position = self._head if needed <= room else self._head + room
+        at = self._ring + position % self._num_bytes
+        self._memory[at : at + _ENTRY.size] = _ENTRY.pack(
+            len(contents), _checksum(contents, position)
+        )
+        self._memory[at + _ENTRY.size : at + needed] = contents
+        self._head = position + needed
+        return position
+
+    def _slot_for(self, key: bytes) -> int:
+        first = _first_slot(key, self._num_slots)
+        slots = [first + i * _SLOT.size for i in range(_PROBES)]
+        found = [_SLOT.unpack_from(self._memory, slot) for slot in slots]
+        for slot, (digest_there, _, _) in zip(slots, found, strict=True):
+            if digest_there == key:
+                return slot
+        oldest = min(range(_PROBES), key=lambda i: found[i][1])
+        return slots[oldest]
+
+
+class ResultReader:
+    """Reads another process's block.
+
+    Raises:
+        OSError: There is no such block.
+        ValueError: It is not one of ours, or of another layout.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.num_unreadable = 0
+        self._block = attach_block(name)
+        magic, layout, self._num_slots, self._num_bytes = _HEADER.unpack_from(self._memory)
+        if magic != _MAGIC or layout != _LAYOUT:
+            self._block.close()
+            raise ValueError(f"expected a block of layout {_LAYOUT}, got {magic!r} {layout}")
+        self._ring = _HEADER_BYTES + (self._num_slots + _PROBES) * _SLOT.size
+
+    def read(self, request_id: str) -> list[NearAnswer] | None:
+        """The request's near answers, without those that are no longer there; None: no result."""
+        key = digest(request_id.encode())
+        first = _first_slot(key, self._num_slots)
+        slots = bytes(self._memory[first : first + _PROBES * _SLOT.size])
+        at = slots.find(key)
+        if at < 0 or at % _SLOT.size:
+            return None
+        _, position, _ = _SLOT.unpack_from(slots, at)
+        if slots[at : at + _SLOT.size] != _pack_slot(key, position):
+            return None  # half written: there the next time
+        contents = self._entry(position)
+        if contents is None:
+            return []
+        try:
+            entry = _REQUEST_DECODER.decode(contents)
+        except msgspec.MsgspecError:
+            return self._unreadable()
+        if entry.request_id != request_id:
+            return self._unreadable()
+        return [near for hit in entry.hits if (near := self._near_answer(entry.namespace, hit))]
+
+    def close(self) -> None:
+        """Let go of the block."""
+        self._block.close()
+
+    @property
+    def _memory(self) -> memoryview:
+        assert self._block.buf is not None
+        return self._block.buf
+
+    def _near_answer(self, namespace: str, hit: _Hit) -> NearAnswer | None:
+        contents = self._entry(hit.position)
+        if contents is None:
+            return None
+        try:
+            answer = _ANSWER_DECODER.decode(contents)
+        except msgspec.MsgspecError:
+            self._unreadable()
+            return None
+        if answer.answer_id != hit.answer_id or answer.namespace != namespace:
+            self._unreadable()
+            return None
+        return NearAnswer(
+            answer_id=answer.answer_id,
+            similarity=hit.similarity,
+            prompt_token_ids=np.frombuffer(answer.prompt_tokens, dtype="<i4"),
+            response_token_ids=np.frombuffer(answer.response_tokens, dtype="<i4"),
+            clause=hit.clause,
+            namespace=namespace,
+        )
+
+    def _entry(self, position: int) -> bytes | None:
+        offset = position % self._num_bytes
+        if offset + _ENTRY.size > self._num_bytes:
+            self._unreadable()
+            return None
+        at = self._ring + offset
+        length, checksum = _ENTRY.unpack_from(self._memory, at)
+        if offset + _ENTRY.size + length > self._num_bytes:
+            self._unreadable()
+            return None
+        contents = bytes(self._memory[at + _ENTRY.size : at + _ENTRY.size + length])
+        if _checksum(contents, position) != checksum:
+            self._unreadable()
+            return None
+        return contents
+
+    def _unreadable(self) -> list[NearAnswer]:
+        self.num_unreadable += 1
+        return []
+
+
+def _first_slot(key: bytes, num_slots: int) -> int:
+    return _HEADER_BYTES + int.from_bytes(key[:8], "little") % num_slots * _SLOT.size
+
+
+def _pack_slot(key: bytes, position: int) -> bytes:
+    return _SLOT.pack(key, position, zlib.crc32(key + position.to_bytes(8, "little")))
+
+
+def _checksum(contents: bytes, position: int) -> int:
+    return zlib.crc32(contents, zlib.crc32(position.to_bytes(8, "little")))

@@ -1,0 +1,215 @@
+"""Between memory and the tier behind it: writes behind, catch-up, what other replicas did.
+
+Everything here runs in threads of its own. A tier that fails or hangs costs hits, never time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from itertools import islice
+
+import tenacity
+
+from .answer import Answer
+from .circuit_breaker import CircuitBreaker
+from .tier import Tier, TierError
+
+logger = logging.getLogger(__name__)
+OnAdded = Callable[[Sequence[Answer]], None]
+OnRemoved = Callable[[str, str], None]
+_WRITE_BATCH = 128
+_READ_BATCH = 500
+_LOOK_UPS_AT_ONCE = 4
+_RETRY_S = 0.25
+
+
+class TierSync:
+    """Keeps a tier and this process's memory in step.
+
+    Args:
+        tier: Where answers are kept; closed with this.
+        on_added: Called with answers found in the tier: all at start, then what others add. May
+            wait, which slows the reading down.
+        on_removed: Called with (namespace, answer id) that others removed.
+        queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
+        poll_s: How often to look for what other replicas did.
+        look_up_s: Most seconds that a look-up may take.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        on_added: OnAdded,
+        on_removed: OnRemoved,
+        queue_length: int = 4096,
+        poll_s: float = 0.2,
+        look_up_s: float = 0.05,
+    ) -> None:
+        self._tier, self._on_added, self._on_removed = tier, on_added, on_removed
+        self._queue: deque[Answer] = deque()
+        self._queue_length, self._poll_s, self._look_up_s = queue_length, poll_s, look_up_s
+        self._unwritten = 0
+        self._writing = self._closing = False
+        self._changed = threading.Condition()
+        self.caught_up = threading.Event()
+        # Reads and writes fail apart: a full Redis refuses writes and still answers.
+        self._reads = CircuitBreaker(f"Reading from {tier.name}")
+        self._look_ups = CircuitBreaker(f"Look-up in {tier.name}")
+        self._writes = CircuitBreaker(f"Writing to {tier.name}")
+        self._pool = ThreadPoolExecutor(_LOOK_UPS_AT_ONCE, thread_name_prefix="reprise-look-up")
+        self._pending = threading.BoundedSemaphore(_LOOK_UPS_AT_ONCE)
+        self._threads = [
+            threading.Thread(target=self._write_loop, name="reprise-writer", daemon=True),
+            threading.Thread(target=self._read_loop, name="reprise-reader", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def unwritten(self) -> int:
+        """Answers that the tier never got."""
+        return self._unwritten
+
+    @property
+    def degraded(self) -> str:
+        """What does not work now; empty if all does."""
+        breakers = {"read": self._reads, "look up": self._look_ups, "write": self._writes}
+        failing = [verb for verb, breaker in breakers.items() if breaker.state != "closed"]
+        return f"{self._tier.name}: cannot {', '.join(failing)}" if failing else ""
+
+    def write(self, answers: Iterable[Answer]) -> None:
+        """Have answers written soon; returns at once."""
+        with self._changed:
+            self._queue.extend(answers)
+            while len(self._queue) > self._queue_length:
+                self._queue.popleft()
+                self._unwritten += 1
+            self._changed.notify_all()
+
+    def remove(self, namespace: str, answer_ids: Sequence[str]) -> None:
+        """Forget answers in the tier; waits for it.
+
+        Raises:
+            TierError: It could not.
+        """
+        self._writes.call(lambda: self._tier.remove(namespace, answer_ids))
+
+    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
+        """Look an exact key up within the budget; None too if the tier fails or is slow."""
+        if not self._pending.acquire(blocking=False):
+            return None  # the tier hangs, and enough threads wait for it already
+        began_s = time.monotonic()
+        future = self._pool.submit(
+            self._look_ups.call, lambda: self._tier.find_exact(namespace, exact_key)
+        )
+        future.add_done_callback(lambda _: self._pending.release())
+        try:
+            return future.result(timeout=self._look_up_s)
+        except FutureTimeoutError:
+            self._look_ups.failed(f"no reply in {time.monotonic() - began_s:.3f} s")
+        except TierError:
+            pass
+        return None
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all answers are written; False if it took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not (self._queue or self._writing), timeout_s)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what is waiting, if that takes no longer than `timeout_s`, and stop."""
+        if self._writes.state == "closed":
+            self.drain(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        with self._changed:
+            # Only now: a batch that fails on its way is put back.
+            self._unwritten += len(self._queue)
+            self._queue.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tier.close()
+
+    def _write_loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if self._closing:
+                    return
+                batch = [self._queue.popleft() for _ in range(min(_WRITE_BATCH, len(self._queue)))]
+                self._writing = True
+            written = self._try_write(batch)
+            with self._changed:
+                self._writing = False
+                if not written:
+                    self._queue.extendleft(reversed(batch))
+                    self._changed.wait_for(lambda: self._closing, _RETRY_S)
+                self._changed.notify_all()
+
+    def _try_write(self, batch: list[Answer]) -> bool:
+        """False if the batch should be tried again."""
+        try:
+            self._writes.call(lambda: _put_patiently(self._tier, batch))
+        except TierError:
+            return False
+        except Exception:  # an answer that has no encoding, say: never again
+            logger.exception("%d answers could not be written.", len(batch))
+            self._unwritten += len(batch)
+        return True
+
+    def _read_loop(self) -> None:
+        caught_up = False
+        while not self._closing:
+            more = False
+            try:
+                if caught_up:
+                    more = self._reads.call(self._follow)
+                else:
+                    self._reads.call(self._catch_up)
+                    caught_up = True
+                    self.caught_up.set()
+            except TierError:
+                # After an outage much may have changed, or the tier have been emptied.
+                caught_up = caught_up and self._reads.state == "closed"
+            except Exception:
+                logger.exception("Reading from %s failed.", self._tier.name)
+            if not more:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, self._poll_s)
+
+    def _catch_up(self) -> None:
+        self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
+        for namespace in self._tier.namespaces():
+            answers = self._tier.answers(namespace)
+            while batch := list(islice(answers, _READ_BATCH)):
+                if self._closing:
+                    return
+                self._on_added(batch)
+
+    def _follow(self) -> bool:
+        changes = self._tier.changes()
+        if changes.added:
+            self._on_added(changes.added)
+        for namespace, answer_id in changes.removed:
+            self._on_removed(namespace, answer_id)
+        return bool(changes.added)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(TierError),
+    stop=tenacity.stop_after_attempt(2),
+    wait=tenacity.wait_fixed(0.05),
+    reraise=True,
+)
+def _put_patiently(tier: Tier, batch: list[Answer]) -> None:
+    """One more try costs nobody anything here, and spares the breaker a dropped connection."""
+    tier.put(batch)

@@ -1,0 +1,117 @@
+"""From a chat prompt to the query: the last user turn with its context, without the system prompt.
+
+Works for any chat template: what the template writes around a user turn is learned by rendering a
+conversation of sentinels, not known beforehand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+QueryOf = Callable[[str], str]
+Render = Callable[[list[dict[str, str]]], str]
+
+# A model for embeddings sees some 256 word pieces; questions stand at a text's start or end.
+QUERY_CHARACTERS = 1000
+_HEAD_CHARACTERS = 300
+# A turn this long says what it is about; a shorter one ("and for two?") needs the one before.
+_SELF_CONTAINED_WORDS = 10
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{2}|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_FIRST, _REPLY, _SECOND = "firstuserturnqzx", "assistantreplyqzx", "seconduserturnqzx"
+
+
+def clip(text: str) -> str:
+    """The text, or its head and tail if it is longer than an embedding model reads."""
+    text = text.strip()
+    if len(text) <= QUERY_CHARACTERS:
+        return text
+    tail = QUERY_CHARACTERS - _HEAD_CHARACTERS
+    return text[:_HEAD_CHARACTERS] + "\n" + text[-tail:]
+
+
+def query_of_turns(turns: Sequence[str]) -> str:
+    """The query for the user's turns, oldest first: the last, and the one before if it is short."""
+    if not turns:
+        return ""
+    last = turns[-1].strip()
+    # Where words are not spaced apart, two characters make about one.
+    short = len(_WORD.findall(last)) < _SELF_CONTAINED_WORDS
+    if short and len(turns) > 1:
+        # The last turn first: embedding models cut off the end.
+        return clip(f"{last}\n{turns[-2].strip()}")
+    return clip(last)
+
+
+def query_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The query for OpenAI-style messages; parts that are not text are left out."""
+    turns = []
+    for message in messages:
+        if message.get("role") != "user":
+            continue
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            content = "\n".join(
+                part["text"] for part in content if isinstance(part, Mapping) and "text" in part
+            )
+        turns.append(content)
+    return query_of_turns(turns)
+
+
+def query_text(prompt: str, *, user_opens: str = "", user_closes: str = "") -> str:
+    """The query for a rendered prompt; without markers, or if they do not occur, all of it."""
+    if not user_opens or user_opens not in prompt:
+        return clip(prompt)
+    turns = []
+    for piece in prompt.split(user_opens)[1:]:
+        end = piece.find(user_closes) if user_closes else -1
+        turns.append(piece if end < 0 else piece[:end])
+    return query_of_turns(turns)
+
+
+def learn_query_of(render: Render | None) -> QueryOf:
+    """A function from a prompt rendered by `render` to its query.
+
+    `render` maps messages to the prompt that asks for the next reply. A template that refuses
+    the sentinels, or writes nothing around turns, gives the plain fallback.
+    """
+    opens, closes = ("", "") if render is None else _markers(render)
+
+    def query_of(prompt: str) -> str:
+        return query_text(prompt, user_opens=opens, user_closes=closes)
+
+    return query_of
+
+
+def _markers(render: Render) -> tuple[str, str]:
+    """What the template writes before and after each user turn."""
+    messages = [
+        {"role": "user", "content": _FIRST},
+        {"role": "assistant", "content": _REPLY},
+        {"role": "user", "content": _SECOND},
+    ]
+    try:
+        text = render(messages)
+    except Exception:  # templates raise what they like
+        return "", ""
+    before_first, found_first, rest = text.partition(_FIRST)
+    after_first, found_reply, rest = rest.partition(_REPLY)
+    before_second, found_second, after_second = rest.partition(_SECOND)
+    if not (found_first and found_reply and found_second):
+        return "", ""
+    opens = _common_suffix(before_first, before_second)
+    closes = _common_prefix(after_first, after_second)
+    # Tokenizers that decode may add or drop spaces at the edges.
+    return opens.strip(), closes.strip()
+
+
+def _common_prefix(left: str, right: str) -> str:
+    length = 0
+    while length < min(len(left), len(right)) and left[length] == right[length]:
+        length += 1
+    return left[:length]
+
+
+def _common_suffix(left: str, right: str) -> str:
+    return _common_prefix(left[::-1], right[::-1])[::-1]

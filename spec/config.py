@@ -1,0 +1,26 @@
+"""The settings of drafting."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DraftConfig(BaseModel):
+    """How drafts are made; frozen, unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    num_speculative_tokens: int = Field(default=16, ge=0, le=64)
+    """Most tokens in one draft; 0 turns drafting off."""
+
+    verify_cost: float | None = Field(default=None, ge=0.0, le=10.0)
+    """Cost of verifying one drafted token, relative to a step without drafts.
+
+    None: measured while serving; a number: fixed, as a replay needs it."""
+
+    max_near_answers: int = Field(default=32, ge=0, le=64)
+    """Most near answers that a request drafts from; the most similar are kept."""
+
+    max_corpus_bytes: int = Field(default=1 << 30, ge=0)
+    """Most bytes for the corpus index of one namespace; beyond it new answers are not indexed."""
+
+    num_threads: int = Field(default=2, ge=1, le=64)
+    """Most threads that draft for a large batch; never more than the cores of the process."""

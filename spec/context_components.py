@@ -1,0 +1,89 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (numba infers the types of compiled functions; shapes are in the comments and docstrings)
+"""Components from the request's own prompt and output."""
+
+from .buckets import (
+    MATCHES,
+    SECOND_MATCHES,
+    coarse_match_bucket,
+    match_bucket,
+    recency_bucket,
+    second_match_bucket,
+)
+from .chain import bucket_of
+from .compiled import compiled
+from .features import CONTEXT_MATCH, CONTEXT_RECENCY, CONTEXT_SKIPPED
+from .layout import BOS, COMPONENT_FEATURES
+
+MAX_CONTEXT_COMPONENTS = 40
+MAX_SKIPPED = 12
+MAX_VISITS = 384
+LONGEST = 32
+
+
+@compiled
+def context_match(text, n, i):
+    """(match, second match) of what ends at text[i] with what ends at text[n - 1]."""
+    match = 1
+    while match < LONGEST and i - match >= 0 and text[i - match] == text[n - 1 - match]:
+        match += 1
+    second = 0
+    a, b = i - match - 1, n - 2 - match
+    while second < 8 and a - second >= 0 and text[a - second] == text[b - second]:
+        second += 1
+    return match, second
+
+
+@compiled
+def add_context_components(
+    text, begin, length, n, chain, heads, mask, tokens, places, matches, features, count
+):
+    """Components where the last token of text[:n] occurs in text[:length]; returns the count."""
+    most, visits, last = count + MAX_CONTEXT_COMPONENTS, 0, text[n - 1]
+    i = heads[bucket_of(last, mask)]
+    while i >= 0 and count < most and visits < MAX_VISITS:
+        visits += 1
+        if text[i] == last and i + 1 < length and text[i + 1] != BOS:
+            match, second = context_match(text, n, i)
+            region = 0 if i < begin else 1
+            cell = (region * MATCHES + match_bucket(match)) * SECOND_MATCHES
+            tokens[count], places[count], matches[count] = text[i + 1], -1, match
+            features[count, 0] = CONTEXT_MATCH + cell + second_match_bucket(second)
+            features[count, 1] = (
+                CONTEXT_RECENCY + recency_bucket(n - i) * 5 + coarse_match_bucket(match)
+            )
+            for f in range(2, COMPONENT_FEATURES):
+                features[count, f] = 0
+            count += 1
+        i = chain[i]
+    return count
+
+
+@compiled
+def add_context_skipped(
+    text, length, n, chain, heads, mask, tokens, places, matches, features, count
+):
+    """Components where all but the last token match: it replaces one of theirs, or was put in."""
+    most, visits = count + MAX_SKIPPED, 0
+    last, key = text[n - 1], text[n - 2]
+    i = heads[bucket_of(key, mask)]
+    while i >= 0 and count < most and visits < MAX_VISITS:
+        visits += 1
+        if text[i] == key and i + 2 < length and text[i + 1] != last and text[i + 1] != BOS:
+            match = 1
+            while match < 16 and i - match >= 0 and text[i - match] == text[n - 2 - match]:
+                match += 1
+            if match >= 2:
+                for kind in range(2):
+                    token = text[i + 2 - kind]
+                    if token == BOS:
+                        continue
+                    tokens[count], places[count], matches[count] = token, -1, 0
+                    features[count, 0] = (
+                        CONTEXT_SKIPPED + kind * SECOND_MATCHES + second_match_bucket(match)
+                    )
+                    for f in range(1, COMPONENT_FEATURES):
+                        features[count, f] = 0
+                    count += 1
+        i = chain[i]
+    return count

@@ -1,0 +1,87 @@
+"""Draft length: as long as the expected gain pays for the verification, over the whole batch.
+
+With e expected accepted tokens in all, d drafted ones and B requests, a step emits B + e tokens
+for a cost of curve[d], where a step without drafts costs 1. In the long run tokens per time are
+most if each step makes (1 + e / B) - speedup * curve[d] as large as it can, the speed-up being that
+of the long run itself. So drafts are cut where the chance that a token is accepted falls below what
+it costs, all requests' tokens competing for the same budget.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import DraftConfig
+from .cost_model import CostModel
+
+FADE = 0.998
+FIRST_SPEEDUP = 1.5
+FIRST_WEIGHT = 40.0
+LEAST_CHANCE = 0.004
+PROBE_EVERY = 48
+PROBE_LEAST = 0.25
+
+
+class DraftLength:
+    """Decides how likely a token must be to be drafted, and where the batch's drafts end."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        self._fixed = config.verify_cost
+        self._most = config.num_speculative_tokens
+        self.costs = CostModel()
+        self._gained = FIRST_SPEEDUP * FIRST_WEIGHT
+        self._paid = FIRST_WEIGHT
+        self._since_draft = 0
+        self._since_rest = 0
+        self._curve = np.ones(1)
+        self._probing = False
+
+    @property
+    def speedup(self) -> float:
+        """Running mean of emitted tokens per unit of cost, 1 being a step without drafts."""
+        return max(1.0, self._gained / self._paid)
+
+    def least_chance(self, batch: int) -> float:
+        """The chance below which no token is worth drafting now, for a batch of requests."""
+        self._probing = False
+        if self._fixed is not None:
+            return max(LEAST_CHANCE, self._fixed * self.speedup)
+        self._curve = self.costs.curve(batch, batch * self._most)
+        self._since_draft += 1
+        if self._since_draft >= PROBE_EVERY:
+            self._probing = True
+            return PROBE_LEAST
+        slope = float(np.min(np.diff(self._curve), initial=1.0))
+        return max(LEAST_CHANCE, slope * batch * self.speedup)
+
+    def cut(
+        self,
+        chances: npt.NDArray[np.float32],  # [B, n]: falling along each row
+        lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted
+    ) -> npt.NDArray[np.int64]:
+        """The lengths [B] that the drafts are cut to."""
+        batch = len(lengths)
+        if self._fixed is not None or self._probing or not lengths.any():
+            return lengths
+        drafted = np.arange(chances.shape[1])[None, :] < lengths[:, None]
+        ranked = np.sort(chances[drafted])[::-1]
+        gains = np.concatenate(([0.0], np.cumsum(ranked, dtype=np.float64))) / batch
+        values = gains - self.speedup * self._curve[: len(gains)]
+        best = int(np.argmax(values))
+        if best == 0:
+            return np.zeros_like(lengths)
+        kept: npt.NDArray[np.int64] = ((chances >= ranked[best - 1]) & drafted).sum(axis=1)
+        return kept
+
+    def observe_step(self, batch: int, drafted: int, emitted: int) -> None:
+        """Take in what a step emitted for `batch` requests with `drafted` tokens."""
+        if batch == 0:
+            return
+        if drafted:
+            self._since_draft = 0
+        if self._fixed is not None:
+            cost = 1.0 + self._fixed * drafted / batch
+        else:
+            cost = float(self._curve[min(drafted, len(self._curve) - 1)])
+        fade = FADE**batch
+        self._gained = fade * self._gained + emitted
+        self._paid = fade * self._paid + cost * batch

@@ -1,0 +1,77 @@
+"""Where compiled code finds things: the rows of the request table and of the corpus table.
+
+A request is a row of int64 in the request table: counters, and the addresses of the int32 arrays
+that the request owns. A corpus is a row in the corpus table.
+"""
+
+import numpy as np
+
+# Tokens that stand for no token: they never equal one.
+END = -1
+BOS = -2
+
+CONTEXT, NEAR_ANSWER, CORPUS = range(3)
+
+# Request table.
+(
+    TEXT,  # address: prompt, BOS, output, then room for a draft
+    CAPACITY,
+    LENGTH,  # tokens of prompt, BOS and output
+    BEGIN,  # index of BOS
+    CHAIN,  # address: index of the previous token of the same bucket
+    HEADS,  # address: last index of each bucket
+    HEAD_MASK,
+    NEAR_TEXT,  # address: BOS, tokens, END of each near answer
+    NEAR_LENGTH,
+    NEAR_CHAIN,
+    NEAR_HEADS,
+    NEAR_HEAD_MASK,
+    NEAR_TAGS,  # address: near answer's index + 256 * slot class, per token
+    NEAR_INFO,  # address: NEAR_INFO_FIELDS ints per near answer
+    NEAR_COUNT,
+    CLAUSES,  # number of clauses that near answers were found for
+    CORPUS_ROW,
+    GENERATION,  # of the corpus when `ranges` was last right
+    PREDICTED,  # positions of the trail that hold a prediction
+    DRAFTED,  # tokens of the last draft that were proposed
+    LEARN,  # positions to learn from
+    LEARN_BEGIN,  # index of the token that the first of them should have predicted
+    STEPS,
+    EMITTED,
+    DRAFTED_CONTEXT,
+    DRAFTED_NEAR,
+    DRAFTED_CORPUS,
+    ACCEPTED_CONTEXT,
+    ACCEPTED_NEAR,
+    ACCEPTED_CORPUS,
+    REQUEST_FIELDS,
+) = range(31)
+
+# Ints per near answer in NEAR_INFO.
+NEAR_START, NEAR_SIMILARITY, NEAR_RANK, NEAR_CLAUSE, NEAR_ACCEPTED, NEAR_INFO_FIELDS = range(6)
+
+# Corpus table.
+(
+    CORPUS_TEXT,
+    CORPUS_LENGTH,
+    CORPUS_ORDER,  # address: the suffix array
+    CORPUS_SORTED,  # its length
+    RECENT_BEGIN,  # text from here on is not in the suffix array yet
+    RECENT_CHAIN,
+    RECENT_HEADS,
+    RECENT_HEAD_MASK,
+    CORPUS_GENERATION,
+    CORPUS_FIELDS,
+) = range(10)
+
+MAX_NEAR = 32
+MAX_ORDER = 24
+ORDERS = np.array([1, 2, 3, 4, 5, 6, 8, 11, 16, 24], np.int64)
+NUM_ORDERS = 10
+MAX_COMPONENTS = 320
+COMPONENT_FEATURES = 6
+MAX_CANDIDATES = 12
+CANDIDATE_FEATURES = 56
+SUCCESSORS = 12  # kept per order
+USED_SUCCESSORS = 8  # of them, that become components
+CANDIDATE_SLOTS = 1024

@@ -1,0 +1,355 @@
+# mypy: allow-untyped-calls
+"""DraftProvider: the request life cycle, from prompt and near answers to drafts."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .alignment import FIRST_HIT
+from .batch import BatchRunner, Tables
+from .config import DraftConfig
+from .corpus import Corpus
+from .draft_length import DraftLength
+from .features import weights_table
+from .layout import (
+    ACCEPTED_CONTEXT,
+    CORPUS_FIELDS,
+    CORPUS_ROW,
+    DRAFTED,
+    DRAFTED_CONTEXT,
+    EMITTED,
+    PREDICTED,
+    REQUEST_FIELDS,
+    STEPS,
+)
+from .near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
+from .request import Request
+from .stats import SOURCES, ProviderStats, RequestStats
+from .trail import make_trail, trail_table
+from .weights import load_weights, save_weights, start_weights
+
+logger = logging.getLogger(__name__)
+
+FIRST_SLOTS = 16
+HOPELESS = 0.95
+
+
+class DraftProvider:
+    """Makes drafts for the requests of one engine worker. Thread-safe.
+
+    Args:
+        config: settings; the defaults if None.
+        seed: kept for callers that pass one: nothing here is random.
+
+    Example:
+        >>> provider = DraftProvider(DraftConfig(verify_cost=0.0))
+        >>> provider.add_answer("a1", [5, 6, 7, 8, 9])
+        >>> provider.start("r1", [1, 2, 3])
+        >>> drafts = provider.step(["r1"], [[5, 6]])
+    """
+
+    def __init__(self, config: DraftConfig | None = None, *, seed: int = 0) -> None:
+        del seed
+        self.config = config or DraftConfig()
+        self._lock = threading.RLock()
+        self._live: dict[str, Request | RequestStats] = {}
+        self._corpora: dict[str, tuple[int, Corpus]] = {}
+        self._positions = self.config.num_speculative_tokens + 2
+        self._requests = np.zeros((FIRST_SLOTS, REQUEST_FIELDS), np.int64)
+        self._corpus_table = np.zeros((8, CORPUS_FIELDS), np.int64)
+        self._trail = make_trail(FIRST_SLOTS, self._positions)
+        self._free = list(range(FIRST_SLOTS))
+        self._weights = start_weights()
+        self._weights_table = weights_table(self._weights)
+        self._trail_table = trail_table(self._trail)
+        self._runner = BatchRunner(min(self.config.num_threads, len(os.sched_getaffinity(0))))
+        self._length = DraftLength(self.config)
+        self._total = RequestStats()
+        self._num_requests = 0
+        self._errors = 0
+
+    def warm_up(self) -> None:
+        """Compile everything, or read it from the disk, so that no request waits for it."""
+        other = DraftProvider(self.config)
+        tokens = np.arange(64, dtype=np.int32)
+        for answer in range(80):
+            other.add_answer(str(answer), tokens)
+        other.remove_answer("0")
+        near = PlainNearAnswer("0", 0.9, tokens, tokens)
+        other.start("0", tokens)
+        other.attach("0", [near])
+        for token in range(8):
+            other.step(["0"], [[token]], step_time_s=0.01, num_scheduled_tokens=1)
+        other.finish("0")
+
+    def start(
+        self,
+        request_id: str,
+        prompt_token_ids: TokenIds,
+        *,
+        namespace: str = "",
+        max_draft: int | None = None,
+    ) -> None:
+        """Begin a request. A live one of the same id is replaced. `max_draft` 0: no drafts."""
+        prompt = as_token_ids(prompt_token_ids, "prompt_token_ids")
+        most = self.config.num_speculative_tokens
+        cap = most if max_draft is None else max(0, min(max_draft, most))
+        with self._lock:
+            self.finish(request_id)
+            self._num_requests += 1
+            if cap == 0:
+                self._live[request_id] = RequestStats()
+                return
+            if not self._free:
+                self._add_slots()
+            corpus_row = self._corpus(namespace)[0]
+            slot = self._free.pop()
+            row = self._requests[slot]
+            request = Request(slot, row, prompt, cap=cap, room=self._positions + 2)
+            row[CORPUS_ROW] = corpus_row
+            self._live[request_id] = request
+
+    def attach(self, request_id: str, near_answers: Sequence[NearAnswer]) -> None:
+        """Give a request near answers to draft from; an unknown id is ignored."""
+        with self._lock:
+            request = self._live.get(request_id)
+            if not isinstance(request, Request):
+                return
+            slot = request.slot
+            self._trail.nears[slot] = -1
+            request.attach(
+                self._requests[slot],
+                near_answers,
+                self._trail.pointers[slot, 0],
+                self._trail.hits[slot, 0],
+                most=self.config.max_near_answers,
+                first_hit=FIRST_HIT,
+            )
+
+    def step(
+        self,
+        request_ids: Sequence[str],
+        emitted: Sequence[Sequence[int]],
+        *,
+        limits: Sequence[int] | None = None,
+        step_time_s: float | None = None,
+        num_scheduled_tokens: int | None = None,
+    ) -> list[list[int]]:
+        """Observe each request's new tokens, then draft for the whole batch. Never raises.
+
+        Args:
+            request_ids: B ids; unknown ones get no draft.
+            emitted: B sequences of the tokens emitted since the last call, possibly empty.
+            limits: most tokens that each may draft now; None: as configured.
+            step_time_s: what the engine step that emitted these took, in seconds.
+            num_scheduled_tokens: tokens that it scheduled; the two teach what drafts cost.
+        """
+        with self._lock:
+            try:
+                if step_time_s is not None and num_scheduled_tokens is not None:
+                    self._length.costs.observe_step(num_scheduled_tokens, step_time_s)
+                places = self._observe(request_ids, emitted)
+                drafts: list[list[int]] = [[] for _ in request_ids]
+                if places:
+                    self._propose(places, request_ids, limits, drafts)
+                return drafts
+            except Exception:
+                self._note_error()
+                return [[] for _ in request_ids]
+
+    def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Take in newly emitted tokens of one request; an unknown id is ignored."""
+        with self._lock:
+            try:
+                self._observe([request_id], [token_ids])
+            except Exception:
+                self._note_error()
+
+    def propose(self, request_id: str, *, limit: int) -> list[int]:
+        """Draft at most `limit` tokens for one request; an unknown id gets none."""
+        with self._lock:
+            drafts: list[list[int]] = [[]]
+            try:
+                if isinstance(self._live.get(request_id), Request):
+                    self._propose([0], [request_id], [limit], drafts)
+                return drafts[0]
+            except Exception:
+                self._note_error()
+                return []
+
+    def finish(self, request_id: str) -> RequestStats | None:
+        """Forget a request and return its counters; None if the id is unknown."""
+        with self._lock:
+            request = self._live.pop(request_id, None)
+            if request is None:
+                return None
+            if isinstance(request, Request):
+                stats = self._read_stats(request)
+                self._requests[request.slot] = 0
+                self._free.append(request.slot)
+            else:
+                stats = request
+            self._total.add(stats)
+            return stats
+
+    def add_answer(
+        self, answer_id: str, response_token_ids: TokenIds, *, namespace: str = ""
+    ) -> None:
+        """Index an answer of a namespace; one already indexed under this id stays as it is."""
+        tokens = as_token_ids(response_token_ids, "response_token_ids")
+        with self._lock:
+            self._corpus(namespace)[1].add(answer_id, tokens)
+
+    def remove_answer(self, answer_id: str, *, namespace: str = "") -> None:
+        """Take an answer out of the index; an unknown id is ignored."""
+        with self._lock:
+            if namespace in self._corpora:
+                self._corpora[namespace][1].remove(answer_id)
+
+    def stats(self) -> ProviderStats:
+        """The counters of all requests, live ones included."""
+        with self._lock:
+            total = RequestStats()
+            total.add(self._total)
+            for request in self._live.values():
+                total.add(self._read_stats(request) if isinstance(request, Request) else request)
+            corpora = [corpus for _, corpus in self._corpora.values()]
+            return ProviderStats(
+                requests=self._num_requests,
+                steps=total.steps,
+                emitted=total.emitted,
+                drafted=total.drafted,
+                accepted=total.accepted,
+                by_source=total.by_source,
+                answers=sum(map(len, corpora)),
+                cached_tokens=sum(corpus.num_tokens for corpus in corpora),
+                bytes=sum(corpus.num_bytes for corpus in corpora),
+                errors=self._errors,
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the learned weights (not the corpus) to `path`."""
+        with self._lock:
+            save_weights(self._weights, path)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from the weights that `save` wrote.
+
+        Raises:
+            ValueError: if the file does not hold weights of this version.
+        """
+        with self._lock:
+            load_weights(self._weights, path)
+
+    def _observe(self, request_ids: Sequence[str], emitted: Sequence[Sequence[int]]) -> list[int]:
+        """Observe for all known requests; return the places of those that may be drafted for."""
+        places: list[int] = []
+        slots: list[int] = []
+        flat: list[int] = []
+        ends: list[int] = []
+        drafted = num_emitted = stepped = 0
+        for i, request_id in enumerate(request_ids):
+            request = self._live.get(request_id)
+            tokens = emitted[i]
+            if isinstance(request, Request):
+                row = self._requests[request.slot]
+                request.make_room(row, len(tokens))
+                if len(tokens) and (row[EMITTED] or row[DRAFTED]):
+                    stepped += 1
+                    drafted += int(row[DRAFTED])
+                    num_emitted += len(tokens)
+                places.append(i)
+                slots.append(request.slot)
+                flat.extend(tokens)
+                ends.append(len(flat))
+            elif request is not None and len(tokens):
+                request.steps += 1 if request.emitted else 0
+                request.emitted += len(tokens)
+        if flat:
+            self._length.observe_step(stepped, drafted, num_emitted)
+            self._runner.observe(
+                np.array(slots, np.int64),
+                np.array(flat, np.int32),
+                np.array(ends, np.int64),
+                self._tables(),
+            )
+        return places
+
+    def _propose(
+        self,
+        places: list[int],
+        request_ids: Sequence[str],
+        limits: Sequence[int] | None,
+        drafts: list[list[int]],
+    ) -> None:
+        most = self.config.num_speculative_tokens
+        slots = np.zeros(len(places), np.int64)
+        allowed = np.zeros(len(places), np.int64)
+        for k, i in enumerate(places):
+            request = self._live[request_ids[i]]
+            assert isinstance(request, Request)
+            slots[k] = request.slot
+            allowed[k] = min(request.cap, most if limits is None else limits[i])
+        least = self._length.least_chance(len(places))
+        if least >= HOPELESS:
+            allowed[:] = 0  # nothing can pay: do not even predict
+        # What a further token costs: the rest of a call is spent whether it drafts or not.
+        began = time.perf_counter()
+        self._runner.draft(slots, allowed, least, self._tables())
+        draft_seconds = time.perf_counter() - began
+        lengths = self._requests[slots, DRAFTED]
+        predicted = int(self._requests[slots, PREDICTED].sum())
+        longest = int(lengths.max())
+        if longest:
+            lengths = self._length.cut(self._trail.chances[slots, :longest], lengths)
+            self._requests[slots, DRAFTED] = lengths
+            tokens = self._trail.tokens[slots, :longest].tolist()
+            for k, i in enumerate(places):
+                drafts[i] = tokens[k][: lengths[k]]
+        self._length.costs.observe_drafting(predicted, draft_seconds)
+
+    def _tables(self) -> Tables:
+        others = (self._trail_table, self._weights_table)
+        return Tables(self._requests, self._corpus_table, others)
+
+    def _note_error(self) -> None:
+        if not self._errors:
+            logger.exception("drafting failed; no draft for this step (logged once)")
+        self._errors += 1
+
+    def _corpus(self, namespace: str) -> tuple[int, Corpus]:
+        found = self._corpora.get(namespace)
+        if found is None:
+            index = len(self._corpora)
+            if index == len(self._corpus_table):
+                self._corpus_table = np.concatenate((self._corpus_table,) * 2)
+                for row, corpus in self._corpora.values():
+                    corpus.move(self._corpus_table[row])
+            corpus = Corpus(self._corpus_table[index], max_bytes=self.config.max_corpus_bytes)
+            found = self._corpora[namespace] = (index, corpus)
+        return found
+
+    def _add_slots(self) -> None:
+        old, size = self._trail, len(self._requests)
+        self._trail = make_trail(2 * size, self._positions)
+        for before, after in zip(old, self._trail, strict=True):
+            after[:size] = before
+        self._trail_table = trail_table(self._trail)
+        self._requests = np.concatenate((self._requests, np.zeros_like(self._requests)))
+        self._free.extend(range(size, 2 * size))
+
+    def _read_stats(self, request: Request) -> RequestStats:
+        row = self._requests[request.slot]
+        stats = RequestStats(steps=int(row[STEPS]), emitted=int(row[EMITTED]))
+        for i, source in enumerate(SOURCES):
+            stats.by_source[source].drafted = int(row[DRAFTED_CONTEXT + i])
+            stats.by_source[source].accepted = int(row[ACCEPTED_CONTEXT + i])
+        stats.drafted = sum(count.drafted for count in stats.by_source.values())
+        stats.accepted = sum(count.accepted for count in stats.by_source.values())
+        stats.accepted_by_answer = request.accepted_by_answer()
+        return stats

@@ -1,0 +1,78 @@
+"""What all tests share: the demo model, real engines and servers, and the reasons for skips."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before anything imports vLLM: a small engine, quiet, without a look at any hub.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Recorded traces and a trained model that some checkouts lie beside; no part of the project.
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of the bundled demo model; trained once per user, then cached."""
+    from reprise.eval.demo_model import demo_model_path
+
+    return demo_model_path()
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder of recorded traces, where there is one."""
+    if not (SHARED / "traces").is_dir():
+        pytest.skip("no folder of recorded traces beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own REPRISE_* variables must not change what is tested."""
+    for variable in [name for name in os.environ if name.startswith("REPRISE_")]:
+        monkeypatch.delenv(variable)
+
+
+def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object:
+    """A real vLLM engine on the CPU, in a process of its own, at most 8 requests at once."""
+    from vllm import LLM
+
+    speculative = {
+        "model": "reprise.engine_ext.proposer.CacheHitProposer",
+        "num_speculative_tokens": 16,
+    }
+    settings: dict[str, object] = {
+        "model": str(model),
+        "enforce_eager": True,
+        "max_num_seqs": 8,
+        "max_model_len": 1024,
+        "disable_log_stats": False,
+        "speculative_config": speculative if with_reprise else None,
+        **overrides,
+    }
+    return LLM(**settings)
+
+
+@pytest.fixture(scope="session")
+def llm_builder() -> Callable[..., object]:
+    """For tests that need an engine with settings of its own."""
+    return build_llm
+
+
+@pytest.fixture(scope="session")
+def plain_llm(demo_model: Path) -> object:
+    """vLLM as it comes; shared by all tests."""
+    return build_llm(demo_model, with_reprise=False)
+
+
+@pytest.fixture(scope="session")
+def reprise_llm(demo_model: Path) -> object:
+    """vLLM with our proposer; shared by all tests."""
+    return build_llm(demo_model, with_reprise=True)

@@ -1,0 +1,222 @@
+"""Real OpenAI servers on the CPU, one of each kind for all tests."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+API_KEYS = ("key-of-one", "key-of-another")
+MODEL_NAME = "demo"
+PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
+_STARTS_WITHIN_S = 280.0
+_STOPS_WITHIN_S = 40.0
+
+
+class Reply(NamedTuple):
+    """One reply of a server."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def cache(self) -> str | None:
+        return self.headers.get("x-reprise-cache")
+
+    @property
+    def generated(self) -> bool:
+        """Whether the engine generated it, with or without near answers to draft from."""
+        return self.cache in ("miss", "semantic", "clause")
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice, streamed or not."""
+        if not self.headers["content-type"].startswith("text/event-stream"):
+            choice = self.json["choices"][0]
+            return str(choice["text"] if "text" in choice else choice["message"]["content"])
+        return "".join(piece(chunk) for chunk in self.chunks)
+
+    @property
+    def chunks(self) -> list[Any]:
+        """The events of a stream."""
+        lines = [line.removeprefix("data: ") for line in self.body.splitlines() if line]
+        assert lines[-1] == "[DONE]"
+        return [json.loads(line) for line in lines[:-1]]
+
+
+def piece(chunk: Any) -> str:
+    """The text in one event of a stream."""
+    if not chunk["choices"]:
+        return ""
+    choice = chunk["choices"][0]
+    return str(choice["text"] if "text" in choice else choice["delta"].get("content") or "")
+
+
+class Server:
+    """`python -m vllm.entrypoints.openai.api_server` in a process group of its own."""
+
+    api_keys = API_KEYS
+    model_name = MODEL_NAME
+
+    def __init__(self, model: Path, *arguments: str, **environment: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(model), "--served-model-name", MODEL_NAME]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
+        command += ["--max-num-seqs", "32", "--max-model-len", "1024"]
+        command += ["--api-key", *API_KEYS, *arguments]
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", **environment},
+            cwd=tempfile.gettempdir(),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + _STARTS_WITHIN_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/health"):
+                return
+            time.sleep(0.25)
+        raise RuntimeError(f"the server did not start:\n{self.log()[-6000:]}")
+
+    def log(self) -> str:
+        """Everything that it has printed."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """Ask it to end, and make sure of it."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(_STOPS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise
+        finally:
+            self._log.close()
+
+    def send(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        key: str | None = API_KEYS[0],
+        method: str | None = None,
+        **headers: str,
+    ) -> Reply:
+        """One request, read to the end; `headers` with underscores for dashes."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key is not None:
+            given["Authorization"] = f"Bearer {key}"
+        data = None
+        if body is not None:
+            given["Content-Type"] = "application/json"
+            data = json.dumps({"model": MODEL_NAME, **body}).encode()
+        request = urllib.request.Request(self.url + path, data, given, method=method)
+        try:
+            reply = urllib.request.urlopen(request, timeout=200)
+        except urllib.error.HTTPError as error:
+            reply = error
+        with reply:
+            names = {name.lower(): value for name, value in reply.headers.items()}
+            return Reply(reply.status, names, reply.read().decode())
+
+    def chat(self, question: str, *, key: str | None = API_KEYS[0], **body: Any) -> Reply:
+        """One greedy chat completion; `headers` in `body` go into the request's head."""
+        headers = body.pop("headers", {})
+        return self.send(
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": question}],
+                "temperature": 0,
+                "max_tokens": 48,
+                **body,
+            },
+            key=key,
+            **headers,
+        )
+
+    def complete(self, prompt: str, *, key: str | None = API_KEYS[0], **body: Any) -> Reply:
+        """One greedy completion."""
+        return self.send(
+            "/v1/completions",
+            {"prompt": prompt, "temperature": 0, "max_tokens": 48, **body},
+            key=key,
+        )
+
+
+def reprise_arguments() -> list[str]:
+    """What makes a vLLM server ours."""
+    return [
+        "--speculative-config",
+        json.dumps({"model": PROPOSER, "num_speculative_tokens": 16}),
+    ]
+
+
+def build_server(model: Path, *, with_reprise: bool, **environment: str) -> Server:
+    """A server that is starting; one of ours has its admin routes on."""
+    arguments = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    if with_reprise:
+        arguments += reprise_arguments()
+        environment = {"VLLM_PLUGINS": "reprise", **environment}
+    return Server(model, *arguments, **environment)
+
+
+@pytest.fixture(scope="session")
+def server_builder() -> Callable[..., Server]:
+    """For tests that need a server of their own."""
+    return build_server
+
+
+@pytest.fixture(scope="session")
+def _servers(demo_model: Path) -> Iterator[dict[str, Server]]:
+    """Both kinds, started side by side."""
+    servers = {
+        "plain": build_server(demo_model, with_reprise=False),
+        "reprise": build_server(demo_model, with_reprise=True),
+    }
+    try:
+        for server in servers.values():
+            server.wait()
+        yield servers
+    finally:
+        for server in servers.values():
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def plain_server(_servers: dict[str, Server]) -> Server:
+    """vLLM as it comes."""
+    return _servers["plain"]
+
+
+@pytest.fixture(scope="session")
+def reprise_server(_servers: dict[str, Server]) -> Server:
+    """vLLM with our proposer, and thereby with our front end; admin routes on."""
+    return _servers["reprise"]

@@ -1,0 +1,211 @@
+"""What the front end keeps, serves and forgets, with vLLM's output processor and no engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+from reprise.engine_ext.config import load_config
+from reprise.engine_ext.front_end import FrontEnd, NotCachedError, RequestPlan
+from reprise.engine_ext.http_exchange import HttpExchange
+from reprise.engine_ext.request_control import RequestControl
+
+PLAN = RequestPlan(RequestControl(), "")
+
+
+def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
+    model = SimpleNamespace(
+        model="m",
+        served_model_name="m",
+        revision=None,
+        quantization=None,
+        dtype="d",
+        tokenizer="m",
+        tokenizer_revision="",
+    )
+    config = SimpleNamespace(
+        model_config=model, kv_transfer_config=None, weight_transfer_config=None
+    )
+    processor = OutputProcessor(None, log_stats=False)
+    settings = load_config({"serving": serving})
+    return FrontEnd(config, settings, processor, num_api_servers=num_api_servers)
+
+
+class Client:
+    """Sends requests to a front end and plays the engine behind it."""
+
+    def __init__(self, front_end: FrontEnd) -> None:
+        self.front_end = front_end
+        self._count = 0
+
+    def ask(
+        self,
+        *,
+        plan: RequestPlan = PLAN,
+        emits: tuple[int, ...] = (5, 6, 7),
+        reason: FinishReason = FinishReason.STOP,
+        lora: LoRARequest | None = None,
+        **params: Any,
+    ) -> tuple[str, list[int]]:
+        """`exact` or `miss`, and the tokens that came back."""
+        self._count += 1
+        request_id = f"r{self._count}"
+        request = EngineCoreRequest(
+            request_id=request_id,
+            external_req_id=request_id,
+            prompt_token_ids=[1, 2, 3],
+            mm_features=None,
+            sampling_params=SamplingParams(
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                detokenize=False,
+                **{"temperature": 0, "max_tokens": 10, **params},
+            ),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=lora,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
+        hit = self.front_end.answer(request, None, queue, plan)
+        processor = self.front_end._replayer._processor
+        if not hit:
+            processor.add_request(request, None, None, 0, queue)
+            output = EngineCoreOutput(
+                request_id=request_id, new_token_ids=list(emits), finish_reason=reason
+            )
+            processor.process_outputs([output], None, None, "default")
+        output = queue.get_nowait()
+        assert output is not None
+        return "exact" if hit else "miss", list(output.outputs[0].token_ids)
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client(make_front_end())
+
+
+def test_the_second_time_comes_from_the_cache(client: Client) -> None:
+    assert client.ask() == ("miss", [5, 6, 7])
+    assert client.ask(emits=(9,)) == ("exact", [5, 6, 7])
+    stats = client.front_end.stats()
+    assert stats["counts"] == {"miss": 1, "stored": 1, "exact": 1, "tokens_saved": 3}
+    assert stats["flights"] == 0
+    assert stats["errors"] == {}
+
+
+def test_a_whole_answer_serves_every_limit_that_has_room(client: Client) -> None:
+    client.ask(max_tokens=10)
+    assert client.ask(max_tokens=3)[0] == "exact"
+    assert client.ask(max_tokens=400)[0] == "exact"
+    assert client.ask(max_tokens=2, emits=(5, 6), reason=FinishReason.LENGTH)[0] == "miss"
+
+
+def test_a_cut_answer_serves_its_own_limit_only(client: Client) -> None:
+    client.ask(max_tokens=3, reason=FinishReason.LENGTH)
+    assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])
+    assert client.ask(max_tokens=4, emits=(5, 6, 7, 8))[0] == "miss"
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+def test_what_did_not_end_by_itself_is_not_kept(client: Client, reason: FinishReason) -> None:
+    client.ask(reason=reason)
+    assert client.ask()[0] == "miss"
+
+
+def test_control_words(client: Client) -> None:
+    def plan(**fields: Any) -> RequestPlan:
+        return RequestPlan(RequestControl(**fields), "")
+
+    client.ask(plan=plan(store=False))
+    assert client.ask(plan=plan(look_up=False, store=False))[0] == "miss"
+    assert client.ask()[0] == "miss"
+    assert client.ask(plan=plan(look_up=False), emits=(8,)) == ("miss", [8])
+    assert client.ask() == ("exact", [8])
+    assert client.ask(plan=plan(only_if_cached=True)) == ("exact", [8])
+    with pytest.raises(NotCachedError, match="only-if-cached") as refused:
+        client.ask(plan=plan(only_if_cached=True), max_tokens=10, stop_token_ids=[4])
+    assert refused.value.http_status == 504
+    assert client.front_end.stats()["flights"] == 0
+
+
+def test_namespaces_do_not_share(client: Client) -> None:
+    client.ask(plan=RequestPlan(RequestControl(), "a"))
+    assert client.ask(plan=RequestPlan(RequestControl(), "b"))[0] == "miss"
+    assert client.ask()[0] == "miss"
+    assert client.ask(plan=RequestPlan(RequestControl(), "a"))[0] == "exact"
+
+
+def test_seeded_and_sampled(client: Client) -> None:
+    client.ask(temperature=0.9, seed=1)
+    assert client.ask(temperature=0.9, seed=1)[0] == "exact"
+    assert client.ask(temperature=0.9, seed=2)[0] == "miss"
+    client.ask(temperature=0.9)
+    assert client.ask(temperature=0.9)[0] == "miss"
+    always = Client(make_front_end(exact_hits="always"))
+    always.ask(temperature=0.9)
+    assert always.ask(temperature=0.9)[0] == "exact"
+    off = Client(make_front_end(exact_hits="off"))
+    off.ask()
+    assert off.ask()[0] == "miss"
+
+
+def test_other_weights_other_answers(client: Client) -> None:
+    client.ask()
+    client.front_end.model_changed()
+    assert client.ask()[0] == "miss"
+
+
+def test_an_answer_from_before_a_change_of_weights_is_not_kept(client: Client) -> None:
+    front_end = client.front_end
+    original = front_end.flights.process_outputs
+
+    def change_midway(outputs: Any, *others: Any) -> Any:
+        front_end.model_changed()
+        return original(outputs, *others)
+
+    front_end._replayer._processor.process_outputs = change_midway
+    client.ask()
+    front_end._replayer._processor.process_outputs = original
+    assert client.ask()[0] == "miss"
+
+
+def test_a_reloaded_adapter_is_another_model(client: Client) -> None:
+    adapter = LoRARequest("a", 1, "/adapters/a")
+    client.ask(lora=adapter)
+    assert client.ask(lora=adapter)[0] == "exact"
+    assert client.ask()[0] == "miss"
+    client.front_end.adapter_changed(1)
+    assert client.ask(lora=adapter)[0] == "miss"
+    reloading = LoRARequest("a", 1, "/adapters/a", load_inplace=True)
+    assert client.ask(lora=reloading)[0] == "miss"
+    assert client.ask(lora=reloading)[0] == "miss"
+    several = Client(make_front_end(num_api_servers=2))
+    several.ask(lora=adapter)
+    assert several.ask(lora=adapter)[0] == "miss"
+
+
+def test_outcomes_are_told_to_the_exchange(client: Client) -> None:
+    exchange = HttpExchange({}, None)
+    client.ask(plan=RequestPlan(RequestControl(), "", exchange))
+    assert exchange.outcome() == "miss"
+    exchange = HttpExchange({}, None)
+    client.ask(plan=RequestPlan(RequestControl(), "", exchange))
+    assert exchange.outcome() == "exact"
+
+
+def test_an_error_of_ours_becomes_a_generation(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.ask()
+
+    def broken(_key: bytes) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(client.front_end.memory, "get", broken)
+    assert client.ask(emits=(4,)) == ("miss", [4])
+    assert client.front_end.stats()["errors"] == {"exact_hit": 1}

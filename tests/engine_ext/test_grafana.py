@@ -1,0 +1,80 @@
+"""The dashboard asks for metrics that exist."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from reprise.engine_ext.exact_memory import ExactMemoryStats
+from reprise.engine_ext.serving_metrics import ServingMetrics
+
+DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
+REPORT = {
+    "provider": {
+        "steps": 10,
+        "accepted": 25,
+        "by_source": {"corpus": {"drafted": 40, "accepted": 25}},
+    },
+    "propose_us": {"count": 10, "sum": 500.0, "p50": 40.0, "p99": 90.0},
+    "near_answers_in_time": 3,
+    "near_answers_late": 1,
+    "errors": {"propose": 1},
+}
+RETRIEVAL = {
+    "submitted": 4,
+    "found": 3,
+    "stored": 2,
+    "evicted": 1,
+    "dropped": 1,
+    "errors": 0,
+    "embed_s": 0.5,
+    "search_s": 0.1,
+    "answers": 2,
+    "bytes": 4096,
+    "state": "ready",
+}
+
+
+@pytest.fixture
+def metrics() -> ServingMetrics:
+    metrics = ServingMetrics("test_grafana")
+    metrics.request("exact", 1e-4)
+    metrics.refused("a reason")
+    metrics.saved(7)
+    metrics.stored()
+    metrics.near_answers("semantic")
+    metrics.memory(ExactMemoryStats(answers=1, bytes=2048, evicted=3, expired=0))
+    metrics.errors("front_end", {"replay": 2})
+    metrics.workers([{}, REPORT])
+    metrics.retrieval(RETRIEVAL)
+    return metrics
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(f"reprise:{name}", {"model_name": "test_grafana", **labels})
+
+
+@pytest.mark.usefixtures("metrics")
+def test_every_metric_of_the_dashboard_exists() -> None:
+    asked = set(re.findall(r"(reprise:\w+)", DASHBOARD.read_text()))
+    exist = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
+    assert len(asked) > 15
+    assert asked <= exist
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_reports_are_totals_and_become_increments(metrics: ServingMetrics) -> None:
+    accepted = value("accepted_tokens_total", source="corpus")
+    assert accepted is not None
+    metrics.workers([REPORT])
+    assert value("accepted_tokens_total", source="corpus") == accepted
+    more = {**REPORT["provider"], "by_source": {"corpus": {"drafted": 50, "accepted": 30}}}  # type: ignore[dict-item]
+    metrics.workers([{**REPORT, "provider": more}])
+    assert value("accepted_tokens_total", source="corpus") == accepted + 5
+    # The worker was started again: its totals begin anew.
+    metrics.workers([REPORT])
+    assert value("accepted_tokens_total", source="corpus") == accepted + 5 + 25
+    assert value("mean_acceptance_length") == 3.5

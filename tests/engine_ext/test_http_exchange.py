@@ -1,0 +1,68 @@
+"""The middleware: what the engine client learns, and what the reply tells."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from reprise.engine_ext.http_exchange import ExchangeMiddleware, current_exchange
+
+
+async def run(
+    app: Callable[..., Awaitable[None]], *, headers: dict[str, str], kind: str = "http"
+) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await ExchangeMiddleware(app)({"type": kind, "headers": raw}, receive, send)
+    return sent
+
+
+async def test_headers_and_key_reach_the_engine_client_and_the_outcome_the_reply() -> None:
+    seen: list[Any] = []
+    kinds = iter(["exact"])
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        exchange = current_exchange.get()
+        assert exchange is not None
+        seen.append((exchange.headers, exchange.api_key))
+        # As with a stream: the cache is asked only now, after the head was handed over.
+        exchange.add_outcome(lambda: next(kinds))
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await send({"type": "http.response.body", "body": b"2"})
+
+    sent = await run(app, headers={"X-Reprise-Cache": "off", "authorization": "Bearer k"})
+    assert seen == [({"x-reprise-cache": "off"}, "k")]
+    assert sent[0]["headers"] == [(b"a", b"b"), (b"x-reprise-cache", b"exact")]
+    assert [message.get("body") for message in sent] == [None, b"1", b"2"]
+    assert current_exchange.get() is None
+
+
+async def test_several_generations_are_told_together_and_none_is_not_told() -> None:
+    async def several(_scope: Any, _receive: Any, send: Any) -> None:
+        exchange = current_exchange.get()
+        assert exchange is not None
+        for kind in ("miss", "exact", "miss"):
+            exchange.add_outcome(lambda kind=kind: kind)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def none(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    assert (await run(several, headers={}))[0]["headers"] == [(b"x-reprise-cache", b"exact, miss")]
+    assert (await run(none, headers={"authorization": "Basic abc"}))[0]["headers"] == []
+
+
+async def test_other_connections_pass_through() -> None:
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        assert current_exchange.get() is None
+        await send({"type": scope["type"]})
+
+    assert await run(app, headers={}, kind="websocket") == [{"type": "websocket"}]

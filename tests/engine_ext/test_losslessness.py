@@ -1,0 +1,164 @@
+"""Real engines on the CPU: what is answered with drafts is what is answered without."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from reprise.eval.demo_trace import make_demo_trace
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+
+NUM_PROMPTS = 64
+# The chance that equal distributions fail the chi-square test; the engines are seeded, so a run
+# that passes passes again.
+FALSE_ALARM_RATE = 1e-3
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[str]:
+    """Prompts of the demo trace, some with something to reuse and some without."""
+    rows = [row.prompt for row in make_demo_trace(seed=0) if not row.warm]
+    return rows[:NUM_PROMPTS]
+
+
+def _chat(llm: Any, prompts: list[str], **sampling: Any) -> list[Any]:
+    from vllm import SamplingParams
+
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 160, **sampling})
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [output.outputs[0] for output in llm.chat(chats, params, use_tqdm=False)]
+
+
+def _said(completions: list[Any]) -> list[tuple[Any, ...]]:
+    return [(tuple(c.token_ids), c.text, c.finish_reason, c.stop_reason) for c in completions]
+
+
+def test_greedy_answers_are_identical_at_batch_8_and_1(
+    plain_llm: Any, reprise_llm: Any, questions: list[str]
+) -> None:
+    expected = _said(_chat(plain_llm, questions))
+    assert _said(_chat(reprise_llm, questions)) == expected
+    assert reprise_llm.collective_rpc("reprise_flush", args=(60.0,)) == [True]
+    # By now every prompt is an exact repeat: drafts are at their longest and most accepted.
+    one_by_one = [_said(_chat(reprise_llm, [question]))[0] for question in questions]
+    assert one_by_one == [_said(_chat(plain_llm, [question]))[0] for question in questions]
+    (report,) = reprise_llm.collective_rpc("reprise_stats")
+    assert report["provider"]["accepted"] > NUM_PROMPTS
+    assert report["errors"] == {}
+    assert report["live_requests"] == 0
+
+
+def test_stops_lengths_and_seeds_are_identical(
+    plain_llm: Any, reprise_llm: Any, questions: list[str]
+) -> None:
+    for sampling in (
+        {"max_tokens": 1},
+        {"max_tokens": 7},
+        {"stop": ["you", "order"]},
+        {"min_tokens": 150, "max_tokens": 170},
+        {"ignore_eos": True, "max_tokens": 120},
+        {"repetition_penalty": 1.3, "max_tokens": 40},
+        {"logprobs": 2, "max_tokens": 20},
+        {"temperature": 0.8, "seed": 11, "max_tokens": 60},
+    ):
+        expected = _said(_chat(plain_llm, questions[:8], **sampling))
+        assert _said(_chat(reprise_llm, questions[:8], **sampling)) == expected, sampling
+
+
+# Nothing that the demo model was trained on: it is of many minds about them.
+VAGUE_QUESTIONS = ("Hello", "What about it then?", "one two three", "I was just wondering")
+
+
+def test_sampled_answers_are_distributed_alike(plain_llm: Any, reprise_llm: Any) -> None:
+    """Two-sample chi-square over where and with which token a sample leaves the greedy answer."""
+    statistic, degrees = 0.0, 0
+    for question in VAGUE_QUESTIONS:
+        greedy = tuple(_chat(plain_llm, [question], max_tokens=12)[0].token_ids)
+        _chat(reprise_llm, [question], max_tokens=12)
+        reprise_llm.collective_rpc("reprise_flush", args=(60.0,))
+        plain, ours = (
+            Counter(
+                _first_divergence(greedy, tuple(completion.token_ids))
+                for completion in _chat(llm, [question] * 250, temperature=0.8, max_tokens=12)
+            )
+            for llm in (plain_llm, reprise_llm)
+        )
+        of_question = _two_sample_chi_square(plain, ours)
+        statistic, degrees = statistic + of_question[0], degrees + of_question[1]
+    assert degrees >= 10, "the samples hardly vary: the test could not fail"
+    assert statistic < chi2.ppf(1 - FALSE_ALARM_RATE, degrees), (statistic, degrees)
+
+
+def _first_divergence(reference: tuple[int, ...], tokens: tuple[int, ...]) -> tuple[int, int]:
+    for position, (expected, token) in enumerate(zip(reference, tokens, strict=False)):
+        if token != expected:
+            return position, token
+    return len(tokens), -1
+
+
+def _two_sample_chi_square(
+    left: Counter[tuple[int, int]], right: Counter[tuple[int, int]]
+) -> tuple[float, int]:
+    """Both samples are of one size; cells expected to hold fewer than 5 are merged."""
+    cells = [(left[key], right[key]) for key in left.keys() | right.keys()]
+    frequent = [cell for cell in cells if sum(cell) >= 10]
+    rare = [sum(column) for column in zip(*(c for c in cells if sum(c) < 10), strict=True)] or [0]
+    table = np.array([*frequent, *([rare] if sum(rare) else [])], float)
+    statistic = ((table[:, 0] - table[:, 1]) ** 2 / table.sum(axis=1)).sum()
+    return float(statistic), len(table) - 1
+
+
+def test_a_30000_token_prompt_is_refused_as_by_plain_vllm(reprise_llm: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="1024"):
+        _chat(reprise_llm, ["order " * 30_000])
+    assert len(_chat(reprise_llm, ["Where is my order?"])[0].token_ids) > 0
+
+
+def test_tenants_of_one_engine_do_not_draft_from_each_other(reprise_llm: Any) -> None:
+    """An answer given behind one salt is drafted for its own tenant, and for no other."""
+    from vllm import SamplingParams
+
+    ids = reprise_llm.get_tokenizer().encode("walled tenant question about a purple refund")
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+
+    def accepted_from_others(salt: str) -> int:
+        before = _accepted_from_others(reprise_llm)
+        prompt = {"prompt_token_ids": ids, "cache_salt": salt}
+        reprise_llm.generate([prompt], params, use_tqdm=False)
+        reprise_llm.collective_rpc("reprise_flush", args=(60.0,))
+        return _accepted_from_others(reprise_llm) - before
+
+    assert accepted_from_others("tenant-a") == 0
+    assert accepted_from_others("tenant-b") == 0
+    # An engine that has measured little may not think drafts worth their cost at once.
+    assert sum(accepted_from_others("tenant-a") for _ in range(8)) > 0
+
+
+def _accepted_from_others(llm: Any) -> int:
+    (report,) = llm.collective_rpc("reprise_stats")
+    by_source = report["provider"]["by_source"]
+    return sum(by_source[source]["accepted"] for source in ("near_answer", "corpus"))
+
+
+def test_on_a_recorded_support_desk(shared_folder: Path, llm_builder: Callable[..., Any]) -> None:
+    """The trained support model on recorded questions, a wall of 8 at once."""
+    from reprise.eval.traces import load_trace
+
+    rows = load_trace(shared_folder / "traces" / "support.jsonl")
+    warm = [row.prompt for row in rows if row.warm][:60]
+    asked = [row.prompt for row in rows if not row.warm]
+    model = shared_folder / "models" / "support"
+    plain = llm_builder(model, with_reprise=False)
+    expected = _said(_chat(plain, asked))
+    del plain
+    ours = llm_builder(model, with_reprise=True)
+    _chat(ours, warm)
+    ours.collective_rpc("reprise_flush", args=(60.0,))
+    assert _said(_chat(ours, asked)) == expected

@@ -1,0 +1,349 @@
+"""A real server with our front end, beside the same server without it."""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+
+# Defined in this folder's conftest.py, which pytest imports under a name of its own.
+Reply = Any
+Server = Any
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+
+QUESTION = "How do I cancel my order"
+
+
+def generated(reply: Reply) -> Any:
+    """A reply without what differs between any two: ids and times."""
+    body = reply.json
+    for name in ("id", "created", "system_fingerprint"):
+        body.pop(name)
+    for choice in body["choices"]:
+        for call in choice.get("message", {}).get("tool_calls") or ():
+            call.pop("id")
+    return body
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels."""
+    total = 0.0
+    for line in server.send("/metrics").body.splitlines():
+        if re.match(rf"{re.escape(name)}[{{ ]", line) and all(
+            f'{label}="{value}"' in line for label, value in labels.items()
+        ):
+            total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+CHATS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cut": {"max_tokens": 7},
+    "seeded": {"temperature": 0.8, "seed": 5},
+    "seeded, narrowed": {"temperature": 1.0, "seed": 5, "top_k": 20, "top_p": 0.9},
+    "stop string": {"stop": ["ou", " the "]},
+    "stop string kept": {"stop": ["ou"], "include_stop_str_in_output": True},
+    "penalties": {"presence_penalty": 0.5, "repetition_penalty": 1.2},
+    "special tokens": {"skip_special_tokens": False},
+    "at least": {"min_tokens": 30, "max_tokens": 40},
+    "choice": {"structured_outputs": {"choice": ["yes", "no", "perhaps"]}},
+    "tools": {
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "cancel",
+                    "parameters": {"type": "object", "properties": {"order": {"type": "string"}}},
+                },
+            }
+        ],
+        "tool_choice": {"type": "function", "function": {"name": "cancel"}},
+        "max_tokens": 60,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_generated_and_repeated_chats_are_vllms_own(
+    reprise_server: Server, plain_server: Server, name: str
+) -> None:
+    asked = CHATS[name]
+    wanted = generated(plain_server.chat(QUESTION, **asked))
+    first = reprise_server.chat(QUESTION, **asked)
+    again = reprise_server.chat(QUESTION, **asked)
+    assert first.generated
+    assert again.cache == "exact"
+    assert generated(first) == wanted
+    assert generated(again) == wanted
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_streams_of_exact_hits_add_up_to_the_same(reprise_server: Server, name: str) -> None:
+    asked = {**CHATS[name], "stream": True, "stream_options": {"include_usage": True}}
+    question = QUESTION + ", as a stream"
+    first = reprise_server.chat(question, **asked)
+    again = reprise_server.chat(question, **asked)
+    assert first.generated
+    assert again.cache == "exact"
+    assert again.text == first.text
+    assert again.chunks[-1]["usage"] == first.chunks[-1]["usage"]
+    ends = [[c["choices"][0] for c in reply.chunks if c["choices"]][-1] for reply in (first, again)]
+    assert ends[0]["finish_reason"] == ends[1]["finish_reason"]
+    assert ends[0].get("stop_reason") == ends[1].get("stop_reason")
+    calls = [
+        "".join(
+            call["function"].get("arguments") or ""
+            for chunk in reply.chunks
+            for choice in chunk["choices"]
+            for call in choice["delta"].get("tool_calls") or ()
+        )
+        for reply in (first, again)
+    ]
+    assert calls[0] == calls[1]
+    assert bool(calls[0]) == (name == "tools")
+
+
+def test_completions_streamed_and_not(reprise_server: Server, plain_server: Server) -> None:
+    wanted = generated(plain_server.complete("To cancel your"))
+    assert generated(reprise_server.complete("To cancel your")) == wanted
+    again = reprise_server.complete("To cancel your", stream=True)
+    assert again.cache == "exact"
+    assert again.text == wanted["choices"][0]["text"]
+    assert len([chunk for chunk in again.chunks if chunk["choices"][0]["text"]]) > 1
+    echoed = reprise_server.complete("To cancel your", echo=True)
+    assert echoed.text == "To cancel your" + again.text
+    both = reprise_server.complete(["To cancel your", "something new"])  # type: ignore[arg-type]
+    assert both.cache.split(", ")[0] == "exact"
+    assert both.json["choices"][0]["text"] == again.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"n": 2, "temperature": 0.5, "seed": 1},
+        {"logprobs": True, "top_logprobs": 2, "max_tokens": 4},
+        {"temperature": 0.7},
+    ],
+    ids=["two choices", "logprobs", "sampled"],
+)
+def test_what_cannot_be_replayed_passes_through(
+    reprise_server: Server, asked: dict[str, Any]
+) -> None:
+    for _ in range(2):
+        reply = reprise_server.chat("pass through", **asked)
+        assert reply.status == 200
+        assert reply.generated
+
+
+def test_a_whole_answer_serves_other_limits(reprise_server: Server) -> None:
+    whole = reprise_server.complete("limits", max_tokens=400, stop=[" "])
+    assert whole.json["choices"][0]["finish_reason"] == "stop"
+    assert reprise_server.complete("limits", max_tokens=300, stop=[" "]).cache == "exact"
+
+
+def test_control_in_headers_and_arguments(reprise_server: Server) -> None:
+    ask = reprise_server.chat
+    question = "control"
+    missing = ask(question, headers={"x_reprise_cache": "only-if-cached"})
+    assert (missing.status, missing.cache) == (504, "miss")
+    assert ask(question, vllm_xargs={"reprise_cache": "no-store"}).generated
+    assert ask(question, headers={"x_reprise_cache": "off"}).generated
+    assert ask(question).generated
+    assert ask(question).cache == "exact"
+    assert ask(question, headers={"x_reprise_cache": "refresh"}).generated
+    assert ask(question, vllm_xargs={"reprise_cache": "only-if-cached"}).cache == "exact"
+    refused = ask(question, headers={"x_reprise_cache": "perhaps"})
+    assert refused.status == 400
+    assert "only-if-cached" in refused.json["error"]["message"]
+    short = {"x_reprise_ttl": "0.5"}
+    ask("short-lived", headers=short)
+    assert ask("short-lived", headers=short).cache == "exact"
+    time.sleep(0.6)
+    assert ask("short-lived").generated
+
+
+def test_tenants_do_not_share_exact_hits(reprise_server: Server) -> None:
+    one, another = reprise_server.api_keys
+    question = "a question of two tenants"
+    assert reprise_server.chat(question, key=one).generated
+    assert reprise_server.chat(question, key=another).generated
+    assert reprise_server.chat(question, key=one).cache == "exact"
+    assert reprise_server.chat(question, key=one, cache_salt="s").generated
+    assert reprise_server.chat(question, key=another, cache_salt="s").generated
+    assert reprise_server.chat(question, key=one, cache_salt="s").cache == "exact"
+    # A namespace that a client names is not honoured unless the operator says so.
+    named = {"headers": {"x_reprise_namespace": "mine"}}
+    assert reprise_server.chat(question, key=one, **named).cache == "exact"
+
+
+def test_tenants_do_not_share_drafts(reprise_server: Server) -> None:
+    """A tenant's first request drafts from its own context only, whatever others have asked."""
+    question = "a long question whose answer only one tenant has seen before"
+
+    def accepted_from_answers(salt: str) -> int:
+        before = _accepted_from_answers(reprise_server)
+        asked = {"max_tokens": 200, "cache_salt": salt}
+        reprise_server.chat(question, headers={"x_reprise_cache": "refresh"}, **asked)
+        time.sleep(1.0)  # an answer joins its namespace's corpus beside the engine's steps
+        return _accepted_from_answers(reprise_server) - before
+
+    assert accepted_from_answers("first") == 0
+    assert accepted_from_answers("first") > 0
+    assert accepted_from_answers("second") == 0
+
+
+def test_a_near_answer_is_told_in_the_reply(reprise_server: Server) -> None:
+    question = "Could you please tell me how I can get my money back for this order?"
+    reprise_server.chat(question)
+    deadline = time.monotonic() + 60
+    kinds = {"miss"}
+    number = 0
+    while "semantic" not in kinds and time.monotonic() < deadline:
+        number += 1
+        kinds.add(reprise_server.chat(f"{question} It is number {number}.").cache or "")
+        time.sleep(0.2)
+    assert "semantic" in kinds
+    assert metric(reprise_server, "reprise:near_answers_total", kind="semantic") > 0
+
+
+def _accepted_from_answers(server: Server) -> int:
+    (worker,) = server.send("/reprise/stats").json["workers"]
+    by_source = worker["provider"]["by_source"]
+    return sum(by_source[source]["accepted"] for source in ("near_answer", "corpus"))
+
+
+def test_identical_requests_in_flight_cost_one_generation(reprise_server: Server) -> None:
+    generated_before = metric(reprise_server, "vllm:request_success_total")
+    followed_before = metric(reprise_server, "reprise:requests_total", kind="followed")
+    start = threading.Barrier(8)
+
+    def ask(index: int) -> Reply:
+        start.wait()
+        # Long enough that all have arrived before the first is done.
+        return reprise_server.chat(
+            "all at once", max_tokens=400, ignore_eos=True, stream=index % 2 == 0
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, range(8)))
+    assert len({reply.text for reply in replies}) == 1
+    assert metric(reprise_server, "vllm:request_success_total") - generated_before == 1
+    followed = metric(reprise_server, "reprise:requests_total", kind="followed") - followed_before
+    assert followed >= 1
+    assert sorted(reply.generated for reply in replies) == [False] * 7 + [True]
+
+
+def read_first_piece_and_leave(server: Server, question: str, **body: Any) -> None:
+    """A client that closes its connection in mid-stream."""
+    asked = {
+        "model": server.model_name,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "stream": True,
+        **body,
+    }
+    data = json.dumps(asked).encode()
+    key = server.api_keys[0]
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Authorization: Bearer {key}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+        received = b""
+        while received.count(b"data: ") < 2:
+            piece = connection.recv(4096)
+            assert piece
+            received += piece
+
+
+def test_what_was_aborted_is_no_answer_and_followers_go_on(
+    reprise_server: Server, plain_server: Server
+) -> None:
+    question = "aborted in mid-stream"
+    asked = {"max_tokens": 600, "ignore_eos": True}
+    with ThreadPoolExecutor(2) as pool:
+        leaver = pool.submit(read_first_piece_and_leave, reprise_server, question, **asked)
+        time.sleep(0.05)
+        follower = pool.submit(reprise_server.chat, question, **asked)
+        leaver.result()
+    wanted = generated(plain_server.chat(question, **asked))
+    assert generated(follower.result()) == wanted
+    read_first_piece_and_leave(reprise_server, "aborted alone", **asked)
+    assert reprise_server.chat("aborted alone", max_tokens=600, ignore_eos=True).generated
+
+
+def test_admin_routes_are_behind_the_key_and_walls(reprise_server: Server) -> None:
+    send = reprise_server.send
+    for path in ("/reprise/health", "/reprise/stats", "/reprise/cache"):
+        assert send(path, key=None).status == 401
+        assert send(path, key="wrong").status == 401
+    assert send("/reprise/health").json["state"] == "ready"
+    stats = send("/reprise/stats").json
+    assert stats["front_end"]["errors"] == {}
+    assert stats["front_end"]["memory"]["bytes"] > 0
+    reprise_server.complete("kept for the admin")
+    (answer,) = send("/reprise/cache?prompt=kept%20for%20the%20admin").json["answers"]
+    assert answer["namespace"].startswith("key-")
+    other = {"key": reprise_server.api_keys[1]}
+    by_id = f"/reprise/cache?answer_id={answer['answer_id']}"
+    assert send(by_id, **other).json["answers"] == []
+    assert send(by_id, method="DELETE", **other).json == {"removed": 0}
+    assert send("/reprise/cache", method="DELETE").status == 400
+    assert reprise_server.complete("kept for the admin").cache == "exact"
+    assert send(by_id, method="DELETE").json == {"removed": 1}
+    assert reprise_server.complete("kept for the admin").generated
+
+
+def test_metrics_count_what_happened(reprise_server: Server) -> None:
+    def counts() -> list[float]:
+        return [
+            metric(reprise_server, "reprise:requests_total", kind="exact"),
+            metric(reprise_server, "reprise:requests_total", kind="miss"),
+            metric(reprise_server, "reprise:tokens_saved_total"),
+        ]
+
+    before = counts()
+    tokens = reprise_server.chat("counted").json["usage"]["completion_tokens"]
+    reprise_server.chat("counted")
+    assert [after - was for after, was in zip(counts(), before, strict=True)] == [1, 1, tokens]
+    assert metric(reprise_server, "reprise:exact_memory_bytes") > 0
+    deadline = time.monotonic() + 20
+    while not metric(reprise_server, "reprise:propose_calls_total"):
+        assert time.monotonic() < deadline, "the workers' figures did not come"
+        time.sleep(0.5)
+    assert metric(reprise_server, "reprise:drafted_tokens_total", source="context") > 0
+    assert metric(reprise_server, "reprise:errors_total") == 0
+
+
+@pytest.fixture
+def client(reprise_server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=reprise_server.url + "/v1", api_key=reprise_server.api_keys[0]
+    ) as client:
+        yield client
+
+
+def test_the_openai_client(client: openai.OpenAI, reprise_server: Server) -> None:
+    asked: dict[str, Any] = {
+        "model": reprise_server.model_name,
+        "messages": [{"role": "user", "content": "the openai client"}],
+        "temperature": 0,
+        "max_tokens": 40,
+    }
+    first = client.chat.completions.with_raw_response.create(**asked)
+    again = client.chat.completions.with_raw_response.create(**asked)
+    assert first.headers["x-reprise-cache"] != "exact"
+    assert again.headers["x-reprise-cache"] == "exact"
+    assert first.parse().choices[0].message == again.parse().choices[0].message
+    assert first.parse().usage == again.parse().usage
+    with client.chat.completions.create(**asked, stream=True) as stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == first.parse().choices[0].message.content

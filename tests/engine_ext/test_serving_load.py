@@ -1,0 +1,142 @@
+"""Many mixed requests at once against plain vLLM; what is left after shutdown; a soak."""
+
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+# Defined in this folder's conftest.py, which pytest imports under a name of its own.
+Server = Any
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+NUM_REQUESTS = 500
+CONCURRENCY = 32
+# Ten minutes before a release; half a minute every day.
+SOAK_S = float(os.environ.get("SOAK_S", "30"))
+_MAY_GROW_MIB = 48
+
+SUBJECTS = ["order", "refund", "invoice", "password", "delivery", "account", "address", "payment"]
+VERBS = ["cancel", "change", "find", "check", "report a problem with"]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"max_tokens": 9},
+    {"stop": [" you", "."]},
+    {"temperature": 0.8, "seed": 3},
+    {"temperature": 1.0, "seed": 4, "top_p": 0.8, "top_k": 40},
+    {"repetition_penalty": 1.15},
+    {"min_tokens": 20, "max_tokens": 24},
+]
+
+
+def mixed_requests(seed: int) -> list[dict[str, Any]]:
+    """Chats and completions, streamed or not, greedy and seeded; about a third repeats."""
+    generator = random.Random(seed)
+    requests = []
+    for _ in range(NUM_REQUESTS):
+        subject, verb = generator.choice(SUBJECTS), generator.choice(VERBS)
+        requests.append(
+            {
+                "question": f"How do I {verb} my {subject}?",
+                "is_chat": generator.random() < 0.7,
+                "max_tokens": 48,
+                **generator.choice(SETTINGS),
+                "stream": generator.random() < 0.5,
+            }
+        )
+    return requests
+
+
+def outcome(server: Server, asked: dict[str, Any]) -> tuple[str, Any, Any, Any]:
+    """Text, ending and usage of one request."""
+    body = dict(asked)
+    question, is_chat = body.pop("question"), body.pop("is_chat")
+    if body["stream"]:
+        body["stream_options"] = {"include_usage": True}
+    reply = server.chat(question, **body) if is_chat else server.complete(question, **body)
+    assert reply.status == 200, reply.body
+    if body["stream"]:
+        chunks = reply.chunks
+        choice = [chunk["choices"][0] for chunk in chunks if chunk["choices"]][-1]
+        usage = chunks[-1]["usage"]
+    else:
+        choice, usage = reply.json["choices"][0], reply.json["usage"]
+    counts = (usage["prompt_tokens"], usage["completion_tokens"])
+    return reply.text, choice["finish_reason"], choice.get("stop_reason"), counts
+
+
+def all_outcomes(server: Server, requests: list[dict[str, Any]]) -> list[Any]:
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        return list(pool.map(lambda asked: outcome(server, asked), requests))
+
+
+def test_mixed_requests_are_byte_for_byte_vllms_own(
+    plain_server: Server, reprise_server: Server
+) -> None:
+    requests = mixed_requests(seed=1)
+    wanted = all_outcomes(plain_server, requests)
+    given = all_outcomes(reprise_server, requests)
+    different = [
+        (asked, ours, theirs)
+        for asked, ours, theirs in zip(requests, given, wanted, strict=True)
+        if ours != theirs
+    ]
+    assert different == []
+    stats = reprise_server.send("/reprise/stats").json["front_end"]
+    assert stats["counts"]["exact"] > 50
+    assert stats["errors"] == {}
+    assert stats["flights"] == 0
+
+
+def test_the_front_ends_memory_is_flat_under_load(reprise_server: Server) -> None:
+    """The API server's process only: the worker's grows while vLLM first touches its KV cache."""
+    requests = mixed_requests(seed=2)[:64]
+    refresh = {"vllm_xargs": {"reprise_cache": "refresh"}}
+    process = psutil.Process(reprise_server.process.pid)
+
+    def load_for(seconds: float) -> int:
+        rounds = 0
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            rounds += 1
+            # Exact hits in one round, generations in the next.
+            extra = refresh if rounds % 2 else {}
+            all_outcomes(reprise_server, [{**asked, **extra} for asked in requests])
+        return rounds
+
+    load_for(SOAK_S / 3)
+    before = process.memory_info().rss
+    assert load_for(2 * SOAK_S / 3) > 0
+    assert (process.memory_info().rss - before) >> 20 <= _MAY_GROW_MIB
+    stats = reprise_server.send("/reprise/stats").json["front_end"]
+    assert stats["errors"] == {}
+    assert stats["flights"] == 0
+
+
+def test_nothing_is_left_after_shutdown(
+    demo_model: Path, tmp_path: Path, server_builder: Any
+) -> None:
+    server = server_builder(demo_model, with_reprise=True, TMPDIR=str(tmp_path))
+    try:
+        server.wait()
+        before = server.chat("before the end")
+        assert before.status == 200
+        assert server.chat("before the end").cache == "exact"
+        root = psutil.Process(server.process.pid)
+        processes = [root, *root.children(recursive=True)]
+        assert any("retrieval" in " ".join(each.cmdline()) for each in processes)
+        assert list(tmp_path.glob("reprise-*"))
+    finally:
+        server.stop()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert alive == []
+    assert list(tmp_path.glob("reprise-*")) == []
+    pids = {str(process.pid) for process in processes}
+    if os.path.isdir("/dev/shm"):
+        ours = [name for name in os.listdir("/dev/shm") if name.startswith("reprise")]
+        assert [name for name in ours if pids & set(name.replace("_", "-").split("-"))] == []

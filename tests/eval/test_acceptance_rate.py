@@ -1,0 +1,154 @@
+"""The command: its JSON, its errors, its page and its plots."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reprise.eval import methods
+from reprise.eval.acceptance_rate import main
+from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.traces import save_trace
+
+RUN_KEYS = {
+    *("trace", "method", "requests", "steps", "emitted_tokens", "drafted_tokens"),
+    *("accepted_tokens", "mean_acceptance_length", "acceptance_rate", "drafted_per_step"),
+    *("model_speedup", "propose_us", "start_us", "bytes_per_cached_token", "by_source"),
+    *("hit_rate", "changed_answers", "wall_s", "output_tokens_per_s", "identical_outputs"),
+}
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """The demo trace's first rows: 30 warm, 6 timed."""
+    rows = make_demo_trace()
+    warm = [row for row in rows if row.warm][:30]
+    timed = [row for row in rows if not row.warm][:6]
+    path = tmp_path / "small.jsonl"
+    save_trace(path, warm + timed)
+    return path
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command that must end with status 2 and one line, and returns the line."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("acceptance_rate.py: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return run
+
+
+@pytest.mark.slow
+def test_replay_of_all_methods(trace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    names = ["none", "ngram", "semantic-cache", "reprise"]
+    if methods.suffix_installed():
+        names[2:2] = ["suffix", "suffix-long", "suffix-best"]
+    arguments = ["--trace", str(trace), "--methods", ",".join(names), "--output", str(output)]
+    assert main([*arguments, "--quiet", "--seed", "3"]) == 0
+    result = json.loads(output.read_text())
+    assert result["version"] == 1
+    assert result["config"]["seed"] == 3
+    assert [run["method"] for run in result["runs"]] == names
+    assert all(set(run) == RUN_KEYS for run in result["runs"])
+    by_method = {run["method"]: run for run in result["runs"]}
+    none, reprise = by_method["none"], by_method["reprise"]
+    assert none["model_speedup"] == 1.0
+    assert none["requests"] == reprise["requests"] == 6
+    assert reprise["emitted_tokens"] == none["emitted_tokens"] == none["steps"]
+    assert reprise["mean_acceptance_length"] > 1.2
+    assert sum(source["drafted"] for source in reprise["by_source"].values()) > 0
+    assert by_method["semantic-cache"]["hit_rate"] is not None
+    assert none["hit_rate"] is None
+
+
+def test_table_page_and_progress(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, plot = tmp_path / "page.html", tmp_path / "plot.svg"
+    arguments = ["--trace", str(trace), "--methods", "none,ngram", "--limit", "2"]
+    assert main([*arguments, "--html", str(page), "--plot", str(plot)]) == 0
+    table = capsys.readouterr().out
+    assert "ngram" in table
+    assert "small" in table
+    text = page.read_text()
+    assert text.count("<tr class=") == 2
+    assert "<svg" in text
+    assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_quiet_prints_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--trace", str(trace), "--methods", "none", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_bad_traces(fails: Fails, tmp_path: Path) -> None:
+    assert "nowhere.jsonl: no such file" in fails("--trace", str(tmp_path / "nowhere.jsonl"))
+    bad = tmp_path / "bad.jsonl"
+    for text, message in (
+        ('{"prompt": "p", "response": "r"}\n{', "bad.jsonl:2: not JSON"),
+        ('{"prompt": "p"}', "bad.jsonl:1: the row has no 'response'"),
+        ("\n", "the trace is empty"),
+    ):
+        bad.write_text(text)
+        assert message in fails("--trace", str(bad))
+
+
+def test_bad_arguments(fails: Fails, tmp_path: Path) -> None:
+    assert "unknown method 'magic'" in fails("--methods", "none,magic")
+    assert "names no method" in fails("--methods", ",")
+    assert "--limit" in fails("--limit", "0")
+    assert "--cost" in fails("--cost", "-1")
+    assert "no such tokenizer file" in fails("--tokenizer", str(tmp_path))
+    assert "folder does not exist" in fails("--output", str(tmp_path / "no" / "out.json"))
+    assert ".png or .svg" in fails("--plot", str(tmp_path / "plot.gif"))
+    assert "--engine replay" in fails("--plot", str(tmp_path / "p.png"), "--engine", "vllm")
+    assert "replay only" in fails("--engine", "vllm", "--methods", "semantic-cache")
+
+
+def test_a_broken_tokenizer(fails: Fails, tmp_path: Path) -> None:
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text("{}")
+    assert "cannot be loaded" in fails("--tokenizer", str(broken))
+
+
+def test_a_peer_that_is_not_installed(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "suffix_installed", lambda: False)
+    assert methods.parse_methods(None) == ["none", "ngram", "semantic-cache", "reprise"]
+    assert "arctic-inference, which is not installed" in fails("--methods", "suffix")
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_model_that_does_not_load(fails: Fails, trace: Path, tmp_path: Path) -> None:
+    message = fails(
+        *("--engine", "vllm", "--model", str(tmp_path), "--trace", str(trace)),
+        *("--methods", "none"),
+    )
+    assert f"model {tmp_path}: " in message
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_real_engines_give_identical_answers(trace: Path, tmp_path: Path, demo_model: Path) -> None:
+    output = tmp_path / "out.json"
+    arguments = ["--engine", "vllm", "--model", str(demo_model), "--trace", str(trace)]
+    assert main([*arguments, "--methods", "reprise,none", "--output", str(output)]) == 0
+    none, reprise = json.loads(output.read_text())["runs"]
+    assert (none["method"], reprise["method"]) == ("none", "reprise")
+    assert none["identical_outputs"] == reprise["identical_outputs"] == 6
+    assert none["mean_acceptance_length"] == 1.0
+    assert reprise["mean_acceptance_length"] > 1.2
+    assert reprise["steps"] < none["steps"] == none["emitted_tokens"]

@@ -1,0 +1,56 @@
+"""A semantic cache, against embeddings whose cosines are known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reprise.eval.semantic_cache import replay_semantic_cache
+from reprise.eval.token_rows import TokenRow
+from reprise.eval.traces import TraceRow
+
+
+class AngleEmbedder:
+    """A text that is a number of degrees, as the unit vector at that angle."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        angles = np.deg2rad([float(text) for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def rows(*described: tuple[str, list[int], bool]) -> list[TokenRow]:
+    return [
+        TokenRow(
+            str(number),
+            np.array([1], np.int32),
+            np.array(response, np.int32),
+            None,
+            TraceRow(prompt=angle, response="r", warm=warm),
+        )
+        for number, (angle, response, warm) in enumerate(described)
+    ]
+
+
+def test_hits_misses_and_changed_answers() -> None:
+    trace = rows(
+        ("0", [1, 2, 3], True),
+        ("5", [1, 2, 3], False),  # hit, the same
+        ("6", [1, 2, 4], False),  # hit, changed
+        ("80", [7, 8], False),  # miss, one step; joins
+        ("81", [9, 9, 9], False),  # hit on the one before, changed
+    )
+    counts = replay_semantic_cache(trace, embedder=AngleEmbedder(), threshold=0.9)  # type: ignore[arg-type]
+    assert (counts.requests, counts.hits, counts.changed) == (4, 3, 2)
+    assert counts.hit_rate == 0.75
+    assert counts.changed_answers == 2 / 3
+    assert counts.steps == 1
+    assert counts.emitted_tokens == 2 + 2 + 1 + 1
+
+
+def test_an_empty_cache_never_hits() -> None:
+    counts = replay_semantic_cache(
+        rows(("0", [1, 2], False)),
+        embedder=AngleEmbedder(),  # type: ignore[arg-type]
+        threshold=-1.0,
+    )
+    assert (counts.hits, counts.hit_rate, counts.changed_answers) == (0, 0.0, 0.0)

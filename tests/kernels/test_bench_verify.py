@@ -1,0 +1,49 @@
+"""The benchmark without a GPU: it checks, times nothing, and notices a wrong kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, "--output", str(folder / "rows.csv")],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.slow
+def test_it_checks_and_says_that_nothing_is_timed(tmp_path):
+    done = run("from reprise.eval.bench_verify import main; raise SystemExit(main())", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "checked 12 shapes against the reference: 0 wrong" in done.stdout
+    assert "no CUDA device" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_wrong_kernel_fails_the_run(tmp_path):
+    spoil = (
+        "from reprise.eval import bench_verify as bench\n"
+        "from reprise.kernels import verify\n"
+        "right = verify.verify_drafts\n"
+        "def wrong(*args, backend, **more):\n"
+        "    tokens, accepted = right(*args, backend='torch', **more)\n"
+        "    return (tokens, accepted) if backend == 'torch' else (tokens.roll(1, 0), accepted)\n"
+        "verify.verify_drafts = wrong\n"
+        "raise SystemExit(bench.main())"
+    )
+    done = run(spoil, tmp_path)
+    assert done.returncode == 1
+    assert "WRONG" in done.stderr

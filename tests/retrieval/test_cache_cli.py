@@ -1,0 +1,175 @@
+"""`reprise cache` as a user runs it, over SQLite; Redis differs only in its URL."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from reprise.retrieval import Answer
+from reprise.retrieval.cache_cli import app
+from reprise.retrieval.sqlite_tier import SqliteTier
+
+COMMANDS = ["import", "export", "warm", "stats", "invalidate", "check"]
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/answers.sqlite"
+
+
+@pytest.fixture
+def fill(tmp_path):
+    def put(*answers):
+        tier = SqliteTier(tmp_path / "answers.sqlite")
+        tier.put(answers)
+        tier.close()
+
+    return put
+
+
+def answer(number, *, namespace="acme", created_s=None):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number, 70_000],
+        prompt_text=f"question {number}",
+        namespace=namespace,
+        answer_id=f"id{number}",
+        exact_key=bytes([number]),
+        sampling={"temperature": 0.0},
+        created_s=created_s,
+    )
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def refused(*arguments):
+    """The one line of a ValueError, which the command `reprise` prints with exit status 2."""
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        typer.main.get_command(app).main([str(a) for a in arguments], standalone_mode=False)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_answers_survive_export_and_import(url, fill, tmp_path):
+    originals = [answer(1), answer(2), answer(3, namespace="租户")]
+    fill(*originals)
+    assert "3 answers exported" in run("export", tmp_path / "a.jsonl", "--url", url)
+    other = tmp_path / "other.sqlite"
+    assert "3 answers imported" in run(
+        "import", tmp_path / "a.jsonl", "--url", f"sqlite:///{other}"
+    )
+    tier = SqliteTier(other)
+    assert sorted(tier.answers("acme"), key=lambda a: a.answer_id) == originals[:2]
+    assert list(tier.answers("租户")) == originals[2:]
+    tier.close()
+
+
+def test_one_namespace_is_exported_to_standard_output(url, fill):
+    fill(answer(1), answer(2, namespace="zeta"))
+    [row] = run("export", "-", "--url", url, "--namespace", "zeta").splitlines()
+    assert json.loads(row)["answer_id"] == "id2"
+    assert json.loads(row)["response_token_ids"] == [2, 70_000]
+
+
+def test_an_import_into_a_namespace_never_serves_exact_hits(url, fill, tmp_path):
+    fill(answer(1))
+    run("export", tmp_path / "a.jsonl", "--url", url)
+    run("import", tmp_path / "a.jsonl", "--url", url, "--namespace", "zeta")
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert [a.exact_key for a in tier.answers("zeta")] == [None]
+    assert tier.find_exact("zeta", bytes([1])) is None
+    tier.close()
+
+
+def test_traces_are_imported_with_a_tokenizer(url, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"cancel": 0, "my": 1, "order": 2, "?": 3}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"prompt": "cancel my order", "response": "order cancel", "warm": true}\n\n')
+    assert "needs --tokenizer" in refused("import", trace, "--url", url)
+    run("import", trace, "--url", url, "--tokenizer", tmp_path / "tokenizer.json")
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    [imported] = tier.answers("")
+    assert imported.prompt_token_ids.tolist() == [0, 1, 2]
+    assert imported.response_token_ids.tolist() == [2, 0]
+    assert imported.prompt_text == "cancel my order"
+    tier.close()
+
+
+def test_warm_embeds_what_is_not_embedded_yet(url, fill):
+    fill(answer(1), answer(2))
+    assert "2 of 2 answers embedded" in run("warm", "--url", url, "--model", "lexical")
+    assert "0 of 2 answers embedded" in run("warm", "--url", url, "--model", "lexical")
+
+
+def test_stats_by_namespace(url, fill):
+    fill(answer(1), answer(2), answer(3, namespace=""))
+    output = run("stats", "--url", url)
+    assert "acme" in output
+    assert "(default)" in output
+
+
+@pytest.mark.parametrize(
+    ("conditions", "left"),
+    [
+        (["--id", "id1"], {"id2", "id3"}),
+        (["--namespace", "acme"], {"id3"}),
+        (["--prompt", " question 2 "], {"id1", "id3"}),
+        (["--older-than", "1h"], {"id2", "id3"}),
+        (["--older-than", "1h", "--namespace", "zeta"], {"id1", "id2", "id3"}),
+    ],
+)
+def test_invalidate_removes_what_meets_all_conditions(url, fill, tmp_path, conditions, left):
+    fill(answer(1, created_s=1.0), answer(2), answer(3, namespace="zeta"))
+    assert f"{3 - len(left)} answers removed" in run("invalidate", "--url", url, *conditions)
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert {a.answer_id for name in tier.namespaces() for a in tier.answers(name)} == left
+    tier.close()
+
+
+def test_check_finds_damage(url, fill, tmp_path):
+    fill(answer(1), answer(2))
+    assert "2 answers readable, 0 damaged" in run("check", "--url", url)
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    tier._db.execute("update answers set record = x'52410100' where answer_id = 'id1'")
+    tier._db.commit()
+    tier.close()
+    assert "1 answers readable, 1 damaged" in run("check", "--url", url, status=1)
+
+
+def test_bad_input_is_one_line(url, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt_token_ids": [1], "response_token_ids": [2]}\nnot json\n')
+    assert "bad.jsonl, line 2" in refused("import", bad, "--url", url)
+    assert "0 answers readable" in run("check", "--url", url)
+    assert "cannot read" in refused("import", tmp_path / "missing", "--url", url)
+    bad.write_text('{"prompt_token_ids": [-1], "response_token_ids": [2]}\n')
+    assert "token ids must lie in" in refused("import", bad, "--url", url)
+    assert "memory:// lives in a running engine" in refused("check", "--url", "memory://")
+    assert "cache URL must be" in refused("check", "--url", "ftp://x")
+    assert "redis: ConnectionError" in refused("check", "--url", "redis://:pw@127.0.0.1:1/0")
+    assert "pw" not in refused("check", "--url", "redis://:pw@127.0.0.1:1/0")
+    assert "needs --id" in refused("invalidate", "--url", url)
+    assert "an age must look like" in refused("invalidate", "--url", url, "--older-than", "soon")
+    assert "namespace must not contain" in refused("stats", "--url", url, "--namespace", "a@b")
+    assert "no tokenizer at" in refused(
+        "import", bad, "--url", url, "--tokenizer", tmp_path / "none"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    assert f"Example: reprise cache {command}" in " ".join(run(command, "--help").split())
+
+
+def test_all_commands_are_there():
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert names == set(COMMANDS)

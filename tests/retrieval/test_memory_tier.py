@@ -1,0 +1,104 @@
+"""The memory tier: bounds, values, walls."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reprise.retrieval import Answer
+from reprise.retrieval.memory_tier import MemoryTier
+
+
+def answer(number, *, namespace="", size=10, created_s=None, exact=False):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * size,
+        namespace=namespace,
+        answer_id=f"a{number}",
+        exact_key=b"k%d" % number if exact else None,
+        created_s=created_s,
+    )
+
+
+def test_the_least_valuable_leaves_first():
+    one = answer(0)
+    tier = MemoryTier(max_bytes=10 * one.num_bytes)
+    for number in range(10):
+        assert tier.put([answer(number)]) == []
+        if number != 3:
+            tier.credit("", f"a{number}", 50)
+    assert tier.put([answer(10)]) in ([("", "a3")], [("", "a10")])
+
+
+def test_a_flooding_tenant_evicts_its_own():
+    one = answer(0)
+    tier = MemoryTier(max_bytes=20 * one.num_bytes)
+    for number in range(5):
+        tier.put([answer(number, namespace="small")])
+    for number in range(1000):
+        for namespace, _ in tier.put([answer(number, namespace="large")]):
+            assert namespace == "large"
+    assert len(list(tier.answers("small"))) == 5
+    assert tier.num_bytes <= 20 * one.num_bytes
+
+
+def test_an_answer_that_cannot_fit_is_not_held():
+    tier = MemoryTier(max_bytes=2000)
+    assert tier.put([answer(1, size=10_000)]) == [("", "a1")]
+    assert tier.num_answers == 0
+
+
+def test_old_answers_are_gone():
+    tier = MemoryTier(max_bytes=1 << 20, ttl_s=60.0)
+    tier.put([answer(1, created_s=time.time() - 61, exact=True)])
+    tier.put([answer(2, exact=True)])
+    assert tier.find_exact("", b"k1") is None
+    assert tier.find_exact("", b"k2") is not None
+    assert tier.expired() == [("", "a1")]
+    assert tier.num_answers == 1
+
+
+def test_bad_bounds_are_refused():
+    with pytest.raises(ValueError, match="max_bytes must be positive, got 0"):
+        MemoryTier(max_bytes=0)
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "get", "exact", "remove", "credit"]),
+        st.sampled_from(["", "acme", "zeta"]),
+        st.integers(0, 12),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(operations=OPERATIONS, capacity=st.integers(2, 8))
+def test_random_operations_keep_bounds_and_walls(operations, capacity):
+    limit = capacity * answer(0, namespace="acme").num_bytes
+    tier = MemoryTier(max_bytes=limit)
+    held: set[tuple[str, str]] = set()
+    for name, namespace, number in operations:
+        key = f"a{number}"
+        if name == "put":
+            evicted = tier.put([answer(number, namespace=namespace, exact=True)])
+            held.add((namespace, key))
+            held -= set(evicted)
+        elif name == "get":
+            [found] = tier.get(namespace, [key])
+            assert (found is not None) == ((namespace, key) in held)
+            assert found is None or found.namespace == namespace
+        elif name == "exact":
+            found = tier.find_exact(namespace, b"k%d" % number)
+            assert (found is not None) == ((namespace, key) in held)
+            assert found is None or found.namespace == namespace
+        elif name == "remove":
+            assert tier.remove(namespace, [key]) == ((namespace, key) in held)
+            held.discard((namespace, key))
+        else:
+            tier.credit(namespace, key, 3)
+        assert tier.num_bytes <= limit
+        assert tier.num_answers == len(held)
+    assert sorted(tier.namespaces()) == sorted({namespace for namespace, _ in held})

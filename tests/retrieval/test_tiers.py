@@ -1,0 +1,205 @@
+"""The three tiers by one contract; above all, that nothing crosses a namespace."""
+
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reprise.retrieval import Answer
+from reprise.retrieval.memory_tier import MemoryTier
+from reprise.retrieval.redis_tier import RedisTier
+from reprise.retrieval.sqlite_tier import SqliteTier
+from reprise.retrieval.tier_url import open_tier, redact
+
+# Names that a careless key or pattern would mix up.
+NAMESPACES = ["", "acme", "acme:", "{acme}", "*", "acme%"]
+
+
+def answer(number, *, namespace="", exact=True, created_s=None, size=3):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * size,
+        namespace=namespace,
+        answer_id=f"id{number}",
+        response_text=namespace,
+        exact_key=b"key%d" % number if exact else None,
+        created_s=created_s,
+    )
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def make_tier(request, tmp_path):
+    opened = []
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+
+    def make(**options):
+        if request.param == "memory":
+            opened.append(MemoryTier(max_bytes=1 << 24, **options))
+        elif request.param == "sqlite":
+            opened.append(SqliteTier(tmp_path / "answers.sqlite", **options))
+        else:
+            opened.append(RedisTier(server.url, timeout_s=2.0, **options))
+        return opened[-1]
+
+    yield make
+    for tier in opened:
+        tier.close()
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "exact", "remove", "list"]),
+        st.sampled_from(NAMESPACES),
+        st.integers(0, 5),
+    ),
+    max_size=40,
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(operations=OPERATIONS)
+def test_random_operations_never_cross_a_wall(make_tier, operations):
+    tier = make_tier()
+    for namespace in NAMESPACES:  # hypothesis shares the tier between its examples
+        tier.remove(namespace, [f"id{number}" for number in range(6)])
+    model: dict[str, set[int]] = {namespace: set() for namespace in NAMESPACES}
+    for operation, namespace, number in operations:
+        if operation == "put":
+            assert tier.put([answer(number, namespace=namespace)]) == []
+            model[namespace].add(number)
+        elif operation == "exact":
+            found = tier.find_exact(namespace, b"key%d" % number)
+            assert (found is not None) == (number in model[namespace])
+            assert found is None or found.namespace == found.response_text == namespace
+        elif operation == "remove":
+            assert tier.remove(namespace, [f"id{number}"]) == (number in model[namespace])
+            model[namespace].discard(number)
+        else:
+            found = list(tier.answers(namespace))
+            assert {a.answer_id for a in found} == {f"id{n}" for n in model[namespace]}
+            assert all(a.namespace == a.response_text == namespace for a in found)
+    assert set(tier.namespaces()) >= {name for name, numbers in model.items() if numbers}
+
+
+def test_answers_come_back_as_they_were(make_tier):
+    tier = make_tier()
+    originals = [answer(1), answer(2, exact=False), answer(3, namespace="租户", size=4000)]
+    tier.put(originals)
+    assert tier.find_exact("", b"key1") == originals[0]
+    assert tier.find_exact("", b"key2") is None
+    assert sorted(a.answer_id for a in tier.answers("")) == ["id1", "id2"]
+    assert list(tier.answers("租户")) == [originals[2]]
+
+
+def test_the_same_id_replaces(make_tier):
+    tier = make_tier()
+    tier.put([answer(1, size=3)])
+    tier.put([answer(1, size=9)])
+    assert [len(a.response_token_ids) for a in tier.answers("")] == [9]
+    assert len(tier.find_exact("", b"key1").response_token_ids) == 9
+
+
+def test_more_answers_than_a_page(make_tier):
+    tier = make_tier()
+    tier.put([answer(number, exact=number % 2 == 0) for number in range(1203)])
+    assert {a.answer_id for a in tier.answers("")} == {f"id{n}" for n in range(1203)}
+
+
+def test_answers_past_their_time_are_gone(make_tier):
+    tier = make_tier(ttl_s=0.3)
+    tier.put([answer(1)])
+    assert tier.find_exact("", b"key1") is not None
+    time.sleep(0.4)
+    assert tier.find_exact("", b"key1") is None
+    assert list(tier.answers("")) == []
+
+
+def test_a_file_survives_its_process_and_damage(tmp_path):
+    first = SqliteTier(tmp_path / "a.sqlite")
+    first.put([answer(1), answer(2)])
+    first.close()
+    again = SqliteTier(tmp_path / "a.sqlite")
+    again._db.execute("update answers set record = x'00ff' where answer_id = 'id1'")
+    again._db.commit()
+    assert [a.answer_id for a in again.answers("")] == ["id2"]
+    assert again.find_exact("", b"key1") is None
+    assert again.num_damaged == 2
+    again.close()
+
+
+@pytest.mark.redis
+def test_every_key_of_a_namespace_lies_in_one_cluster_slot(redis_server):
+    import redis
+
+    tier = RedisTier(redis_server.url)
+    tier.put([answer(1, namespace="acme"), answer(2, namespace="acme", exact=False)])
+    client = redis.Redis.from_url(redis_server.url)
+    keys = {key.decode() for key in client.keys("reprise:{*")}
+    assert len(keys) == 4
+    assert len({key.partition("{")[2].partition("}")[0] for key in keys}) == 1
+    # A look-up is one command, and nothing walks the key space.
+    client.config_resetstat()
+    tier.find_exact("acme", b"key1")
+    list(tier.answers("acme"))
+    used = set(client.info("commandstats"))
+    assert "cmdstat_get" in used
+    assert not used & {"cmdstat_keys", "cmdstat_scan"}
+    assert client.info("commandstats")["cmdstat_get"]["calls"] == 1
+    client.close()
+    tier.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "cache URL must be"),
+        ("mysql://x", "cache URL must be"),
+        ("sqlite://relative", "sqlite URL must be"),
+        ("sqlite:///", "sqlite URL must be"),
+    ],
+)
+def test_urls_that_name_no_tier_are_refused(url, message):
+    with pytest.raises(ValueError, match=message):
+        open_tier(url)
+
+
+def test_urls_open_tiers(tmp_path):
+    assert open_tier("memory://") is None
+    tier = open_tier(f"sqlite:///{tmp_path}/x.sqlite")
+    assert (tmp_path / "x.sqlite").is_file()
+    tier.close()
+
+
+def test_passwords_are_never_shown():
+    assert redact("redis://me:s3cret@host:6379/0") == "redis://me:***@host:6379/0"
+    with pytest.raises(ValueError, match=r"rediz://me:\*\*\*@host"):
+        open_tier("rediz://me:s3cret@host")
+
+
+@pytest.mark.redis
+def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
+    """One node that holds all slots refuses calls across slots as any cluster does."""
+    import redis
+
+    server = start_redis("--cluster-enabled", "yes")
+    node = redis.Redis.from_url(server.url)
+    node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+    wait_until(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO"), 20)
+    node.close()
+    tier = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
+    other = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
+    assert other.changes().added == ()
+    originals = [answer(n, namespace=f"tenant{n % 3}", exact=n % 2 == 0) for n in range(12)]
+    tier.put(originals)
+    assert tier.find_exact("tenant0", b"key0") == originals[0]
+    assert sorted(tier.namespaces()) == ["tenant0", "tenant1", "tenant2"]
+    assert {a.answer_id for a in tier.answers("tenant1")} == {"id1", "id4", "id7", "id10"}
+    assert {a.answer_id for a in other.changes().added} == {a.answer_id for a in originals}
+    assert tier.remove("tenant2", ["id2", "id5"]) == 2
+    assert set(other.changes().removed) == {("tenant2", "id2"), ("tenant2", "id5")}
+    tier.close()
+    other.close()

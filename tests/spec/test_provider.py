@@ -1,0 +1,339 @@
+"""The request life cycle of DraftProvider."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reprise.eval.demo_trace import make_demo_trace
+from reprise.spec import DraftConfig, DraftProvider
+from reprise.spec.near_answer import PlainNearAnswer
+
+
+def near(
+    answer_id: str, response: list[int], similarity: float = 0.9, clause: int = 0
+) -> PlainNearAnswer:
+    empty = np.zeros(0, np.int32)
+    return PlainNearAnswer(answer_id, similarity, empty, np.array(response, np.int32), clause)
+
+
+def new_provider(**settings: object) -> DraftProvider:
+    return DraftProvider(DraftConfig.model_validate({"verify_cost": 0.02, **settings}))
+
+
+def replay(
+    provider: DraftProvider, request_id: str, answer: list[int], limit: int = 16
+) -> list[list[int]]:
+    """Feed `answer` through as a greedy engine would; return the drafts."""
+    drafts = []
+    provider.observe(request_id, answer[:1])
+    at = 1
+    while at < len(answer):
+        draft = provider.propose(request_id, limit=min(limit, len(answer) - at))
+        drafts.append(draft)
+        accepted = 0
+        while accepted < len(draft) and draft[accepted] == answer[at + accepted]:
+            accepted += 1
+        emitted = answer[at : at + accepted + 1]
+        provider.observe(request_id, emitted)
+        at += len(emitted)
+    return drafts
+
+
+def answers_of(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    blocks = random.integers(100, 5000, (12, 15)).tolist()
+    order = random.integers(0, 12, (count, length // 15))
+    return [[token for block in row for token in blocks[block]] for row in order]
+
+
+def test_a_near_answer_is_drafted_at_length_from_the_first_token() -> None:
+    provider = new_provider()
+    provider.start("r", [1, 2, 3])
+    provider.attach("r", [near("a", list(range(100, 130)), 0.98)])
+    assert provider.propose("r", limit=8)[:4] == [100, 101, 102, 103]
+    provider.observe("r", [100])
+    draft = provider.propose("r", limit=16)
+    assert len(draft) >= 8
+    assert draft == list(range(101, 101 + len(draft)))
+
+
+def test_counters_name_source_and_answer() -> None:
+    provider = new_provider()
+    provider.start("r", [1, 2, 3])
+    provider.attach("r", [near("a", list(range(100, 130)), 0.98)])
+    provider.observe("r", [100])
+    assert provider.propose("r", limit=3) == [101, 102, 103]
+    provider.observe("r", [101, 102, 7])
+    live = provider.stats()
+    stats = provider.finish("r")
+    assert stats is not None
+    assert (stats.steps, stats.emitted, stats.drafted, stats.accepted) == (1, 4, 3, 2)
+    assert stats.by_source["near_answer"].accepted == 2
+    assert stats.accepted_by_answer == {"a": 2}
+    total = provider.stats()
+    for counts in (live, total):
+        assert (counts.requests, counts.steps, counts.drafted, counts.accepted) == (1, 1, 3, 2)
+    assert total.errors == 0
+
+
+def test_another_clause_takes_over() -> None:
+    provider = new_provider()
+    first, second = list(range(100, 120)), list(range(300, 320))
+    for i in range(30):  # it takes some such answers to learn that clauses follow each other
+        provider.start("r", [1, 2, 3])
+        shift = 1000 * i
+        one, two = [t + shift for t in first], [t + shift for t in second]
+        provider.attach("r", [near("a", one, clause=1), near("b", two, clause=2)])
+        drafts = replay(provider, "r", one + two)
+        provider.finish("r")
+    crossing = [d for d in drafts if one[-1] in d and two[0] in d]
+    assert crossing
+
+
+def test_an_answer_of_the_corpus_is_found_by_its_words() -> None:
+    provider = new_provider()
+    for i, tokens in enumerate(answers_of(30, 150)):
+        provider.add_answer(str(i), tokens)
+    target = answers_of(31, 150)[30]
+    provider.start("r", [1, 2, 3])
+    replay(provider, "r", target)
+    stats = provider.finish("r")
+    assert stats is not None
+    assert stats.by_source["corpus"].accepted > 50
+    for i in range(30):
+        provider.remove_answer(str(i))
+    assert provider.stats().cached_tokens == 0
+    provider.start("r", [1, 2, 3])
+    replay(provider, "r", answers_of(31, 150)[30])
+    stats = provider.finish("r")
+    assert stats is not None
+    assert stats.by_source["corpus"].drafted == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=30), max_size=8), st.booleans())
+def test_namespaces_never_see_each_other(secrets: list[list[int]], remove: bool) -> None:
+    """What one namespace drafts is the same whatever lies in another."""
+    drafts = []
+    for with_secrets in (False, True):
+        provider = new_provider()
+        provider.add_answer("a", list(range(25)), namespace="mine")
+        for i, tokens in enumerate(secrets if with_secrets else []):
+            provider.add_answer(str(i), tokens, namespace="theirs")
+            provider.start(str(i), tokens, namespace="theirs")
+            if remove:
+                provider.remove_answer(str(i), namespace="theirs")
+        provider.start("r", [1, 2, 3], namespace="mine")
+        drafts.append(replay(provider, "r", [*range(3, 12), 40, 41, *range(5, 15)]))
+        assert provider.stats().errors == 0
+    assert drafts[0] == drafts[1]
+
+
+def test_threads_and_repeats_change_nothing() -> None:
+    results = []
+    for num_threads in (1, 2, 2):
+        provider = new_provider(num_threads=num_threads)
+        answers = answers_of(80, 90, seed=4)
+        for i, tokens in enumerate(answers[:40]):
+            provider.add_answer(str(i), tokens)
+        ids = [str(i) for i in range(40, 80)]
+        for request_id in ids:
+            provider.start(request_id, [1, 2])
+        drafts = [
+            provider.step(ids, [answers[int(i)][at : at + 3] for i in ids])
+            for at in range(0, 90, 3)
+        ]
+        results.append(drafts)
+        assert provider.stats().errors == 0
+    assert results[0] == results[1] == results[2]
+    assert any(draft for step in results[0] for draft in step)
+
+
+def test_a_long_context() -> None:
+    provider = new_provider()
+    prompt = np.random.default_rng(0).integers(0, 150_000, 30_000).astype(np.int32)
+    provider.start("r", prompt)
+    drafts = replay(provider, "r", prompt[20_000:20_120].tolist())
+    stats = provider.finish("r")
+    assert stats is not None
+    assert stats.by_source["context"].accepted > 60
+    assert drafts
+    assert provider.stats().errors == 0
+
+
+def test_an_empty_cache_and_an_empty_prompt() -> None:
+    provider = new_provider()
+    provider.start("r", [])
+    assert provider.propose("r", limit=8) == []
+    replay(provider, "r", list(range(50)))
+    stats = provider.finish("r")
+    assert stats is not None
+    assert stats.drafted <= stats.steps // 10
+    assert provider.stats().errors == 0
+
+
+@pytest.mark.parametrize("kind", ["repeated", "random"])
+def test_adversarial_text_stays_within_bounds(kind: str) -> None:
+    provider = new_provider()
+    provider.warm_up()
+    random = np.random.default_rng(1)
+    for i in range(60):
+        tokens = np.full(500, 9) if kind == "repeated" else random.integers(0, 150_000, 500)
+        provider.add_answer(str(i), tokens.astype(np.int32))
+    text = [9] * 4000 if kind == "repeated" else random.integers(0, 150_000, 4000).tolist()
+    provider.start("r", text)
+    provider.attach("r", [near(str(i), text[:500]) for i in range(32)])
+    began = time.process_time()
+    drafts = replay(provider, "r", text[:400])
+    tokens_predicted = sum(len(draft) + 1 for draft in drafts)
+    assert (time.process_time() - began) / tokens_predicted < 2e-3
+    assert provider.stats().bytes < 32 * 60 * 500
+    assert provider.stats().errors == 0
+
+
+def test_late_near_answers_are_used_from_then_on() -> None:
+    provider = new_provider()
+    answer = list(range(500, 560))
+    provider.start("r", [1, 2, 3])
+    provider.observe("r", answer[:10])
+    assert provider.propose("r", limit=8) == []
+    provider.attach("r", [near("a", answer, 0.98)])
+    provider.observe("r", answer[10:12])
+    draft = provider.propose("r", limit=8)
+    assert draft
+    assert draft == answer[12 : 12 + len(draft)]
+
+
+def test_many_requests_and_namespaces_outgrow_the_first_tables() -> None:
+    provider = new_provider()
+    for i in range(70):
+        provider.add_answer("a", list(range(40)), namespace=str(i % 20))
+        provider.start(str(i), [1, 2], namespace=str(i % 20))
+    ids = [str(i) for i in range(70)]
+    for at in range(0, 20, 4):
+        drafts = provider.step(ids, [list(range(at, at + 4))] * 70)
+    assert len(drafts) == 70
+    assert any(drafts)
+    assert provider.stats().errors == 0
+
+
+def test_a_merge_between_steps_is_survived() -> None:
+    provider = new_provider()
+    answers = answers_of(120, 150, seed=2)
+    provider.start("r", [1, 2])
+    for i, tokens in enumerate(answers):
+        provider.step(["r"], [answers[-1][i : i + 1]])
+        provider.add_answer(str(i), tokens)
+        if i % 2:
+            provider.remove_answer(str(i - 1))
+    assert provider.stats().errors == 0
+
+
+def test_limits_and_opt_out() -> None:
+    provider = new_provider()
+    answer = list(range(100, 130))
+    for request_id, cap in (("off", 0), ("two", 2), ("free", None)):
+        provider.start(request_id, [1, 2, 3], max_draft=cap)
+        provider.attach(request_id, [near("a", answer, 0.98)])
+    ids = ["off", "two", "free", "unknown"]
+    drafts = provider.step(ids, [[100]] * 4)
+    assert [len(draft) > 0 for draft in drafts] == [False, True, True, False]
+    assert len(drafts[1]) <= 2
+    limited = provider.step(ids, [[101]] * 4, limits=[5, 5, 1, 5])
+    assert len(limited[2]) <= 1
+    off = provider.finish("off")
+    assert off is not None
+    assert (off.steps, off.emitted, off.drafted) == (1, 2, 0)
+
+
+def test_unknown_requests_are_ignored() -> None:
+    provider = new_provider()
+    provider.attach("x", [])
+    provider.observe("x", [1])
+    assert provider.propose("x", limit=4) == []
+    assert provider.step(["x"], [[1]]) == [[]]
+    assert provider.finish("x") is None
+    provider.remove_answer("x")
+    assert provider.stats().errors == 0
+
+
+def test_restarting_a_live_id_replaces_it() -> None:
+    provider = new_provider()
+    provider.start("r", [1, 2, 3])
+    provider.observe("r", [4, 5])
+    provider.start("r", [7])
+    provider.observe("r", [8])
+    stats = provider.finish("r")
+    assert stats is not None
+    assert stats.emitted == 1
+    assert provider.stats().emitted == 3
+
+
+def test_bad_tokens_are_refused() -> None:
+    provider = new_provider()
+    with pytest.raises(ValueError, match="prompt_token_ids: expected a flat sequence"):
+        provider.start("r", [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="response_token_ids: expected token ids in"):
+        provider.add_answer("a", [-1])
+
+
+def test_the_hot_path_never_raises() -> None:
+    provider = new_provider()
+    provider.start("r", [1, 2, 3])
+    assert provider.step(["r"], [["no token"]]) == [[]]  # type: ignore[list-item]
+    assert provider.stats().errors == 1
+
+
+def demo_rows() -> list[tuple[set[str], list[int]]]:
+    """(words of the prompt, token ids of the answer), a word or mark being a token."""
+    ids: dict[str, int] = {}
+    rows = []
+    for row in make_demo_trace(3):
+        words = re.findall(r"\w+|[^\w\s]", row.response)
+        answer = [ids.setdefault(word, len(ids)) for word in words]
+        rows.append((set(re.findall(r"\w+", row.prompt.lower())), answer))
+    return rows
+
+
+def test_chances_are_calibrated() -> None:
+    """In each occupied bin of chance about that share of the drafted tokens was right, and over
+    all of them very nearly."""
+    provider = new_provider(verify_cost=0.005)
+    rows = demo_rows()
+    chances, right = [], []
+    for i, (words, answer) in enumerate(rows):
+        alike = [len(words & other) / len(words | other) for other, _ in rows[:i]]
+        best = sorted(range(i), key=lambda k: -alike[k])[:16]
+        request_id = str(i)
+        provider.start(request_id, [1, 2, 3])
+        provider.attach(request_id, [near(str(k), rows[k][1], alike[k]) for k in best])
+        provider.observe(request_id, answer[:1])
+        slot = provider._live[request_id].slot
+        at = 1
+        while at < len(answer):
+            draft = provider.propose(request_id, limit=min(16, len(answer) - at))
+            given = provider._trail.chances[slot, : len(draft)].tolist()
+            accepted = 0
+            while accepted < len(draft) and draft[accepted] == answer[at + accepted]:
+                accepted += 1
+            if i >= 100:
+                chances += given
+                right += [k < accepted for k in range(len(draft))]
+            provider.observe(request_id, answer[at : at + accepted + 1])
+            at += accepted + 1
+        provider.finish(request_id)
+        provider.add_answer(request_id, answer)
+    bins = np.minimum(9, (10 * np.array(chances)).astype(int))
+    occupied = [k for k in range(10) if (bins == k).sum() >= 400]
+    assert len(occupied) >= 5
+    shares, errors = [], []
+    for k in occupied:
+        own = bins == k
+        shares.append(own.mean())
+        errors.append(abs(np.array(chances)[own].mean() - np.array(right)[own].mean()))
+    assert max(errors) < 0.09
+    assert np.dot(shares, errors) < 0.02

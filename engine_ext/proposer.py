@@ -60,10 +60,16 @@ class _LiveRequest:
             return 0
         if self.stops and not self.stops.isdisjoint(row.emitted_token_ids.tolist()):
             return 0
-        if self.params is not None and self.params.max_tokens is not None:
+        if self.params is None:
+            return max(0, room)
+        num_output_tokens = row.num_tokens - self.num_prompt_tokens
+        if self.params.max_tokens is not None:
             # The last token of an answer is the bonus token of some step: no draft for it.
-            num_output_tokens = row.num_tokens - self.num_prompt_tokens
             room = min(room, self.params.max_tokens - num_output_tokens - 1)
+        if num_output_tokens < self.params.min_tokens:
+            # vLLM forbids the bonus token to end an answer that was shorter than `min_tokens`
+            # when the step began, so the bonus token must not lie beyond them.
+            room = min(room, self.params.min_tokens - num_output_tokens - 1)
         return max(0, room)
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
@@ -116,9 +122,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._propose_us = LatencyHistogram()
         self._near_answers_in_time = 0
         self._near_answers_late = 0
-        self._step_started_s = 0.0
         self._propose_ended_s = 0.0
-        self._num_scheduled_tokens: int | None = None
+        self._num_drafted_tokens = 0
+        self._only_decoded = False
         self._previous_ids: frozenset[str] = frozenset()
         # Only the first rank's drafts reach the scheduler; the others would draft for nothing.
         self._is_drafting_rank = (
@@ -203,7 +209,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             [row.emitted_token_ids.tolist() for row in rows],
             limits=limits,
             step_time_s=self._step_time_s(started_s, request_ids),
-            num_scheduled_tokens=self._num_scheduled_tokens,
+            num_drafted_tokens=self._num_drafted_tokens,
         )
         for row, draft in zip(rows, proposed, strict=True):
             drafts[row.row] = draft
@@ -212,12 +218,12 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 live = self._live[ended.request_id]
                 self._end(ended.request_id, ended.token_ids[live.num_prompt_tokens :])
 
-    def _step_time_s(self, started_s: float, request_ids: Sequence[str]) -> float:
-        """What one step takes. From propose to propose where the engine did not idle between,
-        which a request present both times proves; else from the runner's start of the step."""
+    def _step_time_s(self, started_s: float, request_ids: Sequence[str]) -> float | None:
+        """What a step takes, from propose to propose; None where it did more than decode, or where
+        the engine may have idled before it, which a request present both times disproves."""
         was_busy = not self._previous_ids.isdisjoint(request_ids)
         self._previous_ids = frozenset(request_ids)
-        return started_s - (self._propose_ended_s if was_busy else self._step_started_s)
+        return started_s - self._propose_ended_s if was_busy and self._only_decoded else None
 
     def _start(self, row: TrackedRow, live: _LiveRequest | None) -> _LiveRequest:
         """Begin drafting for a request that emits for the first time."""
@@ -276,7 +282,6 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Take in which requests ended and which began, before the runner does."""
-        self._step_started_s = time.perf_counter()
         if not self._is_drafting_rank:
             return
         try:
@@ -297,7 +302,10 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Learn which request is in which row."""
-        self._num_scheduled_tokens = scheduler_output.total_num_scheduled_tokens
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        self._num_drafted_tokens = sum(map(len, drafts.values()))
+        num_decoded_tokens = len(scheduler_output.num_scheduled_tokens) + self._num_drafted_tokens
+        self._only_decoded = scheduler_output.total_num_scheduled_tokens == num_decoded_tokens
         if self._ids is not None:
             self._ids.name_rows(runner.input_batch.req_ids, runner.input_batch.num_prompt_tokens)
 

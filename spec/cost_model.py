@@ -1,7 +1,9 @@
-"""What a step costs, measured while serving: time against scheduled tokens.
+"""What a step costs, measured while serving: the time of steps with drafts against those without.
 
-The curve is kept as running means over bins of scheduled tokens, each a factor of sqrt(2) wide,
-made non-decreasing, and straight between the bins' means. Old steps fade.
+Times are kept for like batch sizes together, a factor of two wide, and within them as running
+means over bins of drafted tokens, a factor of sqrt(2) wide. What a step with d drafted tokens costs
+is read off these means after they were made non-decreasing. Old steps fade. Steps that prefill are
+not taken in: a prompt's token needs no verification, and costs far less.
 """
 
 import math
@@ -11,31 +13,42 @@ import numpy.typing as npt
 
 FADE = 0.97
 PRIOR_COST = 0.02
-MOST_BINS = 48
+BATCH_BINS = 12
+DRAFT_BINS = 28  # the first is that of steps without drafts
 OUTLIER = 3.0
+ENOUGH_STEPS = 8.0
+REST_EVERY = 256
+
+Floats = npt.NDArray[np.float64]
 
 
 class CostModel:
-    """Step time as a function of scheduled tokens."""
+    """Step time as a function of drafted tokens, for each size of batch."""
 
     def __init__(self) -> None:
-        self._weights = np.zeros(MOST_BINS)
-        self._tokens = np.zeros(MOST_BINS)
-        self._seconds = np.zeros(MOST_BINS)
+        shape = (BATCH_BINS, DRAFT_BINS)
+        self._weights = np.zeros(shape)
+        self._drafted = np.zeros(shape)
+        self._seconds = np.zeros(shape)
+        self._since_rest = np.zeros(BATCH_BINS, np.int64)
         self.draft_seconds = 0.0
         """Running mean of the drafter's own seconds per predicted token."""
 
-    def observe_step(self, num_scheduled_tokens: int, seconds: float) -> None:
-        """Take in one step; one that took far longer than its like counts as an outlier, cut."""
-        if num_scheduled_tokens < 1 or not 0.0 < seconds < 60.0:
+    def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
+        """Take in a step that decoded for `batch` requests and verified `drafted` tokens in all.
+
+        One that took far longer than its like counts as an outlier, cut.
+        """
+        if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
-        at = min(MOST_BINS - 1, round(2.0 * math.log2(num_scheduled_tokens)))
+        at = _batch_bin(batch), _draft_bin(drafted)
+        self._since_rest[at[0]] = self._since_rest[at[0]] + 1 if drafted else 0
         weight = self._weights[at]
         if weight > 3.0:
             seconds = min(seconds, OUTLIER * self._seconds[at])
         self._weights[at] = FADE * weight + 1.0
         share = 1.0 / self._weights[at]
-        self._tokens[at] += share * (num_scheduled_tokens - self._tokens[at])
+        self._drafted[at] += share * (drafted - self._drafted[at])
         self._seconds[at] += share * (seconds - self._seconds[at])
 
     def observe_drafting(self, num_predicted: int, seconds: float) -> None:
@@ -45,25 +58,59 @@ class CostModel:
             share = 0.05 if self.draft_seconds else 1.0
             self.draft_seconds += share * (min(each, 1e-3) - self.draft_seconds)
 
-    def known(self) -> bool:
-        """Whether any step was seen."""
-        return bool(self._weights.any())
+    def wants_rest(self, batch: int) -> bool:
+        """Whether a step without drafts is due, to know what drafts are to be compared with."""
+        at = _batch_bin(batch)
+        if self._weights[at, 0] == 0.0:
+            return bool(self._weights[at].sum() >= ENOUGH_STEPS)
+        return bool(self._since_rest[at] >= REST_EVERY)
 
-    def curve(self, batch: int, most: int) -> npt.NDArray[np.float64]:
-        """Relative cost [most + 1] of a step that verifies 0..most drafted tokens for `batch`
-        requests: 1.0 without drafts. Before two sizes were seen, PRIOR_COST per token and request.
+    def curve(self, batch: int, most: int) -> Floats:
+        """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
+        `batch` requests: 1.0 without drafts. PRIOR_COST per token and request where steps with or
+        without drafts were not seen yet.
         """
         counts = np.arange(most + 1, dtype=np.float64)
-        near = (self._weights > 0.0) & (self._tokens <= 4.0 * (batch + most))
-        tokens, seconds = self._tokens[near], np.maximum.accumulate(self._seconds[near])
-        if len(tokens) < 2 or tokens[-1] < 1.25 * tokens[0]:
+        at = self._best_known(batch)
+        if at is None:
             return 1.0 + PRIOR_COST * counts / batch
-        wanted = batch + counts
-        times = np.interp(wanted, tokens, seconds)
-        slope = (seconds[-1] - seconds[0]) / (tokens[-1] - tokens[0])
-        times += slope * np.maximum(0.0, wanted - tokens[-1])
-        times = np.maximum(times - slope * np.maximum(0.0, tokens[0] - wanted), 0.2 * times)
-        relative: npt.NDArray[np.float64] = times / times[0]
-        if self.draft_seconds:
-            relative = relative + counts * self.draft_seconds / times[0]
+        rest = float(self._seconds[at, 0])
+        seen = np.flatnonzero(self._weights[at, 1:]) + 1
+        drafted, seconds = self._drafted[at, seen], self._seconds[at, seen]
+        seconds = np.maximum(rest, non_decreasing(seconds, self._weights[at, seen]))
+        if len(seen) == 1:
+            drafted, seconds = np.append(0.0, drafted), np.append(rest, seconds)
+        slope = (seconds[-1] - seconds[0]) / (drafted[-1] - drafted[0])
+        times = np.interp(counts, drafted, seconds)
+        times += slope * np.maximum(0.0, counts - drafted[-1])
+        times -= slope * np.maximum(0.0, drafted[0] - counts)
+        relative: Floats = np.maximum(1.0, times / rest) + counts * (self.draft_seconds / rest)
+        relative[0] = 1.0
         return relative
+
+    def _best_known(self, batch: int) -> int | None:
+        """The batch bin nearest to `batch` that has seen steps with drafts and without."""
+        known = (self._weights[:, 0] > 0.0) & (self._weights[:, 1:] > 0.0).any(axis=1)
+        bins = np.flatnonzero(known)
+        return int(bins[np.argmin(np.abs(bins - _batch_bin(batch)))]) if len(bins) else None
+
+
+def _batch_bin(batch: int) -> int:
+    return min(BATCH_BINS - 1, round(math.log2(batch)))
+
+
+def _draft_bin(drafted: int) -> int:
+    return min(DRAFT_BINS - 1, 1 + round(2.0 * math.log2(drafted))) if drafted else 0
+
+
+def non_decreasing(values: Floats, weights: Floats) -> Floats:
+    """The non-decreasing sequence [n] nearest to `values` [n] in weighted least squares."""
+    blocks: list[tuple[float, float, int]] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        size = 1
+        while blocks and blocks[-1][0] >= value:
+            before, its_weight, its_size = blocks.pop()
+            value = (before * its_weight + value * weight) / (its_weight + weight)
+            weight, size = weight + its_weight, size + its_size
+        blocks.append((value, weight, size))
+    return np.repeat([block[0] for block in blocks], [block[2] for block in blocks])

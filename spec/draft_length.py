@@ -19,6 +19,8 @@ FIRST_WEIGHT = 40.0
 LEAST_CHANCE = 0.004
 PROBE_EVERY = 48
 PROBE_LEAST = 0.25
+RENEW_EVERY = 8
+NEVER = 2.0
 
 
 class DraftLength:
@@ -31,8 +33,10 @@ class DraftLength:
         self._gained = FIRST_SPEEDUP * FIRST_WEIGHT
         self._paid = FIRST_WEIGHT
         self._since_draft = 0
-        self._since_rest = 0
         self._curve = np.ones(1)
+        self._curve_batch = 0
+        self._curve_age = 0
+        self._mean_drafted = 0.0
         self._probing = False
 
     @property
@@ -41,17 +45,33 @@ class DraftLength:
         return max(1.0, self._gained / self._paid)
 
     def least_chance(self, batch: int) -> float:
-        """The chance below which no token is worth drafting now, for a batch of requests."""
+        """The chance below which no token is worth drafting now, for a batch of requests.
+
+        Above 1 where a step without drafts is due.
+        """
         self._probing = False
         if self._fixed is not None:
             return max(LEAST_CHANCE, self._fixed * self.speedup)
-        self._curve = self.costs.curve(batch, batch * self._most)
+        self._renew_curve(batch)
+        if self.costs.wants_rest(batch):
+            return NEVER
         self._since_draft += 1
         if self._since_draft >= PROBE_EVERY:
             self._probing = True
             return PROBE_LEAST
-        slope = float(np.min(np.diff(self._curve), initial=1.0))
-        return max(LEAST_CHANCE, slope * batch * self.speedup)
+        # Where the batch's drafts end is decided in `cut`; tokens of half the chance that a token
+        # must have on average are predicted for it to choose from.
+        far = min(len(self._curve) - 1, max(batch, round(2.0 * self._mean_drafted)))
+        if far < 2:
+            return LEAST_CHANCE
+        slope = float(self._curve[far] - self._curve[1]) / (far - 1)
+        return max(LEAST_CHANCE, 0.5 * slope * batch * self.speedup)
+
+    def _renew_curve(self, batch: int) -> None:
+        self._curve_age += 1
+        if batch != self._curve_batch or self._curve_age >= RENEW_EVERY:
+            self._curve = self.costs.curve(batch, batch * self._most)
+            self._curve_batch, self._curve_age = batch, 0
 
     def cut(
         self,
@@ -78,6 +98,7 @@ class DraftLength:
             return
         if drafted:
             self._since_draft = 0
+        self._mean_drafted += 0.05 * (drafted - self._mean_drafted)
         if self._fixed is not None:
             cost = 1.0 + self._fixed * drafted / batch
         else:

@@ -84,7 +84,7 @@ class DraftProvider:
         other.start("0", tokens)
         other.attach("0", [near])
         for token in range(8):
-            other.step(["0"], [[token]], step_time_s=0.01, num_scheduled_tokens=1)
+            other.step(["0"], [[token]], step_time_s=0.01)
         other.finish("0")
 
     def start(
@@ -138,7 +138,7 @@ class DraftProvider:
         *,
         limits: Sequence[int] | None = None,
         step_time_s: float | None = None,
-        num_scheduled_tokens: int | None = None,
+        num_drafted_tokens: int = 0,
     ) -> list[list[int]]:
         """Observe each request's new tokens, then draft for the whole batch. Never raises.
 
@@ -146,13 +146,15 @@ class DraftProvider:
             request_ids: B ids; unknown ones get no draft.
             emitted: B sequences of the tokens emitted since the last call, possibly empty.
             limits: most tokens that each may draft now; None: as configured.
-            step_time_s: what the engine step that emitted these took, in seconds.
-            num_scheduled_tokens: tokens that it scheduled; the two teach what drafts cost.
+            step_time_s: what the engine step that emitted these took, in seconds, if it did
+                nothing but decode for these requests; None: the step teaches nothing of costs.
+            num_drafted_tokens: tokens that it verified.
         """
         with self._lock:
             try:
-                if step_time_s is not None and num_scheduled_tokens is not None:
-                    self._length.costs.observe_step(num_scheduled_tokens, step_time_s)
+                if step_time_s is not None:
+                    batch = len(request_ids)
+                    self._length.costs.observe_step(batch, num_drafted_tokens, step_time_s)
                 places = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
                 if places:

@@ -70,6 +70,20 @@ def test_stops_lengths_and_seeds_are_identical(
         assert _said(_chat(reprise_llm, questions[:8], **sampling)) == expected, sampling
 
 
+def test_answers_may_end_right_after_min_tokens(
+    plain_llm: Any, reprise_llm: Any, questions: list[str]
+) -> None:
+    """`min_tokens` lets the very next token end the answer, wherever a draft ends before it."""
+    question = questions[0]
+    length = len(_chat(plain_llm, [question])[0].token_ids)
+    _chat(reprise_llm, [question])
+    assert reprise_llm.collective_rpc("reprise_flush", args=(60.0,)) == [True]
+    for min_tokens in range(length - 18, length):
+        expected = _said(_chat(plain_llm, [question], min_tokens=min_tokens))
+        assert len(expected[0][0]) == length
+        assert _said(_chat(reprise_llm, [question], min_tokens=min_tokens)) == expected
+
+
 # Nothing that the demo model was trained on: it is of many minds about them.
 VAGUE_QUESTIONS = ("Hello", "What about it then?", "one two three", "I was just wondering")
 

@@ -10,6 +10,7 @@ from reprise.engine_ext.config import RepriseConfig, engine_config
 from reprise.engine_ext.latency import LatencyHistogram
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.request_hints import RequestHints, read_hints
+from reprise.engine_ext.request_info import DraftCountsKeeper
 from reprise.engine_ext.row_tracker import (
     ContentRowTracker,
     IdRowTracker,
@@ -119,6 +120,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = SwallowedErrors()
         self._live: dict[str, _LiveRequest] = {}
+        self._draft_counts = DraftCountsKeeper()
         self._propose_us = LatencyHistogram()
         self._near_answers_in_time = 0
         self._near_answers_late = 0
@@ -315,6 +317,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if self._ids is not None:
             self._ids.forget(request_id)
         stats = self._provider.finish(request_id)
+        if live is not None and live.hints.info:
+            self._draft_counts.keep(request_id, stats)
         if live is None or self._retriever is None or self._learner is None:
             return
         namespace = self._namespace_of(request_id, live.hints)
@@ -345,6 +349,10 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             "live_requests": len(self._live),
             "errors": self._errors.counts(),
         }
+
+    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """Counts of those of these requests that are over and asked for them; once."""
+        return self._draft_counts.take(request_ids)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every finished request so far is learned. True when it is."""

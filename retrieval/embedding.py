@@ -130,9 +130,10 @@ def _sentence_transformer(model: str, threads: int | None) -> tuple[Encode, int]
     network.eval()
 
     def encode(texts: Sequence[str]) -> FloatArray:
-        vectors: FloatArray = network.encode(
-            list(texts), batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
-        ).astype(np.float32)
+        # What `network.encode` does besides takes 2 ms a call, half of what a short text takes.
+        with torch.inference_mode():
+            output = network(network.preprocess(list(texts)))
+        vectors: FloatArray = output["sentence_embedding"].float().numpy()
         return vectors
 
     return encode, int(encode(["dimension"]).shape[1])

@@ -1,9 +1,10 @@
 """What a step costs, measured while serving: the time of steps with drafts against those without.
 
-Times are kept for like batch sizes together, a factor of two wide, and within them as running
-means over bins of drafted tokens, a factor of sqrt(2) wide. What a step with d drafted tokens costs
-is read off these means after they were made non-decreasing. Old steps fade. Steps that prefill are
-not taken in: a prompt's token needs no verification, and costs far less.
+Times are kept for like batch sizes together, a factor of two wide, and within them in bins of
+drafted tokens, a factor of sqrt(2) wide. What a step with d drafted tokens costs is read off the
+medians of the bins' latest steps after they were made non-decreasing: other work on the machine
+makes single steps several times as long. Steps that prefill are not to be taken in: a prompt's
+token needs no verification, and costs far less.
 """
 
 import math
@@ -11,12 +12,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-FADE = 0.97
 PRIOR_COST = 0.02
 BATCH_BINS = 12
 DRAFT_BINS = 28  # the first is that of steps without drafts
-OUTLIER = 3.0
-ENOUGH_STEPS = 8.0
+LATEST = 15
+FEWEST = 3  # steps in a bin, below which it says nothing
+ENOUGH_STEPS = 8
 REST_EVERY = 256
 
 Floats = npt.NDArray[np.float64]
@@ -27,43 +28,36 @@ class CostModel:
 
     def __init__(self) -> None:
         shape = (BATCH_BINS, DRAFT_BINS)
-        self._weights = np.zeros(shape)
+        self._latest = np.zeros((*shape, LATEST))
+        self._counts = np.zeros(shape, np.int64)
         self._drafted = np.zeros(shape)
         self._seconds = np.zeros(shape)
         self._since_rest = np.zeros(BATCH_BINS, np.int64)
-        self.draft_seconds = 0.0
-        """Running mean of the drafter's own seconds per predicted token."""
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
-        """Take in a step that decoded for `batch` requests and verified `drafted` tokens in all.
-
-        One that took far longer than its like counts as an outlier, cut.
-        """
+        """Take in a step that decoded for `batch` requests and verified `drafted` tokens in all;
+        `seconds` includes what the drafter took."""
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
         at = _batch_bin(batch), _draft_bin(drafted)
         self._since_rest[at[0]] = self._since_rest[at[0]] + 1 if drafted else 0
-        weight = self._weights[at]
-        if weight > 3.0:
-            seconds = min(seconds, OUTLIER * self._seconds[at])
-        self._weights[at] = FADE * weight + 1.0
-        share = 1.0 / self._weights[at]
-        self._drafted[at] += share * (drafted - self._drafted[at])
-        self._seconds[at] += share * (seconds - self._seconds[at])
-
-    def observe_drafting(self, num_predicted: int, seconds: float) -> None:
-        """Take in how long the drafter itself took."""
-        if num_predicted > 0:
-            each = seconds / num_predicted
-            share = 0.05 if self.draft_seconds else 1.0
-            self.draft_seconds += share * (min(each, 1e-3) - self.draft_seconds)
+        self._latest[at][self._counts[at] % LATEST] = seconds
+        self._counts[at] += 1
+        count = min(int(self._counts[at]), LATEST)
+        self._seconds[at] = sorted(self._latest[at][:count].tolist())[count // 2]
+        self._drafted[at] += (drafted - self._drafted[at]) / count
 
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
         at = _batch_bin(batch)
-        if self._weights[at, 0] == 0.0:
-            return bool(self._weights[at].sum() >= ENOUGH_STEPS)
+        if self._counts[at, 0] < FEWEST:
+            return bool(self._counts[at].sum() >= ENOUGH_STEPS)
         return bool(self._since_rest[at] >= REST_EVERY)
+
+    def rest_s(self, batch: int) -> float | None:
+        """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""
+        at = self._best_known(batch)
+        return None if at is None else float(self._seconds[at, 0])
 
     def curve(self, batch: int, most: int) -> Floats:
         """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
@@ -75,22 +69,24 @@ class CostModel:
         if at is None:
             return 1.0 + PRIOR_COST * counts / batch
         rest = float(self._seconds[at, 0])
-        seen = np.flatnonzero(self._weights[at, 1:]) + 1
-        drafted, seconds = self._drafted[at, seen], self._seconds[at, seen]
-        seconds = np.maximum(rest, non_decreasing(seconds, self._weights[at, seen]))
+        seen = np.flatnonzero(self._counts[at, 1:] >= FEWEST) + 1
+        weights = np.minimum(self._counts[at, seen], LATEST).astype(np.float64)
+        drafted = self._drafted[at, seen]
+        seconds = np.maximum(rest, non_decreasing(self._seconds[at, seen], weights))
         if len(seen) == 1:
             drafted, seconds = np.append(0.0, drafted), np.append(rest, seconds)
         slope = (seconds[-1] - seconds[0]) / (drafted[-1] - drafted[0])
         times = np.interp(counts, drafted, seconds)
         times += slope * np.maximum(0.0, counts - drafted[-1])
         times -= slope * np.maximum(0.0, drafted[0] - counts)
-        relative: Floats = np.maximum(1.0, times / rest) + counts * (self.draft_seconds / rest)
+        relative: Floats = np.maximum(1.0, times / rest)
         relative[0] = 1.0
         return relative
 
     def _best_known(self, batch: int) -> int | None:
         """The batch bin nearest to `batch` that has seen steps with drafts and without."""
-        known = (self._weights[:, 0] > 0.0) & (self._weights[:, 1:] > 0.0).any(axis=1)
+        enough = self._counts >= FEWEST
+        known = enough[:, 0] & enough[:, 1:].any(axis=1)
         bins = np.flatnonzero(known)
         return int(bins[np.argmin(np.abs(bins - _batch_bin(batch)))]) if len(bins) else None
 

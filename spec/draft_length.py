@@ -5,6 +5,9 @@ for a cost of curve[d], where a step without drafts costs 1. In the long run tok
 most if each step makes (1 + e / B) - speedup * curve[d] as large as it can, the speed-up being that
 of the long run itself. So drafts are cut where the chance that a token is accepted falls below what
 it costs, all requests' tokens competing for the same budget.
+
+Looking for drafts costs time too. Where it is not worth that, it pauses for so many steps that what
+it costs stays about a hundredth of them, until another request begins.
 """
 
 import numpy as np
@@ -21,6 +24,10 @@ PROBE_EVERY = 48
 PROBE_LEAST = 0.25
 RENEW_EVERY = 8
 NEVER = 2.0
+SPARE = 0.8
+WORTH_SHARE = 0.2
+LONGEST_PAUSE = 32
+BEARABLE = 0.01
 
 
 class DraftLength:
@@ -38,6 +45,9 @@ class DraftLength:
         self._curve_age = 0
         self._mean_drafted = 0.0
         self._probing = False
+        self._search_s = 0.0
+        self._worth = 0.0
+        self._pause = 0
 
     @property
     def speedup(self) -> float:
@@ -53,19 +63,22 @@ class DraftLength:
         if self._fixed is not None:
             return max(LEAST_CHANCE, self._fixed * self.speedup)
         self._renew_curve(batch)
-        if self.costs.wants_rest(batch):
-            return NEVER
         self._since_draft += 1
         if self._since_draft >= PROBE_EVERY:
-            self._probing = True
+            self._probing, self._since_draft = True, 0
             return PROBE_LEAST
-        # Where the batch's drafts end is decided in `cut`; tokens of half the chance that a token
-        # must have on average are predicted for it to choose from.
+        if self.costs.wants_rest(batch):
+            return NEVER
+        if self._pause > 0:
+            self._pause -= 1
+            return NEVER
+        # Where the batch's drafts end is decided in `cut`; a few more tokens than pay on average
+        # are predicted for it to choose from.
         far = min(len(self._curve) - 1, max(batch, round(2.0 * self._mean_drafted)))
         if far < 2:
             return LEAST_CHANCE
         slope = float(self._curve[far] - self._curve[1]) / (far - 1)
-        return max(LEAST_CHANCE, 0.5 * slope * batch * self.speedup)
+        return max(LEAST_CHANCE, SPARE * slope * batch * self.speedup)
 
     def _renew_curve(self, batch: int) -> None:
         self._curve_age += 1
@@ -80,17 +93,41 @@ class DraftLength:
     ) -> npt.NDArray[np.int64]:
         """The lengths [B] that the drafts are cut to."""
         batch = len(lengths)
-        if self._fixed is not None or self._probing or not lengths.any():
+        if self._fixed is not None or self._probing:
+            return lengths
+        if not lengths.any():
+            self._note_worth(batch, 0.0)
             return lengths
         drafted = np.arange(chances.shape[1])[None, :] < lengths[:, None]
         ranked = np.sort(chances[drafted])[::-1]
         gains = np.concatenate(([0.0], np.cumsum(ranked, dtype=np.float64))) / batch
         values = gains - self.speedup * self._curve[: len(gains)]
         best = int(np.argmax(values))
+        self._note_worth(batch, float(values[best] - values[0]))
         if best == 0:
             return np.zeros_like(lengths)
         kept: npt.NDArray[np.int64] = ((chances >= ranked[best - 1]) & drafted).sum(axis=1)
         return kept
+
+    def observe_search(self, seconds: float) -> None:
+        """Take in how long it took to look for drafts."""
+        share = 0.1 if self._search_s else 1.0
+        self._search_s += share * (seconds - self._search_s)
+
+    def resume(self) -> None:
+        """Look for drafts again: there is a request or a near answer that there was not."""
+        self._worth, self._pause = 0.0, 0
+
+    def _note_worth(self, batch: int, gain: float) -> None:
+        """Take in what drafts are expected to gain in this step, in tokens a request, beyond all
+        they cost; 0: there are none, and looking for them was in vain."""
+        rest_s = self.costs.rest_s(batch)
+        if rest_s is None:
+            return
+        cost = self._search_s / rest_s
+        self._worth += WORTH_SHARE * ((gain or -self.speedup * cost) - self._worth)
+        if self._worth < 0.0:
+            self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))
 
     def observe_step(self, batch: int, drafted: int, emitted: int) -> None:
         """Take in what a step emitted for `batch` requests with `drafted` tokens."""

@@ -23,7 +23,6 @@ from .layout import (
     DRAFTED,
     DRAFTED_CONTEXT,
     EMITTED,
-    PREDICTED,
     REQUEST_FIELDS,
     STEPS,
 )
@@ -72,6 +71,7 @@ class DraftProvider:
         self._total = RequestStats()
         self._num_requests = 0
         self._errors = 0
+        self._own_s = 0.0
 
     def warm_up(self) -> None:
         """Compile everything, or read it from the disk, so that no request waits for it."""
@@ -112,6 +112,7 @@ class DraftProvider:
             row = self._requests[slot]
             request = Request(slot, row, prompt, cap=cap, room=self._positions + 2)
             row[CORPUS_ROW] = corpus_row
+            self._length.resume()
             self._live[request_id] = request
 
     def attach(self, request_id: str, near_answers: Sequence[NearAnswer]) -> None:
@@ -130,6 +131,7 @@ class DraftProvider:
                 most=self.config.max_near_answers,
                 first_hit=FIRST_HIT,
             )
+            self._length.resume()
 
     def step(
         self,
@@ -151,10 +153,12 @@ class DraftProvider:
             num_drafted_tokens: tokens that it verified.
         """
         with self._lock:
+            began_s = time.perf_counter()
             try:
                 if step_time_s is not None:
-                    batch = len(request_ids)
-                    self._length.costs.observe_step(batch, num_drafted_tokens, step_time_s)
+                    seconds = step_time_s + (self._own_s if num_drafted_tokens else 0.0)
+                    costs = self._length.costs
+                    costs.observe_step(len(request_ids), num_drafted_tokens, seconds)
                 places = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
                 if places:
@@ -163,6 +167,8 @@ class DraftProvider:
             except Exception:
                 self._note_error()
                 return [[] for _ in request_ids]
+            finally:
+                self._own_s = time.perf_counter() - began_s
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Take in newly emitted tokens of one request; an unknown id is ignored."""
@@ -300,20 +306,17 @@ class DraftProvider:
         least = self._length.least_chance(len(places))
         if least >= HOPELESS:
             allowed[:] = 0  # nothing can pay: do not even predict
-        # What a further token costs: the rest of a call is spent whether it drafts or not.
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         self._runner.draft(slots, allowed, least, self._tables())
-        draft_seconds = time.perf_counter() - began
-        lengths = self._requests[slots, DRAFTED]
-        predicted = int(self._requests[slots, PREDICTED].sum())
-        longest = int(lengths.max())
-        if longest:
+        if allowed.any():
+            self._length.observe_search(time.perf_counter() - began_s)
+            lengths = self._requests[slots, DRAFTED]
+            longest = int(lengths.max())
             lengths = self._length.cut(self._trail.chances[slots, :longest], lengths)
             self._requests[slots, DRAFTED] = lengths
             tokens = self._trail.tokens[slots, :longest].tolist()
             for k, i in enumerate(places):
                 drafts[i] = tokens[k][: lengths[k]]
-        self._length.costs.observe_drafting(predicted, draft_seconds)
 
     def _tables(self) -> Tables:
         others = (self._trail_table, self._weights_table)

@@ -1,0 +1,202 @@
+"""Predictions of a real provider over random small texts, with all that they were made from."""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from reprise.spec import DraftConfig, DraftProvider
+from reprise.spec import corpus as corpus_module
+from reprise.spec.layout import BEGIN, BOS, END, LENGTH, ORDERS, PREDICTED, SUCCESSORS
+from reprise.spec.near_answer import PlainNearAnswer
+from reprise.spec.request import Request
+from reprise.spec.suffix_array import SAMPLED
+
+LONGEST_DRAFT = 6
+
+
+Answers = list[list[int]]
+OrderCounts = tuple[int, dict[int, int]]
+
+
+class Prediction(NamedTuple):
+    """One position of a trail, copied, and the plain lists that it was predicted from."""
+
+    text: list[int]  # prompt, BOS, output, draft so far
+    begin: int  # index of BOS
+    length: int  # of text without the draft
+    near: list[PlainNearAnswer]  # in the order of the request
+    sorted_answers: Answers  # the corpus's suffix array holds them
+    recent_answers: Answers  # its chains hold them
+    orders: list[OrderCounts]  # counted by hand: how often the last tokens, and what followed
+    trail: dict[str, Any]  # field to array, of this position
+    after: dict[str, Any] | None  # of the next one, if the draft went on
+    drafted: int  # the token drafted here, if it did
+    weights: dict[str, Any]
+
+
+@functools.cache
+def sorted_suffixes(answers: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """What follows each place of the answers, in the order of the first 25 tokens."""
+    suffixes = []
+    for answer in answers:
+        text = [BOS, *answer, END]
+        suffixes += [text[i:][:25] for i in range(len(text) - 1)]
+    return sorted(suffixes)
+
+
+def old_successors(suffixes: list[list[int]], pattern: list[int]) -> OrderCounts:
+    """(places of the pattern, the most frequent next tokens with their counts): exact for few
+    places, sampled at even distances for many."""
+    size = len(pattern)
+    following = [suffix[size] for suffix in suffixes if suffix[:size] == pattern]
+    total = len(following)
+    if total > SAMPLED:
+        looks = [following[(2 * i + 1) * total // (2 * SAMPLED)] for i in range(SAMPLED)]
+        counts = {token: max(1, n * total // SAMPLED) for token, n in Counter(looks).items()}
+    else:
+        counts = dict(Counter(following))
+    counts.pop(END, None)
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    return total, {token: counts[token] for token in ranked[:SUCCESSORS]}
+
+
+def add_recent(answers: Answers, own: list[int], found: list[OrderCounts]) -> list[OrderCounts]:
+    """Add the counts of the recent answers, newest places first."""
+    totals, counts = [total for total, _ in found], [dict(counts) for _, counts in found]
+    for answer in reversed(answers):
+        text = [BOS, *answer]
+        for i in reversed(range(len(text) - 1)):
+            for o, order in enumerate(ORDERS.tolist()):
+                if order > min(i + 1, len(own)) or text[i + 1 - order : i + 1] != own[-order:]:
+                    break
+                totals[o] += 1
+                token = text[i + 1]
+                if token in counts[o] or len(counts[o]) < SUCCESSORS:
+                    counts[o][token] = counts[o].get(token, 0) + 1
+    return list(zip(totals, counts, strict=True))
+
+
+def counted(sorted_answers: Answers, recent_answers: Answers, own: list[int]) -> list[OrderCounts]:
+    """Per order (places, next tokens with their counts) after `own`: BOS, output, draft so far."""
+    suffixes = sorted_suffixes(tuple(map(tuple, sorted_answers)))
+    old = [
+        old_successors(suffixes, own[-order:]) if order <= len(own) else (0, {})
+        for order in ORDERS.tolist()
+    ]
+    return add_recent(recent_answers, own, old)
+
+
+def random_answers(random: np.random.Generator, count: int, tokens: int) -> list[list[int]]:
+    """Answers put together from blocks that they share, one token in ten replaced."""
+    blocks = random.integers(0, tokens, (max(5, tokens // 6), 7))
+    answers = []
+    for _ in range(count):
+        answer = blocks[random.integers(0, len(blocks), int(random.integers(1, 8)))].ravel()
+        replaced = random.random(len(answer)) < 0.1
+        answer[replaced] = random.integers(0, tokens, int(replaced.sum()))
+        answers.append(answer[: len(answer) - int(random.integers(0, 6))].tolist())
+    return answers
+
+
+def predictions_of(seed: int, tokens: int) -> Iterator[Prediction]:
+    """Follow a few requests, the corpus changing between steps; yields all that is predicted."""
+    random = np.random.default_rng(seed)
+    provider = DraftProvider(DraftConfig(verify_cost=0.002, num_speculative_tokens=LONGEST_DRAFT))
+    answers = random_answers(random, 60, tokens)
+    cached: dict[str, list[int]] = {}
+    for number in range(20):
+        cached[str(number)] = answers[number]
+        provider.add_answer(str(number), answers[number])
+    for number in range(20, 26):
+        provider.start("r", answers[number])
+        near = {
+            str(k): PlainNearAnswer(
+                str(k),
+                float(random.uniform(0.2, 1.0)),
+                np.array(answers[int(random.integers(0, 60))], np.int32),
+                np.array(answers[k], np.int32),
+                int(random.integers(1, 4)) if number % 2 else 0,
+            )
+            for k in random.choice(60, size=int(random.integers(0, 16)), replace=False).tolist()
+        }
+        target = [token for k in random.integers(0, 60, 3) for token in answers[k]]
+        attach_at = 0 if number % 3 else 5
+        at = 0
+        while at < len(target):
+            if at >= attach_at and near:
+                provider.attach("r", list(near.values()))
+                attach_at = len(target)
+            draft = provider.propose("r", limit=LONGEST_DRAFT)
+            seen = list(_predicted(provider, near, cached))
+            yield from seen
+            accepted = 0
+            while accepted < min(len(draft), len(target) - at):
+                if draft[accepted] != target[at + accepted]:
+                    break
+                accepted += 1
+            provider.observe("r", target[at : at + accepted + 1])
+            at += accepted + 1
+            if random.random() < 0.3:
+                name = str(int(random.integers(0, 60)))
+                if cached.pop(name, None) is not None:
+                    provider.remove_answer(name)
+                else:
+                    cached[name] = answers[int(name)]
+                    provider.add_answer(name, answers[int(name)])
+        provider.finish("r")
+    assert provider.stats().errors == 0
+
+
+def _predicted(
+    provider: DraftProvider, near: dict[str, PlainNearAnswer], cached: dict[str, list[int]]
+) -> Iterator[Prediction]:
+    request = provider._live["r"]
+    assert isinstance(request, Request)
+    row = provider._requests[request.slot]
+    corpus = provider._corpora[""][1]
+    recent = {name for name, (place, _) in corpus._answers.items() if place >= corpus._recent}
+    by_place = sorted(cached, key=lambda name: corpus._answers[name][0])
+    sorted_answers = [cached[name] for name in by_place if name not in recent]
+    recent_answers = [cached[name] for name in by_place if name in recent]
+    predicted = int(row[PREDICTED])
+    trail = [
+        {
+            name: field[request.slot, position].copy()
+            for name, field in provider._trail._asdict().items()
+        }
+        for position in range(predicted)
+    ]
+    weights = {name: table.copy() for name, table in provider._weights._asdict().items()}
+    for position in range(predicted):
+        length = int(row[LENGTH])
+        text, begin = request._text[: length + position].tolist(), int(row[BEGIN])
+        yield Prediction(
+            text=text,
+            begin=begin,
+            length=length,
+            near=[near[name] for name in request.answer_ids],
+            sorted_answers=sorted_answers,
+            recent_answers=recent_answers,
+            orders=counted(sorted_answers, recent_answers, text[begin:]),
+            trail=trail[position],
+            after=trail[position + 1] if position + 1 < predicted else None,
+            drafted=int(trail[position]["tokens"]),
+            weights=weights,
+        )
+
+
+@pytest.fixture(scope="session")
+def predictions() -> Sequence[Prediction]:
+    """Predictions over few tokens and over more; merges happen in their corpora."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "MAX_RECENT", 160)
+        made = [
+            prediction
+            for seed, tokens in ((1, 3), (2, 4), (3, 9), (4, 150))
+            for prediction in predictions_of(seed, tokens)
+        ]
+    return made

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .vector_index import VectorIndex
+from .answer import Answer, digest
+from .gpu_index import GpuIndexes
+from .vector_index import VectorIndex, VectorParts
 
 FloatArray = NDArray[np.float32]
+_MARK_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceParts:
+    """What an index holds of one namespace, to be written to a file and read back."""
+
+    namespace: str
+    graph: Any | None
+    """A faiss index, or None."""
+    graph_ids: list[str | None]
+    """Answer id of each vector of `graph`; None for the dead."""
+    tail_ids: list[str]
+    tail: FloatArray
+    """float32 [tail_ids, dim]"""
+    marks: dict[str, bytes]
+    """What each answer was made from, see `prompt_mark`."""
+
+
+def prompt_mark(answer: Answer) -> bytes:
+    """8 bytes of what an answer's vector is made from: another prompt under its id shows."""
+    return digest(answer.prompt_text.encode(), answer.prompt_tokens, size=_MARK_BYTES)
 
 
 @dataclass(slots=True)
@@ -17,34 +43,67 @@ class _Namespace:
     vectors: VectorIndex
     number_of: dict[str, int] = field(default_factory=dict)
     answer_id_of: dict[int, str] = field(default_factory=dict)
+    mark_of: dict[str, bytes] = field(default_factory=dict)
+    unclaimed: set[str] = field(default_factory=set)
     next_number: int = 0
+
+    def number(self, answer_id: str) -> int:
+        """A new number for an id."""
+        number = self.next_number
+        self.next_number += 1
+        self.number_of[answer_id] = number
+        self.answer_id_of[number] = answer_id
+        return number
 
 
 class AnswerIndex:
-    """Answer ids by vector; not thread-safe. No call looks beyond the namespace it names."""
+    """Answer ids by vector; not thread-safe. No call looks beyond the namespace it names.
 
-    def __init__(self, dim: int, *, exact_search_limit: int = 20_000) -> None:
+    What `restore` brings back is *unclaimed*: whether the answer is still there is only known once
+    `claim` is called for it.
+    """
+
+    def __init__(
+        self, dim: int, *, exact_search_limit: int = 20_000, gpu: GpuIndexes | None = None
+    ) -> None:
         self.dim = dim
-        self._exact_search_limit = exact_search_limit
+        self._exact_search_limit, self._gpu = exact_search_limit, gpu
         self._namespaces: dict[str, _Namespace] = {}
 
     def __len__(self) -> int:
         return sum(len(held.number_of) for held in self._namespaces.values())
 
-    def add(self, namespace: str, answer_id: str, vector: FloatArray) -> bool:
-        """Add float32 [dim]; returns False, changing nothing, if the id is there already."""
+    def add(self, namespace: str, answer_id: str, vector: FloatArray, mark: bytes = b"") -> bool:
+        """Add float32 [dim]; returns False, changing nothing, if the id is there already.
+
+        `mark` is what `claim` will ask for after a restart. An unclaimed id is replaced.
+        """
         held = self._namespaces.get(namespace)
+        if held is not None and answer_id in held.unclaimed:
+            self.remove(namespace, answer_id)
+            held = self._namespaces.get(namespace)
         if held is None:
-            vectors = VectorIndex(self.dim, exact_search_limit=self._exact_search_limit)
-            held = self._namespaces[namespace] = _Namespace(vectors)
+            held = self._namespaces[namespace] = _Namespace(self._new_vectors(None))
         if answer_id in held.number_of:
             return False
-        number = held.next_number
-        held.next_number += 1
-        held.vectors.add(number, vector)
-        held.number_of[answer_id] = number
-        held.answer_id_of[number] = answer_id
+        held.vectors.add(held.number(answer_id), vector)
+        held.mark_of[answer_id] = mark
         return True
+
+    def claim(self, namespace: str, answer_id: str, mark: bytes) -> FloatArray | None:
+        """The restored float32 [dim] of an answer that is still there; None if there is none."""
+        held = self._namespaces.get(namespace)
+        if held is None or answer_id not in held.unclaimed or held.mark_of[answer_id] != mark:
+            return None
+        held.unclaimed.discard(answer_id)
+        return held.vectors.vector(held.number_of[answer_id])
+
+    def drop_unclaimed(self) -> int:
+        """Remove what was restored and never claimed; how many."""
+        gone = [(name, i) for name, held in self._namespaces.items() for i in held.unclaimed]
+        for namespace, answer_id in gone:
+            self.remove(namespace, answer_id)
+        return len(gone)
 
     def remove(self, namespace: str, answer_id: str) -> bool:
         """Remove an id; returns whether it was there."""
@@ -54,6 +113,8 @@ class AnswerIndex:
             return False
         held.vectors.remove(number)
         del held.answer_id_of[number]
+        del held.mark_of[answer_id]
+        held.unclaimed.discard(answer_id)
         if not held.number_of:
             del self._namespaces[namespace]
         return True
@@ -70,6 +131,37 @@ class AnswerIndex:
             for row in held.vectors.search(vectors, count)
         ]
 
+    def parts(self) -> list[NamespaceParts]:
+        """What it holds now; stays as it is until `maintain` is called next."""
+        found = []
+        for name, held in self._namespaces.items():
+            parts, ids = held.vectors.parts(), held.answer_id_of
+            found.append(
+                NamespaceParts(
+                    namespace=name,
+                    graph=parts.graph,
+                    graph_ids=[ids.get(number) for number in parts.graph_ids],
+                    tail_ids=[ids[number] for number in parts.tail_ids],
+                    tail=parts.tail,
+                    marks=dict(held.mark_of),
+                )
+            )
+        return found
+
+    def restore(self, namespaces: Sequence[NamespaceParts]) -> None:
+        """Begin with what an earlier index held, all of it unclaimed; only while empty."""
+        for parts in namespaces:
+            held = _Namespace(self._new_vectors(None))
+            graph_ids = [-1 if i is None else held.number(i) for i in parts.graph_ids]
+            tail_ids = [held.number(answer_id) for answer_id in parts.tail_ids]
+            held.vectors = self._new_vectors(
+                VectorParts(parts.graph, graph_ids, tail_ids, parts.tail)
+            )
+            held.mark_of = {i: parts.marks.get(i, b"") for i in held.number_of}
+            held.unclaimed = set(held.number_of)
+            if held.number_of:
+                self._namespaces[parts.namespace] = held
+
     @property
     def num_waiting(self) -> int:
         """Answers that `maintain` has yet to move into a graph."""
@@ -78,3 +170,8 @@ class AnswerIndex:
     def maintain(self) -> bool:
         """One step of upkeep, for one namespace that needs it; whether there is more to do."""
         return any(held.vectors.maintain() for held in self._namespaces.values())
+
+    def _new_vectors(self, parts: VectorParts | None) -> VectorIndex:
+        return VectorIndex(
+            self.dim, exact_search_limit=self._exact_search_limit, gpu=self._gpu, parts=parts
+        )

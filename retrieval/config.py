@@ -39,6 +39,12 @@ class RetrievalConfig(BaseModel):
     exact_search_limit: Annotated[int, Field(ge=256)] = 20_000
     """Answers of one namespace searched one by one; beyond, they move into an HNSW graph."""
 
+    gpu_index: bool = False
+    """Beyond `exact_search_limit`, search one by one on the first GPU; without one, as usual."""
+
+    index_snapshot: str | None = None
+    """File that the vector index outlives restarts in; None: beside the SQLite file, if any."""
+
     look_up_s: Annotated[float, Field(gt=0, le=5.0)] = 0.05
     """Most seconds that a look-up beyond this process's memory may take."""
 

@@ -23,7 +23,7 @@ from .near_answer import NearAnswer
 from .near_search import NearSearch, Query
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
 from .tier_sync import TierSync
-from .tier_url import open_tier
+from .tier_url import open_tier, snapshot_path
 from .turns import QueryOf, clip
 from .update_queue import UpdateQueue
 
@@ -166,9 +166,13 @@ class LocalRetriever(Retriever):
         return done
 
     def stats(self) -> RetrievalStats:
+        search = self._search
         with self._changed:
             return replace(
                 self._stats,
+                embedded=0 if search is None else search.num_embedded,
+                restored=0 if search is None else search.num_restored,
+                refused_snapshots=0 if search is None else search.num_refused_snapshots,
                 answers=self._memory.num_answers,
                 bytes=self._memory.num_bytes,
                 waiting=self._waiting,
@@ -260,9 +264,15 @@ class LocalRetriever(Retriever):
         embedder = embedder or Embedder(
             config.embedding_model, threads=self._threads, batch_size=config.batch_size
         )
+        as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
         splitter = ClauseSplitter(config.clause_pipeline) if config.clauses else None
         search = self._search = NearSearch(
-            config, embedder, self._memory, split_clauses=splitter.split if splitter else None
+            config,
+            embedder,
+            self._memory,
+            split_clauses=splitter.split if splitter else None,
+            # What hashed words stand in for is not to be overwritten.
+            snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
         )
         next_expiry_s, upkeep = 0.0, False
         while True:
@@ -278,17 +288,27 @@ class LocalRetriever(Retriever):
                 gone = _take(self._gone, len(self._gone))
                 # Upkeep alone is not work that anybody waits for.
                 self._busy = bool(prompts or answers or gone)
+                settled = self._has_settled()
             try:
                 if time.monotonic() >= next_expiry_s:
                     gone += self._memory.expired()
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
                 upkeep = self._turn(search, prompts, answers, gone)
+                if settled:
+                    search.drop_unclaimed()
             except Exception:
                 logger.exception("A batch of retrieval work was lost.")
                 self._answer_with_nothing(prompts)
 
     def _has_work(self) -> bool:
         return bool(self._prompts or self._answers or self._gone or self._closing)
+
+    def _has_settled(self) -> bool:
+        """Whether all that the tier holds has been taken; the caller holds the lock."""
+        tiers = self._tiers
+        if tiers is None or self._closing:
+            return False
+        return tiers.caught_up.is_set() and not self._answers
 
     def _turn(
         self,

@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer
-from .answer_index import AnswerIndex
+from .answer_index import AnswerIndex, prompt_mark
 from .config import RetrievalConfig
 from .embedding import Embedder
+from .gpu_index import gpu_indexes
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
+from .snapshot_keeper import SnapshotKeeper
 
 FloatArray = NDArray[np.float32]
 SplitClauses = Callable[[str], list[str]]
@@ -51,6 +54,7 @@ class NearSearch:
         embedder: Texts to vectors.
         memory: Where the answers are held.
         split_clauses: A compound question to its sub-questions, none for a simple one.
+        snapshot: File that the index is restored from and written to; None keeps it in memory.
     """
 
     def __init__(
@@ -60,10 +64,21 @@ class NearSearch:
         memory: MemoryTier,
         *,
         split_clauses: SplitClauses | None = None,
+        snapshot: Path | None = None,
     ) -> None:
         self._config, self._memory, self._split = config, memory, split_clauses
         self.embedder = embedder
-        self._index = AnswerIndex(embedder.dim, exact_search_limit=config.exact_search_limit)
+        gpu = gpu_indexes(config.gpu_index)
+        self._index = AnswerIndex(
+            embedder.dim, exact_search_limit=config.exact_search_limit, gpu=gpu
+        )
+        self._changes, self._settled = 0, False
+        self.num_embedded = self.num_restored = 0
+        self._keeper: SnapshotKeeper | None = None
+        if snapshot is not None:
+            identity = f"{embedder.identity}:{'hnsw' if gpu is None else 'gpu'}"
+            self._keeper = SnapshotKeeper(snapshot, identity=identity)
+            self._keeper.restore(self._index)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
 
     def search(self, queries: Sequence[Query]) -> tuple[list[list[NearAnswer]], SearchTimes]:
@@ -91,33 +106,62 @@ class NearSearch:
     def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
         """Make answers findable by their texts; returns the new ones, with embeddings."""
         identity = self.embedder.identity
+        marks = [prompt_mark(answer) for answer in answers]
+        restored = [
+            self._index.claim(answer.namespace, answer.answer_id, mark)
+            for answer, mark in zip(answers, marks, strict=True)
+        ]
+        known = [
+            self._vector_of(answer) if vector is None else vector
+            for answer, vector in zip(answers, restored, strict=True)
+        ]
         missing = [
-            (text, a.namespace)
-            for a, text in zip(answers, texts, strict=True)
-            if a.embedder != identity
+            (text, answer.namespace)
+            for answer, text, vector in zip(answers, texts, known, strict=True)
+            if vector is None
         ]
         fresh = iter(self.embedder.encode([t for t, _ in missing], [n for _, n in missing]))
+        self.num_embedded += len(missing)
         joined = []
-        for answer in answers:
-            if answer.embedder == identity:
-                vector = _unpack(answer.embedding, self.embedder.dim)
+        for answer, mark, claimed, held in zip(answers, marks, restored, known, strict=True):
+            vector = next(fresh) if held is None else held
+            if claimed is not None:
+                self.num_restored += 1
+            elif self._index.add(answer.namespace, answer.answer_id, vector, mark):
+                self._changes += 1
             else:
-                vector = next(fresh)
-            if vector is not None and self._index.add(answer.namespace, answer.answer_id, vector):
-                joined.append(
-                    msgspec.structs.replace(
-                        answer, embedding=vector.astype("<f2").tobytes(), embedder=identity
-                    )
+                continue
+            joined.append(
+                msgspec.structs.replace(
+                    answer, embedding=vector.astype("<f2").tobytes(), embedder=identity
                 )
+            )
         return joined
 
     def leave(self, namespace: str, answer_id: str) -> bool:
         """Make an answer unfindable; returns whether it was findable."""
-        return self._index.remove(namespace, answer_id)
+        left = self._index.remove(namespace, answer_id)
+        self._changes += left
+        return left
+
+    def drop_unclaimed(self) -> None:
+        """Remove what the snapshot held and nobody joined: it was removed in the meantime."""
+        if not self._settled:
+            self._settled = True
+            self._changes += self._index.drop_unclaimed()
 
     def maintain(self) -> bool:
         """A step of the index's upkeep, some 15 ms; returns whether there is more to do."""
-        return self._index.maintain()
+        keeper = self._keeper
+        if keeper is not None and self._changes and keeper.is_due:
+            self._write_snapshot(keeper)
+        # While it is being written, the graph must stay as it is.
+        return not (keeper is not None and keeper.writing) and self._index.maintain()
+
+    @property
+    def num_refused_snapshots(self) -> int:
+        """Snapshots that could not be used."""
+        return 0 if self._keeper is None else self._keeper.num_refused
 
     @property
     def num_waiting(self) -> int:
@@ -125,8 +169,20 @@ class NearSearch:
         return self._index.num_waiting
 
     def close(self) -> None:
-        """Stop the helper thread."""
+        """Stop the helper thread, and write the snapshot if there is something to write."""
         self._pool.shutdown(wait=False)
+        if self._keeper is not None and self._changes:
+            self._write_snapshot(self._keeper, wait=True)
+
+    def _write_snapshot(self, keeper: SnapshotKeeper, *, wait: bool = False) -> None:
+        self._changes = 0
+        keeper.write(self._index, wait=wait)
+
+    def _vector_of(self, answer: Answer) -> FloatArray | None:
+        """The vector that an answer brings; None if it has none by this embedder."""
+        if answer.embedder != self.embedder.identity:
+            return None
+        return _unpack(answer.embedding, self.embedder.dim)
 
     def _clauses(self, texts: Iterable[str]) -> list[list[str]]:
         return [self._split(text) if self._split is not None else [] for text in texts]

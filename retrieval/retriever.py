@@ -29,6 +29,12 @@ class RetrievalStats:
     """Prompts and answers dropped because a queue was full."""
     unwritten: int = 0
     """Answers that the tier behind memory never got."""
+    embedded: int = 0
+    """Answers that had to be embedded when they joined."""
+    restored: int = 0
+    """Answers whose vectors came from the index's snapshot."""
+    refused_snapshots: int = 0
+    """Snapshots of the index that were damaged or made otherwise."""
     errors: int = 0
     answers: int = 0
     bytes: int = 0
@@ -74,6 +80,11 @@ class Retriever(ABC):
     @abstractmethod
     def poll(self, request_id: str) -> list[NearAnswer] | None:
         """The near answers, best first; None while they are not there (or for an unknown id)."""
+
+    def found_s(self, request_id: str) -> float | None:  # noqa: ARG002 - few know
+        """When a request's near answers were there, in seconds of `time.monotonic`; None: they
+        are not, or it is not known."""
+        return None
 
     @abstractmethod
     def discard(self, request_id: str) -> None:

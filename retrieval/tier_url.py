@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from .tier import Tier
@@ -19,7 +20,7 @@ def open_tier(
         ValueError: An unknown kind of URL, or redis-py is missing.
         TierError: The SQLite file cannot be opened. (Redis may be absent: it is tried later.)
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, _ = url.partition("://")
     if not separator or scheme not in {"memory", "sqlite", "redis", "rediss", "unix"}:
         raise ValueError(f"cache URL must be {_EXPECTED}; got {redact(url)!r}")
     if scheme == "memory":
@@ -27,16 +28,33 @@ def open_tier(
     if scheme == "sqlite":
         from .sqlite_tier import SqliteTier
 
-        # sqlite:///tmp/a.sqlite and sqlite:////tmp/a.sqlite are the same file, from the root.
-        path = rest.lstrip("/")
-        if not path or not rest.startswith("/"):
-            raise ValueError(f"sqlite URL must be sqlite:///path from the root, got {url!r}")
-        return SqliteTier("/" + path, ttl_s=ttl_s)
+        return SqliteTier(_sqlite_path(url), ttl_s=ttl_s)
     if importlib.util.find_spec("redis") is None:
         raise ValueError("redis:// needs redis-py: pip install 'reprise[redis]'")
     from .redis_tier import RedisTier
 
     return RedisTier(url, ttl_s=ttl_s, timeout_s=look_up_s, stream_length=stream_length)
+
+
+def snapshot_path(url: str, setting: str | None) -> Path | None:
+    """The file of the vector index: as set, or beside the SQLite file; None where there is none.
+
+    Answers that nothing brings back after a restart (memory://) need no index either.
+    """
+    if url.startswith("memory:"):
+        return None
+    if setting is not None:
+        return Path(setting)
+    return Path(f"{_sqlite_path(url)}.index") if url.startswith("sqlite:") else None
+
+
+def _sqlite_path(url: str) -> Path:
+    # sqlite:///tmp/a.sqlite and sqlite:////tmp/a.sqlite are the same file, from the root.
+    rest = url.partition("://")[2]
+    path = rest.lstrip("/")
+    if not path or not rest.startswith("/"):
+        raise ValueError(f"sqlite URL must be sqlite:///path from the root, got {url!r}")
+    return Path("/" + path)
 
 
 def redact(url: str) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from .gpu_index import GpuIndexes
 
 FloatArray = NDArray[np.float32]
 
@@ -16,6 +21,21 @@ _TAIL = 1024
 # Moved into the graph in one go: some 15 ms, which a waiting prompt can bear.
 _STEP = 16
 _REBUILD_FROM_DEAD_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class VectorParts:
+    """What a vector index holds, to be written to a file and read back.
+
+    `graph` is a faiss index that only `VectorIndex.maintain` changes.
+    """
+
+    graph: Any | None
+    graph_ids: list[int]
+    """Id of each vector of `graph`; -1 for the dead."""
+    tail_ids: list[int]
+    tail: FloatArray
+    """float32 [tail_ids, dim]"""
 
 
 class _Tail:
@@ -33,6 +53,13 @@ class _Tail:
         self._rows[count] = vector
         self._position_of[vector_id] = count
         self.ids.append(vector_id)
+
+    def vector(self, vector_id: int) -> FloatArray | None:
+        position = self._position_of.get(vector_id)
+        return None if position is None else self._rows[position].copy()
+
+    def rows(self) -> FloatArray:
+        return self._rows[: len(self.ids)].copy()
 
     def remove(self, vector_id: int) -> None:
         position = self._position_of.pop(vector_id, None)
@@ -69,12 +96,11 @@ class _Tail:
 
 
 class _Graph:
-    """An HNSW graph that only grows; the dead are skipped, and gone when it is rebuilt."""
+    """An HNSW graph, or a flat index on the GPU, that only grows; the dead are skipped, and gone
+    when it is rebuilt."""
 
-    def __init__(self, dim: int) -> None:
-        self._hnsw = faiss.IndexHNSWFlat(dim, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-        self._hnsw.hnsw.efConstruction = _BUILD_BREADTH
-        self._hnsw.hnsw.efSearch = _SEARCH_BREADTH
+    def __init__(self, index: Any) -> None:
+        self.index = index
         self.ids: list[int] = []
         self.position_of: dict[int, int] = {}
 
@@ -83,18 +109,23 @@ class _Graph:
         return len(self.ids) - len(self.position_of)
 
     def add(self, ids: list[int], vectors: FloatArray) -> None:
-        self._hnsw.add(vectors)
+        self.index.add(vectors)
+        self.name(ids)
+
+    def name(self, ids: list[int]) -> None:
+        """Give the next vectors their ids; -1 for the dead."""
         for vector_id in ids:
-            self.position_of[vector_id] = len(self.ids)
+            if vector_id >= 0:
+                self.position_of[vector_id] = len(self.ids)
             self.ids.append(vector_id)
 
     def vectors(self, positions: list[int]) -> FloatArray:
-        rows: FloatArray = np.stack([self._hnsw.reconstruct(p) for p in positions])
+        rows: FloatArray = np.stack([self.index.reconstruct(p) for p in positions])
         return rows
 
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
         wanted = min(count + min(self.num_dead, _SEARCH_BREADTH), len(self.ids))
-        cosines, positions = self._hnsw.search(vectors, max(1, wanted))
+        cosines, positions = self.index.search(vectors, max(1, wanted))
         found = []
         for row, row_cosines in zip(positions.tolist(), cosines.tolist(), strict=True):
             live = []
@@ -115,18 +146,29 @@ class VectorIndex:
     Args:
         dim: Length of each vector.
         exact_search_limit: Vectors up to which the search is exact.
+        gpu: Where vectors beyond are searched instead, one by one.
+        parts: What it begins with.
     """
 
-    def __init__(self, dim: int, *, exact_search_limit: int = 20_000) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        exact_search_limit: int = 20_000,
+        gpu: GpuIndexes | None = None,
+        parts: VectorParts | None = None,
+    ) -> None:
         # Of the calling thread, which is to use the index: more would fight with the engine for
         # its cores, and single vectors gain nothing from them.
         faiss.omp_set_num_threads(1)
         self.dim = dim
-        self._limit = exact_search_limit
+        self._limit, self._gpu = exact_search_limit, gpu
         self._tail = _Tail(dim)
         self._graph: _Graph | None = None
         self._successor: _Graph | None = None
         self._copied = 0
+        if parts is not None:
+            self._begin_with(parts)
 
     def __len__(self) -> int:
         graph = self._graph
@@ -148,6 +190,22 @@ class VectorIndex:
             if graph is not None:
                 graph.position_of.pop(vector_id, None)
 
+    def vector(self, vector_id: int) -> FloatArray | None:
+        """Float32 [dim] of an id; None if it is not there."""
+        graph = self._graph
+        if graph is not None and vector_id in graph.position_of:
+            row: FloatArray = graph.index.reconstruct(graph.position_of[vector_id])
+            return row
+        return self._tail.vector(vector_id)
+
+    def parts(self) -> VectorParts:
+        """What it holds now; stays as it is until `maintain` is called next."""
+        graph = self._graph
+        if graph is None:
+            return VectorParts(None, [], list(self._tail.ids), self._tail.rows())
+        live = [i if graph.position_of.get(i, -1) == p else -1 for p, i in enumerate(graph.ids)]
+        return VectorParts(graph.index, live, list(self._tail.ids), self._tail.rows())
+
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
         """The `count` nearest (id, cosine) for each row of float32 [n, dim], nearest first."""
         found = self._tail.search(vectors, count)
@@ -167,14 +225,34 @@ class VectorIndex:
         if self._graph is None:
             if waiting <= self._limit:
                 return False
-            self._graph = _Graph(self.dim)
+            self._graph = self._new_graph()
         if waiting > _TAIL:
             self._graph.add(*self._tail.take(_STEP))
             return True
         if self._graph.num_dead > max(_TAIL, _REBUILD_FROM_DEAD_SHARE * len(self._graph.ids)):
-            self._successor, self._copied = _Graph(self.dim), 0
+            self._successor, self._copied = self._new_graph(), 0
             return True
         return False
+
+    def _begin_with(self, parts: VectorParts) -> None:
+        for vector_id, vector in zip(parts.tail_ids, parts.tail, strict=True):
+            self._tail.add(vector_id, vector)
+        if parts.graph is not None:
+            index = parts.graph
+            if self._gpu is not None:
+                index = self._gpu.from_cpu(index)
+            else:
+                index.hnsw.efSearch = _SEARCH_BREADTH
+            self._graph = _Graph(index)
+            self._graph.name(parts.graph_ids)
+
+    def _new_graph(self) -> _Graph:
+        if self._gpu is not None:
+            return _Graph(self._gpu.empty(self.dim))
+        hnsw = faiss.IndexHNSWFlat(self.dim, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        hnsw.hnsw.efConstruction = _BUILD_BREADTH
+        hnsw.hnsw.efSearch = _SEARCH_BREADTH
+        return _Graph(hnsw)
 
     def _copy_some(self) -> None:
         """Copy some of the living into the graph that will replace the present one."""

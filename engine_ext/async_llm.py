@@ -1,20 +1,16 @@
 """EnhancedAsyncLLM: vLLM's engine client, with the cache in front of the engine."""
 
 import asyncio
-import inspect
 import os
 import shutil
-import sys
 import tempfile
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm import envs
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 from vllm.utils.async_utils import cancel_task_threadsafe
@@ -22,22 +18,21 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext import http_front_door
-from reprise.engine_ext.exact_hits import is_greedy
-from reprise.engine_ext.front_end import FrontEnd, RequestPlan
+from reprise.engine_ext.front_end import FrontEnd
 from reprise.engine_ext.http_exchange import current_exchange
-from reprise.engine_ext.plugin import PROPOSER_PATH, uses_our_proposer
-from reprise.engine_ext.request_control import namespace_of, parse_control, without_control
-from reprise.engine_ext.request_hints import RequestHints, with_hints
-from reprise.engine_ext.vllm_expectations import unexpected_in_vllm
+from reprise.engine_ext.plugin import PROPOSER_PATH
+from reprise.engine_ext.request_control import wants_info
+from reprise.engine_ext.request_info import InfoCollector
+from reprise.engine_ext.request_plan import RequestPlan, behind_wall, settle, with_plan
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE, start_retrieval
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.outputs import RequestOutput
     from vllm.v1.engine.output_processor import RequestOutputCollector
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
-    from reprise.engine_ext.config import RepriseConfig
     from reprise.retrieval.process_retriever import ProcessRetriever
 
 logger = init_logger(__name__)
@@ -47,6 +42,8 @@ _WORKERS_ANSWER_WITHIN_S = 5.0
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
 _current_plan: ContextVar[RequestPlan | None] = ContextVar("reprise_plan", default=None)
+# From `generate`, which hands outputs on, to `add_request`.
+_current_info: ContextVar[InfoCollector | None] = ContextVar("reprise_info", default=None)
 
 
 class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
@@ -69,6 +66,12 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         self._num_api_servers = int(kwargs.get("client_count", 1))
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")
+        if self._is_first_api_server and not starts_workers:
+            logger.info(
+                "Reprise: the workers of these %d API servers search by themselves; replies say "
+                "miss where they would say semantic.",
+                self._num_api_servers,
+            )
         with _announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
@@ -105,6 +108,44 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             retriever=self._retriever,
         )
 
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
+    ) -> "AsyncGenerator[RequestOutput, None]":
+        """As `AsyncLLM.generate`; where the client asks to be told of its request, the last output
+        carries a `RequestInfo` as `reprise_info`."""
+        outputs = super().generate(prompt, sampling_params, *args, **kwargs)
+        if isinstance(prompt, EngineCoreRequest):
+            sampling_params = prompt.sampling_params or sampling_params
+        exchange = current_exchange.get()
+        headers = exchange.headers if exchange is not None else {}
+        if self.front_end is None or not wants_info(headers, sampling_params.extra_args):
+            return outputs
+        return self._with_info(outputs, InfoCollector())
+
+    async def _with_info(
+        self, outputs: "AsyncGenerator[RequestOutput, None]", collector: InfoCollector
+    ) -> "AsyncGenerator[RequestOutput, None]":
+        _current_info.set(collector)
+        async with aclosing(outputs):
+            async for output in outputs:
+                _current_info.set(None)
+                if output.finished:
+                    await self._add_info(output, collector)
+                yield output
+
+    async def _add_info(self, output: "RequestOutput", collector: InfoCollector) -> None:
+        async def ask(request_ids: Sequence[str]) -> list[Any]:
+            return await self._ask_workers("reprise_draft_counts", list(request_ids))
+
+        assert self.front_end is not None
+        try:
+            output.reprise_info = await collector.collect(ask)
+        except Exception as error:
+            self.front_end.errors.swallow("info", error)
+            return
+        if (exchange := current_exchange.get()) is not None:
+            exchange.add_info(output.reprise_info)
+
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> "RequestOutputCollector":
@@ -117,16 +158,21 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             params = prompt.sampling_params or params
         if self.front_end is None or not isinstance(params, SamplingParams):
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        plan = _plan(self.front_end.config, prompt, params)
-        params = _with_plan(params, plan)
-        prompt = _behind_wall(prompt, plan.namespace, params)
+        plan = settle(self.front_end.config, prompt, params, _current_info.get())
+        params = with_plan(params, plan)
+        prompt = behind_wall(prompt, plan.namespace, params)
         if params.n > 1 and plan.exchange is not None:
             plan.exchange.add_outcome(lambda: "miss")
         token = _current_plan.set(plan)
         try:
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+            queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
         finally:
             _current_plan.reset(token)
+        if plan.info is not None and params.n > 1:
+            for index in range(params.n):
+                # As vLLM's `ParentRequest` names them.
+                plan.info.generates(f"{index}_{queue.request_id}")
+        return queue
 
     async def _add_request(
         self,
@@ -145,6 +191,8 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)
             return
+        if plan.info is not None:
+            plan.info.generates(request.request_id)
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
         except Exception as error:
@@ -169,13 +217,20 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             return
         workers = None
         if self._is_first_api_server:
-            workers = await self.collective_rpc("reprise_stats", timeout=_WORKERS_ANSWER_WITHIN_S)
+            workers = await self._ask_workers("reprise_stats")
         self.front_end.report(workers)
+
+    async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
+        """What each worker of every data parallel engine returns."""
+        per_engine = await self.engine_core.call_utility_all_async(
+            "collective_rpc", method, _WORKERS_ANSWER_WITHIN_S, args, None
+        )
+        return [worker for workers in per_engine for worker in workers]
 
     async def get_stats(self) -> dict[str, Any]:
         """Figures of this front end and of the engine's workers, plain values."""
         front_end = self.front_end.stats() if self.front_end is not None else {}
-        workers = await self.collective_rpc("reprise_stats", timeout=_WORKERS_ANSWER_WITHIN_S)
+        workers = await self._ask_workers("reprise_stats")
         return {"front_end": front_end, "workers": workers}
 
     async def health_check(self) -> dict[str, Any]:
@@ -298,109 +353,3 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
         yield engine
     finally:
         engine.shutdown()
-
-
-def install() -> bool:
-    """Have `AsyncLLM.from_vllm_config` and `from_engine_args` build an `EnhancedAsyncLLM` where
-    the speculative config names our proposer. Idempotent.
-
-    The class itself stays in place: whoever imported it by name gets the same, and `isinstance`
-    holds. An engine with any other speculative config is built as ever.
-
-    Returns:
-        False, with one line in the log, where this vLLM is not as expected.
-
-    Raises:
-        SystemExit: the Rust front end is asked for together with our proposer. It would carry no
-            namespaces to the workers: one tenant's answers would draft for another.
-    """
-    if getattr(AsyncLLM, "_reprise_installed", False):
-        return True
-    if envs.VLLM_USE_RUST_FRONTEND and any(PROPOSER_PATH in word for word in sys.argv):
-        raise SystemExit(
-            "Reprise needs vLLM's Python front end, and VLLM_USE_RUST_FRONTEND asks for the other "
-            "one: unset it."
-        )
-    problem = unexpected_in_vllm()
-    if problem is not None:
-        logger.warning(
-            "Reprise: %s; there will be no exact hits, control per request or metrics, drafts "
-            "only.",
-            problem,
-        )
-        return False
-    for name in ("from_vllm_config", "from_engine_args"):
-        _gate(name)
-    AsyncLLM._reprise_installed = True
-    return True
-
-
-def _gate(name: str) -> None:
-    original = getattr(AsyncLLM, name).__func__
-    signature = inspect.signature(original)
-
-    @wraps(original)
-    def build(cls: type[AsyncLLM], *args: Any, **kwargs: Any) -> AsyncLLM:
-        config = list(signature.bind(cls, *args, **kwargs).arguments.values())[1]
-        if cls is AsyncLLM and _wants_enhancement(config):
-            cls = EnhancedAsyncLLM
-        engine: AsyncLLM = original(cls, *args, **kwargs)
-        return engine
-
-    setattr(AsyncLLM, name, classmethod(build))
-
-
-def _wants_enhancement(config: Any) -> bool:
-    """Whether engine args or a vLLM config name our proposer."""
-    speculative = getattr(config, "speculative_config", None)
-    if isinstance(speculative, Mapping):
-        return speculative.get("model") == PROPOSER_PATH
-    return speculative is not None and uses_our_proposer(config)
-
-
-def _plan(config: "RepriseConfig", prompt: Any, params: SamplingParams) -> RequestPlan:
-    exchange = current_exchange.get()
-    control = parse_control(exchange.headers if exchange else {}, params.extra_args)
-    if isinstance(prompt, Mapping):
-        cache_salt = prompt.get("cache_salt")
-    else:
-        cache_salt = getattr(prompt, "cache_salt", None)
-    namespace = namespace_of(
-        operators=config.namespace,
-        clients=control.namespace,
-        client_namespaces=config.serving.client_namespaces,
-        api_key=exchange.api_key if exchange else None,
-        cache_salt=cache_salt,
-    )
-    return RequestPlan(control, namespace, exchange)
-
-
-def _with_plan(params: SamplingParams, plan: RequestPlan) -> SamplingParams:
-    """A copy of `params` that tells the worker what it has to know, and nothing else of ours."""
-    control = plan.control
-    # Verifying drafts draws random numbers: a seeded sample would no longer be the one that the
-    # seed gives without drafts.
-    keeps_its_draws = is_greedy(params) or params.seed is None
-    hinted = with_hints(
-        params,
-        RequestHints(
-            namespace=plan.namespace,
-            drafts=control.drafts and keeps_its_draws,
-            max_draft=control.max_draft,
-            store=control.store,
-        ),
-    )
-    hinted.extra_args = without_control(hinted.extra_args)
-    hinted.skip_clone = True
-    return hinted
-
-
-def _behind_wall(prompt: Any, namespace: str, params: SamplingParams) -> Any:
-    """The prompt with the namespace as its cache salt, where it has none: the time of a prefill
-    must not tell what another namespace has asked."""
-    if isinstance(prompt, EngineCoreRequest):
-        prompt.sampling_params = params
-        prompt.cache_salt = prompt.cache_salt or namespace or None
-    elif isinstance(prompt, dict) and namespace and not prompt.get("cache_salt"):
-        return {**prompt, "cache_salt": namespace}
-    return prompt

@@ -5,7 +5,6 @@ from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
@@ -18,12 +17,12 @@ from reprise.engine_ext.exact_hits import (
     unsupported_engine,
 )
 from reprise.engine_ext.exact_memory import ExactMemory
-from reprise.engine_ext.http_exchange import HttpExchange
+from reprise.engine_ext.generation import Generation
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.near_answers import NearAnswers
 from reprise.engine_ext.replay import Ending, Replayer
-from reprise.engine_ext.request_control import RequestControl
 from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
+from reprise.engine_ext.request_plan import RequestPlan
 from reprise.engine_ext.serving_metrics import ServingMetrics
 from reprise.engine_ext.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.swallowed import SwallowedErrors
@@ -38,14 +37,6 @@ if TYPE_CHECKING:
     from reprise.retrieval.retriever import Retriever
 
 logger = init_logger(__name__)
-
-
-class RequestPlan(msgspec.Struct, frozen=True):
-    """What has been settled about a request before the engine sees it."""
-
-    control: RequestControl
-    namespace: str
-    exchange: HttpExchange | None = None
 
 
 class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
@@ -133,6 +124,8 @@ class FrontEnd:
             generation.kind = "exact"
         if plan.exchange is not None:
             plan.exchange.add_outcome(lambda: generation.kind)
+        if plan.info is not None:
+            plan.info.add(generation)
         if kind != "miss":
             return True
         if plan.control.only_if_cached:
@@ -189,7 +182,7 @@ class FrontEnd:
         request: "EngineCoreRequest",
         prompt: str | None,
         queue: "RequestOutputCollector",
-        generation: "Generation",
+        generation: Generation,
     ) -> str:
         """exact, followed or miss."""
         control = generation.plan.control
@@ -219,7 +212,7 @@ class FrontEnd:
                 return "followed"
         return "miss"
 
-    def _watch(self, request: "EngineCoreRequest", generation: "Generation") -> None:
+    def _watch(self, request: "EngineCoreRequest", generation: Generation) -> None:
         """Begin the search for near answers; record what the engine will emit."""
         assert request.sampling_params is not None
         hints = (request.sampling_params.extra_args or {}).get(EXTRA_ARGS_KEY, {})
@@ -274,7 +267,7 @@ class FrontEnd:
         )
         self._save(len(token_ids))
 
-    def keep(self, generation: "Generation", finished: FinishedFlight) -> None:
+    def keep(self, generation: Generation, finished: FinishedFlight) -> None:
         """A generation came to its own end: keep what it gave, as its request allows."""
         self._save(finished.num_followers * len(finished.token_ids))
         control = generation.plan.control
@@ -324,43 +317,6 @@ class FrontEnd:
         with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
         adapter_epoch = self._adapter_epochs[adapter.lora_int_id]
         return f"{with_adapter}:{self.weights_epoch}:{adapter.lora_int_id}:{adapter_epoch}"
-
-
-class Generation:
-    """One request that the engine generates for: a `FlightWatcher`."""
-
-    def __init__(
-        self, front_end: FrontEnd, request: "EngineCoreRequest", plan: RequestPlan
-    ) -> None:
-        self._front_end = front_end
-        self._request_id = request.request_id
-        self.prompt_token_ids = request.prompt_token_ids or []
-        self.plan = plan
-        self.keys: ExactKeys | None = None
-        """Where its answer will lie; None: it is no exact answer."""
-        self.retrieves = False
-        """Whether near answers are searched for here."""
-        self.kind = "miss"
-        """What the reply tells: exact, semantic, clause or miss."""
-        self.weights_epoch = front_end.weights_epoch
-        self.weight_version = front_end.flights.weight_version
-
-    def on_first_token(self) -> None:
-        """Near answers that are there now help from the first decode step on."""
-        near_answers = self._front_end.near_answers
-        if self.retrieves and near_answers is not None:
-            self.kind = near_answers.kind(self._request_id)
-            self._front_end.metrics.near_answers(self.kind)
-
-    def on_finish(self, finished: FinishedFlight) -> None:
-        """Hand the answer on."""
-        self._front_end.keep(self, finished)
-
-    def on_end(self) -> None:
-        """Let go of the near answers."""
-        near_answers = self._front_end.near_answers
-        if self.retrieves and near_answers is not None:
-            near_answers.end(self._request_id)
 
 
 _REASONS = {

@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from reprise.engine_ext.request_control import HEADER_PREFIX
+from reprise.engine_ext.request_info import CACHE_KINDS, RequestInfo, merged
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -13,9 +14,9 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REPLY_HEADER = b"x-reprise-cache"
+INFO_HEADER = b"x-reprise-info"
 
-# The order in which the kinds are told where one HTTP request is several generations.
-_KINDS = ("exact", "semantic", "clause", "miss")
+_STREAM_END = b"data: [DONE]"
 
 
 class HttpExchange:
@@ -26,6 +27,7 @@ class HttpExchange:
         """Ours only, names in lower case."""
         self.api_key = api_key
         self._kinds: list[Callable[[], str]] = []
+        self._infos: list[RequestInfo] = []
 
     def add_outcome(self, kind: Callable[[], str]) -> None:
         """One generation of this request; `kind` tells, when asked, how the cache took it."""
@@ -34,7 +36,16 @@ class HttpExchange:
     def outcome(self) -> str | None:
         """The value of the reply's `x-reprise-cache`; None where nothing was generated."""
         kinds = {kind() for kind in self._kinds}
-        return ", ".join(kind for kind in _KINDS if kind in kinds) or None
+        return ", ".join(kind for kind in CACHE_KINDS if kind in kinds) or None
+
+    def add_info(self, info: RequestInfo) -> None:
+        """What one request to the engine client, now over, was."""
+        self._infos.append(info)
+
+    def take_info(self) -> bytes | None:
+        """What there is to tell of the requests that are over, once; None: nothing."""
+        infos, self._infos = self._infos, []
+        return merged(infos).as_json().encode() if infos else None
 
 
 current_exchange: ContextVar[HttpExchange | None] = ContextVar("reprise_exchange", default=None)
@@ -44,7 +55,8 @@ class ExchangeMiddleware:
     """Makes the exchange known to the engine client and tells its outcome in the reply.
 
     The head of a reply waits for the first piece of its body: only then, with a stream, has the
-    cache been asked.
+    cache been asked. What is known at the end only, and asked for, goes into the head where that
+    has not left by then; with a stream it is a comment line before the end, which clients skip.
     """
 
     def __init__(self, app: AsgiApp) -> None:
@@ -66,18 +78,26 @@ class ExchangeMiddleware:
                 api_key = credentials.strip() if scheme.lower() == "bearer" else None
         exchange = HttpExchange(headers, api_key)
         head: Message | None = None
+        is_stream = False
 
         async def send_with_outcome(message: Message) -> None:
-            nonlocal head
+            nonlocal head, is_stream
             if message["type"] == "http.response.start":
                 head = message
+                is_stream = _is_event_stream(message)
                 return
             if head is not None:
                 started, head = head, None
+                told = []
                 if (outcome := exchange.outcome()) is not None:
-                    reply = (REPLY_HEADER, outcome.encode("latin-1"))
-                    started["headers"] = [*started.get("headers", ()), reply]
+                    told.append((REPLY_HEADER, outcome.encode("latin-1")))
+                if not is_stream and (info := exchange.take_info()) is not None:
+                    told.append((INFO_HEADER, info))
+                started["headers"] = [*started.get("headers", ()), *told]
                 await send(started)
+            elif is_stream and _is_end(message) and (info := exchange.take_info()) is not None:
+                comment = b": " + INFO_HEADER + b" " + info + b"\n\n"
+                message["body"] = comment + message.get("body", b"")
             await send(message)
 
         token = current_exchange.set(exchange)
@@ -85,3 +105,14 @@ class ExchangeMiddleware:
             await self._app(scope, receive, send_with_outcome)
         finally:
             current_exchange.reset(token)
+
+
+def _is_event_stream(head: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in head.get("headers", ())
+    )
+
+
+def _is_end(message: Message) -> bool:
+    return message.get("body", b"").startswith(_STREAM_END) or not message.get("more_body")

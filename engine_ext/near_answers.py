@@ -37,6 +37,10 @@ class NearAnswers:
             return "miss"
         return "semantic" if any(answer.kind == "whole" for answer in found) else "clause"
 
+    def found_s(self, request_id: str) -> float | None:
+        """When the search was over, in seconds of `time.monotonic`; None: not yet."""
+        return self._retriever.found_s(request_id)
+
     def learn(
         self, prompt_token_ids: Sequence[int], finished: "FinishedFlight", namespace: str
     ) -> None:

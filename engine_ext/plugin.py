@@ -6,6 +6,7 @@ It changes nothing for an engine whose speculative config does not name our prop
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from vllm import envs
 from vllm.logger import init_logger
 
 from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY, RequestHints, with_hints
@@ -41,10 +42,24 @@ def uses_our_proposer(vllm_config: "VllmConfig") -> bool:
     return speculative is not None and speculative.model == PROPOSER_PATH
 
 
-def _enhance_front_end() -> None:
-    from reprise.engine_ext import async_llm
+def unsupported_start() -> str | None:
+    """Why our proposer must not run as vLLM was started here; None if it may.
 
-    async_llm.install()
+    The Rust front end would carry no namespaces to the workers: one tenant's answers would draft
+    for another.
+    """
+    if envs.VLLM_USE_RUST_FRONTEND:
+        return (
+            "Reprise needs vLLM's Python front end, and VLLM_USE_RUST_FRONTEND asks for the other "
+            "one: unset it."
+        )
+    return None
+
+
+def _enhance_front_end() -> None:
+    from reprise.engine_ext import replacement
+
+    replacement.install()
 
 
 def _carry_namespaces() -> None:

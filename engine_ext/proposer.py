@@ -9,6 +9,7 @@ from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.config import RepriseConfig, engine_config
 from reprise.engine_ext.latency import LatencyHistogram
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.plugin import unsupported_start
 from reprise.engine_ext.request_hints import RequestHints, read_hints
 from reprise.engine_ext.request_info import DraftCountsKeeper
 from reprise.engine_ext.row_tracker import (
@@ -110,8 +111,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         """Read the settings and start retrieval.
 
         Raises:
-            ValueError: a setting is unknown or out of bounds (vLLM then refuses to start).
+            ValueError: a setting is unknown or out of bounds, or vLLM was started in a way that
+                cannot be served (it then refuses to start).
         """
+        if (refused := unsupported_start()) is not None:
+            raise ValueError(refused)
         config = engine_config(vllm_config)
         self._num_speculative_tokens = config.drafts.num_speculative_tokens
         self._max_model_len: int = vllm_config.model_config.max_model_len

@@ -5,6 +5,7 @@
 | `x-reprise-cache` | `reprise_cache` | `off`, `refresh`, `only-if-cached`, `no-store`, by commas |
 | `x-reprise-drafts` | `reprise_drafts` | `on`, `off` |
 | `x-reprise-max-draft` | `reprise_max_draft` | most tokens drafted in a step, 0 or more |
+| `x-reprise-info` | `reprise_info` | `on`, `off`: tell of this request's drafts and retrieval |
 | `x-reprise-namespace` | `reprise_namespace` | honoured where the operator allows it |
 | `x-reprise-ttl` | `reprise_ttl` | seconds for which the answer may be an exact hit |
 
@@ -41,6 +42,8 @@ class RequestControl(msgspec.Struct, frozen=True):
     """Whether drafts may speed it up."""
     max_draft: int | None = None
     """Most tokens drafted in a step; None: the engine's bound."""
+    info: bool = False
+    """Whether the client is told of its drafts and retrieval."""
     namespace: str | None = None
     """The namespace that it names."""
     ttl_s: float | None = None
@@ -71,6 +74,12 @@ def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -
             raise _invalid(name, "one of " + ", ".join(_PARSERS), value)
         fields.update(parse(name, value))
     return RequestControl(**fields)
+
+
+def wants_info(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> bool:
+    """Whether the client is to be told of its request; what makes no sense asks for nothing."""
+    given = (xargs or {}).get(XARGS_PREFIX + "info", headers.get(HEADER_PREFIX + "info", "off"))
+    return str(given).strip().lower() in _ON
 
 
 def without_control(xargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -141,6 +150,10 @@ def _parse_drafts(name: str, value: Any) -> dict[str, Any]:
     return {"drafts": _switch(name, value)}
 
 
+def _parse_info(name: str, value: Any) -> dict[str, Any]:
+    return {"info": _switch(name, value)}
+
+
 def _switch(name: str, value: Any) -> bool:
     word = str(value).strip().lower()
     if word not in _ON | _OFF:
@@ -178,6 +191,7 @@ def _parse_namespace(name: str, value: Any) -> dict[str, Any]:
 _PARSERS = {
     "cache": _parse_cache,
     "drafts": _parse_drafts,
+    "info": _parse_info,
     "max-draft": _parse_max_draft,
     "namespace": _parse_namespace,
     "ttl": _parse_ttl,

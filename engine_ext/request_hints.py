@@ -25,6 +25,9 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     store: bool = True
     """False: what this request is answered joins no cache."""
 
+    info: bool = False
+    """True: the front end will ask for this request's counts."""
+
     retrieval_id: str | None = None
     """Set where the front end has started retrieval: near answers wait under this id, and the
     front end stores the answer."""

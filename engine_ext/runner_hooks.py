@@ -2,12 +2,13 @@
 
 Two methods of `GPUModelRunner` and one of `Scheduler` are wrapped in a few lines each, and only in
 a process that has built our proposer; every other drafter passes through untouched. `WorkerBase`
-gains two methods for `collective_rpc`: `reprise_stats` and `reprise_flush`.
+gains three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and
+`reprise_flush`.
 """
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -53,6 +54,10 @@ class RunnerAware(ABC):
         """Figures of this worker, plain values only."""
 
     @abstractmethod
+    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """Counts of those of these requests that are over and asked for them; once."""
+
+    @abstractmethod
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was handed to the background is done."""
 
@@ -87,6 +92,7 @@ def install(drafter: RunnerAware) -> bool:
     _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")
     _wrap_arrivals(Scheduler)
     WorkerBase.reprise_stats = _worker_stats
+    WorkerBase.reprise_draft_counts = _worker_draft_counts
     WorkerBase.reprise_flush = _worker_flush
     GPUModelRunner._reprise_hooks = True
     return True
@@ -120,6 +126,11 @@ def _wrap_arrivals(scheduler_class: type) -> None:
 def _worker_stats(self: Any) -> dict[str, Any]:
     drafter = getattr(self.model_runner, "drafter", None)
     return drafter.report() if isinstance(drafter, RunnerAware) else {}
+
+
+def _worker_draft_counts(self: Any, request_ids: Sequence[str]) -> dict[str, Any]:
+    drafter = getattr(self.model_runner, "drafter", None)
+    return drafter.take_draft_counts(request_ids) if isinstance(drafter, RunnerAware) else {}
 
 
 def _worker_flush(self: Any, timeout_s: float = 30.0) -> bool:

@@ -3,6 +3,7 @@
 import inspect
 
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.version import __version__ as vllm_version
 
@@ -15,7 +16,9 @@ _EXPECTED_PARAMETERS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (AsyncLLM, "from_engine_args", ("engine_args",)),
     (AsyncLLM, "add_request", ("self", "request_id", "prompt", "params")),
     (AsyncLLM, "_add_request", ("self", "request", "prompt", "parent_req", "index", "queue")),
+    (AsyncLLM, "generate", ("self", "prompt", "sampling_params", "request_id")),
     (AsyncLLM, "_run_output_handler", ("self",)),
+    (AsyncMPClient, "call_utility_all_async", ("self", "method", "args")),
     (
         OutputProcessor,
         "process_outputs",

@@ -14,6 +14,7 @@ overwritten or left by a writer that was killed, it takes for absent, never for 
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ from .near_answer import NearAnswer
 from .shared_block import attach_block, create_block, unlink_blocks
 
 _MAGIC = b"REPRISE\0"
-_LAYOUT = 1
+_LAYOUT = 2
 _HEADER = struct.Struct("<8sIIQ")
 _HEADER_BYTES = 64
 _SLOT = struct.Struct("<16sQI4x")
@@ -45,6 +46,8 @@ class _RequestEntry(msgspec.Struct, array_like=True, frozen=True):
     request_id: str
     namespace: str
     hits: list[_Hit]
+    found_s: float
+    """When it was published: `time.monotonic` is one clock for all processes of a machine."""
 
 
 class _AnswerEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -89,7 +92,7 @@ class ResultWriter:
             position = self._answer_position(answer)
             if position is not None:
                 hits.append(_Hit(answer.answer_id, answer.similarity, answer.clause, position))
-        entry = _ENCODER.encode(_RequestEntry(request_id, namespace, hits))
+        entry = _ENCODER.encode(_RequestEntry(request_id, namespace, hits, time.monotonic()))
         position = self._append(entry)
         if position is None:
             return
@@ -175,6 +178,28 @@ class ResultReader:
 
     def read(self, request_id: str) -> list[NearAnswer] | None:
         """The request's near answers, without those that are no longer there; None: no result."""
+        entry = self._request_entry(request_id)
+        if not isinstance(entry, _RequestEntry):
+            return entry
+        return [near for hit in entry.hits if (near := self._near_answer(entry.namespace, hit))]
+
+    def found_s(self, request_id: str) -> float | None:
+        """When the request's result was published, in seconds of `time.monotonic`; None: no
+        result, or an unreadable one."""
+        entry = self._request_entry(request_id)
+        return entry.found_s if isinstance(entry, _RequestEntry) else None
+
+    def close(self) -> None:
+        """Let go of the block."""
+        self._block.close()
+
+    @property
+    def _memory(self) -> memoryview:
+        assert self._block.buf is not None
+        return self._block.buf
+
+    def _request_entry(self, request_id: str) -> _RequestEntry | list[NearAnswer] | None:
+        """The request's entry; None: no result; no near answers: an unreadable one."""
         key = digest(request_id.encode())
         first = _first_slot(key, self._num_slots)
         slots = bytes(self._memory[first : first + _PROBES * _SLOT.size])
@@ -191,18 +216,7 @@ class ResultReader:
             entry = _REQUEST_DECODER.decode(contents)
         except msgspec.MsgspecError:
             return self._unreadable()
-        if entry.request_id != request_id:
-            return self._unreadable()
-        return [near for hit in entry.hits if (near := self._near_answer(entry.namespace, hit))]
-
-    def close(self) -> None:
-        """Let go of the block."""
-        self._block.close()
-
-    @property
-    def _memory(self) -> memoryview:
-        assert self._block.buf is not None
-        return self._block.buf
+        return entry if entry.request_id == request_id else self._unreadable()
 
     def _near_answer(self, namespace: str, hit: _Hit) -> NearAnswer | None:
         contents = self._entry(hit.position)

@@ -1,6 +1,8 @@
 """Where EnhancedAsyncLLM takes AsyncLLM's place, where it does not, and how it stands in it."""
 
 import asyncio
+import os
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +13,16 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reprise.engine_ext import async_llm, http_front_door, vllm_expectations
+from reprise.engine_ext import async_llm, http_front_door, replacement, vllm_expectations
 from reprise.engine_ext.async_llm import (
     EnhancedAsyncLLM,
     create_enhanced_system,
-    install,
 )
 from reprise.engine_ext.plugin import PROPOSER_PATH
+from reprise.engine_ext.proposer import CacheHitProposer
+from reprise.engine_ext.replacement import install
 from reprise.engine_ext.vllm_expectations import unexpected_in_vllm
+from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE
 
 
 @pytest.fixture
@@ -76,11 +80,72 @@ def test_a_changed_signature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("not_installed")
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    monkeypatch.setattr(async_llm.sys, "argv", ["serve", f'{{"model": "{PROPOSER_PATH}"}}'])
+    monkeypatch.setattr(replacement.sys, "argv", ["serve", f'{{"model": "{PROPOSER_PATH}"}}'])
     with pytest.raises(SystemExit, match="unset it"):
         install()
-    monkeypatch.setattr(async_llm.sys, "argv", ["serve"])
+    monkeypatch.setattr(replacement.sys, "argv", ["serve"])
     assert install()
+
+
+def test_the_worker_refuses_the_rust_front_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match=r"^Reprise needs .*: unset it\.$"):
+        CacheHitProposer(SimpleNamespace())
+
+
+class ManyEngines:
+    """vLLM's client of two data parallel engines with two workers each."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    async def call_utility_all_async(self, *asked: Any) -> list[list[str]]:
+        self.asked.append(asked)
+        return [["a", "b"], ["c", "d"]]
+
+
+@pytest.fixture
+def never_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engine clients that are made here have nothing to clean up."""
+    monkeypatch.setattr(AsyncLLM, "__del__", lambda _self: None)
+
+
+@pytest.mark.usefixtures("never_started")
+async def test_the_workers_of_every_data_parallel_engine_are_asked() -> None:
+    engine = EnhancedAsyncLLM.__new__(EnhancedAsyncLLM)
+    engine.engine_core = ManyEngines()
+    assert (await engine.get_stats())["workers"] == ["a", "b", "c", "d"]
+    (asked,) = engine.engine_core.asked
+    assert asked[:2] == ("collective_rpc", "reprise_stats")
+
+
+@pytest.mark.usefixtures("never_started")
+@pytest.mark.parametrize("index", [0, 1])
+async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts_retrieval(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, index: int
+) -> None:
+    announced = []
+    lines = []
+
+    def start(_self: Any, _config: Any, *_args: Any, **_kwargs: Any) -> None:
+        announced.append(os.environ.get(ADDRESS_VARIABLE))
+
+    monkeypatch.setattr(AsyncLLM, "__init__", start)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(EnhancedAsyncLLM, "_attach_front_end", lambda _self: None)
+    monkeypatch.setattr(async_llm.logger, "info", lambda *words: lines.append(words))
+    engine = EnhancedAsyncLLM(
+        None, client_addresses={"input": "x"}, client_count=3, client_index=index
+    )
+    assert announced == [None]
+    assert len(lines) == (index == 0)
+    engine.engine_core = ManyEngines()
+    reports: list[Any] = []
+    engine.front_end = SimpleNamespace(report=reports.append)  # type: ignore[assignment]
+    await engine.report()
+    assert reports == [["a", "b", "c", "d"] if index == 0 else None]
+    EnhancedAsyncLLM(None)
+    assert announced[1] is not None
 
 
 def test_the_middleware_goes_in_by_vllms_own_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +242,37 @@ async def other_weights_end_what_was_kept(engine: EnhancedAsyncLLM) -> None:
     assert engine.front_end.memory.stats().answers == 1  # type: ignore[union-attr]
 
 
+async def who_asks_is_told(engine: EnhancedAsyncLLM) -> None:
+    async def ask(request_id: str, prompt: str, **params: Any) -> Any:
+        settings = SamplingParams(
+            max_tokens=60, ignore_eos=True, output_kind=RequestOutputKind.DELTA, **params
+        )
+        infos = [
+            getattr(output, "reprise_info", None)
+            async for output in engine.generate(prompt, settings, request_id)
+        ]
+        assert infos[:-1] == [None] * (len(infos) - 1)
+        return infos[-1]
+
+    wants = {"extra_args": {"reprise_info": True}}
+    assert await ask("silent", "tell me", temperature=0) is None
+    told = await ask("told", "tell me more", temperature=0, **wants)
+    assert told.cache in (("miss",), ("semantic",))
+    assert told.retrieval_ms is None or 0 < told.retrieval_ms < 60_000
+    counts = told.drafts.by_source.values()
+    assert told.drafts.steps + sum(count.accepted for count in counts) == 59
+    again = await ask("again", "tell me more", temperature=0, **wants)
+    assert (again.cache, again.drafts.steps, again.retrieval_ms) == (("exact",), 0, None)
+    # A stop string ends it here, before the engine knows.
+    text = (await generate(engine, "tell me so", "text", RequestOutputKind.FINAL_ONLY))[0]
+    stopped = await ask("stopped", "tell me so", temperature=0, stop=[text[20:24]], **wants)
+    assert stopped.drafts.steps > 0
+    both = await ask("both", "tell me twice", temperature=1.0, n=2, **wants)
+    assert both.cache == ("miss",)
+    counts = both.drafts.by_source.values()
+    assert both.drafts.steps + sum(count.accepted for count in counts) == 2 * 59
+
+
 async def metrics_follow_the_workers(engine: EnhancedAsyncLLM) -> None:
     await engine.report()
     (worker,) = (await engine.get_stats())["workers"]
@@ -200,6 +296,7 @@ async def test_on_a_real_engine(demo_model: Path) -> None:
         await nonsense_is_refused_before_the_engine(engine)
         await a_client_that_leaves_leaves_nothing_behind(engine)
         await other_weights_end_what_was_kept(engine)
+        await who_asks_is_told(engine)
         await metrics_follow_the_workers(engine)
     await asyncio.sleep(0.2)
     assert asyncio.all_tasks() == before

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from reprise.engine_ext.http_exchange import ExchangeMiddleware, current_exchange
+from reprise.engine_ext.request_info import DraftCounts, RequestInfo, SourceCounts
 
 
 async def run(
@@ -66,3 +67,50 @@ async def test_other_connections_pass_through() -> None:
         await send({"type": scope["type"]})
 
     assert await run(app, headers={}, kind="websocket") == [{"type": "websocket"}]
+
+
+def info(kind: str, drafted: int, retrieval_ms: float | None) -> RequestInfo:
+    counts = DraftCounts(3, {"corpus": SourceCounts(drafted, 1)})
+    return RequestInfo((kind,), counts, retrieval_ms)
+
+
+TOLD = (
+    b'{"cache":["exact","miss"],"drafts":{"steps":6,"by_source":'
+    b'{"corpus":{"drafted":9,"accepted":2}}},"retrieval_ms":1.5}'
+)
+
+
+def app_that_tells(content_type: bytes, bodies: list[bytes]) -> Callable[..., Awaitable[None]]:
+    """Two requests to the engine client are over before the last piece but one is sent."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        exchange = current_exchange.get()
+        assert exchange is not None
+        headers = [(b"content-type", content_type)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for number, body in enumerate(bodies):
+            if number == max(0, len(bodies) - 2):
+                exchange.add_info(info("miss", 4, 1.5))
+                exchange.add_info(info("exact", 5, None))
+            more = number < len(bodies) - 1
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    return app
+
+
+async def test_what_is_known_at_the_end_goes_into_the_head_of_a_whole_reply() -> None:
+    for bodies in ([b"{}"], [b"{}", b""]):
+        sent = await run(app_that_tells(b"application/json", bodies), headers={})
+        assert sent[0]["headers"][-1] == (b"x-reprise-info", TOLD)
+        assert b"".join(message["body"] for message in sent[1:]) == b"{}"
+
+
+async def test_what_is_known_at_the_end_is_a_comment_in_a_stream() -> None:
+    comment = b": x-reprise-info " + TOLD + b"\n\n"
+    done = b"data: [DONE]\n\n"
+    kind = b"text/event-stream; charset=utf-8"
+    sent = await run(app_that_tells(kind, [b"data: {}\n\n", done, b""]), headers={})
+    assert [name for name, _ in sent[0]["headers"]] == [b"content-type"]
+    assert [message["body"] for message in sent[1:]] == [b"data: {}\n\n", comment + done, b""]
+    sent = await run(app_that_tells(kind, [b"data: {}\n\n", b"data: {}\n\n", b""]), headers={})
+    assert sent[-1]["body"] == comment

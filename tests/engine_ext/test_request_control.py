@@ -47,9 +47,10 @@ def test_every_other_wish() -> None:
         "reprise_namespace": "tenant",
         "reprise_drafts": 1,
         "reprise_max_draft": "0",
+        "reprise_info": "on",
     }
     assert parse_control({}, asked) == RequestControl(
-        ttl_s=2.5, namespace="tenant", drafts=True, max_draft=0
+        ttl_s=2.5, namespace="tenant", drafts=True, max_draft=0, info=True
     )
 
 

@@ -169,6 +169,30 @@ def test_control_in_headers_and_arguments(reprise_server: Server) -> None:
     assert ask("short-lived").generated
 
 
+def test_who_asks_is_told_of_drafts_and_retrieval(reprise_server: Server) -> None:
+    asked = {"max_tokens": 40, "ignore_eos": True, "headers": {"x_reprise_info": "1"}}
+
+    def told(**more: Any) -> Any:
+        reply = reprise_server.chat("tell me of my request", **asked, **more)
+        if "x-reprise-info" in reply.headers:
+            return json.loads(reply.headers["x-reprise-info"])
+        (line,) = re.findall(r"^: x-reprise-info (.*)$", reply.body, re.MULTILINE)
+        return json.loads(line)
+
+    whole = told()
+    drafts = whole["drafts"]
+    assert set(drafts["by_source"]) == {"context", "near_answer", "corpus"}
+    accepted = sum(counts["accepted"] for counts in drafts["by_source"].values())
+    # The first token comes from the prefill.
+    assert drafts["steps"] + accepted == 39
+    assert told()["cache"] == ["exact"]
+    streamed = told(stream=True, vllm_xargs={"reprise_cache": "refresh"})
+    accepted = sum(counts["accepted"] for counts in streamed["drafts"]["by_source"].values())
+    assert streamed["drafts"]["steps"] + accepted == 39
+    assert streamed["cache"] != ["exact"]
+    assert "x-reprise-info" not in reprise_server.chat("tell me nothing").headers
+
+
 def test_tenants_do_not_share_exact_hits(reprise_server: Server) -> None:
     one, another = reprise_server.api_keys
     question = "a question of two tenants"

@@ -2,6 +2,7 @@
 
 import random
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_a_slot_that_points_anywhere_is_harmless(make_pair):
 def test_a_block_of_another_layout_is_refused(make_pair):
     writer, _ = make_pair()
     writer._memory[8:12] = struct.pack("<I", 99)
-    with pytest.raises(ValueError, match="expected a block of layout 1"):
+    with pytest.raises(ValueError, match="expected a block of layout 2"):
         ResultReader(writer.name)
 
 
@@ -155,3 +156,13 @@ def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept():
     assert unlink_blocks(living) == 1
     for block in blocks:
         block.close()
+
+
+def test_when_a_result_was_found_is_told(make_pair):
+    writer, reader = make_pair()
+    assert reader.found_s("r1") is None
+    before_s = time.monotonic()
+    writer.publish("r1", [], namespace="acme")
+    publish(writer, 2)
+    assert before_s <= reader.found_s("r1") <= reader.found_s("r2") <= time.monotonic()
+    assert reader.read("r1") == []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,10 +22,12 @@ from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
 from .near_search import NearSearch, Query
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
+from .tier import Uses
 from .tier_sync import TierSync
 from .tier_url import open_tier, snapshot_path
 from .turns import QueryOf, clip
 from .update_queue import UpdateQueue
+from .work_queue import Prompt, Work, WorkQueue
 
 logger = logging.getLogger(__name__)
 Decode = Callable[[Sequence[int]], str]
@@ -34,16 +36,6 @@ _IDLE_S = 0.25
 # Vector of 384 dimensions, graph links and dictionary entries, as measured.
 _INDEX_BYTES = 2200
 _EXPIRE_EVERY_S = 10.0
-# Answers that bring their embedding join at next to no cost.
-_MOST_ANSWERS_AT_ONCE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    request_id: str
-    namespace: str
-    text: str | None
-    prompt_token_ids: NDArray[Any] | None
 
 
 class LocalRetriever(Retriever):
@@ -84,9 +76,7 @@ class LocalRetriever(Retriever):
             index_bytes=_INDEX_BYTES,
             ttl_s=self._config.ttl_s,
         )
-        self._prompts: deque[_Prompt] = deque()
-        self._answers: deque[tuple[Answer, bool]] = deque()  # (answer, to be written)
-        self._gone: deque[tuple[str, str]] = deque()
+        self._queue = WorkQueue()
         self._results: OrderedDict[str, list[NearAnswer] | None] = OrderedDict()
         self._updates = UpdateQueue()
         self._stats = RetrievalStats()
@@ -111,12 +101,12 @@ class LocalRetriever(Retriever):
         ids = None if prompt_token_ids is None else np.array(prompt_token_ids)
         with self._changed:
             self._results.pop(request_id, None)
-            if self._closing or len(self._prompts) >= self._config.queue_length:
+            if self._closing or len(self._queue.prompts) >= self._config.queue_length:
                 self._count(dropped=1)
                 self._results[request_id] = []
             else:
                 self._results[request_id] = None
-                self._prompts.append(_Prompt(request_id, namespace, text, ids))
+                self._queue.prompts.append(Prompt(request_id, namespace, text, ids))
                 self._changed.notify_all()
             # Bounds what callers that never discard can leave behind.
             while len(self._results) > 4 * self._config.queue_length:
@@ -134,23 +124,30 @@ class LocalRetriever(Retriever):
         with self._changed:
             if answer.tokenizer_key != self._tokenizer_key:
                 self._count(foreign=1)
-            elif self._closing or len(self._answers) >= self._config.queue_length:
+            elif self._closing or len(self._queue.answers) >= self._config.queue_length:
                 self._count(dropped=1)
             else:
                 self._admit([answer], ours=True)
 
     def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        return self._memory.find_exact(namespace, exact_key)
+        answer = self._memory.find_exact(namespace, exact_key)  # counts the use itself
+        if answer is not None and self._tiers is not None:
+            self._tiers.credit(namespace, {answer.answer_id: Uses(1)})
+        return answer
 
     def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self._memory.find_exact(namespace, exact_key)
+        answer = self.find_exact(exact_key, namespace=namespace)
         if answer is None and self._tiers is not None:
             answer = self._tiers.find_exact(namespace, exact_key)
+            if answer is not None:
+                self._tiers.credit(namespace, {answer.answer_id: Uses(1)})
         return answer
 
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
-        for answer_id, tokens in accepted_tokens.items():
-            self._memory.credit(namespace, answer_id, tokens)
+        earned = {i: Uses(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
+        self._memory.credit(namespace, earned)
+        if self._tiers is not None:
+            self._tiers.credit(namespace, earned)
 
     def updates(self) -> list[AnswerUpdate]:
         return self._updates.take()
@@ -177,6 +174,7 @@ class LocalRetriever(Retriever):
                 bytes=self._memory.num_bytes,
                 waiting=self._waiting,
                 unwritten=0 if self._tiers is None else self._tiers.unwritten,
+                uncredited=0 if self._tiers is None else self._tiers.uncredited,
             )
 
     def health(self) -> RetrievalHealth:
@@ -239,7 +237,7 @@ class LocalRetriever(Retriever):
         """Answers from the tier; waits while the worker has its hands full."""
         with self._changed:
             self._changed.wait_for(
-                lambda: len(self._answers) < self._config.queue_length or self._closing
+                lambda: len(self._queue.answers) < self._config.queue_length or self._closing
             )
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
             self._count(foreign=len(answers) - len(own))
@@ -248,15 +246,15 @@ class LocalRetriever(Retriever):
     def _removed(self, namespace: str, answer_id: str) -> None:
         with self._changed:
             self._memory.remove(namespace, [answer_id])
-            self._gone.append((namespace, answer_id))
+            self._queue.gone.append((namespace, answer_id))
             self._changed.notify_all()
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers and have the worker index them; the caller holds the lock."""
         # The index holds the vector: once is enough.
         bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
-        self._gone.extend(self._memory.put(bare))
-        self._answers.extend((answer, ours) for answer in answers)
+        self._queue.gone.extend(self._memory.put(bare))
+        self._queue.answers.extend((answer, ours) for answer in answers)
         self._changed.notify_all()
 
     def _work(self, embedder: Embedder | None) -> None:
@@ -280,58 +278,50 @@ class LocalRetriever(Retriever):
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
-                if self._closing and not self._answers:
+                if self._closing and not self._queue.answers:
                     search.close()
                     return
-                prompts = _take(self._prompts, config.batch_size)
-                answers = self._take_answers()
-                gone = _take(self._gone, len(self._gone))
+                work = self._queue.take(config.batch_size)
                 # Upkeep alone is not work that anybody waits for.
-                self._busy = bool(prompts or answers or gone)
+                self._busy = bool(work)
                 settled = self._has_settled()
             try:
                 if time.monotonic() >= next_expiry_s:
-                    gone += self._memory.expired()
+                    work.gone += self._memory.expired()
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
-                upkeep = self._turn(search, prompts, answers, gone)
+                upkeep = self._turn(search, work)
                 if settled:
                     search.drop_unclaimed()
             except Exception:
                 logger.exception("A batch of retrieval work was lost.")
-                self._answer_with_nothing(prompts)
+                self._answer_with_nothing(work.prompts)
 
     def _has_work(self) -> bool:
-        return bool(self._prompts or self._answers or self._gone or self._closing)
+        return bool(self._queue) or self._closing
 
     def _has_settled(self) -> bool:
         """Whether all that the tier holds has been taken; the caller holds the lock."""
         tiers = self._tiers
         if tiers is None or self._closing:
             return False
-        return tiers.caught_up.is_set() and not self._answers
+        return tiers.caught_up.is_set() and not self._queue.answers
 
-    def _turn(
-        self,
-        search: NearSearch,
-        prompts: list[_Prompt],
-        answers: list[tuple[Answer, bool]],
-        gone: list[tuple[str, str]],
-    ) -> bool:
+    def _turn(self, search: NearSearch, work: Work) -> bool:
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
-        for namespace, answer_id in gone:
+        for namespace, answer_id in work.gone:
             # It may have come back since.
             if not self.answer(namespace, answer_id) and search.leave(namespace, answer_id):
                 self._note(AnswerUpdate(answer_id=answer_id, namespace=namespace, added=False))
         # Prompts first: a request waits for them, nobody waits for an answer to join.
-        if prompts:
-            self._answer_prompts(search, prompts)
-        if answers:
-            self._join(search, answers)
+        if work.prompts:
+            self._answer_prompts(search, work.prompts)
+        if work.answers:
+            self._join(search, work.answers)
         more = search.maintain()
         self._waiting = search.num_waiting
         return more
 
-    def _answer_prompts(self, search: NearSearch, prompts: list[_Prompt]) -> None:
+    def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
         queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in prompts]
         found, times = search.search(queries)
         for prompt, near in zip(prompts, found, strict=True):
@@ -344,7 +334,7 @@ class LocalRetriever(Retriever):
                 search_s=times.search_s,
             )
 
-    def _publish(self, prompt: _Prompt, near: list[NearAnswer]) -> None:
+    def _publish(self, prompt: Prompt, near: list[NearAnswer]) -> None:
         with self._changed:
             # The request may be gone, or submitted anew, by now.
             awaited = self._results.get(prompt.request_id, []) is None
@@ -353,7 +343,7 @@ class LocalRetriever(Retriever):
         if awaited and self._on_found is not None:
             self._on_found(prompt.request_id, prompt.namespace, near)
 
-    def _answer_with_nothing(self, prompts: list[_Prompt]) -> None:
+    def _answer_with_nothing(self, prompts: list[Prompt]) -> None:
         with self._changed:
             self._count(errors=1)
             for prompt in prompts:
@@ -382,17 +372,6 @@ class LocalRetriever(Retriever):
         with self._changed:
             self._count(stored=int(update.added), evicted=int(not update.added))
 
-    def _take_answers(self) -> list[tuple[Answer, bool]]:
-        """A turn's worth of answers: few if they must be embedded first."""
-        taken: list[tuple[Answer, bool]] = []
-        to_embed = 0
-        while self._answers and len(taken) < _MOST_ANSWERS_AT_ONCE:
-            to_embed += not self._answers[0][0].embedding
-            if to_embed > self._config.batch_size:
-                break
-            taken.append(self._answers.popleft())
-        return taken
-
     def _query(self, text: str | None, prompt_token_ids: NDArray[Any] | None) -> str:
         if text is not None:
             return clip(text)
@@ -406,7 +385,3 @@ class LocalRetriever(Retriever):
             self._stats,
             **{name: getattr(self._stats, name) + value for name, value in increments.items()},
         )
-
-
-def _take(queue: deque[Any], count: int) -> list[Any]:
-    return [queue.popleft() for _ in range(min(count, len(queue)))]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from .answer import Answer
-from .tier import Tier
+from .tier import Tier, Uses
 
 _HALF_LIFE_S = 6 * 3600.0
 # Eviction compares this many answers drawn at random: as good as an ordering, without its cost.
@@ -92,15 +92,16 @@ class MemoryTier(Tier):
                 entry.last_used_s = time.time()
             return answer
 
-    def credit(self, namespace: str, answer_id: str, accepted_tokens: int) -> None:
-        """Note that drafts from this answer had so many tokens accepted."""
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         with self._lock:
             held = self._namespaces.get(namespace)
-            entry = held.entries.get(answer_id) if held else None
-            if entry is not None and accepted_tokens > 0:
-                entry.uses += 1
-                entry.accepted_tokens += accepted_tokens
-                entry.last_used_s = time.time()
+            now_s = time.time()
+            for answer_id, uses in earned.items():
+                entry = held.entries.get(answer_id) if held else None
+                if entry is not None:
+                    entry.uses += uses.uses
+                    entry.accepted_tokens += uses.accepted_tokens
+                    entry.last_used_s = now_s
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         with self._lock:

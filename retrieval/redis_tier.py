@@ -6,6 +6,8 @@ walks the key space:
     reprise:{<namespace digest>}:x:<exact key>   record of an answer that has an exact key
     reprise:{<namespace digest>}:a:<answer id>   record of an answer that has none
     reprise:{<namespace digest>}:ids             hash: answer id -> the key of its record
+    reprise:{<namespace digest>}:uses            hash: answer id -> uses
+    reprise:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
     reprise:{<namespace digest>}:stream          what joined (+) and left (-)
     reprise:namespaces                           hash: namespace digest -> namespace
 """
@@ -13,7 +15,7 @@ walks the key space:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,10 +25,12 @@ from redis.retry import Retry
 
 from .answer import Answer, digest
 from .record import RecordReader, encode_record
-from .tier import Tier, TierChanges, TierError
+from .tier import Tier, TierChanges, TierError, Uses, with_uses
 
 _PAGE = 500
 _NAMESPACES = "reprise:namespaces"
+# The hashes of a namespace that have answer ids for fields.
+_BY_ID = ("ids", "uses", "accepted")
 
 
 class RedisTier(Tier):
@@ -73,6 +77,7 @@ class RedisTier(Tier):
             for namespace, members in by_namespace.items():
                 tag = _tag(namespace)
                 pipe = client.pipeline(transaction=False)
+                self._keep_larger_uses(client, pipe, tag, [answer for answer, _ in members])
                 for answer, record in members:
                     key = _record_key(tag, answer)
                     pipe.set(key, record, px=self._ttl_ms)
@@ -81,6 +86,19 @@ class RedisTier(Tier):
                 pipe.execute()
                 client.hset(_NAMESPACES, tag, namespace)
         return []
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        if not earned:
+            return
+        tag = _tag(namespace)
+        with self._client("bulk") as client:
+            known = client.hmget(f"{tag}:ids", list(earned))
+            pipe = client.pipeline(transaction=False)
+            for (answer_id, uses), key in zip(earned.items(), known, strict=True):
+                if key is not None:
+                    pipe.hincrby(f"{tag}:uses", answer_id, uses.uses)
+                    pipe.hincrby(f"{tag}:accepted", answer_id, uses.accepted_tokens)
+            pipe.execute()
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         if not answer_ids:
@@ -92,7 +110,8 @@ class RedisTier(Tier):
             for answer_id, key in zip(answer_ids, keys, strict=True):
                 if key is not None:
                     pipe.delete(key)
-                    pipe.hdel(f"{tag}:ids", answer_id)
+                    for name in _BY_ID:
+                        pipe.hdel(f"{tag}:{name}", answer_id)
                 self._announce(pipe, tag, "-", answer_id, "")
             pipe.execute()
         return sum(key is not None for key in keys)
@@ -162,6 +181,19 @@ class RedisTier(Tier):
         for client in clients:
             client.close()
 
+    def _keep_larger_uses(
+        self, client: Any, pipe: Any, tag: str, answers: Sequence[Answer]
+    ) -> None:
+        """Imported answers bring what they earned elsewhere; those just made bring nothing."""
+        useful = [answer for answer in answers if answer.uses or answer.accepted_tokens]
+        if not useful:
+            return
+        earned = _read_uses(client, tag, [answer.answer_id for answer in useful])
+        for answer, uses in zip(useful, earned, strict=True):
+            larger = with_uses(answer, uses)
+            pipe.hset(f"{tag}:uses", answer.answer_id, str(larger.uses))
+            pipe.hset(f"{tag}:accepted", answer.answer_id, str(larger.accepted_tokens))
+
     def _announce(self, pipe: Any, tag: str, operation: str, answer_id: str, key: str) -> None:
         pipe.xadd(
             f"{tag}:stream",
@@ -190,17 +222,19 @@ class RedisTier(Tier):
         """The answers of these ids; ids whose record has expired are forgotten."""
         if not keys:
             return []
+        tag = _tag(namespace)
         with self._client("bulk") as client:
             records = client.mget(list(keys.values()))
             gone = [i for i, record in zip(keys, records, strict=True) if record is None]
-            if gone:
-                client.hdel(f"{_tag(namespace)}:ids", *gone)
+            for name in _BY_ID if gone else ():
+                client.hdel(f"{tag}:{name}", *gone)
+            earned = _read_uses(client, tag, list(keys))
         answers = []
-        for answer_id, record in zip(keys, records, strict=True):
+        for (answer_id, record), uses in zip(zip(keys, records, strict=True), earned, strict=True):
             answer = None if record is None else self._reader.read(record, namespace=namespace)
             # An exact key's record may by now be a later answer's.
             if answer is not None and answer.answer_id == answer_id:
-                answers.append(answer)
+                answers.append(with_uses(answer, uses))
         return answers
 
     @contextmanager
@@ -234,6 +268,11 @@ def _record_key(tag: str, answer: Answer) -> str:
     if answer.exact_key is not None:
         return f"{tag}:x:{answer.exact_key.hex()}"
     return f"{tag}:a:{answer.answer_id}"
+
+
+def _read_uses(client: Any, tag: str, answer_ids: list[str]) -> list[Uses]:
+    uses, accepted = (client.hmget(f"{tag}:{name}", answer_ids) for name in ("uses", "accepted"))
+    return [Uses(int(u or 0), int(a or 0)) for u, a in zip(uses, accepted, strict=True)]
 
 
 def _last_id(client: Any, stream: str) -> str:

@@ -98,10 +98,6 @@ class RetrievalClient(Retriever):
         with self._changed:
             return None if self._results is None else self._results.read(request_id)
 
-    def found_s(self, request_id: str) -> float | None:
-        with self._changed:
-            return None if self._results is None else self._results.found_s(request_id)
-
     def discard(self, request_id: str) -> None:
         self._send(Discard(request_id))
 
@@ -117,10 +113,13 @@ class RetrievalClient(Retriever):
         self._send(Store(record))
 
     def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        return self._exact.find_exact(namespace, exact_key)
+        answer = self._exact.find_exact(namespace, exact_key)
+        if answer is not None:
+            self.credit(namespace, {answer.answer_id: 0})
+        return answer
 
     def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self._exact.find_exact(namespace, exact_key)
+        answer = self.find_exact(exact_key, namespace=namespace)
         if answer is not None:
             return answer
         ticket = next(self._tickets)
@@ -172,7 +171,7 @@ class RetrievalClient(Retriever):
     def _send(self, message: Request) -> bool:
         sender = self._sender
         sent = sender is not None and sender.send(message)
-        if not sent and not isinstance(message, Discard):
+        if not sent and not isinstance(message, Discard | Credit):
             self._dropped += 1
         return sent
 

@@ -29,6 +29,8 @@ class RetrievalStats:
     """Prompts and answers dropped because a queue was full."""
     unwritten: int = 0
     """Answers that the tier behind memory never got."""
+    uncredited: int = 0
+    """Answers whose uses it never got."""
     embedded: int = 0
     """Answers that had to be embedded when they joined."""
     restored: int = 0
@@ -104,7 +106,10 @@ class Retriever(ABC):
 
     @abstractmethod
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
-        """Tell how many tokens drafted from each answer id were accepted: keeps what is useful."""
+        """Tell how many tokens drafted from each answer id were accepted: keeps what is useful.
+
+        With 0 an answer was of use otherwise, as an exact hit.
+        """
 
     @abstractmethod
     def updates(self) -> list[AnswerUpdate]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .answer import Answer
 from .record import RecordReader, encode_record
-from .tier import Tier, TierError
+from .tier import Tier, TierError, Uses, with_uses
 
 _PAGE = 500
 _SCHEMA = """
@@ -26,6 +26,13 @@ create table if not exists answers (
 create index if not exists by_exact_key on answers (namespace, exact_key)
   where exact_key is not null;
 create index if not exists by_age on answers (created_s);
+create table if not exists credits (
+  namespace text not null,
+  answer_id text not null,
+  uses integer not null,
+  accepted_tokens integer not null,
+  primary key (namespace, answer_id)
+) without rowid;
 """
 
 
@@ -57,6 +64,10 @@ class SqliteTier(Tier):
             self._db.executescript(_SCHEMA)
             if ttl_s is not None:
                 self._db.execute("delete from answers where created_s < ?", (self._oldest_s(),))
+                self._db.execute(
+                    "delete from credits where not exists (select 1 from answers"
+                    " where namespace = credits.namespace and answer_id = credits.answer_id)"
+                )
             self._db.commit()
         except sqlite3.Error as error:
             raise TierError(f"sqlite file {path}: {error}") from error
@@ -67,15 +78,38 @@ class SqliteTier(Tier):
         ]
         with self._session() as db:
             db.executemany("insert or replace into answers values (?, ?, ?, ?, ?)", rows)
+            db.executemany(
+                "insert into credits values (?, ?, ?, ?)"
+                " on conflict (namespace, answer_id) do update set"
+                " uses = max(uses, excluded.uses),"
+                " accepted_tokens = max(accepted_tokens, excluded.accepted_tokens)",
+                [
+                    (a.namespace, a.answer_id, a.uses, a.accepted_tokens)
+                    for a in answers
+                    if a.uses or a.accepted_tokens
+                ],
+            )
         return []
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        with self._session() as db:
+            db.executemany(
+                "insert into credits select namespace, answer_id, ?, ? from answers"
+                " where namespace = ? and answer_id = ?"
+                " on conflict (namespace, answer_id) do update set"
+                " uses = uses + excluded.uses,"
+                " accepted_tokens = accepted_tokens + excluded.accepted_tokens",
+                [(*uses, namespace, answer_id) for answer_id, uses in earned.items()],
+            )
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         removed = 0
         with self._session() as db:
             for answer_id in answer_ids:
+                key = (namespace, answer_id)
+                db.execute("delete from credits where namespace = ? and answer_id = ?", key)
                 removed += db.execute(
-                    "delete from answers where namespace = ? and answer_id = ?",
-                    (namespace, answer_id),
+                    "delete from answers where namespace = ? and answer_id = ?", key
                 ).rowcount
         return removed
 
@@ -93,17 +127,19 @@ class SqliteTier(Tier):
         while True:
             with self._session() as db:
                 rows = db.execute(
-                    "select answer_id, record from answers where namespace = ? and answer_id > ?"
-                    " and created_s >= ? order by answer_id limit ?",
+                    "select answer_id, record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                    " from answers left join credits using (namespace, answer_id)"
+                    " where namespace = ? and answer_id > ? and created_s >= ?"
+                    " order by answer_id limit ?",
                     (namespace, last, self._oldest_s(), _PAGE),
                 ).fetchall()
             if not rows:
                 return
             last = rows[-1][0]
-            for _, record in rows:
+            for _, record, uses, accepted_tokens in rows:
                 answer = self._reader.read(record, namespace=namespace)
                 if answer is not None:
-                    yield answer
+                    yield with_uses(answer, Uses(uses, accepted_tokens))
 
     def namespaces(self) -> list[str]:
         with self._session() as db:

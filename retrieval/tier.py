@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
 
 from .answer import Answer
 
 
 class TierError(Exception):
     """The tier could not do it now; trying later may work."""
+
+
+class Uses(NamedTuple):
+    """What an answer was good for."""
+
+    uses: int = 0
+    accepted_tokens: int = 0
+
+    def plus(self, other: Uses) -> Uses:
+        """The sum of both."""
+        return Uses(self.uses + other.uses, self.accepted_tokens + other.accepted_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +34,15 @@ class TierChanges:
     added: tuple[Answer, ...] = ()
     removed: tuple[tuple[str, str], ...] = ()
     """(namespace, answer id)"""
+
+
+def with_uses(answer: Answer, earned: Uses) -> Answer:
+    """The answer with what it earned since its record was written, if that is more."""
+    uses = max(answer.uses, earned.uses)
+    accepted_tokens = max(answer.accepted_tokens, earned.accepted_tokens)
+    if (uses, accepted_tokens) == (answer.uses, answer.accepted_tokens):
+        return answer
+    return msgspec.structs.replace(answer, uses=uses, accepted_tokens=accepted_tokens)
 
 
 class Tier(ABC):
@@ -37,6 +60,13 @@ class Tier(ABC):
     @abstractmethod
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         """Forget answers; how many of them were there."""
+
+    @abstractmethod
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        """Add to the `uses` and `accepted_tokens` of answers by id; unknown ids are left out.
+
+        Putting an answer anew keeps the larger of what it brings and what it had.
+        """
 
     @abstractmethod
     def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:

@@ -9,16 +9,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from itertools import islice
 
 import tenacity
 
 from .answer import Answer
 from .circuit_breaker import CircuitBreaker
-from .tier import Tier, TierError
+from .pending_credits import PendingCredits
+from .tier import Tier, TierError, Uses
 
 logger = logging.getLogger(__name__)
 OnAdded = Callable[[Sequence[Answer]], None]
@@ -27,6 +29,8 @@ _WRITE_BATCH = 128
 _READ_BATCH = 500
 _LOOK_UPS_AT_ONCE = 4
 _RETRY_S = 0.25
+# Uses are added up for so long before they are written: nothing but eviction waits for them.
+_CREDIT_EVERY_S = 1.0
 
 
 class TierSync:
@@ -55,6 +59,8 @@ class TierSync:
         self._tier, self._on_added, self._on_removed = tier, on_added, on_removed
         self._queue: deque[Answer] = deque()
         self._queue_length, self._poll_s, self._look_up_s = queue_length, poll_s, look_up_s
+        self._credits = PendingCredits(queue_length)
+        self._credited_s, self._draining = time.monotonic(), 0
         self._unwritten = 0
         self._writing = self._closing = False
         self._changed = threading.Condition()
@@ -78,6 +84,11 @@ class TierSync:
         return self._unwritten
 
     @property
+    def uncredited(self) -> int:
+        """Answers whose uses the tier never got."""
+        return self._credits.lost
+
+    @property
     def degraded(self) -> str:
         """What does not work now; empty if all does."""
         breakers = {"read": self._reads, "look up": self._look_ups, "write": self._writes}
@@ -92,6 +103,11 @@ class TierSync:
                 self._queue.popleft()
                 self._unwritten += 1
             self._changed.notify_all()
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        """Have uses added to those in the tier soon; returns at once."""
+        with self._changed:
+            self._credits.add(namespace, earned)
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> None:
         """Forget answers in the tier; waits for it.
@@ -119,9 +135,15 @@ class TierSync:
         return None
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until all answers are written; False if it took longer."""
+        """Wait until all answers and uses are written; False if it took longer."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self._queue or self._writing), timeout_s)
+            self._draining += 1
+            self._changed.notify_all()
+            done = self._changed.wait_for(
+                lambda: not (self._queue or self._credits or self._writing), timeout_s
+            )
+            self._draining -= 1
+            return done
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is waiting, if that takes no longer than `timeout_s`, and stop."""
@@ -135,6 +157,8 @@ class TierSync:
         with self._changed:
             # Only now: a batch that fails on its way is put back.
             self._unwritten += len(self._queue)
+            self._credits.lost += len(self._credits)
+            self._credits.take()
             self._queue.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._tier.close()
@@ -142,28 +166,56 @@ class TierSync:
     def _write_loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
+                self._changed.wait_for(self._has_work, _CREDIT_EVERY_S)
                 if self._closing:
                     return
+                if not self._has_work():
+                    continue
+                if self._credits_are_due():
+                    self._credited_s = time.monotonic()
+                    earned = self._credits.take()
+                else:
+                    earned = {}
                 batch = [self._queue.popleft() for _ in range(min(_WRITE_BATCH, len(self._queue)))]
                 self._writing = True
-            written = self._try_write(batch)
+            written = not batch or self._try_write(partial(self._tier.put, batch), len(batch))
+            # After the answers: they may be what was used.
+            unpaid = self._try_credit(earned) if written else earned
             with self._changed:
                 self._writing = False
+                for namespace, uses in unpaid.items():
+                    self._credits.add(namespace, uses)
                 if not written:
                     self._queue.extendleft(reversed(batch))
+                if unpaid or not written:
                     self._changed.wait_for(lambda: self._closing, _RETRY_S)
                 self._changed.notify_all()
 
-    def _try_write(self, batch: list[Answer]) -> bool:
-        """False if the batch should be tried again."""
+    def _has_work(self) -> bool:
+        return bool(self._queue) or self._closing or self._credits_are_due()
+
+    def _credits_are_due(self) -> bool:
+        waited_s = time.monotonic() - self._credited_s
+        return bool(self._credits) and (self._draining > 0 or waited_s >= _CREDIT_EVERY_S)
+
+    def _try_credit(self, earned: dict[str, dict[str, Uses]]) -> dict[str, dict[str, Uses]]:
+        """What should be tried again."""
+        unpaid = dict(earned)
+        for namespace, uses in earned.items():
+            if not self._try_write(partial(self._tier.credit, namespace, uses), 0):
+                break
+            del unpaid[namespace]
+        return unpaid
+
+    def _try_write(self, write: Callable[[], object], num_answers: int) -> bool:
+        """False if it should be tried again."""
         try:
-            self._writes.call(lambda: _put_patiently(self._tier, batch))
+            self._writes.call(lambda: _patiently(write))
         except TierError:
             return False
         except Exception:  # an answer that has no encoding, say: never again
-            logger.exception("%d answers could not be written.", len(batch))
-            self._unwritten += len(batch)
+            logger.exception("%d answers could not be written.", num_answers)
+            self._unwritten += num_answers
         return True
 
     def _read_loop(self) -> None:
@@ -210,6 +262,6 @@ class TierSync:
     wait=tenacity.wait_fixed(0.05),
     reraise=True,
 )
-def _put_patiently(tier: Tier, batch: list[Answer]) -> None:
+def _patiently(write: Callable[[], object]) -> None:
     """One more try costs nobody anything here, and spares the breaker a dropped connection."""
-    tier.put(batch)
+    write()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
 from reprise.retrieval.memory_tier import MemoryTier
+from reprise.retrieval.tier import Uses
 
 
 def answer(number, *, namespace="", size=10, created_s=None, exact=False):
@@ -27,7 +28,7 @@ def test_the_least_valuable_leaves_first():
     for number in range(10):
         assert tier.put([answer(number)]) == []
         if number != 3:
-            tier.credit("", f"a{number}", 50)
+            tier.credit("", {f"a{number}": Uses(1, 50)})
     assert tier.put([answer(10)]) in ([("", "a3")], [("", "a10")])
 
 
@@ -98,7 +99,7 @@ def test_random_operations_keep_bounds_and_walls(operations, capacity):
             assert tier.remove(namespace, [key]) == ((namespace, key) in held)
             held.discard((namespace, key))
         else:
-            tier.credit(namespace, key, 3)
+            tier.credit(namespace, {key: Uses(1, 3)})
         assert tier.num_bytes <= limit
         assert tier.num_answers == len(held)
     assert sorted(tier.namespaces()) == sorted({namespace for namespace, _ in held})

@@ -2,6 +2,7 @@
 
 import time
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from reprise.retrieval import Answer
 from reprise.retrieval.memory_tier import MemoryTier
 from reprise.retrieval.redis_tier import RedisTier
 from reprise.retrieval.sqlite_tier import SqliteTier
+from reprise.retrieval.tier import Uses
 from reprise.retrieval.tier_url import open_tier, redact
 
 # Names that a careless key or pattern would mix up.
@@ -50,7 +52,7 @@ def make_tier(request, tmp_path):
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "put", "exact", "remove", "list"]),
+        st.sampled_from(["put", "put", "exact", "remove", "list", "credit"]),
         st.sampled_from(NAMESPACES),
         st.integers(0, 5),
     ),
@@ -66,21 +68,26 @@ def test_random_operations_never_cross_a_wall(make_tier, operations):
     tier = make_tier()
     for namespace in NAMESPACES:  # hypothesis shares the tier between its examples
         tier.remove(namespace, [f"id{number}" for number in range(6)])
-    model: dict[str, set[int]] = {namespace: set() for namespace in NAMESPACES}
+    model: dict[str, dict[int, int]] = {namespace: {} for namespace in NAMESPACES}
     for operation, namespace, number in operations:
         if operation == "put":
             assert tier.put([answer(number, namespace=namespace)]) == []
-            model[namespace].add(number)
+            model[namespace].setdefault(number, 0)
         elif operation == "exact":
             found = tier.find_exact(namespace, b"key%d" % number)
             assert (found is not None) == (number in model[namespace])
             assert found is None or found.namespace == found.response_text == namespace
         elif operation == "remove":
             assert tier.remove(namespace, [f"id{number}"]) == (number in model[namespace])
-            model[namespace].discard(number)
+            model[namespace].pop(number, None)
+        elif operation == "credit":
+            tier.credit(namespace, {f"id{number}": Uses(1, 2)})
+            if number in model[namespace]:
+                model[namespace][number] += 1
         else:
             found = list(tier.answers(namespace))
-            assert {a.answer_id for a in found} == {f"id{n}" for n in model[namespace]}
+            uses = {f"id{number}": (n, 2 * n) for number, n in model[namespace].items()}
+            assert {a.answer_id: (a.uses, a.accepted_tokens) for a in found} == uses
             assert all(a.namespace == a.response_text == namespace for a in found)
     assert set(tier.namespaces()) >= {name for name, numbers in model.items() if numbers}
 
@@ -101,6 +108,27 @@ def test_the_same_id_replaces(make_tier):
     tier.put([answer(1, size=9)])
     assert [len(a.response_token_ids) for a in tier.answers("")] == [9]
     assert len(tier.find_exact("", b"key1").response_token_ids) == 9
+
+
+def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
+    tier = make_tier()
+    tier.put([answer(1), answer(2, namespace="acme"), answer(3, exact=False)])
+    tier.credit("", {"id1": Uses(1, 5), "id3": Uses(2, 0), "unknown": Uses(9, 9)})
+    tier.credit("", {"id1": Uses(1, 7)})
+    tier.put([answer(1)])  # the same answer once more: what it earned stays
+
+    def earned(namespace=""):
+        return {a.answer_id: (a.uses, a.accepted_tokens) for a in tier.answers(namespace)}
+
+    assert earned() == {"id1": (2, 12), "id3": (2, 0)}
+    assert earned("acme") == {"id2": (0, 0)}
+    tier.put([msgspec.structs.replace(answer(1), uses=5, accepted_tokens=3)])  # an import
+    assert earned()["id1"] == (5, 12)
+    tier.credit("", {"id1": Uses(1, 1)})
+    assert earned()["id1"] == (6, 13)
+    tier.remove("", ["id1"])
+    tier.put([answer(1)])  # a new life
+    assert earned()["id1"] == (0, 0)
 
 
 def test_more_answers_than_a_page(make_tier):

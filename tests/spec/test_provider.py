@@ -1,6 +1,5 @@
 """The request life cycle of DraftProvider."""
 
-import re
 import time
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reprise.eval.demo_trace import make_demo_trace
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.near_answer import PlainNearAnswer
 
@@ -286,54 +284,3 @@ def test_the_hot_path_never_raises() -> None:
     provider.start("r", [1, 2, 3])
     assert provider.step(["r"], [["no token"]]) == [[]]  # type: ignore[list-item]
     assert provider.stats().errors == 1
-
-
-def demo_rows() -> list[tuple[set[str], list[int]]]:
-    """(words of the prompt, token ids of the answer), a word or mark being a token."""
-    ids: dict[str, int] = {}
-    rows = []
-    for row in make_demo_trace(3):
-        words = re.findall(r"\w+|[^\w\s]", row.response)
-        answer = [ids.setdefault(word, len(ids)) for word in words]
-        rows.append((set(re.findall(r"\w+", row.prompt.lower())), answer))
-    return rows
-
-
-def test_chances_are_calibrated() -> None:
-    """In each occupied bin of chance about that share of the drafted tokens was right, and over
-    all of them very nearly."""
-    provider = new_provider(verify_cost=0.005)
-    rows = demo_rows()
-    chances, right = [], []
-    for i, (words, answer) in enumerate(rows):
-        alike = [len(words & other) / len(words | other) for other, _ in rows[:i]]
-        best = sorted(range(i), key=lambda k: -alike[k])[:16]
-        request_id = str(i)
-        provider.start(request_id, [1, 2, 3])
-        provider.attach(request_id, [near(str(k), rows[k][1], alike[k]) for k in best])
-        provider.observe(request_id, answer[:1])
-        slot = provider._live[request_id].slot
-        at = 1
-        while at < len(answer):
-            draft = provider.propose(request_id, limit=min(16, len(answer) - at))
-            given = provider._trail.chances[slot, : len(draft)].tolist()
-            accepted = 0
-            while accepted < len(draft) and draft[accepted] == answer[at + accepted]:
-                accepted += 1
-            if i >= 100:
-                chances += given
-                right += [k < accepted for k in range(len(draft))]
-            provider.observe(request_id, answer[at : at + accepted + 1])
-            at += accepted + 1
-        provider.finish(request_id)
-        provider.add_answer(request_id, answer)
-    bins = np.minimum(9, (10 * np.array(chances)).astype(int))
-    occupied = [k for k in range(10) if (bins == k).sum() >= 400]
-    assert len(occupied) >= 5
-    shares, errors = [], []
-    for k in occupied:
-        own = bins == k
-        shares.append(own.mean())
-        errors.append(abs(np.array(chances)[own].mean() - np.array(right)[own].mean()))
-    assert max(errors) < 0.09
-    assert np.dot(shares, errors) < 0.02

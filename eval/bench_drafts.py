@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import datetime
-import platform
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -229,6 +229,17 @@ def bench_corpus(tokens: int, with_suffix: bool) -> Iterator[dict[str, Any]]:
         }
 
 
+def machine() -> str:
+    """The processor, the cores of this process and how busy they were in the last minute."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    cores = len(os.sched_getaffinity(0))
+    return f"{models[0] if models else 'cpu'}; {cores} cores; load {os.getloadavg()[0]:.1f}"
+
+
 def record(row: dict[str, Any]) -> None:
     """Append one row to RESULTS, and print it."""
     fields = [
@@ -240,7 +251,7 @@ def record(row: dict[str, Any]) -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    full = {"time": now, "commit": commit, "machine": platform.processor() or "cpu", **row}
+    full = {"time": now, "commit": commit, "machine": machine(), **row}
     RESULTS.parent.mkdir(exist_ok=True)
     is_new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:

@@ -1,0 +1,106 @@
+"""What each part of drafting is worth: Reprise replayed with one part taken away at a time.
+
+    python eval/ablation.py --tokenizer gpt2.json support.jsonl text_to_sql.jsonl
+
+One line a trace and part: tokens drafted a step, mean acceptance length, and speedup at a cost of
+0.02 a drafted token, also as a share of that of all parts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reprise.eval.replay import replay
+from reprise.eval.reprise_drafter import RepriseDrafter
+from reprise.eval.results import run_of_counts
+from reprise.eval.token_rows import IntArray, TokenRow, load_tokenizer, tokenize_rows
+from reprise.eval.traces import load_trace
+from reprise.retrieval.embedding import Embedder
+from reprise.spec.request import Request
+
+COST = 0.02
+MOST = 64
+FIXED_LENGTH = 8
+
+
+class WithoutNearAnswers(RepriseDrafter):
+    """Retrieval runs, but attaches nothing."""
+
+    def look_up(self, row: TokenRow) -> None:
+        super().look_up(row)
+        self._near_answers = []
+
+
+class WithoutCorpus(RepriseDrafter):
+    """Requests live in a namespace whose corpus stays empty."""
+
+    def start(self, row: TokenRow) -> None:
+        self._request_id = row.request_id
+        self._provider.start(row.request_id, row.prompt_token_ids, namespace="empty")
+        self._provider.attach(row.request_id, self._near_answers)
+
+
+class WithoutContext(RepriseDrafter):
+    """A request's own places are forgotten as soon as they are noted."""
+
+    def start(self, row: TokenRow) -> None:
+        super().start(row)
+        self._forget()
+
+    def observe(self, token_ids: IntArray) -> None:
+        super().observe(token_ids)
+        self._forget()
+
+    def _forget(self) -> None:
+        request = self._provider._live[self._request_id]
+        assert isinstance(request, Request)
+        request._heads.fill(-1)
+
+
+def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseDrafter]]:
+    """Name to a fresh drafter."""
+
+    def of(kind: type[RepriseDrafter]) -> Callable[[], RepriseDrafter]:
+        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MOST)
+
+    return {
+        "all": of(RepriseDrafter),
+        "without near answers": of(WithoutNearAnswers),
+        "without the corpus": of(WithoutCorpus),
+        "without the context": of(WithoutContext),
+        # At no cost drafts go on down to hopeless tokens, so only the bound ends them.
+        f"without length control, {FIXED_LENGTH} tokens": lambda: RepriseDrafter(
+            embedder=embedder, cost=0.0, seed=0, draft_length=FIXED_LENGTH
+        ),
+    }
+
+
+def main(
+    traces: Annotated[list[Path], typer.Argument(help="JSONL traces.")],
+    tokenizer: Annotated[str, typer.Option(help="A tokenizers.Tokenizer file.")],
+) -> None:
+    """Replay each trace with all parts, then without one at a time."""
+    encoder, embedder = load_tokenizer(tokenizer), Embedder()
+    for trace in traces:
+        rows = tokenize_rows(load_trace(str(trace)), encoder)
+        whole = None
+        for name, make in variants(embedder, COST).items():
+            drafter = make()
+            run = run_of_counts(trace.stem, name, replay(drafter, rows), cost=COST)
+            drafter.close()
+            speedup = run.model_speedup or 0.0
+            whole = whole or speedup
+            print(
+                f"{trace.stem:20}  {name:34}  drafted {run.drafted_per_step or 0.0:6.3f}"
+                f"  MAL {run.mean_acceptance_length or 0.0:.3f}  speedup {speedup:.3f}"
+                f"  of all {speedup / whole:.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)

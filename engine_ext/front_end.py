@@ -25,6 +25,7 @@ from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
 from reprise.engine_ext.request_plan import RequestPlan
 from reprise.engine_ext.serving_metrics import ServingMetrics
 from reprise.engine_ext.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.spans import Spans
 from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.retrieval.answer import Answer
 
@@ -73,6 +74,7 @@ class FrontEnd:
         self._replayer = Replayer(
             processor, chunk_tokens=serving.replay_chunk_tokens, errors=self.errors
         )
+        self.spans = Spans(enabled=processor.tracing_enabled)
         self.flights = SingleFlight(processor, self._replayer, errors=self.errors)
         self.near_answers = (
             NearAnswers(
@@ -118,8 +120,10 @@ class FrontEnd:
         except Exception as error:
             self.errors.swallow("exact_hit", error)
             kind = "miss"
+        took_s = time.perf_counter() - started_s
         self.counts[kind] += 1
-        self.metrics.request(kind, time.perf_counter() - started_s)
+        self.metrics.request(kind, took_s)
+        self.spans.exact_lookup(request.trace_headers, kind=kind, took_s=took_s)
         if kind != "miss":
             generation.kind = "exact"
         if plan.exchange is not None:

@@ -21,6 +21,7 @@ class Generation:
     ) -> None:
         self._front_end = front_end
         self._request_id = request.request_id
+        self._trace_headers = request.trace_headers
         self._begun_s = time.monotonic()
         self.prompt_token_ids = request.prompt_token_ids or []
         self.plan = plan
@@ -48,6 +49,12 @@ class Generation:
         """Let go of the near answers."""
         near_answers = self._front_end.near_answers
         if self.retrieves and near_answers is not None:
+            self._front_end.spans.retrieval(
+                self._trace_headers,
+                kind=self.kind,
+                begun_s=self._begun_s,
+                found_s=near_answers.found_s(self._request_id),
+            )
             near_answers.end(self._request_id)
 
     def retrieval_ms(self) -> float | None:

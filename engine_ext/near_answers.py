@@ -67,4 +67,10 @@ class NearAnswers:
     def stats(self) -> dict[str, Any]:
         """The retriever's figures and state."""
         health = self._retriever.health()
-        return {**asdict(self._retriever.stats()), "state": health.state, "detail": health.detail}
+        return {
+            **asdict(self._retriever.stats()),
+            "state": health.state,
+            "detail": health.detail,
+            "tier": health.tier,
+            "breakers": dict(health.breakers),
+        }

@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from reprise.engine_ext.exact_memory import ExactMemoryStats
 
+_BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 _LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)
 
 
@@ -173,6 +174,29 @@ class ServingMetrics:
                 _gauge(f"retrieval_{field}", text, mode="mostrecent").labels(self._model).set(
                     float(stats[field])
                 )
+
+        self._tier(stats)
+
+    def _tier(self, stats: Mapping[str, Any]) -> None:
+        """The tier behind the retrieval process's memory, where there is one."""
+        if not (tier := stats.get("tier")):
+            return
+        gauge = _gauge(
+            "tier_breaker_state",
+            "Circuit breakers of the tier behind memory: 0 closed, 1 half-open, 2 open.",
+            "tier",
+            "operation",
+            mode="mostrecent",
+        )
+        for operation, state in _mapping(stats.get("breakers")).items():
+            gauge.labels(self._model, tier, operation).set(_BREAKER_STATES[state])
+        for field, text in (
+            ("unwritten", "Answers that the tier never got: its write queue was full."),
+            ("uncredited", "Answers whose uses the tier never got."),
+        ):
+            if field in stats:
+                increment = self._increments.of((field, tier), float(stats[field]))
+                _counter(f"tier_{field}", text, "tier").labels(self._model, tier).inc(increment)
 
     def _add(self, name: str, text: str, rank: str, total: float) -> None:
         _counter(name, text).labels(self._model).inc(self._increments.of((name, rank), total))

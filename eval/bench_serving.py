@@ -93,6 +93,8 @@ def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[
                     ("throughput, median", own, "tok/s", ".0f"),
                     ("throughput / plain vLLM, median of rounds", ratios, "x", ".3f"),
                 ):
+                    if each.server is plain and unit == "x":
+                        continue
                     note = f"{min(values):{spread}} to {max(values):{spread}}"
                     row = _row("miss", name, statistics.median(values), unit=unit, note=note)
                     found.append({**row, **common})

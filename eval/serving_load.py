@@ -96,6 +96,14 @@ class Server:
             "a server did not start:\n" + self._log.read().decode(errors="replace")[-3000:]
         )
 
+    def wait_for_retrieval(self) -> None:
+        """Of a server of ours: until its embedding model is loaded, or known not to be."""
+        deadline_s = time.monotonic() + _STARTS_WITHIN_S
+        while time.monotonic() < deadline_s:
+            if self._stats()["front_end"]["retrieval"]["state"] != "starting":
+                return
+            time.sleep(0.3)
+
     def stop(self) -> None:
         """End it, and wait for that."""
         self._process.terminate()
@@ -108,9 +116,13 @@ class Server:
 
     def worker(self) -> dict[str, Any]:
         """The first worker's figures, of a server of ours."""
-        with urllib.request.urlopen(self.url + "/reprise/stats") as reply:
-            figures: dict[str, Any] = json.load(reply)["workers"][0]
+        figures: dict[str, Any] = self._stats()["workers"][0]
         return figures
+
+    def _stats(self) -> dict[str, Any]:
+        with urllib.request.urlopen(self.url + "/reprise/stats") as reply:
+            stats: dict[str, Any] = json.load(reply)
+        return stats
 
 
 @contextmanager
@@ -118,8 +130,10 @@ def running(model: str, *methods: str) -> Iterator[list[Server]]:
     """Servers of these methods, started side by side, stopped in the end."""
     servers = [Server(model, SPECULATIVE[method]) for method in methods]
     try:
-        for server in servers:
+        for method, server in zip(methods, servers, strict=True):
             server.wait()
+            if method == "reprise":
+                server.wait_for_retrieval()
         yield servers
     finally:
         for server in servers:

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -188,7 +188,12 @@ class LocalRetriever(Retriever):
         if embedder.name == LEXICAL and self._config.embedding_model != LEXICAL:
             troubles.append(f"{self._config.embedding_model} is not to be had")
         detail = "; ".join(trouble for trouble in troubles if trouble)
-        return RetrievalHealth("degraded" if detail else "ready", embedder.identity, detail)
+        state: Literal["degraded", "ready"] = "degraded" if detail else "ready"
+        if tiers is None:
+            return RetrievalHealth(state, embedder.identity, detail)
+        return RetrievalHealth(
+            state, embedder.identity, detail, tier=tiers.tier_name, breakers=tiers.breakers
+        )
 
     def wait_until_warm(self, timeout_s: float) -> bool:
         """Wait until what the tier held at start has joined; False if it took longer."""

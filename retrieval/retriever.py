@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from numpy.typing import ArrayLike
@@ -54,6 +54,10 @@ class RetrievalHealth:
     """degraded: near answers come, but without the embedding model or a tier that was asked for."""
     embedder: str = ""
     detail: str = ""
+    tier: str = ""
+    """The tier behind memory: sqlite, redis or none."""
+    breakers: dict[str, Literal["closed", "open", "half-open"]] = field(default_factory=dict)
+    """Of that tier's circuit breakers: read, look up, write."""
 
 
 class Retriever(ABC):

@@ -18,7 +18,7 @@ from itertools import islice
 import tenacity
 
 from .answer import Answer
-from .circuit_breaker import CircuitBreaker
+from .circuit_breaker import CircuitBreaker, State
 from .pending_credits import PendingCredits
 from .tier import Tier, TierError, Uses
 
@@ -89,10 +89,23 @@ class TierSync:
         return self._credits.lost
 
     @property
+    def tier_name(self) -> str:
+        """sqlite or redis."""
+        return self._tier.name
+
+    @property
+    def breakers(self) -> dict[str, State]:
+        """The state of each circuit breaker: read, look up and write fail apart."""
+        return {
+            "read": self._reads.state,
+            "look up": self._look_ups.state,
+            "write": self._writes.state,
+        }
+
+    @property
     def degraded(self) -> str:
         """What does not work now; empty if all does."""
-        breakers = {"read": self._reads, "look up": self._look_ups, "write": self._writes}
-        failing = [verb for verb, breaker in breakers.items() if breaker.state != "closed"]
+        failing = [verb for verb, state in self.breakers.items() if state != "closed"]
         return f"{self._tier.name}: cannot {', '.join(failing)}" if failing else ""
 
     def write(self, answers: Iterable[Answer]) -> None:

@@ -33,7 +33,11 @@ RETRIEVAL = {
     "search_s": 0.1,
     "answers": 2,
     "bytes": 4096,
-    "state": "ready",
+    "state": "degraded",
+    "tier": "redis",
+    "breakers": {"read": "closed", "look up": "half-open", "write": "open"},
+    "unwritten": 5,
+    "uncredited": 2,
 }
 
 
@@ -78,3 +82,27 @@ def test_reports_are_totals_and_become_increments(metrics: ServingMetrics) -> No
     metrics.workers([REPORT])
     assert value("accepted_tokens_total", source="corpus") == accepted + 5 + 25
     assert value("mean_acceptance_length") == 3.5
+
+
+def test_breakers_and_what_the_tier_never_got(metrics: ServingMetrics) -> None:
+    tier = {"tier": "redis"}
+    states = [
+        value("tier_breaker_state", operation=operation, **tier)
+        for operation in ("read", "look up", "write")
+    ]
+    assert states == [0, 1, 2]
+    unwritten, uncredited = (
+        value(f"tier_un{what}_total", **tier) for what in ("written", "credited")
+    )
+    assert unwritten is not None
+    better = {"read": "closed", "look up": "closed", "write": "closed"}
+    metrics.retrieval({**RETRIEVAL, "unwritten": 9, "breakers": better})
+    assert value("tier_unwritten_total", **tier) == unwritten + 4
+    assert value("tier_uncredited_total", **tier) == uncredited
+    assert value("tier_breaker_state", operation="write", **tier) == 0
+
+
+def test_without_a_tier_there_are_no_breakers() -> None:
+    ServingMetrics("without_a_tier").retrieval({**RETRIEVAL, "tier": "", "breakers": {}})
+    labels = {"model_name": "without_a_tier", "tier": ""}
+    assert REGISTRY.get_sample_value("reprise:tier_unwritten_total", labels) is None

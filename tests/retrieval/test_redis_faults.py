@@ -1,6 +1,7 @@
 """Everything that can go wrong with Redis, on a real one: hits are lost, nothing else."""
 
 import time
+from itertools import pairwise
 
 import pytest
 import redis
@@ -33,8 +34,8 @@ def answer(number, *, namespace="acme", size=20):
 def make_retriever():
     made = []
 
-    def make(url):
-        config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05)
+    def make(url, **options):
+        config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05, **options)
         made.append(LocalRetriever(config, embedder=Embedder("lexical")))
         return made[-1]
 
@@ -128,6 +129,10 @@ def test_killed_while_serving(redis_server, make_retriever, wait_until, caplog):
     for _ in range(200):
         assert timed_look_up(retriever) is None
     wait_until(lambda: retriever.health().state == "degraded")
+    health = retriever.health()
+    assert health.tier == "redis"
+    assert health.breakers.keys() == {"read", "look up", "write"}
+    assert health.breakers["look up"] in ("open", "half-open")
     lines = [r.message for r in caplog.records if "Look-up in redis fails" in r.message]
     assert len(lines) == 1
     redis_server.start()
@@ -179,6 +184,93 @@ def test_cut_in_mid_reply(redis_server, make_proxy):
     assert tier.find_exact("acme", b"key7").response_token_ids.tolist() == [7] * 5000
     tier.close()
     direct.close()
+
+
+def test_a_cut_connection_costs_a_miss_not_the_service(
+    redis_server, make_retriever, make_proxy, wait_until
+):
+    proxy = make_proxy(redis_server.port)
+    retriever = make_retriever(f"redis://127.0.0.1:{proxy.port}/0", look_up_s=1.0)
+    assert retriever.wait_until_warm(60)
+    proxy.cut_after = 3
+    assert serves_from_memory(retriever, wait_until)
+    assert timed_look_up(retriever) is None
+    wait_until(lambda: retriever.health().state == "degraded")
+    tier = RedisTier(redis_server.url, timeout_s=2.0)
+    tier.put([answer(7)])
+    proxy.cut_after = None
+    wait_until(lambda: retriever.look_up_exact(b"key7", namespace="acme") is not None, 30)
+    # Put again because its reply was cut off, the answer that was stored meanwhile is there too.
+    wait_until(lambda: tier.find_exact("acme", b"key1") is not None, 30)
+    tier.close()
+
+
+@pytest.mark.parametrize(("budget_s", "hits"), [(BUDGET_S, False), (5.0, True)])
+def test_the_look_up_budget_is_kept(
+    redis_server, make_retriever, make_proxy, budget_s, hits, monkeypatch
+):
+    """Each reply takes 0.2 s: too late for 50 ms, which is what is waited, and no longer."""
+    # What is there before is caught up with and found in memory; only look-ups are of interest.
+    monkeypatch.setattr(RedisTier, "namespaces", lambda _: [])
+    tier = RedisTier(redis_server.url, timeout_s=2.0)
+    tier.put([answer(7)])
+    tier.close()
+    proxy = make_proxy(redis_server.port)
+    took_s = []
+    for _ in range(3):  # the shortest counts: a loaded machine may add to any one
+        retriever = make_retriever(f"redis://127.0.0.1:{proxy.port}/0", look_up_s=budget_s)
+        assert retriever.wait_until_warm(60)
+        proxy.delay_s = 0.2
+        began_s = time.monotonic()
+        found = retriever.look_up_exact(b"key7", namespace="acme")
+        took_s.append(time.monotonic() - began_s)
+        proxy.delay_s = 0.0
+        assert (found is not None) == hits
+    if hits:
+        assert min(took_s) >= 0.2
+    else:
+        assert 0.8 * BUDGET_S <= min(took_s) < 0.2
+
+
+def test_probes_are_few_and_each_change_of_state_is_one_line(
+    redis_server, make_retriever, wait_until, caplog
+):
+    retriever = make_retriever(redis_server.url)
+    assert retriever.wait_until_warm(60)
+    retriever.store(answer(1))
+    assert retriever.flush(60)
+    tier, asked_s = retriever._tiers._tier, []
+    find_exact = tier.find_exact
+
+    def noted(namespace, exact_key):
+        asked_s.append(time.monotonic())
+        return find_exact(namespace, exact_key)
+
+    tier.find_exact = noted
+    redis_server.kill()
+    until_s = time.monotonic() + 4.0
+    num_look_ups = 0
+    while time.monotonic() < until_s:
+        assert timed_look_up(retriever) is None
+        num_look_ups += 1
+        time.sleep(0.005)
+    # Three open the breaker; probes after 0.5 s, then 1 s, then 2 s, more than which do not fit.
+    assert num_look_ups > 50
+    assert 4 <= len(asked_s) <= 6
+    pauses_s = [later - sooner for sooner, later in pairwise(asked_s[2:])]
+    assert all(pause_s >= least_s for pause_s, least_s in zip(pauses_s, (0.5, 1.0), strict=False))
+
+    def lines(text):
+        return [r for r in caplog.records if text in r.message]
+
+    assert len(lines("Look-up in redis fails")) == 1
+    assert not lines("Look-up in redis works again")
+    redis_server.start()  # empty: what this replica asks for is not there, but it is answered
+    wait_until(lambda: timed_look_up(retriever) or lines("Look-up in redis works again"), 20)
+    for _ in range(20):
+        timed_look_up(retriever)
+    assert len(lines("Look-up in redis fails")) == 1
+    assert len(lines("Look-up in redis works again")) == 1
 
 
 def test_out_of_memory(redis_server, make_retriever, wait_until, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -19,17 +20,15 @@ from rich.table import Table
 
 from .answer import Answer
 from .answer_rows import Encode, read_rows, row_of
-from .embedding import Embedder
+from .embedding import LEXICAL, Embedder
 from .namespace import check_namespace
 from .prompt_tokenizer import PromptTokenizer
 from .tier import Tier, TierError
-from .tier_url import open_tier, redact
+from .tier_url import open_tier, redact, sqlite_path
 from .turns import clip
 
 Item = TypeVar("Item")
-app = typer.Typer(
-    name="cache", help="Look into, fill and clear the cache of answers.", no_args_is_help=True
-)
+app = typer.Typer(name="cache", help="Look into, fill and clear the cache of answers.")
 _BATCH = 256
 _BULK_S = 5.0
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -42,6 +41,12 @@ Url = Annotated[
     ),
 ]
 Namespace = Annotated[str | None, typer.Option(help="Only this namespace; all without it.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("import")
@@ -62,18 +67,19 @@ def import_(
 
     Example: reprise cache import answers.jsonl --url sqlite:///var/cache/answers.sqlite
     """
-    with _opened(url) as tier:
-        if namespace is not None:
-            check_namespace(namespace)
-        encode = _encoder(tokenizer)
-        # Read first: a file with a bad line changes nothing.
-        answers = list(
-            read_rows(file, encode=encode, namespace=namespace, tokenizer_key=tokenizer_key)
+    if namespace is not None:
+        check_namespace(namespace)
+    # Read first: a file with a bad line changes nothing.
+    answers = list(
+        read_rows(
+            file, encode=_encoder(tokenizer), namespace=namespace, tokenizer_key=tokenizer_key
         )
+    )
+    with _opened(url, may_create=True) as tier:
         batches = list(_batches(answers))
-        for batch in track(batches, "Importing", console=_progress, transient=True):
+        for batch in _tracked(batches, "Importing"):
             tier.put(batch)
-    typer.echo(f"{len(answers)} answers imported into {redact(url)}")
+    typer.echo(f"{_answers(len(answers))} imported into {redact(url)}")
 
 
 @app.command()
@@ -95,12 +101,12 @@ def export(
         count = 0
         try:
             with file.open("wb") as lines:
-                for answer in track(answers, "Exporting", console=_progress, transient=True):
+                for answer in _tracked(answers, "Exporting"):
                     lines.write(row_of(answer) + b"\n")
                     count += 1
         except OSError as error:
             raise ValueError(f"cannot write {file}: {error.strerror}") from error
-    typer.echo(f"{count} answers exported to {file}")
+    typer.echo(f"{_answers(count)} exported to {file}")
 
 
 @app.command()
@@ -114,11 +120,11 @@ def warm(
     Example: reprise cache warm --url redis://localhost:6379/0
     """
     with _opened(url) as tier:
-        embedder = Embedder(model)
+        embedder = _embedder(model)
         answers = list(_all_answers(tier, namespace))
         missing = [a for a in answers if a.embedder != embedder.identity and a.prompt_text]
         batches = list(_batches(missing))
-        for batch in track(batches, "Embedding", console=_progress, transient=True):
+        for batch in _tracked(batches, "Embedding"):
             vectors = embedder.encode([clip(answer.prompt_text) for answer in batch])
             tier.put(
                 [
@@ -132,7 +138,7 @@ def warm(
             )
     without = sum(not a.prompt_text for a in answers)
     note = f"; {without} have no text to embed" if without else ""
-    typer.echo(f"{len(missing)} of {len(answers)} answers embedded by {embedder.identity}{note}")
+    typer.echo(f"{len(missing)} of {_answers(len(answers))} embedded by {embedder.identity}{note}")
 
 
 @app.command()
@@ -158,7 +164,10 @@ def stats(url: Url, namespace: Namespace = None) -> None:
                 ages = [_age(time.time() - s) for s in (min(created), max(created))]
                 figures = (count, exact, embedded, tokens, f"{num_bytes / 2**20:.1f}", *ages)
                 table.add_row(name or "(default)", *map(str, figures))
-    Console(width=120, soft_wrap=True).print(table)
+    if table.row_count:
+        Console(width=120, soft_wrap=True).print(table)
+    else:
+        typer.echo(f"no answers in {redact(url)}")
 
 
 @app.command()
@@ -188,7 +197,7 @@ def invalidate(
             ]
             for batch in _batches(ids):
                 removed += tier.remove(name, batch)
-    typer.echo(f"{removed} answers removed")
+    typer.echo(f"{_answers(removed)} removed")
 
 
 @app.command()
@@ -202,15 +211,19 @@ def check(url: Url) -> None:
         count = sum(1 for _ in _all_answers(tier, None))
         took_s = time.perf_counter() - began_s
         damaged = tier.num_damaged
-    typer.echo(f"{count} answers readable, {damaged} damaged, in {took_s:.2f} s: {redact(url)}")
+    typer.echo(f"{_answers(count)} readable, {damaged} damaged, in {took_s:.2f} s: {redact(url)}")
     if damaged:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Tier]:
+def _opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
     """The tier of a URL; what goes wrong with it is one line."""
     try:
+        path = sqlite_path(url) if url.startswith("sqlite:") else None
+        # A mistyped path would read as an empty cache.
+        if path is not None and not may_create and not path.exists():
+            raise ValueError(f"there is no SQLite file {path}")
         tier = open_tier(url, look_up_s=_BULK_S)
         if tier is None:
             raise ValueError("memory:// lives in a running engine; name sqlite:// or redis://")
@@ -235,6 +248,29 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
         yield batch
+
+
+def _tracked(items: Iterable[Item], doing: str) -> Iterable[Item]:
+    """Shows progress to a person, and nothing to a pipe."""
+    hidden = not _progress.is_terminal
+    return track(items, doing, console=_progress, transient=True, disable=hidden)
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer" if count == 1 else f"{count} answers"
+
+
+def _embedder(model: str) -> Embedder:
+    """The model itself: what stands in for it would overwrite better embeddings."""
+    announcing = logging.getLogger(Embedder.__module__)
+    announcing.disabled = True  # the error below says it
+    try:
+        embedder = Embedder(model)
+    finally:
+        announcing.disabled = False
+    if embedder.name == LEXICAL and model != LEXICAL:
+        raise ValueError(f"no embedding model {model!r}: neither a folder, installed nor cached")
+    return embedder
 
 
 def _encoder(tokenizer: str | None) -> Encode | None:

@@ -28,7 +28,7 @@ def open_tier(
     if scheme == "sqlite":
         from .sqlite_tier import SqliteTier
 
-        return SqliteTier(_sqlite_path(url), ttl_s=ttl_s)
+        return SqliteTier(sqlite_path(url), ttl_s=ttl_s)
     if importlib.util.find_spec("redis") is None:
         raise ValueError("redis:// needs redis-py: pip install 'reprise[redis]'")
     from .redis_tier import RedisTier
@@ -45,10 +45,15 @@ def snapshot_path(url: str, setting: str | None) -> Path | None:
         return None
     if setting is not None:
         return Path(setting)
-    return Path(f"{_sqlite_path(url)}.index") if url.startswith("sqlite:") else None
+    return Path(f"{sqlite_path(url)}.index") if url.startswith("sqlite:") else None
 
 
-def _sqlite_path(url: str) -> Path:
+def sqlite_path(url: str) -> Path:
+    """The file that a sqlite URL names.
+
+    Raises:
+        ValueError: It names none.
+    """
     # sqlite:///tmp/a.sqlite and sqlite:////tmp/a.sqlite are the same file, from the root.
     rest = url.partition("://")[2]
     path = rest.lstrip("/")

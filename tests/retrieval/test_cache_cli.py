@@ -1,12 +1,14 @@
 """`reprise cache` as a user runs it, over SQLite; Redis differs only in its URL."""
 
 import json
+import re
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from reprise.retrieval import Answer
+from reprise.retrieval.answer_rows import row_of
 from reprise.retrieval.cache_cli import app
 from reprise.retrieval.sqlite_tier import SqliteTier
 
@@ -110,6 +112,56 @@ def test_warm_embeds_what_is_not_embedded_yet(url, fill):
     assert "0 of 2 answers embedded" in run("warm", "--url", url, "--model", "lexical")
 
 
+def test_without_its_model_warm_leaves_embeddings_alone(url, fill, monkeypatch, caplog):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fill(answer(1))
+    run("warm", "--url", url, "--model", "lexical")
+    assert "no embedding model 'nowhere'" in refused("warm", "--url", url, "--model", "nowhere")
+    assert caplog.text == ""
+    assert "0 of 1 answer embedded" in run("warm", "--url", url, "--model", "lexical")
+
+
+def test_a_mistyped_path_is_not_an_empty_cache(url, tmp_path):
+    for command in ("stats", "check", "warm"):
+        assert "there is no SQLite file" in refused(command, "--url", url)
+    assert "there is no SQLite file" in refused("export", "-", "--url", url)
+    assert "there is no SQLite file" in refused("invalidate", "--id", "x", "--url", url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_cache_says_so(url, fill):
+    fill()
+    assert run("stats", "--url", url).startswith("no answers in sqlite://")
+
+
+def test_without_a_command_the_help_is_shown():
+    assert "invalidate" in run()
+
+
+@pytest.mark.redis
+def test_every_command_over_redis(redis_server, tmp_path):
+    import redis
+
+    url = redis_server.url
+    rows = tmp_path / "a.jsonl"
+    lines = [row_of(a) for a in (answer(1, created_s=1.0), answer(2), answer(3, namespace="z"))]
+    rows.write_bytes(b"\n".join(lines))
+    assert "3 answers imported" in run("import", rows, "--url", url)
+    assert "3 of 3 answers embedded" in run("warm", "--url", url, "--model", "lexical")
+    assert "0 of 3 answers embedded" in run("warm", "--url", url, "--model", "lexical")
+    assert "acme" in run("stats", "--url", url)
+    assert "3 answers exported" in run("export", tmp_path / "b.jsonl", "--url", url)
+    assert sorted((tmp_path / "b.jsonl").read_bytes().split(b"\n")[:3]) == sorted(lines)
+    client = redis.Redis.from_url(url)
+    [key] = [key for key in client.keys("*:x:*") if key.endswith(b"x:03")]
+    client.set(key, b"damaged")
+    assert "2 answers readable, 1 damaged" in run("check", "--url", url, status=1)
+    client.close()
+    assert "1 answer removed" in run("invalidate", "--older-than", "1h", "--url", url)
+    assert "1 answer removed" in run("invalidate", "--prompt", "question 2", "--url", url)
+    assert "no answers in redis://" in run("stats", "--url", url)
+
+
 def test_stats_by_namespace(url, fill):
     fill(answer(1), answer(2), answer(3, namespace=""))
     output = run("stats", "--url", url)
@@ -129,7 +181,9 @@ def test_stats_by_namespace(url, fill):
 )
 def test_invalidate_removes_what_meets_all_conditions(url, fill, tmp_path, conditions, left):
     fill(answer(1, created_s=1.0), answer(2), answer(3, namespace="zeta"))
-    assert f"{3 - len(left)} answers removed" in run("invalidate", "--url", url, *conditions)
+    assert re.match(
+        rf"{3 - len(left)} answers? removed", run("invalidate", "--url", url, *conditions)
+    )
     tier = SqliteTier(tmp_path / "answers.sqlite")
     assert {a.answer_id for name in tier.namespaces() for a in tier.answers(name)} == left
     tier.close()
@@ -142,15 +196,16 @@ def test_check_finds_damage(url, fill, tmp_path):
     tier._db.execute("update answers set record = x'52410100' where answer_id = 'id1'")
     tier._db.commit()
     tier.close()
-    assert "1 answers readable, 1 damaged" in run("check", "--url", url, status=1)
+    assert "1 answer readable, 1 damaged" in run("check", "--url", url, status=1)
 
 
-def test_bad_input_is_one_line(url, tmp_path):
+def test_bad_input_is_one_line(url, fill, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt_token_ids": [1], "response_token_ids": [2]}\nnot json\n')
     assert "bad.jsonl, line 2" in refused("import", bad, "--url", url)
-    assert "0 answers readable" in run("check", "--url", url)
+    assert "there is no SQLite file" in refused("check", "--url", url)
     assert "cannot read" in refused("import", tmp_path / "missing", "--url", url)
+    fill()
     bad.write_text('{"prompt_token_ids": [-1], "response_token_ids": [2]}\n')
     assert "token ids must lie in" in refused("import", bad, "--url", url)
     assert "memory:// lives in a running engine" in refused("check", "--url", "memory://")

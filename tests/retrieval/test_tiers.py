@@ -159,6 +159,24 @@ def test_a_file_survives_its_process_and_damage(tmp_path):
     again.close()
 
 
+def test_look_ups_in_a_file_do_not_read_other_namespaces(tmp_path):
+    """By what SQLite says it reads, not by the clock."""
+    tier = SqliteTier(tmp_path / "a.sqlite", ttl_s=60.0)
+    tier.put([answer(number, namespace="large") for number in range(300)])
+    statements = []
+    tier._db.set_trace_callback(statements.append)
+    assert tier.find_exact("small", b"key1") is None
+    assert list(tier.answers("small")) == []
+    tier._db.set_trace_callback(None)
+    selects = [statement for statement in statements if statement.startswith("select")]
+    assert len(selects) == 2
+    for select in selects:
+        plan = [row[3] for row in tier._db.execute(f"explain query plan {select}")]
+        assert any("SEARCH answers USING" in step and "namespace=?" in step for step in plan), plan
+        assert not any(step.startswith("SCAN") for step in plan), plan
+    tier.close()
+
+
 @pytest.mark.redis
 def test_every_key_of_a_namespace_lies_in_one_cluster_slot(redis_server):
     import redis

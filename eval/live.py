@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -19,9 +20,11 @@ from reprise.eval.live_worker import LiveJob, LiveMessage, LiveOutcome, speculat
 from reprise.eval.methods import MethodError
 from reprise.eval.progress import progress_stages
 from reprise.eval.results import Percentiles, Run
+from reprise.eval.semantic_cache import cached_rows
 from reprise.eval.traces import TraceRow
+from reprise.retrieval.embedding import Embedder
 
-LIVE_METHODS = ("none", "ngram", "suffix", "suffix-long", "reprise")
+LIVE_METHODS = ("none", "ngram", "suffix", "suffix-long", "semantic-cache", "reprise")
 _EXIT_S = 60.0
 # What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
 _ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -59,6 +62,12 @@ def run_live(
             reference: list[list[int]] | None = None
             # The reference first: the others count how many of their outputs are identical to it.
             for method in sorted(methods, key=lambda m: m != "none"):
+                if method == "semantic-cache":
+                    with stage(f"{trace}: {method} (vLLM)", len(rows)) as tick:
+                        runs.append(
+                            _run_semantic_cache(options, model, trace, rows, reference, tick)
+                        )
+                    continue
                 job = LiveJob(
                     model=model,
                     speculative_config=speculative_config(method, options.num_speculative_tokens),
@@ -72,6 +81,50 @@ def run_live(
                     reference = outcome.output_token_ids
                 runs.append(run_of_outcome(trace, method, outcome, reference, cost=options.cost))
     return {"model": model, "concurrency": options.concurrency}, runs
+
+
+def _run_semantic_cache(
+    options: argparse.Namespace,
+    model: str,
+    trace: str,
+    rows: Sequence[TraceRow],
+    reference: Sequence[Sequence[int]] | None,
+    tick: Callable[[], None],
+) -> Run:
+    """An engine without speculation behind a semantic cache: it is sent what misses."""
+    embedder = Embedder()
+    began = time.perf_counter()
+    served_from = cached_rows(rows, embedder=embedder, threshold=options.threshold)
+    embedding_s = time.perf_counter() - began
+    timed = [number for number, row in enumerate(rows) if not row.warm]
+    missed = [n for n, found in zip(timed, served_from, strict=True) if found is None]
+    outcome = serve(
+        LiveJob(
+            model=model,
+            speculative_config=None,
+            rows=[row for n, row in enumerate(rows) if row.warm or n in set(missed)],
+            concurrency=options.concurrency,
+            seed=options.seed,
+        ),
+        on_request=tick,
+    )
+    warm = [number for number, row in enumerate(rows) if row.warm]
+    answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
+    answers.update(zip(missed, outcome.output_token_ids, strict=True))
+    outcome.output_token_ids = [
+        answers[number if found is None else found]
+        for number, found in zip(timed, served_from, strict=True)
+    ]
+    outcome.wall_s += embedding_s
+    for _ in range(len(timed) - len(missed)):
+        tick()
+    run = run_of_outcome(trace, "semantic-cache", outcome, reference, cost=options.cost)
+    hits = run.requests - len(missed)
+    run.hit_rate = hits / run.requests if run.requests else 0.0
+    if run.identical_outputs is not None:
+        changed = run.requests - run.identical_outputs
+        run.changed_answers = changed / hits if hits else 0.0
+    return run
 
 
 def serve(job: LiveJob, *, on_request: Callable[[], None] = lambda: None) -> LiveOutcome:

@@ -42,6 +42,8 @@ class LiveOutcome(msgspec.Struct, kw_only=True):
 
     output_token_ids: list[list[int]]
     """Of each timed row, in order."""
+    warm_output_token_ids: list[list[int]]
+    """Of each warm row, in order."""
     steps: int
     """Engine steps that emitted for a request, summed over requests; the prefill's is none."""
     drafted_tokens: int
@@ -89,7 +91,7 @@ def _serve(job: LiveJob, tick: Callable[[], None]) -> LiveOutcome:
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
     # Before the warm rows: no method may pay for whatever an engine does on its first request.
     _generate(llm, [[1, 2, 3]], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
-    _generate(llm, warm, job, tick=tick)
+    warm_outputs, _ = _generate(llm, warm, job, tick=tick)
     uses_reprise = "reprise." in str(job.speculative_config)
     if uses_reprise:
         llm.collective_rpc("reprise_flush", args=(_FLUSH_S,))
@@ -100,6 +102,7 @@ def _serve(job: LiveJob, tick: Callable[[], None]) -> LiveOutcome:
     after = _counters(llm)
     outcome = LiveOutcome(
         output_token_ids=outputs,
+        warm_output_token_ids=warm_outputs,
         steps=steps,
         drafted_tokens=after["drafted"] - before["drafted"],
         accepted_tokens=after["accepted"] - before["accepted"],

@@ -13,6 +13,7 @@ import numpy as np
 from reprise.eval.peer_drafters import NoDrafter
 from reprise.eval.replay import ReplayCounts, replay_request
 from reprise.eval.token_rows import IntArray, TokenRow
+from reprise.eval.traces import TraceRow
 from reprise.retrieval.embedding import Embedder
 
 
@@ -33,6 +34,27 @@ class SemanticCacheCounts(ReplayCounts):
     def changed_answers(self) -> float:
         """Share of the hits whose text is not the model's own answer."""
         return self.changed / self.hits if self.hits else 0.0
+
+
+def cached_rows(
+    rows: Sequence[TraceRow], *, embedder: Embedder, threshold: float
+) -> list[int | None]:
+    """Of each row that is not warm, in order: the number of the row whose answer a semantic cache
+    would serve it, or None where the model must answer, whose answer then joins the cache."""
+    vectors = embedder.encode([row.query_text for row in rows])  # float32 [rows, dim]
+    cached = [number for number, row in enumerate(rows) if row.warm]
+    found: list[int | None] = []
+    for number, row in enumerate(rows):
+        if row.warm:
+            continue
+        similarities = vectors[cached] @ vectors[number]
+        nearest = int(similarities.argmax()) if cached else -1
+        if nearest >= 0 and similarities[nearest] >= threshold:
+            found.append(cached[nearest])
+        else:
+            found.append(None)
+            cached.append(number)
+    return found
 
 
 def replay_semantic_cache(

@@ -55,6 +55,8 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
         "max_model_len": 1024,
         "disable_log_stats": False,
         "speculative_config": speculative if with_reprise else None,
+        # Drafts, and many, whatever they cost on the machine at hand: they are what is tested.
+        "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}} if with_reprise else {},
         **overrides,
     }
     return LLM(**settings)

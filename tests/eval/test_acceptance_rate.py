@@ -115,7 +115,8 @@ def test_bad_arguments(fails: Fails, tmp_path: Path) -> None:
     assert "folder does not exist" in fails("--output", str(tmp_path / "no" / "out.json"))
     assert ".png or .svg" in fails("--plot", str(tmp_path / "plot.gif"))
     assert "--engine replay" in fails("--plot", str(tmp_path / "p.png"), "--engine", "vllm")
-    assert "replay only" in fails("--engine", "vllm", "--methods", "semantic-cache")
+    if methods.suffix_installed():
+        assert "replay only" in fails("--engine", "vllm", "--methods", "suffix-best")
 
 
 def test_a_broken_tokenizer(fails: Fails, tmp_path: Path) -> None:
@@ -142,7 +143,11 @@ def test_a_model_that_does_not_load(fails: Fails, trace: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.engine
-def test_real_engines_give_identical_answers(trace: Path, tmp_path: Path, demo_model: Path) -> None:
+def test_real_engines_give_identical_answers(
+    trace: Path, tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Six requests are too few to learn what drafts cost here, and here they may not pay.
+    monkeypatch.setenv("REPRISE_DRAFTS__VERIFY_COST", "0.02")
     output = tmp_path / "out.json"
     arguments = ["--engine", "vllm", "--model", str(demo_model), "--trace", str(trace)]
     assert main([*arguments, "--methods", "reprise,none", "--output", str(output)]) == 0

@@ -12,6 +12,7 @@ from reprise.eval.results import Run
 def outcome(outputs: list[list[int]], *, steps: int, drafted: int, accepted: int) -> LiveOutcome:
     return LiveOutcome(
         output_token_ids=outputs,
+        warm_output_token_ids=[],
         steps=steps,
         drafted_tokens=drafted,
         accepted_tokens=accepted,
@@ -33,7 +34,8 @@ def test_a_live_run_counts_as_a_replay_does() -> None:
 
 
 def test_methods_of_an_engine() -> None:
-    assert live_methods(["none", "semantic-cache", "reprise"], named=False) == ["none", "reprise"]
+    every = ["none", "semantic-cache", "suffix-best", "reprise"]
+    assert live_methods(every, named=False) == ["none", "semantic-cache", "reprise"]
     with pytest.raises(MethodError, match="'suffix-best' runs with --engine replay only"):
         live_methods(["none", "suffix-best"], named=True)
 

@@ -1,11 +1,12 @@
 """A semantic cache, against embeddings whose cosines are known."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reprise.eval.semantic_cache import replay_semantic_cache
+from reprise.eval.semantic_cache import cached_rows, replay_semantic_cache
 from reprise.eval.token_rows import TokenRow
 from reprise.eval.traces import TraceRow
 
@@ -54,3 +55,11 @@ def test_an_empty_cache_never_hits() -> None:
         threshold=-1.0,
     )
     assert (counts.hits, counts.hit_rate, counts.changed_answers) == (0, 0.0, 0.0)
+
+
+def test_which_rows_a_live_cache_would_serve() -> None:
+    described = [("0", True), ("5", False), ("80", False), ("81", False), ("40", False)]
+    trace = [TraceRow(prompt=angle, response="r", warm=warm) for angle, warm in described]
+    embedder: Any = AngleEmbedder()
+    assert cached_rows(trace, embedder=embedder, threshold=0.9) == [0, None, 2, None]
+    assert cached_rows(trace[1:2], embedder=embedder, threshold=0.9) == [None]

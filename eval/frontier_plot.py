@@ -72,6 +72,7 @@ def _draw(frontiers: Frontiers, runs: Sequence[Run]) -> Any:
                 color=COLOURS[method],
                 zorder=3 if method == "reprise" else 2,
             )
+        axes.set_xlim(left=0)
         _mark_runs(axes, [run for run in runs if run.trace == trace])
         _style(axes, trace)
     figure.supxlabel("drafted tokens per step", fontsize=10)
@@ -99,11 +100,14 @@ def _mark_runs(axes: Any, runs: Sequence[Run]) -> None:
         )
         if not run.method.startswith("suffix"):
             continue  # its curve has its name from the legend
+        # Below and to the right of the ring, where the curve is not, unless that is off the panel.
+        fits = run.drafted_per_step < 0.8 * axes.get_xlim()[1]
         axes.annotate(
             run.method,
             (run.drafted_per_step, run.mean_acceptance_length),
-            xytext=(7, -11),
+            xytext=(7, -11) if fits else (5, -17),
             textcoords="offset points",
+            horizontalalignment="left" if fits else "right",
             fontsize=7.5,
             color=colour,
         )
@@ -113,5 +117,6 @@ def _style(axes: Any, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(True, color="#9ca3af", alpha=0.25, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(left=0)
-    axes.margins(y=0.12)
+    # Without any draft the mean is 1: nothing lies below, and the curves rise from there.
+    axes.margins(y=0.08)
+    axes.set_ylim(bottom=1.0 - 0.03 * (axes.get_ylim()[1] - 1.0))

@@ -83,13 +83,15 @@ def recorded_drafts(folder: Path, name: str) -> list[Draft]:
     for row in rows:
         if row.warm:
             drafter.add(row, row.response_token_ids)
+        if row.cached_token_ids is not None:
+            drafter.add(row, row.cached_token_ids)
     drafts: list[Draft] = []
     for row in rows:
         if not row.warm:
             drafter.look_up(row)
             drafter.start(row)
             drafts += follow(drafter._provider, row.request_id, row.response_token_ids.tolist())
-            drafter.finish(row, joins=True)
+            drafter.finish(row, joins=row.cached_token_ids is None)
     drafter.close()
     return drafts
 

@@ -113,7 +113,9 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     ) -> "AsyncGenerator[RequestOutput, None]":
         """As `AsyncLLM.generate`; where the client asks to be told of its request, the last output
         carries a `RequestInfo` as `reprise_info`."""
-        outputs = super().generate(prompt, sampling_params, *args, **kwargs)
+        outputs: AsyncGenerator[RequestOutput, None] = super().generate(
+            prompt, sampling_params, *args, **kwargs
+        )
         if isinstance(prompt, EngineCoreRequest):
             sampling_params = prompt.sampling_params or sampling_params
         exchange = current_exchange.get()

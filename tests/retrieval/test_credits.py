@@ -8,11 +8,9 @@ import redis
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.embedding import Embedder
 from reprise.retrieval.local_retriever import LocalRetriever
-from reprise.retrieval.memory_tier import MemoryTier
 from reprise.retrieval.pending_credits import PendingCredits
 from reprise.retrieval.process_retriever import ProcessRetriever
-from reprise.retrieval.tier import TierError, Uses
-from reprise.retrieval.tier_sync import TierSync
+from reprise.retrieval.tier import Uses
 from reprise.retrieval.tier_url import open_tier
 
 pytestmark = pytest.mark.redis
@@ -177,33 +175,3 @@ def test_pending_uses_are_bounded():
     assert (len(pending), pending.lost) == (3, 2)
     assert pending.take() == {"": {"id0": Uses(3, 1), "id1": Uses(1, 1), "id2": Uses(1, 1)}}
     assert (len(pending), pending.take()) == (0, {})
-
-
-class FailingOnce(MemoryTier):
-    """Refuses the second namespace's first credits."""
-
-    name = "failing"
-
-    def __init__(self):
-        super().__init__(max_bytes=1 << 20)
-        self.refusals = 0
-
-    def credit(self, namespace, earned):
-        if namespace == "zeta" and self.refusals < 2:
-            self.refusals += 1
-            raise TierError("not now")
-        super().credit(namespace, earned)
-
-
-def test_what_failed_is_tried_again_and_what_did_not_is_not():
-    tier = FailingOnce()
-    tier.put([answer(1), answer(1, namespace="zeta")])
-    sync = TierSync(tier, on_added=lambda _: None, on_removed=lambda *_: None)
-    sync.credit("acme", {"id1": Uses(1, 3)})
-    sync.credit("zeta", {"id1": Uses(1, 4)})
-    assert sync.drain(20)
-    [mine], [theirs] = tier.answers("acme"), tier.answers("zeta")
-    assert (mine.uses, mine.accepted_tokens) == (1, 3)
-    assert (theirs.uses, theirs.accepted_tokens) == (1, 4)
-    assert tier.refusals == 2
-    sync.close()

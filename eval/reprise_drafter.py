@@ -58,9 +58,10 @@ class RepriseDrafter:
         )
 
     def look_up(self, row: TokenRow) -> None:
+        # The retriever serves prompts before it takes in answers: all that were added join first.
+        self._flush()
         self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
-        if not self._retriever.flush(_FLUSH_S):
-            raise RuntimeError(f"retrieval did not finish within {_FLUSH_S} s")
+        self._flush()
         for update in self._retriever.updates():
             if update.added:
                 self._provider.add_answer(update.answer_id, update.response_token_ids)
@@ -68,6 +69,10 @@ class RepriseDrafter:
                 self._provider.remove_answer(update.answer_id)
         self._near_answers = self._retriever.poll(row.request_id) or []
         self._retriever.discard(row.request_id)
+
+    def _flush(self) -> None:
+        if not self._retriever.flush(_FLUSH_S):
+            raise RuntimeError(f"retrieval did not finish within {_FLUSH_S} s")
 
     def start(self, row: TokenRow) -> None:
         self._request_id = row.request_id

@@ -1,4 +1,4 @@
-"""Figures of retrieval: look-ups, near answers, inserts, catch-up, recall, bytes, and a peer.
+"""Figures of retrieval: look-ups, inserts, near answers, catch-up, recall, snapshots, and a peer.
 
 Each section checks what it found, then times it; a row for each figure is appended to a CSV.
 
@@ -39,6 +39,7 @@ from reprise.eval.bench_retrieval_inputs import (
     wait_until_ready,
 )
 from reprise.eval.bench_retrieval_quality import quality_figures
+from reprise.eval.bench_retrieval_snapshot import snapshot_figures
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.local_retriever import LocalRetriever
 from reprise.retrieval.process_retriever import ProcessRetriever
@@ -255,6 +256,7 @@ SECTIONS: dict[str, Callable[[Settings], list[Figure]]] = {
     "redis": section_redis,
     "near": section_near,
     "vectors": section_vectors,
+    "snapshot": lambda settings: snapshot_figures(settings.vectors, seed=settings.seed),
     "quality": lambda settings: quality_figures(settings.traces, settings.peer),
 }
 

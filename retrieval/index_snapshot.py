@@ -114,7 +114,7 @@ def _write(file: _Checked, namespaces: Sequence[NamespaceParts], identity: str, 
         graph_offset = None
         if parts.graph is not None:
             graph_offset = file.offset
-            faiss.write_index(parts.graph, faiss.PyCallbackIOWriter(file.write))
+            faiss.write_index(parts.graph, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined, unused-ignore]
         sections.append(
             _Section(
                 parts.namespace,
@@ -159,7 +159,7 @@ def _read_section(file: BinaryIO, section: _Section, dim: int) -> NamespaceParts
     graph: Any | None = None
     if section.graph_offset is not None:
         file.seek(section.graph_offset)
-        graph = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+        graph = faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined, unused-ignore]
         if (graph.d, graph.ntotal) != (dim, len(section.graph_ids)):
             raise SnapshotError(f"expected {len(section.graph_ids)} vectors of {dim} dimensions")
     file.seek(section.tail_offset)

@@ -54,9 +54,10 @@ OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(["put", "put", "exact", "remove", "list", "credit"]),
         st.sampled_from(NAMESPACES),
-        st.integers(0, 5),
+        st.integers(0, 1),
     ),
-    max_size=40,
+    min_size=20,  # few answers and many operations, so that one answer meets several
+    max_size=60,
 )
 
 
@@ -75,7 +76,7 @@ def check_namespace_holds(tier, namespace, credits_by_number):
 def test_random_operations_never_cross_a_wall(make_tier, operations):
     tier = make_tier()
     for namespace in NAMESPACES:  # hypothesis shares the tier between its examples
-        tier.remove(namespace, [f"id{number}" for number in range(6)])
+        tier.remove(namespace, ["id0", "id1"])
     model: dict[str, dict[int, int]] = {namespace: {} for namespace in NAMESPACES}
     for operation, namespace, number in operations:
         if operation == "put":

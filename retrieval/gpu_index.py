@@ -35,6 +35,10 @@ class GpuIndexes:
         """The same vectors on the GPU."""
         return faiss.index_cpu_to_gpu(self._resources, 0, index)
 
+    def to_cpu(self, index: Any) -> Any:
+        """The same vectors in a CPU index, which can be written to a file."""
+        return faiss.index_gpu_to_cpu(index)
+
 
 def gpu_indexes(wanted: bool) -> GpuIndexes | None:
     """Indexes on the GPU if they are wanted and can be had; says in one log line if they cannot."""

@@ -204,7 +204,8 @@ class VectorIndex:
         if graph is None:
             return VectorParts(None, [], list(self._tail.ids), self._tail.rows())
         live = [i if graph.position_of.get(i, -1) == p else -1 for p, i in enumerate(graph.ids)]
-        return VectorParts(graph.index, live, list(self._tail.ids), self._tail.rows())
+        index = graph.index if self._gpu is None else self._gpu.to_cpu(graph.index)
+        return VectorParts(index, live, list(self._tail.ids), self._tail.rows())
 
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
         """The `count` nearest (id, cosine) for each row of float32 [n, dim], nearest first."""

@@ -43,7 +43,7 @@ class RetrievalConfig(BaseModel):
     """Beyond `exact_search_limit`, search one by one on the first GPU; without one, as usual."""
 
     index_snapshot: str | None = None
-    """File that the vector index outlives restarts in; None: beside the SQLite file, if any."""
+    """File in which the vector index outlives restarts; None: beside the SQLite file, if any."""
 
     look_up_s: Annotated[float, Field(gt=0, le=5.0)] = 0.05
     """Most seconds that a look-up beyond this process's memory may take."""

@@ -98,6 +98,10 @@ class RetrievalClient(Retriever):
         with self._changed:
             return None if self._results is None else self._results.read(request_id)
 
+    def found_s(self, request_id: str) -> float | None:
+        with self._changed:
+            return None if self._results is None else self._results.found_s(request_id)
+
     def discard(self, request_id: str) -> None:
         self._send(Discard(request_id))
 

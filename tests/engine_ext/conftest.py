@@ -179,13 +179,13 @@ def reprise_arguments() -> list[str]:
     ]
 
 
-def build_server(model: Path, *arguments: str, with_reprise: bool, **environment: str) -> Server:
+def build_server(model: Path, *, with_reprise: bool, **environment: str) -> Server:
     """A server that is starting; one of ours has its admin routes on."""
-    given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
+    arguments = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     if with_reprise:
-        given += reprise_arguments()
+        arguments += reprise_arguments()
         environment = {"VLLM_PLUGINS": "reprise", **environment}
-    return Server(model, *given, **environment)
+    return Server(model, *arguments, **environment)
 
 
 @pytest.fixture(scope="session")

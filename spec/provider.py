@@ -13,12 +13,11 @@ import numpy as np
 from .alignment import FIRST_HIT
 from .batch import BatchRunner, Tables
 from .config import DraftConfig
-from .corpus import Corpus
+from .corpora import Corpora
 from .draft_length import DraftLength
 from .features import weights_table
 from .layout import (
     ACCEPTED_CONTEXT,
-    CORPUS_FIELDS,
     CORPUS_ROW,
     DRAFTED,
     DRAFTED_CONTEXT,
@@ -57,10 +56,9 @@ class DraftProvider:
         self.config = config or DraftConfig()
         self._lock = threading.RLock()
         self._live: dict[str, Request | RequestStats] = {}
-        self._corpora: dict[str, tuple[int, Corpus]] = {}
+        self._corpora = Corpora(max_bytes=self.config.max_corpus_bytes)
         self._positions = self.config.num_speculative_tokens + 2
         self._requests = np.zeros((FIRST_SLOTS, REQUEST_FIELDS), np.int64)
-        self._corpus_table = np.zeros((8, CORPUS_FIELDS), np.int64)
         self._trail = make_trail(FIRST_SLOTS, self._positions)
         self._free = list(range(FIRST_SLOTS))
         self._weights = start_weights()
@@ -107,11 +105,11 @@ class DraftProvider:
                 return
             if not self._free:
                 self._add_slots()
-            corpus_row = self._corpus(namespace)[0]
             slot = self._free.pop()
             row = self._requests[slot]
-            request = Request(slot, row, prompt, cap=cap, room=self._positions + 2)
-            row[CORPUS_ROW] = corpus_row
+            room = self._positions + 2
+            request = Request(slot, row, prompt, namespace=namespace, cap=cap, room=room)
+            row[CORPUS_ROW] = self._corpora.enter(namespace)
             self._length.resume()
             self._live[request_id] = request
 
@@ -200,6 +198,7 @@ class DraftProvider:
                 stats = self._read_stats(request)
                 self._requests[request.slot] = 0
                 self._free.append(request.slot)
+                self._corpora.leave(request.namespace)
             else:
                 stats = request
             self._total.add(stats)
@@ -211,13 +210,12 @@ class DraftProvider:
         """Index an answer of a namespace; one already indexed under this id stays as it is."""
         tokens = as_token_ids(response_token_ids, "response_token_ids")
         with self._lock:
-            self._corpus(namespace)[1].add(answer_id, tokens)
+            self._corpora.add(answer_id, tokens, namespace)
 
     def remove_answer(self, answer_id: str, *, namespace: str = "") -> None:
         """Take an answer out of the index; an unknown id is ignored."""
         with self._lock:
-            if namespace in self._corpora:
-                self._corpora[namespace][1].remove(answer_id)
+            self._corpora.remove(answer_id, namespace)
 
     def stats(self) -> ProviderStats:
         """The counters of all requests, live ones included."""
@@ -226,7 +224,7 @@ class DraftProvider:
             total.add(self._total)
             for request in self._live.values():
                 total.add(self._read_stats(request) if isinstance(request, Request) else request)
-            corpora = [corpus for _, corpus in self._corpora.values()]
+            corpora = self._corpora.corpora()
             return ProviderStats(
                 requests=self._num_requests,
                 steps=total.steps,
@@ -320,24 +318,12 @@ class DraftProvider:
 
     def _tables(self) -> Tables:
         others = (self._trail_table, self._weights_table)
-        return Tables(self._requests, self._corpus_table, others)
+        return Tables(self._requests, self._corpora.table, others)
 
     def _note_error(self) -> None:
         if not self._errors:
             logger.exception("drafting failed; no draft for this step (logged once)")
         self._errors += 1
-
-    def _corpus(self, namespace: str) -> tuple[int, Corpus]:
-        found = self._corpora.get(namespace)
-        if found is None:
-            index = len(self._corpora)
-            if index == len(self._corpus_table):
-                self._corpus_table = np.concatenate((self._corpus_table,) * 2)
-                for row, corpus in self._corpora.values():
-                    corpus.move(self._corpus_table[row])
-            corpus = Corpus(self._corpus_table[index], max_bytes=self.config.max_corpus_bytes)
-            found = self._corpora[namespace] = (index, corpus)
-        return found
 
     def _add_slots(self) -> None:
         old, size = self._trail, len(self._requests)

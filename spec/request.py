@@ -86,10 +86,12 @@ class Request:
         row: npt.NDArray[np.int64],
         prompt: IntArray,
         *,
+        namespace: str,
         cap: int,
         room: int,
     ) -> None:
         self.slot = slot
+        self.namespace = namespace
         self.cap = cap
         self.answer_ids: list[str] = []
         self._room = room

@@ -157,7 +157,7 @@ def _predicted(
     request = provider._live["r"]
     assert isinstance(request, Request)
     row = provider._requests[request.slot]
-    corpus = provider._corpora[""][1]
+    (corpus,) = provider._corpora.corpora()
     recent = {name for name, (place, _) in corpus._answers.items() if place >= corpus._recent}
     by_place = sorted(cached, key=lambda name: corpus._answers[name][0])
     sorted_answers = [cached[name] for name in by_place if name not in recent]

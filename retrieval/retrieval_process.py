@@ -49,6 +49,7 @@ from .wire import (
 logger = logging.getLogger(__name__)
 _UPDATE_S = 0.05
 _STATUS_S = 0.5
+_NICENESS = 10
 # A client takes all answers when it connects.
 _CLIENT_QUEUE = 1_000_000
 
@@ -245,6 +246,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     leave_pinned_cores(orders.owner_pid)
+    # Whoever decodes goes first where cores are few.
+    os.nice(_NICENESS)
     server = RetrievalServer(orders)
     try:
         server.serve(orders.owner_pid)

@@ -98,17 +98,18 @@ def _run_semantic_cache(
     embedding_s = time.perf_counter() - began
     timed = [number for number, row in enumerate(rows) if not row.warm]
     missed = [n for n, found in zip(timed, served_from, strict=True) if found is None]
+    warm = [number for number, row in enumerate(rows) if row.warm]
+    sent = {*warm, *missed}
     outcome = serve(
         LiveJob(
             model=model,
             speculative_config=None,
-            rows=[row for n, row in enumerate(rows) if row.warm or n in set(missed)],
+            rows=[row for number, row in enumerate(rows) if number in sent],
             concurrency=options.concurrency,
             seed=options.seed,
         ),
         on_request=tick,
     )
-    warm = [number for number, row in enumerate(rows) if row.warm]
     answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
     answers.update(zip(missed, outcome.output_token_ids, strict=True))
     outcome.output_token_ids = [

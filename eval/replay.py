@@ -47,12 +47,7 @@ def replay(
     on_request: Callable[[], None] = lambda: None,
 ) -> ReplayCounts:
     """Fill the cache, then run the other rows in order; `num_speculative_tokens` cuts drafts."""
-    drafter.prepare(rows)
-    for row in rows:
-        if row.warm:
-            drafter.add(row, row.response_token_ids)
-        if row.cached_token_ids is not None:
-            drafter.add(row, row.cached_token_ids)
+    fill_cache(drafter, rows)
     counts = ReplayCounts()
     for row in rows:
         if row.warm:
@@ -62,6 +57,16 @@ def replay(
         drafter.finish(row, joins=row.cached_token_ids is None)
         on_request()
     return counts
+
+
+def fill_cache(drafter: Drafter, rows: Sequence[TokenRow]) -> None:
+    """Let the answers join that are cached before the first request."""
+    drafter.prepare(rows)
+    for row in rows:
+        if row.warm:
+            drafter.add(row, row.response_token_ids)
+        if row.cached_token_ids is not None:
+            drafter.add(row, row.cached_token_ids)
 
 
 def replay_request(

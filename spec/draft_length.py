@@ -41,6 +41,7 @@ class DraftLength:
         self._paid = FIRST_WEIGHT
         self._since_draft = 0
         self._curve = np.ones(1)
+        self._rest_s: float | None = None
         self._curve_batch = 0
         self._curve_age = 0
         self._mean_drafted = 0.0
@@ -84,6 +85,7 @@ class DraftLength:
         self._curve_age += 1
         if batch != self._curve_batch or self._curve_age >= RENEW_EVERY:
             self._curve = self.costs.curve(batch, batch * self._most)
+            self._rest_s = self.costs.rest_s(batch)
             self._curve_batch, self._curve_age = batch, 0
 
     def cut(
@@ -96,14 +98,14 @@ class DraftLength:
         if self._fixed is not None or self._probing:
             return lengths
         if not lengths.any():
-            self._note_worth(batch, 0.0)
+            self._note_worth(0.0)
             return lengths
         drafted = np.arange(chances.shape[1])[None, :] < lengths[:, None]
         ranked = np.sort(chances[drafted])[::-1]
         gains = np.concatenate(([0.0], np.cumsum(ranked, dtype=np.float64))) / batch
         values = gains - self.speedup * self._curve[: len(gains)]
         best = int(np.argmax(values))
-        self._note_worth(batch, float(values[best] - values[0]))
+        self._note_worth(float(values[best] - values[0]))
         if best == 0:
             return np.zeros_like(lengths)
         kept: npt.NDArray[np.int64] = ((chances >= ranked[best - 1]) & drafted).sum(axis=1)
@@ -118,13 +120,12 @@ class DraftLength:
         """Look for drafts again: there is a request or a near answer that there was not."""
         self._worth, self._pause = 0.0, 0
 
-    def _note_worth(self, batch: int, gain: float) -> None:
+    def _note_worth(self, gain: float) -> None:
         """Take in what drafts are expected to gain in this step, in tokens a request, beyond all
         they cost; 0: there are none, and looking for them was in vain."""
-        rest_s = self.costs.rest_s(batch)
-        if rest_s is None:
+        if self._rest_s is None:
             return
-        cost = self._search_s / rest_s
+        cost = self._search_s / self._rest_s
         self._worth += WORTH_SHARE * ((gain or -self.speedup * cost) - self._worth)
         if self._worth < 0.0:
             self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,17 @@ import pytest
 
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec import corpus as corpus_module
-from reprise.spec.layout import BEGIN, BOS, END, LENGTH, ORDERS, PREDICTED, SUCCESSORS
+from reprise.spec.layout import (
+    BEGIN,
+    BOS,
+    COMPONENT_FEATURES,
+    END,
+    LENGTH,
+    MAX_COMPONENTS,
+    ORDERS,
+    PREDICTED,
+    SUCCESSORS,
+)
 from reprise.spec.near_answer import PlainNearAnswer
 from reprise.spec.request import Request
 from reprise.spec.suffix_array import SAMPLED
@@ -200,3 +210,18 @@ def predictions() -> Sequence[Prediction]:
             for prediction in predictions_of(seed, tokens)
         ]
     return made
+
+
+@pytest.fixture(scope="session")
+def components() -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Makes the tokens and features of so many components up, the same ones for each number."""
+
+    def make(count: int) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng(count)
+        tokens = np.zeros(MAX_COMPONENTS, np.int32)
+        tokens[:count] = random.integers(0, 5, count)
+        features = np.zeros((MAX_COMPONENTS, COMPONENT_FEATURES), np.int16)
+        features[:count, :4] = random.integers(1, 200, (count, 4))
+        return tokens, features
+
+    return make

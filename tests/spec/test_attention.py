@@ -1,7 +1,7 @@
 """Attention against a softmax written out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,12 @@ from reprise.spec.features import (
     ESCAPE_NEAR,
     NUM_ATTENTION,
 )
-from reprise.spec.layout import COMPONENT_FEATURES, MAX_COMPONENTS
+from reprise.spec.layout import MAX_COMPONENTS
 from reprise.spec.scratch import make_scratch
 
 
-def components(count: int) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(count)
-    tokens = np.zeros(MAX_COMPONENTS, np.int32)
-    tokens[:count] = random.integers(0, 5, count)
-    features = np.zeros((MAX_COMPONENTS, COMPONENT_FEATURES), np.int16)
-    features[:count, :4] = random.integers(1, 200, (count, 4))
-    return tokens, features
-
-
 @pytest.mark.parametrize("count", [0, 1, 17, MAX_COMPONENTS])
-def test_attention_is_a_softmax_over_components(count: int) -> None:
+def test_attention_is_a_softmax_over_components(count: int, components: Callable[..., Any]) -> None:
     tokens, features = components(count)
     table = np.random.default_rng(1).normal(size=NUM_ATTENTION).astype(np.float32)
     table[0] = 0.0

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.replay import fill_cache
 from reprise.eval.reprise_drafter import RepriseDrafter
 from reprise.eval.token_rows import load_tokenizer, tokenize_rows
 from reprise.eval.traces import load_trace
@@ -79,12 +80,7 @@ def recorded_drafts(folder: Path, name: str) -> list[Draft]:
     tokenizer = load_tokenizer(str(folder / "tokenizers" / "gpt2.json"))
     rows = tokenize_rows(load_trace(str(folder / "traces" / f"{name}.jsonl")), tokenizer)
     drafter = RepriseDrafter(embedder=Embedder(), cost=0.005, seed=0, draft_length=64)
-    drafter.prepare(rows)
-    for row in rows:
-        if row.warm:
-            drafter.add(row, row.response_token_ids)
-        if row.cached_token_ids is not None:
-            drafter.add(row, row.cached_token_ids)
+    fill_cache(drafter, rows)
     drafts: list[Draft] = []
     for row in rows:
         if not row.warm:

@@ -1,7 +1,7 @@
 """Both learning updates against Adagrad written out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from reprise.spec.features import (
     NUM_ATTENTION,
     NUM_CHOICE,
 )
-from reprise.spec.layout import COMPONENT_FEATURES, MAX_CANDIDATES, MAX_COMPONENTS, PREDICTED
+from reprise.spec.layout import MAX_CANDIDATES, PREDICTED
 from reprise.spec.learning import (
     ATTENTION_RATE,
     CHOICE_RATE,
@@ -28,15 +28,6 @@ from reprise.spec.request import Request
 from reprise.spec.trail import Trail, make_trail
 
 
-def components(count: int) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(count)
-    tokens = np.zeros(MAX_COMPONENTS, np.int32)
-    tokens[:count] = random.integers(0, 5, count)
-    features = np.zeros((MAX_COMPONENTS, COMPONENT_FEATURES), np.int16)
-    features[:count, :4] = random.integers(1, 200, (count, 4))
-    return tokens, features
-
-
 def adagrad(table: np.ndarray, steps: list[tuple[int, float]], rate: float) -> np.ndarray:
     table, squares = table.astype(np.float64), np.full(len(table), FIRST_SQUARE)
     for feature, gradient in steps:
@@ -45,7 +36,7 @@ def adagrad(table: np.ndarray, steps: list[tuple[int, float]], rate: float) -> n
     return table
 
 
-def test_attention_learns_the_posterior_minus_the_prior() -> None:
+def test_attention_learns_the_posterior_minus_the_prior(components: Callable[..., Any]) -> None:
     trail = make_trail(1, 2)
     tokens, features = components(9)
     weights = np.random.default_rng(2).dirichlet(np.ones(10))

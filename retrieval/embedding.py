@@ -141,14 +141,13 @@ def _sentence_transformer(model: str, threads: int | None) -> tuple[Encode, int]
 
 
 def _share_the_core(network: Any) -> None:
-    """Offer the core to whoever waits for it before every layer, about every half millisecond: on
-    few cores that is the engine, which else waits for the scheduler's next tick, some 4 ms."""
-    from torch.nn import ModuleList
+    """Offer the core to whoever waits for it at every step of the model, some 50 us each: on few
+    cores that is the engine, which else waits for the scheduler's next tick, up to 4 ms."""
+    from torch.nn import Linear
 
     for module in network.modules():
-        if isinstance(module, ModuleList):
-            for layer in module:
-                layer.register_forward_pre_hook(lambda *_: os.sched_yield())
+        if isinstance(module, Linear):
+            module.register_forward_pre_hook(lambda *_: os.sched_yield())
 
 
 def _local_folder(model: str) -> Path | None:

@@ -30,6 +30,7 @@ _LOOK_S = 0.1
 _MAX_PAUSE_S = 10.0
 _STEADY_S = 30.0
 _END_S = 5.0
+_PINNING = frozenset({"GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND"})
 
 
 class ProcessRetriever(RetrievalClient):
@@ -115,8 +116,9 @@ class ProcessRetriever(RetrievalClient):
             )
 
     def _start(self) -> subprocess.Popen[bytes]:
+        # OpenMP would pin the process to the owner's cores again, from which it is to move away.
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _PINNING},
             "OMP_NUM_THREADS": str(self._threads),
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -2,8 +2,10 @@
 
 Times are kept for like batch sizes together, a factor of two wide, and within them in bins of
 drafted tokens, a factor of sqrt(2) wide. What a step with d drafted tokens costs is read off the
-medians of the bins' latest steps after they were made non-decreasing: other work on the machine
-makes single steps several times as long. Steps that prefill are not to be taken in: a prompt's
+medians of the bins' latest steps after they were made non-decreasing. Other work on the
+machine makes single steps several times as long, and not those with many drafts more than others:
+so a bin says nothing until it holds enough steps, and old steps are forgotten, else a few unlucky
+ones would forbid long drafts for ever. Steps that prefill are not to be taken in: a prompt's
 token needs no verification, and costs far less.
 """
 
@@ -16,9 +18,10 @@ PRIOR_COST = 0.02
 BATCH_BINS = 12
 DRAFT_BINS = 28  # the first is that of steps without drafts
 LATEST = 15
-FEWEST = 3  # steps in a bin, below which it says nothing
-ENOUGH_STEPS = 8
-REST_EVERY = 256
+FEWEST_RESTS = 3  # steps without drafts, below which nothing is known
+FEWEST = 8  # steps in a bin of steps with drafts, below which it says nothing
+RECENT = 1024  # steps of a like batch after which a step is forgotten
+REST_EVERY = 128
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,10 +31,11 @@ class CostModel:
 
     def __init__(self) -> None:
         shape = (BATCH_BINS, DRAFT_BINS)
-        self._latest = np.zeros((*shape, LATEST))
-        self._counts = np.zeros(shape, np.int64)
-        self._drafted = np.zeros(shape)
-        self._seconds = np.zeros(shape)
+        self._seconds = np.zeros((*shape, LATEST))
+        self._drafted = np.zeros((*shape, LATEST))
+        self._when = np.full((*shape, LATEST), -RECENT, np.int64)
+        self._next = np.zeros(shape, np.int64)
+        self._steps = np.zeros(BATCH_BINS, np.int64)
         self._since_rest = np.zeros(BATCH_BINS, np.int64)
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
@@ -39,25 +43,25 @@ class CostModel:
         `seconds` includes what the drafter took."""
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
-        at = _batch_bin(batch), _draft_bin(drafted)
-        self._since_rest[at[0]] = self._since_rest[at[0]] + 1 if drafted else 0
-        self._latest[at][self._counts[at] % LATEST] = seconds
-        self._counts[at] += 1
-        count = min(int(self._counts[at]), LATEST)
-        self._seconds[at] = sorted(self._latest[at][:count].tolist())[count // 2]
-        self._drafted[at] += (drafted - self._drafted[at]) / count
+        b, d = _batch_bin(batch), _draft_bin(drafted)
+        at = b, d, int(self._next[b, d])
+        self._seconds[at], self._drafted[at], self._when[at] = seconds, drafted, self._steps[b]
+        self._next[b, d] = (at[2] + 1) % LATEST
+        self._steps[b] += 1
+        self._since_rest[b] = self._since_rest[b] + 1 if drafted else 0
 
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
-        at = _batch_bin(batch)
-        if self._counts[at, 0] < FEWEST:
-            return bool(self._counts[at].sum() >= ENOUGH_STEPS)
-        return bool(self._since_rest[at] >= REST_EVERY)
+        b = _batch_bin(batch)
+        if self._since_rest[b] >= REST_EVERY:
+            return True
+        enough_steps = int(self._steps[b]) >= FEWEST
+        return enough_steps and int(self._counts(b)[0]) < FEWEST_RESTS
 
     def rest_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""
-        at = self._best_known(batch)
-        return None if at is None else float(self._seconds[at, 0])
+        b = self._best_known(batch)
+        return None if b is None else self._median(b, 0)
 
     def curve(self, batch: int, most: int) -> Floats:
         """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
@@ -65,14 +69,15 @@ class CostModel:
         without drafts were not seen yet.
         """
         counts = np.arange(most + 1, dtype=np.float64)
-        at = self._best_known(batch)
-        if at is None:
+        b = self._best_known(batch)
+        if b is None:
             return 1.0 + PRIOR_COST * counts / batch
-        rest = float(self._seconds[at, 0])
-        seen = np.flatnonzero(self._counts[at, 1:] >= FEWEST) + 1
-        weights = np.minimum(self._counts[at, seen], LATEST).astype(np.float64)
-        drafted = self._drafted[at, seen]
-        seconds = np.maximum(rest, non_decreasing(self._seconds[at, seen], weights))
+        rest = self._median(b, 0)
+        held = self._counts(b)
+        seen = np.flatnonzero(held[1:] >= FEWEST) + 1
+        drafted = np.array([self._drafted[b, d][self._recent(b)[d]].mean() for d in seen])
+        seconds = np.array([self._median(b, int(d)) for d in seen])
+        seconds = np.maximum(rest, non_decreasing(seconds, held[seen].astype(np.float64)))
         if len(seen) == 1:
             drafted, seconds = np.append(0.0, drafted), np.append(rest, seconds)
         slope = (seconds[-1] - seconds[0]) / (drafted[-1] - drafted[0])
@@ -83,10 +88,23 @@ class CostModel:
         relative[0] = 1.0
         return relative
 
+    def _recent(self, b: int) -> npt.NDArray[np.bool_]:
+        """Which of a batch bin's steps [DRAFT_BINS, LATEST] still count."""
+        recent: npt.NDArray[np.bool_] = self._when[b] > self._steps[b] - RECENT
+        return recent
+
+    def _counts(self, b: int) -> npt.NDArray[np.int64]:
+        counts: npt.NDArray[np.int64] = self._recent(b).sum(axis=1)
+        return counts
+
+    def _median(self, b: int, d: int) -> float:
+        seconds = sorted(self._seconds[b, d][self._recent(b)[d]].tolist())
+        return float(seconds[len(seconds) // 2])
+
     def _best_known(self, batch: int) -> int | None:
         """The batch bin nearest to `batch` that has seen steps with drafts and without."""
-        enough = self._counts >= FEWEST
-        known = enough[:, 0] & enough[:, 1:].any(axis=1)
+        held = (self._when > (self._steps - RECENT)[:, None, None]).sum(axis=2)
+        known = (held[:, 0] >= FEWEST_RESTS) & (held[:, 1:] >= FEWEST).any(axis=1)
         bins = np.flatnonzero(known)
         return int(bins[np.argmin(np.abs(bins - _batch_bin(batch)))]) if len(bins) else None
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from reprise.spec.config import DraftConfig
-from reprise.spec.cost_model import PRIOR_COST, REST_EVERY, CostModel, non_decreasing
+from reprise.spec.cost_model import (
+    FEWEST,
+    FEWEST_RESTS,
+    LATEST,
+    PRIOR_COST,
+    RECENT,
+    REST_EVERY,
+    CostModel,
+    non_decreasing,
+)
 from reprise.spec.draft_length import LONGEST_PAUSE, NEVER, PROBE_EVERY, PROBE_LEAST, DraftLength
 
 
@@ -36,7 +45,7 @@ def test_curve_is_flat_where_the_step_is() -> None:
 
 def test_any_draft_may_cost_at_once() -> None:
     model = CostModel()
-    for _ in range(5):
+    for _ in range(FEWEST):
         model.observe_step(8, 0, 0.010)
         model.observe_step(8, 4, 0.014)
         model.observe_step(8, 16, 0.014)
@@ -46,7 +55,7 @@ def test_any_draft_may_cost_at_once() -> None:
 
 def test_steps_of_another_batch_size_do_not_mix() -> None:
     model = CostModel()
-    for _ in range(5):
+    for _ in range(FEWEST):
         for batch, rest_s in ((1, 0.010), (32, 0.040)):
             model.observe_step(batch, 0, rest_s)
             model.observe_step(batch, 16, rest_s + 0.010)
@@ -71,13 +80,30 @@ def test_outliers_do_not_count() -> None:
     assert model.curve(8, 16)[16] == pytest.approx(2.0)
 
 
+def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
+    model = CostModel()
+    for _ in range(LATEST):
+        model.observe_step(8, 0, 0.010)
+        model.observe_step(8, 8, 0.011)
+        model.observe_step(8, 16, 0.012)
+    for _ in range(FEWEST - 1):
+        model.observe_step(8, 32, 0.100)
+    assert model.curve(8, 32)[32] == pytest.approx(1.4)
+    model.observe_step(8, 32, 0.100)
+    assert model.curve(8, 32)[32] == pytest.approx(10.0)
+    for _ in range(RECENT):
+        model.observe_step(8, 0, 0.010)
+        model.observe_step(8, 16, 0.012)
+    assert model.curve(8, 32)[32] == pytest.approx(1.4, abs=0.01)
+
+
 def test_a_rest_is_due_where_none_was_seen_for_long() -> None:
     model = CostModel()
     assert not model.wants_rest(8)
     for _ in range(10):
         model.observe_step(8, 16, 0.02)
     assert model.wants_rest(8)
-    for _ in range(3):
+    for _ in range(FEWEST_RESTS):
         model.observe_step(8, 0, 0.01)
     assert not model.wants_rest(8)
     for _ in range(REST_EVERY):
@@ -98,7 +124,7 @@ def test_non_decreasing_is_the_nearest() -> None:
 
 
 def _measured(lengths_of: DraftLength, batch: int, rest_s: float, token_s: float) -> None:
-    for _ in range(5):
+    for _ in range(FEWEST):
         for d in (0, 1, 2, 4, 8, 16, 32):
             lengths_of.costs.observe_step(batch, d, rest_s + token_s * d)
 

@@ -24,7 +24,7 @@ def register() -> None:
 
     Never raises: what a plugin raises here would keep vLLM from starting at all.
     """
-    for install in (_carry_namespaces, _enhance_front_end):
+    for install in (_carry_namespaces, _enhance_front_end, _hand_drafts_over):
         try:
             install()
         except Exception as error:
@@ -60,6 +60,12 @@ def _enhance_front_end() -> None:
     from reprise.engine_ext import replacement
 
     replacement.install()
+
+
+def _hand_drafts_over() -> None:
+    from reprise.engine_ext import draft_hand_over
+
+    draft_hand_over.install()
 
 
 def _carry_namespaces() -> None:

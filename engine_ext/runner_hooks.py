@@ -1,8 +1,8 @@
 """Hand the proposer what vLLM's V1 model runner knows and does not pass on: ids, starts and ends.
 
-Two methods of `GPUModelRunner` and one of `Scheduler` are wrapped in a few lines each, and only in
-a process that has built our proposer; every other drafter passes through untouched. `WorkerBase`
-gains three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and
+Three methods of `GPUModelRunner` and one of `Scheduler` are wrapped in a few lines each, and only
+in a process that has built our proposer; every other drafter passes through untouched.
+`WorkerBase` gains three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and
 `reprise_flush`.
 """
 
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from vllm.logger import init_logger
+
+from reprise.engine_ext import draft_hand_over
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -91,6 +93,7 @@ def install(drafter: RunnerAware) -> bool:
     _wrap(GPUModelRunner, "_update_states", "before_step")
     _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")
     _wrap_arrivals(Scheduler)
+    _wrap_outputs(GPUModelRunner)
     WorkerBase.reprise_stats = _worker_stats
     WorkerBase.reprise_draft_counts = _worker_draft_counts
     WorkerBase.reprise_flush = _worker_flush
@@ -121,6 +124,19 @@ def _wrap_arrivals(scheduler_class: type) -> None:
         return original(self, request, *args, **kwargs)
 
     scheduler_class.add_request = add_request  # type: ignore[attr-defined]
+
+
+def _wrap_outputs(runner_class: type) -> None:
+    original: Callable[..., Any] = runner_class.sample_tokens  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        if isinstance(getattr(self, "drafter", None), RunnerAware):
+            draft_hand_over.attach(self, output)
+        return output
+
+    runner_class.sample_tokens = sample_tokens  # type: ignore[attr-defined]
 
 
 def _worker_stats(self: Any) -> dict[str, Any]:

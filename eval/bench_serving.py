@@ -240,6 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from reprise.eval.demo_model import demo_model_path
 
         settings.model = str(demo_model_path())
+    elif Path(settings.model).is_dir():
+        # The servers start in a folder of their own.
+        settings.model = str(Path(settings.model).resolve())
     if settings.trace is None:
         from reprise.eval.demo_trace import make_demo_trace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import socket
 import threading
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
+from .pinned_cores import pinned_cores
 from .record import RecordReader, encode_record
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
 from .shared_results import ResultReader
@@ -209,7 +211,7 @@ class RetrievalClient(Retriever):
     def _serve(self, connection: socket.socket) -> None:
         """Take messages in until the process is gone."""
         sender = Sender(connection, queue_length=self._config.queue_length)
-        sender.send(Hello(self._keep_exact))
+        sender.send(Hello(self._keep_exact, pinned_cores(os.getpid())))
         present: set[tuple[str, str]] | None = set()
         try:
             while (message := receive(connection)) is not None:

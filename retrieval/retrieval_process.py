@@ -23,6 +23,7 @@ from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
 from .local_retriever import LocalRetriever
 from .near_answer import NearAnswer
+from .pinned_cores import leave_cores, leave_pinned_cores
 from .prompt_tokenizer import PromptTokenizer
 from .record import decode_record, encode_record
 from .shared_results import ResultWriter
@@ -141,7 +142,8 @@ class RetrievalServer:
 
     def _handle(self, client: _Client, message: Request) -> None:
         match message:
-            case Hello(wants_records=wants_records):
+            case Hello(wants_records=wants_records, pinned_cores=cores):
+                leave_cores(cores)
                 self._greet(client, wants_records)
             case Submit(request_id, namespace, text, prompt_tokens):
                 ids = np.frombuffer(prompt_tokens, dtype="<i4")
@@ -221,21 +223,6 @@ def _tokenizer(name: str | None) -> PromptTokenizer | None:
     except Exception as error:  # tokenizers raise what they like
         logger.warning("No tokenizer %r (%s): prompts without text find nothing.", name, error)
         return None
-
-
-def leave_pinned_cores(owner_pid: int) -> None:
-    """Move off the cores that the owner was pinned to, where the owner's parent may use others.
-
-    On the CPU, vLLM pins each worker to cores of its own, and what a worker starts inherits that:
-    retrieval would then take its time from the very cores that decode.
-    """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        stat = Path(f"/proc/{owner_pid}/stat").read_text()
-        parent_pid = int(stat.rpartition(")")[2].split()[1])
-        pinned = os.sched_getaffinity(owner_pid)
-        elsewhere = os.sched_getaffinity(parent_pid) - pinned
-        if elsewhere:
-            os.sched_setaffinity(0, elsewhere)
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
 
     wants_records: bool
     """Send whole answers that have exact keys."""
+    pinned_cores: tuple[int, ...] = ()
+    """Cores that the client was pinned to, and that retrieval keeps off."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):

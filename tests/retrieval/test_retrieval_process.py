@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# As vLLM pins a worker on the CPU: by affinity, and by OpenMP's variable for what it starts.
+# An owner pinned as vLLM pins a worker on the CPU: by affinity, and by OpenMP's variable.
 _OWNER = """
 import os, pathlib, time
 import torch
@@ -29,11 +29,39 @@ retriever.close()
 print(*sorted(cores))
 """
 
+# A client pinned so, of an owner that is not.
+_CLIENT = """
+import os, subprocess, sys, time
+from reprise.retrieval import RetrievalConfig
+from reprise.retrieval.process_retriever import ProcessRetriever
+retriever = ProcessRetriever(RetrievalConfig(embedding_model="lexical"))
+while retriever.health().state != "ready":
+    time.sleep(0.1)
+child = '''
+import os, sys, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from reprise.retrieval.retrieval_client import connect
+client = connect(sys.argv[1])
+while client.health().state != "ready":
+    time.sleep(0.1)
+'''
+subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=60)
+threads = [int(thread) for thread in os.listdir(f"/proc/{retriever.pid}/task")]
+cores = set.union(*(os.sched_getaffinity(thread) for thread in threads))
+retriever.close()
+print(*sorted(cores))
+"""
+
+
+def _cores_after(script: str) -> set[int]:
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    return {int(core) for core in said.stdout.split()}
+
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_it_leaves_the_cores_of_a_pinned_owner() -> None:
+@pytest.mark.parametrize("script", [_OWNER, _CLIENT], ids=["owner", "client"])
+def test_it_leaves_the_cores_that_others_are_pinned_to(script: str) -> None:
     free = os.sched_getaffinity(0)
-    said = subprocess.run(
-        [sys.executable, "-c", _OWNER], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert {int(core) for core in said.stdout.split()} == free - {min(free)}
+    assert _cores_after(script) == free - {min(free)}

@@ -179,13 +179,13 @@ def reprise_arguments() -> list[str]:
     ]
 
 
-def build_server(model: Path, *, with_reprise: bool, **environment: str) -> Server:
+def build_server(model: Path, *arguments: str, with_reprise: bool, **environment: str) -> Server:
     """A server that is starting; one of ours has its admin routes on."""
-    arguments = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
-        arguments += reprise_arguments()
+        given += reprise_arguments()
         environment = {"VLLM_PLUGINS": "reprise", **environment}
-    return Server(model, *arguments, **environment)
+    return Server(model, *given, **environment)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,111 @@
+"""Real servers that are started in other ways: several API server processes, data parallel
+engines, adapters. Each answers as plain vLLM does, the second time too."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+# Defined in this folder's conftest.py, which pytest imports under a name of its own.
+Server = Any
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+
+QUESTIONS = [
+    f"How do I {what}?"
+    for what in (
+        "return a parcel",
+        "change my delivery address",
+        "pay by card",
+        "cancel my order",
+        "reset the password",
+        "talk to somebody",
+    )
+]
+
+
+def ask_all(server: Server, **body: Any) -> list[tuple[str, str]]:
+    """Each question's answer, and what the reply said of the cache; four at a time."""
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda question: server.chat(question, **body), QUESTIONS))
+    assert {reply.status for reply in replies} == {200}
+    return [(reply.text, reply.cache) for reply in replies]
+
+
+def texts(answers: list[tuple[str, str]]) -> list[str]:
+    return [text for text, _ in answers]
+
+
+def errors(server: Server) -> float:
+    found = re.findall(r"^reprise:errors_total\{.*\} (\S+)$", server.send("/metrics").body, re.M)
+    return sum(map(float, found))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--api-server-count", "2"), ("--data-parallel-size", "2")],
+    ids=["two API servers", "two engines"],
+)
+def test_several_processes_answer_as_one(
+    demo_model: Path, server_builder: Any, plain_server: Server, arguments: tuple[str, ...]
+) -> None:
+    wanted = texts(ask_all(plain_server))
+    server = server_builder(demo_model, *arguments, with_reprise=True)
+    try:
+        server.wait()
+        rounds = [ask_all(server) for _ in range(4)]
+        assert [texts(answers) for answers in rounds] == [wanted] * 4
+        # Whichever process a question reaches, after four rounds some have met their own answer.
+        assert any(cache == "exact" for answers in rounds for _, cache in answers)
+        assert errors(server) == 0
+    finally:
+        server.stop()
+
+
+def make_adapter(model: Path, folder: Path) -> Path:
+    """A LoRA adapter of rank 8 with random weights, strong enough to change answers."""
+    config = json.loads((model / "config.json").read_text())
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    width = heads * config.get("head_dim", hidden // heads)
+    random = np.random.default_rng(0)
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        weights[f"{name}.lora_A.weight"] = random.normal(0, 0.3, (8, hidden)).astype(np.float32)
+        weights[f"{name}.lora_B.weight"] = random.normal(0, 0.3, (width, 8)).astype(np.float32)
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16}
+    adapter |= {"target_modules": ["q_proj"], "bias": "none", "base_model_name_or_path": ""}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    return folder
+
+
+def test_an_adapter_has_answers_of_its_own(
+    demo_model: Path, tmp_path: Path, server_builder: Any
+) -> None:
+    adapter = make_adapter(demo_model, tmp_path / "adapter")
+    arguments = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
+    plain, ours = (
+        server_builder(demo_model, *arguments, with_reprise=with_reprise)
+        for with_reprise in (False, True)
+    )
+    try:
+        for server in (plain, ours):
+            server.wait()
+        for model in ("demo", "tuned"):
+            wanted = texts(ask_all(plain, model=model))
+            first, second = (ask_all(ours, model=model) for _ in range(2))
+            assert texts(first) == texts(second) == wanted
+            assert "exact" not in {cache for _, cache in first}
+            assert {cache for _, cache in second} == {"exact"}
+        assert texts(ask_all(ours)) != texts(ask_all(ours, model="tuned"))
+        assert errors(ours) == 0
+    finally:
+        for server in (plain, ours):
+            server.stop()

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-_WORKERS_ANSWER_WITHIN_S = 5.0
-
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
 _current_plan: ContextVar[RequestPlan | None] = ContextVar("reprise_plan", default=None)
@@ -223,9 +221,13 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         self.front_end.report(workers)
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
-        """What each worker of every data parallel engine returns."""
+        """What each worker of every data parallel engine returns.
+
+        Without a time limit: a worker that answered after it would leave its answer in the
+        executor's queue, where the next step would take it for its own, and the engine would die.
+        """
         per_engine = await self.engine_core.call_utility_all_async(
-            "collective_rpc", method, _WORKERS_ANSWER_WITHIN_S, args, None
+            "collective_rpc", method, None, args, None
         )
         return [worker for workers in per_engine for worker in workers]
 

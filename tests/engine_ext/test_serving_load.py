@@ -60,9 +60,10 @@ def outcome(server: Server, asked: dict[str, Any]) -> tuple[str, Any, Any, Any]:
     if body["stream"]:
         body["stream_options"] = {"include_usage": True}
     reply = server.chat(question, **body) if is_chat else server.complete(question, **body)
-    assert reply.status == 200, reply.body
+    assert reply.status == 200, f"{reply.body}\n{server.log()[-4000:]}"
     if body["stream"]:
         chunks = reply.chunks
+        assert all("choices" in chunk for chunk in chunks), f"{chunks}\n{server.log()[-4000:]}"
         choice = [chunk["choices"][0] for chunk in chunks if chunk["choices"]][-1]
         usage = chunks[-1]["usage"]
     else:

@@ -54,3 +54,16 @@ def advance_alignment(
             next_pointers[near] = pointers[near] + 1 if pointers[near] >= 0 else -1
     for near in range(near_count, MAX_NEAR):
         next_hits[near] = 0.0
+
+
+@compiled
+def follow(near_text, near_length, token, near_count, pointers, hits, next_pointers, next_hits):
+    """Alignment after `token` without components: all move on by one, a hit for who expected it."""
+    for near in range(near_count):
+        at = pointers[near]
+        next_hits[near] = DECAY * hits[near]
+        next_pointers[near] = at + 1 if at >= 0 else -1
+        if 0 <= at < near_length and near_text[at] == token:
+            next_hits[near] += 1.0
+    for near in range(near_count, MAX_NEAR):
+        next_hits[near] = 0.0

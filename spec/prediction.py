@@ -2,7 +2,7 @@
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
 """Prediction at one position of the trail: components, attention, choice; then the next state."""
 
-from .alignment import advance_alignment
+from .alignment import advance_alignment, follow
 from .attention import attend, gather_candidates
 from .choice import (
     choose,
@@ -40,8 +40,6 @@ from .layout import (
     TEXT,
 )
 from .near_components import add_near_components, add_skipped_components, add_takeovers
-
-MOST_MISSING = 2
 
 
 @compiled
@@ -258,22 +256,32 @@ def predict(slot, position, requests, corpora, trail, scratch, weights):
 def advance(slot, position, token, known, fresh, requests, corpora, trail, scratch, target):
     """Write into the trail's `target` position the ranges and alignment after `token`.
 
-    known: whether `position` holds a prediction; without one, near answers just move on by one.
+    known: whether `position` holds components; without them, near answers move on by one.
     fresh: whether the ranges are those of the suffix array as it is now.
     """
     row = requests[slot]
     if fresh:
         corpus = corpora[row[CORPUS_ROW]]
         advance_ranges(corpus, trail.ranges[slot, position], trail.ranges[slot, target], token)
-    if row[NEAR_COUNT] > 0:
+    if row[NEAR_COUNT] > 0 and not known:
+        follow(
+            int32_at(row[NEAR_TEXT], row[NEAR_LENGTH]),
+            row[NEAR_LENGTH],
+            token,
+            row[NEAR_COUNT],
+            trail.pointers[slot, position],
+            trail.hits[slot, position],
+            trail.pointers[slot, target],
+            trail.hits[slot, target],
+        )
+    elif row[NEAR_COUNT] > 0:
         tags = int32_at(row[NEAR_TAGS], row[NEAR_LENGTH])
-        count = trail.component_near_count[slot, position] if known else 0
         advance_alignment(
             trail.component_token[slot, position],
             trail.component_place[slot, position],
             trail.component_match[slot, position],
             tags,
-            count,
+            trail.component_near_count[slot, position],
             token,
             row[NEAR_COUNT],
             trail.pointers[slot, position],

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reprise.spec.alignment import DECAY, FAR, advance_alignment
-from reprise.spec.layout import MAX_NEAR
+from reprise.spec.alignment import DECAY, FAR, advance_alignment, follow
+from reprise.spec.layout import BOS, END, MAX_NEAR
 from reprise.spec.scratch import make_scratch
 
 
@@ -28,6 +28,17 @@ def test_alignment_jumps_to_a_match_or_moves_on() -> None:
     expected = [DECAY + 1.0, DECAY + 1.0, DECAY]
     assert after_hits[:3].tolist() == pytest.approx(expected)
     assert not after_hits[3:].any()
+
+
+def test_without_components_all_move_on_and_who_was_right_is_credited() -> None:
+    near_text = np.array([BOS, 5, 6, END, BOS, 6, 5, END], np.int32)
+    pointers, hits = np.zeros(MAX_NEAR, np.int32), np.ones(MAX_NEAR, np.float32)
+    pointers[:4] = [1, 5, -1, 8]  # the token, another, nowhere, past the end
+    after, after_hits = np.zeros_like(pointers), np.ones_like(hits)
+    follow(near_text, len(near_text), 5, 4, pointers, hits, after, after_hits)
+    assert after[:4].tolist() == [2, 6, -1, 9]
+    assert after_hits[:4].tolist() == pytest.approx([DECAY + 1.0, DECAY, DECAY, DECAY])
+    assert not after_hits[4:].any()
 
 
 def next_pointer(components: list[tuple[int, int]], pointer: int) -> tuple[int, bool]:

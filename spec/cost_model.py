@@ -55,8 +55,10 @@ class CostModel:
         b = _batch_bin(batch)
         if self._since_rest[b] >= REST_EVERY:
             return True
-        enough_steps = int(self._steps[b]) >= FEWEST
-        return enough_steps and int(self._counts(b)[0]) < FEWEST_RESTS
+        if int(self._steps[b]) < FEWEST:
+            return False
+        # Asked before every step: rests alone are counted, not all bins.
+        return np.count_nonzero(self._when[b, 0] > self._steps[b] - RECENT) < FEWEST_RESTS
 
     def rest_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""

@@ -69,6 +69,8 @@ class Server:
             command += ["--speculative-config", json.dumps(speculative)]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
         environment["VLLM_PLUGINS"] = "reprise"
+        # A machine that stands still for vLLM's 5 s would have every connection closed under load.
+        environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "600")
         self._process = subprocess.Popen(
             command,
             env=environment,

@@ -11,6 +11,16 @@ FAR = 60
 
 
 @compiled
+def move_on(near_count, pointers, hits, next_pointers, next_hits):
+    """Every pointer by one, and hits fade; what is next may be what is now."""
+    for near in range(near_count):
+        next_hits[near] = DECAY * hits[near]
+        next_pointers[near] = pointers[near] + 1 if pointers[near] >= 0 else -1
+    for near in range(near_count, MAX_NEAR):
+        next_hits[near] = 0.0
+
+
+@compiled
 def advance_alignment(
     tokens,
     places,
@@ -45,25 +55,18 @@ def advance_alignment(
         if (match >= 3 or (match >= 2 and distance <= 8)) and score > best_match[near]:
             best_match[near] = score
             best_place[near] = place
+    move_on(near_count, pointers, hits, next_pointers, next_hits)
     for near in range(near_count):
-        next_hits[near] = DECAY * hits[near]
         if best_place[near] >= 0:
             next_hits[near] += 1.0
             next_pointers[near] = best_place[near]
-        else:
-            next_pointers[near] = pointers[near] + 1 if pointers[near] >= 0 else -1
-    for near in range(near_count, MAX_NEAR):
-        next_hits[near] = 0.0
 
 
 @compiled
 def follow(near_text, near_length, token, near_count, pointers, hits, next_pointers, next_hits):
     """Alignment after `token` without components: all move on by one, a hit for who expected it."""
+    move_on(near_count, pointers, hits, next_pointers, next_hits)
     for near in range(near_count):
-        at = pointers[near]
-        next_hits[near] = DECAY * hits[near]
-        next_pointers[near] = at + 1 if at >= 0 else -1
-        if 0 <= at < near_length and near_text[at] == token:
+        expected = next_pointers[near] - 1
+        if 0 <= expected < near_length and near_text[expected] == token:
             next_hits[near] += 1.0
-    for near in range(near_count, MAX_NEAR):
-        next_hits[near] = 0.0

@@ -58,8 +58,7 @@ class CostModel:
         if int(self._steps[b]) < FEWEST:
             return False
         # Asked before every step: rests alone are counted, not all bins.
-        recent = self._when[b, 0] > self._steps[b] - RECENT
-        return int(np.count_nonzero(recent)) < FEWEST_RESTS
+        return int(np.count_nonzero(self._recent(b)[0])) < FEWEST_RESTS
 
     def rest_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""

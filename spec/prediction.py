@@ -263,30 +263,26 @@ def advance(slot, position, token, known, fresh, requests, corpora, trail, scrat
     if fresh:
         corpus = corpora[row[CORPUS_ROW]]
         advance_ranges(corpus, trail.ranges[slot, position], trail.ranges[slot, target], token)
-    if row[NEAR_COUNT] > 0 and not known:
-        follow(
-            int32_at(row[NEAR_TEXT], row[NEAR_LENGTH]),
-            row[NEAR_LENGTH],
-            token,
-            row[NEAR_COUNT],
-            trail.pointers[slot, position],
-            trail.hits[slot, position],
-            trail.pointers[slot, target],
-            trail.hits[slot, target],
-        )
-    elif row[NEAR_COUNT] > 0:
-        tags = int32_at(row[NEAR_TAGS], row[NEAR_LENGTH])
+    if row[NEAR_COUNT] == 0:
+        return
+    pointers, hits = trail.pointers[slot, position], trail.hits[slot, position]
+    next_pointers, next_hits = trail.pointers[slot, target], trail.hits[slot, target]
+    if known:
         advance_alignment(
             trail.component_token[slot, position],
             trail.component_place[slot, position],
             trail.component_match[slot, position],
-            tags,
+            int32_at(row[NEAR_TAGS], row[NEAR_LENGTH]),
             trail.component_near_count[slot, position],
             token,
             row[NEAR_COUNT],
-            trail.pointers[slot, position],
-            trail.hits[slot, position],
-            trail.pointers[slot, target],
-            trail.hits[slot, target],
+            pointers,
+            hits,
+            next_pointers,
+            next_hits,
             scratch,
         )
+    else:
+        near_text = int32_at(row[NEAR_TEXT], row[NEAR_LENGTH])
+        count = row[NEAR_COUNT]
+        follow(near_text, len(near_text), token, count, pointers, hits, next_pointers, next_hits)

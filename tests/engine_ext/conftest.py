@@ -1,16 +1,16 @@
 """Real OpenAI servers on the CPU, one of each kind for all tests."""
 
 import contextlib
+import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import pytest
 API_KEYS = ("key-of-one", "key-of-another")
 MODEL_NAME = "demo"
 PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
+_CHAT = "/v1/chat/completions"
 _STARTS_WITHIN_S = 280.0
 _STOPS_WITHIN_S = 40.0
 
@@ -99,8 +100,9 @@ class Server:
         """Until it answers."""
         deadline = time.monotonic() + _STARTS_WITHIN_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/health"):
-                return
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.send("/health").status == 200:
+                    return
             time.sleep(0.25)
         raise RuntimeError(f"the server did not start:\n{self.log()[-6000:]}")
 
@@ -131,6 +133,18 @@ class Server:
         **headers: str,
     ) -> Reply:
         """One request, read to the end; `headers` with underscores for dashes."""
+        return _read(self._begin(path, body, key=key, method=method, **headers))
+
+    def _begin(
+        self,
+        path: str,
+        body: dict[str, Any] | None,
+        *,
+        key: str | None,
+        method: str | None = None,
+        **headers: str,
+    ) -> http.client.HTTPConnection:
+        """Send a request; its reply is still to be read."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if key is not None:
             given["Authorization"] = f"Bearer {key}"
@@ -138,29 +152,39 @@ class Server:
         if body is not None:
             given["Content-Type"] = "application/json"
             data = json.dumps({"model": MODEL_NAME, **body}).encode()
-        request = urllib.request.Request(self.url + path, data, given, method=method)
-        try:
-            reply = urllib.request.urlopen(request, timeout=200)
-        except urllib.error.HTTPError as error:
-            reply = error
-        with reply:
-            names = {name.lower(): value for name, value in reply.headers.items()}
-            return Reply(reply.status, names, reply.read().decode())
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
+        connection.request(method or ("GET" if data is None else "POST"), path, data, given)
+        return connection
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels."""
+        total = 0.0
+        for line in self.send("/metrics").body.splitlines():
+            if re.match(rf"{re.escape(name)}[{{ ]", line) and all(
+                f'{label}="{value}"' in line for label, value in labels.items()
+            ):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
 
     def chat(self, question: str, *, key: str | None = API_KEYS[0], **body: Any) -> Reply:
         """One greedy chat completion; `headers` in `body` go into the request's head."""
         headers = body.pop("headers", {})
-        return self.send(
-            "/v1/chat/completions",
-            {
-                "messages": [{"role": "user", "content": question}],
-                "temperature": 0,
-                "max_tokens": 48,
-                **body,
-            },
-            key=key,
-            **headers,
-        )
+        return self.send(_CHAT, _one_question(question, **body), key=key, **headers)
+
+    def chat_together(self, question: str, num_requests: int, **body: Any) -> list[Reply]:
+        """The same chat completion several times, every second one streamed: all are sent
+        before the first reply is read."""
+        headers = body.pop("headers", {})
+        begun = [
+            self._begin(
+                _CHAT,
+                _one_question(question, stream=index % 2 == 1, **body),
+                key=API_KEYS[0],
+                **headers,
+            )
+            for index in range(num_requests)
+        ]
+        return [_read(connection) for connection in begun]
 
     def complete(self, prompt: str, *, key: str | None = API_KEYS[0], **body: Any) -> Reply:
         """One greedy completion."""
@@ -169,6 +193,18 @@ class Server:
             {"prompt": prompt, "temperature": 0, "max_tokens": 48, **body},
             key=key,
         )
+
+
+def _one_question(question: str, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}]
+    return {"messages": messages, "temperature": 0, "max_tokens": 48, **body}
+
+
+def _read(connection: http.client.HTTPConnection) -> Reply:
+    with contextlib.closing(connection):
+        reply = connection.getresponse()
+        headers = {name.lower(): value for name, value in reply.getheaders()}
+        return Reply(reply.status, headers, reply.read().decode())
 
 
 def reprise_arguments() -> list[str]:

@@ -3,7 +3,6 @@
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +29,6 @@ def generated(reply: Reply) -> Any:
         for call in choice.get("message", {}).get("tool_calls") or ():
             call.pop("id")
     return body
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    """The sum of a metric's samples with these labels."""
-    total = 0.0
-    for line in server.send("/metrics").body.splitlines():
-        if re.match(rf"{re.escape(name)}[{{ ]", line) and all(
-            f'{label}="{value}"' in line for label, value in labels.items()
-        ):
-            total += float(line.rsplit(" ", 1)[1])
-    return total
 
 
 CHATS: dict[str, dict[str, Any]] = {
@@ -234,7 +222,7 @@ def test_a_near_answer_is_told_in_the_reply(reprise_server: Server) -> None:
         kinds.add(again.cache or "")
         time.sleep(0.2)
     assert "semantic" in kinds
-    assert metric(reprise_server, "reprise:near_answers_total", kind="semantic") > 0
+    assert reprise_server.metric("reprise:near_answers_total", kind="semantic") > 0
 
 
 def _accepted_from_answers(server: Server) -> int:
@@ -244,26 +232,14 @@ def _accepted_from_answers(server: Server) -> int:
 
 
 def test_identical_requests_in_flight_cost_one_generation(reprise_server: Server) -> None:
-    generated_before = metric(reprise_server, "vllm:request_success_total")
-    followed_before = metric(reprise_server, "reprise:requests_total", kind="followed")
-    start = threading.Barrier(8)
-
-    def ask(index: int) -> Reply:
-        start.wait()
-        # Long enough, without drafts, that most have arrived before the first is done.
-        return reprise_server.chat(
-            "all at once",
-            max_tokens=900,
-            ignore_eos=True,
-            stream=index % 2 == 0,
-            headers={"x-reprise-drafts": "off"},
-        )
-
-    with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(ask, range(8)))
+    generated_before = reprise_server.metric("vllm:request_success_total")
+    followed_before = reprise_server.metric("reprise:requests_total", kind="followed")
+    asked = {"max_tokens": 900, "ignore_eos": True, "headers": {"x-reprise-drafts": "off"}}
+    # All are sent before the first is read: the first takes 900 steps.
+    replies = reprise_server.chat_together("all at once", 8, **asked)
     assert len({reply.text for reply in replies}) == 1
-    assert metric(reprise_server, "vllm:request_success_total") - generated_before == 1
-    followed = metric(reprise_server, "reprise:requests_total", kind="followed") - followed_before
+    assert reprise_server.metric("vllm:request_success_total") - generated_before == 1
+    followed = reprise_server.metric("reprise:requests_total", kind="followed") - followed_before
     assert followed >= 1
     assert sorted(reply.generated for reply in replies) == [False] * 7 + [True]
 
@@ -333,22 +309,22 @@ def test_admin_routes_are_behind_the_key_and_walls(reprise_server: Server) -> No
 def test_metrics_count_what_happened(reprise_server: Server) -> None:
     def counts() -> list[float]:
         return [
-            metric(reprise_server, "reprise:requests_total", kind="exact"),
-            metric(reprise_server, "reprise:requests_total", kind="miss"),
-            metric(reprise_server, "reprise:tokens_saved_total"),
+            reprise_server.metric("reprise:requests_total", kind="exact"),
+            reprise_server.metric("reprise:requests_total", kind="miss"),
+            reprise_server.metric("reprise:tokens_saved_total"),
         ]
 
     before = counts()
     tokens = reprise_server.chat("counted").json["usage"]["completion_tokens"]
     reprise_server.chat("counted")
     assert [after - was for after, was in zip(counts(), before, strict=True)] == [1, 1, tokens]
-    assert metric(reprise_server, "reprise:exact_memory_bytes") > 0
+    assert reprise_server.metric("reprise:exact_memory_bytes") > 0
     deadline = time.monotonic() + 20
-    while not metric(reprise_server, "reprise:propose_calls_total"):
+    while not reprise_server.metric("reprise:propose_calls_total"):
         assert time.monotonic() < deadline, "the workers' figures did not come"
         time.sleep(0.5)
-    assert metric(reprise_server, "reprise:drafted_tokens_total", source="context") > 0
-    assert metric(reprise_server, "reprise:errors_total") == 0
+    assert reprise_server.metric("reprise:drafted_tokens_total", source="context") > 0
+    assert reprise_server.metric("reprise:errors_total") == 0
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.retrieval.answer import Answer
 from reprise.retrieval.retriever import Retriever
+from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
 
 _QUEUE_LENGTH = 1024
@@ -30,13 +31,26 @@ class FinishedRequest(NamedTuple):
 
 
 class AnswerLearner:
-    """One background thread. What it cannot keep up with is dropped and counted."""
+    """One background thread. What it cannot keep up with is dropped and counted.
+
+    Args:
+        provider: Drafts from the answers that join, here or on other replicas.
+        retriever: Holds them, and finds near ones by meaning.
+        overlap: Finds near ones by shared tokens.
+        errors: Counts what goes wrong.
+    """
 
     def __init__(
-        self, provider: DraftProvider, retriever: Retriever, *, errors: SwallowedErrors
+        self,
+        provider: DraftProvider,
+        retriever: Retriever,
+        overlap: TokenOverlap,
+        *,
+        errors: SwallowedErrors,
     ) -> None:
         self._provider = provider
         self._retriever = retriever
+        self._overlap = overlap
         self._errors = errors
         self._queue: queue.Queue[FinishedRequest] = queue.Queue(_QUEUE_LENGTH)
         self._update_rounds = 0
@@ -98,6 +112,7 @@ class AnswerLearner:
 
     def _apply_updates(self) -> None:
         for update in self._retriever.updates():
+            self._overlap.apply(update)
             if update.added:
                 self._provider.add_answer(
                     update.answer_id, update.response_token_ids, namespace=update.namespace

@@ -20,6 +20,8 @@ from reprise.engine_ext.row_tracker import (
 )
 from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.engine_ext.worker_retriever import worker_retriever
+from reprise.retrieval.near_answer import NearAnswer
+from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class _LiveRequest:
     __slots__ = (
         "awaits_near_answers",
         "hints",
+        "near_by_tokens",
         "num_prompt_tokens",
         "params",
         "prompt_token_ids",
@@ -52,6 +55,7 @@ class _LiveRequest:
         self.hints = read_hints(params)
         self.stops = stop_token_ids(params)
         self.awaits_near_answers = False
+        self.near_by_tokens: list[NearAnswer] = []
         self.num_prompt_tokens = 0
 
     def draft_limit(self, row: TrackedRow, room: int) -> int:
@@ -126,7 +130,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._live: dict[str, _LiveRequest] = {}
         self._draft_counts = DraftCountsKeeper()
         self._propose_us = LatencyHistogram()
-        self._near_answers_in_time = 0
+        self._near_answers_in_time = {"meaning": 0, "tokens": 0}
         self._near_answers_late = 0
         self._propose_ended_s = 0.0
         self._num_drafted_tokens = 0
@@ -144,13 +148,17 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._shares_answers = self._ids is not None or self._namespace is not None
         self._install_verification(config)
         self._provider = DraftProvider(config.drafts)
+        self._max_near_answers = config.drafts.max_near_answers
+        self._overlap = TokenOverlap()
         self._retriever = None
         self._learner = None
         if self._is_drafting_rank:
             self._provider.warm_up()
             if self._shares_answers:
                 self._retriever = worker_retriever(vllm_config, config.retrieval)
-                self._learner = AnswerLearner(self._provider, self._retriever, errors=self._errors)
+                self._learner = AnswerLearner(
+                    self._provider, self._retriever, self._overlap, errors=self._errors
+                )
 
     def _install_verification(self, config: RepriseConfig) -> None:
         try:
@@ -245,9 +253,12 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             max_draft=live.hints.max_draft if live.hints.drafts else 0,
         )
         if live.awaits_near_answers:
-            self._attach(row.request_id, live)
-            self._near_answers_late += live.awaits_near_answers
-            self._near_answers_in_time += not live.awaits_near_answers
+            if self._attach(row.request_id, live):
+                self._near_answers_in_time["meaning"] += 1
+            elif self._attach_by_tokens(row.request_id, live):
+                self._near_answers_in_time["tokens"] += 1
+            else:
+                self._near_answers_late += 1
         return live
 
     def _namespace_of(self, request_id: str, hints: RequestHints) -> str:
@@ -269,12 +280,28 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 prompt_token_ids=live.prompt_token_ids,
             )
 
-    def _attach(self, request_id: str, live: _LiveRequest) -> None:
+    def _attach(self, request_id: str, live: _LiveRequest) -> bool:
+        """Draft from what is near in meaning, if that is known by now."""
         assert self._retriever is not None
         near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
-        if near_answers is not None:
-            live.awaits_near_answers = False
-            self._provider.attach(request_id, near_answers)
+        if near_answers is None:
+            return False
+        live.awaits_near_answers = False
+        # What shares tokens and is not near in meaning may be of use all the same.
+        self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
+        return True
+
+    def _attach_by_tokens(self, request_id: str, live: _LiveRequest) -> bool:
+        """Draft from what shares tokens until what is near in meaning is there."""
+        assert live.prompt_token_ids is not None
+        live.near_by_tokens = self._overlap.search(
+            self._namespace_of(request_id, live.hints),
+            live.prompt_token_ids,
+            count=self._max_near_answers,
+        )
+        if live.near_by_tokens:
+            self._provider.attach(request_id, live.near_by_tokens)
+        return bool(live.near_by_tokens)
 
     def on_arrival(self, request: "Request") -> None:
         """Start retrieval while the request still waits to be scheduled."""

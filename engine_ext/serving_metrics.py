@@ -131,12 +131,20 @@ class ServingMetrics:
                 "Tokens per verification step since the start, bonus included.",
                 mode="mostrecent",
             ).labels(self._model).set(1 + accepted / steps)
-        for timing, text in (
-            ("in_time", "Requests whose near answers were there for the first decode step."),
-            ("late", "Requests whose near answers came later, or never."),
-        ):
-            name = f"near_answers_{timing}"
-            self._add(name, text, rank, float(report.get(name, 0)))
+        in_time = _counter(
+            "near_answers_in_time",
+            "Requests that had near answers at their first decode step, by what had found them.",
+            "found_by",
+        )
+        for found_by, total in _mapping(report.get("near_answers_in_time")).items():
+            increment = self._increments.of(("in_time", rank, found_by), float(total))
+            in_time.labels(self._model, found_by).inc(increment)
+        self._add(
+            "near_answers_late",
+            "Requests whose near answers came later, or never.",
+            rank,
+            float(report.get("near_answers_late", 0)),
+        )
         propose = _mapping(report.get("propose_us"))
         self._add("propose_calls", "Calls of propose.", rank, float(propose.get("count", 0)))
         self._add(
@@ -158,6 +166,7 @@ class ServingMetrics:
         """The figures of the retrieval process that this front end has started."""
         for field, text in (
             ("submitted", "Searches for near answers begun."),
+            ("abandoned", "Searches that were not begun: their request was over."),
             ("found", "Searches that found a near answer."),
             ("stored", "Answers that joined retrieval."),
             ("evicted", "Answers evicted from retrieval."),

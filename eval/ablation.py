@@ -1,4 +1,4 @@
-"""What each part of drafting is worth: Reprise replayed with one part taken away at a time.
+"""What each part of drafting is worth: Reprise replayed with one part taken away or replaced.
 
     python eval/ablation.py --tokenizer gpt2.json support.jsonl text_to_sql.jsonl
 
@@ -8,7 +8,7 @@ One line a trace and part: tokens drafted a step, mean acceptance length, and sp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,10 @@ from reprise.eval.reprise_drafter import RepriseDrafter
 from reprise.eval.results import run_of_counts
 from reprise.eval.token_rows import IntArray, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.traces import load_trace
+from reprise.retrieval.answer import AnswerUpdate
 from reprise.retrieval.embedding import Embedder
+from reprise.retrieval.token_overlap import TokenOverlap
+from reprise.spec.config import DraftConfig
 from reprise.spec.request import Request
 
 COST = 0.02
@@ -33,6 +36,23 @@ class WithoutNearAnswers(RepriseDrafter):
     def look_up(self, row: TokenRow) -> None:
         super().look_up(row)
         self._near_answers = []
+
+
+class NearByTokens(RepriseDrafter):
+    """Near answers by shared tokens, as requests have them before any is embedded."""
+
+    def prepare(self, rows: Sequence[TokenRow]) -> None:
+        self._overlap = TokenOverlap()
+        super().prepare(rows)
+
+    def look_up(self, row: TokenRow) -> None:
+        super().look_up(row)
+        most = DraftConfig().max_near_answers
+        self._near_answers = self._overlap.search("", row.prompt_token_ids, count=most)
+
+    def _take(self, update: AnswerUpdate) -> None:
+        super()._take(update)
+        self._overlap.apply(update)
 
 
 class WithoutCorpus(RepriseDrafter):
@@ -69,6 +89,7 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
 
     return {
         "all": of(RepriseDrafter),
+        "near answers by shared tokens": of(NearByTokens),
         "without near answers": of(WithoutNearAnswers),
         "without the corpus": of(WithoutCorpus),
         "without the context": of(WithoutContext),

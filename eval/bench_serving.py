@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from reprise.eval.serving_load import MODEL_NAME, SPECULATIVE, Server, ask_all, load_of, running
 from reprise.eval.serving_report import ROOT, append_csv, save_plots, show
-from reprise.eval.traces import TraceRow, load_trace
+from reprise.eval.traces import TraceError, TraceRow, load_trace
 
 SECTIONS = ("exact", "miss", "methods")
 # Every request generates, and its answer joins: drafting is measured, not repetition.
@@ -162,8 +162,8 @@ def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[di
                 name = f"answers as with {settings.methods[0]}"
                 figures.append(_row("methods", name, 100.0 * same / len(answers), unit="%"))
                 if method == "reprise":
-                    share = _share_in_time(before, server.worker())
-                    figures.append(_row("methods", "near answers in time", share, unit="%"))
+                    for name, share in _shares_in_time(before, server.worker()).items():
+                        figures.append(_row("methods", name, share, unit="%"))
                 common = {"method": method, "concurrency": concurrency}
                 found += [{**row, **common} for row in figures]
             if settings.vllm_bench:
@@ -171,12 +171,16 @@ def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[di
     return found
 
 
-def _share_in_time(before: dict[str, Any], after: dict[str, Any]) -> float:
-    in_time, late = (
-        after[name] - before[name] for name in ("near_answers_in_time", "near_answers_late")
-    )
-    share: float = 100.0 * in_time / max(1, in_time + late)
-    return share
+def _shares_in_time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """Per cent of requests that had near answers at their first decode step, by who found them."""
+    found = {
+        found_by: after["near_answers_in_time"][found_by] - count
+        for found_by, count in before["near_answers_in_time"].items()
+    }
+    late = after["near_answers_late"] - before["near_answers_late"]
+    total = max(1, sum(found.values()) + late)
+    shares = {f"near answers in time, by {name}": 100.0 * n / total for name, n in found.items()}
+    return {"near answers in time": sum(shares.values()), **shares}
 
 
 def _run_vllm_bench(server: Server, settings: argparse.Namespace) -> None:
@@ -213,7 +217,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, help="default: the demo trace")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by commas")
     parser.add_argument("--methods", default=",".join(SPECULATIVE), help="by commas")
-    parser.add_argument("--concurrency", default="1,8,32", help="requests at once, by commas")
+    parser.add_argument(
+        "--concurrency", type=_counts, default="1,8,32", help="requests at once, by commas"
+    )
     parser.add_argument("--requests", type=int, default=64, help="most requests in one run")
     parser.add_argument("--warm", type=int, default=400, help="most requests that fill the cache")
     parser.add_argument("--max-tokens", type=int, default=256)
@@ -224,11 +230,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     settings = parser.parse_args(arguments)
     settings.methods = settings.methods.split(",")
     settings.only = settings.only.split(",")
-    settings.concurrency = [int(number) for number in settings.concurrency.split(",")]
     for given, known in ((settings.methods, tuple(SPECULATIVE)), (settings.only, SECTIONS)):
         if unknown := set(given) - set(known):
             parser.error(f"unknown {', '.join(sorted(unknown))}; expected {', '.join(known)}")
     return settings
+
+
+def _counts(text: str) -> list[int]:
+    """Numbers by commas, each at least 1."""
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on, got {text!r}")
+    return counts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,16 +261,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         rows = make_demo_trace()
     else:
-        rows = load_trace(settings.trace)
+        try:
+            rows = load_trace(settings.trace)
+        except TraceError as error:
+            print(f"bench_serving: {error}", file=sys.stderr)
+            return 2
     sections = {"exact": bench_exact, "miss": bench_miss, "methods": bench_methods}
-    measured: list[dict[str, Any]] = []
     for name in settings.only:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        measured += sections[name](settings, rows)
-    show(measured)
-    append_csv(settings.csv, measured, settings)
-    if settings.plot is not None and "methods" in settings.only:
-        save_plots(settings.plot, measured)
+        try:
+            measured = sections[name](settings, rows)
+        except RuntimeError as error:
+            print(f"bench_serving: {name}: {error}", file=sys.stderr)
+            return 1
+        show(measured)
+        append_csv(settings.csv, measured, settings)
+        if settings.plot is not None and name == "methods":
+            save_plots(settings.plot, measured)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reprise.eval.token_rows import IntArray, TokenRow
-from reprise.retrieval.answer import Answer
+from reprise.retrieval.answer import Answer, AnswerUpdate
 from reprise.retrieval.config import RetrievalConfig
 from reprise.retrieval.embedding import Embedder
 from reprise.retrieval.local_retriever import LocalRetriever
@@ -63,12 +63,16 @@ class RepriseDrafter:
         self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
         self._flush()
         for update in self._retriever.updates():
-            if update.added:
-                self._provider.add_answer(update.answer_id, update.response_token_ids)
-            else:
-                self._provider.remove_answer(update.answer_id)
+            self._take(update)
         self._near_answers = self._retriever.poll(row.request_id) or []
         self._retriever.discard(row.request_id)
+
+    def _take(self, update: AnswerUpdate) -> None:
+        """An answer joined or left."""
+        if update.added:
+            self._provider.add_answer(update.answer_id, update.response_token_ids)
+        else:
+            self._provider.remove_answer(update.answer_id)
 
     def _flush(self) -> None:
         if not self._retriever.flush(_FLUSH_S):

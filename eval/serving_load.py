@@ -93,10 +93,13 @@ class Server:
                     return
             except (OSError, urllib.error.URLError):
                 time.sleep(0.3)
-        self._log.seek(0)
-        raise RuntimeError(
-            "a server did not start:\n" + self._log.read().decode(errors="replace")[-3000:]
-        )
+        raise RuntimeError(f"a server did not start; its log ends with:\n{self.log_end()}")
+
+    def log_end(self) -> str:
+        """The last 3000 bytes that it has printed."""
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 3000))
+        return self._log.read().decode(errors="replace")
 
     def wait_for_retrieval(self) -> None:
         """Of a server of ours: until its embedding model is loaded, or known not to be."""
@@ -194,6 +197,9 @@ async def ask_all(
 
     With `walls`, a prefix, each question stands in a namespace of its own: nothing is there to
     reuse, prefix cache included.
+
+    Raises:
+        RuntimeError: a request failed; with the end of the server's log.
     """
     slots = asyncio.Semaphore(concurrency)
 
@@ -212,9 +218,14 @@ async def ask_all(
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         started_s = time.perf_counter()
-        timings = await asyncio.gather(
-            *(one(session, number, question) for number, question in enumerate(questions))
-        )
+        try:
+            timings = await asyncio.gather(
+                *(one(session, number, question) for number, question in enumerate(questions))
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise RuntimeError(
+                f"a request failed ({error!r}); the server's log ends with:\n{server.log_end()}"
+            ) from error
         return list(timings), time.perf_counter() - started_s
 
 

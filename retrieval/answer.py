@@ -15,6 +15,9 @@ from .namespace import check_namespace
 
 IntArray = NDArray[np.int32]
 
+PROMPT_END = 512
+"""Tokens of a prompt that updates carry: its end, where the question is."""
+
 
 def token_bytes(token_ids: ArrayLike) -> bytes:
     """Token ids (any integer type, [n]) as little-endian int32 bytes.
@@ -132,15 +135,30 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer joined or left a namespace's corpus.
-
-    `response_token_ids` is int32 [r] for an added answer and empty for a removed one.
-    """
+    """An answer joined or left a namespace's corpus; one that left has no tokens."""
 
     answer_id: str
     namespace: str
     added: bool
+    prompt_tokens: bytes = b""
+    """The last `PROMPT_END` of the prompt."""
     response_tokens: bytes = b""
+
+    @classmethod
+    def joined(cls, answer: Answer) -> AnswerUpdate:
+        """That this answer joined."""
+        return cls(
+            answer_id=answer.answer_id,
+            namespace=answer.namespace,
+            added=True,
+            prompt_tokens=answer.prompt_tokens[-4 * PROMPT_END :],
+            response_tokens=answer.response_tokens,
+        )
+
+    @property
+    def prompt_token_ids(self) -> IntArray:
+        """int32 [p], read-only: the end of the prompt."""
+        return np.frombuffer(self.prompt_tokens, dtype="<i4")
 
     @property
     def response_token_ids(self) -> IntArray:

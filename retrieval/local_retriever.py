@@ -250,17 +250,34 @@ class LocalRetriever(Retriever):
 
     def _removed(self, namespace: str, answer_id: str) -> None:
         with self._changed:
-            self._memory.remove(namespace, [answer_id])
-            self._queue.gone.append((namespace, answer_id))
-            self._changed.notify_all()
+            if self._memory.remove(namespace, [answer_id]):
+                self._note_gone([(namespace, answer_id)])
+                self._changed.notify_all()
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
-        """Hold answers and have the worker index them; the caller holds the lock."""
+        """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
+        new = {
+            (a.namespace, a.answer_id): a
+            for a in answers
+            if not self.answer(a.namespace, a.answer_id)
+        }
         # The index holds the vector: once is enough.
         bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
-        self._queue.gone.extend(self._memory.put(bare))
+        gone = dict.fromkeys(self._memory.put(bare))
+        for key, answer in new.items():
+            if key not in gone:
+                self._updates.put(AnswerUpdate.joined(answer))
+                self._count(stored=1)
+        self._note_gone([key for key in gone if key not in new])
         self._queue.answers.extend((answer, ours) for answer in answers)
         self._changed.notify_all()
+
+    def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
+        """Tell that answers (namespace, id) left memory; the caller holds the lock."""
+        for namespace, answer_id in gone:
+            self._updates.put(AnswerUpdate(answer_id=answer_id, namespace=namespace, added=False))
+        self._queue.gone.extend(gone)
+        self._count(evicted=len(gone))
 
     def _work(self, embedder: Embedder | None) -> None:
         config = self._config
@@ -292,7 +309,8 @@ class LocalRetriever(Retriever):
                 settled = self._has_settled()
             try:
                 if time.monotonic() >= next_expiry_s:
-                    work.gone += self._memory.expired()
+                    with self._changed:
+                        self._note_gone(self._memory.expired())
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
                 upkeep = self._turn(search, work)
                 if settled:
@@ -315,8 +333,8 @@ class LocalRetriever(Retriever):
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
         for namespace, answer_id in work.gone:
             # It may have come back since.
-            if not self.answer(namespace, answer_id) and search.leave(namespace, answer_id):
-                self._note(AnswerUpdate(answer_id=answer_id, namespace=namespace, added=False))
+            if not self.answer(namespace, answer_id):
+                search.leave(namespace, answer_id)
         # Prompts first: a request waits for them, nobody waits for an answer to join.
         if work.prompts:
             self._answer_prompts(search, work.prompts)
@@ -327,13 +345,18 @@ class LocalRetriever(Retriever):
         return more
 
     def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
-        queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in prompts]
+        with self._changed:
+            # Under load some requests are over before their turn comes.
+            awaited = [p for p in prompts if self._results.get(p.request_id, []) is None]
+            self._count(submitted=len(prompts), abandoned=len(prompts) - len(awaited))
+        if not awaited:
+            return
+        queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in awaited]
         found, times = search.search(queries)
-        for prompt, near in zip(prompts, found, strict=True):
+        for prompt, near in zip(awaited, found, strict=True):
             self._publish(prompt, near)
         with self._changed:
             self._count(
-                submitted=len(prompts),
                 found=sum(bool(near) for near in found),
                 embed_s=times.embed_s,
                 search_s=times.search_s,
@@ -362,20 +385,6 @@ class LocalRetriever(Retriever):
         ours = {(a.namespace, a.answer_id) for a, ours in held if ours}
         if self._tiers is not None:
             self._tiers.write(a for a in joined if (a.namespace, a.answer_id) in ours)
-        for answer in joined:
-            self._note(
-                AnswerUpdate(
-                    answer_id=answer.answer_id,
-                    namespace=answer.namespace,
-                    added=True,
-                    response_tokens=answer.response_tokens,
-                )
-            )
-
-    def _note(self, update: AnswerUpdate) -> None:
-        self._updates.put(update)
-        with self._changed:
-            self._count(stored=int(update.added), evicted=int(not update.added))
 
     def _query(self, text: str | None, prompt_token_ids: NDArray[Any] | None) -> str:
         if text is not None:

@@ -270,6 +270,7 @@ class RetrievalClient(Retriever):
                     answer_id=joined.answer_id,
                     namespace=joined.namespace,
                     added=True,
+                    prompt_tokens=joined.prompt_tokens,
                     response_tokens=joined.response_tokens,
                 )
             )

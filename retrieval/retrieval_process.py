@@ -206,11 +206,13 @@ class RetrievalServer:
 
 
 def _joined(answer: Answer, wants_record: bool) -> Joined:
+    update = AnswerUpdate.joined(answer)
     whole = wants_record and answer.exact_key is not None
     return Joined(
         answer.answer_id,
         answer.namespace,
-        answer.response_tokens,
+        update.prompt_tokens,
+        update.response_tokens,
         encode_record(answer) if whole else None,
     )
 

@@ -18,6 +18,8 @@ class RetrievalStats:
     """Counts since the start, but for `answers`, `bytes` and `waiting`, which are of now."""
 
     submitted: int = 0
+    abandoned: int = 0
+    """Requests that were over before the search for them began."""
     found: int = 0
     """Requests that got at least one near answer."""
     stored: int = 0

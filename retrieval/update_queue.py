@@ -41,4 +41,4 @@ class UpdateQueue:
 
 
 def _num_bytes(update: AnswerUpdate) -> int:
-    return len(update.response_tokens) + _OVERHEAD_BYTES
+    return len(update.prompt_tokens) + len(update.response_tokens) + _OVERHEAD_BYTES

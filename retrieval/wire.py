@@ -67,6 +67,7 @@ class Welcome(msgspec.Struct, tag=True, frozen=True):
 class Joined(msgspec.Struct, tag=True, frozen=True):
     answer_id: str
     namespace: str
+    prompt_tokens: bytes
     response_tokens: bytes
     record: bytes | None
 

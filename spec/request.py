@@ -21,6 +21,7 @@ from .layout import (
     HEADS,
     LENGTH,
     MAX_NEAR,
+    NEAR_ACCEPTED,
     NEAR_CHAIN,
     NEAR_CLAUSE,
     NEAR_COUNT,
@@ -94,6 +95,7 @@ class Request:
         self.namespace = namespace
         self.cap = cap
         self.answer_ids: list[str] = []
+        self._accepted_before: dict[str, int] = {}
         self._room = room
         self._text = np.zeros(len(prompt) + 1 + ROOM + room, np.int32)
         self._text[: len(prompt)] = prompt
@@ -136,7 +138,10 @@ class Request:
         most: int,
         first_hit: float,
     ) -> None:
-        """Draft from these near answers from now on, the most similar `most` of them."""
+        """Draft from these near answers from now on, the most similar `most` of them; those that
+        were there before go on where they are."""
+        known = self._standings(pointers, hits)
+        self._accepted_before = self.accepted_by_answer()
         ranked = select_near(near_answers, min(most, MAX_NEAR))
         responses = [
             np.asarray(near.response_token_ids, np.int32)[:MAX_NEAR_TOKENS] for near in ranked
@@ -169,8 +174,13 @@ class Request:
             info[near, NEAR_SIMILARITY] = similarity_bucket(float(answer.similarity))
             info[near, NEAR_RANK] = rank_bucket(rank)
             info[near, NEAR_CLAUSE] = answer.clause
-            pointers[near] = at + 1 if fresh else -1
-            hits[near] = first_hit
+            standing = known.get(answer.answer_id)
+            if standing is None:
+                pointers[near] = at + 1 if fresh else -1
+                hits[near] = first_hit
+            else:
+                offset, hits[near] = standing
+                pointers[near] = at + offset if offset >= 0 else -1
             at = end
         link_reversed(text, chain, heads, len(heads) - 1, 0, len(text))
         self._near = (text, chain, heads, tags, info)
@@ -187,11 +197,28 @@ class Request:
 
     def accepted_by_answer(self) -> dict[str, int]:
         """Accepted tokens by the id of the near answer that they came from."""
+        accepted = dict(self._accepted_before)
+        if self._near:
+            counts = self._near[-1][:, NEAR_ACCEPTED].tolist()
+            for answer_id, count in zip(self.answer_ids, counts, strict=True):
+                if count:
+                    accepted[answer_id] = accepted.get(answer_id, 0) + count
+        return accepted
+
+    def _standings(
+        self, pointers: IntArray, hits: npt.NDArray[np.float32]
+    ) -> dict[str, tuple[int, float]]:
+        """By answer id: the place expected next, counted from the answer's start, -1 for none, and
+        how often it has been right."""
         if not self._near:
             return {}
-        accepted = self._near[-1][:, -1].tolist()
-        pairs = zip(self.answer_ids, accepted, strict=True)
-        return {answer_id: count for answer_id, count in pairs if count}
+        starts = self._near[-1][:, NEAR_START].tolist()
+        return {
+            answer_id: (int(pointer) - start if pointer >= 0 else -1, float(hit))
+            for answer_id, start, pointer, hit in zip(
+                self.answer_ids, starts, pointers, hits, strict=False
+            )
+        }
 
     def _publish(self, row: npt.NDArray[np.int64]) -> None:
         row[TEXT], row[CHAIN] = self._text.ctypes.data, self._chain.ctypes.data

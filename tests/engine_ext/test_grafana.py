@@ -18,12 +18,13 @@ REPORT = {
         "by_source": {"corpus": {"drafted": 40, "accepted": 25}},
     },
     "propose_us": {"count": 10, "sum": 500.0, "p50": 40.0, "p99": 90.0},
-    "near_answers_in_time": 3,
+    "near_answers_in_time": {"meaning": 2, "tokens": 1},
     "near_answers_late": 1,
     "errors": {"propose": 1},
 }
 RETRIEVAL = {
     "submitted": 4,
+    "abandoned": 1,
     "found": 3,
     "stored": 2,
     "evicted": 1,

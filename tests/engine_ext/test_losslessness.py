@@ -43,12 +43,14 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
 ) -> None:
     expected = _said(_chat(plain_llm, questions))
     assert _said(_chat(reprise_llm, questions)) == expected
-    assert reprise_llm.collective_rpc("reprise_flush", args=(60.0,)) == [True]
+    assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
     # By now every prompt is an exact repeat: drafts are at their longest and most accepted.
     one_by_one = [_said(_chat(reprise_llm, [question]))[0] for question in questions]
     assert one_by_one == [_said(_chat(plain_llm, [question]))[0] for question in questions]
     (report,) = reprise_llm.collective_rpc("reprise_stats")
     assert report["provider"]["accepted"] > NUM_PROMPTS
+    # By tokens where embedding takes longer than the prefill; every repeat has one near answer.
+    assert sum(report["near_answers_in_time"].values()) >= NUM_PROMPTS
     assert report["errors"] == {}
     assert report["live_requests"] == 0
 
@@ -77,7 +79,7 @@ def test_answers_may_end_right_after_min_tokens(
     question = questions[0]
     length = len(_chat(plain_llm, [question])[0].token_ids)
     _chat(reprise_llm, [question])
-    assert reprise_llm.collective_rpc("reprise_flush", args=(60.0,)) == [True]
+    assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
     for min_tokens in range(length - 18, length):
         expected = _said(_chat(plain_llm, [question], min_tokens=min_tokens))
         assert len(expected[0][0]) == length
@@ -94,7 +96,7 @@ def test_sampled_answers_are_distributed_alike(plain_llm: Any, reprise_llm: Any)
     for question in VAGUE_QUESTIONS:
         greedy = tuple(_chat(plain_llm, [question], max_tokens=12)[0].token_ids)
         _chat(reprise_llm, [question], max_tokens=12)
-        reprise_llm.collective_rpc("reprise_flush", args=(60.0,))
+        reprise_llm.collective_rpc("reprise_flush", args=(250.0,))
         plain, ours = (
             Counter(
                 _first_divergence(greedy, tuple(completion.token_ids))
@@ -146,7 +148,7 @@ def test_tenants_of_one_engine_do_not_draft_from_each_other(reprise_llm: Any) ->
         before = _accepted_from_others(reprise_llm)
         prompt = {"prompt_token_ids": ids, "cache_salt": salt}
         reprise_llm.generate([prompt], params, use_tqdm=False)
-        reprise_llm.collective_rpc("reprise_flush", args=(60.0,))
+        reprise_llm.collective_rpc("reprise_flush", args=(250.0,))
         return _accepted_from_others(reprise_llm) - before
 
     assert accepted_from_others("tenant-a") == 0
@@ -174,5 +176,5 @@ def test_on_a_recorded_support_desk(shared_folder: Path, llm_builder: Callable[.
     del plain
     ours = llm_builder(model, with_reprise=True)
     _chat(ours, warm)
-    ours.collective_rpc("reprise_flush", args=(60.0,))
+    ours.collective_rpc("reprise_flush", args=(250.0,))
     assert _said(_chat(ours, asked)) == expected

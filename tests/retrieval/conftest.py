@@ -162,7 +162,7 @@ def make_proxy():
 def wait_until():
     """A function that waits until a condition holds, and fails if it does not in time."""
 
-    def wait(condition, timeout_s=30.0):
+    def wait(condition, timeout_s=120.0):
         deadline_s = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline_s, "waited in vain"

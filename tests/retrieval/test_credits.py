@@ -61,7 +61,7 @@ def test_a_restarted_replica_evicts_by_what_was_useful_before(url, start):
     first = start(url)
     for number in range(200):
         first.store(answer(number))
-    assert first.flush(60)
+    assert first.flush(200)
     bytes_each = first.stats().bytes // 200
     useful = {f"id{number}" for number in range(0, 200, 10)}
     first.credit("acme", dict.fromkeys(useful, 40))
@@ -78,13 +78,13 @@ def test_all_kinds_of_use_are_added_up(url, start):
     retriever = start(url)
     for number in range(3):
         retriever.store(answer(number))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     for _ in range(3):
         retriever.credit("acme", {"id0": 7, "id1": 0, "unknown": 5})
     assert retriever.find_exact(b"key2", namespace="acme") is not None
     assert retriever.look_up_exact(b"key2", namespace="acme") is not None
     retriever.credit("zeta", {"id0": 100})  # nobody's
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     assert kept(url) == {"id0": (3, 21), "id1": (3, 0), "id2": (2, 0)}
     assert kept(url, "zeta") == {}
     assert retriever.stats().uncredited == 0
@@ -93,10 +93,10 @@ def test_all_kinds_of_use_are_added_up(url, start):
 def test_two_replicas_add_to_the_same_answer(url, start):
     first, second = start(url), start(url)
     first.store(answer(1))
-    assert first.flush(60)
+    assert first.flush(200)
     for retriever in (first, second):
         retriever.credit("acme", {"id1": 5})
-        assert retriever.flush(60)
+        assert retriever.flush(200)
     assert kept(url)["id1"] == (2, 10)
 
 
@@ -104,11 +104,11 @@ def test_an_exact_hit_of_a_client_counts(url, wait_until):
     config = RetrievalConfig(url=url, embedding_model="lexical", clauses=False)
     retriever = ProcessRetriever(config)
     try:
-        wait_until(lambda: retriever.health().state == "ready", 60)
+        wait_until(lambda: retriever.health().state == "ready")
         retriever.store(answer(1))
-        assert retriever.flush(60)
+        assert retriever.flush(200)
         assert retriever.find_exact(b"key1", namespace="acme") is not None
-        assert retriever.flush(60)
+        assert retriever.flush(200)
         assert kept(url)["id1"] == (1, 0)
     finally:
         retriever.close()
@@ -117,7 +117,7 @@ def test_an_exact_hit_of_a_client_counts(url, wait_until):
 def test_uses_are_written_without_being_asked_for(redis_server, start, wait_until):
     retriever = start(redis_server.url)
     retriever.store(answer(1))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     retriever.credit("acme", {"id1": 5})
     wait_until(lambda: kept(redis_server.url)["id1"] == (1, 5), 10)
 
@@ -126,14 +126,14 @@ def test_many_uses_are_few_commands_and_a_look_up_stays_one(redis_server, start)
     retriever = start(redis_server.url)
     for number in range(4):
         retriever.store(answer(number))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     client = redis.Redis.from_url(redis_server.url)
     client.config_resetstat()
     began_s = time.monotonic()
     for _ in range(1000):
         retriever.credit("acme", {f"id{n}": 2 for n in range(4)})
     took_s = time.monotonic() - began_s
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     calls = client.info("commandstats")["cmdstat_hincrby"]["calls"]
     # Two for each answer and second of crediting; 8,000 if every credit were written.
     assert calls <= 8 * (took_s + 2)
@@ -153,7 +153,7 @@ def test_many_uses_are_few_commands_and_a_look_up_stays_one(redis_server, start)
 def test_uses_outlast_an_outage_and_what_is_lost_is_counted(redis_server, start, wait_until):
     retriever = start(redis_server.url)
     retriever.store(answer(1))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     redis_server.freeze()
     try:
         retriever.credit("acme", {"id1": 5})
@@ -161,7 +161,7 @@ def test_uses_outlast_an_outage_and_what_is_lost_is_counted(redis_server, start,
     finally:
         redis_server.thaw()
     # A write that was given up on may have arrived all the same: then it counts twice.
-    wait_until(lambda: kept(redis_server.url)["id1"][0] >= 1, 30)
+    wait_until(lambda: kept(redis_server.url)["id1"][0] >= 1)
     redis_server.kill()
     retriever.credit("acme", {"id1": 5, "id2": 5})
     retriever.close()

@@ -89,7 +89,7 @@ def texts_embedded(retriever):
 
 def found(retriever, text, namespace="acme"):
     retriever.submit("r", namespace=namespace, text=text)
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     return [near.answer_id for near in retriever.poll("r")]
 
 
@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(start, tmp_path, caplog):
     }
     retriever = start(config)
     retriever.store(answer(1))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     retriever.close()
     assert len([r for r in caplog.records if "was not written" in r.message]) == 1
 
@@ -282,7 +282,7 @@ def test_without_a_place_there_is_no_file(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     retriever = start({"url": "memory://", "index_snapshot": str(tmp_path / "index")})
     retriever.store(answer(1))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     retriever.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -292,7 +292,7 @@ def test_no_gpu_is_one_line_and_the_search_goes_on(start, caplog):
         pytest.skip("faiss sees a GPU here")
     retriever = start({"gpu_index": True})
     retriever.store(answer(1))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     assert found(retriever, "question number 1") == ["id1"]
     lines = [r.message for r in caplog.records if "No vector index on the GPU" in r.message]
     assert len(lines) == 1
@@ -347,7 +347,7 @@ def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
     retriever = start(config)
     for number in range(2000):
         retriever.store(answer(number))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     file = tmp_path / "a.sqlite.index"
     while not file.exists():
         time.sleep(0.01)

@@ -1,11 +1,13 @@
 """The seam, in this process, with the lexical embedder so that the tests take milliseconds."""
 
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.embedding import Embedder
 from reprise.retrieval.local_retriever import LocalRetriever
 
 
@@ -23,6 +25,22 @@ def make():
         retriever.close()
 
 
+class Blocked(Embedder):
+    """Does not embed before it may go on."""
+
+    def __init__(self):
+        super().__init__("lexical")
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.texts = []
+
+    def encode(self, texts, namespaces):
+        if texts:
+            self.texts += texts
+            self.asked.set()
+            assert self.go_on.wait(30)
+        return super().encode(texts, namespaces)
+
+
 def answer(prompt, response, *, namespace="", **fields):
     return Answer.create(
         prompt_token_ids=list(prompt.encode()),
@@ -34,9 +52,9 @@ def answer(prompt, response, *, namespace="", **fields):
 
 
 def near(retriever, text, *, namespace="", request_id="r", **prompt):
-    assert retriever.flush(60)  # prompts overtake answers that are still joining
+    assert retriever.flush(200)  # prompts overtake answers that are still joining
     retriever.submit(request_id, namespace=namespace, text=text, **prompt)
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     return retriever.poll(request_id)
 
 
@@ -86,7 +104,7 @@ def test_updates_tell_what_joined_and_what_was_evicted(make):
     retriever = make(config={"memory_bytes": 1 << 16})
     for number in range(100):
         retriever.store(answer(f"question {number}", "x" * 100))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     updates = retriever.updates()
     added = {u.answer_id for u in updates if u.added}
     removed = {u.answer_id for u in updates if not u.added}
@@ -96,11 +114,36 @@ def test_updates_tell_what_joined_and_what_was_evicted(make):
     assert retriever.stats().bytes <= 1 << 16
 
 
+def test_an_answer_is_told_of_before_it_is_embedded(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"clauses": False})
+    retriever.store(answer("a question", "x"))
+    [update] = retriever.updates()
+    assert update.prompt_token_ids.tolist() == list(b"a question")
+    assert update.response_token_ids.tolist() == list(b"x")
+    embedder.go_on.set()
+
+
+def test_a_request_that_is_over_is_not_searched_for(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"clauses": False})
+    retriever.submit("first", namespace="", text="one")
+    assert embedder.asked.wait(30)
+    retriever.submit("over", namespace="", text="two")
+    retriever.submit("live", namespace="", text="three")
+    retriever.discard("over")
+    embedder.go_on.set()
+    assert retriever.flush(200)
+    assert retriever.stats().abandoned == 1
+    assert retriever.stats().submitted == 3
+    assert embedder.texts == ["one", "three"]
+
+
 def test_the_same_answer_twice_is_one(make):
     retriever = make()
     retriever.store(answer("hello", "hi"))
     retriever.store(answer("hello", "hi"))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     assert retriever.stats().answers == retriever.stats().stored == 1
 
 
@@ -143,7 +186,7 @@ def test_nothing_is_taken_on_after_close(make):
 
 def test_clauses_find_what_the_whole_question_does_not(make):
     retriever = make()
-    assert retriever.flush(30)
+    assert retriever.flush(200)
     retriever.store(answer("how do I cancel my order", "press cancel"))
     retriever.store(answer("will I get a refund", "yes"))
     for number in range(40):  # like the whole question more than its halves are

@@ -30,7 +30,7 @@ def answer(number, *, namespace="acme"):
 @pytest.fixture
 def retriever(wait_until):
     retriever = ProcessRetriever(CONFIG)
-    wait_until(lambda: retriever.health().state == "ready", 60)
+    wait_until(lambda: retriever.health().state == "ready")
     yield retriever
     retriever.close()
 
@@ -38,7 +38,7 @@ def retriever(wait_until):
 @pytest.fixture
 def client(retriever, wait_until):
     client = connect(retriever.address)
-    wait_until(lambda: client.health().state == "ready", 60)
+    wait_until(lambda: client.health().state == "ready")
     yield client
     client.close()
 
@@ -52,8 +52,8 @@ def ask(who, request_id, text, wait_until, namespace="acme"):
 def test_owner_and_client_share_answers_and_results(retriever, client, wait_until):
     retriever.store(answer(1))
     client.store(answer(2))
-    assert retriever.flush(60)
-    assert client.flush(60)
+    assert retriever.flush(200)
+    assert client.flush(200)
     # One submits, the other polls: so a front end begins the search and a worker uses it.
     retriever.submit("r", namespace="acme", text="question number 2")
     wait_until(lambda: client.poll("r") is not None)
@@ -78,7 +78,7 @@ def test_exact_hits_are_near_at_hand_for_the_owner(retriever, client, wait_until
 def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, caplog):
     for number in range(30):
         retriever.store(answer(number))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     assert len(ask(client, "before", "question number 7", wait_until)) == 30
     assert len(client.updates()) == 30
     killed = retriever.pid
@@ -89,8 +89,8 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, ca
     client.store(answer(99))
     client.credit("acme", {"id1": 5})
     client.look_up_exact(b"key1", namespace="acme")
-    wait_until(lambda: retriever.pid not in (None, killed), 30)
-    wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30, 60)
+    wait_until(lambda: retriever.pid not in (None, killed))
+    wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30)
     assert len(ask(client, "after", "question number 7", wait_until)) >= 30
     assert not [u for u in client.updates() if not u.added]
     assert retriever.restarts == 1
@@ -99,7 +99,7 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, ca
 
 def test_nothing_is_left_behind(wait_until):
     retriever = ProcessRetriever(CONFIG)
-    wait_until(lambda: retriever.health().state == "ready", 60)
+    wait_until(lambda: retriever.health().state == "ready")
     folder = Path(retriever.address).parent
     pid = retriever.pid
     assert list(Path("/dev/shm").glob(owner_prefix(os.getpid()) + "*"))
@@ -127,7 +127,7 @@ def test_it_ends_with_its_owner_even_if_that_is_killed(wait_until):
     ) as owner:
         pid = int(owner.stdout.readline())
         owner.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 20)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):

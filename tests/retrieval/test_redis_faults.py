@@ -57,7 +57,7 @@ def serves_from_memory(retriever, wait_until):
     retriever.store(answer(1))
     assert retriever.find_exact(b"key1", namespace="acme") is not None
     assert time.monotonic() - began_s < PATIENCE_S
-    wait_until(lambda: retriever.stats().stored)
+    wait_until(lambda: retriever.stats().embedded)
     retriever.submit("r", namespace="acme", text="question number 1")
     wait_until(lambda: retriever.poll("r") is not None)
     return len(retriever.poll("r")) == 1
@@ -83,13 +83,13 @@ def test_a_new_replica_is_warm_from_the_start(redis_server, make_retriever):
     first = make_retriever(redis_server.url)
     for number in range(700):
         first.store(answer(number))
-    assert first.flush(60)
+    assert first.flush(200)
     late = make_retriever(redis_server.url)
     assert late.wait_until_warm(60)
     assert late.stats().answers == 700
-    assert late.flush(60)
+    assert late.flush(200)
     late.submit("r", namespace="acme", text="question number 650")
-    assert late.flush(60)
+    assert late.flush(200)
     assert late.poll("r")[0].similarity == pytest.approx(1.0, abs=1e-3)
 
 
@@ -97,7 +97,7 @@ def test_what_one_removes_leaves_all(redis_server, make_retriever, wait_until):
     first = make_retriever(redis_server.url)
     assert first.wait_until_warm(60)
     first.store(answer(1))
-    assert first.flush(60)
+    assert first.flush(200)
     tier = RedisTier(redis_server.url)
     assert tier.remove("acme", ["id1"]) == 1
     wait_until(lambda: first.find_exact(b"key1", namespace="acme") is None)
@@ -115,8 +115,8 @@ def test_absent_at_start_then_there(start_redis, make_retriever, wait_until):
     server.start()
     # What was stored meanwhile is written once Redis is there.
     tier = RedisTier(server.url, timeout_s=2.0)
-    wait_until(lambda: tier.find_exact("acme", b"key1") is not None, 20)
-    wait_until(lambda: retriever.health().state == "ready", 20)
+    wait_until(lambda: tier.find_exact("acme", b"key1") is not None)
+    wait_until(lambda: retriever.health().state == "ready")
     assert retriever.stats().unwritten == 0
     tier.close()
 
@@ -136,7 +136,7 @@ def test_killed_while_serving(redis_server, make_retriever, wait_until, caplog):
     lines = [r.message for r in caplog.records if "Look-up in redis fails" in r.message]
     assert len(lines) == 1
     redis_server.start()
-    wait_until(lambda: retriever.health().state == "ready" or timed_look_up(retriever), 20)
+    wait_until(lambda: retriever.health().state == "ready" or timed_look_up(retriever))
 
 
 def test_frozen(redis_server, make_retriever, wait_until):
@@ -152,7 +152,7 @@ def test_frozen(redis_server, make_retriever, wait_until):
         assert time.monotonic() - began_s < 3 * BUDGET_S + 1.0
     finally:
         redis_server.thaw()
-    wait_until(lambda: timed_look_up(retriever, b"key1") is not None, 20)
+    wait_until(lambda: timed_look_up(retriever, b"key1") is not None)
 
 
 def test_slow(redis_server, make_retriever, make_proxy, wait_until):
@@ -165,7 +165,7 @@ def test_slow(redis_server, make_retriever, make_proxy, wait_until):
     assert serves_from_memory(retriever, wait_until)
     assert timed_look_up(retriever, b"unknown") is None
     proxy.delay_s = 0.0
-    wait_until(lambda: timed_look_up(retriever, b"key7") is not None, 20)
+    wait_until(lambda: timed_look_up(retriever, b"key7") is not None)
     tier.close()
 
 
@@ -199,9 +199,9 @@ def test_a_cut_connection_costs_a_miss_not_the_service(
     tier = RedisTier(redis_server.url, timeout_s=2.0)
     tier.put([answer(7)])
     proxy.cut_after = None
-    wait_until(lambda: retriever.look_up_exact(b"key7", namespace="acme") is not None, 30)
+    wait_until(lambda: retriever.look_up_exact(b"key7", namespace="acme") is not None)
     # Put again because its reply was cut off, the answer that was stored meanwhile is there too.
-    wait_until(lambda: tier.find_exact("acme", b"key1") is not None, 30)
+    wait_until(lambda: tier.find_exact("acme", b"key1") is not None)
     tier.close()
 
 
@@ -238,7 +238,7 @@ def test_probes_are_few_and_each_change_of_state_is_one_line(
     retriever = make_retriever(redis_server.url)
     assert retriever.wait_until_warm(60)
     retriever.store(answer(1))
-    assert retriever.flush(60)
+    assert retriever.flush(200)
     tier, asked_s = retriever._tiers._tier, []
     find_exact = tier.find_exact
 
@@ -266,7 +266,7 @@ def test_probes_are_few_and_each_change_of_state_is_one_line(
     assert len(lines("Look-up in redis fails")) == 1
     assert not lines("Look-up in redis works again")
     redis_server.start()  # empty: what this replica asks for is not there, but it is answered
-    wait_until(lambda: timed_look_up(retriever) or lines("Look-up in redis works again"), 20)
+    wait_until(lambda: timed_look_up(retriever) or lines("Look-up in redis works again"))
     for _ in range(20):
         timed_look_up(retriever)
     assert len(lines("Look-up in redis fails")) == 1
@@ -284,8 +284,8 @@ def test_out_of_memory(redis_server, make_retriever, wait_until, caplog):
     wait_until(lambda: "cannot write" in retriever.health().detail)
     assert [r.message for r in caplog.records if "Writing to redis fails" in r.message]
     client.config_set("maxmemory", "0")
-    wait_until(lambda: retriever.health().state == "ready", 20)
-    assert retriever.flush(60)
+    wait_until(lambda: retriever.health().state == "ready")
+    assert retriever.flush(200)
     assert timed_look_up(retriever, b"key1") is not None
     client.close()
 
@@ -333,12 +333,12 @@ def test_tenants_stay_apart_through_redis(redis_server, make_retriever):
     first = make_retriever(redis_server.url)
     for number in range(50):
         first.store(answer(number, namespace=f"tenant{number % 5}"))
-    assert first.flush(60)
+    assert first.flush(200)
     second = make_retriever(redis_server.url)
     assert second.wait_until_warm(60)
     for tenant in range(5):
         second.submit("r", namespace=f"tenant{tenant}", text="question number 3")
-        assert second.flush(60)
+        assert second.flush(200)
         found = second.poll("r")
         assert {int(near.answer_id[2:]) % 5 for near in found} == {tenant}
         assert second.look_up_exact(b"key%d" % (tenant + 1), namespace=f"tenant{tenant}") is None

@@ -45,7 +45,7 @@ client = connect(sys.argv[1])
 while client.health().state != "ready":
     time.sleep(0.1)
 '''
-subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=60)
+subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=200)
 threads = [int(thread) for thread in os.listdir(f"/proc/{retriever.pid}/task")]
 cores = set.union(*(os.sched_getaffinity(thread) for thread in threads))
 retriever.close()
@@ -55,7 +55,7 @@ print(*sorted(cores))
 
 def _cores_after(script: str) -> set[int]:
     said = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=250
     )
     return {int(core) for core in said.stdout.split()}
 

@@ -48,6 +48,28 @@ def answers_of(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return [[token for block in row for token in blocks[block]] for row in order]
 
 
+def test_near_answers_that_come_again_go_on_where_they_are() -> None:
+    provider = new_provider()
+    first, later = list(range(100, 160)), list(range(300, 340))
+    provider.start("r", [1, 2, 3])
+    provider.attach("r", [near("a", first, 0.6)])
+    replay(provider, "r", first[:30])
+    # The new one comes first: the place of the other in their text changes, where it is does not.
+    provider.attach("r", [near("b", later, 0.9), near("a", first, 0.7)])
+    slot = provider._live["r"].slot  # type: ignore[union-attr]
+    text = provider._live["r"]._near[0]  # type: ignore[union-attr]
+    unseen, followed = provider._trail.pointers[slot, 0, :2]
+    assert unseen == -1
+    assert text[followed] == first[30]
+    assert provider._trail.hits[slot, 0, 1] > provider._trail.hits[slot, 0, 0]
+    replay(provider, "r", first[30:])
+    stats = provider.finish("r")
+    assert stats is not None
+    # The one accepted before it came again, and those after.
+    assert stats.accepted_by_answer == {"a": stats.accepted}
+    assert stats.accepted > 40
+
+
 def test_a_near_answer_is_drafted_at_length_from_the_first_token() -> None:
     provider = new_provider()
     provider.start("r", [1, 2, 3])

@@ -1,8 +1,10 @@
 """Real OpenAI servers of each method on this machine, and what they are asked."""
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -12,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -110,13 +111,14 @@ class Server:
             time.sleep(0.3)
 
     def stop(self) -> None:
-        """End it, and wait for that."""
+        """End it and all that it started, and wait for that."""
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # What was ended while it started may leave its engine behind, in the same group.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._log.close()
 
     def worker(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class Server:
         return stats
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(model: str, *methods: str) -> Iterator[list[Server]]:
     """Servers of these methods, started side by side, stopped in the end."""
     servers = [Server(model, SPECULATIVE[method]) for method in methods]

@@ -23,7 +23,7 @@ from .near_answer import NearAnswer
 _BUCKET_BITS = 13
 _BUCKETS = 1 << _BUCKET_BITS
 _LATEST = 1024
-_MAX_VISITS = 8192
+_MAX_VISITS = 4096
 _MIN_LIKENESS = 0.05
 _FIRST_ROOM = 64
 _OVERHEAD_BYTES = 600
@@ -126,7 +126,7 @@ class _Namespace:
 
     def search(self, features: NDArray[np.int32], count: int) -> list[NearAnswer]:
         weights = self._weights(features)
-        places = self._candidates(features, weights, 3 * count)
+        places = self._candidates(features, weights, 2 * count)
         if not len(places):
             return []
         likenesses = self._likenesses(features, weights, places)

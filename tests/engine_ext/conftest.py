@@ -106,6 +106,13 @@ class Server:
             time.sleep(0.25)
         raise RuntimeError(f"the server did not start:\n{self.log()[-6000:]}")
 
+    def wait_for_retrieval(self) -> None:
+        """Of a server of ours with admin routes: until its embedding model is loaded."""
+        deadline = time.monotonic() + _STARTS_WITHIN_S
+        while self.send("/reprise/stats").json["front_end"]["retrieval"]["state"] == "starting":
+            assert time.monotonic() < deadline, self.log()[-6000:]
+            time.sleep(0.25)
+
     def log(self) -> str:
         """Everything that it has printed."""
         self._log.seek(0)

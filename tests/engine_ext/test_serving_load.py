@@ -149,6 +149,8 @@ def test_the_memory_of_every_process_is_flat_under_load(
     server = server_builder(demo_model, with_reprise=True, ONEDNN_PRIMITIVE_CACHE_CAPACITY="0")
     try:
         server.wait()
+        # Under load it may take longer to load than the warming up takes.
+        server.wait_for_retrieval()
         watch = Watch(server)
         assert {"api_server", "EngineCore", "Worker", "retrieval_process"} <= watch.samples.keys()
         rounds = 0

@@ -155,6 +155,11 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
             response_tokens=answer.response_tokens,
         )
 
+    @classmethod
+    def left(cls, namespace: str, answer_id: str) -> AnswerUpdate:
+        """That the answer of this id left."""
+        return cls(answer_id=answer_id, namespace=namespace, added=False)
+
     @property
     def prompt_token_ids(self) -> IntArray:
         """int32 [p], read-only: the end of the prompt."""

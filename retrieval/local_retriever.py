@@ -256,11 +256,8 @@ class LocalRetriever(Retriever):
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
-        new = {
-            (a.namespace, a.answer_id): a
-            for a in answers
-            if not self.answer(a.namespace, a.answer_id)
-        }
+        keyed = {(a.namespace, a.answer_id): a for a in answers}
+        new = {key: answer for key, answer in keyed.items() if not self.answer(*key)}
         # The index holds the vector: once is enough.
         bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
         gone = dict.fromkeys(self._memory.put(bare))
@@ -275,7 +272,7 @@ class LocalRetriever(Retriever):
     def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
         """Tell that answers (namespace, id) left memory; the caller holds the lock."""
         for namespace, answer_id in gone:
-            self._updates.put(AnswerUpdate(answer_id=answer_id, namespace=namespace, added=False))
+            self._updates.put(AnswerUpdate.left(namespace, answer_id))
         self._queue.gone.extend(gone)
         self._count(evicted=len(gone))
 

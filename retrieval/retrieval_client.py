@@ -222,7 +222,7 @@ class RetrievalClient(Retriever):
                         self._left(Left(answer_id, namespace))
                     present = None
                 if isinstance(response, Joined) and present is not None:
-                    present.add((response.namespace, response.answer_id))
+                    present.add((response.update.namespace, response.update.answer_id))
                 self._handle(response, sender)
         except (msgspec.MsgspecError, OSError, ValueError) as error:
             logger.warning("The retrieval process is not understood: %s", error)
@@ -258,31 +258,22 @@ class RetrievalClient(Retriever):
                         self._changed.notify_all()
 
     def _joined(self, joined: Joined) -> None:
+        update = joined.update
         if joined.record is not None and self._keep_exact:
-            answer = self._records.read(joined.record, namespace=joined.namespace)
+            answer = self._records.read(joined.record, namespace=update.namespace)
             if answer is not None:
                 self._exact.put([answer])
-        key = (joined.namespace, joined.answer_id)
+        key = (update.namespace, update.answer_id)
         if key not in self._known:
             self._known.add(key)
-            self._updates.put(
-                AnswerUpdate(
-                    answer_id=joined.answer_id,
-                    namespace=joined.namespace,
-                    added=True,
-                    prompt_tokens=joined.prompt_tokens,
-                    response_tokens=joined.response_tokens,
-                )
-            )
+            self._updates.put(update)
 
     def _left(self, left: Left) -> None:
         self._exact.remove(left.namespace, [left.answer_id])
         key = (left.namespace, left.answer_id)
         if key in self._known:
             self._known.remove(key)
-            self._updates.put(
-                AnswerUpdate(answer_id=left.answer_id, namespace=left.namespace, added=False)
-            )
+            self._updates.put(AnswerUpdate.left(left.namespace, left.answer_id))
 
 
 def connect(

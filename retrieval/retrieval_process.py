@@ -206,15 +206,8 @@ class RetrievalServer:
 
 
 def _joined(answer: Answer, wants_record: bool) -> Joined:
-    update = AnswerUpdate.joined(answer)
     whole = wants_record and answer.exact_key is not None
-    return Joined(
-        answer.answer_id,
-        answer.namespace,
-        update.prompt_tokens,
-        update.response_tokens,
-        encode_record(answer) if whole else None,
-    )
+    return Joined(AnswerUpdate.joined(answer), encode_record(answer) if whole else None)
 
 
 def _tokenizer(name: str | None) -> PromptTokenizer | None:

@@ -54,7 +54,7 @@ def sqlite_path(url: str) -> Path:
     Raises:
         ValueError: It names none.
     """
-    # sqlite:///tmp/a.sqlite and sqlite:////tmp/a.sqlite are the same file, from the root.
+    # sqlite:///data/a.sqlite and sqlite:////data/a.sqlite are the same file, from the root.
     rest = url.partition("://")[2]
     path = rest.lstrip("/")
     if not path or not rest.startswith("/"):

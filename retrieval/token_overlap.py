@@ -1,8 +1,8 @@
 """Near answers by the tokens that two prompts share: found in a fraction of a millisecond.
 
 Meaning takes a model, some milliseconds of it, and where those are short the first tokens of an
-answer would go without drafts. Shared rare tokens say nearly as much of which answers are alike,
-and nothing has to be waited for.
+answer would go without drafts. Shared rare tokens say much of which answers are alike, and
+nothing has to be waited for.
 
 Prompts are sets of hashed tokens, weighted by how rare they are among the namespace's answers; the
 likeness is the cosine of two such sets. Each hash remembers only the latest answers that have it:

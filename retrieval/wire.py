@@ -13,6 +13,7 @@ from collections import deque
 
 import msgspec
 
+from .answer import AnswerUpdate
 from .retriever import RetrievalHealth, RetrievalStats
 
 _MAX_MESSAGE_BYTES = 256 << 20
@@ -65,10 +66,7 @@ class Welcome(msgspec.Struct, tag=True, frozen=True):
 
 
 class Joined(msgspec.Struct, tag=True, frozen=True):
-    answer_id: str
-    namespace: str
-    prompt_tokens: bytes
-    response_tokens: bytes
+    update: AnswerUpdate
     record: bytes | None
 
 

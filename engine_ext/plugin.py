@@ -24,7 +24,7 @@ def register() -> None:
 
     Never raises: what a plugin raises here would keep vLLM from starting at all.
     """
-    for install in (_carry_namespaces, _enhance_front_end, _hand_drafts_over):
+    for install in (_carry_namespaces, _enhance_front_end, _exchange_once_a_step):
         try:
             install()
         except Exception as error:
@@ -62,10 +62,10 @@ def _enhance_front_end() -> None:
     replacement.install()
 
 
-def _hand_drafts_over() -> None:
-    from reprise.engine_ext import draft_hand_over
+def _exchange_once_a_step() -> None:
+    from reprise.engine_ext import step_exchange
 
-    draft_hand_over.install()
+    step_exchange.install()
 
 
 def _carry_namespaces() -> None:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from vllm.logger import init_logger
 
-from reprise.engine_ext import draft_hand_over
+from reprise.engine_ext import step_exchange
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -133,7 +133,7 @@ def _wrap_outputs(runner_class: type) -> None:
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, *args, **kwargs)
         if isinstance(getattr(self, "drafter", None), RunnerAware):
-            draft_hand_over.attach(self, output)
+            step_exchange.attach(self, output)
         return output
 
     runner_class.sample_tokens = sample_tokens  # type: ignore[attr-defined]

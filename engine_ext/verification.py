@@ -1,7 +1,8 @@
 """vLLM's V1 rejection sampler verifies with `kernels.verify_drafts`, wherever a batch allows it.
 
 `RejectionSampler.forward` is wrapped. A batch that does not qualify goes to vLLM's own code; both
-are counted.
+are counted. Where no request has drafts, that is vLLM's sampler, without rejection sampling around
+it: the step costs what it costs without speculation.
 
 Seeds: a request with a seed of its own is promised vLLM's own sample, drawn from vLLM's own
 generator, so a batch with such a request is left to vLLM. All other requests get a fresh seed for
@@ -51,6 +52,8 @@ class VerificationCounts:
 
     verified: int = 0
     """Batches that `verify_drafts` verified; their requests may have had no drafts."""
+    sampled: int = 0
+    """Batches without any draft that vLLM's sampler sampled."""
     fallen_through: Counter[str] = field(default_factory=Counter)
     """Batches that vLLM verified itself, by the reason."""
 
@@ -61,6 +64,8 @@ class _Installation:
     def __init__(self) -> None:
         self.config = VerifyConfig()
         self.active = False
+        self.samples = False
+        """Whether requests that are not greedy are ours as well."""
         self.is_warm = False
         self.counts = VerificationCounts()
         self.noise: np.random.Generator | None = None
@@ -77,7 +82,8 @@ def install(config: VerifyConfig) -> None:
     """
     from vllm.platforms import current_platform
 
-    _installed.active = current_platform.is_cuda() if config.enabled is None else config.enabled
+    _installed.active = config.enabled is not False
+    _installed.samples = current_platform.is_cuda() or config.enabled is True
     _installed.config = config
     if not _installed.active:
         return
@@ -134,6 +140,9 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 _installed.counts.verified += 1
                 return output
+        if metadata.max_spec_len == 0:
+            _installed.counts.sampled += 1
+            return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
         _installed.counts.fallen_through[reason] += 1
         return original(self, metadata, draft_probs, logits, sampling_metadata)
 
@@ -163,6 +172,7 @@ def reason_to_fall_through(
         "logprobs": one.max_num_logprobs is not None or bool(one.logprob_token_ids),
         "logits processors": any(map(_may_act, one.logitsprocs.all)),
         "thinking budget": holder is not None and holder.has_tracked_requests(),
+        "sampling on a CPU": not (one.all_greedy or _installed.samples),
         "shape": logits.shape[0] != num_draft + batch,
     }
     return next((reason for reason, holds in checks.items() if holds), None)

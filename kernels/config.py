@@ -13,7 +13,8 @@ class VerifyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool | None = None
-    """Verify with `verify_drafts` where a batch qualifies. None: on CUDA only; True: everywhere."""
+    """Verify with `verify_drafts` where a batch qualifies. None: on CUDA, and on the CPU where all
+    requests are greedy; True: everywhere; False: never."""
 
     backend: Literal["auto", "torch", "triton"] = "auto"
-    """Implementation: `auto` takes Triton for CUDA tensors and torch for all others."""
+    """Implementation: `auto` takes Triton for CUDA tensors, numba or torch for all others."""

@@ -57,9 +57,9 @@ def verify_drafts(
 
     Args:
         max_draft: the largest number of drafts of any request, if the caller knows it; otherwise it
-        is
-            read from `cu_num_draft_tokens`, for which the host waits on a GPU.
-        backend: `auto` takes Triton for CUDA tensors and torch for all others.
+            is read from `cu_num_draft_tokens`, for which the host waits on a GPU.
+        backend: `auto` takes Triton for CUDA tensors; for all others compiled code where every
+            request is greedy, and torch where one is not.
 
     Returns:
         Token ids [batch, max_draft + 1] int32 (accepted drafts, then one more token, then -1), and
@@ -97,6 +97,14 @@ def verify_drafts(
     if temperature is None:
         top_k = top_p = min_p = seeds = offsets = None
 
+    if backend == "auto" and temperature is None and not logits.is_cuda:
+        from .verify_greedy import verify_drafts_greedy
+
+        verified = verify_drafts_greedy(
+            logits, draft_token_ids, cu_num_draft_tokens, max_draft=max_draft
+        )
+        if verified is not None:
+            return verified
     if backend == "triton" or (backend == "auto" and logits.is_cuda):
         from .verify_triton import verify_drafts_triton as run
     else:

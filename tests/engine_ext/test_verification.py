@@ -50,7 +50,7 @@ def _vllm_kernels() -> None:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Verification by the torch backend, forced on, and taken away again after the test."""
+    """Verification by the torch backend, on for sampling too, taken away again after the test."""
     monkeypatch.setattr(RejectionSampler, "forward", RejectionSampler.forward)
     monkeypatch.setattr(verification, "_installed", verification._Installation())
     verification.install(VerifyConfig(enabled=True, backend="torch"))
@@ -240,11 +240,31 @@ def test_warming_up_meets_every_kernel_that_serving_will_need(
     assert {(False, most, ()) for most in (0, 1, 3, 7, 15, 31)} <= met
 
 
-def test_off_by_default_on_a_cpu_and_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_sampling_is_left_to_vllm_unless_asked_for(installed: Any) -> None:
+    verification.install(VerifyConfig())
+    assert Batch([[1], [2]]).reason() is None
+    assert Batch([[1], [2]], **sampled(2)).reason() == "sampling on a CPU"
+    verification.install(VerifyConfig(enabled=True))
+    assert installed.samples
+    assert Batch([[1], [2]], **sampled(2)).reason() is None
+
+
+def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
+    batch = Batch([[], []], max_num_logprobs=2)
+    output = batch.sampler(batch.drafts, None, batch.logits.clone(), batch.sampling)
+    plain = Sampler()(logits=batch.logits.clone(), sampling_metadata=batch.sampling)
+    assert output.sampled_token_ids.tolist() == plain.sampled_token_ids.tolist()
+    for ours, vllms in zip(output.logprobs_tensors, plain.logprobs_tensors, strict=True):
+        assert ours is vllms or torch.equal(ours, vllms)
+    assert (installed.counts.sampled, installed.counts.verified) == (1, 0)
+    assert not installed.counts.fallen_through
+
+
+def test_off_where_it_is_switched_off_and_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RejectionSampler, "forward", RejectionSampler.forward)
     monkeypatch.setattr(verification, "_installed", verification._Installation())
     before = RejectionSampler.forward
-    verification.install(VerifyConfig())
+    verification.install(VerifyConfig(enabled=False))
     assert RejectionSampler.forward is before
     verification.install(VerifyConfig(enabled=True))
     wrapped = RejectionSampler.forward

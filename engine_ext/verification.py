@@ -43,6 +43,9 @@ _KNOWN_FIELDS = {
     "logitsprocs", "logprob_token_ids", "spec_token_ids", "thinking_budget_state_holder",
 }  # fmt: skip
 _MANY_LOGITS = 4096 * 4096
+_ALL_GREEDY: dict[str, Any] = dict.fromkeys(
+    ("temperature", "top_k", "top_p", "min_p", "seeds", "offsets")
+)
 _DTYPES = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32}
 
 
@@ -87,6 +90,10 @@ def install(config: VerifyConfig) -> None:
     _installed.config = config
     if not _installed.active:
         return
+    if not current_platform.is_cuda():
+        # Compiled, or read from the disk, before a request waits for it.
+        one = torch.ones(1, dtype=torch.int32)
+        verify_drafts(torch.zeros(2, 2), one, one, **_ALL_GREEDY)
 
     from vllm.v1.sample.rejection_sampler import RejectionSampler
 

@@ -2,8 +2,8 @@
 # (numba infers the types of the compiled function; shapes are in the comments)
 """Verification on the CPU where every request is greedy: numpy's argmax and a compiled walk.
 
-numpy finds the largest of a row's logits with vector instructions, 10 to 17 times as fast as torch
-does on one core.
+On one core numpy finds the largest of a row's logits several times as fast as torch does; all in
+all this takes a third to a half of vLLM's time (`eval/bench_verify_cpu.py`).
 """
 
 from __future__ import annotations

@@ -47,3 +47,47 @@ def test_a_wrong_kernel_fails_the_run(tmp_path):
     done = run(spoil, tmp_path)
     assert done.returncode == 1
     assert "WRONG" in done.stderr
+
+
+CPU = "from reprise.eval import bench_verify_cpu as bench\n"
+
+
+def run_on_cpu(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CPU + code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_on_the_cpu_it_times_ours_vllms_and_torch():
+    fewer = "bench.SHAPES = bench.SHAPES[::9]\nraise SystemExit(bench.main())"
+    done = run_on_cpu(fewer, "--repeats", "2")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    assert len(rows) == 2
+    assert all(row.rstrip("│ ").endswith("x") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_on_the_cpu_a_wrong_output_fails_the_run():
+    spoil = (
+        "import torch\n"
+        "bench.ours = lambda *_: lambda: (torch.zeros(1, 2, dtype=torch.int32),)\n"
+        "raise SystemExit(bench.main())"
+    )
+    done = run_on_cpu(spoil)
+    assert done.returncode == 1
+    assert "WRONG" in done.stderr
+
+
+@pytest.mark.engine
+def test_on_the_cpu_the_number_of_repeats_is_checked():
+    done = run_on_cpu("raise SystemExit(bench.main())", "--repeats", "0")
+    assert done.returncode == 2
+    assert "--repeats: expected at least 1, came 0" in done.stderr

@@ -43,9 +43,6 @@ _KNOWN_FIELDS = {
     "logitsprocs", "logprob_token_ids", "spec_token_ids", "thinking_budget_state_holder",
 }  # fmt: skip
 _MANY_LOGITS = 4096 * 4096
-_ALL_GREEDY: dict[str, Any] = dict.fromkeys(
-    ("temperature", "top_k", "top_p", "min_p", "seeds", "offsets")
-)
 _DTYPES = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32}
 
 
@@ -55,7 +52,7 @@ class VerificationCounts:
 
     verified: int = 0
     """Batches that `verify_drafts` verified; their requests may have had no drafts."""
-    sampled: int = 0
+    undrafted: int = 0
     """Batches without any draft that vLLM's sampler sampled."""
     fallen_through: Counter[str] = field(default_factory=Counter)
     """Batches that vLLM verified itself, by the reason."""
@@ -91,9 +88,12 @@ def install(config: VerifyConfig) -> None:
     if not _installed.active:
         return
     if not current_platform.is_cuda():
+        # Not before vLLM has replaced its Triton kernels: it trips over a loaded numba.
+        from reprise.kernels.verify_greedy import verify_drafts_greedy
+
         # Compiled, or read from the disk, before a request waits for it.
         one = torch.ones(1, dtype=torch.int32)
-        verify_drafts(torch.zeros(2, 2), one, one, **_ALL_GREEDY)
+        verify_drafts_greedy(torch.zeros(2, 2), one, one, max_draft=1)
 
     from vllm.v1.sample.rejection_sampler import RejectionSampler
 
@@ -148,7 +148,7 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
                 _installed.counts.verified += 1
                 return output
         if metadata.max_spec_len == 0:
-            _installed.counts.sampled += 1
+            _installed.counts.undrafted += 1
             return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
         _installed.counts.fallen_through[reason] += 1
         return original(self, metadata, draft_probs, logits, sampling_metadata)

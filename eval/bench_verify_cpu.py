@@ -69,10 +69,13 @@ def use_vllms_cpu_kernels() -> None:
     # vLLM walks over the attributes of every loaded module, and trips over those of llvmlite.
     hidden = [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]
     kept = {name: sys.modules.pop(name) for name in hidden}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        current_platform.register_triton_kernel_overrides()
-    sys.modules.update(kept)
+    try:
+        with warnings.catch_warnings():
+            # Deprecated names of torch are among what it walks over.
+            warnings.simplefilter("ignore", FutureWarning)
+            current_platform.register_triton_kernel_overrides()
+    finally:
+        sys.modules.update(kept)
 
 
 def main() -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from reprise.engine_ext import verification
+from reprise.eval.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
 
 pytestmark = pytest.mark.engine
@@ -32,20 +32,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module", autouse=True)
 def _vllm_kernels() -> None:
-    """As a worker does when it starts: on a CPU, C++ takes the place of vLLM's Triton kernels."""
-    import vllm._custom_ops  # noqa: F401
-    from vllm.platforms import current_platform
-
-    # vLLM walks over the attributes of every loaded module, and trips over those of llvmlite.
-    hidden = [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]
-    kept = {name: sys.modules.pop(name) for name in hidden}
-    try:
-        with warnings.catch_warnings():
-            # Deprecated names of torch are among what it walks over.
-            warnings.simplefilter("ignore", FutureWarning)
-            current_platform.register_triton_kernel_overrides()
-    finally:
-        sys.modules.update(kept)
+    use_vllms_cpu_kernels()
 
 
 @pytest.fixture
@@ -256,7 +243,7 @@ def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
     assert output.sampled_token_ids.tolist() == plain.sampled_token_ids.tolist()
     for ours, vllms in zip(output.logprobs_tensors, plain.logprobs_tensors, strict=True):
         assert ours is vllms or torch.equal(ours, vllms)
-    assert (installed.counts.sampled, installed.counts.verified) == (1, 0)
+    assert (installed.counts.undrafted, installed.counts.verified) == (1, 0)
     assert not installed.counts.fallen_through
 
 

@@ -1,6 +1,7 @@
 """The general plugin: what vLLM calls in every process before it builds anything.
 
-It changes nothing for an engine whose speculative config does not name our proposer.
+It changes nothing for an engine whose speculative config does not name our proposer, but for what
+is wrong on the CPU with any drafter and without (amx_repair.py).
 """
 
 from functools import wraps
@@ -24,7 +25,7 @@ def register() -> None:
 
     Never raises: what a plugin raises here would keep vLLM from starting at all.
     """
-    for install in (_carry_namespaces, _enhance_front_end, _exchange_once_a_step):
+    for install in (_carry_namespaces, _enhance_front_end, _exchange_once_a_step, _keep_off_tiles):
         try:
             install()
         except Exception as error:
@@ -66,6 +67,12 @@ def _exchange_once_a_step() -> None:
     from reprise.engine_ext import step_exchange
 
     step_exchange.install()
+
+
+def _keep_off_tiles() -> None:
+    from reprise.engine_ext import amx_repair
+
+    amx_repair.install()
 
 
 def _carry_namespaces() -> None:

@@ -26,7 +26,7 @@ import typer
 from reprise.eval.demo_trace import make_demo_trace
 from reprise.retrieval.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.features import Weights, prior_weights
+from reprise.spec.features import FIRST_SQUARE, HASHED_TOKEN, Weights, prior_weights
 from reprise.spec.near_answer import PlainNearAnswer
 from reprise.spec.weights import START_WEIGHTS, load_weights, save_weights
 
@@ -130,6 +130,12 @@ def replay(
         cached.append(i)
 
 
+def forget_hashed(weights: Weights) -> None:
+    """What is tied to one tokenizer's token ids is of no use to another."""
+    weights.choice[HASHED_TOKEN:] = 0.0
+    weights.choice_squares[HASHED_TOKEN:] = FIRST_SQUARE
+
+
 def main(
     tokenizer: Annotated[Path, typer.Option(help="A tokenizers.Tokenizer file.")],
     output: Annotated[Path, typer.Option(help="Where to write the weights.")] = START_WEIGHTS,
@@ -141,12 +147,14 @@ def main(
     demo = [Pair(row.query or row.prompt, row.response, row.warm) for row in make_demo_trace(7)]
     weights = prior_weights()
     for pairs in (sample(docstrings, 500, 1), demo, sample(functions, 800, 2)):
-        provider = DraftProvider(DraftConfig(num_speculative_tokens=64, verify_cost=0.02))
+        # First: a new provider reads the shipped file, which may be of other tables than now.
         save_weights(weights, output)
+        provider = DraftProvider(DraftConfig(num_speculative_tokens=64, verify_cost=0.02))
         provider.load(output)
         replay(pairs, provider, encoder, embedder)
         provider.save(output)
         load_weights(weights, output)
+        forget_hashed(weights)
         print(f"{len(pairs)} pairs: {provider.stats()}", flush=True)
     squares = {
         name: np.minimum(getattr(weights, name), np.float32(MOST_SQUARE))

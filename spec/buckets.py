@@ -97,6 +97,16 @@ def rank_bucket(rank: int) -> int:
 
 
 @compiled
+def many_bucket(near_count: int) -> int:
+    """0..3 for the number of a request's near answers: below 4, 12, 24, and more."""
+    if near_count < 4:
+        return 0
+    if near_count < 12:
+        return 1
+    return 2 if near_count < 24 else 3
+
+
+@compiled
 def hit_bucket(hit: float) -> int:
     """0..5 for a near answer's decayed number of recent hits."""
     if hit < 0.3:

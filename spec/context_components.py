@@ -1,6 +1,10 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Components from the request's own prompt and output."""
+"""Components from the request's own prompt and output.
+
+Arguments of both: the Context, of which text[:n] has been emitted or drafted; the trail's
+Components, of which the first `count` are there already. Both return the new count.
+"""
 
 from .buckets import (
     MATCHES,
@@ -13,12 +17,14 @@ from .buckets import (
 from .chain import bucket_of
 from .compiled import compiled
 from .features import CONTEXT_MATCH, CONTEXT_RECENCY, CONTEXT_SKIPPED
-from .layout import BOS, COMPONENT_FEATURES
+from .layout import BOS
+from .trail import put_component
 
 MAX_CONTEXT_COMPONENTS = 40
 MAX_SKIPPED = 12
 MAX_VISITS = 384
 LONGEST = 32
+LONGEST_SKIPPED = 16
 
 
 @compiled
@@ -35,55 +41,51 @@ def context_match(text, n, i):
 
 
 @compiled
-def add_context_components(
-    text, begin, length, n, chain, heads, mask, tokens, places, matches, features, count
-):
-    """Components where the last token of text[:n] occurs in text[:length]; returns the count."""
+def add_context_components(context, n, components, count):
+    """Components where the last token of text[:n] occurs in text[:length]."""
+    text, length = context.text, context.length
     most, visits, last = count + MAX_CONTEXT_COMPONENTS, 0, text[n - 1]
-    i = heads[bucket_of(last, mask)]
+    i = context.heads[bucket_of(last, context.mask)]
     while i >= 0 and count < most and visits < MAX_VISITS:
         visits += 1
         if text[i] == last and i + 1 < length and text[i + 1] != BOS:
             match, second = context_match(text, n, i)
-            region = 0 if i < begin else 1
+            region = 0 if i < context.begin else 1
             cell = (region * MATCHES + match_bucket(match)) * SECOND_MATCHES
-            tokens[count], places[count], matches[count] = text[i + 1], -1, match
-            features[count, 0] = CONTEXT_MATCH + cell + second_match_bucket(second)
-            features[count, 1] = (
-                CONTEXT_RECENCY + recency_bucket(n - i) * 5 + coarse_match_bucket(match)
-            )
-            for f in range(2, COMPONENT_FEATURES):
-                features[count, f] = 0
+            first = CONTEXT_MATCH + cell + second_match_bucket(second)
+            recency = CONTEXT_RECENCY + recency_bucket(n - i) * 5 + coarse_match_bucket(match)
+            put_component(components, count, text[i + 1], match, first, recency)
             count += 1
-        i = chain[i]
+        i = context.chain[i]
     return count
 
 
 @compiled
-def add_context_skipped(
-    text, length, n, chain, heads, mask, tokens, places, matches, features, count
-):
+def add_context_skipped(context, n, components, count):
     """Components where all but the last token match: it replaces one of theirs, or was put in."""
+    text, length = context.text, context.length
     most, visits = count + MAX_SKIPPED, 0
+    if n < 2:
+        return count
     last, key = text[n - 1], text[n - 2]
-    i = heads[bucket_of(key, mask)]
+    i = context.heads[bucket_of(key, context.mask)]
     while i >= 0 and count < most and visits < MAX_VISITS:
         visits += 1
         if text[i] == key and i + 2 < length and text[i + 1] != last and text[i + 1] != BOS:
             match = 1
-            while match < 16 and i - match >= 0 and text[i - match] == text[n - 2 - match]:
+            while (
+                match < LONGEST_SKIPPED
+                and i - match >= 0
+                and text[i - match] == text[n - 2 - match]
+            ):
                 match += 1
             if match >= 2:
                 for kind in range(2):
                     token = text[i + 2 - kind]
                     if token == BOS:
                         continue
-                    tokens[count], places[count], matches[count] = token, -1, 0
-                    features[count, 0] = (
-                        CONTEXT_SKIPPED + kind * SECOND_MATCHES + second_match_bucket(match)
-                    )
-                    for f in range(1, COMPONENT_FEATURES):
-                        features[count, f] = 0
+                    cell = kind * SECOND_MATCHES + second_match_bucket(match)
+                    put_component(components, count, token, 0, CONTEXT_SKIPPED + cell, 0)
                     count += 1
-        i = chain[i]
+        i = context.chain[i]
     return count

@@ -5,9 +5,8 @@
 from .buckets import COUNTS, count_bucket
 from .chain import bucket_of
 from .compiled import compiled, int32_at
-from .features import CORPUS_COUNT, CORPUS_DEPTH
+from .features import CORPUS_COUNT, CORPUS_DEPTH, CORPUS_SKIPPED
 from .layout import (
-    COMPONENT_FEATURES,
     CORPUS_LENGTH,
     CORPUS_ORDER,
     CORPUS_SORTED,
@@ -16,17 +15,22 @@ from .layout import (
     MAX_COMPONENTS,
     MAX_ORDER,
     NUM_ORDERS,
+    NUM_SKIPPED,
     ORDERS,
     RECENT_BEGIN,
     RECENT_CHAIN,
     RECENT_HEAD_MASK,
     RECENT_HEADS,
+    SKIPPED_ORDERS,
     SUCCESSORS,
+    USED_SKIPPED,
     USED_SUCCESSORS,
 )
 from .suffix_array import narrow, successors
+from .trail import put_component
 
 MAX_RECENT_VISITS = 192
+MAX_SKIPPED_LOOKS = 32
 
 
 @compiled
@@ -100,9 +104,7 @@ def add_recent(corpus, text, begin, n, totals, tokens, counts, numbers):
 
 
 @compiled
-def add_corpus_components(
-    corpus, text, begin, n, ranges, scratch, tokens, places, matches, features, count
-):
+def add_corpus_components(corpus, text, begin, n, ranges, scratch, components, count):
     """Components of each order's most frequent successors; returns (new count, orders found)."""
     corpus_text = int32_at(corpus[CORPUS_TEXT], corpus[CORPUS_LENGTH])
     order = int32_at(corpus[CORPUS_ORDER], corpus[CORPUS_SORTED])
@@ -134,10 +136,112 @@ def add_corpus_components(
             if count >= MAX_COMPONENTS:
                 break
             bucket = count_bucket(found_count[o, k])
-            tokens[count], places[count], matches[count] = found_token[o, k], -1, 0
-            features[count, 0] = CORPUS_COUNT + (o * COUNTS + bucket) * COUNTS + total_cell
-            features[count, 1] = CORPUS_DEPTH + depth * COUNTS + bucket
-            for f in range(2, COMPONENT_FEATURES):
-                features[count, f] = 0
+            first = CORPUS_COUNT + (o * COUNTS + bucket) * COUNTS + total_cell
+            second = CORPUS_DEPTH + depth * COUNTS + bucket
+            put_component(components, count, found_token[o, k], 0, first, second)
             count += 1
     return count, top + 1
+
+
+@compiled
+def note_skipped(ranges, skipped):
+    """Keep, of the ranges [MAX_ORDER + 1, 2] before the last token, those of SKIPPED_ORDERS."""
+    for o in range(NUM_SKIPPED):
+        for side in range(2):
+            skipped[o, side] = ranges[SKIPPED_ORDERS[o], side]
+
+
+@compiled
+def count_beyond(o, token, scratch):
+    """Count a successor beyond the last token for one of SKIPPED_ORDERS."""
+    scratch.skipped_total[o] += 1
+    number, k = scratch.beyond[o], 0
+    while k < number and scratch.beyond_token[o, k] != token:
+        k += 1
+    if k < number:
+        scratch.beyond_count[o, k] += 1
+    elif k < SUCCESSORS:
+        scratch.beyond_token[o, k], scratch.beyond_count[o, k] = token, 1
+        scratch.beyond[o] += 1
+
+
+@compiled
+def count_sorted_beyond(corpus, last, skipped, scratch):
+    """Count, among the sorted answers, what follows the tokens before the last and another than
+    the last: of MAX_SKIPPED_LOOKS places at even distances where there are more. A single token
+    that is so frequent says too little to be looked up."""
+    corpus_text = int32_at(corpus[CORPUS_TEXT], corpus[CORPUS_LENGTH])
+    order = int32_at(corpus[CORPUS_ORDER], corpus[CORPUS_SORTED])
+    for o in range(NUM_SKIPPED):
+        low, size = skipped[o, 0], skipped[o, 1] - skipped[o, 0]
+        if o == 0 and size > MAX_SKIPPED_LOOKS:
+            continue
+        looks = min(size, MAX_SKIPPED_LOOKS)
+        for look in range(looks):
+            at = order[low + size * look // looks] + SKIPPED_ORDERS[o]
+            if corpus_text[at] == last or corpus_text[at] == END or corpus_text[at + 1] == END:
+                continue
+            count_beyond(o, corpus_text[at + 1], scratch)
+
+
+@compiled
+def count_recent_beyond(corpus, text, begin, n, scratch):
+    """Count the same among the recent answers, newest places first."""
+    corpus_text = int32_at(corpus[CORPUS_TEXT], corpus[CORPUS_LENGTH])
+    recent = corpus[RECENT_BEGIN]
+    chain = int32_at(corpus[RECENT_CHAIN], 1 << 30)
+    heads = int32_at(corpus[RECENT_HEADS], corpus[RECENT_HEAD_MASK] + 1)
+    last, key = text[n - 1], text[n - 2]
+    i = heads[bucket_of(key, corpus[RECENT_HEAD_MASK])]
+    visits = 0
+    while i >= recent and visits < MAX_RECENT_VISITS:
+        visits += 1
+        theirs = corpus_text[i + 1]
+        if corpus_text[i] == key and theirs != END and theirs != last and corpus_text[i + 2] != END:
+            match = 1
+            while (
+                match < SKIPPED_ORDERS[NUM_SKIPPED - 1]
+                and n - 2 - match >= begin
+                and i - match >= recent
+                and corpus_text[i - match] == text[n - 2 - match]
+            ):
+                match += 1
+            for o in range(NUM_SKIPPED):
+                if SKIPPED_ORDERS[o] <= match:
+                    count_beyond(o, corpus_text[i + 2], scratch)
+        i = chain[i - recent]
+
+
+@compiled
+def rank_beyond(o, scratch):
+    """Order the successors beyond the last token by falling count, the first found first."""
+    tokens, counts = scratch.beyond_token[o], scratch.beyond_count[o]
+    for k in range(1, scratch.beyond[o]):
+        token, count, place = tokens[k], counts[k], k
+        while place > 0 and counts[place - 1] < count:
+            tokens[place], counts[place] = tokens[place - 1], counts[place - 1]
+            place -= 1
+        tokens[place], counts[place] = token, count
+
+
+@compiled
+def add_corpus_skipped(corpus, text, begin, n, skipped, scratch, components, count):
+    """Components from answers in which all but the last token match and another is in its place;
+    `skipped` as `note_skipped` keeps them. Returns the new count."""
+    for o in range(NUM_SKIPPED):
+        scratch.skipped_total[o], scratch.beyond[o] = 0, 0
+    if n - 2 < begin:
+        return count
+    count_sorted_beyond(corpus, text[n - 1], skipped, scratch)
+    count_recent_beyond(corpus, text, begin, n, scratch)
+    for o in range(NUM_SKIPPED):
+        rank_beyond(o, scratch)
+        total_cell = count_bucket(scratch.skipped_total[o])
+        for k in range(min(scratch.beyond[o], USED_SKIPPED)):
+            if count >= MAX_COMPONENTS:
+                break
+            bucket = count_bucket(scratch.beyond_count[o, k])
+            first = CORPUS_SKIPPED + (o * COUNTS + bucket) * COUNTS + total_cell
+            put_component(components, count, scratch.beyond_token[o, k], 0, first, 0)
+            count += 1
+    return count

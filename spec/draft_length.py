@@ -1,12 +1,20 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Draft length: as long as the expected gain pays for the verification, over the whole batch.
+"""Draft length: as long as verification pays, over the whole batch.
 
-With e expected accepted tokens in all, d drafted ones and B requests, a step emits B + e tokens
-for a cost of curve[d], where a step without drafts costs 1. In the long run tokens per time are
-most if each step makes (1 + e / B) - speedup * curve[d] as large as it can, the speed-up being that
-of the long run itself. So drafts are cut where the chance that a token is accepted falls below what
-it costs, all requests' tokens competing for the same budget.
+Let P(j) be the chance that a draft is right up to and with its token j, and c what verifying a
+token costs, a step without drafts being 1. A draft that ends at token k and is all right emits one
+token more, the model's own. So to end there costs a step only if the next token, k + 1, would
+have been right as well: if it is wrong, any draft would have ended there. A token that the model
+adds is one that was hard to draft, or one that was easy and would have been drafted, and perhaps
+been in vain, later. To draft token j is therefore worth, in steps of its request,
+
+    P(j) - P(j + 1)         what follows it is hard, and comes without a step of its own
+    + e(c) P(j + 1)         what follows it is easy: e(c) = c (2 - c), between c and a step
+
+and costs c. Drafts so end before hard tokens, not after them, and go through easy ones for the
+sake of a hard one behind. The worth of the tokens along a draft is averaged, so that it falls; then
+all requests' tokens compete for what the batch's step may cost.
 
 Looking for drafts costs time too. Where it is not worth that, it pauses for so many steps that what
 it costs stays about a fiftieth of them, until another request begins.
@@ -17,62 +25,90 @@ import numpy.typing as npt
 
 from .compiled import compiled
 from .config import DraftConfig
-from .cost_model import CostModel
+from .cost_model import PRIOR_COST, CostModel
 
-FADE = 0.998
-FIRST_SPEEDUP = 1.5
-FIRST_WEIGHT = 40.0
 LEAST_CHANCE = 0.004
 PROBE_EVERY = 48
 PROBE_LEAST = 0.25
 RENEW_EVERY = 32
 NEVER = 2.0
-SPARE = 0.8
 WORTH_SHARE = 0.2
 LONGEST_PAUSE = 16
 BEARABLE = 0.02
 
 
 @compiled
-def best_lengths(chances, lengths, curve, speedup):
-    """The lengths [B] at which expected tokens less `speedup` times curve[drafted tokens] is most,
-    and how much more that is, in tokens a request, than without drafts.
+def worth_of_easy(cost):
+    """What a token is worth that would have been drafted later: what that costs, and nearly as much
+    for drafts in vain. (c alone loses 0.1 to 1% of speed at costs of 0.02 to 0.2, 3 c up to 3%.)"""
+    return cost * (2.0 - cost) if cost < 1.0 else 1.0
 
-    chances [B, n] fall along each row, of which the first `lengths` [B] are drafted tokens'.
+
+@compiled
+def falling_worths(chances, lengths, cost):
+    """What each drafted token is worth, [B, n - 1], averaged so that it falls along each row.
+
+    chances [B, n] fall along each row; those of the drafted tokens, `lengths` [B] of them, and of
+    the one after them count. Averaged: the greatest sums up to a token stay what they are.
+    """
+    batch, most = chances.shape[0], chances.shape[1] - 1
+    worths = np.zeros((batch, most))
+    easy = worth_of_easy(cost)
+    for i in range(batch):
+        start = 0
+        while start < lengths[i]:
+            best, until, total = -1.0, start, 0.0
+            for k in range(start, lengths[i]):
+                total += chances[i, k] - (1.0 - easy) * chances[i, k + 1]
+                mean = total / (k + 1 - start)
+                if mean >= best:
+                    best, until = mean, k + 1
+            worths[i, start:until] = best
+            start = until
+    return worths
+
+
+@compiled
+def best_lengths(chances, lengths, curve, cost):
+    """The lengths [B] that are worth most, less what the step then costs, and how much that is, in
+    steps, beyond a step without drafts.
+
+    chances [B, n], lengths [B]: as for `falling_worths`; curve: relative cost of a step by all
+    drafted tokens; cost: of one of them, in steps of its request.
     """
     batch = len(lengths)
-    ranked = np.empty(lengths.sum(), chances.dtype)
+    worths = falling_worths(chances, lengths, cost)
+    ranked = np.empty(lengths.sum())
     count = 0
     for i in range(batch):
         for k in range(lengths[i]):
-            ranked[count] = chances[i, k]
+            ranked[count] = worths[i, k]
             count += 1
     ranked.sort()
-    expected, best, at = 0.0, -speedup * curve[0], 0
+    gained, best, at = 0.0, 0.0, 0
     for d in range(1, count + 1):
-        expected += ranked[count - d]
-        value = expected / batch - speedup * curve[d]
+        gained += ranked[count - d]
+        value = gained / batch - (curve[d] - curve[0])
         if value > best:
             best, at = value, d
     kept = np.zeros_like(lengths)
     if at > 0:
         for i in range(batch):
-            while kept[i] < lengths[i] and chances[i, kept[i]] >= ranked[count - at]:
+            while kept[i] < lengths[i] and worths[i, kept[i]] >= ranked[count - at]:
                 kept[i] += 1
-    return kept, best + speedup * curve[0]
+    return kept, best
 
 
 class DraftLength:
-    """Decides how likely a token must be to be drafted, and where the batch's drafts end."""
+    """Decides how likely a token must be to be predicted, and where the batch's drafts end."""
 
     def __init__(self, config: DraftConfig) -> None:
         self._fixed = config.verify_cost
         self._most = config.num_speculative_tokens
         self.costs = CostModel()
-        self._gained = FIRST_SPEEDUP * FIRST_WEIGHT
-        self._paid = FIRST_WEIGHT
         self._since_draft = 0
-        self._curve = np.ones(1)
+        self._curve: npt.NDArray[np.float64] = np.ones(1)
+        self._cost = PRIOR_COST
         self._rest_s: float | None = None
         self._curve_batch = 0
         self._curve_age = 0
@@ -82,53 +118,58 @@ class DraftLength:
         self._worth = 0.0
         self._pause = 0
 
-    @property
-    def speedup(self) -> float:
-        """Running mean of emitted tokens per unit of cost, 1 being a step without drafts."""
-        return max(1.0, self._gained / self._paid)
-
     def least_chance(self, batch: int) -> float:
-        """The chance below which no token is worth drafting now, for a batch of requests.
+        """The chance below which no token is worth predicting now, for a batch of requests.
 
         Above 1 where a step without drafts is due.
         """
         self._probing = False
-        if self._fixed is not None:
-            return max(LEAST_CHANCE, self._fixed * self.speedup)
         self._renew_curve(batch)
-        self._since_draft += 1
-        if self._since_draft >= PROBE_EVERY:
-            self._probing, self._since_draft = True, 0
-            return PROBE_LEAST
-        if self.costs.wants_rest(batch):
-            return NEVER
-        if self._pause > 0:
-            self._pause -= 1
-            return NEVER
-        # Where the batch's drafts end is decided in `cut`; a few more tokens than pay on average
-        # are predicted for it to choose from.
-        far = min(len(self._curve) - 1, max(batch, round(2.0 * self._mean_drafted)))
-        if far < 2:
-            return LEAST_CHANCE
-        slope = float(self._curve[far] - self._curve[1]) / (far - 1)
-        return max(LEAST_CHANCE, SPARE * slope * batch * self.speedup)
+        if self._fixed is None:
+            self._since_draft += 1
+            if self._since_draft >= PROBE_EVERY:
+                self._probing, self._since_draft = True, 0
+                return PROBE_LEAST
+            if self.costs.wants_rest(batch):
+                return NEVER
+            if self._pause > 0:
+                self._pause -= 1
+                return NEVER
+            self._cost = self._cost_around(max(batch, round(2.0 * self._mean_drafted)), batch)
+        return max(LEAST_CHANCE, float(worth_of_easy(self._cost)))
 
     def _renew_curve(self, batch: int) -> None:
         self._curve_age += 1
-        if batch != self._curve_batch or self._curve_age >= RENEW_EVERY:
+        if batch == self._curve_batch and (
+            self._fixed is not None or self._curve_age < RENEW_EVERY
+        ):
+            return
+        if self._fixed is not None:
+            self._cost = self._fixed
+            drafted = np.arange(batch * self._most + 1, dtype=np.float64)
+            self._curve = 1.0 + self._fixed / batch * drafted
+        else:
             self._curve = self.costs.curve(batch, batch * self._most)
             self._rest_s = self.costs.rest_s(batch)
-            self._curve_batch, self._curve_age = batch, 0
+        self._curve_batch, self._curve_age = batch, 0
+
+    def _cost_around(self, drafted: int, batch: int) -> float:
+        """Of one drafted token, in steps of its request, up to so many in all; that any draft may
+        cost at once is left to `best_lengths`."""
+        far = min(len(self._curve) - 1, drafted)
+        if far < 2:
+            return 0.0
+        return float(self._curve[far] - self._curve[1]) / (far - 1) * batch
 
     def cut(
         self,
         chances: npt.NDArray[np.float32],  # [B, n]: falling along each row
-        lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted
+        lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted, fewer than n
     ) -> npt.NDArray[np.int64]:
         """The lengths [B] that the drafts are cut to."""
-        if self._fixed is not None or self._probing:
+        if self._probing:
             return lengths
-        kept, gain = best_lengths(chances, lengths, self._curve, self.speedup)
+        kept, gain = best_lengths(chances, lengths, self._curve, self._cost)
         self._note_worth(gain)
         cut: npt.NDArray[np.int64] = kept
         return cut
@@ -143,26 +184,19 @@ class DraftLength:
         self._worth, self._pause = 0.0, 0
 
     def _note_worth(self, gain: float) -> None:
-        """Take in what drafts are expected to gain in this step, in tokens a request, beyond all
-        they cost; 0: there are none, and looking for them was in vain."""
+        """Take in what drafts are expected to gain in this step, in steps, beyond all they cost; 0:
+        there are none, and looking for them was in vain."""
         if self._rest_s is None:
             return
         cost = self._search_s / self._rest_s
-        self._worth += WORTH_SHARE * ((gain or -self.speedup * cost) - self._worth)
+        self._worth += WORTH_SHARE * ((gain or -cost) - self._worth)
         if self._worth < 0.0:
             self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))
 
-    def observe_step(self, batch: int, drafted: int, emitted: int) -> None:
-        """Take in what a step emitted for `batch` requests with `drafted` tokens."""
+    def observe_step(self, batch: int, drafted: int) -> None:
+        """Take in that a step verified `drafted` tokens for `batch` requests."""
         if batch == 0:
             return
         if drafted:
             self._since_draft = 0
         self._mean_drafted += 0.05 * (drafted - self._mean_drafted)
-        if self._fixed is not None:
-            cost = 1.0 + self._fixed * drafted / batch
-        else:
-            cost = float(self._curve[min(drafted, len(self._curve) - 1)])
-        fade = FADE**batch
-        self._gained = fade * self._gained + emitted
-        self._paid = fade * self._paid + cost * batch

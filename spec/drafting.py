@@ -11,7 +11,7 @@ import numpy as np
 
 from .chain import link
 from .compiled import compiled, int32_at
-from .corpus_components import restart_ranges
+from .corpus_components import advance_ranges, note_skipped, restart_ranges
 from .features import open_weights
 from .layout import (
     ACCEPTED_CONTEXT,
@@ -38,6 +38,7 @@ from .layout import (
     NEAR_INFO_FIELDS,
     NEAR_LENGTH,
     NEAR_TAGS,
+    NUM_SKIPPED,
     PREDICTED,
     STEPS,
     TEXT,
@@ -77,7 +78,10 @@ def renew_ranges(slot, requests, corpora, trail):
     corpus = corpora[row[CORPUS_ROW]]
     if row[GENERATION] != corpus[CORPUS_GENERATION]:
         text = int32_at(row[TEXT], row[CAPACITY])
-        restart_ranges(corpus, text, row[BEGIN], row[LENGTH], trail.ranges[slot, 0])
+        last, ranges = row[LENGTH] - 1, trail.ranges[slot, 0]
+        restart_ranges(corpus, text, row[BEGIN], last, ranges)
+        note_skipped(ranges, trail.skipped[slot, 0])
+        advance_ranges(corpus, ranges, ranges, text[last])
         row[GENERATION] = corpus[CORPUS_GENERATION]
 
 
@@ -103,6 +107,9 @@ def finish_observing(slot, position, emitted, fresh, requests, trail):
         for k in range(MAX_ORDER + 1):
             for side in range(2):
                 trail.ranges[slot, 0, k, side] = trail.ranges[slot, position, k, side]
+        for o in range(NUM_SKIPPED):
+            for side in range(2):
+                trail.skipped[slot, 0, o, side] = trail.skipped[slot, position, o, side]
         for near in range(MAX_NEAR):
             trail.pointers[slot, 0, near] = trail.pointers[slot, position, near]
             trail.hits[slot, 0, near] = trail.hits[slot, position, near]
@@ -210,7 +217,11 @@ def note_draft(slot, position, place, best, chance, requests, trail, scratch):
 @compiled
 def draft_batch(slots, limits, least, first, stop, requests, corpora, tables, scratch_table):
     """Draft for slots[first:stop], at most limits[i] tokens each, while the chance that all of a
-    draft's tokens are right is at least `least`."""
+    draft's tokens are right is at least `least`.
+
+    The trail's chances then go one token further than the draft: to the one that fell short, or,
+    where the limit ended it, to one as likely as the drafted ones are on average.
+    """
     trail, weights = open_trail(tables[0]), open_weights(tables[1])
     scratch = open_scratch(scratch_table)
     for i in range(first, stop):
@@ -225,9 +236,7 @@ def draft_batch(slots, limits, least, first, stop, requests, corpora, tables, sc
         while position < limit:
             place, best = predict(slot, position, requests, corpora, trail, scratch, weights)
             row[PREDICTED] = position + 1
-            if place < 0:
-                break
-            chance *= trail.candidate_chance[slot, position, place]
+            chance *= trail.candidate_chance[slot, position, place] if place >= 0 else 0.0
             if chance < least:
                 break
             token = note_draft(slot, position, place, best, chance, requests, trail, scratch)
@@ -246,3 +255,6 @@ def draft_batch(slots, limits, least, first, stop, requests, corpora, tables, sc
                     position + 1,
                 )
             position += 1
+        if position == limit and limit > 0:
+            chance **= 1.0 + 1.0 / limit
+        trail.chances[slot, position] = chance

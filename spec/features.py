@@ -22,12 +22,16 @@ from .buckets import (
     SIMILARITIES,
 )
 from .compiled import compiled, float32_table
-from .layout import NUM_ORDERS
+from .layout import NUM_ORDERS, NUM_SKIPPED
 
 MATCH_CELLS = MATCHES * SECOND_MATCHES
 COUNT_CELLS = COUNTS * COUNTS
 CHANCE_BINS = 20
 THRESHOLDS = 8
+# Hashed features are learned while serving only: token ids mean nothing to another tokenizer. Two
+# that share a weight cost little (measured: eight times as many weights gain nothing).
+HASHED_TOKENS = 4096
+HASHED_TUPLES = 8192
 CELL = 49  # (absent or count bucket) x total bucket, in 7 x 7
 
 
@@ -50,6 +54,7 @@ def _offsets(*sizes: int) -> list[int]:
     CONTEXT_RECENCY,  # recency x coarse match
     CORPUS_COUNT,  # order x count x total
     CORPUS_DEPTH,  # orders below the longest x count
+    CORPUS_SKIPPED,  # order of the tokens before the last x count x total
     ESCAPE_NEAR,
     ESCAPE_CONTEXT,
     ESCAPE_CORPUS,
@@ -68,6 +73,7 @@ def _offsets(*sizes: int) -> list[int]:
     RECENCIES * COARSE_MATCHES,
     NUM_ORDERS * COUNT_CELLS,
     7 * COUNTS,
+    NUM_SKIPPED * COUNT_CELLS,
     11,
     11,
     12,
@@ -84,6 +90,7 @@ def _offsets(*sizes: int) -> list[int]:
     BEST_COMPONENT,  # the best component's features
     CHANCE,  # binned log of the attention's chance, in all and per source
     PRESENCE,  # times in the prompt x times in the output x source
+    NEAR_PRESENCE,  # near answers that have it x near answers x source
     PLACE,  # rank among the candidates
     REACH,  # longest near match x longest context match x longest order
     SHARES,  # near share x corpus share x longest near match x longest order
@@ -93,6 +100,10 @@ def _offsets(*sizes: int) -> list[int]:
     ESCAPE_CHANCE,
     ESCAPE_MATCHES,
     ESCAPE_ORDERS,
+    SKIPPED_CELL,  # order of the tokens before the last x count or absent x total
+    HASHED_TOKEN,  # the candidate itself
+    HASHED_PAIR,  # the last token and the candidate
+    HASHED_TRIPLE,  # the last two tokens and the candidate
     NUM_CHOICE,
 ) = _offsets(
     NUM_ORDERS * CELL,
@@ -104,6 +115,7 @@ def _offsets(*sizes: int) -> list[int]:
     NUM_ATTENTION,
     4 * CHANCE_BINS,
     27,
+    7 * 4 * 3,
     5,
     9 * 5 * 5,
     5 * 4 * 4 * 5,
@@ -113,6 +125,10 @@ def _offsets(*sizes: int) -> list[int]:
     CHANCE_BINS,
     121,
     132,
+    NUM_SKIPPED * CELL,
+    HASHED_TOKENS,
+    HASHED_TUPLES,
+    HASHED_TUPLES,
 )
 
 

@@ -71,7 +71,12 @@ NUM_ORDERS = 10
 MAX_COMPONENTS = 320
 COMPONENT_FEATURES = 6
 MAX_CANDIDATES = 6
-CANDIDATE_FEATURES = 56
+CANDIDATE_FEATURES = 64
 SUCCESSORS = 12  # kept per order
 USED_SUCCESSORS = 8  # of them, that become components
+SKIPPED_ORDERS = np.array([1, 2, 3, 4], np.int64)  # of the tokens before the last
+NUM_SKIPPED = 4
+USED_SKIPPED = (
+    6  # successors beyond the last token, of those kept per order, that become components
+)
 CANDIDATE_SLOTS = 1024

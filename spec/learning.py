@@ -11,10 +11,12 @@ hindsight, minus what it was said to be.
 import math
 
 from .compiled import compiled
+from .features import HASHED_TOKEN
 from .layout import COMPONENT_FEATURES, MAX_CANDIDATES
 
 ATTENTION_RATE = 0.05
 CHOICE_RATE = 0.03
+HASHED_RATE = 0.06  # of features that occur so rarely that they have to learn fast
 NEGLIGIBLE = 1e-3
 
 
@@ -74,7 +76,8 @@ def learn_choice(trail, slot, position, token, table, squares):
             part = gradient * (fraction if k % 2 else 1.0 - fraction)
             nudge(table, squares, features[place, k], part, CHOICE_RATE)
         for k in range(4, trail.candidate_feature_count[slot, position, place]):
-            nudge(table, squares, features[place, k], gradient, CHOICE_RATE)
+            rate = HASHED_RATE if features[place, k] >= HASHED_TOKEN else CHOICE_RATE
+            nudge(table, squares, features[place, k], gradient, rate)
     gradient = (0.0 if found else 1.0) - chances[MAX_CANDIDATES]
     fraction = trail.escape_fraction[slot, position]
     escape = trail.escape_feature[slot, position]

@@ -4,6 +4,10 @@
 
 A component is one place that predicts one token. Its features are indices into the attention
 weights; what they say is in features.py.
+
+Arguments of all: the Context, of which text[:n] has been emitted or drafted; the NearTexts, with
+their alignment `pointers` and `hits` [MAX_NEAR]; the trail's Components, of which the first `count`
+are there already. All return the new count.
 """
 
 from .buckets import (
@@ -43,19 +47,31 @@ MAX_NEAR_COMPONENTS = 96
 MAX_SKIPPED = 24
 MAX_VISITS = 512
 LONGEST = 32
+LONGEST_SKIPPED = 16
 REACHED_START = 4  # what a match is worth more for reaching the answer's beginning
+SKIPPED_BLOCK = 10  # of NEAR_DISTANCE, after those of the matches
+TAKEOVER_BLOCK = 11
 
 
 @compiled
-def near_features(features, info, near, place, tag, pointer, hit, cell, block):
-    """Fill the five features that every near component has after its match."""
+def put_near(components, count, place, match, first, block, near_texts, pointers, hits):
+    """Write the component that predicts near_texts.text[place]; `first` is its first feature."""
+    tag = near_texts.tags[place]
+    near = tag & 255
     at = near * NEAR_INFO_FIELDS
+    info = near_texts.info
+    pointer = pointers[near]
     distance = distance_bucket(place - pointer) if pointer >= 0 else UNKNOWN_DISTANCE
+    cell = coarse_match_bucket(match)
+    components.token[count] = near_texts.text[place]
+    components.place[count], components.match[count] = place, match
+    features = components.feature[count]
+    features[0] = first
     features[1] = NEAR_DISTANCE + block * DISTANCES + distance
     features[2] = NEAR_LIKENESS + info[at + NEAR_SIMILARITY] * 5 + cell
     features[3] = NEAR_PLACE + info[at + NEAR_RANK] * 5 + cell
     features[4] = NEAR_SLOT + (tag >> 8) * 5 + cell
-    features[5] = NEAR_HITS + hit_bucket(hit) * 5 + cell
+    features[5] = NEAR_HITS + hit_bucket(hits[near]) * 5 + cell
 
 
 @compiled
@@ -82,161 +98,87 @@ def near_match(near_text, text, begin, n, i):
 
 
 @compiled
-def add_near_components(
-    text,
-    begin,
-    n,
-    near_text,
-    chain,
-    heads,
-    mask,
-    tags,
-    info,
-    pointers,
-    hits,
-    tokens,
-    places,
-    matches,
-    features,
-):
-    """Components where the last token occurs in a near answer; returns their number."""
-    count, visits, last = 0, 0, text[n - 1]
-    i = heads[bucket_of(last, mask)]
-    while i >= 0 and count < MAX_NEAR_COMPONENTS and visits < MAX_VISITS:
+def add_near_components(context, n, near_texts, pointers, hits, components, count):
+    """Components where the last token occurs in a near answer."""
+    text, near_text = context.text, near_texts.text
+    most, visits, last = count + MAX_NEAR_COMPONENTS, 0, text[n - 1]
+    i = near_texts.heads[bucket_of(last, near_texts.mask)]
+    while i >= 0 and count < most and visits < MAX_VISITS:
         visits += 1
         if near_text[i] == last and near_text[i + 1] != END:
-            match, second = near_match(near_text, text, begin, n, i)
-            tag = tags[i + 1]
-            near = tag & 255
+            match, second = near_match(near_text, text, context.begin, n, i)
             bucket = match_bucket(match)
-            tokens[count], places[count], matches[count] = (
-                near_text[i + 1],
-                i + 1,
-                match,
-            )
-            features[count, 0] = NEAR_MATCH + bucket * SECOND_MATCHES + second_match_bucket(second)
-            near_features(
-                features[count],
-                info,
-                near,
-                i + 1,
-                tag,
-                pointers[near],
-                hits[near],
-                coarse_match_bucket(match),
-                bucket,
-            )
+            first = NEAR_MATCH + bucket * SECOND_MATCHES + second_match_bucket(second)
+            put_near(components, count, i + 1, match, first, bucket, near_texts, pointers, hits)
             count += 1
-        i = chain[i]
+        i = near_texts.chain[i]
     return count
 
 
 @compiled
-def add_skipped_components(
-    text,
-    begin,
-    n,
-    near_text,
-    chain,
-    heads,
-    mask,
-    tags,
-    info,
-    pointers,
-    hits,
-    tokens,
-    places,
-    matches,
-    features,
-    count,
-):
+def match_before_last(near_text, text, begin, n, i):
+    """How many tokens up to near_text[i] equal those up to text[n - 2]; all, if to the start."""
+    match = 1
+    while (
+        match < LONGEST_SKIPPED
+        and n - 2 - match >= begin
+        and near_text[i - match] == text[n - 2 - match]
+    ):
+        if near_text[i - match] == BOS:
+            return LONGEST_SKIPPED
+        match += 1
+    return match
+
+
+@compiled
+def add_near_skipped(context, n, near_texts, pointers, hits, components, count):
     """Components where all but the last token match: it replaces one of theirs, or was put in."""
+    text, near_text = context.text, near_texts.text
     most, visits = count + MAX_SKIPPED, 0
-    if n - 2 < begin:
+    if n - 2 < context.begin:
         return count
     last, key = text[n - 1], text[n - 2]
-    i = heads[bucket_of(key, mask)]
+    i = near_texts.heads[bucket_of(key, near_texts.mask)]
     while i >= 0 and count < most and visits < MAX_VISITS:
         visits += 1
         if near_text[i] == key and near_text[i + 1] != END and near_text[i + 1] != last:
-            match = 1
-            while (
-                match < 16
-                and n - 2 - match >= begin
-                and near_text[i - match] == text[n - 2 - match]
-            ):
-                if near_text[i - match] == BOS:
-                    match = 16
-                    break
-                match += 1
+            match = match_before_last(near_text, text, context.begin, n, i)
             if match >= 2 or key == BOS:
                 for kind in range(2):
                     place = i + 2 - kind
                     if near_text[place] == END:
                         continue
-                    tag = tags[place]
-                    near = tag & 255
-                    tokens[count], places[count], matches[count] = (
-                        near_text[place],
-                        place,
-                        0,
-                    )
-                    features[count, 0] = (
-                        NEAR_SKIPPED + kind * SECOND_MATCHES + second_match_bucket(match)
-                    )
-                    near_features(
-                        features[count],
-                        info,
-                        near,
-                        place,
-                        tag,
-                        pointers[near],
-                        hits[near],
-                        0,
-                        10 + kind,
-                    )
+                    first = NEAR_SKIPPED + kind * SECOND_MATCHES + second_match_bucket(match)
+                    block = SKIPPED_BLOCK + kind
+                    put_near(components, count, place, 0, first, block, near_texts, pointers, hits)
                     count += 1
-        i = chain[i]
+        i = near_texts.chain[i]
     return count
 
 
 @compiled
-def add_takeovers(
-    near_text,
-    near_length,
-    tags,
-    info,
-    near_count,
-    pointers,
-    hits,
-    tokens,
-    places,
-    matches,
-    features,
-    count,
-):
+def add_takeovers(near_texts, pointers, hits, components, count):
     """Components for the first tokens of near answers of clauses that have not had their turn.
 
     The fewer tokens the leading near answer has left, the likelier another clause's takes over.
     """
+    near_text, info = near_texts.text, near_texts.info
     leader = 0
-    for near in range(near_count):
+    for near in range(near_texts.count):
         if hits[near] > hits[leader]:
             leader = near
     left = 0
     at = max(pointers[leader], 0)
-    while left < 4 and at + left < near_length and near_text[at + left] != END:
+    while left < 4 and at + left < near_text.shape[0] and near_text[at + left] != END:
         left += 1
     nearness = 0 if left <= 1 else (1 if left == 2 else (2 if left == 3 else 3))
+    first = NEAR_TAKEOVER + nearness * HITS + hit_bucket(hits[leader])
     clause = info[leader * NEAR_INFO_FIELDS + NEAR_CLAUSE]
-    for near in range(near_count):
+    for near in range(near_texts.count):
         at = near * NEAR_INFO_FIELDS
         if info[at + NEAR_CLAUSE] == clause or info[at + NEAR_RANK] > 1:
             continue
         place = info[at + NEAR_START] + 1
-        tag = tags[place]
-        tokens[count], places[count], matches[count] = near_text[place], place, 0
-        features[count, 0] = NEAR_TAKEOVER + nearness * HITS + hit_bucket(hits[leader])
-        near_features(features[count], info, near, place, tag, pointers[near], hits[near], 0, 11)
+        put_near(components, count, place, 0, first, TAKEOVER_BLOCK, near_texts, pointers, hits)
         count += 1
     return count

@@ -258,7 +258,7 @@ class DraftProvider:
         slots: list[int] = []
         flat: list[int] = []
         ends: list[int] = []
-        drafted = num_emitted = stepped = 0
+        drafted = stepped = 0
         for i, request_id in enumerate(request_ids):
             request = self._live.get(request_id)
             tokens = emitted[i]
@@ -268,7 +268,6 @@ class DraftProvider:
                 if len(tokens) and (row[EMITTED] or row[DRAFTED]):
                     stepped += 1
                     drafted += int(row[DRAFTED])
-                    num_emitted += len(tokens)
                 places.append(i)
                 slots.append(request.slot)
                 flat.extend(tokens)
@@ -277,7 +276,7 @@ class DraftProvider:
                 request.steps += 1 if request.emitted else 0
                 request.emitted += len(tokens)
         if flat:
-            self._length.observe_step(stepped, drafted, num_emitted)
+            self._length.observe_step(stepped, drafted)
             self._runner.observe(
                 np.array(slots, np.int64),
                 np.array(flat, np.int32),
@@ -310,7 +309,7 @@ class DraftProvider:
             self._length.observe_search(time.perf_counter() - began_s)
             lengths = self._requests[slots, DRAFTED]
             longest = int(lengths.max())
-            lengths = self._length.cut(self._trail.chances[slots, :longest], lengths)
+            lengths = self._length.cut(self._trail.chances[slots, : longest + 1], lengths)
             self._requests[slots, DRAFTED] = lengths
             tokens = self._trail.tokens[slots, :longest].tolist()
             for k, i in enumerate(places):

@@ -14,6 +14,7 @@ from .layout import (
     MAX_COMPONENTS,
     MAX_NEAR,
     NUM_ORDERS,
+    NUM_SKIPPED,
     SUCCESSORS,
 )
 
@@ -40,6 +41,11 @@ class Scratch(NamedTuple):
     successor_token: Any  # [NUM_ORDERS, SUCCESSORS] int32
     successor_count: Any  # [NUM_ORDERS, SUCCESSORS] int32
     successors: Any  # [NUM_ORDERS] int32
+    skipped_count: Any  # [MAX_CANDIDATES, NUM_SKIPPED] int32
+    skipped_total: Any  # [NUM_SKIPPED] int32
+    beyond_token: Any  # [NUM_SKIPPED, SUCCESSORS] int32: successors beyond the last token
+    beyond_count: Any  # [NUM_SKIPPED, SUCCESSORS] int32
+    beyond: Any  # [NUM_SKIPPED] int32
     chosen: Any  # [MAX_CANDIDATES] int32: candidates by falling chance
     source: Any  # [MAX_COMPONENTS] int32: of each component
     present: Any  # [MAX_CANDIDATES] int32: presence of the chosen in prompt and output
@@ -73,6 +79,11 @@ def make_scratch() -> Scratch:
         successor_token=ints(NUM_ORDERS, SUCCESSORS),
         successor_count=ints(NUM_ORDERS, SUCCESSORS),
         successors=ints(NUM_ORDERS),
+        skipped_count=ints(MAX_CANDIDATES, NUM_SKIPPED),
+        skipped_total=ints(NUM_SKIPPED),
+        beyond_token=ints(NUM_SKIPPED, SUCCESSORS),
+        beyond_count=ints(NUM_SKIPPED, SUCCESSORS),
+        beyond=ints(NUM_SKIPPED),
         chosen=ints(MAX_CANDIDATES),
         source=ints(MAX_COMPONENTS),
         present=ints(MAX_CANDIDATES),
@@ -82,7 +93,7 @@ def make_scratch() -> Scratch:
 
 
 def scratch_table(scratch: Scratch) -> npt.NDArray[np.int64]:
-    """Addresses [24] int64 by which compiled code finds a scratch that is kept alive."""
+    """Addresses [29] int64 by which compiled code finds a scratch that is kept alive."""
     return np.array([array.ctypes.data for array in scratch], np.int64)
 
 
@@ -109,9 +120,14 @@ def open_scratch(table):
         int32_table(table[16], (NUM_ORDERS, SUCCESSORS)),
         int32_table(table[17], (NUM_ORDERS, SUCCESSORS)),
         int32_table(table[18], (NUM_ORDERS,)),
-        int32_table(table[19], (MAX_CANDIDATES,)),
-        int32_table(table[20], (MAX_COMPONENTS,)),
-        int32_table(table[21], (MAX_CANDIDATES,)),
-        float32_table(table[22], (MAX_NEAR,)),
-        int32_table(table[23], (MAX_NEAR,)),
+        int32_table(table[19], (MAX_CANDIDATES, NUM_SKIPPED)),
+        int32_table(table[20], (NUM_SKIPPED,)),
+        int32_table(table[21], (NUM_SKIPPED, SUCCESSORS)),
+        int32_table(table[22], (NUM_SKIPPED, SUCCESSORS)),
+        int32_table(table[23], (NUM_SKIPPED,)),
+        int32_table(table[24], (MAX_CANDIDATES,)),
+        int32_table(table[25], (MAX_COMPONENTS,)),
+        int32_table(table[26], (MAX_CANDIDATES,)),
+        float32_table(table[27], (MAX_NEAR,)),
+        int32_table(table[28], (MAX_NEAR,)),
     )

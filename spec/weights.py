@@ -7,7 +7,7 @@ import numpy as np
 
 from .features import Weights, prior_weights
 
-FORMAT = 1
+FORMAT = 2
 START_WEIGHTS = Path(__file__).with_name("start_weights.npz")
 
 

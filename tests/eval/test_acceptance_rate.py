@@ -22,10 +22,12 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """The demo trace's first rows: 30 warm, 6 timed."""
+    """Six timed rows of the demo trace, and the 50 or so warm ones of their topics."""
     rows = make_demo_trace()
-    warm = [row for row in rows if row.warm][:30]
-    timed = [row for row in rows if not row.warm][:6]
+    timed = [row for row in rows if not row.warm][:7]
+    timed = [row for row in timed if row.group != "aside"]
+    topics = {row.group for row in timed}
+    warm = [row for row in rows if row.warm and row.group in topics]
     path = tmp_path / "small.jsonl"
     save_trace(path, warm + timed)
     return path

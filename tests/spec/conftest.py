@@ -10,6 +10,7 @@ import pytest
 
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec import corpus as corpus_module
+from reprise.spec.corpus_components import MAX_SKIPPED_LOOKS
 from reprise.spec.layout import (
     BEGIN,
     BOS,
@@ -19,6 +20,7 @@ from reprise.spec.layout import (
     MAX_COMPONENTS,
     ORDERS,
     PREDICTED,
+    SKIPPED_ORDERS,
     SUCCESSORS,
 )
 from reprise.spec.near_answer import PlainNearAnswer
@@ -42,6 +44,7 @@ class Prediction(NamedTuple):
     sorted_answers: Answers  # the corpus's suffix array holds them
     recent_answers: Answers  # its chains hold them
     orders: list[OrderCounts]  # counted by hand: how often the last tokens, and what followed
+    beyond: list[OrderCounts]  # the same for the tokens before the last, another in its place
     trail: dict[str, Any]  # field to array, of this position
     after: dict[str, Any] | None  # of the next one, if the draft went on
     drafted: int  # the token drafted here, if it did
@@ -98,6 +101,40 @@ def counted(sorted_answers: Answers, recent_answers: Answers, own: list[int]) ->
         for order in ORDERS.tolist()
     ]
     return add_recent(recent_answers, own, old)
+
+
+def counted_beyond(
+    sorted_answers: Answers, recent_answers: Answers, own: list[int]
+) -> list[OrderCounts]:
+    """Per order (places, tokens with their counts, the most frequent first) of what comes after the
+    tokens before the last and one token that is not the last."""
+    suffixes = sorted_suffixes(tuple(map(tuple, sorted_answers)))
+    recent: list[list[int]] = []
+    for answer in reversed(recent_answers):
+        text = [BOS, *answer, END]
+        recent += [text[: i + 3] for i in reversed(range(len(text) - 1))]
+    found = []
+    for k in SKIPPED_ORDERS.tolist():
+        pattern = own[:-1][-k:]
+        following: list[int] = []
+        if len(own) > k:
+            places = [suffix[k:] for suffix in suffixes if suffix[:k] == pattern]
+            looks = min(len(places), MAX_SKIPPED_LOOKS)
+            if k > 1 or len(places) <= MAX_SKIPPED_LOOKS:
+                at = [places[len(places) * look // looks] for look in range(looks)]
+                following += [rest[1] for rest in at if own[-1] != rest[0] != END != rest[1]]
+            following += [
+                text[-1]
+                for text in recent
+                if text[:-2][-k:] == pattern and own[-1] != text[-2] != END != text[-1]
+            ]
+        counts: dict[int, int] = {}
+        for token in following:
+            if token in counts or len(counts) < SUCCESSORS:
+                counts[token] = counts.get(token, 0) + 1
+        ranked = sorted(counts, key=lambda token: -counts[token])
+        found.append((len(following), {token: counts[token] for token in ranked}))
+    return found
 
 
 def random_answers(random: np.random.Generator, count: int, tokens: int) -> list[list[int]]:
@@ -192,6 +229,7 @@ def _predicted(
             sorted_answers=sorted_answers,
             recent_answers=recent_answers,
             orders=counted(sorted_answers, recent_answers, text[begin:]),
+            beyond=counted_beyond(sorted_answers, recent_answers, text[begin:]),
             trail=trail[position],
             after=trail[position + 1] if position + 1 < predicted else None,
             drafted=int(trail[position]["tokens"]),

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from reprise.spec.buckets import COUNTS, count_bucket, share_bucket
-from reprise.spec.choice import LEAST_MATCHES, PRESENCE_VISITS, RECENT_HITS
+from reprise.spec.candidate_features import (
+    LEAST_MATCHES,
+    NEAR_VISITS,
+    PRESENCE_VISITS,
+    RECENT_HITS,
+)
+from reprise.spec.chain import bucket_of, empty_heads
 from reprise.spec.features import (
     ALIGNED_CELL,
     BEST_COMPONENT,
@@ -26,15 +32,31 @@ from reprise.spec.features import (
     ESCAPE_MATCHES,
     ESCAPE_NEAR,
     ESCAPE_ORDERS,
+    HASHED_PAIR,
+    HASHED_TOKEN,
+    HASHED_TOKENS,
+    HASHED_TRIPLE,
+    HASHED_TUPLES,
     NEAR_CELL,
+    NEAR_PRESENCE,
     NEAR_SHARES,
     ORDER_CELL,
     PLACE,
     PRESENCE,
     REACH,
     SHARES,
+    SKIPPED_CELL,
 )
-from reprise.spec.layout import CONTEXT, CORPUS, MAX_CANDIDATES, NEAR_ANSWER, USED_SUCCESSORS
+from reprise.spec.layout import (
+    BOS,
+    CONTEXT,
+    CORPUS,
+    END,
+    MAX_CANDIDATES,
+    NEAR_ANSWER,
+    USED_SKIPPED,
+    USED_SUCCESSORS,
+)
 
 
 class Component(NamedTuple):
@@ -143,12 +165,45 @@ def order_counts(prediction: Any, token: int) -> list[Counts]:
     ]
 
 
+def skipped_counts(prediction: Any, token: int) -> list[Counts]:
+    """Per order of the tokens before the last: how often the token came beyond it, and anything."""
+    return [
+        Counts(counts[token] if token in list(counts)[:USED_SKIPPED] else 0, total)
+        for total, counts in prediction.beyond
+    ]
+
+
+def hashed(prediction: Any, token: int) -> list[int]:
+    """The candidate alone, after the last token and after the last two, each as one of few."""
+    before, last = prediction.text[-2], prediction.text[-1]
+    alone = token * 0x9E3779B1
+    pair = alone + (last + 3) * 0x85EBCA77
+    triple = pair + (before + 3) * 0xC2B2AE3D
+    return [
+        HASHED_TOKEN + (alone >> 9) % HASHED_TOKENS,
+        HASHED_PAIR + (pair >> 11) % HASHED_TUPLES,
+        HASHED_TRIPLE + (triple >> 11) % HASHED_TUPLES,
+    ]
+
+
 def presence(prediction: Any, token: int) -> int:
     """Up to twice in the prompt, up to twice in the output, the latest places looked at."""
     text = prediction.text[: prediction.length]
     places = [i for i in range(len(text)) if text[i] == token][-PRESENCE_VISITS:]
     in_prompt = sum(i < prediction.begin for i in places)
     return 3 * min(2, in_prompt) + min(2, len(places) - in_prompt)
+
+
+def near_presence(prediction: Any, token: int) -> int:
+    """How many near answers have the token among the first places of its bucket, and how many
+    there are."""
+    answers = [[BOS, *near.response_token_ids.tolist(), END] for near in prediction.near]
+    places = [(near, other) for near, answer in enumerate(answers) for other in answer]
+    mask = len(empty_heads(len(places))) - 1
+    bucket = [place for place in places if bucket_of(place[1], mask) == bucket_of(token, mask)]
+    found = len({near for near, other in bucket[:NEAR_VISITS] if other == token})
+    many = sum(len(answers) >= least for least in (4, 12, 24))
+    return many * 7 + (count_bucket(found) + 1 if found else 0)
 
 
 def reach(counts: list[Counts]) -> int:
@@ -172,6 +227,7 @@ def features_of(
     block = CHANCE + (1 + best.source) * CHANCE_BINS
     features = [CHANCE + low, CHANCE + low + 1, block + low, block + low + 1]
     features += [PRESENCE + presence(prediction, token) * 3 + best.source, PLACE + min(place, 4)]
+    features.append(NEAR_PRESENCE + near_presence(prediction, token) * 3 + best.source)
     features += [ORDER_CELL + o * CELL + at.cell for o, at in enumerate(orders)]
     longest = orders[::-1][:3]
     features += [DEPTH_CELL + depth * CELL + at.cell for depth, at in enumerate(longest)]
@@ -186,6 +242,9 @@ def features_of(
         share = near[known[-1]].near_share * 5 + near[max(known[-1] - 1, 0)].near_share
         features.append(NEAR_SHARES + known[-1] * 25 + share)
     features += [CONTEXT_CELL + k * CELL + at.cell for k, at in enumerate(context) if at.total]
+    for o, at in enumerate(skipped_counts(prediction, token)):
+        if at.total:
+            features.append(SKIPPED_CELL + o * CELL + at.cell)
     near_reach, order_reach = reach(near), half(reach(orders))
     features.append(REACH + (near_reach * 5 + half(reach(context))) * 5 + order_reach)
     last = known[-1] if known else 0
@@ -196,6 +255,7 @@ def features_of(
     for k, at in enumerate(aligned_counts(prediction, components, token)):
         if at.total:
             features.append(ALIGNED_CELL + k * CELL + at.cell)
+    features += hashed(prediction, token)
     return features + [BEST_COMPONENT + f for f in best.features if f]
 
 
@@ -214,8 +274,7 @@ def test_features_of_candidates(predictions: Sequence[Any]) -> None:
         kinds["aligned"] += aligned
         kinds["more candidates than kept"] += len({c.token for c in components}) > MAX_CANDIDATES
         kinds["all sources"] += len({c.source for c in components}) == 3
-        kinds["no candidate"] += not components
-    assert len(kinds) == 4
+    assert len(kinds) == 3
     assert min(kinds.values()) >= 1, kinds
 
 

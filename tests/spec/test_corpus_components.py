@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from reprise.spec.buckets import COUNTS, count_bucket
-from reprise.spec.features import CORPUS_COUNT, CORPUS_DEPTH, ESCAPE_NEAR
-from reprise.spec.layout import BOS, SUCCESSORS, USED_SUCCESSORS
+from reprise.spec.corpus_components import MAX_SKIPPED_LOOKS
+from reprise.spec.features import CORPUS_COUNT, CORPUS_DEPTH, CORPUS_SKIPPED, ESCAPE_NEAR
+from reprise.spec.layout import BOS, SUCCESSORS, USED_SKIPPED, USED_SUCCESSORS
 from reprise.spec.suffix_array import SAMPLED
 
 Component = tuple[int, int, int, tuple[int, ...]]  # token, place, match, features
@@ -23,6 +24,16 @@ def components(found: list[tuple[int, dict[int, int]]]) -> list[Component]:
             depth = min(top - o, 5)
             features = (CORPUS_COUNT + cell, CORPUS_DEPTH + depth * COUNTS + bucket, 0, 0, 0, 0)
             made.append((token, -1, 0, features))
+    return made
+
+
+def skipped(found: list[tuple[int, dict[int, int]]]) -> list[Component]:
+    """The components of the tokens before the last."""
+    made = []
+    for o, (total, counts) in enumerate(found):
+        for token in list(counts)[:USED_SKIPPED]:
+            cell = (o * COUNTS + count_bucket(counts[token])) * COUNTS + count_bucket(total)
+            made.append((token, -1, 0, (CORPUS_SKIPPED + cell, 0, 0, 0, 0, 0)))
     return made
 
 
@@ -43,7 +54,8 @@ def test_corpus_components(predictions: Sequence[Any]) -> None:
     kinds: Counter[str] = Counter()
     for prediction in predictions:
         found = prediction.orders
-        assert found_components(prediction) == components(found)
+        beyond = prediction.beyond
+        assert found_components(prediction) == components(found) + skipped(beyond)
         kinds["sampled"] += found[0][0] > SAMPLED
         kinds["order 24"] += found[-1][0] > 0
         kinds["more than used"] += any(len(counts) > USED_SUCCESSORS for _, counts in found)
@@ -51,5 +63,9 @@ def test_corpus_components(predictions: Sequence[Any]) -> None:
         kinds["unknown"] += found[0][0] == 0
         kinds["recent answers"] += len(prediction.recent_answers) > 0
         kinds["beginning"] += prediction.text[-1] == BOS
-    assert len(kinds) == 7
+        kinds["four tokens before"] += beyond[3][0] > 0
+        kinds["too frequent alone"] += beyond[0][0] == 0 < beyond[1][0]
+        kinds["many looks"] += beyond[1][0] > MAX_SKIPPED_LOOKS // 2
+        kinds["more than used before"] += any(len(counts) > USED_SKIPPED for _, counts in beyond)
+    assert len(kinds) == 11
     assert min(kinds.values()) >= 5, kinds

@@ -13,6 +13,8 @@ from reprise.spec.features import (
     ESCAPE_CORPUS,
     ESCAPE_NEAR,
     FIRST_SQUARE,
+    HASHED_PAIR,
+    HASHED_TOKEN,
     NUM_ATTENTION,
     NUM_CHOICE,
 )
@@ -20,6 +22,7 @@ from reprise.spec.layout import MAX_CANDIDATES, PREDICTED
 from reprise.spec.learning import (
     ATTENTION_RATE,
     CHOICE_RATE,
+    HASHED_RATE,
     NEGLIGIBLE,
     learn_attention,
     learn_choice,
@@ -28,11 +31,31 @@ from reprise.spec.request import Request
 from reprise.spec.trail import Trail, make_trail
 
 
-def adagrad(table: np.ndarray, steps: list[tuple[int, float]], rate: float) -> np.ndarray:
-    table, squares = table.astype(np.float64), np.full(len(table), FIRST_SQUARE)
+def choice_rate(feature: int) -> float:
+    """Hashed features learn faster."""
+    return HASHED_RATE if feature >= HASHED_TOKEN else CHOICE_RATE
+
+
+def attention_rate(feature: int) -> float:
+    """All alike."""
+    del feature
+    return ATTENTION_RATE
+
+
+Steps = list[tuple[int, float]]  # (feature, gradient), in order
+Rate = Callable[[int], float]
+
+
+def apply(table: np.ndarray, squares: np.ndarray, steps: Steps, rate: Rate) -> None:
+    """Adagrad, in place."""
     for feature, gradient in steps:
         squares[feature] += gradient**2
-        table[feature] += rate * gradient / math.sqrt(squares[feature])
+        table[feature] += rate(feature) * gradient / math.sqrt(squares[feature])
+
+
+def adagrad(table: np.ndarray, steps: Steps, rate: Rate) -> np.ndarray:
+    table, squares = table.astype(np.float64), np.full(len(table), FIRST_SQUARE)
+    apply(table, squares, steps, rate)
     return table
 
 
@@ -55,7 +78,7 @@ def test_attention_learns_the_posterior_minus_the_prior(components: Callable[...
     steps += [(f, -weights[9]) for f in (ESCAPE_NEAR, ESCAPE_CONTEXT, ESCAPE_CORPUS)]
     table = np.zeros(NUM_ATTENTION, np.float32)
     squares = np.full(NUM_ATTENTION, FIRST_SQUARE, np.float32)
-    expected = adagrad(table, steps, ATTENTION_RATE)
+    expected = adagrad(table, steps, attention_rate)
     learn_attention(trail, 0, 1, token, table, squares)
     assert np.abs(table - expected).max() < 1e-3
 
@@ -71,6 +94,7 @@ def test_choice_learns_what_came_minus_its_chance(token: int) -> None:
     trail.candidate_chance[0, 0, MAX_CANDIDATES] = chances[3]
     trail.candidate_feature_count[0, 0, :3] = 7
     trail.candidate_feature[0, 0, :3, :7] = random.integers(1, 400, (3, 7))
+    trail.candidate_feature[0, 0, :3, 6] = [HASHED_TOKEN, HASHED_TOKEN - 1, HASHED_PAIR]
     trail.candidate_fraction[0, 0, :3] = 0.25
     trail.escape_feature[0, 0, 3:7] = [500, 501, 502, 503]
     trail.escape_fraction[0, 0] = 0.5
@@ -84,12 +108,9 @@ def test_choice_learns_what_came_minus_its_chance(token: int) -> None:
     steps += [(500 + k, gradient * share) for k, share in enumerate((0.5, 0.5, 1.0, 1.0))]
     table = np.zeros(NUM_CHOICE, np.float32)
     squares = np.full(NUM_CHOICE, FIRST_SQUARE, np.float32)
-    expected = adagrad(table, steps, CHOICE_RATE)
+    expected = adagrad(table, steps, choice_rate)
     learn_choice(trail, 0, 0, token, table, squares)
     assert np.abs(table - expected).max() < 1e-3
-
-
-Steps = list[tuple[int, float]]  # (feature, gradient), in order
 
 
 def attention_steps(trail: dict[str, Any], token: int) -> Steps:
@@ -127,13 +148,6 @@ def choice_steps(trail: dict[str, Any], token: int) -> Steps:
     return steps + [(f, gradient * share) for f, share in zip(escape, shares, strict=True)]
 
 
-def apply(table: np.ndarray, squares: np.ndarray, steps: Steps, rate: float) -> None:
-    """Adagrad, in place."""
-    for feature, gradient in steps:
-        squares[feature] += gradient**2
-        table[feature] += rate * gradient / math.sqrt(squares[feature])
-
-
 def trail_of(position: dict[str, Any]) -> Trail:
     """A trail of one position."""
     trail = make_trail(1, 1)
@@ -149,8 +163,8 @@ def test_updates_from_real_predictions(predictions: Sequence[Any]) -> None:
         candidates = prediction.trail["candidate_token"][: prediction.trail["candidate_count"]]
         token = int(random.choice([*candidates.tolist(), 10_000]))
         for name, learn, steps_of, rate in (
-            ("attention", learn_attention, attention_steps, ATTENTION_RATE),
-            ("choice", learn_choice, choice_steps, CHOICE_RATE),
+            ("attention", learn_attention, attention_steps, attention_rate),
+            ("choice", learn_choice, choice_steps, choice_rate),
         ):
             before = prediction.weights[name], prediction.weights[f"{name}_squares"]
             found = [table.copy() for table in before]
@@ -182,9 +196,9 @@ def test_a_step_learns_from_each_emitted_token() -> None:
         for position, token in enumerate(emitted):
             here = {name: field[position] for name, field in trail.items()}
             steps = attention_steps(here, token)
-            apply(weights["attention"], weights["attention_squares"], steps, ATTENTION_RATE)
+            apply(weights["attention"], weights["attention_squares"], steps, attention_rate)
             steps = choice_steps(here, token)
-            apply(weights["choice"], weights["choice_squares"], steps, CHOICE_RATE)
+            apply(weights["choice"], weights["choice_squares"], steps, choice_rate)
         for name, table in provider._weights._asdict().items():
             assert np.allclose(table, weights[name], rtol=1e-5, atol=1e-5)
         learned += len(emitted)

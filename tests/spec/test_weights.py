@@ -35,7 +35,7 @@ def test_learning_survives_a_restart(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "old.npz", format=np.int64(0))
-    with pytest.raises(ValueError, match="expected weights of format 1, came 0"):
+    with pytest.raises(ValueError, match="expected weights of format 2, came 0"):
         load_weights(prior_weights(), tmp_path / "old.npz")
     broken = prior_weights()
     broken.choice[3] = np.nan

@@ -40,7 +40,7 @@ BEARABLE = 0.02
 @compiled
 def worth_of_easy(cost):
     """What a token is worth that would have been drafted later: what that costs, and nearly as much
-    for drafts in vain. (c alone loses up to 1.2% of speed at costs of 0.1 and 0.2, 3 c up to 3%.)"""
+    for drafts in vain. (c alone loses up to 1.2% of speed at costs of 0.1 and 0.2; 3 c, 3%.)"""
     return cost * (2.0 - cost) if cost < 1.0 else 1.0
 
 

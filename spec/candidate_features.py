@@ -196,10 +196,10 @@ def skipped_features(f, features, place, scratch):
 
 
 @compiled
-def hashed_features(f, features, token, last, before):
-    """Append the candidate by itself and after the last two tokens, hashed; returns the number of
-    features."""
-    alone = np.int64(token) * 0x9E3779B1
+def hashed_features(f, features, token, last, before, salt):
+    """Append the candidate by itself and after the last two tokens, hashed with the namespace's
+    salt; returns the number of features."""
+    alone = np.int64(token) * 0x9E3779B1 + salt
     pair = alone + (np.int64(last) + 3) * 0x85EBCA77
     triple = pair + (np.int64(before) + 3) * 0xC2B2AE3D
     features[f] = HASHED_TOKEN + (alone >> 9 & (HASHED_TOKENS - 1))
@@ -299,6 +299,7 @@ def candidate_features(
     near_present,
     last,
     before,
+    salt,
     best_features,
     scratch,
 ):
@@ -307,7 +308,7 @@ def candidate_features(
     features: [CANDIDATE_FEATURES] int16, the first INTERPOLATED in pairs of neighbouring bins;
     bin_low: the lower bin of the attention's chance; source: of its best component, whose features
     are `best_features`; present, near_present: see `presence` and `near_presence`;
-    last, before: the last two tokens.
+    last, before: the last two tokens; salt: of the namespace.
     """
     block = CHANCE + (1 + source) * CHANCE_BINS
     features[0], features[1] = CHANCE + bin_low, CHANCE + bin_low + 1
@@ -319,7 +320,8 @@ def candidate_features(
     f = match_features(f, features, place, scratch)
     f = skipped_features(f, features, place, scratch)
     f = reach_features(f, features, place, orders, bin_low, scratch)
-    f = hashed_features(f, features, scratch.token[scratch.chosen[place]], last, before)
+    token = scratch.token[scratch.chosen[place]]
+    f = hashed_features(f, features, token, last, before, salt)
     for k in range(COMPONENT_FEATURES):
         if best_features[k] > 0:
             features[f] = BEST_COMPONENT + best_features[k]

@@ -48,6 +48,7 @@ def choose(
     context,
     near_texts,
     n,
+    salt,
     near,
     own,
     orders,
@@ -60,8 +61,9 @@ def choose(
 ):
     """Fill the candidates' features and chances, the last for "none"; return the escape's fraction.
 
-    context: of which text[:n] has been emitted or drafted; near, own: longest match in near answers
-    and in the context; orders: found in the corpus; escape: attention's weight of it.
+    context: of which text[:n] has been emitted or drafted; salt: of hashed features; near, own:
+    longest match in near answers and in the context; orders: found in the corpus; escape:
+    attention's weight of it.
     """
     last, before = context.text[n - 1], context.text[max(n - 2, 0)]
     highest = -1e30
@@ -84,6 +86,7 @@ def choose(
             near_present,
             last,
             before,
+            salt,
             components.feature[best],
             scratch,
         )

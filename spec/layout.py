@@ -31,6 +31,7 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
     NEAR_COUNT,
     CLAUSES,  # number of clauses that near answers were found for
     CORPUS_ROW,
+    SALT,  # of hashed features: no namespace's are another's
     GENERATION,  # of the corpus when `ranges` was last right
     PREDICTED,  # positions of the trail that hold a prediction
     DRAFTED,  # tokens of the last draft that were proposed
@@ -45,7 +46,7 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
     ACCEPTED_NEAR,
     ACCEPTED_CORPUS,
     REQUEST_FIELDS,
-) = range(31)
+) = range(32)
 
 # Ints per near answer in NEAR_INFO.
 NEAR_START, NEAR_SIMILARITY, NEAR_RANK, NEAR_CLAUSE, NEAR_ACCEPTED, NEAR_INFO_FIELDS = range(6)

@@ -33,6 +33,7 @@ from .layout import (
     NEAR_LENGTH,
     NEAR_TAGS,
     NEAR_TEXT,
+    SALT,
 )
 from .near_components import add_near_components, add_near_skipped, add_takeovers
 from .row_arrays import open_context, open_near
@@ -151,6 +152,7 @@ def predict(slot, position, requests, corpora, trail, scratch, weights):
         open_context(row),
         open_near(row),
         row[LENGTH] + position,
+        row[SALT],
         found.longest_near,
         found.longest_context,
         found.orders,

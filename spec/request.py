@@ -36,6 +36,7 @@ from .layout import (
     NEAR_TAGS,
     NEAR_TEXT,
     PREDICTED,
+    SALT,
     TEXT,
 )
 from .near_answer import IntArray, NearAnswer
@@ -108,6 +109,9 @@ class Request:
         row[:] = 0
         row[LENGTH], row[BEGIN], row[GENERATION] = length, length - 1, -1
         row[HEADS], row[HEAD_MASK] = self._heads.ctypes.data, len(self._heads) - 1
+        # Python keys this hash with a secret of the process, so that no tenant can aim at another's
+        # weights; that of the namespace without a name is always 0.
+        row[SALT] = hash(namespace) & 0xFFFFFFFF
         self._publish(row)
 
     @property

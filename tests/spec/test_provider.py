@@ -1,5 +1,6 @@
 """The request life cycle of DraftProvider."""
 
+import itertools
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.spec import DraftConfig, DraftProvider
+from reprise.spec.features import HASHED_TOKEN
 from reprise.spec.near_answer import PlainNearAnswer
 
 
@@ -226,6 +228,29 @@ def test_late_near_answers_are_used_from_then_on() -> None:
     draft = provider.propose("r", limit=8)
     assert draft
     assert draft == answer[12 : 12 + len(draft)]
+
+
+def test_what_is_learned_of_tokens_stays_in_its_namespace() -> None:
+    """Hashed features of one namespace are other weights than those of another."""
+    provider = DraftProvider(DraftConfig(verify_cost=0.0))
+    answer = np.random.default_rng(5).integers(0, 50_000, 60).tolist()
+    seen: dict[str, set[int]] = {}
+    for namespace in ("", "mine", "theirs"):
+        provider.add_answer("a", answer, namespace=namespace)
+        provider.start("r", [1, 2, 3], namespace=namespace)
+        slot = provider._live["r"].slot  # type: ignore[union-attr]
+        provider.observe("r", answer[:1])
+        seen[namespace] = set()
+        for token in answer[1:]:
+            assert provider.propose("r", limit=1)
+            features = provider._trail.candidate_feature[slot, 0, 0].tolist()
+            seen[namespace].update(f for f in features if f >= HASHED_TOKEN)
+            provider.observe("r", [token])
+        provider.finish("r")
+    for one, other in itertools.combinations(seen.values(), 2):
+        # Some 180 of 20,480: a few of them meet by chance.
+        assert len(one) > 150 < len(other)
+        assert len(one & other) < 15
 
 
 def test_many_requests_and_namespaces_outgrow_the_first_tables() -> None:

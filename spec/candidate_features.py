@@ -42,8 +42,6 @@ from .layout import (
     COMPONENT_FEATURES,
     NUM_ORDERS,
     NUM_SKIPPED,
-    USED_SKIPPED,
-    USED_SUCCESSORS,
 )
 
 LEAST_MATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16], np.int64)
@@ -114,28 +112,17 @@ def count_aligned(components, end, tags, pointers, hits, scratch):
 
 
 @compiled
-def count_orders(begin, count, scratch):
-    """Note each chosen candidate's count per order; corpus components begin..count are in order."""
+def count_successors(begin, end, used, numbers, found, counts, scratch):
+    """Note each chosen candidate's count per order, counts [candidates, orders]: the components
+    begin..end are, order by order, the first `used` of numbers[o] successors with counts found[o].
+    """
     i = begin
-    for o in range(NUM_ORDERS):
-        for k in range(min(scratch.successors[o], USED_SUCCESSORS)):
-            if i < count:
+    for o in range(numbers.shape[0]):
+        for k in range(min(numbers[o], used)):
+            if i < end:
                 place = scratch.place[scratch.candidate[i]]
                 if place >= 0:
-                    scratch.corpus_count[place, o] = scratch.successor_count[o, k]
-                i += 1
-
-
-@compiled
-def count_skipped(begin, count, scratch):
-    """The same for the tokens before the last alone."""
-    i = begin
-    for o in range(NUM_SKIPPED):
-        for k in range(min(scratch.beyond[o], USED_SKIPPED)):
-            if i < count:
-                place = scratch.place[scratch.candidate[i]]
-                if place >= 0:
-                    scratch.skipped_count[place, o] = scratch.beyond_count[o, k]
+                    counts[place, o] = found[o, k]
                 i += 1
 
 

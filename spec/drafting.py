@@ -17,15 +17,12 @@ from .layout import (
     ACCEPTED_CONTEXT,
     BEGIN,
     CAPACITY,
-    CHAIN,
     CORPUS_GENERATION,
     CORPUS_ROW,
     DRAFTED,
     DRAFTED_CONTEXT,
     EMITTED,
     GENERATION,
-    HEAD_MASK,
-    HEADS,
     LEARN,
     LEARN_BEGIN,
     LENGTH,
@@ -45,6 +42,7 @@ from .layout import (
 )
 from .learning import learn_attention, learn_choice
 from .prediction import advance, predict
+from .row_arrays import open_context
 from .scratch import open_scratch
 from .trail import open_trail
 
@@ -113,10 +111,8 @@ def finish_observing(slot, position, emitted, fresh, requests, trail):
         for near in range(MAX_NEAR):
             trail.pointers[slot, 0, near] = trail.pointers[slot, position, near]
             trail.hits[slot, 0, near] = trail.hits[slot, position, near]
-    text = int32_at(row[TEXT], row[CAPACITY])
-    chain = int32_at(row[CHAIN], row[CAPACITY])
-    heads = int32_at(row[HEADS], row[HEAD_MASK] + 1)
-    link(text, chain, heads, row[HEAD_MASK], row[LENGTH], row[LENGTH] + emitted)
+    own = open_context(row)
+    link(own.text, own.chain, own.heads, own.mask, own.length, own.length + emitted)
     row[LEARN_BEGIN] = row[LENGTH]
     row[LENGTH] += emitted
     row[PREDICTED] = 0

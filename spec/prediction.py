@@ -10,8 +10,7 @@ from .candidate_features import (
     clear_counts,
     count_aligned,
     count_matches,
-    count_orders,
-    count_skipped,
+    count_successors,
 )
 from .choice import choose, likeliest_of, select_candidates
 from .compiled import compiled, int32_at
@@ -34,6 +33,8 @@ from .layout import (
     NEAR_TAGS,
     NEAR_TEXT,
     SALT,
+    USED_SKIPPED,
+    USED_SUCCESSORS,
 )
 from .near_components import add_near_components, add_near_skipped, add_takeovers
 from .row_arrays import open_context, open_near
@@ -112,8 +113,11 @@ def count_all(found, selected, row, pointers, hits, components, scratch):
     if near_end > 0:
         tags = int32_at(row[NEAR_TAGS], row[NEAR_LENGTH])
         count_aligned(components, near_end, tags, pointers, hits, scratch)
-    count_orders(context_end, found.corpus_end, scratch)
-    count_skipped(found.corpus_end, found.count, scratch)
+    numbers, counts = scratch.successors, scratch.successor_count
+    own, end = scratch.corpus_count, found.corpus_end
+    count_successors(context_end, end, USED_SUCCESSORS, numbers, counts, own, scratch)
+    numbers, counts, own = scratch.beyond, scratch.beyond_count, scratch.skipped_count
+    count_successors(end, found.count, USED_SKIPPED, numbers, counts, own, scratch)
     for i in range(found.count):
         scratch.source[i] = (
             NEAR_ANSWER if i < near_end else (CONTEXT if i < context_end else CORPUS)

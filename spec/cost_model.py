@@ -2,11 +2,13 @@
 
 Times are kept for like batch sizes together, a factor of two wide, and within them in bins of
 drafted tokens, a factor of sqrt(2) wide. What a step with d drafted tokens costs is read off the
-medians of the bins' latest steps after they were made non-decreasing. Other work on the
-machine makes single steps several times as long, and not those with many drafts more than others:
-so a bin says nothing until it holds enough steps, and old steps are forgotten, else a few unlucky
-ones would forbid long drafts for ever. Steps that prefill are not to be taken in: a prompt's
-token needs no verification, and costs far less.
+bins' latest steps after they were made non-decreasing. Other work on the machine makes single steps
+several times as long, and not those with many drafts more than others: so each bin speaks by a low
+quantile of its steps, and old steps are forgotten, else a few unlucky ones would forbid long drafts
+for ever. A bin of few steps is drawn to what all steps together say of a token. How many tokens may
+be tried is bounded by how many were (`reach`): what a device does with eight says nothing of three
+hundred. Steps that prefill are not to be taken in: a prompt's token needs no verification, and
+costs far less.
 """
 
 import math
@@ -19,7 +21,12 @@ BATCH_BINS = 12
 DRAFT_BINS = 28  # the first is that of steps without drafts
 LATEST = 15
 FEWEST_RESTS = 3  # steps without drafts, below which nothing is known
-FEWEST = 8  # steps in a bin of steps with drafts, below which it says nothing
+FIRST_STEPS = 4  # of a like batch, before the first is without drafts
+PRIOR_STEPS = 2.0  # as many steps of a bin lie on the line through all of them
+QUANTILE = 3  # a third of a bin's steps are quicker than what it says
+NEWS = 4  # steps of a bin from which on another one says little that is new
+FIRST_REACH = 16
+REACH = 2
 RECENT = 1024  # steps of a like batch after which a step is forgotten
 REST_EVERY = 128
 
@@ -37,6 +44,8 @@ class CostModel:
         self._next = np.zeros(shape, np.int64)
         self._steps = np.zeros(BATCH_BINS, np.int64)
         self._since_rest = np.zeros(BATCH_BINS, np.int64)
+        self.has_news = False
+        """Whether the latest step was one of the first of its bins."""
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
         """Take in a step that decoded for `batch` requests and verified `drafted` tokens in all;
@@ -45,6 +54,8 @@ class CostModel:
             return
         b, d = _batch_bin(batch), _draft_bin(drafted)
         at = b, d, int(self._next[b, d])
+        earlier = self._when[b, d, at[2] - NEWS]
+        self.has_news = bool(earlier <= self._steps[b] - RECENT)
         self._seconds[at], self._drafted[at], self._when[at] = seconds, drafted, self._steps[b]
         self._next[b, d] = (at[2] + 1) % LATEST
         self._steps[b] += 1
@@ -55,15 +66,22 @@ class CostModel:
         b = _batch_bin(batch)
         if self._since_rest[b] >= REST_EVERY:
             return True
-        if int(self._steps[b]) < FEWEST:
+        if int(self._steps[b]) < FIRST_STEPS:
             return False
         # Asked before every step: rests alone are counted, not all bins.
         return int(np.count_nonzero(self._recent(b)[0])) < FEWEST_RESTS
 
+    def reach(self, batch: int) -> int:
+        """Most tokens that a step of `batch` requests is to verify in all: a token each, or a few,
+        where nothing is known, and then twice as many as were seen."""
+        b = self._best_known(batch)
+        seen = 0 if b is None else int(self._drafted[b][self._recent(b)].max())
+        return max(FIRST_REACH, batch, REACH * seen)
+
     def rest_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""
         b = self._best_known(batch)
-        return None if b is None else self._median(b, 0)
+        return None if b is None else self._quick(b, 0)
 
     def curve(self, batch: int, most: int) -> Floats:
         """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
@@ -74,19 +92,26 @@ class CostModel:
         b = self._best_known(batch)
         if b is None:
             return 1.0 + PRIOR_COST * counts / batch
-        rest = self._median(b, 0)
-        held = self._counts(b)
-        seen = np.flatnonzero(held[1:] >= FEWEST) + 1
+        held = self._recent(b).sum(axis=1)
+        seen = np.flatnonzero(held[1:]) + 1
         drafted = np.array([self._drafted[b, d][self._recent(b)[d]].mean() for d in seen])
-        seconds = np.array([self._median(b, int(d)) for d in seen])
-        seconds = np.maximum(rest, non_decreasing(seconds, held[seen].astype(np.float64)))
+        rest = self._quick(b, 0)
+        extra = np.array([max(0.0, self._quick(b, int(d)) / rest - 1.0) for d in seen])
+        steps = held[seen].astype(np.float64)
+        prior = PRIOR_STEPS * PRIOR_COST + float(steps @ extra)
+        line = drafted * prior / (PRIOR_STEPS * batch + float(steps @ drafted))
+        extra = non_decreasing(
+            (PRIOR_STEPS * line + steps * extra) / (PRIOR_STEPS + steps), PRIOR_STEPS + steps
+        )
         if len(seen) == 1:
-            drafted, seconds = np.append(0.0, drafted), np.append(rest, seconds)
-        slope = (seconds[-1] - seconds[0]) / (drafted[-1] - drafted[0])
-        times = np.interp(counts, drafted, seconds)
-        times += slope * np.maximum(0.0, counts - drafted[-1])
-        times -= slope * np.maximum(0.0, drafted[0] - counts)
-        relative: Floats = np.maximum(1.0, times / rest)
+            drafted, extra = np.append(0.0, drafted), np.append(0.0, extra)
+        slope = max(
+            PRIOR_COST / batch, float((extra[-1] - extra[0]) / (drafted[-1] - drafted[0]))
+        )
+        relative: Floats = np.interp(counts, drafted, extra)
+        relative += slope * np.maximum(0.0, counts - drafted[-1])
+        relative -= slope * np.maximum(0.0, drafted[0] - counts)
+        relative = 1.0 + np.maximum(0.0, relative)
         relative[0] = 1.0
         return relative
 
@@ -95,18 +120,15 @@ class CostModel:
         recent: npt.NDArray[np.bool_] = self._when[b] > self._steps[b] - RECENT
         return recent
 
-    def _counts(self, b: int) -> npt.NDArray[np.int64]:
-        counts: npt.NDArray[np.int64] = self._recent(b).sum(axis=1)
-        return counts
-
-    def _median(self, b: int, d: int) -> float:
+    def _quick(self, b: int, d: int) -> float:
+        """What a step of these bins takes when nothing else holds it up."""
         seconds = sorted(self._seconds[b, d][self._recent(b)[d]].tolist())
-        return float(seconds[len(seconds) // 2])
+        return float(seconds[(len(seconds) - 1) // QUANTILE])
 
     def _best_known(self, batch: int) -> int | None:
         """The batch bin nearest to `batch` that has seen steps with drafts and without."""
         held = (self._when > (self._steps - RECENT)[:, None, None]).sum(axis=2)
-        known = (held[:, 0] >= FEWEST_RESTS) & (held[:, 1:] >= FEWEST).any(axis=1)
+        known = (held[:, 0] >= FEWEST_RESTS) & held[:, 1:].any(axis=1)
         bins = np.flatnonzero(known)
         return int(bins[np.argmin(np.abs(bins - _batch_bin(batch)))]) if len(bins) else None
 

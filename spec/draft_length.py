@@ -30,6 +30,7 @@ from .cost_model import PRIOR_COST, CostModel
 LEAST_CHANCE = 0.004
 PROBE_EVERY = 48
 PROBE_LEAST = 0.25
+MOST_OF_PROBE = 0.5  # in steps
 RENEW_EVERY = 32
 NEVER = 2.0
 WORTH_SHARE = 0.2
@@ -73,8 +74,8 @@ def best_lengths(chances, lengths, curve, cost):
     """The lengths [B] that are worth most, less what the step then costs, and how much that is, in
     steps, beyond a step without drafts.
 
-    chances [B, n], lengths [B]: as for `falling_worths`; curve: relative cost of a step by all
-    drafted tokens; cost: of one of them, in steps of its request.
+    chances [B, n], lengths [B]: as for `falling_worths`; curve [m + 1]: relative cost of a step by
+    all drafted tokens, of which there may be m; cost: of one, in steps of its request.
     """
     batch = len(lengths)
     worths = falling_worths(chances, lengths, cost)
@@ -86,16 +87,22 @@ def best_lengths(chances, lengths, curve, cost):
             count += 1
     ranked.sort()
     gained, best, at = 0.0, 0.0, 0
-    for d in range(1, count + 1):
+    for d in range(1, min(count, len(curve) - 1) + 1):
         gained += ranked[count - d]
         value = gained / batch - (curve[d] - curve[0])
         if value > best:
             best, at = value, d
     kept = np.zeros_like(lengths)
     if at > 0:
+        least, left = ranked[count - at], at
         for i in range(batch):
-            while kept[i] < lengths[i] and worths[i, kept[i]] >= ranked[count - at]:
+            while kept[i] < lengths[i] and worths[i, kept[i]] > least:
                 kept[i] += 1
+            left -= kept[i]
+        for i in range(batch):
+            while left > 0 and kept[i] < lengths[i] and worths[i, kept[i]] == least:
+                kept[i] += 1
+                left -= 1
     return kept, best
 
 
@@ -140,16 +147,16 @@ class DraftLength:
 
     def _renew_curve(self, batch: int) -> None:
         self._curve_age += 1
-        if batch == self._curve_batch and (
-            self._fixed is not None or self._curve_age < RENEW_EVERY
-        ):
+        is_old = self._curve_age >= RENEW_EVERY or self.costs.has_news
+        if batch == self._curve_batch and (self._fixed is not None or not is_old):
             return
         if self._fixed is not None:
             self._cost = self._fixed
             drafted = np.arange(batch * self._most + 1, dtype=np.float64)
             self._curve = 1.0 + self._fixed / batch * drafted
         else:
-            self._curve = self.costs.curve(batch, batch * self._most)
+            reach = min(batch * self._most, self.costs.reach(batch))
+            self._curve = self.costs.curve(batch, reach)
             self._rest_s = self.costs.rest_s(batch)
         self._curve_batch, self._curve_age = batch, 0
 
@@ -167,10 +174,13 @@ class DraftLength:
         lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted, fewer than n
     ) -> npt.NDArray[np.int64]:
         """The lengths [B] that the drafts are cut to."""
+        curve = self._curve
         if self._probing:
-            return lengths
-        kept, gain = best_lengths(chances, lengths, self._curve, self._cost)
-        self._note_worth(gain)
+            # A probe is to show what drafts cost, but not to cost much itself.
+            curve = np.zeros(np.count_nonzero(curve <= 1.0 + MOST_OF_PROBE))
+        kept, gain = best_lengths(chances, lengths, curve, self._cost)
+        if not self._probing:
+            self._note_worth(gain)
         cut: npt.NDArray[np.int64] = kept
         return cut
 

@@ -7,8 +7,8 @@ import pytest
 
 from reprise.spec.config import DraftConfig
 from reprise.spec.cost_model import (
-    FEWEST,
     FEWEST_RESTS,
+    FIRST_REACH,
     LATEST,
     PRIOR_COST,
     RECENT,
@@ -47,28 +47,28 @@ def test_curve_is_flat_where_the_step_is() -> None:
         for d in (0, 4, 8, 16, 32, 64):
             model.observe_step(4, d, 0.010 if d <= 32 else 0.020)
     curve = model.curve(4, 64)
-    assert curve[32] == pytest.approx(1.0)
-    assert curve[64] == pytest.approx(2.0)
+    assert curve[32] == pytest.approx(1.0, abs=0.1)
+    assert curve[64] == pytest.approx(2.0, abs=0.1)
 
 
 def test_any_draft_may_cost_at_once() -> None:
     model = CostModel()
-    for _ in range(FEWEST):
+    for _ in range(LATEST):
         model.observe_step(8, 0, 0.010)
         model.observe_step(8, 4, 0.014)
         model.observe_step(8, 16, 0.014)
     curve = model.curve(8, 16)
-    assert curve.tolist() == pytest.approx([1.0] + [1.4] * 16)
+    assert curve.tolist() == pytest.approx([1.0] + [1.4] * 16, abs=0.05)
 
 
 def test_steps_of_another_batch_size_do_not_mix() -> None:
     model = CostModel()
-    for _ in range(FEWEST):
+    for _ in range(LATEST):
         for batch, rest_s in ((1, 0.010), (32, 0.040)):
             model.observe_step(batch, 0, rest_s)
             model.observe_step(batch, 16, rest_s + 0.010)
-    assert model.curve(1, 16)[16] == pytest.approx(2.0)
-    assert model.curve(32, 16)[16] == pytest.approx(1.25)
+    assert model.curve(1, 16)[16] == pytest.approx(2.0, abs=0.02)
+    assert model.curve(32, 16)[16] == pytest.approx(1.25, abs=0.02)
     assert model.rest_s(32) == pytest.approx(0.040)
 
 
@@ -85,7 +85,7 @@ def test_outliers_do_not_count() -> None:
     for i in range(50):
         model.observe_step(8, 0, 10.0 if i % 5 == 0 else 0.01)
         model.observe_step(8, 16, 10.0 if i % 4 == 0 else 0.02)
-    assert model.curve(8, 16)[16] == pytest.approx(2.0)
+    assert model.curve(8, 16)[16] == pytest.approx(2.0, abs=0.02)
 
 
 def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
@@ -94,15 +94,40 @@ def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
         model.observe_step(8, 0, 0.010)
         model.observe_step(8, 8, 0.011)
         model.observe_step(8, 16, 0.012)
-    for _ in range(FEWEST - 1):
+    for seconds in (0.100, 0.014, 0.100, 0.014):
+        model.observe_step(8, 32, seconds)
+    assert model.curve(8, 32)[32] == pytest.approx(1.4, abs=0.05)
+    for _ in range(LATEST):
         model.observe_step(8, 32, 0.100)
-    assert model.curve(8, 32)[32] == pytest.approx(1.4)
-    model.observe_step(8, 32, 0.100)
-    assert model.curve(8, 32)[32] == pytest.approx(10.0)
+    assert model.curve(8, 32)[32] == pytest.approx(10.0, abs=1.0)
     for _ in range(RECENT):
         model.observe_step(8, 0, 0.010)
         model.observe_step(8, 16, 0.012)
     assert model.curve(8, 32)[32] == pytest.approx(1.4, abs=0.01)
+
+
+def test_a_dear_step_is_believed_at_once_but_not_wholly() -> None:
+    model = CostModel()
+    for _ in range(FEWEST_RESTS):
+        model.observe_step(32, 0, 0.010)
+    model.observe_step(32, 32, 0.020)
+    assert model.has_news
+    assert 1.2 < model.curve(32, 32)[32] < 2.0
+
+
+def test_no_more_is_tried_than_twice_what_was_seen() -> None:
+    model = CostModel()
+    assert model.reach(1) == FIRST_REACH
+    assert model.reach(64) == 64
+    for _ in range(FEWEST_RESTS):
+        model.observe_step(64, 0, 0.010)
+    model.observe_step(64, 60, 0.011)
+    assert model.reach(64) == 120
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=8))
+    lengths_of.least_chance(64)
+    certain = np.tile(np.cumprod(np.full(9, 0.99, np.float32)), (64, 1))
+    cut = lengths_of.cut(certain, np.full(64, 8, np.int64))
+    assert cut.sum() == 64
 
 
 def test_a_rest_is_due_where_none_was_seen_for_long() -> None:
@@ -132,7 +157,7 @@ def test_non_decreasing_is_the_nearest() -> None:
 
 
 def _measured(lengths_of: DraftLength, batch: int, rest_s: float, token_s: float) -> None:
-    for _ in range(FEWEST):
+    for _ in range(LATEST):
         for d in (0, 1, 2, 4, 8, 16, 32):
             lengths_of.costs.observe_step(batch, d, rest_s + token_s * d)
 
@@ -225,6 +250,7 @@ def test_a_loaded_server_gets_no_drafts_but_probes() -> None:
         lengths_of.observe_step(8, int(cut.sum()))
     assert all(least > 0.6 for least in seen[:-1])
     assert seen[-1] == PROBE_LEAST
+    assert 0 < cut.sum() <= 4  # half a step's worth
 
 
 def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:

@@ -36,7 +36,6 @@ class _LiveRequest:
     """What the proposer keeps of a request between steps."""
 
     __slots__ = (
-        "awaits_near_answers",
         "hints",
         "near_by_tokens",
         "num_prompt_tokens",
@@ -54,21 +53,21 @@ class _LiveRequest:
         self.prompt_token_ids = prompt_token_ids
         self.hints = read_hints(params)
         self.stops = stop_token_ids(params)
-        self.awaits_near_answers = False
         self.near_by_tokens: list[NearAnswer] = []
         self.num_prompt_tokens = 0
 
-    def draft_limit(self, row: TrackedRow, room: int) -> int:
-        """Most tokens that a draft for `row` can be of use for, `room` being what fits."""
+    def draft_limit(self, emitted: Sequence[int], num_tokens: int, room: int) -> int:
+        """Most tokens that a draft can be of use for: `emitted` in this step, `num_tokens` prompt
+        and output so far, `room` being what fits."""
         # A seed promises the same sample every time, and vLLM's rejection sampling spends the
         # request's random numbers differently when there are drafts.
         if self.params is not None and self.params.seed is not None:
             return 0
-        if self.stops and not self.stops.isdisjoint(row.emitted_token_ids.tolist()):
+        if self.stops and not self.stops.isdisjoint(emitted):
             return 0
         if self.params is None:
             return max(0, room)
-        num_output_tokens = row.num_tokens - self.num_prompt_tokens
+        num_output_tokens = num_tokens - self.num_prompt_tokens
         if self.params.max_tokens is not None:
             # The last token of an answer is the bonus token of some step: no draft for it.
             room = min(room, self.params.max_tokens - num_output_tokens - 1)
@@ -128,6 +127,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = SwallowedErrors()
         self._live: dict[str, _LiveRequest] = {}
+        self._awaiting: dict[str, _LiveRequest] = {}
+        """Of the live requests, those whose near answers by meaning are not there yet."""
         self._draft_counts = DraftCountsKeeper()
         self._propose_us = LatencyHistogram()
         self._near_answers_in_time = {"meaning": 0, "tokens": 0}
@@ -195,8 +196,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if not self._is_drafting_rank:
             return drafts
         try:
-            rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
-            self._propose(rows, started_s, drafts)
+            if self._ids is None or not self._rest(self._ids, started_s):
+                rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+                self._propose(rows, started_s, drafts)
         except Exception as error:
             self._errors.swallow("propose", error)
             drafts = [[] for _ in sampled_token_ids]
@@ -204,23 +206,46 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._propose_us.observe((self._propose_ended_s - started_s) * 1e6)
         return drafts
 
+    def _rest(self, ids: IdRowTracker, started_s: float) -> bool:
+        """Whether nothing has to be done for this step: no request is new, and no draft can pay.
+
+        What the step emitted is then seen by the next one that looks.
+        """
+        if not ids.is_settled:
+            return False
+        self._attach_awaited()
+        rests = self._provider.rest(
+            ids.num_requests,
+            step_time_s=started_s - self._propose_ended_s if self._only_decoded else None,
+            num_drafted_tokens=self._num_drafted_tokens,
+        )
+        self._only_decoded = False  # that its time is taken in
+        return rests
+
     def _propose(
         self, rows: Sequence[TrackedRow], started_s: float, drafts: list[list[int]]
     ) -> None:
         request_ids = [row.request_id for row in rows]
-        limits = []
+        emitted = [row.emitted_token_ids.tolist() for row in rows]
+        lives = []
         for row in rows:
             live = self._live.get(row.request_id)
             if row.prompt_token_ids is not None:
                 live = self._start(row, live)
             assert live is not None
-            if live.awaits_near_answers:
-                self._attach(row.request_id, live)
-            room = min(self._num_speculative_tokens, self._max_model_len - row.num_tokens - 1)
-            limits.append(live.draft_limit(row, room))
+            lives.append(live)
+        self._attach_awaited()
+
+        def limits() -> list[int]:
+            most, room = self._num_speculative_tokens, self._max_model_len - 1
+            return [
+                live.draft_limit(tokens, row.num_tokens, min(most, room - row.num_tokens))
+                for row, live, tokens in zip(rows, lives, emitted, strict=True)
+            ]
+
         proposed = self._provider.step(
             request_ids,
-            [row.emitted_token_ids.tolist() for row in rows],
+            emitted,
             limits=limits,
             step_time_s=self._step_time_s(started_s, request_ids),
             num_drafted_tokens=self._num_drafted_tokens,
@@ -252,7 +277,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             namespace=self._namespace_of(row.request_id, live.hints),
             max_draft=live.hints.max_draft if live.hints.drafts else 0,
         )
-        if live.awaits_near_answers:
+        if row.request_id in self._awaiting:
             if self._attach(row.request_id, live):
                 self._near_answers_in_time["meaning"] += 1
             elif self._attach_by_tokens(row.request_id, live):
@@ -272,7 +297,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._live[request_id] = live
         if self._retriever is None or not live.hints.drafts or live.prompt_token_ids is None:
             return
-        live.awaits_near_answers = True
+        self._awaiting[request_id] = live
         if live.hints.retrieval_id is None:
             self._retriever.submit(
                 request_id,
@@ -280,13 +305,18 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 prompt_token_ids=live.prompt_token_ids,
             )
 
+    def _attach_awaited(self) -> None:
+        for request_id, live in tuple(self._awaiting.items()):
+            if live.num_prompt_tokens:  # it has started
+                self._attach(request_id, live)
+
     def _attach(self, request_id: str, live: _LiveRequest) -> bool:
         """Draft from what is near in meaning, if that is known by now."""
         assert self._retriever is not None
         near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
         if near_answers is None:
             return False
-        live.awaits_near_answers = False
+        del self._awaiting[request_id]
         # What shares tokens and is not near in meaning may be of use all the same.
         self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
         return True
@@ -345,7 +375,13 @@ class CacheHitProposer(runner_hooks.RunnerAware):
     def _end(self, request_id: str, output_token_ids: Sequence[int] | IntArray) -> None:
         """Drop a request's state and hand its answer on to be learned."""
         live = self._live.pop(request_id, None)
+        self._awaiting.pop(request_id, None)
         if self._ids is not None:
+            if live is not None and live.num_prompt_tokens:
+                num_tokens = live.num_prompt_tokens + len(output_token_ids)
+                unseen = self._ids.unseen(request_id, num_tokens)
+                if unseen > 0:
+                    self._provider.observe(request_id, list(output_token_ids[-unseen:]))
             self._ids.forget(request_id)
         stats = self._provider.finish(request_id)
         if live is not None and live.hints.info:

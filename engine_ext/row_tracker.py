@@ -59,6 +59,22 @@ class IdRowTracker:
         self._num_seen: dict[str, int] = {}
         self._req_ids: Sequence[str] = ()
         self._num_prompt_tokens: IntArray = np.empty(0, np.int32)
+        self._settled: list[str] | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the rows are those of the last update, and all of them were decoding then: so
+        what they emit may wait for the next update."""
+        return self._req_ids == self._settled
+
+    @property
+    def num_requests(self) -> int:
+        """Rows of the batch."""
+        return len(self._req_ids)
+
+    def unseen(self, request_id: str, num_tokens: int) -> int:
+        """How many of a request's `num_tokens` no update has seen."""
+        return num_tokens - self._num_seen.get(request_id, num_tokens)
 
     def name_rows(self, req_ids: Sequence[str], num_prompt_tokens: IntArray) -> None:
         """The batch's request ids [num_reqs] and prompt lengths [max_num_reqs] of this step."""
@@ -68,6 +84,7 @@ class IdRowTracker:
     def forget(self, request_id: str) -> None:
         """The request ended; its id may be used again for another."""
         self._num_seen.pop(request_id, None)
+        self._settled = None
 
     def update(
         self,
@@ -91,6 +108,8 @@ class IdRowTracker:
             emitted = token_ids_cpu[row, num_seen:num_tokens]
             rows.append(TrackedRow(row, request_id, prompt, emitted, num_tokens))
             self._num_seen[request_id] = num_tokens
+        all_decode = len(rows) == len(self._req_ids)
+        self._settled = [row.request_id for row in rows] if all_decode else None
         return rows
 
 

@@ -38,11 +38,14 @@ class BatchRunner:
         emitted: npt.NDArray[np.int32],  # [t]
         ends: Ints,  # [B]: request i emitted emitted[ends[i - 1]:ends[i]]
         tables: Tables,
+        *,
+        much: bool,
     ) -> None:
-        """Take in what was emitted and learn from it."""
-        self._share(observe_batch, (slots, emitted, ends), tables)
+        """Take in what was emitted and learn from it; `much`: tokens were predicted, so that there
+        is something to learn, and something to share out over threads."""
+        self._share(observe_batch, (slots, emitted, ends), tables, shared=much)
         own = (tables.requests, tables.others)
-        if self._pool is not None and len(slots) >= 2 * SMALLEST_SHARE:
+        if much and self._pool is not None and len(slots) >= 2 * SMALLEST_SHARE:
             other = self._pool.submit(learn_batch, slots, False, True, *own)
             learn_batch(slots, True, False, *own)
             other.result()
@@ -56,9 +59,11 @@ class BatchRunner:
         """
         self._share(draft_batch, (slots, limits, least), tables)
 
-    def _share(self, work: Any, own: tuple[Any, ...], tables: Tables) -> None:
+    def _share(
+        self, work: Any, own: tuple[Any, ...], tables: Tables, *, shared: bool = True
+    ) -> None:
         size = len(own[0])
-        shares = max(1, min(len(self._scratches), size // SMALLEST_SHARE))
+        shares = max(1, min(len(self._scratches), size // SMALLEST_SHARE)) if shared else 1
         if shares == 1 or self._pool is None:
             work(*own, 0, size, *tables, self._scratch_tables[0])
             return

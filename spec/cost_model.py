@@ -105,9 +105,7 @@ class CostModel:
         )
         if len(seen) == 1:
             drafted, extra = np.append(0.0, drafted), np.append(0.0, extra)
-        slope = max(
-            PRIOR_COST / batch, float((extra[-1] - extra[0]) / (drafted[-1] - drafted[0]))
-        )
+        slope = max(PRIOR_COST / batch, float((extra[-1] - extra[0]) / (drafted[-1] - drafted[0])))
         relative: Floats = np.interp(counts, drafted, extra)
         relative += slope * np.maximum(0.0, counts - drafted[-1])
         relative -= slope * np.maximum(0.0, drafted[0] - counts)

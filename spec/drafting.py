@@ -85,13 +85,16 @@ def renew_ranges(slot, requests, corpora, trail):
 
 @compiled
 def begin_observing(slot, emitted, begin, end, requests, corpora, trail):
-    """Count the step; returns whether the trail's ranges are those of the suffix array as it is."""
+    """Count the steps, each of which emitted what was accepted and one token more; returns whether
+    the trail's ranges are those of the suffix array as it is."""
     row = requests[slot]
     row[LEARN] = 0
-    if row[LENGTH] > row[BEGIN] + 1 or row[DRAFTED] > 0:
-        row[STEPS] += 1
+    was_drafted = row[DRAFTED] > 0
+    accepted = count_draft(row, trail, slot, emitted, begin, end)
+    steps = max(1, end - begin - accepted)
+    # The first token of all comes from the prefill.
+    row[STEPS] += steps if row[LENGTH] > row[BEGIN] + 1 or was_drafted else steps - 1
     row[EMITTED] += end - begin
-    count_draft(row, trail, slot, emitted, begin, end)
     if row[PREDICTED] == 0:
         renew_ranges(slot, requests, corpora, trail)
     return row[GENERATION] == corpora[row[CORPUS_ROW], CORPUS_GENERATION]

@@ -5,10 +5,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from .alignment import FIRST_HIT
 from .batch import BatchRunner, Tables
@@ -22,6 +23,7 @@ from .layout import (
     DRAFTED,
     DRAFTED_CONTEXT,
     EMITTED,
+    PREDICTED,
     REQUEST_FIELDS,
     STEPS,
 )
@@ -70,6 +72,7 @@ class DraftProvider:
         self._num_requests = 0
         self._errors = 0
         self._own_s = 0.0
+        self._least: float | None = None
 
     def warm_up(self) -> None:
         """Compile everything, or read it from the disk, so that no request waits for it."""
@@ -136,7 +139,7 @@ class DraftProvider:
         request_ids: Sequence[str],
         emitted: Sequence[Sequence[int]],
         *,
-        limits: Sequence[int] | None = None,
+        limits: Callable[[], Sequence[int]] | None = None,
         step_time_s: float | None = None,
         num_drafted_tokens: int = 0,
     ) -> list[list[int]]:
@@ -144,8 +147,10 @@ class DraftProvider:
 
         Args:
             request_ids: B ids; unknown ones get no draft.
-            emitted: B sequences of the tokens emitted since the last call, possibly empty.
-            limits: most tokens that each may draft now; None: as configured.
+            emitted: B sequences of the tokens emitted since the last call, possibly empty: of one
+                step, and of those after it that `rest` took.
+            limits: most tokens [B] that each may draft now, asked for only where drafts may pay;
+                None: as configured.
             step_time_s: what the engine step that emitted these took, in seconds, if it did
                 nothing but decode for these requests; None: the step teaches nothing of costs.
             num_drafted_tokens: tokens that it verified.
@@ -153,20 +158,41 @@ class DraftProvider:
         with self._lock:
             began_s = time.perf_counter()
             try:
-                if step_time_s is not None:
-                    seconds = step_time_s + (self._own_s if num_drafted_tokens else 0.0)
-                    costs = self._length.costs
-                    costs.observe_step(len(request_ids), num_drafted_tokens, seconds)
-                places = self._observe(request_ids, emitted)
+                self._observe_cost(len(request_ids), step_time_s, num_drafted_tokens)
+                known = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
-                if places:
-                    self._propose(places, request_ids, limits, drafts)
+                if known:
+                    self._propose(known, limits, drafts)
                 return drafts
             except Exception:
                 self._note_error()
                 return [[] for _ in request_ids]
             finally:
+                self._least = None
                 self._own_s = time.perf_counter() - began_s
+
+    def rest(
+        self, num_requests: int, *, step_time_s: float | None = None, num_drafted_tokens: int = 0
+    ) -> bool:
+        """Whether no draft can pay after this step of so many requests, all of them started.
+
+        If so, the step is over: what it emitted may wait for the next call of `step`. If not,
+        `step` is to be called, without times, which are taken in here. Never raises.
+        """
+        with self._lock:
+            began_s = time.perf_counter()
+            try:
+                self._observe_cost(num_requests, step_time_s, num_drafted_tokens)
+                self._least = self._length.least_chance(num_requests)
+                if self._least < HOPELESS:
+                    return False
+                self._length.observe_step(num_requests, num_drafted_tokens)
+                self._least = None
+                self._own_s = time.perf_counter() - began_s
+                return True
+            except Exception:
+                self._note_error()
+                return False
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Take in newly emitted tokens of one request; an unknown id is ignored."""
@@ -181,8 +207,9 @@ class DraftProvider:
         with self._lock:
             drafts: list[list[int]] = [[]]
             try:
-                if isinstance(self._live.get(request_id), Request):
-                    self._propose([0], [request_id], [limit], drafts)
+                request = self._live.get(request_id)
+                if isinstance(request, Request):
+                    self._propose({0: request}, lambda: [limit], drafts)
                 return drafts[0]
             except Exception:
                 self._note_error()
@@ -252,57 +279,63 @@ class DraftProvider:
         with self._lock:
             load_weights(self._weights, path)
 
-    def _observe(self, request_ids: Sequence[str], emitted: Sequence[Sequence[int]]) -> list[int]:
-        """Observe for all known requests; return the places of those that may be drafted for."""
-        places: list[int] = []
-        slots: list[int] = []
+    def _observe_cost(
+        self, num_requests: int, step_time_s: float | None, num_drafted_tokens: int
+    ) -> None:
+        if step_time_s is not None:
+            seconds = step_time_s + (self._own_s if num_drafted_tokens else 0.0)
+            self._length.costs.observe_step(num_requests, num_drafted_tokens, seconds)
+
+    def _observe(
+        self, request_ids: Sequence[str], emitted: Sequence[Sequence[int]]
+    ) -> dict[int, Request]:
+        """Observe for all known requests; return those that may be drafted for, by place."""
+        known: dict[int, Request] = {}
         flat: list[int] = []
         ends: list[int] = []
-        drafted = stepped = 0
         for i, request_id in enumerate(request_ids):
             request = self._live.get(request_id)
             tokens = emitted[i]
             if isinstance(request, Request):
-                row = self._requests[request.slot]
-                request.make_room(row, len(tokens))
-                if len(tokens) and (row[EMITTED] or row[DRAFTED]):
-                    stepped += 1
-                    drafted += int(row[DRAFTED])
-                places.append(i)
-                slots.append(request.slot)
+                request.make_room(self._requests, len(tokens))
+                known[i] = request
                 flat.extend(tokens)
                 ends.append(len(flat))
             elif request is not None and len(tokens):
-                request.steps += 1 if request.emitted else 0
+                request.steps += len(tokens) - (0 if request.emitted else 1)
                 request.emitted += len(tokens)
         if flat:
-            self._length.observe_step(stepped, drafted)
+            slots = _slots_of(known)
+            of_requests = self._requests[slots]
+            verified = np.diff(ends, prepend=0) > 0
+            verified &= (of_requests[:, EMITTED] > 0) | (of_requests[:, DRAFTED] > 0)
+            drafted = int(of_requests[verified, DRAFTED].sum())
+            self._length.observe_step(int(verified.sum()), drafted)
             self._runner.observe(
-                np.array(slots, np.int64),
+                slots,
                 np.array(flat, np.int32),
                 np.array(ends, np.int64),
                 self._tables(),
+                much=bool(of_requests[:, PREDICTED].any()),
             )
-        return places
+        return known
 
     def _propose(
         self,
-        places: list[int],
-        request_ids: Sequence[str],
-        limits: Sequence[int] | None,
+        known: Mapping[int, Request],
+        limits: Callable[[], Sequence[int]] | None,
         drafts: list[list[int]],
     ) -> None:
-        most = self.config.num_speculative_tokens
-        slots = np.zeros(len(places), np.int64)
-        allowed = np.zeros(len(places), np.int64)
-        for k, i in enumerate(places):
-            request = self._live[request_ids[i]]
-            assert isinstance(request, Request)
-            slots[k] = request.slot
-            allowed[k] = min(request.cap, most if limits is None else limits[i])
-        least = self._length.least_chance(len(places))
-        if least >= HOPELESS:
-            allowed[:] = 0  # nothing can pay: do not even predict
+        slots = _slots_of(known)
+        least = self._length.least_chance(len(known)) if self._least is None else self._least
+        if least >= HOPELESS:  # nothing can pay: do not even predict
+            self._requests[slots, PREDICTED] = 0
+            self._requests[slots, DRAFTED] = 0
+            return
+        allowed = np.array([request.cap for request in known.values()], np.int64)
+        if limits is not None:
+            now = limits()
+            np.minimum(allowed, [now[place] for place in known], out=allowed)
         began_s = time.perf_counter()
         self._runner.draft(slots, allowed, least, self._tables())
         if allowed.any():
@@ -312,8 +345,8 @@ class DraftProvider:
             lengths = self._length.cut(self._trail.chances[slots, : longest + 1], lengths)
             self._requests[slots, DRAFTED] = lengths
             tokens = self._trail.tokens[slots, :longest].tolist()
-            for k, i in enumerate(places):
-                drafts[i] = tokens[k][: lengths[k]]
+            for place, draft, length in zip(known, tokens, lengths.tolist(), strict=True):
+                drafts[place] = draft[:length]
 
     def _tables(self) -> Tables:
         others = (self._trail_table, self._weights_table)
@@ -343,3 +376,7 @@ class DraftProvider:
         stats.accepted = sum(count.accepted for count in stats.by_source.values())
         stats.accepted_by_answer = request.accepted_by_answer()
         return stats
+
+
+def _slots_of(known: Mapping[int, Request]) -> npt.NDArray[np.int64]:
+    return np.array([request.slot for request in known.values()], np.int64)

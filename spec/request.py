@@ -104,7 +104,7 @@ class Request:
         self._chain = np.zeros(len(self._text), np.int32)
         self._heads = empty_heads(len(self._text))
         self._near: tuple[IntArray, ...] = ()
-        length = len(prompt) + 1
+        length = self._length = len(prompt) + 1
         link(self._text, self._chain, self._heads, len(self._heads) - 1, 0, length)
         row[:] = 0
         row[LENGTH], row[BEGIN], row[GENERATION] = length, length - 1, -1
@@ -120,9 +120,10 @@ class Request:
         arrays = (self._text, self._chain, self._heads, *self._near)
         return sum(array.nbytes for array in arrays)
 
-    def make_room(self, row: npt.NDArray[np.int64], num_tokens: int) -> None:
-        """Grow the context so that `num_tokens` more and a draft fit."""
-        needed = int(row[LENGTH]) + num_tokens + self._room
+    def make_room(self, requests: npt.NDArray[np.int64], num_tokens: int) -> None:
+        """Grow the context so that `num_tokens` more and a draft fit; `requests` is the table."""
+        self._length += num_tokens
+        needed = self._length + self._room
         if needed > len(self._text):
             size = needed + max(ROOM, needed // 4)
             for name in ("_text", "_chain"):
@@ -130,7 +131,7 @@ class Request:
                 old = getattr(self, name)
                 grown[: len(old)] = old
                 setattr(self, name, grown)
-            self._publish(row)
+            self._publish(requests[self.slot])
 
     def attach(
         self,

@@ -225,3 +225,27 @@ def test_a_long_context_grows(length: int) -> None:
         (row,) = tracker.update([sampled], lengths, table)
         names.add(row.request_id)
     assert len(names) == 1
+
+
+def test_rows_are_settled_while_the_same_requests_decode() -> None:
+    tracker = IdRowTracker()
+    prompts = np.array([2, 2], np.int32)
+    num_tokens, tokens = _rows([1, 2, 3], [1, 2])
+    tracker.name_rows(["a", "b"], prompts)
+    assert not tracker.is_settled
+    tracker.update([[3], []], num_tokens, tokens)
+    tracker.name_rows(["a", "b"], prompts)
+    assert not tracker.is_settled  # the second still prefills
+    num_tokens, tokens = _rows([1, 2, 3, 4], [1, 2, 7])
+    tracker.update([[4], [7]], num_tokens, tokens)
+    tracker.name_rows(["a", "b"], prompts)
+    assert tracker.is_settled
+    assert tracker.unseen("a", 6) == 2
+    num_tokens, tokens = _rows([1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9])
+    rows = tracker.update([[6], [9]], num_tokens, tokens)
+    assert [row.emitted_token_ids.tolist() for row in rows] == [[5, 6], [8, 9]]
+    tracker.name_rows(["b", "a"], prompts)
+    assert not tracker.is_settled
+    tracker.name_rows(["a", "b"], prompts)
+    tracker.forget("a")
+    assert not tracker.is_settled

@@ -288,7 +288,7 @@ def test_limits_and_opt_out() -> None:
     drafts = provider.step(ids, [[100]] * 4)
     assert [len(draft) > 0 for draft in drafts] == [False, True, True, False]
     assert len(drafts[1]) <= 2
-    limited = provider.step(ids, [[101]] * 4, limits=[5, 5, 1, 5])
+    limited = provider.step(ids, [[101]] * 4, limits=lambda: [5, 5, 1, 5])
     assert len(limited[2]) <= 1
     off = provider.finish("off")
     assert off is not None
@@ -331,3 +331,42 @@ def test_the_hot_path_never_raises() -> None:
     provider.start("r", [1, 2, 3])
     assert provider.step(["r"], [["no token"]]) == [[]]  # type: ignore[list-item]
     assert provider.stats().errors == 1
+
+
+def test_steps_that_rest_are_caught_up_with() -> None:
+    answer = answers_of(1, 90)[0]
+    drafts = []
+    for rests in (False, True):
+        provider = new_provider()
+        provider.start("r", [1, 2, 3])
+        provider.attach("r", [near("a", answer, 0.95)])
+        first = provider.step(["r"], [answer[:1]])[0]
+        assert len(first) > 3
+        # The draft is accepted, and then the model says something else for three steps.
+        emitted = [[*first, 9], [8], [7], [6]]
+        assert first == answer[1 : 1 + len(first)]
+        if rests:
+            emitted = [[token for step in emitted for token in step]]
+        for step in emitted:
+            provider.step(["r"], [step], limits=lambda: [0])
+        at = 1 + len(first)
+        drafts.append(provider.step(["r"], [answer[at : at + 4]])[0])
+        stats = provider.finish("r")
+        assert stats is not None
+        assert stats.steps == 8  # four tokens without a draft are four steps
+        assert stats.emitted == 1 + len(first) + 4 + 4
+        assert stats.accepted == len(first)
+    assert drafts[0] == drafts[1]
+
+
+def test_a_loaded_worker_rests_without_looking_at_what_was_emitted() -> None:
+    provider = new_provider(verify_cost=5.0)
+    provider.start("r", [1, 2, 3])
+    assert provider.step(["r"], [[4]]) == [[]]
+    assert provider.rest(1)
+    assert provider.step(["r"], [[5, 6]]) == [[]]
+    stats = provider.finish("r")
+    assert stats is not None
+    assert (stats.steps, stats.emitted) == (2, 3)
+    assert not new_provider(verify_cost=0.02).rest(1)
+    assert provider.stats().errors == 0

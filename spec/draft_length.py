@@ -17,7 +17,7 @@ sake of a hard one behind. The worth of the tokens along a draft is averaged, so
 all requests' tokens compete for what the batch's step may cost.
 
 Looking for drafts costs time too. Where it is not worth that, it pauses for so many steps that what
-it costs stays about a fiftieth of them, until another request begins.
+it costs stays about a fiftieth of them, or until a quarter of the batch is new.
 """
 
 import numpy as np
@@ -36,6 +36,7 @@ NEVER = 2.0
 WORTH_SHARE = 0.2
 LONGEST_PAUSE = 16
 BEARABLE = 0.02
+NEW_SHARE = 4  # a pause ends when one in so many requests is new, or has new near answers
 
 
 @compiled
@@ -124,6 +125,7 @@ class DraftLength:
         self._search_s = 0.0
         self._worth = 0.0
         self._pause = 0
+        self._num_new = 0
 
     def least_chance(self, batch: int) -> float:
         """The chance below which no token is worth predicting now, for a batch of requests.
@@ -139,9 +141,12 @@ class DraftLength:
                 return PROBE_LEAST
             if self.costs.wants_rest(batch):
                 return NEVER
+            if NEW_SHARE * self._num_new >= max(1, batch):
+                self._worth, self._pause = 0.0, 0
             if self._pause > 0:
                 self._pause -= 1
                 return NEVER
+            self._num_new = 0
             self._cost = self._cost_around(max(batch, round(2.0 * self._mean_drafted)), batch)
         return max(LEAST_CHANCE, float(worth_of_easy(self._cost)))
 
@@ -190,8 +195,8 @@ class DraftLength:
         self._search_s += share * (seconds - self._search_s)
 
     def resume(self) -> None:
-        """Look for drafts again: there is a request or a near answer that there was not."""
-        self._worth, self._pause = 0.0, 0
+        """There is a request that there was not, or there are near answers for one."""
+        self._num_new += 1
 
     def _note_worth(self, gain: float) -> None:
         """Take in what drafts are expected to gain in this step, in steps, beyond all they cost; 0:

@@ -73,6 +73,7 @@ class DraftProvider:
         self._errors = 0
         self._own_s = 0.0
         self._least: float | None = None
+        self._searched = False
 
     def warm_up(self) -> None:
         """Compile everything, or read it from the disk, so that no request waits for it."""
@@ -293,11 +294,16 @@ class DraftProvider:
         known: dict[int, Request] = {}
         flat: list[int] = []
         ends: list[int] = []
+        drafted = stepped = 0
         for i, request_id in enumerate(request_ids):
             request = self._live.get(request_id)
             tokens = emitted[i]
             if isinstance(request, Request):
                 request.make_room(self._requests, len(tokens))
+                if len(tokens):
+                    stepped += request.has_emitted or request.num_drafted > 0
+                    drafted += request.num_drafted
+                    request.has_emitted = True
                 known[i] = request
                 flat.extend(tokens)
                 ends.append(len(flat))
@@ -305,18 +311,13 @@ class DraftProvider:
                 request.steps += len(tokens) - (0 if request.emitted else 1)
                 request.emitted += len(tokens)
         if flat:
-            slots = _slots_of(known)
-            of_requests = self._requests[slots]
-            verified = np.diff(ends, prepend=0) > 0
-            verified &= (of_requests[:, EMITTED] > 0) | (of_requests[:, DRAFTED] > 0)
-            drafted = int(of_requests[verified, DRAFTED].sum())
-            self._length.observe_step(int(verified.sum()), drafted)
+            self._length.observe_step(stepped, drafted)
             self._runner.observe(
-                slots,
+                _slots_of(known),
                 np.array(flat, np.int32),
                 np.array(ends, np.int64),
                 self._tables(),
-                much=bool(of_requests[:, PREDICTED].any()),
+                much=self._searched,
             )
         return known
 
@@ -328,14 +329,18 @@ class DraftProvider:
     ) -> None:
         slots = _slots_of(known)
         least = self._length.least_chance(len(known)) if self._least is None else self._least
-        if least >= HOPELESS:  # nothing can pay: do not even predict
+        self._searched = least < HOPELESS
+        for request in known.values():
+            request.num_drafted = 0
+        if not self._searched:  # nothing can pay: do not even predict
             self._requests[slots, PREDICTED] = 0
             self._requests[slots, DRAFTED] = 0
             return
-        allowed = np.array([request.cap for request in known.values()], np.int64)
+        caps = [request.cap for request in known.values()]
         if limits is not None:
             now = limits()
-            np.minimum(allowed, [now[place] for place in known], out=allowed)
+            caps = [min(now[place], cap) for place, cap in zip(known, caps, strict=True)]
+        allowed = np.array(caps, np.int64)
         began_s = time.perf_counter()
         self._runner.draft(slots, allowed, least, self._tables())
         if allowed.any():
@@ -345,7 +350,10 @@ class DraftProvider:
             lengths = self._length.cut(self._trail.chances[slots, : longest + 1], lengths)
             self._requests[slots, DRAFTED] = lengths
             tokens = self._trail.tokens[slots, :longest].tolist()
-            for place, draft, length in zip(known, tokens, lengths.tolist(), strict=True):
+            for (place, request), draft, length in zip(
+                known.items(), tokens, lengths.tolist(), strict=True
+            ):
+                request.num_drafted = length
                 drafts[place] = draft[:length]
 
     def _tables(self) -> Tables:

@@ -95,6 +95,8 @@ class Request:
         self.slot = slot
         self.namespace = namespace
         self.cap = cap
+        self.has_emitted = False
+        self.num_drafted = 0
         self.answer_ids: list[str] = []
         self._accepted_before: dict[str, int] = {}
         self._room = room

@@ -270,6 +270,8 @@ def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:
 
     assert searches(40) <= 6
     lengths_of.resume()
+    assert searches(1) == 0  # one request of eight
+    lengths_of.resume()
     assert searches(1) == 1
     assert searches(LONGEST_PAUSE) <= 6
 

@@ -1,8 +1,9 @@
 """What all tests share: the demo model, real engines and servers, and the reasons for skips."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,12 +70,21 @@ def llm_builder() -> Callable[..., object]:
 
 
 @pytest.fixture(scope="session")
-def plain_llm(demo_model: Path) -> object:
+def plain_llm(demo_model: Path) -> Iterator[object]:
     """vLLM as it comes; shared by all tests."""
-    return build_llm(demo_model, with_reprise=False)
+    llm: Any = build_llm(demo_model, with_reprise=False)
+    yield llm
+    _end(llm)
 
 
 @pytest.fixture(scope="session")
-def reprise_llm(demo_model: Path) -> object:
+def reprise_llm(demo_model: Path) -> Iterator[object]:
     """vLLM with our proposer; shared by all tests."""
-    return build_llm(demo_model, with_reprise=True)
+    llm: Any = build_llm(demo_model, with_reprise=True)
+    yield llm
+    _end(llm)
+
+
+def _end(llm: Any) -> None:
+    # A test that failed keeps the engine alive, and Python then waits for its process for ever.
+    llm.llm_engine.engine_core.shutdown()

@@ -42,6 +42,8 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
     plain_llm: Any, reprise_llm: Any, questions: list[str]
 ) -> None:
     expected = _said(_chat(plain_llm, questions))
+    # Answers that finish before the retrieval process is connected are dropped: wait for it.
+    assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
     assert _said(_chat(reprise_llm, questions)) == expected
     assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
     # By now every prompt is an exact repeat: drafts are at their longest and most accepted.
@@ -50,9 +52,8 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
     (report,) = reprise_llm.collective_rpc("reprise_stats")
     assert report["provider"]["accepted"] > NUM_PROMPTS
     assert report["errors"] == {}
-    # By tokens where embedding takes longer than the prefill; every repeat has one near answer, if
-    # on a busy machine the latest few had not joined yet.
-    assert sum(report["near_answers_in_time"].values()) >= 0.9 * NUM_PROMPTS
+    # By tokens where embedding takes longer than the prefill; every repeat has one near answer.
+    assert sum(report["near_answers_in_time"].values()) >= NUM_PROMPTS
     assert report["live_requests"] == 0
 
 

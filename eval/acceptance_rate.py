@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traces = _load_traces(options.trace, options.limit)
         _quieten_libraries()
         if options.engine == "vllm":
-            from reprise.eval.live import LiveError, run_live
+            from reprise.eval.engine_turns import LiveError
+            from reprise.eval.live import run_live
 
             try:
                 engine_config, runs = run_live(options, methods, traces)
@@ -203,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-speculative-tokens", type=_count, metavar="N", help="upper bound on a draft")
     add("--cost", type=_between(0, 10), default=0.02, metavar="C", help="of one drafted token")
     add("--concurrency", type=_count, default=8, metavar="N", help="vllm: requests at once")
+    add(
+        "--take-turns",
+        action="store_true",
+        help="vllm: all engines at once, one running at a time: needs the memory for all of them,"
+        " and no slow minute of the machine meets one of them alone",
+    )
     add("--limit", type=_count, metavar="N", help="requests of each trace, warm ones not counted")
     add("--seed", type=int, default=0, metavar="N", help="of whatever is random")
     add("--output", metavar="FILE.json", help="write the results as JSON")

@@ -18,7 +18,8 @@ from rich.table import Table
 from reprise.eval.acceptance_rate import limit_rows
 from reprise.eval.demo_model import demo_model_path
 from reprise.eval.demo_trace import make_demo_trace
-from reprise.eval.live import LiveError, run_of_outcome, serve
+from reprise.eval.engine_turns import LiveError, serve
+from reprise.eval.live import run_of_outcome
 from reprise.eval.live_worker import LiveJob, speculative_config
 from reprise.eval.peer_drafters import suffix_installed
 from reprise.eval.progress import progress_stages
@@ -72,7 +73,7 @@ def _serve_all(methods: Sequence[str], rows: Sequence[TraceRow]) -> list[Run]:
             )
             name = f"{number} of {len(methods)}: vLLM with {_LABELS[method]}"
             with stage(name, len(rows)) as tick:
-                outcome = serve(job, on_request=tick)
+                (outcome,) = serve([job], on_request=tick)
             reference = reference or outcome.output_token_ids
             runs.append(run_of_outcome("demo", method, outcome, reference, cost=0.0))
     return runs

@@ -1,22 +1,16 @@
-"""Methods against each other on a real vLLM engine: one process a method and trace."""
+"""Methods against each other on real vLLM engines: one process a method and trace."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
-
-import msgspec
+from typing import Any
 
 from reprise.eval.demo_model import demo_model_path
-from reprise.eval.live_worker import LiveJob, LiveMessage, LiveOutcome, speculative_config
+from reprise.eval.engine_turns import LiveError, serve
+from reprise.eval.live_worker import LiveJob, LiveOutcome, speculative_config
 from reprise.eval.methods import MethodError
 from reprise.eval.progress import progress_stages
 from reprise.eval.results import Percentiles, Run
@@ -25,13 +19,6 @@ from reprise.eval.traces import TraceRow
 from reprise.retrieval.embedding import Embedder
 
 LIVE_METHODS = ("none", "ngram", "suffix", "suffix-long", "semantic-cache", "reprise")
-_EXIT_S = 60.0
-# What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
-_ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-
-
-class LiveError(RuntimeError):
-    """An engine that could not be started or that stopped; the message is one line."""
 
 
 def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
@@ -60,27 +47,54 @@ def run_live(
     with progress_stages(quiet=options.quiet) as stage:
         for trace, rows in traces.items():
             reference: list[list[int]] | None = None
-            # The reference first: the others count how many of their outputs are identical to it.
-            for method in sorted(methods, key=lambda m: m != "none"):
-                if method == "semantic-cache":
-                    with stage(f"{trace}: {method} (vLLM)", len(rows)) as tick:
+            for group in _groups(methods, take_turns=options.take_turns):
+                name = f"{trace}: {', '.join(group)} (vLLM)"
+                with stage(name, len(group) * len(rows)) as tick:
+                    if group == ["semantic-cache"]:
                         runs.append(
                             _run_semantic_cache(options, model, trace, rows, reference, tick)
                         )
-                    continue
-                job = LiveJob(
-                    model=model,
-                    speculative_config=speculative_config(method, options.num_speculative_tokens),
-                    rows=list(rows),
-                    concurrency=options.concurrency,
-                    seed=options.seed,
-                )
-                with stage(f"{trace}: {method} (vLLM)", len(rows)) as tick:
-                    outcome = serve(job, on_request=tick)
-                if method == "none":
-                    reference = outcome.output_token_ids
-                runs.append(run_of_outcome(trace, method, outcome, reference, cost=options.cost))
-    return {"model": model, "concurrency": options.concurrency}, runs
+                        continue
+                    outcomes = serve(
+                        [
+                            LiveJob(
+                                model=model,
+                                speculative_config=speculative_config(
+                                    method, options.num_speculative_tokens
+                                ),
+                                rows=list(rows),
+                                concurrency=options.concurrency,
+                                seed=options.seed,
+                            )
+                            for method in group
+                        ],
+                        on_request=tick,
+                    )
+                for method, outcome in zip(group, outcomes, strict=True):
+                    if method == "none":
+                        reference = outcome.output_token_ids
+                    run = run_of_outcome(trace, method, outcome, reference, cost=options.cost)
+                    runs.append(run)
+    settings = {
+        "model": model,
+        "concurrency": options.concurrency,
+        "take_turns": options.take_turns,
+    }
+    return settings, runs
+
+
+def _groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]]:
+    """Which methods run at once, in order.
+
+    The reference first: the others count how many of their outputs are identical to it. The
+    semantic cache embeds its questions here, outside of its engine, and so has no turns.
+    """
+    first = sorted(methods, key=lambda method: method != "none")
+    if not take_turns:
+        return [[method] for method in first]
+    alone = [method for method in first if method == "semantic-cache"]
+    groups = [[method for method in first if method not in alone], alone]
+    return [group for group in groups if group]
 
 
 def _run_semantic_cache(
@@ -100,16 +114,14 @@ def _run_semantic_cache(
     missed = [n for n, found in zip(timed, served_from, strict=True) if found is None]
     warm = [number for number, row in enumerate(rows) if row.warm]
     sent = {*warm, *missed}
-    outcome = serve(
-        LiveJob(
-            model=model,
-            speculative_config=None,
-            rows=[row for number, row in enumerate(rows) if number in sent],
-            concurrency=options.concurrency,
-            seed=options.seed,
-        ),
-        on_request=tick,
+    job = LiveJob(
+        model=model,
+        speculative_config=None,
+        rows=[row for number, row in enumerate(rows) if number in sent],
+        concurrency=options.concurrency,
+        seed=options.seed,
     )
+    (outcome,) = serve([job], on_request=tick)
     answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
     answers.update(zip(missed, outcome.output_token_ids, strict=True))
     outcome.output_token_ids = [
@@ -126,34 +138,6 @@ def _run_semantic_cache(
         changed = run.requests - run.identical_outputs
         run.changed_answers = changed / hits if hits else 0.0
     return run
-
-
-def serve(job: LiveJob, *, on_request: Callable[[], None] = lambda: None) -> LiveOutcome:
-    """Run one job in a process of its own. Raises LiveError if it fails."""
-    with tempfile.TemporaryDirectory(prefix="reprise-live-") as folder:
-        job_file, log_file = Path(folder) / "job.json", Path(folder) / "engine.log"
-        job_file.write_bytes(msgspec.json.encode(job))
-        reading, writing = os.pipe()
-        with log_file.open("wb") as log, os.fdopen(reading, "rb") as messages:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "reprise.eval.live_worker", str(job_file), str(writing)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                env={**_ENGINE_ENVIRONMENT, **os.environ},
-            )
-            os.close(writing)
-            try:
-                outcome = _receive(messages, on_request)
-                process.wait(_EXIT_S)
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
-        if isinstance(outcome, str):
-            raise LiveError(f"model {job.model}: {_cause(outcome, log_file)}")
-        return outcome
 
 
 def run_of_outcome(
@@ -193,24 +177,3 @@ def run_of_outcome(
             else sum(a == b for a, b in zip(outputs, reference, strict=True))
         ),
     )
-
-
-def _receive(messages: IO[bytes], on_request: Callable[[], None]) -> LiveOutcome | str:
-    """The outcome, or in one line why there is none."""
-    for line in messages:
-        message = msgspec.json.decode(line, type=LiveMessage)
-        if message.outcome is not None:
-            return message.outcome
-        if message.failure is not None:
-            return message.failure
-        on_request()
-    return "the engine's process ended without a word"
-
-
-def _cause(message: str, log: Path) -> str:
-    """The message, or, where vLLM only says that the engine failed, the last error in its log."""
-    if "Engine core initialization failed" not in message or not log.is_file():
-        return message
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if "Error: " in line and "Engine core init" not in line]
-    return errors[-1].split("] ", 1)[-1].strip() if errors else message

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +47,21 @@ class LiveOutcome(msgspec.Struct, kw_only=True):
     """Engine steps that emitted for a request, summed over requests; the prefill's is none."""
     drafted_tokens: int
     accepted_tokens: int
-    wall_s: float
+    wall_s: float = 0.0
+    """Of the timed requests; measured by who gave them, who may have stopped the engine between."""
     by_source: dict[str, dict[str, int]] = {}
     propose_us: dict[str, float] | None = None
     bytes_per_cached_token: float | None = None
 
 
 class LiveMessage(msgspec.Struct, omit_defaults=True):
-    """One line from a worker process: that a request has finished, or how it all ended."""
+    """One line from a worker process: how far it is, or how it all ended."""
 
+    is_ready: bool = False
+    """The warm rows are learned; the timed ones wait for a line on standard input."""
     request_finished: bool = False
+    has_served: bool = False
+    """The last timed request has finished."""
     outcome: LiveOutcome | None = None
     failure: str | None = None
 
@@ -84,7 +88,10 @@ def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] 
     return config
 
 
-def _serve(job: LiveJob, tick: Callable[[], None]) -> LiveOutcome:
+def _serve(job: LiveJob, send: Callable[[LiveMessage], None]) -> LiveOutcome:
+    def tick() -> None:
+        send(LiveMessage(request_finished=True))
+
     llm = _build_engine(job)
     prompts = [_prompt_token_ids(llm, row.prompt) for row in job.rows]
     warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
@@ -96,9 +103,11 @@ def _serve(job: LiveJob, tick: Callable[[], None]) -> LiveOutcome:
     if uses_reprise:
         llm.collective_rpc("reprise_flush", args=(_FLUSH_S,))
     before, drafting_before = _counters(llm), _drafting_report(llm) if uses_reprise else {}
-    began = time.perf_counter()
+    send(LiveMessage(is_ready=True))
+    if not sys.stdin.readline():
+        raise RuntimeError("nobody waits for the timed requests")
     outputs, steps = _generate(llm, timed, job, tick=tick)
-    wall_s = time.perf_counter() - began
+    send(LiveMessage(has_served=True))
     after = _counters(llm)
     outcome = LiveOutcome(
         output_token_ids=outputs,
@@ -106,7 +115,6 @@ def _serve(job: LiveJob, tick: Callable[[], None]) -> LiveOutcome:
         steps=steps,
         drafted_tokens=after["drafted"] - before["drafted"],
         accepted_tokens=after["accepted"] - before["accepted"],
-        wall_s=wall_s,
     )
     if uses_reprise:
         _add_drafting_report(outcome, drafting_before, _drafting_report(llm))
@@ -225,13 +233,14 @@ def main() -> None:
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LiveJob)
     descriptor = int(sys.argv[2])
     os.set_inheritable(descriptor, False)  # the engine's processes must not keep the pipe open
-    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
+    with os.fdopen(descriptor, "wb") as pipe:
 
         def send(message: LiveMessage) -> None:
             pipe.write(msgspec.json.encode(message) + b"\n")
+            pipe.flush()
 
         try:
-            outcome = _serve(job, lambda: send(LiveMessage(request_finished=True)))
+            outcome = _serve(job, send)
         except Exception as error:
             send(LiveMessage(failure=_reason(error)))
             raise

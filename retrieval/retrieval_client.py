@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -52,8 +53,8 @@ _MAX_PROMPT_TOKENS = 16_384
 class RetrievalClient(Retriever):
     """Talks to the retrieval process at an address; connects again whenever it is back.
 
-    Until it is connected, and while the process is down, prompts find nothing and answers are
-    dropped, both counted.
+    Until it is connected, and while the process is down, prompts find nothing, which is counted,
+    and answers wait, as many as fill half the queue.
 
     Args:
         address: What the process was started with.
@@ -72,6 +73,7 @@ class RetrievalClient(Retriever):
         self._updates = UpdateQueue()
         self._known: set[tuple[str, str]] = set()
         self._sender: Sender | None = None
+        self._held: deque[Store] = deque()
         self._results: ResultReader | None = None
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
         self._dropped = 0
@@ -175,11 +177,24 @@ class RetrievalClient(Retriever):
         self._thread.join(timeout=5.0)
 
     def _send(self, message: Request) -> bool:
+        if isinstance(message, Store) and self._hold(message):
+            return True
         sender = self._sender
         sent = sender is not None and sender.send(message)
         if not sent and not isinstance(message, Discard | Credit):
             self._dropped += 1
         return sent
+
+    def _hold(self, message: Store) -> bool:
+        """Keep an answer until there is a process to send it to; False if there is one already, or
+        no room."""
+        with self._changed:
+            waits = self._sender is None and not self._closing
+            # Once there is a process, others want to be heard beside them.
+            if not waits or len(self._held) >= self._config.queue_length // 2:
+                return False
+            self._held.append(message)
+            return True
 
     def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | None:
         with self._changed:
@@ -241,6 +256,8 @@ class RetrievalClient(Retriever):
             case Welcome(block_name):
                 results = ResultReader(block_name)
                 with self._changed:
+                    self._dropped += sum(not sender.send(answer) for answer in self._held)
+                    self._held.clear()
                     self._results, self._sender = results, sender
                     if self._closing:
                         sender.close()

@@ -1,29 +1,35 @@
 """What a step costs, measured while serving: the time of steps with drafts against those without.
 
-Times are kept for like batch sizes together, a factor of two wide, and within them in bins of
-drafted tokens, a factor of sqrt(2) wide. What a step with d drafted tokens costs is read off the
-bins' latest steps after they were made non-decreasing. Other work on the machine makes single steps
-several times as long, and not those with many drafts more than others: so each bin speaks by a low
-quantile of its steps, and old steps are forgotten, else a few unlucky ones would forbid long drafts
-for ever. A bin of few steps is drawn to what all steps together say of a token. How many tokens may
-be tried is bounded by how many were (`reach`): what a device does with eight says nothing of three
-hundred. Steps that prefill are not to be taken in: a prompt's token needs no verification, and
-costs far less.
+On a busy machine a step's time says little by itself: the same work takes half as long again in the
+next minute, and for some steps whenever a request arrives or ends, which is when drafting begins.
+So a step with drafts is compared with steps without that came just before or after it, and what is
+kept is the ratio. Ratios are kept for like batch sizes together, a factor of two wide, and within
+them in bins of drafted tokens, a factor of sqrt(2) wide. Each bin speaks by the median of its
+latest ones, drawn to a line through all bins, the more so the more ratios of a bin differ; and a
+step with more tokens is never taken to cost less. Where all steps have drafts, one in many goes
+without, to have something to compare with. The first step with so many tokens in all does not
+count: it may pay for what is made once, such as compiled kernels.
+
+How many tokens may be tried is bounded by how many were (`reach`): what a device does with eight
+says nothing of three hundred. Steps that prefill are not to be taken in: a prompt's token needs no
+verification, and costs far less.
 """
 
 import math
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
 
 PRIOR_COST = 0.02
 BATCH_BINS = 12
-DRAFT_BINS = 28  # the first is that of steps without drafts
+DRAFT_BINS = 28
 LATEST = 15
+NEAR = 4  # steps of a like batch between two that are compared
 FEWEST_RESTS = 3  # steps without drafts, below which nothing is known
 FIRST_STEPS = 4  # of a like batch, before the first is without drafts
-PRIOR_STEPS = 2.0  # as many steps of a bin lie on the line through all of them
-QUANTILE = 3  # a third of a bin's steps are quicker than what it says
+PRIOR_STEPS = 3.0  # as many steps of a bin lie on the line through all of them, at least
+TRUSTED_SPREAD = 0.03  # of a bin's ratios; twice that, and four times as many lie on the line
 NEWS = 4  # steps of a bin from which on another one says little that is new
 FIRST_REACH = 16
 REACH = 2
@@ -37,51 +43,37 @@ class CostModel:
     """Step time as a function of drafted tokens, for each size of batch."""
 
     def __init__(self) -> None:
-        shape = (BATCH_BINS, DRAFT_BINS)
-        self._seconds = np.zeros((*shape, LATEST))
-        self._drafted = np.zeros((*shape, LATEST))
-        self._when = np.full((*shape, LATEST), -RECENT, np.int64)
-        self._next = np.zeros(shape, np.int64)
-        self._steps = np.zeros(BATCH_BINS, np.int64)
-        self._since_rest = np.zeros(BATCH_BINS, np.int64)
+        self._batches = [_LikeSteps() for _ in range(BATCH_BINS)]
+        self._sizes: set[int] = set()
         self.has_news = False
-        """Whether the latest step was one of the first of its bins."""
+        """Whether the latest step told of a cost of which little was known."""
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
-        """Take in a step that decoded for `batch` requests and verified `drafted` tokens in all;
-        `seconds` includes what the drafter took."""
+        """Take in a step of so many seconds that decoded for `batch` requests and verified
+        `drafted` tokens in all."""
+        self.has_news = False
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
-        b, d = _batch_bin(batch), _draft_bin(drafted)
-        at = b, d, int(self._next[b, d])
-        earlier = self._when[b, d, at[2] - NEWS]
-        self.has_news = bool(earlier <= self._steps[b] - RECENT)
-        self._seconds[at], self._drafted[at], self._when[at] = seconds, drafted, self._steps[b]
-        self._next[b, d] = (at[2] + 1) % LATEST
-        self._steps[b] += 1
-        self._since_rest[b] = self._since_rest[b] + 1 if drafted else 0
+        if batch + drafted not in self._sizes:
+            self._sizes.add(batch + drafted)
+            return
+        self.has_news = self._batches[_batch_bin(batch)].observe(drafted, seconds)
 
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
-        b = _batch_bin(batch)
-        if self._since_rest[b] >= REST_EVERY:
-            return True
-        if int(self._steps[b]) < FIRST_STEPS:
-            return False
-        # Asked before every step: rests alone are counted, not all bins.
-        return int(np.count_nonzero(self._recent(b)[0])) < FEWEST_RESTS
+        return self._batches[_batch_bin(batch)].wants_rest()
 
     def reach(self, batch: int) -> int:
         """Most tokens that a step of `batch` requests is to verify in all: a token each, or a few,
         where nothing is known, and then twice as many as were seen."""
-        b = self._best_known(batch)
-        seen = 0 if b is None else int(self._drafted[b][self._recent(b)].max())
+        known = self._best_known(batch)
+        seen = 0 if known is None else known.most_drafted()
         return max(FIRST_REACH, batch, REACH * seen)
 
     def rest_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""
-        b = self._best_known(batch)
-        return None if b is None else self._quick(b, 0)
+        known = self._best_known(batch)
+        return None if known is None else known.rest_s()
 
     def curve(self, batch: int, most: int) -> Floats:
         """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
@@ -89,23 +81,12 @@ class CostModel:
         without drafts were not seen yet.
         """
         counts = np.arange(most + 1, dtype=np.float64)
-        b = self._best_known(batch)
-        if b is None:
+        known = self._best_known(batch)
+        if known is None:
             return 1.0 + PRIOR_COST * counts / batch
-        held = self._recent(b).sum(axis=1)
-        seen = np.flatnonzero(held[1:]) + 1
-        drafted = np.array([self._drafted[b, d][self._recent(b)[d]].mean() for d in seen])
-        rest = self._quick(b, 0)
-        extra = np.array([max(0.0, self._quick(b, int(d)) / rest - 1.0) for d in seen])
-        steps = held[seen].astype(np.float64)
-        prior = PRIOR_STEPS * PRIOR_COST + float(steps @ extra)
-        line = drafted * prior / (PRIOR_STEPS * batch + float(steps @ drafted))
-        extra = non_decreasing(
-            (PRIOR_STEPS * line + steps * extra) / (PRIOR_STEPS + steps), PRIOR_STEPS + steps
-        )
-        if len(seen) == 1:
-            drafted, extra = np.append(0.0, drafted), np.append(0.0, extra)
-        slope = max(PRIOR_COST / batch, float((extra[-1] - extra[0]) / (drafted[-1] - drafted[0])))
+        drafted, extra, steps = known.bins()
+        prior_steps = PRIOR_STEPS + (known.spread() / TRUSTED_SPREAD) ** 2
+        extra, slope = _drawn_to_a_line(drafted, extra, steps, prior_steps, batch)
         relative: Floats = np.interp(counts, drafted, extra)
         relative += slope * np.maximum(0.0, counts - drafted[-1])
         relative -= slope * np.maximum(0.0, drafted[0] - counts)
@@ -113,22 +94,120 @@ class CostModel:
         relative[0] = 1.0
         return relative
 
-    def _recent(self, b: int) -> npt.NDArray[np.bool_]:
-        """Which of a batch bin's steps [DRAFT_BINS, LATEST] still count."""
-        recent: npt.NDArray[np.bool_] = self._when[b] > self._steps[b] - RECENT
+    def _best_known(self, batch: int) -> "_LikeSteps | None":
+        """The steps of the batch size nearest to `batch` of which something is known."""
+        wanted = _batch_bin(batch)
+        for b in sorted(range(BATCH_BINS), key=lambda b: abs(b - wanted)):
+            if self._batches[b].is_known():
+                return self._batches[b]
+        return None
+
+
+class _LikeSteps:
+    """Steps of like batch sizes, those with drafts as ratios to those without beside them."""
+
+    def __init__(self) -> None:
+        self._ratios = np.zeros((DRAFT_BINS, LATEST))
+        self._drafted = np.zeros((DRAFT_BINS, LATEST))
+        self._when = np.full((DRAFT_BINS, LATEST), -RECENT, np.int64)
+        self._next = np.zeros(DRAFT_BINS, np.int64)
+        self._rests: deque[tuple[int, float]] = deque(maxlen=LATEST)
+        self._waiting: deque[tuple[int, int, float]] = deque(maxlen=NEAR)
+        self._steps = 0
+        self._last_rest = 0
+        self._last_ratio = -RECENT
+
+    def observe(self, drafted: int, seconds: float) -> bool:
+        """Take in a step; whether it told something new."""
+        self._steps += 1
+        has_news = False
+        if drafted:
+            beside = [s for when, s in self._rests if when >= self._steps - NEAR]
+            if beside:
+                return self._compare(drafted, seconds / _lower_median(beside))
+            self._waiting.append((self._steps, drafted, seconds))
+            return False
+        self._rests.append((self._steps, seconds))
+        self._last_rest = self._steps
+        while self._waiting:
+            when, earlier, its_seconds = self._waiting.popleft()
+            if when >= self._steps - NEAR:
+                has_news |= self._compare(earlier, its_seconds / seconds)
+        return has_news
+
+    def wants_rest(self) -> bool:
+        if self._steps - self._last_rest >= REST_EVERY:
+            return True
+        return self._steps >= FIRST_STEPS and not self._has_rests()
+
+    def is_known(self) -> bool:
+        return self._last_ratio > self._steps - RECENT and self._has_rests()
+
+    def most_drafted(self) -> int:
+        return int(self._drafted[self._recent()].max())
+
+    def rest_s(self) -> float:
+        return _lower_median([seconds for _, seconds in self._rests])
+
+    def bins(self) -> tuple[Floats, Floats, Floats]:
+        """Of each bin that saw steps: mean drafted tokens, what they cost beyond a step without,
+        and how many steps those were."""
+        recent = self._recent()
+        held = recent.sum(axis=1)
+        seen = np.flatnonzero(held)
+        drafted = [self._drafted[d][recent[d]].mean() for d in seen]
+        ratios = [_lower_median(self._ratios[d][recent[d]].tolist()) for d in seen]
+        extra = [max(0.0, ratio - 1.0) for ratio in ratios]
+        return np.array(drafted), np.array(extra), held[seen].astype(np.float64)
+
+    def spread(self) -> float:
+        """How far a ratio is from its bin's median: the median of that."""
+        recent = self._recent()
+        bins = [self._ratios[d][recent[d]] for d in np.flatnonzero(recent.any(axis=1))]
+        return float(np.median(np.concatenate([abs(bin_ - np.median(bin_)) for bin_ in bins])))
+
+    def _compare(self, drafted: int, ratio: float) -> bool:
+        d = _draft_bin(drafted)
+        at = d, int(self._next[d])
+        is_news = bool(self._when[d, at[1] - NEWS] <= self._steps - RECENT)
+        self._ratios[at], self._drafted[at], self._when[at] = ratio, drafted, self._steps
+        self._next[d] = (at[1] + 1) % LATEST
+        self._last_ratio = self._steps
+        return is_news
+
+    def _recent(self) -> npt.NDArray[np.bool_]:
+        """Which ratios [DRAFT_BINS, LATEST] still count."""
+        recent: npt.NDArray[np.bool_] = self._when > self._steps - RECENT
         return recent
 
-    def _quick(self, b: int, d: int) -> float:
-        """What a step of these bins takes when nothing else holds it up."""
-        seconds = sorted(self._seconds[b, d][self._recent(b)[d]].tolist())
-        return float(seconds[(len(seconds) - 1) // QUANTILE])
+    def _has_rests(self) -> bool:
+        rests = self._rests
+        return len(rests) >= FEWEST_RESTS and rests[-FEWEST_RESTS][0] > self._steps - RECENT
 
-    def _best_known(self, batch: int) -> int | None:
-        """The batch bin nearest to `batch` that has seen steps with drafts and without."""
-        held = (self._when > (self._steps - RECENT)[:, None, None]).sum(axis=2)
-        known = (held[:, 0] >= FEWEST_RESTS) & held[:, 1:].any(axis=1)
-        bins = np.flatnonzero(known)
-        return int(bins[np.argmin(np.abs(bins - _batch_bin(batch)))]) if len(bins) else None
+
+def _drawn_to_a_line(
+    drafted: Floats, extra: Floats, steps: Floats, prior_steps: float, batch: int
+) -> tuple[Floats, float]:
+    """The bins' `extra` drawn to the line through them, as if `prior_steps` of each lay on it, and
+    made non-decreasing; and the line's slope, PRIOR_COST at least. A bin weighs by the square of
+    its steps, so that one of few cannot turn the line; two points of the prior's have a small part
+    in it."""
+    at = np.append(drafted, (0.0, batch))
+    cost = np.append(extra, (0.0, PRIOR_COST))
+    weight = np.append(steps**2, (1.0, 0.1))
+    centre, mean = np.average(at, weights=weight), np.average(cost, weights=weight)
+    slope = float(weight @ ((at - centre) * (cost - mean))) / float(weight @ (at - centre) ** 2)
+    slope = max(0.0, slope)
+    first = float(mean - slope * centre)
+    if first < 0.0:
+        slope, first = float(weight @ (at * cost)) / float(weight @ at**2), 0.0
+    line = first + slope * drafted
+    drawn = (prior_steps * line + steps * extra) / (prior_steps + steps)
+    return non_decreasing(drawn, prior_steps + steps), max(PRIOR_COST / batch, slope)
+
+
+def _lower_median(values: list[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def _batch_bin(batch: int) -> int:
@@ -136,7 +215,7 @@ def _batch_bin(batch: int) -> int:
 
 
 def _draft_bin(drafted: int) -> int:
-    return min(DRAFT_BINS - 1, 1 + round(2.0 * math.log2(drafted))) if drafted else 0
+    return min(DRAFT_BINS - 1, round(2.0 * math.log2(drafted)))
 
 
 def non_decreasing(values: Floats, weights: Floats) -> Floats:

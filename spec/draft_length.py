@@ -16,8 +16,11 @@ and costs c. Drafts so end before hard tokens, not after them, and go through ea
 sake of a hard one behind. The worth of the tokens along a draft is averaged, so that it falls; then
 all requests' tokens compete for what the batch's step may cost.
 
-Looking for drafts costs time too. Where it is not worth that, it pauses for so many steps that what
-it costs stays about a fiftieth of them, or until a quarter of the batch is new.
+What is measured is relative to a step without drafts; a step that is saved, however, is one as they
+are: with the drafts of other requests, and with the time that looking for them takes. That time is
+spent when lengths are chosen, and counts only in whether to look at all: where it does not pay, it
+pauses for so many steps that what it costs stays about a fiftieth of them, or until a quarter of
+the batch is new.
 """
 
 import numpy as np
@@ -34,6 +37,10 @@ MOST_OF_PROBE = 0.5  # in steps
 RENEW_EVERY = 32
 NEVER = 2.0
 WORTH_SHARE = 0.2
+LONG_WORTH_SHARE = 0.02
+MEAN_SHARE = 0.05
+SEARCH_SHARE = 0.1
+MOST_OF_SEARCH = 2.0
 LONGEST_PAUSE = 16
 BEARABLE = 0.02
 NEW_SHARE = 4  # a pause ends when one in so many requests is new, or has new near answers
@@ -116,6 +123,7 @@ class DraftLength:
         self.costs = CostModel()
         self._since_draft = 0
         self._curve: npt.NDArray[np.float64] = np.ones(1)
+        self._step_cost = 1.0  # mean, of which a step without drafts is 1
         self._cost = PRIOR_COST
         self._rest_s: float | None = None
         self._curve_batch = 0
@@ -123,7 +131,9 @@ class DraftLength:
         self._mean_drafted = 0.0
         self._probing = False
         self._search_s = 0.0
-        self._worth = 0.0
+        self._searched = False
+        self._worth = 0.0  # lately
+        self._long_worth = 0.0  # for long: a few poor steps among good ones are no reason to pause
         self._pause = 0
         self._num_new = 0
 
@@ -171,7 +181,7 @@ class DraftLength:
         far = min(len(self._curve) - 1, drafted)
         if far < 2:
             return 0.0
-        return float(self._curve[far] - self._curve[1]) / (far - 1) * batch
+        return float(self._curve[far] - self._curve[1]) / (far - 1) * batch / self._step_cost
 
     def cut(
         self,
@@ -179,10 +189,12 @@ class DraftLength:
         lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted, fewer than n
     ) -> npt.NDArray[np.int64]:
         """The lengths [B] that the drafts are cut to."""
-        curve = self._curve
+        curve = self._curve / self._step_cost
         if self._probing:
-            # A probe is to show what drafts cost, but not to cost much itself.
-            curve = np.zeros(np.count_nonzero(curve <= 1.0 + MOST_OF_PROBE))
+            # A probe is to show what drafts cost, but not to cost much itself; a token for every
+            # second request it may have, else a wrong belief that drafts are dear would last.
+            bearable = int(np.count_nonzero(self._curve <= 1.0 + MOST_OF_PROBE))
+            curve = np.zeros(max(bearable, 1 + (len(lengths) + 1) // 2))
         kept, gain = best_lengths(chances, lengths, curve, self._cost)
         if not self._probing:
             self._note_worth(gain)
@@ -190,22 +202,28 @@ class DraftLength:
         return cut
 
     def observe_search(self, seconds: float) -> None:
-        """Take in how long it took to look for drafts."""
-        share = 0.1 if self._search_s else 1.0
-        self._search_s += share * (seconds - self._search_s)
+        """Take in how long the drafter took for a step in which it looked for drafts."""
+        if self._search_s:
+            # What held the process up is no part of it.
+            seconds = min(seconds, MOST_OF_SEARCH * self._search_s)
+            self._search_s += SEARCH_SHARE * (seconds - self._search_s)
+        else:
+            self._search_s = seconds
+        self._searched = True
 
     def resume(self) -> None:
         """There is a request that there was not, or there are near answers for one."""
         self._num_new += 1
 
     def _note_worth(self, gain: float) -> None:
-        """Take in what drafts are expected to gain in this step, in steps, beyond all they cost; 0:
-        there are none, and looking for them was in vain."""
+        """Take in what drafts are expected to gain in this step, in steps, beyond what verifying
+        them costs; 0: there are none."""
         if self._rest_s is None:
             return
-        cost = self._search_s / self._rest_s
-        self._worth += WORTH_SHARE * ((gain or -cost) - self._worth)
-        if self._worth < 0.0:
+        cost = self._search_s / (self._rest_s * self._step_cost)
+        self._worth += WORTH_SHARE * (gain - cost - self._worth)
+        self._long_worth += LONG_WORTH_SHARE * (gain - cost - self._long_worth)
+        if self._worth < 0.0 and self._long_worth < 0.0:
             self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))
 
     def observe_step(self, batch: int, drafted: int) -> None:
@@ -214,4 +232,9 @@ class DraftLength:
             return
         if drafted:
             self._since_draft = 0
-        self._mean_drafted += 0.05 * (drafted - self._mean_drafted)
+        self._mean_drafted += MEAN_SHARE * (drafted - self._mean_drafted)
+        if self._rest_s is not None:
+            cost = float(self._curve[min(drafted, len(self._curve) - 1)])
+            cost += self._search_s / self._rest_s if self._searched else 0.0
+            self._step_cost += MEAN_SHARE * (cost - self._step_cost)
+        self._searched = False

@@ -71,7 +71,6 @@ class DraftProvider:
         self._total = RequestStats()
         self._num_requests = 0
         self._errors = 0
-        self._own_s = 0.0
         self._least: float | None = None
         self._searched = False
 
@@ -152,25 +151,29 @@ class DraftProvider:
                 step, and of those after it that `rest` took.
             limits: most tokens [B] that each may draft now, asked for only where drafts may pay;
                 None: as configured.
-            step_time_s: what the engine step that emitted these took, in seconds, if it did
-                nothing but decode for these requests; None: the step teaches nothing of costs.
+            step_time_s: what the engine step that emitted these took, in seconds, without what
+                the drafter took, if it did nothing but decode for these requests; None: the step
+                teaches nothing of costs.
             num_drafted_tokens: tokens that it verified.
         """
         with self._lock:
             began_s = time.perf_counter()
             try:
-                self._observe_cost(len(request_ids), step_time_s, num_drafted_tokens)
+                if step_time_s is not None:
+                    costs = self._length.costs
+                    costs.observe_step(len(request_ids), num_drafted_tokens, step_time_s)
                 known = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
                 if known:
                     self._propose(known, limits, drafts)
+                    if self._searched:
+                        self._length.observe_search(time.perf_counter() - began_s)
                 return drafts
             except Exception:
                 self._note_error()
                 return [[] for _ in request_ids]
             finally:
                 self._least = None
-                self._own_s = time.perf_counter() - began_s
 
     def rest(
         self, num_requests: int, *, step_time_s: float | None = None, num_drafted_tokens: int = 0
@@ -181,15 +184,14 @@ class DraftProvider:
         `step` is to be called, without times, which are taken in here. Never raises.
         """
         with self._lock:
-            began_s = time.perf_counter()
             try:
-                self._observe_cost(num_requests, step_time_s, num_drafted_tokens)
+                if step_time_s is not None:
+                    self._length.costs.observe_step(num_requests, num_drafted_tokens, step_time_s)
                 self._least = self._length.least_chance(num_requests)
                 if self._least < HOPELESS:
                     return False
                 self._length.observe_step(num_requests, num_drafted_tokens)
                 self._least = None
-                self._own_s = time.perf_counter() - began_s
                 return True
             except Exception:
                 self._note_error()
@@ -280,13 +282,6 @@ class DraftProvider:
         with self._lock:
             load_weights(self._weights, path)
 
-    def _observe_cost(
-        self, num_requests: int, step_time_s: float | None, num_drafted_tokens: int
-    ) -> None:
-        if step_time_s is not None:
-            seconds = step_time_s + (self._own_s if num_drafted_tokens else 0.0)
-            self._length.costs.observe_step(num_requests, num_drafted_tokens, seconds)
-
     def _observe(
         self, request_ids: Sequence[str], emitted: Sequence[Sequence[int]]
     ) -> dict[int, Request]:
@@ -341,10 +336,8 @@ class DraftProvider:
             now = limits()
             caps = [min(now[place], cap) for place, cap in zip(known, caps, strict=True)]
         allowed = np.array(caps, np.int64)
-        began_s = time.perf_counter()
         self._runner.draft(slots, allowed, least, self._tables())
         if allowed.any():
-            self._length.observe_search(time.perf_counter() - began_s)
             lengths = self._requests[slots, DRAFTED]
             longest = int(lengths.max())
             lengths = self._length.cut(self._trail.chances[slots, : longest + 1], lengths)

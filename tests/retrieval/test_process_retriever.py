@@ -138,9 +138,24 @@ def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):
     assert client.look_up_exact(b"k", namespace="") is None
     assert client.flush(0.05) is False
     assert client.updates() == []
-    assert client.stats().dropped == 3
+    assert client.stats().dropped == 2  # the prompt and the look-up; the answer waits
     assert client.health().state == "starting"
     client.close()
+
+
+def test_answers_wait_for_the_process_as_many_as_fill_half_its_queue():
+    config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_length=16)
+    retriever = ProcessRetriever(config)
+    try:
+        assert retriever.health().state == "starting"
+        for i in range(10):
+            retriever.store(answer(i))
+        assert retriever.stats().dropped == 2
+        assert retriever.flush(30.0)
+        found = {update.answer_id for update in retriever.updates()}
+        assert found == {answer(i).answer_id for i in range(8)}
+    finally:
+        retriever.close()
 
 
 def test_a_wrong_url_fails_in_the_owner():

@@ -88,6 +88,34 @@ def test_outliers_do_not_count() -> None:
     assert model.curve(8, 16)[16] == pytest.approx(2.0, abs=0.02)
 
 
+def test_steps_are_compared_with_those_beside_them() -> None:
+    """The machine may get slower and faster, and drafts may begin whenever it is slow."""
+    model = CostModel()
+    random = np.random.default_rng(2)
+    drafting = False
+    for step in range(2000):
+        drafting = drafting if random.random() < 0.95 else not drafting
+        pace_s = 0.005 * (1.0 + 0.5 * np.sin(step / 200)) * (1.6 if drafting else 1.0)
+        d = int(random.integers(4, 20)) if drafting and random.random() < 0.5 else 0
+        model.observe_step(8, d, pace_s * (1.05 + 0.01 * d if d else 1.0))
+    curve = model.curve(8, 20)
+    assert np.abs(curve[4:] - (1.05 + 0.01 * np.arange(4, 21))).max() < 0.06
+
+
+def test_a_step_held_up_does_not_forbid_looking_for_drafts() -> None:
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    _measured(lengths_of, 8, 0.010, 0.0001)
+    certain, drafted = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
+    searches = 0
+    for step in range(200):
+        if lengths_of.least_chance(8) < NEVER:
+            searches += 1
+            lengths_of.observe_search(3.0 if step == 20 else 0.0005)
+            lengths_of.cut(certain, drafted)
+        lengths_of.observe_step(8, 32)
+    assert searches > 190
+
+
 def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
     model = CostModel()
     for _ in range(LATEST):
@@ -98,6 +126,7 @@ def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
         model.observe_step(8, 32, seconds)
     assert model.curve(8, 32)[32] == pytest.approx(1.4, abs=0.05)
     for _ in range(LATEST):
+        model.observe_step(8, 0, 0.010)
         model.observe_step(8, 32, 0.100)
     assert model.curve(8, 32)[32] == pytest.approx(10.0, abs=1.0)
     for _ in range(RECENT):
@@ -108,8 +137,11 @@ def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
 
 def test_a_dear_step_is_believed_at_once_but_not_wholly() -> None:
     model = CostModel()
-    for _ in range(FEWEST_RESTS):
+    for _ in range(1 + FEWEST_RESTS):
         model.observe_step(32, 0, 0.010)
+    model.observe_step(32, 32, 0.500)  # the first of 64 tokens: kernels were compiled
+    assert not model.has_news
+    assert model.curve(32, 32)[32] == pytest.approx(1.0 + PRIOR_COST)
     model.observe_step(32, 32, 0.020)
     assert model.has_news
     assert 1.2 < model.curve(32, 32)[32] < 2.0
@@ -119,9 +151,10 @@ def test_no_more_is_tried_than_twice_what_was_seen() -> None:
     model = CostModel()
     assert model.reach(1) == FIRST_REACH
     assert model.reach(64) == 64
-    for _ in range(FEWEST_RESTS):
+    for _ in range(1 + FEWEST_RESTS):
         model.observe_step(64, 0, 0.010)
-    model.observe_step(64, 60, 0.011)
+    for _ in range(2):
+        model.observe_step(64, 60, 0.011)
     assert model.reach(64) == 120
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=8))
     lengths_of.least_chance(64)
@@ -136,7 +169,7 @@ def test_a_rest_is_due_where_none_was_seen_for_long() -> None:
     for _ in range(10):
         model.observe_step(8, 16, 0.02)
     assert model.wants_rest(8)
-    for _ in range(FEWEST_RESTS):
+    for _ in range(1 + FEWEST_RESTS):
         model.observe_step(8, 0, 0.01)
     assert not model.wants_rest(8)
     for _ in range(REST_EVERY):
@@ -253,6 +286,25 @@ def test_a_loaded_server_gets_no_drafts_but_probes() -> None:
     assert 0 < cut.sum() <= 4  # half a step's worth
 
 
+def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    for d in (0, 16, 0, 0, 16, 0):
+        lengths_of.costs.observe_step(8, d, 0.100 if d else 0.010)
+    certain, drafted = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
+    lengths_of.least_chance(8)
+    assert lengths_of.cut(certain, drafted).sum() == 0
+    cuts = []
+    for _ in range(RECENT + 4 * PROBE_EVERY):
+        cut = 0
+        if lengths_of.least_chance(8) < NEVER:
+            cut = int(lengths_of.cut(certain, drafted).sum())
+        lengths_of.observe_step(8, cut)
+        lengths_of.costs.observe_step(8, cut, 0.010 + 0.0001 * cut)
+        cuts.append(cut)
+    assert np.mean(cuts[8 * PROBE_EVERY : RECENT]) > 3  # as far as nothing dear was seen
+    assert np.mean(cuts[-PROBE_EVERY:]) > 16
+
+
 def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
     _measured(lengths_of, 8, 0.010, 0.0001)
@@ -274,6 +326,22 @@ def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:
     lengths_of.resume()
     assert searches(1) == 1
     assert searches(LONGEST_PAUSE) <= 6
+
+
+def test_a_few_poor_steps_among_good_ones_are_no_reason_to_pause() -> None:
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    _measured(lengths_of, 8, 0.010, 0.0001)
+    certain, full = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
+    nothing, none = np.zeros((8, 1), np.float32), np.zeros(8, np.int64)
+    searched = []
+    for step in range(300):
+        searched.append(lengths_of.least_chance(8) < NEVER)
+        if searched[-1]:
+            lengths_of.observe_search(0.0005)
+            lengths_of.cut(*((nothing, none) if step % 20 < 10 else (certain, full)))
+        lengths_of.observe_step(8, 0)
+        lengths_of.costs.observe_step(8, 0, 0.010)
+    assert sum(searched[40:]) == 260
 
 
 def test_what_can_never_pay_is_not_predicted() -> None:

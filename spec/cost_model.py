@@ -17,6 +17,7 @@ verification, and costs far less.
 
 import math
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,8 +85,8 @@ class CostModel:
         known = self._best_known(batch)
         if known is None:
             return 1.0 + PRIOR_COST * counts / batch
-        drafted, extra, steps = known.bins()
-        prior_steps = PRIOR_STEPS + (known.spread() / TRUSTED_SPREAD) ** 2
+        drafted, extra, steps, spread = known.bins()
+        prior_steps = PRIOR_STEPS + (spread / TRUSTED_SPREAD) ** 2
         extra, slope = _drawn_to_a_line(drafted, extra, steps, prior_steps, batch)
         relative: Floats = np.interp(counts, drafted, extra)
         relative += slope * np.maximum(0.0, counts - drafted[-1])
@@ -103,14 +104,19 @@ class CostModel:
         return None
 
 
+class _Ratio(NamedTuple):
+    """A step with drafts, compared."""
+
+    step: int
+    drafted: int
+    ratio: float
+
+
 class _LikeSteps:
     """Steps of like batch sizes, those with drafts as ratios to those without beside them."""
 
     def __init__(self) -> None:
-        self._ratios = np.zeros((DRAFT_BINS, LATEST))
-        self._drafted = np.zeros((DRAFT_BINS, LATEST))
-        self._when = np.full((DRAFT_BINS, LATEST), -RECENT, np.int64)
-        self._next = np.zeros(DRAFT_BINS, np.int64)
+        self._bins = [deque[_Ratio](maxlen=LATEST) for _ in range(DRAFT_BINS)]
         self._rests: deque[tuple[int, float]] = deque(maxlen=LATEST)
         self._waiting: deque[tuple[int, int, float]] = deque(maxlen=NEAR)
         self._steps = 0
@@ -144,41 +150,39 @@ class _LikeSteps:
         return self._last_ratio > self._steps - RECENT and self._has_rests()
 
     def most_drafted(self) -> int:
-        return int(self._drafted[self._recent()].max())
+        return max(ratio.drafted for ratios in self._recent() for ratio in ratios)
 
     def rest_s(self) -> float:
         return _lower_median([seconds for _, seconds in self._rests])
 
-    def bins(self) -> tuple[Floats, Floats, Floats]:
+    def bins(self) -> tuple[Floats, Floats, Floats, float]:
         """Of each bin that saw steps: mean drafted tokens, what they cost beyond a step without,
-        and how many steps those were."""
-        recent = self._recent()
-        held = recent.sum(axis=1)
-        seen = np.flatnonzero(held)
-        drafted = [self._drafted[d][recent[d]].mean() for d in seen]
-        ratios = [_lower_median(self._ratios[d][recent[d]].tolist()) for d in seen]
-        extra = [max(0.0, ratio - 1.0) for ratio in ratios]
-        return np.array(drafted), np.array(extra), held[seen].astype(np.float64)
-
-    def spread(self) -> float:
-        """How far a ratio is from its bin's median: the median of that."""
-        recent = self._recent()
-        bins = [self._ratios[d][recent[d]] for d in np.flatnonzero(recent.any(axis=1))]
-        return float(np.median(np.concatenate([abs(bin_ - np.median(bin_)) for bin_ in bins])))
+        and how many steps those were; and how far from its bin's median a ratio is in the middle.
+        """
+        drafted: list[float] = []
+        extra: list[float] = []
+        steps: list[float] = []
+        off: list[float] = []
+        for ratios in self._recent():
+            middle = _lower_median([ratio.ratio for ratio in ratios])
+            drafted.append(sum(ratio.drafted for ratio in ratios) / len(ratios))
+            extra.append(max(0.0, middle - 1.0))
+            steps.append(float(len(ratios)))
+            off.extend(abs(ratio.ratio - middle) for ratio in ratios)
+        return np.array(drafted), np.array(extra), np.array(steps), _lower_median(off)
 
     def _compare(self, drafted: int, ratio: float) -> bool:
-        d = _draft_bin(drafted)
-        at = d, int(self._next[d])
-        is_news = bool(self._when[d, at[1] - NEWS] <= self._steps - RECENT)
-        self._ratios[at], self._drafted[at], self._when[at] = ratio, drafted, self._steps
-        self._next[d] = (at[1] + 1) % LATEST
+        ratios = self._bins[_draft_bin(drafted)]
+        is_news = len(ratios) < NEWS or ratios[-NEWS].step <= self._steps - RECENT
+        ratios.append(_Ratio(self._steps, drafted, ratio))
         self._last_ratio = self._steps
         return is_news
 
-    def _recent(self) -> npt.NDArray[np.bool_]:
-        """Which ratios [DRAFT_BINS, LATEST] still count."""
-        recent: npt.NDArray[np.bool_] = self._when > self._steps - RECENT
-        return recent
+    def _recent(self) -> list[list[_Ratio]]:
+        """The ratios that still count, by bin; bins without are left out."""
+        since = self._steps - RECENT
+        recent = ([ratio for ratio in ratios if ratio.step > since] for ratios in self._bins)
+        return [ratios for ratios in recent if ratios]
 
     def _has_rests(self) -> bool:
         rests = self._rests

@@ -35,6 +35,7 @@ PROBE_EVERY = 48
 PROBE_LEAST = 0.25
 MOST_OF_PROBE = 0.5  # in steps
 RENEW_EVERY = 32
+SAME_BATCH = 4  # a batch a quarter larger or smaller is of another size
 NEVER = 2.0
 WORTH_SHARE = 0.2
 LONG_WORTH_SHARE = 0.02
@@ -162,8 +163,13 @@ class DraftLength:
 
     def _renew_curve(self, batch: int) -> None:
         self._curve_age += 1
-        is_old = self._curve_age >= RENEW_EVERY or self.costs.has_news
-        if batch == self._curve_batch and (self._fixed is not None or not is_old):
+        if self._fixed is not None:
+            is_old = batch != self._curve_batch
+        else:
+            is_old = self._curve_age >= RENEW_EVERY or self.costs.has_news
+            # That one request has ended changes little.
+            is_old |= abs(batch - self._curve_batch) * SAME_BATCH > self._curve_batch
+        if not is_old:
             return
         if self._fixed is not None:
             self._cost = self._fixed

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -25,6 +24,7 @@ from reprise.engine_ext.request_control import wants_info
 from reprise.engine_ext.request_info import InfoCollector
 from reprise.engine_ext.request_plan import RequestPlan, behind_wall, settle, with_plan
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE, start_retrieval
+from reprise.retrieval.owned_folder import make_folder
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -301,7 +301,7 @@ def _announced_retrieval(*, wanted: bool) -> Iterator[Path | None]:
     if not wanted:
         yield None
         return
-    folder = Path(tempfile.mkdtemp(prefix="reprise-"))
+    folder = make_folder()
     before = os.environ.get(ADDRESS_VARIABLE)
     os.environ[ADDRESS_VARIABLE] = str(folder / "retrieval")
     try:

@@ -47,7 +47,7 @@ def run_live(
     with progress_stages(quiet=options.quiet) as stage:
         for trace, rows in traces.items():
             reference: list[list[int]] | None = None
-            for group in _groups(methods, take_turns=options.take_turns):
+            for group in method_groups(methods, take_turns=options.take_turns):
                 name = f"{trace}: {', '.join(group)} (vLLM)"
                 with stage(name, len(group) * len(rows)) as tick:
                     if group == ["semantic-cache"]:
@@ -83,7 +83,7 @@ def run_live(
     return settings, runs
 
 
-def _groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]]:
+def method_groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]]:
     """Which methods run at once, in order.
 
     The reference first: the others count how many of their outputs are identical to it. The

@@ -12,17 +12,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import msgspec
 
 from .config import RetrievalConfig
+from .owned_folder import make_folder, sweep_folders
 from .retrieval_client import RetrievalClient
 from .retrieval_process import Orders
-from .shared_block import owner_prefix, sweep_blocks, unlink_blocks
+from .shared_block import sweep_blocks, unlink_blocks
 from .tier_url import open_tier
 
 logger = logging.getLogger(__name__)
@@ -66,14 +65,15 @@ class ProcessRetriever(RetrievalClient):
         if tier is not None:
             tier.close()
         sweep_blocks()
-        self._folder = Path(tempfile.mkdtemp(prefix="reprise-"))
+        sweep_folders()
+        self._folder = make_folder()
         if config.url == "memory://":
             url = f"sqlite://{self._folder}/answers.sqlite"
             config = config.model_copy(update={"url": url})
         self._orders = Orders(
             config=config.model_dump(),
             address=str(self._folder / "socket"),
-            block_prefix=owner_prefix(os.getpid()) + self._folder.name.removeprefix("reprise-"),
+            block_prefix=self._folder.name,
             owner_pid=os.getpid(),
             tokenizer=tokenizer,
             tokenizer_key=tokenizer_key,

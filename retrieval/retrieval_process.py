@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -237,6 +238,9 @@ def main() -> None:
         server.close()
         with contextlib.suppress(OSError):
             Path(orders.address).unlink()
+        if os.getppid() != orders.owner_pid:
+            # Nobody is left to start another process with what lies there.
+            shutil.rmtree(Path(orders.address).parent, ignore_errors=True)
 
 
 if __name__ == "__main__":

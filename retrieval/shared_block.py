@@ -69,15 +69,24 @@ def unlink_blocks(prefix: str) -> int:
 
 def sweep_blocks() -> int:
     """Remove the blocks of owners that are no more; how many there were."""
-    begins, removed = f"reprise-{_pid_namespace()}-", 0
+    removed = 0
+    for path in left_behind(_FOLDER):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """What lies in a folder under the prefix of an owner that is no more."""
+    begins = f"reprise-{_pid_namespace()}-"
+    found: list[Path] = []
     with contextlib.suppress(OSError):
-        for path in _FOLDER.glob(begins + "*"):
+        for path in folder.glob(begins + "*"):
             pid = path.name.removeprefix(begins).partition("-")[0]
             if pid.isdigit() and not _alive(int(pid)):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    removed += 1
-    return removed
+                found.append(path)
+    return found
 
 
 def _alive(pid: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reprise.eval import methods
+from reprise.eval import engine_turns, methods
 from reprise.eval.acceptance_rate import main
 from reprise.eval.demo_trace import make_demo_trace
 from reprise.eval.traces import save_trace
@@ -152,8 +152,12 @@ def test_real_engines_give_identical_answers(
     monkeypatch.setenv("REPRISE_DRAFTS__VERIFY_COST", "0.02")
     output = tmp_path / "out.json"
     arguments = ["--engine", "vllm", "--model", str(demo_model), "--trace", str(trace)]
-    assert main([*arguments, "--methods", "reprise,none", "--output", str(output)]) == 0
+    arguments += ["--methods", "reprise,none", "--take-turns", "--output", str(output)]
+    # Turns so short that each engine is stopped in the middle of its work.
+    monkeypatch.setattr(engine_turns, "_TURN_S", 0.05)
+    assert main(arguments) == 0
     none, reprise = json.loads(output.read_text())["runs"]
+    assert 0.0 < none["wall_s"] < 60.0
     assert (none["method"], reprise["method"]) == ("none", "reprise")
     assert none["identical_outputs"] == reprise["identical_outputs"] == 6
     assert none["mean_acceptance_length"] == 1.0

@@ -3,7 +3,7 @@
 import pytest
 
 from reprise.eval.demo import summary
-from reprise.eval.live import live_methods, run_of_outcome
+from reprise.eval.live import live_methods, method_groups, run_of_outcome
 from reprise.eval.live_worker import LiveOutcome, speculative_config
 from reprise.eval.methods import MethodError
 from reprise.eval.results import Run
@@ -38,6 +38,15 @@ def test_methods_of_an_engine() -> None:
     assert live_methods(every, named=False) == ["none", "semantic-cache", "reprise"]
     with pytest.raises(MethodError, match="'suffix-best' runs with --engine replay only"):
         live_methods(["none", "suffix-best"], named=True)
+
+
+def test_which_engines_run_at_once() -> None:
+    methods = ["suffix", "semantic-cache", "reprise", "none"]
+    one_by_one = [["none"], ["suffix"], ["semantic-cache"], ["reprise"]]
+    assert method_groups(methods, take_turns=False) == one_by_one
+    turns = [["none", "suffix", "reprise"], ["semantic-cache"]]
+    assert method_groups(methods, take_turns=True) == turns
+    assert method_groups(["semantic-cache"], take_turns=True) == [["semantic-cache"]]
 
 
 def test_speculative_configs() -> None:

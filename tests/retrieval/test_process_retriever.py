@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.owned_folder import make_folder, sweep_folders
 from reprise.retrieval.process_retriever import ProcessRetriever
 from reprise.retrieval.retrieval_client import connect
 from reprise.retrieval.shared_block import owner_prefix
@@ -119,15 +121,30 @@ def test_it_ends_with_its_owner_even_if_that_is_killed(wait_until):
         "from reprise.retrieval.process_retriever import ProcessRetriever\n"
         "r = ProcessRetriever(RetrievalConfig(embedding_model='lexical', clauses=False))\n"
         "while r.health().state != 'ready': time.sleep(0.05)\n"
-        "print(r.pid, flush=True)\n"
+        "print(r.pid, r.address, flush=True)\n"
         "time.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     ) as owner:
-        pid = int(owner.stdout.readline())
+        pid, address = owner.stdout.readline().split()
+        assert Path(address).exists()
         owner.kill()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not Path(address).parent.exists()
+
+
+def test_folders_of_owners_that_are_no_more_are_swept():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = Path(tempfile.gettempdir()) / f"{owner_prefix(gone.pid)}x"
+    left.mkdir()
+    (left / "answers.sqlite").touch()
+    ours = make_folder()
+    assert sweep_folders() >= 1
+    assert not left.exists()
+    assert ours.is_dir()
+    ours.rmdir()
 
 
 def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):

@@ -50,21 +50,19 @@ def serve(
     Raises:
         LiveError: An engine failed.
     """
+    turn_s = _TURN_S if len(jobs) > 1 else None
     with contextlib.ExitStack() as stack:
         engines: list[_Engine] = []
         for job in jobs:
             engine = stack.enter_context(_Engine(job, on_request))
             engine.get_ready()
             engines.append(engine)
-            if len(jobs) > 1:
+            if turn_s is not None:
                 engine.stop()
         for engine in engines:
             engine.let_go()
         while waiting := [engine for engine in engines if not engine.has_served]:
-            if len(jobs) == 1:
-                waiting[0].take_turn(None)
-            else:
-                min(waiting, key=lambda engine: engine.num_finished).take_turn(_TURN_S)
+            min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
         return [engine.outcome() for engine in engines]
 
 

@@ -55,21 +55,8 @@ def run_live(
                             _run_semantic_cache(options, model, trace, rows, reference, tick)
                         )
                         continue
-                    outcomes = serve(
-                        [
-                            LiveJob(
-                                model=model,
-                                speculative_config=speculative_config(
-                                    method, options.num_speculative_tokens
-                                ),
-                                rows=list(rows),
-                                concurrency=options.concurrency,
-                                seed=options.seed,
-                            )
-                            for method in group
-                        ],
-                        on_request=tick,
-                    )
+                    jobs = [_live_job(options, model, method, rows) for method in group]
+                    outcomes = serve(jobs, on_request=tick)
                 for method, outcome in zip(group, outcomes, strict=True):
                     if method == "none":
                         reference = outcome.output_token_ids
@@ -97,6 +84,18 @@ def method_groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]
     return [group for group in groups if group]
 
 
+def _live_job(
+    options: argparse.Namespace, model: str, method: str, rows: Sequence[TraceRow]
+) -> LiveJob:
+    return LiveJob(
+        model=model,
+        speculative_config=speculative_config(method, options.num_speculative_tokens),
+        rows=list(rows),
+        concurrency=options.concurrency,
+        seed=options.seed,
+    )
+
+
 def _run_semantic_cache(
     options: argparse.Namespace,
     model: str,
@@ -114,13 +113,8 @@ def _run_semantic_cache(
     missed = [n for n, found in zip(timed, served_from, strict=True) if found is None]
     warm = [number for number, row in enumerate(rows) if row.warm]
     sent = {*warm, *missed}
-    job = LiveJob(
-        model=model,
-        speculative_config=None,
-        rows=[row for number, row in enumerate(rows) if number in sent],
-        concurrency=options.concurrency,
-        seed=options.seed,
-    )
+    kept = [row for number, row in enumerate(rows) if number in sent]
+    job = _live_job(options, model, "none", kept)
     (outcome,) = serve([job], on_request=tick)
     answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
     answers.update(zip(missed, outcome.output_token_ids, strict=True))

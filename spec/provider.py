@@ -159,9 +159,7 @@ class DraftProvider:
         with self._lock:
             began_s = time.perf_counter()
             try:
-                if step_time_s is not None:
-                    costs = self._length.costs
-                    costs.observe_step(len(request_ids), num_drafted_tokens, step_time_s)
+                self._observe_cost(len(request_ids), step_time_s, num_drafted_tokens)
                 known = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
                 if known:
@@ -185,8 +183,7 @@ class DraftProvider:
         """
         with self._lock:
             try:
-                if step_time_s is not None:
-                    self._length.costs.observe_step(num_requests, num_drafted_tokens, step_time_s)
+                self._observe_cost(num_requests, step_time_s, num_drafted_tokens)
                 self._least = self._length.least_chance(num_requests)
                 if self._least < HOPELESS:
                     return False
@@ -281,6 +278,12 @@ class DraftProvider:
         """
         with self._lock:
             load_weights(self._weights, path)
+
+    def _observe_cost(
+        self, num_requests: int, step_time_s: float | None, num_drafted_tokens: int
+    ) -> None:
+        if step_time_s is not None:
+            self._length.costs.observe_step(num_requests, num_drafted_tokens, step_time_s)
 
     def _observe(
         self, request_ids: Sequence[str], emitted: Sequence[Sequence[int]]

@@ -42,7 +42,7 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
     plain_llm: Any, reprise_llm: Any, questions: list[str]
 ) -> None:
     expected = _said(_chat(plain_llm, questions))
-    # Answers that finish before the retrieval process is connected are dropped: wait for it.
+    # Near answers are counted below: the retrieval process is to be there from the first one on.
     assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
     assert _said(_chat(reprise_llm, questions)) == expected
     assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]

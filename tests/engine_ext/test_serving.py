@@ -231,17 +231,32 @@ def _accepted_from_answers(server: Server) -> int:
     return sum(by_source[source]["accepted"] for source in ("near_answer", "corpus"))
 
 
+def requests_by_kind(server: Server) -> dict[str, float]:
+    """Requests so far by how the cache took them."""
+    kinds = ("exact", "followed", "miss")
+    return {kind: server.metric("reprise:requests_total", kind=kind) for kind in kinds}
+
+
 def test_identical_requests_in_flight_cost_one_generation(reprise_server: Server) -> None:
-    generated_before = reprise_server.metric("vllm:request_success_total")
-    followed_before = reprise_server.metric("reprise:requests_total", kind="followed")
+    """A machine may stall for so long that the first has ended before another is taken: those
+    are exact hits, and another question is asked."""
     asked = {"max_tokens": 900, "ignore_eos": True, "headers": {"x-reprise-drafts": "off"}}
-    # All are sent before the first is read: the first takes 900 steps.
-    replies = reprise_server.chat_together("all at once", 8, **asked)
-    assert len({reply.text for reply in replies}) == 1
-    assert reprise_server.metric("vllm:request_success_total") - generated_before == 1
-    followed = reprise_server.metric("reprise:requests_total", kind="followed") - followed_before
-    assert followed >= 1
-    assert sorted(reply.generated for reply in replies) == [False] * 7 + [True]
+    for attempt in range(3):
+        generated_before = reprise_server.metric("vllm:request_success_total")
+        before = requests_by_kind(reprise_server)
+        # All are sent before the first is read: the first takes 900 steps.
+        replies = reprise_server.chat_together(f"all at once, {attempt}", 8, **asked)
+        assert len({reply.text for reply in replies}) == 1
+        assert reprise_server.metric("vllm:request_success_total") - generated_before == 1
+        assert sorted(reply.generated for reply in replies) == [False] * 7 + [True]
+        taken = {
+            kind: number - before[kind] for kind, number in requests_by_kind(reprise_server).items()
+        }
+        assert taken["miss"] == 1
+        assert taken["followed"] + taken["exact"] == 7
+        if taken["followed"]:
+            return
+    pytest.fail("of three questions asked eight times at once, none was followed")
 
 
 def read_first_piece_and_leave(server: Server, question: str, **body: Any) -> None:

@@ -349,15 +349,15 @@ class LocalRetriever(Retriever):
         if not awaited:
             return
         queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in awaited]
-        found, times = search.search(queries)
-        for prompt, near in zip(awaited, found, strict=True):
-            self._publish(prompt, near)
-        with self._changed:
-            self._count(
-                found=sum(bool(near) for near in found),
-                embed_s=times.embed_s,
-                search_s=times.search_s,
-            )
+        for found in search.search(queries):
+            for place, near in zip(found.places, found.near, strict=True):
+                self._publish(awaited[place], near)
+            with self._changed:
+                self._count(
+                    found=sum(bool(near) for near in found.near),
+                    embed_s=found.embed_s,
+                    search_s=found.search_s,
+                )
 
     def _publish(self, prompt: Prompt, near: list[NearAnswer]) -> None:
         with self._changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +39,13 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchTimes:
-    """Seconds that a batch of queries took."""
+class Found:
+    """What one pass of the embedding model came to."""
 
+    places: list[int]
+    """Of the queries that it was for."""
+    near: list[list[NearAnswer]]
+    """For each of them, best first."""
     embed_s: float
     search_s: float
 
@@ -81,8 +85,12 @@ class NearSearch:
             self._keeper.restore(self._index)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
 
-    def search(self, queries: Sequence[Query]) -> tuple[list[list[NearAnswer]], SearchTimes]:
-        """Near answers for each query, best first."""
+    def search(self, queries: Sequence[Query]) -> Iterator[Found]:
+        """Near answers for the queries, pass by pass, so that none waits for longer ones."""
+        for places in self.embedder.passes([query.text for query in queries]):
+            yield self._search(places, [queries[place] for place in places])
+
+    def _search(self, places: list[int], queries: Sequence[Query]) -> Found:
         began_s = time.perf_counter()
         texts = [query.text for query in queries]
         namespaces = [query.namespace for query in queries]
@@ -101,7 +109,7 @@ class NearSearch:
         for query, whole, found in zip(queries, wholes, clauses, strict=True):
             vectors = np.stack([whole, *(next(parts) for _ in found)])
             near.append(self._rank(query.namespace, vectors))
-        return near, SearchTimes(embedded_s - began_s, time.perf_counter() - embedded_s)
+        return Found(places, near, embedded_s - began_s, time.perf_counter() - embedded_s)
 
     def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
         """Make answers findable by their texts; returns the new ones, with embeddings."""

@@ -41,6 +41,20 @@ class Blocked(Embedder):
         return super().encode(texts, namespaces)
 
 
+class BlockedByLongTexts(Blocked):
+    """Besides, does not embed long texts before it may go on with those."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked_for_long, self.go_on_with_long = threading.Event(), threading.Event()
+
+    def encode(self, texts, namespaces):
+        if any(len(text) > 1000 for text in texts):
+            self.asked_for_long.set()
+            assert self.go_on_with_long.wait(30)
+        return super().encode(texts, namespaces)
+
+
 def answer(prompt, response, *, namespace="", **fields):
     return Answer.create(
         prompt_token_ids=list(prompt.encode()),
@@ -122,6 +136,22 @@ def test_an_answer_is_told_of_before_it_is_embedded(make):
     assert update.prompt_token_ids.tolist() == list(b"a question")
     assert update.response_token_ids.tolist() == list(b"x")
     embedder.go_on.set()
+
+
+def test_no_request_waits_for_another_with_a_longer_text(make):
+    embedder = BlockedByLongTexts()
+    retriever = make(embedder=embedder)
+    retriever.submit("first", namespace="", text="first")  # the others wait together
+    assert embedder.asked.wait(30)
+    retriever.submit("long", namespace="", text="long " * 300)
+    retriever.submit("short", namespace="", text="short")
+    embedder.go_on.set()
+    assert embedder.asked_for_long.wait(30)
+    assert retriever.poll("short") == []
+    assert retriever.poll("long") is None
+    embedder.go_on_with_long.set()
+    assert retriever.flush(30)
+    assert retriever.poll("long") == []
 
 
 def test_a_request_that_is_over_is_not_searched_for(make):

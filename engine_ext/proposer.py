@@ -156,6 +156,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if self._is_drafting_rank:
             self._provider.warm_up()
             if self._shares_answers:
+                self._overlap.warm_up()
                 self._retriever = worker_retriever(vllm_config, config.retrieval)
                 self._learner = AnswerLearner(
                     self._provider, self._retriever, self._overlap, errors=self._errors

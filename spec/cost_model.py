@@ -7,8 +7,11 @@ kept is the ratio. Ratios are kept for like batch sizes together, a factor of tw
 them in bins of drafted tokens, a factor of sqrt(2) wide. Each bin speaks by the median of its
 latest ones, drawn to a line through all bins, the more so the more ratios of a bin differ; and a
 step with more tokens is never taken to cost less. Where all steps have drafts, one in many goes
-without, to have something to compare with. The first step with so many tokens in all does not
-count: it may pay for what is made once, such as compiled kernels.
+without, to have something to compare with.
+
+The first step with so many tokens in all may pay for what is made once for this number, such as
+compiled kernels: half a step or more with a small model. It does not count for the others, and what
+such steps cost beyond them is known as well, so that drafts keep to numbers that were there before.
 
 How many tokens may be tried is bounded by how many were (`reach`): what a device does with eight
 says nothing of three hundred. Steps that prefill are not to be taken in: a prompt's token needs no
@@ -36,6 +39,7 @@ FIRST_REACH = 16
 REACH = 2
 RECENT = 1024  # steps of a like batch after which a step is forgotten
 REST_EVERY = 128
+FEWEST_FIRSTS = 3  # first steps of a number of tokens, below which they cost what others do
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,9 +49,12 @@ class CostModel:
 
     def __init__(self) -> None:
         self._batches = [_LikeSteps() for _ in range(BATCH_BINS)]
-        self._sizes: set[int] = set()
+        self._is_new = np.ones(1024, np.bool_)
+        self._firsts: deque[float] = deque(maxlen=LATEST)
         self.has_news = False
         """Whether the latest step told of a cost of which little was known."""
+        self.first_extra = 0.0
+        """What the first step with so many tokens in all costs more, in steps without drafts."""
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
         """Take in a step of so many seconds that decoded for `batch` requests and verified
@@ -55,10 +62,18 @@ class CostModel:
         self.has_news = False
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
-        if batch + drafted not in self._sizes:
-            self._sizes.add(batch + drafted)
+        if self.is_new(batch, drafted)[-1]:
+            self._is_new[batch + drafted] = False
+            self._observe_first(batch, drafted, seconds)
             return
         self.has_news = self._batches[_batch_bin(batch)].observe(drafted, seconds)
+
+    def is_new(self, batch: int, most: int) -> npt.NDArray[np.bool_]:
+        """Whether no step was seen yet [most + 1] that verified 0..most drafted tokens for `batch`
+        requests, or as many tokens in all for more or fewer."""
+        while batch + most >= len(self._is_new):
+            self._is_new = np.append(self._is_new, np.ones_like(self._is_new))
+        return self._is_new[batch : batch + most + 1]
 
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
@@ -94,6 +109,14 @@ class CostModel:
         relative = 1.0 + np.maximum(0.0, relative)
         relative[0] = 1.0
         return relative
+
+    def _observe_first(self, batch: int, drafted: int, seconds: float) -> None:
+        known = self._batches[_batch_bin(batch)]
+        if known.is_known():
+            extra = seconds / known.rest_s() - float(self.curve(batch, drafted)[-1])
+            self._firsts.append(extra)
+            if len(self._firsts) >= FEWEST_FIRSTS:
+                self.first_extra = max(0.0, _lower_median(list(self._firsts)))
 
     def _best_known(self, batch: int) -> "_LikeSteps | None":
         """The steps of the batch size nearest to `batch` of which something is known."""

@@ -31,6 +31,7 @@ from .config import DraftConfig
 from .cost_model import PRIOR_COST, CostModel
 
 LEAST_CHANCE = 0.004
+FIRST_USES = 16  # steps that share in what the first with as many tokens costs
 PROBE_EVERY = 48
 PROBE_LEAST = 0.25
 MOST_OF_PROBE = 0.5  # in steps
@@ -195,7 +196,12 @@ class DraftLength:
         lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted, fewer than n
     ) -> npt.NDArray[np.int64]:
         """The lengths [B] that the drafts are cut to."""
-        curve = self._curve / self._step_cost
+        curve = self._curve
+        if self.costs.first_extra:
+            is_new = self.costs.is_new(len(lengths), len(curve) - 1)
+            curve = curve + self.costs.first_extra / FIRST_USES * is_new
+            curve[0] = 1.0
+        curve = curve / self._step_cost
         if self._probing:
             # A probe is to show what drafts cost, but not to cost much itself; a token for every
             # second request it may have, else a wrong belief that drafts are dear would last.

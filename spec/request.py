@@ -2,6 +2,8 @@
 """What a live request owns: its context, its near answers and their chains."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -39,12 +41,15 @@ from .layout import (
     SALT,
     TEXT,
 )
-from .near_answer import IntArray, NearAnswer
+from .near_answer import IntArray, NearAnswer, TokenIds
+from .row_arrays import Context, open_context
 
 ROOM = 512
 MAX_NEAR_TOKENS = 2048
 MAX_NEAR_PROMPT = 1024
 OWN_PROMPT_VISITS = 48
+_NO_TOKENS = np.zeros(0, np.int32)
+_similarity = attrgetter("similarity")
 
 
 @compiled
@@ -54,11 +59,7 @@ def mark_slots(
     near_prompt: IntArray,  # [p] int32
     begin: int,
     end: int,
-    text: IntArray,
-    chain: IntArray,
-    heads: IntArray,
-    mask: int,
-    prompt_length: int,
+    own: Context,
     table: IntArray,  # [1 << 12] int32: working space
 ) -> None:
     """Add to the tags of near_text[begin:end] 512 if the token is in the near answer's prompt, and
@@ -70,13 +71,55 @@ def mark_slots(
         token = near_text[k]
         if table[token & 4095] == token:
             tags[k] += 512
-        i, visits = heads[bucket_of(token, mask)], 0
+        i, visits = own.heads[bucket_of(token, own.mask)], 0
         while i >= 0 and visits < OWN_PROMPT_VISITS:
-            if text[i] == token and i < prompt_length:
+            if own.text[i] == token and i < own.begin:
                 tags[k] += 256
                 break
             visits += 1
-            i = chain[i]
+            i = own.chain[i]
+
+
+@compiled
+def lay_out(
+    row: npt.NDArray[np.int64],  # [REQUEST_FIELDS]
+    tokens: IntArray,  # all responses, one after the other, then all prompts
+    sizes: IntArray,  # [2, n] int32: of the responses, of the prompts
+    similarities: npt.NDArray[np.float64],  # [n]
+    clauses: IntArray,  # [n] int32
+    text: IntArray,  # [t] int32, out, as all that follow: BOS, response, END of each near answer
+    tags: IntArray,  # [t]
+    chain: IntArray,  # [t]
+    heads: IntArray,  # [h], -1 each
+    info: IntArray,  # [n, NEAR_INFO_FIELDS]
+) -> int:
+    """Lay near answers out for drafting; returns how many clauses they are for."""
+    own = open_context(row)
+    table = np.empty(1 << 12, np.int32)
+    count = sizes.shape[1]
+    source, prompt, at, num_clauses = 0, sizes[0].sum(), 0, 0
+    for near in range(count):
+        end = at + sizes[0, near] + 2
+        text[at], text[end - 1] = BOS, END
+        for k in range(at + 1, end - 1):
+            text[k] = tokens[source]
+            source += 1
+        tags[at:end] = near
+        near_prompt = tokens[prompt : prompt + sizes[1, near]]
+        prompt += sizes[1, near]
+        mark_slots(text, tags, near_prompt, at + 1, end - 1, own, table)
+        rank = 0
+        for other in range(near):
+            rank += clauses[other] == clauses[near]
+        num_clauses += rank == 0
+        info[near, NEAR_START] = at
+        info[near, NEAR_SIMILARITY] = similarity_bucket(similarities[near])
+        info[near, NEAR_RANK] = rank_bucket(rank)
+        info[near, NEAR_CLAUSE] = clauses[near]
+        info[near, NEAR_ACCEPTED] = 0
+        at = end
+    link_reversed(text, chain, heads, len(heads) - 1, 0, at)
+    return num_clauses
 
 
 class Request:
@@ -150,56 +193,39 @@ class Request:
         known = self._standings(pointers, hits)
         self._accepted_before = self.accepted_by_answer()
         ranked = select_near(near_answers, min(most, MAX_NEAR))
-        responses = [
-            np.asarray(near.response_token_ids, np.int32)[:MAX_NEAR_TOKENS] for near in ranked
-        ]
-        text = np.full(sum(map(len, responses)) + 2 * len(ranked), END, np.int32)
-        tags, chain = np.zeros_like(text), np.zeros_like(text)
-        heads = empty_heads(len(text))
-        info = np.zeros((len(ranked), NEAR_INFO_FIELDS), np.int32)
-        places: dict[int, int] = {}
-        table = np.zeros(1 << 12, np.int32)
-        fresh = row[LENGTH] == row[BEGIN] + 1
-        at = 0
-        own = (
-            self._text,
-            self._chain,
-            self._heads,
-            len(self._heads) - 1,
-            int(row[BEGIN]),
+        responses = [_int32(near.response_token_ids)[:MAX_NEAR_TOKENS] for near in ranked]
+        prompts = [_int32(near.prompt_token_ids)[-MAX_NEAR_PROMPT:] for near in ranked]
+        sizes = np.array((list(map(len, responses)), list(map(len, prompts))), np.int32)
+        length = int(sizes[0].sum()) + 2 * len(ranked)
+        text, tags, chain = np.empty((3, length), np.int32)
+        heads = empty_heads(length)
+        info = np.empty((len(ranked), NEAR_INFO_FIELDS), np.int32)
+        num_clauses = lay_out(
+            row,
+            np.concatenate((*responses, *prompts, _NO_TOKENS)),
+            sizes,
+            np.array([near.similarity for near in ranked], np.float64),
+            np.array([near.clause for near in ranked], np.int32),
+            text,
+            tags,
+            chain,
+            heads,
+            info,
         )
-        for near, (answer, response) in enumerate(zip(ranked, responses, strict=True)):
-            end = at + len(response) + 2
-            text[at] = BOS
-            text[at + 1 : end - 1] = response
-            tags[at:end] = near
-            prompt = np.asarray(answer.prompt_token_ids, np.int32)[-MAX_NEAR_PROMPT:]
-            mark_slots(text, tags, prompt, at + 1, end - 1, *own, table)
-            rank = places.get(answer.clause, 0)
-            places[answer.clause] = rank + 1
-            info[near, NEAR_START] = at
-            info[near, NEAR_SIMILARITY] = similarity_bucket(float(answer.similarity))
-            info[near, NEAR_RANK] = rank_bucket(rank)
-            info[near, NEAR_CLAUSE] = answer.clause
-            standing = known.get(answer.answer_id)
-            if standing is None:
-                pointers[near] = at + 1 if fresh else -1
-                hits[near] = first_hit
-            else:
-                offset, hits[near] = standing
-                pointers[near] = at + offset if offset >= 0 else -1
-            at = end
-        link_reversed(text, chain, heads, len(heads) - 1, 0, len(text))
+        fresh = row[LENGTH] == row[BEGIN] + 1
+        starts = info[:, NEAR_START].tolist()
+        places, rates = [], []
+        for answer, start in zip(ranked, starts, strict=True):
+            offset, rate = known.get(answer.answer_id, (1 if fresh else -1, first_hit))
+            places.append(start + offset if offset >= 0 else -1)
+            rates.append(rate)
+        pointers[: len(ranked)], hits[: len(ranked)] = places, rates
         self._near = (text, chain, heads, tags, info)
         self.answer_ids = [near.answer_id for near in ranked]
         row[NEAR_TEXT], row[NEAR_CHAIN] = text.ctypes.data, chain.ctypes.data
         row[NEAR_HEADS], row[NEAR_HEAD_MASK] = heads.ctypes.data, len(heads) - 1
         row[NEAR_TAGS], row[NEAR_INFO] = tags.ctypes.data, info.ctypes.data
-        row[NEAR_LENGTH], row[NEAR_COUNT], row[CLAUSES] = (
-            len(text),
-            len(ranked),
-            len(places),
-        )
+        row[NEAR_LENGTH], row[NEAR_COUNT], row[CLAUSES] = length, len(ranked), num_clauses
         row[PREDICTED] = 0
 
     def accepted_by_answer(self) -> dict[str, int]:
@@ -220,11 +246,11 @@ class Request:
         if not self._near:
             return {}
         starts = self._near[-1][:, NEAR_START].tolist()
+        number = len(starts)
+        places = zip(self.answer_ids, starts, pointers[:number].tolist(), strict=True)
         return {
-            answer_id: (int(pointer) - start if pointer >= 0 else -1, float(hit))
-            for answer_id, start, pointer, hit in zip(
-                self.answer_ids, starts, pointers, hits, strict=False
-            )
+            answer_id: (place - start if place >= 0 else -1, rate)
+            for (answer_id, start, place), rate in zip(places, hits[:number].tolist(), strict=True)
         }
 
     def _publish(self, row: npt.NDArray[np.int64]) -> None:
@@ -232,17 +258,17 @@ class Request:
         row[CAPACITY] = len(self._text)
 
 
+def _int32(token_ids: TokenIds) -> IntArray:
+    return np.asarray(token_ids, np.int32)
+
+
 def select_near(near_answers: Sequence[NearAnswer], most: int) -> list[NearAnswer]:
     """The most similar ones, once per answer id, none empty, each clause in its turn."""
     by_clause: dict[int, list[NearAnswer]] = {}
     seen: set[str] = set()
-    for near in sorted(near_answers, key=lambda near: -float(near.similarity)):
+    for near in sorted(near_answers, key=_similarity, reverse=True):
         if near.answer_id not in seen and len(near.response_token_ids):
             seen.add(near.answer_id)
             by_clause.setdefault(near.clause, []).append(near)
-    chosen: list[NearAnswer] = []
-    rank = 0
-    while len(chosen) < most and any(rank < len(group) for group in by_clause.values()):
-        chosen.extend(group[rank] for group in by_clause.values() if rank < len(group))
-        rank += 1
-    return chosen[:most]
+    turns = zip_longest(*by_clause.values())
+    return [near for turn in turns for near in turn if near is not None][:most]

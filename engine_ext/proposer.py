@@ -129,6 +129,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._live: dict[str, _LiveRequest] = {}
         self._awaiting: dict[str, _LiveRequest] = {}
         """Of the live requests, those whose near answers by meaning are not there yet."""
+        self._seen_progress = -1
         self._draft_counts = DraftCountsKeeper()
         self._propose_us = LatencyHistogram()
         self._near_answers_in_time = {"meaning": 0, "tokens": 0}
@@ -307,6 +308,13 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             )
 
     def _attach_awaited(self) -> None:
+        if not self._awaiting:
+            return
+        assert self._retriever is not None
+        progress = self._retriever.progress()
+        if progress == self._seen_progress:
+            return
+        self._seen_progress = progress
         for request_id, live in tuple(self._awaiting.items()):
             if live.num_prompt_tokens:  # it has started
                 self._attach(request_id, live)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .answer import Answer, AnswerUpdate
+from .awaited_results import AwaitedResults
 from .clauses import ClauseSplitter
 from .config import RetrievalConfig
 from .embedding import LEXICAL, Embedder
@@ -77,7 +77,7 @@ class LocalRetriever(Retriever):
             ttl_s=self._config.ttl_s,
         )
         self._queue = WorkQueue()
-        self._results: OrderedDict[str, list[NearAnswer] | None] = OrderedDict()
+        self._results = AwaitedResults(most=4 * self._config.queue_length)
         self._updates = UpdateQueue()
         self._stats = RetrievalStats()
         self._waiting = 0
@@ -100,25 +100,24 @@ class LocalRetriever(Retriever):
     ) -> None:
         ids = None if prompt_token_ids is None else np.array(prompt_token_ids)
         with self._changed:
-            self._results.pop(request_id, None)
+            self._results.expect(request_id)
             if self._closing or len(self._queue.prompts) >= self._config.queue_length:
                 self._count(dropped=1)
-                self._results[request_id] = []
+                self._results.give(request_id, [])
             else:
-                self._results[request_id] = None
                 self._queue.prompts.append(Prompt(request_id, namespace, text, ids))
                 self._changed.notify_all()
-            # Bounds what callers that never discard can leave behind.
-            while len(self._results) > 4 * self._config.queue_length:
-                self._results.popitem(last=False)
 
     def poll(self, request_id: str) -> list[NearAnswer] | None:
         with self._changed:
             return self._results.get(request_id)
 
+    def progress(self) -> int:
+        return self._results.num_given
+
     def discard(self, request_id: str) -> None:
         with self._changed:
-            self._results.pop(request_id, None)
+            self._results.discard(request_id)
 
     def store(self, answer: Answer) -> None:
         with self._changed:
@@ -344,7 +343,7 @@ class LocalRetriever(Retriever):
     def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
         with self._changed:
             # Under load some requests are over before their turn comes.
-            awaited = [p for p in prompts if self._results.get(p.request_id, []) is None]
+            awaited = [p for p in prompts if self._results.is_awaited(p.request_id)]
             self._count(submitted=len(prompts), abandoned=len(prompts) - len(awaited))
         if not awaited:
             return
@@ -362,18 +361,15 @@ class LocalRetriever(Retriever):
     def _publish(self, prompt: Prompt, near: list[NearAnswer]) -> None:
         with self._changed:
             # The request may be gone, or submitted anew, by now.
-            awaited = self._results.get(prompt.request_id, []) is None
-            if awaited:
-                self._results[prompt.request_id] = near
-        if awaited and self._on_found is not None:
+            given = self._results.give(prompt.request_id, near)
+        if given and self._on_found is not None:
             self._on_found(prompt.request_id, prompt.namespace, near)
 
     def _answer_with_nothing(self, prompts: list[Prompt]) -> None:
         with self._changed:
             self._count(errors=1)
             for prompt in prompts:
-                if self._results.get(prompt.request_id, []) is None:
-                    self._results[prompt.request_id] = []
+                self._results.give(prompt.request_id, [])
 
     def _join(self, search: NearSearch, batch: list[tuple[Answer, bool]]) -> None:
         held = [(a, ours) for a, ours in batch if self.answer(a.namespace, a.answer_id)]

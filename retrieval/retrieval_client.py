@@ -75,6 +75,7 @@ class RetrievalClient(Retriever):
         self._sender: Sender | None = None
         self._held: deque[Store] = deque()
         self._results: ResultReader | None = None
+        self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
         self._dropped = 0
         self._replies: dict[int, Reply] = {}
@@ -101,6 +102,11 @@ class RetrievalClient(Retriever):
     def poll(self, request_id: str) -> list[NearAnswer] | None:
         with self._changed:
             return None if self._results is None else self._results.read(request_id)
+
+    def progress(self) -> int:
+        with self._changed:
+            published = 0 if self._results is None else self._results.num_published
+            return (self._connections << 48) + published
 
     def found_s(self, request_id: str) -> float | None:
         with self._changed:
@@ -259,6 +265,7 @@ class RetrievalClient(Retriever):
                     self._dropped += sum(not sender.send(answer) for answer in self._held)
                     self._held.clear()
                     self._results, self._sender = results, sender
+                    self._connections += 1
                     if self._closing:
                         sender.close()
                     self._changed.notify_all()

@@ -89,6 +89,11 @@ class Retriever(ABC):
     def poll(self, request_id: str) -> list[NearAnswer] | None:
         """The near answers, best first; None while they are not there (or for an unknown id)."""
 
+    @abstractmethod
+    def progress(self) -> int:
+        """A number that is another one whenever `poll` has more to give than before: who waits for
+        many requests asks for each only then."""
+
     def found_s(self, request_id: str) -> float | None:  # noqa: ARG002 - few know
         """When a request's near answers were there, in seconds of `time.monotonic`; None: they
         are not, or it is not known."""

@@ -1,6 +1,7 @@
 """Near answers in shared memory: one process writes, any number read, nobody locks.
 
-    header       64 bytes: magic, layout version, number of slots, bytes of the token map
+    header       64 bytes: magic, layout version, number of slots, bytes of the token map, number
+                 of results published so far
     request map  slots of 32 bytes: digest of a request id, position of its entry, CRC-32
     token map    a ring of entries: length, CRC-32, contents
 
@@ -26,8 +27,9 @@ from .near_answer import NearAnswer
 from .shared_block import attach_block, create_block, unlink_blocks
 
 _MAGIC = b"REPRISE\0"
-_LAYOUT = 2
+_LAYOUT = 3
 _HEADER = struct.Struct("<8sIIQ")
+_PUBLISHED = struct.Struct("<Q")
 _HEADER_BYTES = 64
 _SLOT = struct.Struct("<16sQI4x")
 _ENTRY = struct.Struct("<II")
@@ -77,6 +79,7 @@ class ResultWriter:
         self._block = create_block(prefix, self._ring + num_bytes)
         # Position 0 means an empty slot.
         self._head = 8
+        self._num_published = 0
         self._positions: dict[tuple[str, str], int] = {}
         self._memory[: _HEADER.size] = _HEADER.pack(_MAGIC, _LAYOUT, num_slots, num_bytes)
 
@@ -99,6 +102,8 @@ class ResultWriter:
         key = digest(request_id.encode())
         slot = self._slot_for(key)
         self._memory[slot : slot + _SLOT.size] = _pack_slot(key, position)
+        self._num_published += 1
+        _PUBLISHED.pack_into(self._memory, _HEADER.size, self._num_published)
 
     def close(self) -> None:
         """Let go of the block and remove its name."""
@@ -175,6 +180,11 @@ class ResultReader:
             self._block.close()
             raise ValueError(f"expected a block of layout {_LAYOUT}, got {magic!r} {layout}")
         self._ring = _HEADER_BYTES + (self._num_slots + _PROBES) * _SLOT.size
+
+    @property
+    def num_published(self) -> int:
+        """Results published so far."""
+        return int(_PUBLISHED.unpack_from(self._memory, _HEADER.size)[0])
 
     def read(self, request_id: str) -> list[NearAnswer] | None:
         """The request's near answers, without those that are no longer there; None: no result."""

@@ -236,3 +236,16 @@ def test_clauses_can_be_turned_off(make):
     retriever.store(answer("will I get a refund", "yes"))
     found = near(retriever, "How do I cancel my order and will I get a refund?")
     assert {f.clause for f in found} == {0}
+
+
+def test_progress_tells_when_there_is_more_to_poll(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder)
+    before = retriever.progress()
+    retriever.submit("r", namespace="", text="blocked")
+    assert embedder.asked.wait(30)
+    assert retriever.progress() == before
+    embedder.go_on.set()
+    assert retriever.flush(30)
+    assert retriever.progress() != before
+    assert retriever.poll("r") == []

@@ -57,8 +57,9 @@ def test_owner_and_client_share_answers_and_results(retriever, client, wait_unti
     assert retriever.flush(200)
     assert client.flush(200)
     # One submits, the other polls: so a front end begins the search and a worker uses it.
+    before = client.progress()
     retriever.submit("r", namespace="acme", text="question number 2")
-    wait_until(lambda: client.poll("r") is not None)
+    wait_until(lambda: client.progress() != before)
     assert [n.answer_id for n in client.poll("r")] == ["id2", "id1"]
     assert client.poll("r")[0].response_token_ids.tolist() == [2] * 20
     assert ask(client, "other", "question number 2", wait_until, namespace="zeta") == []
@@ -83,7 +84,7 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, ca
     assert retriever.flush(200)
     assert len(ask(client, "before", "question number 7", wait_until)) == 30
     assert len(client.updates()) == 30
-    killed = retriever.pid
+    killed, progress = retriever.pid, client.progress()
     os.kill(killed, signal.SIGKILL)
     # While it is gone nothing waits, nothing raises.
     client.submit("lost", namespace="acme", text="question number 7")
@@ -93,6 +94,7 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, ca
     client.look_up_exact(b"key1", namespace="acme")
     wait_until(lambda: retriever.pid not in (None, killed))
     wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30)
+    assert client.progress() > progress
     assert len(ask(client, "after", "question number 7", wait_until)) >= 30
     assert not [u for u in client.updates() if not u.added]
     assert retriever.restarts == 1

@@ -131,10 +131,19 @@ def test_a_slot_that_points_anywhere_is_harmless(make_pair):
         assert reader.read("r1") == []
 
 
+def test_a_reader_sees_how_many_results_there_were(make_pair):
+    writer, reader = make_pair()
+    assert reader.num_published == 0
+    publish(writer, 1)
+    publish(writer, 2)
+    writer.publish("none", [], namespace="acme")
+    assert reader.num_published == 3
+
+
 def test_a_block_of_another_layout_is_refused(make_pair):
     writer, _ = make_pair()
     writer._memory[8:12] = struct.pack("<I", 99)
-    with pytest.raises(ValueError, match="expected a block of layout 2"):
+    with pytest.raises(ValueError, match="expected a block of layout 3"):
         ResultReader(writer.name)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from reprise.spec.config import DraftConfig
 from reprise.spec.cost_model import (
+    FEWEST_FIRSTS,
     FEWEST_RESTS,
     FIRST_REACH,
     LATEST,
@@ -145,6 +146,55 @@ def test_a_dear_step_is_believed_at_once_but_not_wholly() -> None:
     model.observe_step(32, 32, 0.020)
     assert model.has_news
     assert 1.2 < model.curve(32, 32)[32] < 2.0
+
+
+def test_what_first_steps_cost_is_known_beside_what_others_do() -> None:
+    model = CostModel()
+    for _ in range(LATEST):
+        model.observe_step(32, 0, 0.010)
+    for d in range(8, 8 + 2 * LATEST, 2):  # each number of tokens for the first time
+        model.observe_step(32, d, 0.010 + 0.0001 * d + 0.005)
+        for _ in range(3):
+            model.observe_step(32, d, 0.010 + 0.0001 * d)
+            model.observe_step(32, 0, 0.010)
+    assert model.first_extra == pytest.approx(0.5, abs=0.1)
+    assert model.curve(32, 16)[16] == pytest.approx(1.16, abs=0.03)
+    assert model.is_new(32, 9).tolist() == [False] + 7 * [True] + [False, True]
+    # Tokens in all count, whoever they are for.
+    assert model.is_new(31, 2).tolist() == [True, False, True]
+    assert model.is_new(30_000, 3).all()
+
+
+def test_steps_that_cost_what_all_do_are_no_first_steps() -> None:
+    model = CostModel()
+    for d in range(60):
+        model.observe_step(32, 0, 0.010)
+        model.observe_step(32, d, 0.010 + 0.0001 * d)
+    assert model.first_extra < 0.01
+
+
+def test_drafts_keep_to_numbers_of_tokens_that_were_there() -> None:
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=16))
+    _measured(lengths_of, 8, 0.010, 0.0002)
+    chances = np.tile(np.cumprod(np.full(17, 0.72, np.float32)), (8, 1))
+    drafted = np.full(8, 16, np.int64)
+
+    def total() -> int:
+        while lengths_of.least_chance(8) == NEVER:
+            lengths_of.costs.observe_step(8, 0, 0.010)
+        return int(lengths_of.cut(chances, drafted).sum())
+
+    free = total()
+    assert free not in (0, 1, 2, 4, 8, 16, 32)
+    for d in range(33, 33 + FEWEST_FIRSTS):
+        lengths_of.costs.observe_step(8, d, 0.010 + 0.0002 * d + 0.050)
+    lengths_of.costs.observe_step(8, free - 1, 0.010 + 0.0002 * (free - 1) + 0.050)
+    assert lengths_of.costs.first_extra == pytest.approx(5.0, rel=0.1)
+    assert total() in (free - 1, 16, 32, 33, 34, 35)
+    # Where it pays for what is made once, a new number is tried all the same.
+    chances[:] = 1.0
+    lengths_of.costs.first_extra = 0.2
+    assert total() > 35
 
 
 def test_no_more_is_tried_than_twice_what_was_seen() -> None:

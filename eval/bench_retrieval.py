@@ -1,4 +1,4 @@
-"""Figures of retrieval: look-ups, inserts, near answers, catch-up, recall, snapshots, and a peer.
+"""Figures of retrieval: look-ups, inserts, near answers, arrivals, recall, snapshots, and a peer.
 
 Each section checks what it found, then times it; a row for each figure is appended to a CSV.
 
@@ -38,6 +38,7 @@ from reprise.eval.bench_retrieval_inputs import (
     wait_for,
     wait_until_ready,
 )
+from reprise.eval.bench_retrieval_prompts import burst_figures, shared_token_figures
 from reprise.eval.bench_retrieval_quality import quality_figures
 from reprise.eval.bench_retrieval_snapshot import snapshot_figures
 from reprise.retrieval import Answer, RetrievalConfig
@@ -255,6 +256,8 @@ SECTIONS: dict[str, Callable[[Settings], list[Figure]]] = {
     "exact": section_exact,
     "redis": section_redis,
     "near": section_near,
+    "tokens": lambda settings: shared_token_figures((100, settings.answers), seed=settings.seed),
+    "burst": lambda settings: burst_figures(seed=settings.seed),
     "vectors": section_vectors,
     "snapshot": lambda settings: snapshot_figures(settings.vectors, seed=settings.seed),
     "quality": lambda settings: quality_figures(settings.traces, settings.peer),

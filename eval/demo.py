@@ -2,7 +2,8 @@
 
     make demo
 
-Trains a small model once, then serves the demo trace with each method in an engine of its own.
+Trains a small model once, then serves the demo trace with each method in an engine of its own; the
+engines take turns of a second.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -20,13 +22,14 @@ from reprise.eval.demo_model import demo_model_path
 from reprise.eval.demo_trace import make_demo_trace
 from reprise.eval.engine_turns import LiveError, serve
 from reprise.eval.live import run_of_outcome
-from reprise.eval.live_worker import LiveJob, speculative_config
+from reprise.eval.live_worker import LiveJob, LiveOutcome, speculative_config
 from reprise.eval.peer_drafters import suffix_installed
 from reprise.eval.progress import progress_stages
 from reprise.eval.results import Run
 from reprise.eval.traces import TraceRow
 
 CONCURRENCY = 8
+_ENGINE_BYTES = 3 << 30  # with a key-value cache of one GiB, and the processes around it
 _LABELS = {
     "none": "no speculation",
     "ngram": "n-gram (vLLM)",
@@ -59,24 +62,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve_all(methods: Sequence[str], rows: Sequence[TraceRow]) -> list[Run]:
+    """Engines that take turns where there is memory for all of them, so that a slow minute of the
+    machine meets them all; else one after the other."""
     model = str(demo_model_path())
-    runs: list[Run] = []
-    reference: list[list[int]] | None = None
+    jobs = [
+        LiveJob(
+            model=model,
+            speculative_config=speculative_config(method, None),
+            rows=list(rows),
+            concurrency=CONCURRENCY,
+            seed=0,
+        )
+        for method in methods
+    ]
+    take_turns = _available_bytes() >= len(jobs) * _ENGINE_BYTES
+    outcomes: list[LiveOutcome] = []
     with progress_stages(quiet=False) as stage:
-        for number, method in enumerate(methods, start=1):
-            job = LiveJob(
-                model=model,
-                speculative_config=speculative_config(method, None),
-                rows=list(rows),
-                concurrency=CONCURRENCY,
-                seed=0,
-            )
-            name = f"{number} of {len(methods)}: vLLM with {_LABELS[method]}"
-            with stage(name, len(rows)) as tick:
-                (outcome,) = serve([job], on_request=tick)
-            reference = reference or outcome.output_token_ids
-            runs.append(run_of_outcome("demo", method, outcome, reference, cost=0.0))
-    return runs
+        if take_turns:
+            name = f"vLLM in turns: {', '.join(_LABELS[method] for method in methods)}"
+            with stage(name, len(jobs) * len(rows)) as tick:
+                outcomes = serve(jobs, on_request=tick)
+        else:
+            for number, (method, job) in enumerate(zip(methods, jobs, strict=True), start=1):
+                name = f"{number} of {len(methods)}: vLLM with {_LABELS[method]}"
+                with stage(name, len(rows)) as tick:
+                    outcomes += serve([job], on_request=tick)
+    reference = outcomes[0].output_token_ids
+    return [
+        run_of_outcome("demo", method, outcome, reference, cost=0.0)
+        for method, outcome in zip(methods, outcomes, strict=True)
+    ]
+
+
+def _available_bytes() -> int:
+    """Memory that programs can still have."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def _print(runs: Sequence[Run], rows: Sequence[TraceRow]) -> None:

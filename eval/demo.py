@@ -21,7 +21,7 @@ from reprise.eval.acceptance_rate import limit_rows
 from reprise.eval.demo_model import demo_model_path
 from reprise.eval.demo_trace import make_demo_trace
 from reprise.eval.engine_turns import LiveError, serve
-from reprise.eval.live import run_of_outcome
+from reprise.eval.live import method_groups, run_of_outcome
 from reprise.eval.live_worker import LiveJob, LiveOutcome, speculative_config
 from reprise.eval.peer_drafters import suffix_installed
 from reprise.eval.progress import progress_stages
@@ -65,28 +65,23 @@ def _serve_all(methods: Sequence[str], rows: Sequence[TraceRow]) -> list[Run]:
     """Engines that take turns where there is memory for all of them, so that a slow minute of the
     machine meets them all; else one after the other."""
     model = str(demo_model_path())
-    jobs = [
-        LiveJob(
-            model=model,
-            speculative_config=speculative_config(method, None),
-            rows=list(rows),
-            concurrency=CONCURRENCY,
-            seed=0,
-        )
-        for method in methods
-    ]
-    take_turns = _available_bytes() >= len(jobs) * _ENGINE_BYTES
+    take_turns = _available_bytes() >= len(methods) * _ENGINE_BYTES
     outcomes: list[LiveOutcome] = []
     with progress_stages(quiet=False) as stage:
-        if take_turns:
-            name = f"vLLM in turns: {', '.join(_LABELS[method] for method in methods)}"
-            with stage(name, len(jobs) * len(rows)) as tick:
-                outcomes = serve(jobs, on_request=tick)
-        else:
-            for number, (method, job) in enumerate(zip(methods, jobs, strict=True), start=1):
-                name = f"{number} of {len(methods)}: vLLM with {_LABELS[method]}"
-                with stage(name, len(rows)) as tick:
-                    outcomes += serve([job], on_request=tick)
+        for group in method_groups(methods, take_turns=take_turns):
+            jobs = [
+                LiveJob(
+                    model=model,
+                    speculative_config=speculative_config(method, None),
+                    rows=list(rows),
+                    concurrency=CONCURRENCY,
+                    seed=0,
+                )
+                for method in group
+            ]
+            name = f"vLLM with {', '.join(_LABELS[method] for method in group)}"
+            with stage(name, len(group) * len(rows)) as tick:
+                outcomes += serve(jobs, on_request=tick)
     reference = outcomes[0].output_token_ids
     return [
         run_of_outcome("demo", method, outcome, reference, cost=0.0)

@@ -61,8 +61,8 @@ def link(postings, heads, frequency, buckets, place, free):
 
 @_compiled
 def unlink(postings, heads, frequency, first, free):
-    """Take an answer's postings out. Returns the first free posting."""
-    posting = first
+    """Take an answer's postings out. Returns the first free posting and how many they were."""
+    posting, count = first, 0
     while posting != END:
         following = postings[posting, SIBLING]
         bucket = postings[posting, BUCKET]
@@ -77,7 +77,8 @@ def unlink(postings, heads, frequency, first, free):
         postings[posting, SIBLING] = free
         free = posting
         posting = following
-    return free
+        count += 1
+    return free, count
 
 
 @_compiled

@@ -142,10 +142,10 @@ class _Namespace:
             return
         update = self._updates[place]
         assert update is not None
-        self._free_posting = unlink(
+        self._free_posting, freed = unlink(
             self._postings, self._heads, self._frequency, self._firsts[place], self._free_posting
         )
-        self._num_free += round(float(self._breadths[place]) ** 2)
+        self._num_free += freed
         self._contents_bytes -= _num_bytes(update)
         self._updates[place] = None
         self._free_places.append(place)

@@ -98,6 +98,20 @@ def test_an_answer_that_left_is_not_found_and_its_place_is_reused():
     assert (len(overlap), overlap.num_bytes) == (0, 0)
 
 
+def test_what_left_leaves_its_room_to_what_joins():
+    random = np.random.default_rng(5)
+    overlap, live, held = TokenOverlap(), [], []
+    for number in range(3000):
+        prompt = random.integers(0, 50_000, random.integers(1, 60)).tolist()
+        overlap.apply(joined(str(number), prompt))
+        live.append(str(number))
+        if len(live) > 100:
+            overlap.apply(left(live.pop(int(random.integers(len(live))))))
+        held.append(overlap.num_bytes)
+    assert len(overlap) == 100
+    assert held[-1] < 1.2 * held[500]
+
+
 def test_nothing_is_near_where_there_is_nothing():
     overlap = TokenOverlap()
     assert overlap.search("", [1, 2], count=5) == []

@@ -1,17 +1,16 @@
-"""What a step costs, measured while serving: the time of steps with drafts against those without.
+# mypy: allow-untyped-calls
+"""What a step costs, measured while serving: the times of steps with drafts against those without.
 
 On a busy machine a step's time says little by itself: the same work takes half as long again in the
-next minute, and for some steps whenever a request arrives or ends, which is when drafting begins.
-So a step with drafts is compared with steps without that came just before or after it, and what is
-kept is the ratio. Ratios are kept for like batch sizes together, a factor of two wide, and within
-them in bins of drafted tokens, a factor of sqrt(2) wide. Each bin speaks by the median of its
-latest ones, drawn to a line through all bins, the more so the more ratios of a bin differ; and a
-step with more tokens is never taken to cost less. Where all steps have drafts, one in many goes
-without, to have something to compare with.
+next minute, and some steps are held up while others are not. So steps are compared with those just
+before them, whatever these verified, and what drafts cost is fitted to all such pairs together, for
+like batch sizes, a factor of two wide (`step_times.py`). As long as it is not known well what any
+draft costs at once, the least that is likely is believed, for drafts show what they cost, and steps
+without them do not; and one step in a few goes without, to have something to compare with.
 
 The first step with so many tokens in all may pay for what is made once for this number, such as
-compiled kernels: half a step or more with a small model. It does not count for the others, and what
-such steps cost beyond them is known as well, so that drafts keep to numbers that were there before.
+compiled kernels: half a step or more with a small model. That is estimated apart, so that drafts
+keep to numbers that were there before.
 
 How many tokens may be tried is bounded by how many were (`reach`): what a device does with eight
 says nothing of three hundred. Steps that prefill are not to be taken in: a prompt's token needs no
@@ -19,27 +18,34 @@ verification, and costs far less.
 """
 
 import math
-from collections import deque
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-PRIOR_COST = 0.02
+from .step_times import (
+    ANY_SD,
+    FIRST,
+    LATEST,
+    LATEST_PAIRS,
+    PRIOR_COST,
+    cost_curve,
+    fit,
+    least_deviation,
+    pair_up,
+    rest_seconds,
+    start_costs,
+)
+
 BATCH_BINS = 12
-DRAFT_BINS = 28
-LATEST = 15
-NEAR = 4  # steps of a like batch between two that are compared
-FEWEST_RESTS = 3  # steps without drafts, below which nothing is known
 FIRST_STEPS = 4  # of a like batch, before the first is without drafts
-PRIOR_STEPS = 3.0  # as many steps of a bin lie on the line through all of them, at least
-TRUSTED_SPREAD = 0.03  # of a bin's ratios; twice that, and four times as many lie on the line
-NEWS = 4  # steps of a bin from which on another one says little that is new
+UNSURE = 0.05  # standard deviation of what drafts cost, where it is known best, in steps
+REST_SOON = 8  # steps between those without drafts, as long as it is unsure
+REST_EVERY = 128
 FIRST_REACH = 16
 REACH = 2
-RECENT = 1024  # steps of a like batch after which a step is forgotten
-REST_EVERY = 128
-FEWEST_FIRSTS = 3  # first steps of a number of tokens, below which they cost what others do
+RECENT = 1024  # steps after which a pair is forgotten
+FIT_EVERY = 8
+FIRST_FITS = 64  # steps with a fit after each
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,25 +54,23 @@ class CostModel:
     """Step time as a function of drafted tokens, for each size of batch."""
 
     def __init__(self) -> None:
-        self._batches = [_LikeSteps() for _ in range(BATCH_BINS)]
+        self._batches: dict[int, _LikeSteps] = {}
         self._is_new = np.ones(1024, np.bool_)
-        self._firsts: deque[float] = deque(maxlen=LATEST)
-        self.has_news = False
-        """Whether the latest step told of a cost of which little was known."""
+        self._steps = 0
         self.first_extra = 0.0
         """What the first step with so many tokens in all costs more, in steps without drafts."""
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
         """Take in a step of so many seconds that decoded for `batch` requests and verified
         `drafted` tokens in all."""
-        self.has_news = False
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
-        if self.is_new(batch, drafted)[-1]:
-            self._is_new[batch + drafted] = False
-            self._observe_first(batch, drafted, seconds)
-            return
-        self.has_news = self._batches[_batch_bin(batch)].observe(drafted, seconds)
+        self._steps += 1
+        like = self._batches.setdefault(_batch_bin(batch), _LikeSteps(batch))
+        is_first = bool(self.is_new(batch, drafted)[-1])
+        self._is_new[batch + drafted] = False
+        like.observe(self._steps, drafted, is_first, seconds)
+        self.first_extra = like.first_extra
 
     def is_new(self, batch: int, most: int) -> npt.NDArray[np.bool_]:
         """Whether no step was seen yet [most + 1] that verified 0..most drafted tokens for `batch`
@@ -77,182 +81,93 @@ class CostModel:
 
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
-        return self._batches[_batch_bin(batch)].wants_rest()
+        like = self._batches.get(_batch_bin(batch))
+        return like is not None and like.wants_rest()
+
+    def is_unsure(self, batch: int) -> bool:
+        """Whether it is not known well what any draft costs at once."""
+        like = self._best_known(batch)
+        return like is None or like.is_unsure()
 
     def reach(self, batch: int) -> int:
         """Most tokens that a step of `batch` requests is to verify in all: a token each, or a few,
         where nothing is known, and then twice as many as were seen."""
-        known = self._best_known(batch)
-        seen = 0 if known is None else known.most_drafted()
-        return max(FIRST_REACH, batch, REACH * seen)
+        like = self._best_known(batch)
+        return max(FIRST_REACH, batch, REACH * (0 if like is None else like.most_drafted))
 
     def rest_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""
-        known = self._best_known(batch)
-        return None if known is None else known.rest_s()
+        like = self._best_known(batch)
+        return None if like is None else like.rest_s
 
     def curve(self, batch: int, most: int) -> Floats:
         """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
         `batch` requests: 1.0 without drafts. PRIOR_COST per token and request where steps with or
         without drafts were not seen yet.
         """
-        counts = np.arange(most + 1, dtype=np.float64)
-        known = self._best_known(batch)
-        if known is None:
-            return 1.0 + PRIOR_COST * counts / batch
-        drafted, extra, steps, spread = known.bins()
-        prior_steps = PRIOR_STEPS + (spread / TRUSTED_SPREAD) ** 2
-        extra, slope = _drawn_to_a_line(drafted, extra, steps, prior_steps, batch)
-        relative: Floats = np.interp(counts, drafted, extra)
-        relative += slope * np.maximum(0.0, counts - drafted[-1])
-        relative -= slope * np.maximum(0.0, drafted[0] - counts)
-        relative = 1.0 + np.maximum(0.0, relative)
-        relative[0] = 1.0
-        return relative
-
-    def _observe_first(self, batch: int, drafted: int, seconds: float) -> None:
-        known = self._batches[_batch_bin(batch)]
-        if known.is_known():
-            extra = seconds / known.rest_s() - float(self.curve(batch, drafted)[-1])
-            self._firsts.append(extra)
-            if len(self._firsts) >= FEWEST_FIRSTS:
-                self.first_extra = max(0.0, _lower_median(list(self._firsts)))
+        like = self._best_known(batch)
+        if like is None:
+            return 1.0 + PRIOR_COST / batch * np.arange(most + 1, dtype=np.float64)
+        return like.curve(most)
 
     def _best_known(self, batch: int) -> "_LikeSteps | None":
         """The steps of the batch size nearest to `batch` of which something is known."""
         wanted = _batch_bin(batch)
-        for b in sorted(range(BATCH_BINS), key=lambda b: abs(b - wanted)):
-            if self._batches[b].is_known():
-                return self._batches[b]
-        return None
-
-
-class _Ratio(NamedTuple):
-    """A step with drafts, compared."""
-
-    step: int
-    drafted: int
-    ratio: float
+        known = [b for b, like in self._batches.items() if like.is_known()]
+        return self._batches[min(known, key=lambda b: (abs(b - wanted), b))] if known else None
 
 
 class _LikeSteps:
-    """Steps of like batch sizes, those with drafts as ratios to those without beside them."""
+    """Steps of like batch sizes: what they take, and what drafts cost."""
 
-    def __init__(self) -> None:
-        self._bins = [deque[_Ratio](maxlen=LATEST) for _ in range(DRAFT_BINS)]
-        self._rests: deque[tuple[int, float]] = deque(maxlen=LATEST)
-        self._waiting: deque[tuple[int, int, float]] = deque(maxlen=NEAR)
+    def __init__(self, batch: int) -> None:
+        self.most_drafted = 0
+        self.rest_s = 0.0
+        self._start, self._spread = start_costs(batch)
+        self._costs = self._start.copy()
+        self._deviation = ANY_SD
+        self._latest = np.zeros((LATEST, 4))
+        # Kinds apart, so that many without rests do not drive out few with one.
+        self._pairs = np.zeros((3, LATEST_PAIRS, 8))
+        self._counts = np.zeros(4, np.int64)
         self._steps = 0
         self._last_rest = 0
-        self._last_ratio = -RECENT
 
-    def observe(self, drafted: int, seconds: float) -> bool:
-        """Take in a step; whether it told something new."""
+    def observe(self, number: int, drafted: int, is_first: bool, seconds: float) -> None:
         self._steps += 1
-        has_news = False
-        if drafted:
-            beside = [s for when, s in self._rests if when >= self._steps - NEAR]
-            if beside:
-                return self._compare(drafted, seconds / _lower_median(beside))
-            self._waiting.append((self._steps, drafted, seconds))
-            return False
-        self._rests.append((self._steps, seconds))
-        self._last_rest = self._steps
-        while self._waiting:
-            when, earlier, its_seconds = self._waiting.popleft()
-            if when >= self._steps - NEAR:
-                has_news |= self._compare(earlier, its_seconds / seconds)
-        return has_news
+        step = np.array((number, drafted, is_first, math.log(seconds)), np.float64)
+        pair_up(self._latest, self._pairs, self._counts, step)
+        self.most_drafted = max(self.most_drafted, drafted)
+        if drafted == 0:
+            self._last_rest = self._steps
+        if self._steps < FIRST_FITS or self._steps % FIT_EVERY == 0:
+            self._fit(number - RECENT)
 
     def wants_rest(self) -> bool:
-        if self._steps - self._last_rest >= REST_EVERY:
-            return True
-        return self._steps >= FIRST_STEPS and not self._has_rests()
+        since = self._steps - self._last_rest
+        if self._last_rest == 0:
+            return since >= FIRST_STEPS
+        return since >= REST_EVERY or (since >= REST_SOON and self.is_unsure())
 
     def is_known(self) -> bool:
-        return self._last_ratio > self._steps - RECENT and self._has_rests()
+        return self._last_rest > 0 and self.most_drafted > 0
 
-    def most_drafted(self) -> int:
-        return max(ratio.drafted for ratios in self._recent() for ratio in ratios)
+    def is_unsure(self) -> bool:
+        return self._deviation > UNSURE
 
-    def rest_s(self) -> float:
-        return _lower_median([seconds for _, seconds in self._rests])
+    @property
+    def first_extra(self) -> float:
+        return max(0.0, float(self._costs[FIRST]))
 
-    def bins(self) -> tuple[Floats, Floats, Floats, float]:
-        """Of each bin that saw steps: mean drafted tokens, what they cost beyond a step without,
-        and how many steps those were; and how far from its bin's median a ratio is in the middle.
-        """
-        drafted: list[float] = []
-        extra: list[float] = []
-        steps: list[float] = []
-        off: list[float] = []
-        for ratios in self._recent():
-            middle = _lower_median([ratio.ratio for ratio in ratios])
-            drafted.append(sum(ratio.drafted for ratio in ratios) / len(ratios))
-            extra.append(max(0.0, middle - 1.0))
-            steps.append(float(len(ratios)))
-            off.extend(abs(ratio.ratio - middle) for ratio in ratios)
-        return np.array(drafted), np.array(extra), np.array(steps), _lower_median(off)
+    def curve(self, most: int) -> Floats:
+        curve: Floats = cost_curve(self._costs, most, self.most_drafted, self._deviation)
+        return curve
 
-    def _compare(self, drafted: int, ratio: float) -> bool:
-        ratios = self._bins[_draft_bin(drafted)]
-        is_news = len(ratios) < NEWS or ratios[-NEWS].step <= self._steps - RECENT
-        ratios.append(_Ratio(self._steps, drafted, ratio))
-        self._last_ratio = self._steps
-        return is_news
-
-    def _recent(self) -> list[list[_Ratio]]:
-        """The ratios that still count, by bin; bins without are left out."""
-        since = self._steps - RECENT
-        recent = ([ratio for ratio in ratios if ratio.step > since] for ratios in self._bins)
-        return [ratios for ratios in recent if ratios]
-
-    def _has_rests(self) -> bool:
-        rests = self._rests
-        return len(rests) >= FEWEST_RESTS and rests[-FEWEST_RESTS][0] > self._steps - RECENT
-
-
-def _drawn_to_a_line(
-    drafted: Floats, extra: Floats, steps: Floats, prior_steps: float, batch: int
-) -> tuple[Floats, float]:
-    """The bins' `extra` drawn to the line through them, as if `prior_steps` of each lay on it, and
-    made non-decreasing; and the line's slope, PRIOR_COST at least. A bin weighs by the square of
-    its steps, so that one of few cannot turn the line; two points of the prior's have a small part
-    in it."""
-    at = np.append(drafted, (0.0, batch))
-    cost = np.append(extra, (0.0, PRIOR_COST))
-    weight = np.append(steps**2, (1.0, 0.1))
-    centre, mean = np.average(at, weights=weight), np.average(cost, weights=weight)
-    slope = float(weight @ ((at - centre) * (cost - mean))) / float(weight @ (at - centre) ** 2)
-    slope = max(0.0, slope)
-    first = float(mean - slope * centre)
-    if first < 0.0:
-        slope, first = float(weight @ (at * cost)) / float(weight @ at**2), 0.0
-    line = first + slope * drafted
-    drawn = (prior_steps * line + steps * extra) / (prior_steps + steps)
-    return non_decreasing(drawn, prior_steps + steps), max(PRIOR_COST / batch, slope)
-
-
-def _lower_median(values: list[float]) -> float:
-    return sorted(values)[(len(values) - 1) // 2]
+    def _fit(self, since: int) -> None:
+        covariance = fit(self._costs, self._start, self._spread, self._pairs, self._counts, since)
+        self._deviation = least_deviation(covariance, max(1, self.most_drafted))
+        self.rest_s = rest_seconds(self._latest, self._steps, self._costs)
 
 
 def _batch_bin(batch: int) -> int:
     return min(BATCH_BINS - 1, round(math.log2(batch)))
-
-
-def _draft_bin(drafted: int) -> int:
-    return min(DRAFT_BINS - 1, round(2.0 * math.log2(drafted)))
-
-
-def non_decreasing(values: Floats, weights: Floats) -> Floats:
-    """The non-decreasing sequence [n] nearest to `values` [n] in weighted least squares."""
-    blocks: list[tuple[float, float, int]] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        size = 1
-        while blocks and blocks[-1][0] >= value:
-            before, its_weight, its_size = blocks.pop()
-            value = (before * its_weight + value * weight) / (its_weight + weight)
-            weight, size = weight + its_weight, size + its_size
-        blocks.append((value, weight, size))
-    return np.repeat([block[0] for block in blocks], [block[2] for block in blocks])

@@ -28,15 +28,15 @@ import numpy.typing as npt
 
 from .compiled import compiled
 from .config import DraftConfig
-from .cost_model import PRIOR_COST, CostModel
+from .cost_model import CostModel
+from .step_times import PRIOR_COST
 
 LEAST_CHANCE = 0.004
 FIRST_USES = 16  # steps that share in what the first with as many tokens costs
 PROBE_EVERY = 48
+PROBE_SOON = 16  # as long as it is unsure what any draft costs
 PROBE_LEAST = 0.25
 MOST_OF_PROBE = 0.5  # in steps
-RENEW_EVERY = 32
-SAME_BATCH = 4  # a batch a quarter larger or smaller is of another size
 NEVER = 2.0
 WORTH_SHARE = 0.2
 LONG_WORTH_SHARE = 0.02
@@ -129,10 +129,10 @@ class DraftLength:
         self._cost = PRIOR_COST
         self._rest_s: float | None = None
         self._curve_batch = 0
-        self._curve_age = 0
         self._mean_drafted = 0.0
         self._probing = False
         self._search_s = 0.0
+        self._searches = 0
         self._searched = False
         self._worth = 0.0  # lately
         self._long_worth = 0.0  # for long: a few poor steps among good ones are no reason to pause
@@ -148,7 +148,8 @@ class DraftLength:
         self._renew_curve(batch)
         if self._fixed is None:
             self._since_draft += 1
-            if self._since_draft >= PROBE_EVERY:
+            since = PROBE_SOON if self.costs.is_unsure(batch) else PROBE_EVERY
+            if self._since_draft >= since:
                 self._probing, self._since_draft = True, 0
                 return PROBE_LEAST
             if self.costs.wants_rest(batch):
@@ -163,24 +164,15 @@ class DraftLength:
         return max(LEAST_CHANCE, float(worth_of_easy(self._cost)))
 
     def _renew_curve(self, batch: int) -> None:
-        self._curve_age += 1
-        if self._fixed is not None:
-            is_old = batch != self._curve_batch
-        else:
-            is_old = self._curve_age >= RENEW_EVERY or self.costs.has_news
-            # That one request has ended changes little.
-            is_old |= abs(batch - self._curve_batch) * SAME_BATCH > self._curve_batch
-        if not is_old:
-            return
-        if self._fixed is not None:
-            self._cost = self._fixed
-            drafted = np.arange(batch * self._most + 1, dtype=np.float64)
-            self._curve = 1.0 + self._fixed / batch * drafted
-        else:
+        if self._fixed is None:
             reach = min(batch * self._most, self.costs.reach(batch))
             self._curve = self.costs.curve(batch, reach)
             self._rest_s = self.costs.rest_s(batch)
-        self._curve_batch, self._curve_age = batch, 0
+        elif batch != self._curve_batch:
+            self._cost = self._fixed
+            drafted = np.arange(batch * self._most + 1, dtype=np.float64)
+            self._curve = 1.0 + self._fixed / batch * drafted
+            self._curve_batch = batch
 
     def _cost_around(self, drafted: int, batch: int) -> float:
         """Of one drafted token, in steps of its request, up to so many in all; that any draft may
@@ -189,6 +181,11 @@ class DraftLength:
         if far < 2:
             return 0.0
         return float(self._curve[far] - self._curve[1]) / (far - 1) * batch / self._step_cost
+
+    def _token_cost(self) -> float:
+        """Of one drafted token, in steps of its request, to judge what an easy one is worth: left
+        for later, it takes its share of a step then, however little it costs to verify."""
+        return self._cost if self._fixed is not None else max(self._cost, 0.5 / (self._most + 1))
 
     def cut(
         self,
@@ -207,7 +204,7 @@ class DraftLength:
             # second request it may have, else a wrong belief that drafts are dear would last.
             bearable = int(np.count_nonzero(self._curve <= 1.0 + MOST_OF_PROBE))
             curve = np.zeros(max(bearable, 1 + (len(lengths) + 1) // 2))
-        kept, gain = best_lengths(chances, lengths, curve, self._cost)
+        kept, gain = best_lengths(chances, lengths, curve, self._token_cost())
         if not self._probing:
             self._note_worth(gain)
         cut: npt.NDArray[np.int64] = kept
@@ -215,12 +212,12 @@ class DraftLength:
 
     def observe_search(self, seconds: float) -> None:
         """Take in how long the drafter took for a step in which it looked for drafts."""
-        if self._search_s:
+        if self._searches:
             # What held the process up is no part of it.
             seconds = min(seconds, MOST_OF_SEARCH * self._search_s)
-            self._search_s += SEARCH_SHARE * (seconds - self._search_s)
-        else:
-            self._search_s = seconds
+        self._searches += 1
+        share = max(SEARCH_SHARE, 1.0 / self._searches)
+        self._search_s += share * (seconds - self._search_s)
         self._searched = True
 
     def resume(self) -> None:

@@ -6,17 +6,7 @@ import numpy as np
 import pytest
 
 from reprise.spec.config import DraftConfig
-from reprise.spec.cost_model import (
-    FEWEST_FIRSTS,
-    FEWEST_RESTS,
-    FIRST_REACH,
-    LATEST,
-    PRIOR_COST,
-    RECENT,
-    REST_EVERY,
-    CostModel,
-    non_decreasing,
-)
+from reprise.spec.cost_model import FIRST_REACH, RECENT, REST_EVERY, CostModel
 from reprise.spec.draft_length import (
     LEAST_CHANCE,
     LONGEST_PAUSE,
@@ -26,6 +16,7 @@ from reprise.spec.draft_length import (
     DraftLength,
     falling_worths,
 )
+from reprise.spec.step_times import LATEST, PRIOR_COST
 
 
 def test_curve_finds_a_linear_cost() -> None:
@@ -103,6 +94,37 @@ def test_steps_are_compared_with_those_beside_them() -> None:
     assert np.abs(curve[4:] - (1.05 + 0.01 * np.arange(4, 21))).max() < 0.06
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_machine_that_others_use_as_well_gets_its_drafts(seed: int) -> None:
+    """Half of all steps are held up for as long as they take, or for twice as long."""
+    random = np.random.default_rng(seed)
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    certain, drafted = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
+    cuts = []
+    for _ in range(400):
+        cut = 0
+        if lengths_of.least_chance(8) < NEVER:
+            lengths_of.observe_search(0.0003)
+            cut = int(lengths_of.cut(certain, drafted).sum())
+        lengths_of.observe_step(8, cut)
+        seconds = 0.003 * (1.1 + 0.006 * cut if cut else 1.0)
+        held_up = random.choice([0.0, 0.0, 0.003, 0.006])
+        lengths_of.costs.observe_step(8, cut, seconds + held_up * random.uniform(0.5, 1.0))
+        cuts.append(cut)
+    assert np.mean(cuts[100:]) > 20  # of 32
+
+
+def test_costs_never_fall_with_more_tokens() -> None:
+    random = np.random.default_rng(6)
+    for _ in range(10):
+        model = CostModel()
+        for _ in range(60):
+            model.observe_step(8, int(random.integers(0, 50)), float(random.uniform(0.001, 0.1)))
+        curve = model.curve(8, 100)
+        assert curve[0] == 1.0
+        assert (np.diff(curve) >= 0.0).all()
+
+
 def test_a_step_held_up_does_not_forbid_looking_for_drafts() -> None:
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
     _measured(lengths_of, 8, 0.010, 0.0001)
@@ -123,28 +145,29 @@ def test_a_few_unlucky_steps_do_not_forbid_long_drafts() -> None:
         model.observe_step(8, 0, 0.010)
         model.observe_step(8, 8, 0.011)
         model.observe_step(8, 16, 0.012)
-    for seconds in (0.100, 0.014, 0.100, 0.014):
+    for seconds in (0.100, 0.014, 0.014, 0.100, 0.014, 0.100, 0.014, 0.014):
+        model.observe_step(8, 0, 0.010)
         model.observe_step(8, 32, seconds)
     assert model.curve(8, 32)[32] == pytest.approx(1.4, abs=0.05)
-    for _ in range(LATEST):
+    for _ in range(3 * LATEST):
         model.observe_step(8, 0, 0.010)
         model.observe_step(8, 32, 0.100)
     assert model.curve(8, 32)[32] == pytest.approx(10.0, abs=1.0)
     for _ in range(RECENT):
         model.observe_step(8, 0, 0.010)
+        model.observe_step(8, 8, 0.011)
         model.observe_step(8, 16, 0.012)
+        model.observe_step(8, 24, 0.013)
     assert model.curve(8, 32)[32] == pytest.approx(1.4, abs=0.01)
 
 
 def test_a_dear_step_is_believed_at_once_but_not_wholly() -> None:
     model = CostModel()
-    for _ in range(1 + FEWEST_RESTS):
+    for _ in range(4):
         model.observe_step(32, 0, 0.010)
     model.observe_step(32, 32, 0.500)  # the first of 64 tokens: kernels were compiled
-    assert not model.has_news
-    assert model.curve(32, 32)[32] == pytest.approx(1.0 + PRIOR_COST)
+    assert model.curve(32, 32)[32] == pytest.approx(1.0 + PRIOR_COST, abs=0.1)
     model.observe_step(32, 32, 0.020)
-    assert model.has_news
     assert 1.2 < model.curve(32, 32)[32] < 2.0
 
 
@@ -169,7 +192,8 @@ def test_steps_that_cost_what_all_do_are_no_first_steps() -> None:
     model = CostModel()
     for d in range(60):
         model.observe_step(32, 0, 0.010)
-        model.observe_step(32, d, 0.010 + 0.0001 * d)
+        for _ in range(2):
+            model.observe_step(32, d, 0.010 + 0.0001 * d)
     assert model.first_extra < 0.01
 
 
@@ -185,23 +209,24 @@ def test_drafts_keep_to_numbers_of_tokens_that_were_there() -> None:
         return int(lengths_of.cut(chances, drafted).sum())
 
     free = total()
-    assert free not in (0, 1, 2, 4, 8, 16, 32)
-    for d in range(33, 33 + FEWEST_FIRSTS):
+    assert lengths_of.costs.is_new(8, free)[free]
+    for d in range(33, 33 + LATEST):
         lengths_of.costs.observe_step(8, d, 0.010 + 0.0002 * d + 0.050)
+        lengths_of.costs.observe_step(8, 16, 0.0132)
     lengths_of.costs.observe_step(8, free - 1, 0.010 + 0.0002 * (free - 1) + 0.050)
     assert lengths_of.costs.first_extra == pytest.approx(5.0, rel=0.1)
-    assert total() in (free - 1, 16, 32, 33, 34, 35)
+    assert not lengths_of.costs.is_new(8, total())[total()]
     # Where it pays for what is made once, a new number is tried all the same.
     chances[:] = 1.0
     lengths_of.costs.first_extra = 0.2
-    assert total() > 35
+    assert lengths_of.costs.is_new(8, total())[total()]
 
 
 def test_no_more_is_tried_than_twice_what_was_seen() -> None:
     model = CostModel()
     assert model.reach(1) == FIRST_REACH
     assert model.reach(64) == 64
-    for _ in range(1 + FEWEST_RESTS):
+    for _ in range(4):
         model.observe_step(64, 0, 0.010)
     for _ in range(2):
         model.observe_step(64, 60, 0.011)
@@ -219,24 +244,12 @@ def test_a_rest_is_due_where_none_was_seen_for_long() -> None:
     for _ in range(10):
         model.observe_step(8, 16, 0.02)
     assert model.wants_rest(8)
-    for _ in range(1 + FEWEST_RESTS):
+    for _ in range(4):
         model.observe_step(8, 0, 0.01)
     assert not model.wants_rest(8)
     for _ in range(REST_EVERY):
         model.observe_step(8, 16, 0.02)
     assert model.wants_rest(8)
-
-
-def test_non_decreasing_is_the_nearest() -> None:
-    random = np.random.default_rng(3)
-    for _ in range(20):
-        values, weights = random.uniform(0, 1, 4), random.uniform(0.5, 2, 4)
-        found = non_decreasing(values, weights)
-        assert (np.diff(found) >= 0).all()
-        error = float((weights * (found - values) ** 2).sum())
-        for _ in range(300):
-            other = np.sort(found + random.normal(0, 0.1, 4))
-            assert error <= float((weights * (other - values) ** 2).sum()) + 1e-12
 
 
 def _measured(lengths_of: DraftLength, batch: int, rest_s: float, token_s: float) -> None:
@@ -294,7 +307,7 @@ def test_cut_is_the_best_of_all() -> None:
         drafted = np.array([3, 2, 3], np.int64)
         lengths_of.least_chance(3)
         curve = lengths_of.costs.curve(3, 9)
-        cost = lengths_of._cost
+        cost = lengths_of._token_cost()
 
         def value(lengths: tuple[int, ...], chances=chances, curve=curve, cost=cost) -> float:
             worths = [worth_of(chances[i].tolist(), n, cost) for i, n in enumerate(lengths)]
@@ -338,7 +351,7 @@ def test_a_loaded_server_gets_no_drafts_but_probes() -> None:
 
 def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
-    for d in (0, 16, 0, 0, 16, 0):
+    for d in 3 * (0, 16, 0, 0, 16, 0):
         lengths_of.costs.observe_step(8, d, 0.100 if d else 0.010)
     certain, drafted = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
     lengths_of.least_chance(8)
@@ -370,7 +383,7 @@ def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:
             lengths_of.observe_step(8, 0)
         return count
 
-    assert searches(40) <= 6
+    assert searches(38) <= 6
     lengths_of.resume()
     assert searches(1) == 0  # one request of eight
     lengths_of.resume()

@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from reprise.eval.bench_drafts import MOST, IntArray, make_answers
+from reprise.eval.replay import accepted_length
 from reprise.spec import DraftConfig, DraftProvider
 
 CACHED, REQUESTS, PROMPT_TOKENS = 400, 96, 64
@@ -118,11 +119,9 @@ def serve(
 
 def _emitted(answer: IntArray, position: int, draft: list[int]) -> list[int]:
     """The answer's tokens that a step emits: those of the draft that are right, and one more."""
-    rest: list[int] = answer[position:].tolist()
-    right = 0
-    while right < min(len(draft), len(rest)) and draft[right] == rest[right]:
-        right += 1
-    return rest[: right + 1]
+    rest = answer[position:]
+    emitted: list[int] = rest[: accepted_length(draft, rest) + 1].tolist()
+    return emitted
 
 
 def main(

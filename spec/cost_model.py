@@ -66,7 +66,9 @@ class CostModel:
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
         self._steps += 1
-        like = self._batches.setdefault(_batch_bin(batch), _LikeSteps(batch))
+        like = self._batches.get(_batch_bin(batch))
+        if like is None:
+            like = self._batches[_batch_bin(batch)] = _LikeSteps(batch)
         is_first = bool(self.is_new(batch, drafted)[-1])
         self._is_new[batch + drafted] = False
         like.observe(self._steps, drafted, is_first, seconds)

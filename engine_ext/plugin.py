@@ -25,7 +25,13 @@ def register() -> None:
 
     Never raises: what a plugin raises here would keep vLLM from starting at all.
     """
-    for install in (_carry_namespaces, _enhance_front_end, _exchange_once_a_step, _keep_off_tiles):
+    for install in (
+        _carry_namespaces,
+        _enhance_front_end,
+        _exchange_once_a_step,
+        _keep_off_tiles,
+        _keep_off_worker_cores,
+    ):
         try:
             install()
         except Exception as error:
@@ -73,6 +79,12 @@ def _keep_off_tiles() -> None:
     from reprise.engine_ext import amx_repair
 
     amx_repair.install()
+
+
+def _keep_off_worker_cores() -> None:
+    from reprise.engine_ext import cpu_placement
+
+    cpu_placement.install()
 
 
 def _carry_namespaces() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from reprise.engine_ext import runner_hooks
 from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.config import RepriseConfig, engine_config
+from reprise.engine_ext.kernel_warm_up import make_kernels
 from reprise.engine_ext.latency import LatencyHistogram
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.plugin import unsupported_start
@@ -138,6 +139,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._num_drafted_tokens = 0
         self._only_decoded = False
         self._previous_ids: frozenset[str] = frozenset()
+        self._kernels_up_to = 0
         # Only the first rank's drafts reach the scheduler; the others would draft for nothing.
         self._is_drafting_rank = (
             vllm_config.parallel_config.rank % (vllm_config.parallel_config.tensor_parallel_size)
@@ -342,6 +344,14 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             self._provider.attach(request_id, live.near_by_tokens)
         return bool(live.near_by_tokens)
 
+    def before_serving(self, runner: "GPUModelRunner") -> None:
+        """Have the kernels made that steps with drafts need."""
+        try:
+            self._kernels_up_to = make_kernels(runner)
+            self._provider.note_ready(self._kernels_up_to)
+        except Exception as error:
+            self._errors.swallow("before_serving", error)
+
     def on_arrival(self, request: "Request") -> None:
         """Start retrieval while the request still waits to be scheduled."""
         if not self._is_drafting_rank or request.request_id in self._live:
@@ -423,6 +433,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             "near_answers_in_time": self._near_answers_in_time,
             "near_answers_late": self._near_answers_late,
             "live_requests": len(self._live),
+            "kernels_up_to": self._kernels_up_to,
             "errors": self._errors.counts(),
         }
 

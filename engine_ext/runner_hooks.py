@@ -1,7 +1,8 @@
 """Hand the proposer what vLLM's V1 model runner knows and does not pass on: ids, starts and ends.
 
-Three methods of `GPUModelRunner` and one of `Scheduler` are wrapped in a few lines each, and only
-in a process that has built our proposer; every other drafter passes through untouched.
+Three methods of `GPUModelRunner` and one each of `Scheduler` and `CPUWorker` are wrapped in a few
+lines, and only in a process that has built our proposer; every other drafter passes through
+untouched.
 `WorkerBase` gains three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and
 `reprise_flush`.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 
 from reprise.engine_ext import step_exchange
 
@@ -42,6 +44,10 @@ class RunnerAware(ABC):
     def on_arrival(self, request: "Request") -> None:
         """Called when a request joins the scheduler's queue, where worker and scheduler share a
         process; a request that waits for its turn can be retrieved for meanwhile."""
+
+    @abstractmethod
+    def before_serving(self, runner: "GPUModelRunner") -> None:
+        """Called on the CPU when the model is loaded and no request is there yet."""
 
     @abstractmethod
     def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
@@ -94,6 +100,10 @@ def install(drafter: RunnerAware) -> bool:
     _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")
     _wrap_arrivals(Scheduler)
     _wrap_outputs(GPUModelRunner)
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        _wrap_warm_up(CPUWorker)
     WorkerBase.reprise_stats = _worker_stats
     WorkerBase.reprise_draft_counts = _worker_draft_counts
     WorkerBase.reprise_flush = _worker_flush
@@ -137,6 +147,19 @@ def _wrap_outputs(runner_class: type) -> None:
         return output
 
     runner_class.sample_tokens = sample_tokens  # type: ignore[attr-defined]
+
+
+def _wrap_warm_up(worker_class: type) -> None:
+    original: Callable[..., Any] = worker_class.compile_or_warm_up_model  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def compile_or_warm_up_model(self: Any) -> Any:
+        drafter = getattr(self.model_runner, "drafter", None)
+        if isinstance(drafter, RunnerAware):
+            drafter.before_serving(self.model_runner)
+        return original(self)
+
+    worker_class.compile_or_warm_up_model = compile_or_warm_up_model  # type: ignore[attr-defined]
 
 
 def _worker_stats(self: Any) -> dict[str, Any]:

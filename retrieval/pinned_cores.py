@@ -11,12 +11,14 @@ from pathlib import Path
 
 
 def pinned_cores(pid: int) -> tuple[int, ...]:
-    """The cores of a process that may use fewer than its parent; none of one that is not pinned."""
+    """The cores of a process that may use fewer than its parent, or others, which that has left to
+    it; none of one that is not pinned."""
     try:
         own, its_parents = os.sched_getaffinity(pid), os.sched_getaffinity(_parent_of(pid))
     except (OSError, ValueError, IndexError):
         return ()
-    return tuple(sorted(own)) if own < its_parents else ()
+    is_pinned = own < its_parents or own.isdisjoint(its_parents)
+    return tuple(sorted(own)) if is_pinned else ()
 
 
 def leave_pinned_cores(pid: int) -> None:

@@ -81,6 +81,11 @@ class CostModel:
             self._is_new = np.append(self._is_new, np.ones_like(self._is_new))
         return self._is_new[batch : batch + most + 1]
 
+    def note_ready(self, num_tokens: int) -> None:
+        """Take in that the first step with up to so many tokens in all costs what others do."""
+        self.is_new(num_tokens, 0)
+        self._is_new[: num_tokens + 1] = False
+
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
         like = self._batches.get(_batch_bin(batch))

@@ -265,6 +265,12 @@ class DraftProvider:
                 errors=self._errors,
             )
 
+    def note_ready(self, num_tokens: int) -> None:
+        """Take in that steps of up to so many tokens in all, drafted or not, pay for nothing that
+        is made once, such as kernels for their number."""
+        with self._lock:
+            self._length.costs.note_ready(num_tokens)
+
     def save(self, path: str | Path) -> None:
         """Write the learned weights (not the corpus) to `path`."""
         with self._lock:

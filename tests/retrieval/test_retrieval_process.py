@@ -52,6 +52,17 @@ retriever.close()
 print(*sorted(cores))
 """
 
+# An owner pinned to cores that its parent has left to it.
+_LEFT = f"""
+import os, subprocess, sys
+free = os.sched_getaffinity(0)
+core = min(free)
+waits = "import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); input()\\n"
+owner = subprocess.Popen([sys.executable, "-c", waits + {_OWNER!r}], stdin=subprocess.PIPE)
+os.sched_setaffinity(0, free - {{core}})
+owner.communicate(b"go\\n")
+"""
+
 
 def _cores_after(script: str) -> set[int]:
     said = subprocess.run(
@@ -61,7 +72,7 @@ def _cores_after(script: str) -> set[int]:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.parametrize("script", [_OWNER, _CLIENT], ids=["owner", "client"])
+@pytest.mark.parametrize("script", [_OWNER, _CLIENT, _LEFT], ids=["owner", "client", "left"])
 def test_it_leaves_the_cores_that_others_are_pinned_to(script: str) -> None:
     free = os.sched_getaffinity(0)
     assert _cores_after(script) == free - {min(free)}

@@ -142,6 +142,16 @@ def test_what_first_steps_cost_is_known_beside_what_others_do() -> None:
     assert model.is_new(30_000, 3).all()
 
 
+def test_no_step_is_the_first_where_everything_was_made_before() -> None:
+    model = CostModel()
+    model.note_ready(128)
+    assert not model.is_new(32, 96).any()
+    assert model.is_new(32, 97)[97]
+    model.note_ready(2000)
+    assert not model.is_new(1, 1999).any()
+    assert model.is_new(1, 2000)[2000]
+
+
 def test_steps_that_cost_what_all_do_are_no_first_steps() -> None:
     model = CostModel()
     for d in range(60):

@@ -1,0 +1,38 @@
+"""On the CPU, the engine core keeps off the cores that its workers are pinned to."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores"),
+]
+
+
+def _cores_of_engine_core_and_worker(llm: Any) -> tuple[set[int], set[int]]:
+    """The cores that any thread of the engine core may use, and those of its worker."""
+    (engine_core,) = llm.llm_engine.engine_core.resources.engine_manager.processes
+    threads = os.listdir(f"/proc/{engine_core.pid}/task")
+    children = Path(f"/proc/{engine_core.pid}/task/{engine_core.pid}/children").read_text()
+    workers = [
+        int(child)
+        for child in children.split()
+        if Path(f"/proc/{child}/comm").read_text().startswith("VLLM::Worker")
+    ]
+    assert len(workers) == 1
+    cores = set.union(*(os.sched_getaffinity(int(thread)) for thread in threads))
+    return cores, os.sched_getaffinity(workers[0])
+
+
+def test_the_engine_core_leaves_its_worker_alone(reprise_llm: Any) -> None:
+    own, workers = _cores_of_engine_core_and_worker(reprise_llm)
+    assert workers
+    assert own == os.sched_getaffinity(0) - workers
+
+
+def test_without_our_proposer_nothing_is_moved(plain_llm: Any) -> None:
+    own, workers = _cores_of_engine_core_and_worker(plain_llm)
+    assert workers < own == os.sched_getaffinity(0)

@@ -9,9 +9,10 @@ from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.config import RepriseConfig, engine_config
 from reprise.engine_ext.kernel_warm_up import make_kernels
 from reprise.engine_ext.latency import LatencyHistogram
+from reprise.engine_ext.live_request import LiveRequest
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.plugin import unsupported_start
-from reprise.engine_ext.request_hints import RequestHints, read_hints
+from reprise.engine_ext.request_hints import RequestHints
 from reprise.engine_ext.request_info import DraftCountsKeeper
 from reprise.engine_ext.row_tracker import (
     ContentRowTracker,
@@ -21,82 +22,14 @@ from reprise.engine_ext.row_tracker import (
 )
 from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.engine_ext.worker_retriever import worker_retriever
-from reprise.retrieval.near_answer import NearAnswer
 from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-
-class _LiveRequest:
-    """What the proposer keeps of a request between steps."""
-
-    __slots__ = (
-        "hints",
-        "near_by_tokens",
-        "num_prompt_tokens",
-        "params",
-        "prompt_token_ids",
-        "stops",
-    )
-
-    def __init__(
-        self,
-        params: "SamplingParams | None",
-        prompt_token_ids: Sequence[int] | IntArray | None,
-    ) -> None:
-        self.params = params
-        self.prompt_token_ids = prompt_token_ids
-        self.hints = read_hints(params)
-        self.stops = stop_token_ids(params)
-        self.near_by_tokens: list[NearAnswer] = []
-        self.num_prompt_tokens = 0
-
-    def draft_limit(self, emitted: Sequence[int], num_tokens: int, room: int) -> int:
-        """Most tokens that a draft can be of use for: `emitted` in this step, `num_tokens` prompt
-        and output so far, `room` being what fits."""
-        # A seed promises the same sample every time, and vLLM's rejection sampling spends the
-        # request's random numbers differently when there are drafts.
-        if self.params is not None and self.params.seed is not None:
-            return 0
-        if self.stops and not self.stops.isdisjoint(emitted):
-            return 0
-        if self.params is None:
-            return max(0, room)
-        num_output_tokens = num_tokens - self.num_prompt_tokens
-        if self.params.max_tokens is not None:
-            # The last token of an answer is the bonus token of some step: no draft for it.
-            room = min(room, self.params.max_tokens - num_output_tokens - 1)
-        if num_output_tokens < self.params.min_tokens:
-            # vLLM forbids the bonus token to end an answer that was shorter than `min_tokens`
-            # when the step began, so the bonus token must not lie beyond them.
-            room = min(room, self.params.min_tokens - num_output_tokens - 1)
-        return max(0, room)
-
-    def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
-        """The output up to where the scheduler ends it: the runner's may go a draft further."""
-        output = list(output_token_ids)
-        if self.params is not None and self.params.max_tokens is not None:
-            output = output[: self.params.max_tokens]
-        for position, token in enumerate(output):
-            if token in self.stops:
-                return output[: position + 1]
-        return output
-
-
-def stop_token_ids(params: "SamplingParams | None") -> frozenset[int]:
-    """Token ids that end the answer of a request with these sampling params."""
-    if params is None:
-        return frozenset()
-    stops = set(params.stop_token_ids or ())
-    if not params.ignore_eos and params.eos_token_id is not None:
-        stops.add(params.eos_token_id)
-    return frozenset(stops)
 
 
 class CacheHitProposer(runner_hooks.RunnerAware):
@@ -127,8 +60,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = SwallowedErrors()
-        self._live: dict[str, _LiveRequest] = {}
-        self._awaiting: dict[str, _LiveRequest] = {}
+        self._live: dict[str, LiveRequest] = {}
+        self._awaiting: dict[str, LiveRequest] = {}
         """Of the live requests, those whose near answers by meaning are not there yet."""
         self._seen_progress = -1
         self._draft_counts = DraftCountsKeeper()
@@ -268,11 +201,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._previous_ids = frozenset(request_ids)
         return started_s - self._propose_ended_s if was_busy and self._only_decoded else None
 
-    def _start(self, row: TrackedRow, live: _LiveRequest | None) -> _LiveRequest:
+    def _start(self, row: TrackedRow, live: LiveRequest | None) -> LiveRequest:
         """Begin drafting for a request that emits for the first time."""
         assert row.prompt_token_ids is not None
         if live is None:
-            live = _LiveRequest(None, row.prompt_token_ids.copy())
+            live = LiveRequest(None, row.prompt_token_ids.copy())
             self._begin(row.request_id, live)
         live.num_prompt_tokens = len(row.prompt_token_ids)
         self._provider.start(
@@ -296,7 +229,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         # A name that no client can give (it holds a NUL): this request alone is behind its wall.
         return hints.namespace if self._ids is not None else f"\0{request_id}"
 
-    def _begin(self, request_id: str, live: _LiveRequest) -> None:
+    def _begin(self, request_id: str, live: LiveRequest) -> None:
         """Know a request from now on; start retrieval unless the front end already has."""
         self._live[request_id] = live
         if self._retriever is None or not live.hints.drafts or live.prompt_token_ids is None:
@@ -321,7 +254,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             if live.num_prompt_tokens:  # it has started
                 self._attach(request_id, live)
 
-    def _attach(self, request_id: str, live: _LiveRequest) -> bool:
+    def _attach(self, request_id: str, live: LiveRequest) -> bool:
         """Draft from what is near in meaning, if that is known by now."""
         assert self._retriever is not None
         near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
@@ -332,7 +265,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
         return True
 
-    def _attach_by_tokens(self, request_id: str, live: _LiveRequest) -> bool:
+    def _attach_by_tokens(self, request_id: str, live: LiveRequest) -> bool:
         """Draft from what shares tokens until what is near in meaning is there."""
         assert live.prompt_token_ids is not None
         live.near_by_tokens = self._overlap.search(
@@ -357,7 +290,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if not self._is_drafting_rank or request.request_id in self._live:
             return
         try:
-            live = _LiveRequest(request.sampling_params, request.prompt_token_ids)
+            live = LiveRequest(request.sampling_params, request.prompt_token_ids)
             self._begin(request.request_id, live)
         except Exception as error:
             self._errors.swallow("on_arrival", error)
@@ -377,7 +310,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                     self._end(request.req_id, ())
                     live = None
                 if live is None:
-                    live = _LiveRequest(request.sampling_params, request.prompt_token_ids)
+                    live = LiveRequest(request.sampling_params, request.prompt_token_ids)
                     self._begin(request.req_id, live)
         except Exception as error:
             self._errors.swallow("before_step", error)

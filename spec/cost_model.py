@@ -28,6 +28,7 @@ from .step_times import (
     LATEST,
     LATEST_PAIRS,
     PRIOR_COST,
+    STEPS,
     cost_curve,
     fit,
     least_deviation,
@@ -137,11 +138,9 @@ class _LikeSteps:
         # Kinds apart, so that many without rests do not drive out few with one.
         self._pairs = np.zeros((3, LATEST_PAIRS, 8))
         self._counts = np.zeros(4, np.int64)
-        self._steps = 0
         self._last_rest = 0
 
     def observe(self, number: int, drafted: int, is_first: bool, seconds: float) -> None:
-        self._steps += 1
         step = np.array((number, drafted, is_first, math.log(seconds)), np.float64)
         pair_up(self._latest, self._pairs, self._counts, step)
         self.most_drafted = max(self.most_drafted, drafted)
@@ -161,6 +160,10 @@ class _LikeSteps:
 
     def is_unsure(self) -> bool:
         return self._deviation > UNSURE
+
+    @property
+    def _steps(self) -> int:
+        return int(self._counts[STEPS])
 
     @property
     def first_extra(self) -> float:

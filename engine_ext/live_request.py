@@ -1,0 +1,77 @@
+"""What the proposer keeps of a request between steps: how far it may draft, and what is stored."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from reprise.engine_ext.request_hints import read_hints
+from reprise.engine_ext.row_tracker import IntArray
+from reprise.retrieval.near_answer import NearAnswer
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+
+class LiveRequest:
+    """A request that a worker drafts for, from its arrival to its end."""
+
+    __slots__ = (
+        "hints",
+        "near_by_tokens",
+        "num_prompt_tokens",
+        "params",
+        "prompt_token_ids",
+        "stops",
+    )
+
+    def __init__(
+        self,
+        params: "SamplingParams | None",
+        prompt_token_ids: Sequence[int] | IntArray | None,
+    ) -> None:
+        self.params = params
+        self.prompt_token_ids = prompt_token_ids
+        self.hints = read_hints(params)
+        self.stops = _stop_token_ids(params)
+        self.near_by_tokens: list[NearAnswer] = []
+        self.num_prompt_tokens = 0
+
+    def draft_limit(self, emitted: Sequence[int], num_tokens: int, room: int) -> int:
+        """Most tokens that a draft can be of use for: `emitted` in this step, `num_tokens` prompt
+        and output so far, `room` being what fits."""
+        # A seed promises the same sample every time, and vLLM's rejection sampling spends the
+        # request's random numbers differently when there are drafts.
+        if self.params is not None and self.params.seed is not None:
+            return 0
+        if self.stops and not self.stops.isdisjoint(emitted):
+            return 0
+        if self.params is None:
+            return max(0, room)
+        num_output_tokens = num_tokens - self.num_prompt_tokens
+        if self.params.max_tokens is not None:
+            # The last token of an answer is the bonus token of some step: no draft for it.
+            room = min(room, self.params.max_tokens - num_output_tokens - 1)
+        if num_output_tokens < self.params.min_tokens:
+            # vLLM forbids the bonus token to end an answer that was shorter than `min_tokens`
+            # when the step began, so the bonus token must not lie beyond them.
+            room = min(room, self.params.min_tokens - num_output_tokens - 1)
+        return max(0, room)
+
+    def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
+        """The output up to where the scheduler ends it: the runner's may go a draft further."""
+        output = list(output_token_ids)
+        if self.params is not None and self.params.max_tokens is not None:
+            output = output[: self.params.max_tokens]
+        for position, token in enumerate(output):
+            if token in self.stops:
+                return output[: position + 1]
+        return output
+
+
+def _stop_token_ids(params: "SamplingParams | None") -> frozenset[int]:
+    """Token ids that end the answer of a request with these sampling params."""
+    if params is None:
+        return frozenset()
+    stops = set(params.stop_token_ids or ())
+    if not params.ignore_eos and params.eos_token_id is not None:
+        stops.add(params.eos_token_id)
+    return frozenset(stops)

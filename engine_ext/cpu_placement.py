@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from vllm.platforms import current_platform
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from reprise.engine_ext.plugin import uses_our_proposer
@@ -24,7 +25,7 @@ def install() -> None:
     @wraps(original)
     def init_executor(self: Any) -> None:
         original(self)
-        if uses_our_proposer(self.vllm_config):
+        if current_platform.is_cpu() and uses_our_proposer(self.vllm_config):
             leave_cores({core for worker in self.workers for core in pinned_cores(worker.proc.pid)})
 
     init_executor._reprise_leaves_cores = True  # type: ignore[attr-defined]

@@ -24,12 +24,15 @@ def make_kernels(runner: Any) -> int:
     """Run the model for one token, two, three..., up to what a step with drafts may verify.
 
     To be called when the model is loaded and no request is there. Only where there is one worker:
-    several would each have to stop at the same number.
+    several would each have to stop at the same number. Not with LoRA, whose logits take a row for
+    each request, and nothing else.
 
     Returns:
         The number of tokens up to which kernels are there; 0 where nothing was to be made.
     """
     if not current_platform.is_cpu() or runner.parallel_config.world_size > 1:
+        return 0
+    if runner.lora_config is not None:
         return 0
     began_s = time.perf_counter()
     of_all_requests = runner.max_num_reqs * (1 + runner.num_spec_tokens)

@@ -21,6 +21,7 @@ class _Runner:
         self, *, requests: int = 2, drafted: int = 4, tokens: int = 1000, workers: int = 1
     ) -> None:
         self.parallel_config = SimpleNamespace(world_size=workers)
+        self.lora_config: object = None
         self.max_num_tokens, self.max_num_reqs, self.num_spec_tokens = tokens, requests, drafted
         self.model = SimpleNamespace(compute_logits=lambda rows: self.rows.append(len(rows)))
         self.ran: list[int] = []
@@ -54,6 +55,13 @@ def test_a_slow_model_does_not_hold_up_the_start(monkeypatch: pytest.MonkeyPatch
 
 def test_several_workers_are_left_alone() -> None:
     runner = _Runner(workers=2)
+    assert make_kernels(runner) == 0
+    assert not runner.ran
+
+
+def test_adapters_are_left_alone() -> None:
+    runner = _Runner()
+    runner.lora_config = SimpleNamespace(max_loras=1)
     assert make_kernels(runner) == 0
     assert not runner.ran
 

@@ -28,6 +28,17 @@ _EXPECTED_PARAMETERS = {
     MultiprocExecutor.execute_model: ("self", "scheduler_output", "non_block"),
     MultiprocExecutor.sample_tokens: ("self", "grammar_output", "non_block"),
     MultiprocExecutor.take_draft_token_ids: ("self",),
+    MultiprocExecutor.collective_rpc: (
+        "self",
+        "method",
+        "timeout",
+        "args",
+        "kwargs",
+        "non_block",
+        "unique_reply_rank",
+        "kv_output_aggregator",
+        "ec_output_aggregator",
+    ),
     WorkerWrapperBase.execute_model: ("self", "scheduler_output"),
 }
 

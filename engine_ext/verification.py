@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-KNOWN_VLLM = "0.32."
+KNOWN_VLLM = ("0.26.", "0.32.")
+"""Releases whose sampling was read; 0.26 is the last that runs on PyTorch 2.11."""
 _KNOWN_PARAMETERS = ["self", "metadata", "draft_probs", "logits", "sampling_metadata"]
 # What vLLM lets a request change about sampling: a field unknown here might be ignored.
 _KNOWN_FIELDS = {
@@ -118,8 +119,9 @@ def _check_vllm(forward: Callable[..., Any]) -> None:
     unknown = {one.name for one in fields(SamplingMetadata)} ^ _KNOWN_FIELDS
     if not vllm_version.startswith(KNOWN_VLLM) or parameters != _KNOWN_PARAMETERS or unknown:
         raise RuntimeError(
-            f"expected vLLM {KNOWN_VLLM}* with forward({', '.join(_KNOWN_PARAMETERS)}) of "
-            f"RejectionSampler and the known SamplingMetadata; came vLLM {vllm_version} with "
+            f"expected vLLM {'* or '.join(KNOWN_VLLM)}* with "
+            f"forward({', '.join(_KNOWN_PARAMETERS)}) of RejectionSampler and the known "
+            f"SamplingMetadata; came vLLM {vllm_version} with "
             f"forward({', '.join(parameters)}) and a difference of {sorted(unknown)}. vLLM "
             "verifies the drafts itself; set verification.enabled to false to silence this"
         )

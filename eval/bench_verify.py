@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "eval" / "results" / "bench_verify.csv"
 SAMPLING = {
     "greedy": {},
     "temperature": {"temperature": 0.8},
@@ -251,7 +252,7 @@ def run_checks(shapes: list[Shape], device: str) -> bool:
 def main() -> int:
     """Check, and time where there is a device for it; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "eval" / "bench_verify.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     output = parser.parse_args().output
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton

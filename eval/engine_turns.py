@@ -54,6 +54,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         engines: list[_Engine] = []
         for job in jobs:
+            job = msgspec.structs.replace(job, num_engines=len(jobs))
             engine = stack.enter_context(_Engine(job, on_request))
             engine.get_ready()
             engines.append(engine)

@@ -51,8 +51,8 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
     stats, sample = verify_triton.tile_stats_kernel, verify_triton.sample_kernel
     restrict = restrict_triton.restrict_kernel
     return [
-        (stats, "greedy", 4, tile | greedy | {"TILES_PER_PROGRAM": 4}),
-        (stats, "temperature", 4, tile | {"SAMPLES": True, "TILES_PER_PROGRAM": 4}),
+        (stats, "greedy", 4, tile | greedy | {"TILES_PER_PROGRAM": 2}),
+        (stats, "temperature", 4, tile | {"SAMPLES": True, "TILES_PER_PROGRAM": 2}),
         (stats, "temperature, few rows", 4, tile | {"SAMPLES": True, "TILES_PER_PROGRAM": 1}),
         (restrict, "top-k", 8, bf16 | {"top_p_ptr": None, "min_p_ptr": None}),
         (restrict, "top-p", 8, bf16 | {"top_k_ptr": None, "min_p_ptr": None}),

@@ -238,9 +238,9 @@ def verify_drafts_triton(
     output = torch.empty((batch, max_draft + 1), dtype=torch.int32, device=device)
     accepted = torch.empty(batch, dtype=torch.int32, device=device)
     row_stride = logits.stride(0)
-    # One tile a program spreads few rows over the device; four keep more loads in flight when there
+    # One tile a program spreads few rows over the device; two keep more loads in flight when there
     # are many.
-    tiles_per_program = 4 if rows * num_tiles >= 4096 else 1
+    tiles_per_program = 2 if rows * num_tiles >= 4096 else 1
     with torch.cuda.device_of(logits):
         tile_stats_kernel[(triton.cdiv(num_tiles, tiles_per_program), max_draft + 1, batch)](
             tile_max, tile_mass, logits, cu_num_draft_tokens, temperature,

@@ -2,12 +2,13 @@
 
     python eval/bench_serving.py                                 every section, on the demo model
     python eval/bench_serving.py --only exact,miss               these
-    python eval/bench_serving.py --model FOLDER --trace FILE.jsonl --plot docs/serving
+    python eval/bench_serving.py --model FOLDER --trace FILE.jsonl --warm 100 --plot docs/serving
     python eval/bench_serving.py --vllm-bench                    vLLM's own `bench serve` as well
 
 Sections: `exact` (time to first token and speed of exact hits), `miss` (throughput of what is not
-in the cache against plain vLLM, in alternating rounds), `methods` (throughput and latency by method
-and concurrency, and near answers in time). Rows are appended to a CSV.
+in the cache against plain vLLM), `methods` (throughput and latency by method and concurrency, and
+near answers in time). The servers that are compared run side by side and are asked in rounds,
+forwards and backwards by turns, while the others stand still. Rows are appended to a CSV.
 """
 
 import argparse
@@ -20,7 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reprise.eval.serving_load import MODEL_NAME, SPECULATIVE, Server, ask_all, load_of, running
+from reprise.eval.serving_load import (
+    MODEL_NAME,
+    SPECULATIVE,
+    Server,
+    Timing,
+    alone,
+    ask_all,
+    load_of,
+    running,
+)
 from reprise.eval.serving_report import ROOT, append_csv, save_plots, show
 from reprise.eval.traces import TraceError, TraceRow, load_trace
 
@@ -60,11 +70,23 @@ def bench_exact(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict
 
 
 class Contender(NamedTuple):
-    """A way to serve what is not in the cache."""
+    """A way to serve."""
 
     name: str
     server: Server
     headers: dict[str, str]
+
+
+class Round(NamedTuple):
+    """What one contender made of one round's questions."""
+
+    timings: list[Timing]
+    wall_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second."""
+        return load_of(self.timings, self.wall_s).tokens_per_s
 
 
 def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
@@ -84,95 +106,140 @@ def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[
         for each in contenders:
             asyncio.run(ask_all(each.server, questions, concurrency=8, max_tokens=8, headers={}))
         for concurrency in settings.concurrency:
-            speeds = _alternate(settings, contenders, questions, concurrency)
+            questions_by_round = [questions] * settings.rounds
+            rounds = _alternate(settings, contenders, questions_by_round, concurrency, walled=True)
+            wanted = [timing.text for timing in rounds[0]["plain vLLM"].timings]
+            for name, answers in ((name, _texts(r)) for by in rounds for name, r in by.items()):
+                if answers != wanted:
+                    raise RuntimeError(
+                        f"at concurrency {concurrency} answers of {name!r} differ from plain vLLM's"
+                    )
             for each in contenders:
-                own = [speed[each.name] for speed in speeds]
-                ratios = [speed[each.name] / speed["plain vLLM"] for speed in speeds]
-                common = {"method": each.name, "concurrency": concurrency}
-                for name, values, unit, spread in (
-                    ("throughput, median", own, "tok/s", ".0f"),
-                    ("throughput / plain vLLM, median of rounds", ratios, "x", ".3f"),
-                ):
-                    if each.server is plain and unit == "x":
-                        continue
-                    note = f"{min(values):{spread}} to {max(values):{spread}}"
-                    row = _row("miss", name, statistics.median(values), unit=unit, note=note)
-                    found.append({**row, **common})
+                row = _tokens_per_s("miss", "throughput, median", rounds, each.name)
+                found.append({**row, "method": each.name, "concurrency": concurrency})
+                if each.server is not plain:
+                    row = _ratio("miss", rounds, each.name, "plain vLLM")
+                    found.append({**row, "method": each.name, "concurrency": concurrency})
+    return found
+
+
+def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+    """Each method on a warm server of its own; each round has questions of its own."""
+    warm = [row.prompt for row in rows if row.warm]
+    fresh = warm[settings.warm :] + [row.prompt for row in rows if not row.warm]
+    warm = warm[: settings.warm] or fresh[:4]
+    found = []
+    with running(settings.model, *settings.methods) as servers:
+        contenders = [
+            Contender(method, server, _GENERATE)
+            for method, server in zip(settings.methods, servers, strict=True)
+        ]
+        _alternate(settings, contenders, [warm], 8)
+        num_rounds = settings.rounds * len(settings.concurrency)
+        questions_by_round = [fresh[n::num_rounds][: settings.requests] for n in range(num_rounds)]
+        for index, concurrency in enumerate(settings.concurrency):
+            own = [
+                given for given in questions_by_round[index :: len(settings.concurrency)] if given
+            ]
+            before = {each.name: _near_answers(each) for each in contenders}
+            rounds = _alternate(settings, contenders, own, concurrency)
+            for each in contenders:
+                figures = _figures_of_method(rounds, each.name, settings.methods[0])
+                for name, share in _shares_in_time(before[each.name], _near_answers(each)).items():
+                    figures.append(_row("methods", name, share, unit="%"))
+                found += [
+                    {**row, "method": each.name, "concurrency": concurrency} for row in figures
+                ]
+        if settings.vllm_bench:
+            for each in contenders:
+                with alone(each.server, servers):
+                    _run_vllm_bench(each.server, settings)
     return found
 
 
 def _alternate(
     settings: argparse.Namespace,
     contenders: Sequence[Contender],
-    questions: Sequence[str],
+    questions_by_round: Sequence[Sequence[str]],
     concurrency: int,
-) -> list[dict[str, float]]:
-    """Output tokens per second by contender and round; every other round runs backwards, so that
-    what drifts evenly on the machine cancels.
-
-    Raises:
-        RuntimeError: the contenders' answers differ.
-    """
-    speeds = []
-    answers: dict[str, list[str]] = {}
-    for number in range(settings.rounds):
-        speed = {}
+    *,
+    walled: bool = False,
+) -> list[dict[str, Round]]:
+    """Every round by contender; every other one runs backwards, so that what drifts evenly on the
+    machine cancels. `walled`: each question in a namespace of its own."""
+    servers = [each.server for each in contenders]
+    rounds = []
+    for number, questions in enumerate(questions_by_round):
+        by_name = {}
         for each in contenders[:: -1 if number % 2 else 1]:
-            timings, wall_s = asyncio.run(
-                ask_all(
-                    each.server,
-                    questions,
-                    concurrency=concurrency,
-                    max_tokens=settings.max_tokens,
-                    headers=each.headers,
-                    walls=f"{each.name.replace(' ', '-')}-{concurrency}-{number}",
-                )
-            )
-            speed[each.name] = load_of(timings, wall_s).tokens_per_s
-            answers[each.name] = [timing.text for timing in timings]
-        if any(given != answers["plain vLLM"] for given in answers.values()):
-            raise RuntimeError(f"at concurrency {concurrency} answers differ from plain vLLM's")
-        speeds.append(speed)
-    return speeds
-
-
-def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
-    """Each method on warm servers of its own; each concurrency gets questions of its own."""
-    warm = [row.prompt for row in rows if row.warm][: settings.warm]
-    fresh = [row.prompt for row in rows if not row.warm]
-    found = []
-    wanted: dict[int, list[str]] = {}
-    for method in settings.methods:
-        with running(settings.model, method) as (server,):
-            asked: dict[str, Any] = {"max_tokens": settings.max_tokens, "headers": _GENERATE}
-            asyncio.run(ask_all(server, warm or fresh[:4], concurrency=8, **asked))
-            for index, concurrency in enumerate(settings.concurrency):
-                questions = fresh[index :: len(settings.concurrency)][: settings.requests]
-                before = server.worker() if method == "reprise" else {}
+            walls = f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if walled else None
+            with alone(each.server, servers):
                 timings, wall_s = asyncio.run(
-                    ask_all(server, questions, concurrency=concurrency, **asked)
+                    ask_all(
+                        each.server,
+                        questions,
+                        concurrency=concurrency,
+                        max_tokens=settings.max_tokens,
+                        headers=each.headers,
+                        walls=walls,
+                    )
                 )
-                answers = [timing.text for timing in timings]
-                first = wanted.setdefault(concurrency, answers)
-                same = sum(map(str.__eq__, answers, first))
-                figures = [
-                    _row("methods", name, value, unit=_unit_of(name))
-                    for name, value in load_of(timings, wall_s)._asdict().items()
-                ]
-                name = f"answers as with {settings.methods[0]}"
-                figures.append(_row("methods", name, 100.0 * same / len(answers), unit="%"))
-                if method == "reprise":
-                    for name, share in _shares_in_time(before, server.worker()).items():
-                        figures.append(_row("methods", name, share, unit="%"))
-                common = {"method": method, "concurrency": concurrency}
-                found += [{**row, **common} for row in figures]
-            if settings.vllm_bench:
-                _run_vllm_bench(server, settings)
-    return found
+            by_name[each.name] = Round(timings, wall_s)
+        rounds.append(by_name)
+    return rounds
 
 
-def _shares_in_time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+def _figures_of_method(
+    rounds: Sequence[dict[str, Round]], name: str, first: str
+) -> list[dict[str, Any]]:
+    """A method's speed, and what its requests took; `first` is the method it is compared with."""
+    timings = [timing for by_name in rounds for timing in by_name[name].timings]
+    load = load_of(timings, sum(by_name[name].wall_s for by_name in rounds))
+    wanted = [text for by_name in rounds for text in _texts(by_name[first])]
+    answers = [timing.text for timing in timings]
+    same = sum(map(str.__eq__, answers, wanted))
+    return [
+        _tokens_per_s("methods", "tokens_per_s", rounds, name),
+        *([] if name == first else [_ratio("methods", rounds, name, first)]),
+        _row("methods", "first_token_ms_p50", load.first_token_ms_p50),
+        _row("methods", "whole_ms_p50", load.whole_ms_p50),
+        _row("methods", "whole_ms_p99", load.whole_ms_p99),
+        _row("methods", f"answers as with {first}", 100.0 * same / len(answers), unit="%"),
+    ]
+
+
+def _texts(given: Round) -> list[str]:
+    return [timing.text for timing in given.timings]
+
+
+def _tokens_per_s(
+    section: str, figure: str, rounds: Sequence[dict[str, Round]], name: str
+) -> dict[str, Any]:
+    speeds = [by_name[name].tokens_per_s for by_name in rounds]
+    note = f"{min(speeds):.0f} to {max(speeds):.0f}"
+    return _row(section, figure, statistics.median(speeds), unit="tok/s", note=note)
+
+
+def _ratio(
+    section: str, rounds: Sequence[dict[str, Round]], name: str, first: str
+) -> dict[str, Any]:
+    ratios = [by_name[name].tokens_per_s / by_name[first].tokens_per_s for by_name in rounds]
+    note = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    figure = f"throughput / {first}, median of rounds"
+    return _row(section, figure, statistics.median(ratios), unit="x", note=note)
+
+
+def _near_answers(contender: Contender) -> dict[str, Any] | None:
+    """Of a server of ours: how many requests had near answers in time so far."""
+    return contender.server.worker() if contender.name == "reprise" else None
+
+
+def _shares_in_time(
+    before: dict[str, Any] | None, after: dict[str, Any] | None
+) -> dict[str, float]:
     """Per cent of requests that had near answers at their first decode step, by who found them."""
+    if before is None or after is None:
+        return {}
     found = {
         found_by: after["near_answers_in_time"][found_by] - count
         for found_by, count in before["near_answers_in_time"].items()
@@ -204,10 +271,6 @@ def _p50_ms(seconds: Sequence[float]) -> float:
     return statistics.median(seconds) * 1e3
 
 
-def _unit_of(name: str) -> str:
-    return "tok/s" if name == "tokens_per_s" else "ms"
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -223,7 +286,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=64, help="most requests in one run")
     parser.add_argument("--warm", type=int, default=400, help="most requests that fill the cache")
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of `miss`")
+    parser.add_argument("--rounds", type=int, default=5, help="of each concurrency")
     parser.add_argument("--csv", type=Path, default=ROOT / "eval" / "results" / "bench_serving.csv")
     parser.add_argument("--plot", type=Path, help="write `methods` to PLOT.png and PLOT.svg")
     parser.add_argument("--vllm-bench", action="store_true", help="vLLM's own bench serve as well")

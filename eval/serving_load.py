@@ -110,16 +110,28 @@ class Server:
                 return
             time.sleep(0.3)
 
+    def stand_still(self) -> None:
+        """Stop all its processes where they are."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them run."""
+        self._signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End it and all that it started, and wait for that."""
+        self.go_on()
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(60)
         # What was ended while it started may leave its engine behind, in the same group.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
         self._log.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def worker(self) -> dict[str, Any]:
         """The first worker's figures, of a server of ours."""
@@ -145,6 +157,19 @@ def running(model: str, *methods: str) -> Iterator[list[Server]]:
     finally:
         for server in servers:
             server.stop()
+
+
+@contextlib.contextmanager
+def alone(server: Server, servers: Sequence[Server]) -> Iterator[None]:
+    """The others of `servers` stand still meanwhile: each has the machine to itself in turn."""
+    others = [other for other in servers if other is not server]
+    for other in others:
+        other.stand_still()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.go_on()
 
 
 async def ask(

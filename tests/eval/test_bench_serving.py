@@ -1,6 +1,7 @@
 """The benchmark of serving: its arithmetic, its order and its files, without a server."""
 
 import argparse
+import contextlib
 import csv
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def contenders_asked(
         return timings, 10 * len(questions) / speed
 
     monkeypatch.setattr(bench_serving, "ask_all", ask_all)
+    monkeypatch.setattr(bench_serving, "alone", lambda *_: contextlib.nullcontext())
     plain: Any = "plain"
     ours: Any = "ours"
     return asked, (Contender("plain vLLM", plain, {}), Contender("drafts off", ours, {}))
@@ -57,17 +59,68 @@ def contenders_asked(
 
 def test_every_other_round_runs_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, contenders = contenders_asked(monkeypatch, {"plain": "a", "ours": "a"})
-    settings = argparse.Namespace(rounds=3, max_tokens=8)
-    speeds = bench_serving._alternate(settings, contenders, ["q"] * 4, 8)
+    settings = argparse.Namespace(max_tokens=8)
+    rounds = bench_serving._alternate(settings, contenders, [["q"] * 4] * 3, 8)
     assert asked == ["plain", "ours", "ours", "plain", "plain", "ours"]
+    speeds = [{name: each.tokens_per_s for name, each in by.items()} for by in rounds]
     assert speeds == [{"plain vLLM": 1.0, "drafts off": 2.0}] * 3
 
 
-def test_other_answers_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_is_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     _, contenders = contenders_asked(monkeypatch, {"plain": "a", "ours": "b"})
-    settings = argparse.Namespace(rounds=1, max_tokens=8)
-    with pytest.raises(RuntimeError, match="answers differ"):
-        bench_serving._alternate(settings, contenders, ["q"], 8)
+    settings = argparse.Namespace(max_tokens=8)
+    rounds = bench_serving._alternate(settings, contenders, [["q"] * 4, ["r"] * 2], 8)
+    rows = bench_serving._figures_of_method(rounds, "drafts off", "plain vLLM")
+    figures = {row["name"]: row["value"] for row in rows}
+    assert figures["throughput / plain vLLM, median of rounds"] == 2.0
+    assert figures["answers as with plain vLLM"] == 0.0
+    assert figures["whole_ms_p50"] == pytest.approx(200)
+
+
+def running_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def running(_model: str, *methods: str) -> Any:
+        yield tuple({"none": "plain", "reprise": "ours"}[method] for method in methods)
+
+    monkeypatch.setattr(bench_serving, "running", running)
+
+
+def test_other_answers_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    contenders_asked(monkeypatch, {"plain": "a", "ours": "b"})
+    running_servers(monkeypatch)
+    settings = argparse.Namespace(
+        rounds=1, max_tokens=8, model="m", requests=2, concurrency=[8], warm=0
+    )
+    rows: list[Any] = [argparse.Namespace(prompt="q", warm=False)]
+    with pytest.raises(RuntimeError, match="answers of 'drafts off' differ"):
+        bench_serving.bench_miss(settings, rows)
+
+
+def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, _ = contenders_asked(monkeypatch, {"plain": "a", "ours": "a"})
+    running_servers(monkeypatch)
+    monkeypatch.setattr(bench_serving, "_near_answers", lambda _: None)
+    settings = argparse.Namespace(
+        rounds=2,
+        max_tokens=8,
+        model="m",
+        requests=9,
+        concurrency=[1, 8],
+        warm=2,
+        methods=["none", "reprise"],
+        vllm_bench=False,
+    )
+    rows: list[Any] = [argparse.Namespace(prompt=str(n), warm=n < 5) for n in range(20)]
+    measured = bench_serving.bench_methods(settings, rows)
+    assert len(asked) == 2 + 2 * 2 * 2
+    speeds = [row for row in measured if row["name"] == "tokens_per_s"]
+    assert [(row["method"], row["concurrency"], row["value"]) for row in speeds] == [
+        ("none", 1, 1.0),
+        ("reprise", 1, 2.0),
+        ("none", 8, 1.0),
+        ("reprise", 8, 2.0),
+    ]
+    assert all(row["value"] == 100 for row in measured if row["name"] == "answers as with none")
 
 
 def test_the_plot_is_written_as_png_and_svg(tmp_path: Path) -> None:

@@ -100,10 +100,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def _install_verification(self, config: RepriseConfig) -> None:
         try:
-            from reprise.engine_ext import sampling_repair, verification
+            from reprise.engine_ext import sampling_repair, undrafted_step, verification
 
             sampling_repair.install()
             verification.install(config.verification)
+            undrafted_step.install()
         except Exception as error:
             self._errors.swallow("install verification", error)
 

@@ -128,6 +128,12 @@ def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[di
     warm = [row.prompt for row in rows if row.warm]
     fresh = warm[settings.warm :] + [row.prompt for row in rows if not row.warm]
     warm = warm[: settings.warm] or fresh[:4]
+    num_rounds = settings.rounds * len(settings.concurrency)
+    if len(fresh) < num_rounds:
+        raise RuntimeError(
+            f"expected a question for each of {num_rounds} rounds beside the {len(warm)} that fill "
+            f"the cache, came {len(fresh)}"
+        )
     found = []
     with running(settings.model, *settings.methods) as servers:
         contenders = [
@@ -135,12 +141,9 @@ def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[di
             for method, server in zip(settings.methods, servers, strict=True)
         ]
         _alternate(settings, contenders, [warm], 8)
-        num_rounds = settings.rounds * len(settings.concurrency)
         questions_by_round = [fresh[n::num_rounds][: settings.requests] for n in range(num_rounds)]
         for index, concurrency in enumerate(settings.concurrency):
-            own = [
-                given for given in questions_by_round[index :: len(settings.concurrency)] if given
-            ]
+            own = questions_by_round[index :: len(settings.concurrency)]
             before = {each.name: _near_answers(each) for each in contenders}
             rounds = _alternate(settings, contenders, own, concurrency)
             for each in contenders:

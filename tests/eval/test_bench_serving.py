@@ -123,6 +123,13 @@ def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.Monk
     assert all(row["value"] == 100 for row in measured if row["name"] == "answers as with none")
 
 
+def test_too_few_questions_are_named() -> None:
+    settings = argparse.Namespace(rounds=3, concurrency=[1, 8], warm=1)
+    rows: list[Any] = [argparse.Namespace(prompt=str(n), warm=n < 2) for n in range(5)]
+    with pytest.raises(RuntimeError, match="each of 6 rounds beside the 1 that .* came 4"):
+        bench_serving.bench_methods(settings, rows)
+
+
 def test_the_plot_is_written_as_png_and_svg(tmp_path: Path) -> None:
     png, svg = save_plots(tmp_path / "docs" / "serving", ROWS)
     assert png.read_bytes().startswith(b"\x89PNG")

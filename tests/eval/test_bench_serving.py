@@ -126,7 +126,7 @@ def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.Monk
 def test_too_few_questions_are_named() -> None:
     settings = argparse.Namespace(rounds=3, concurrency=[1, 8], warm=1)
     rows: list[Any] = [argparse.Namespace(prompt=str(n), warm=n < 2) for n in range(5)]
-    with pytest.raises(RuntimeError, match="each of 6 rounds beside the 1 that .* came 4"):
+    with pytest.raises(RuntimeError, match=r"each of 6 rounds beside the 1 that .* came 4"):
         bench_serving.bench_methods(settings, rows)
 
 

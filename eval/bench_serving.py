@@ -108,12 +108,14 @@ def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[
         for concurrency in settings.concurrency:
             questions_by_round = [questions] * settings.rounds
             rounds = _alternate(settings, contenders, questions_by_round, concurrency, walled=True)
-            wanted = [timing.text for timing in rounds[0]["plain vLLM"].timings]
-            for name, answers in ((name, _texts(r)) for by in rounds for name, r in by.items()):
-                if answers != wanted:
-                    raise RuntimeError(
-                        f"at concurrency {concurrency} answers of {name!r} differ from plain vLLM's"
-                    )
+            wanted = _texts(rounds[0]["plain vLLM"])
+            for by_name in rounds:
+                for name, given in by_name.items():
+                    if _texts(given) != wanted:
+                        raise RuntimeError(
+                            f"at concurrency {concurrency} answers of {name!r} differ from plain "
+                            "vLLM's"
+                        )
             for each in contenders:
                 row = _tokens_per_s("miss", "throughput, median", rounds, each.name)
                 found.append({**row, "method": each.name, "concurrency": concurrency})

@@ -10,8 +10,11 @@ import numpy.typing as npt
 from .drafting import draft_batch, learn_batch, observe_batch
 from .scratch import make_scratch, scratch_table
 
-SMALLEST_SHARE = 8
-"""Requests per thread below which starting one costs more than it saves."""
+LEAST_TO_DRAFT = 2
+LEAST_TO_LEARN = 8
+LEAST_TO_OBSERVE = 32
+"""Requests per thread below which waking one costs more than it saves: some 30 us, where drafting
+for a request takes 90, learning from it 8 and observing it 1."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,9 +46,10 @@ class BatchRunner:
     ) -> None:
         """Take in what was emitted and learn from it; `much`: tokens were predicted, so that there
         is something to learn, and something to share out over threads."""
-        self._share(observe_batch, (slots, emitted, ends), tables, shared=much)
+        least = LEAST_TO_OBSERVE if much else len(slots)
+        self._share(observe_batch, (slots, emitted, ends), tables, least=least)
         own = (tables.requests, tables.others)
-        if much and self._pool is not None and len(slots) >= 2 * SMALLEST_SHARE:
+        if much and self._pool is not None and len(slots) >= 2 * LEAST_TO_LEARN:
             other = self._pool.submit(learn_batch, slots, False, True, *own)
             learn_batch(slots, True, False, *own)
             other.result()
@@ -57,13 +61,12 @@ class BatchRunner:
 
         The drafts lie in the trail, their lengths in the request table.
         """
-        self._share(draft_batch, (slots, limits, least), tables)
+        self._share(draft_batch, (slots, limits, least), tables, least=LEAST_TO_DRAFT)
 
-    def _share(
-        self, work: Any, own: tuple[Any, ...], tables: Tables, *, shared: bool = True
-    ) -> None:
+    def _share(self, work: Any, own: tuple[Any, ...], tables: Tables, *, least: int) -> None:
+        """Do `work` for the batch in shares of at least so many requests."""
         size = len(own[0])
-        shares = max(1, min(len(self._scratches), size // SMALLEST_SHARE)) if shared else 1
+        shares = max(1, min(len(self._scratches), size // least))
         if shares == 1 or self._pool is None:
             work(*own, 0, size, *tables, self._scratch_tables[0])
             return
@@ -73,5 +76,8 @@ class BatchRunner:
         ]
         futures = [self._pool.submit(work, *call) for call in calls[1:]]
         work(*calls[0])
-        for future in futures:
-            future.result()
+        for future, call in zip(futures, calls[1:], strict=True):
+            if future.cancel():  # its thread has not woken up yet
+                work(*call)
+            else:
+                future.result()

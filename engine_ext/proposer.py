@@ -1,7 +1,7 @@
 """The drafter that vLLM loads for `--speculative-config '{"model": "...CacheHitProposer"}'`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext import runner_hooks
@@ -83,7 +83,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         # Without ids there are no namespaces: what one request is answered must then never reach
         # another, unless the operator has declared a single tenant.
         self._shares_answers = self._ids is not None or self._namespace is not None
-        self._install_verification(config)
+        self._install_in_worker(config)
         self._provider = DraftProvider(config.drafts)
         self._max_near_answers = config.drafts.max_near_answers
         self._overlap = TokenOverlap()
@@ -98,15 +98,29 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                     self._provider, self._retriever, self._overlap, errors=self._errors
                 )
 
-    def _install_verification(self, config: RepriseConfig) -> None:
+    def _install_in_worker(self, config: RepriseConfig) -> None:
+        """What makes steps with drafts cheap. vLLM does itself what cannot be installed."""
         try:
-            from reprise.engine_ext import sampling_repair, undrafted_step, verification
-
-            sampling_repair.install()
-            verification.install(config.verification)
-            undrafted_step.install()
+            from reprise.engine_ext import (
+                draft_metadata,
+                full_graphs,
+                sampling_repair,
+                verification,
+            )
         except Exception as error:
-            self._errors.swallow("install verification", error)
+            self._errors.swallow("install in worker", error)
+            return
+        installs: dict[str, Callable[[], None]] = {
+            "repair sampling": sampling_repair.install,
+            "install verification": lambda: verification.install(config.verification),
+            "install draft metadata": draft_metadata.install,
+            "install full graphs": full_graphs.install,
+        }
+        for name, install in installs.items():
+            try:
+                install()
+            except Exception as error:
+                self._errors.swallow(name, error)
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM calls this of every drafter; there is no model to load."""

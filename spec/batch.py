@@ -1,20 +1,43 @@
 # mypy: allow-untyped-calls
 """The compiled step of a batch, shared out over threads."""
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .drafting import draft_batch, learn_batch, observe_batch
 from .scratch import make_scratch, scratch_table
+from .shares import (
+    DRAFT,
+    EMITTED,
+    ENDS,
+    JOB_FIELDS,
+    KIND,
+    LEARN_SHARES,
+    LIMITS,
+    NUM_EMITTED,
+    NUM_SLOTS,
+    OBSERVE,
+    REQUESTS,
+    SEMAPHORE_INTS,
+    SLOTS,
+    STOP,
+    WEIGHTS_FIELDS,
+    init_semaphores,
+    post_all,
+    work,
+)
 
 LEAST_TO_DRAFT = 2
 LEAST_TO_LEARN = 8
 LEAST_TO_OBSERVE = 32
-"""Requests per thread below which waking one costs more than it saves: some 30 us, where drafting
-for a request takes 90, learning from it 8 and observing it 1."""
+"""Requests per thread below which waking one costs more than it saves: drafting for a request takes
+some 90 us, learning from it 8 and observing it 1."""
+
+FIRST_ROOM = 256
 
 Ints = npt.NDArray[np.int64]
 
@@ -24,60 +47,100 @@ class Tables(NamedTuple):
 
     requests: Ints  # [slots, REQUEST_FIELDS]
     corpora: Ints  # [corpora, CORPUS_FIELDS]
-    others: tuple[Ints, Ints]  # of trail_table and weights_table
+    trail: Ints  # of trail_table
+    weights: Ints  # of weights_table
 
 
 class BatchRunner:
-    """Runs observing, learning and drafting; the result is the same for any number of threads."""
+    """Runs observing, learning and drafting; the result is the same for any number of threads.
+
+    The threads start with the first job that is shared out and end with the runner. One job at a
+    time: whoever calls holds the provider's lock.
+    """
 
     def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
         self._scratches = [make_scratch() for _ in range(num_threads)]
-        self._scratch_tables = [scratch_table(scratch) for scratch in self._scratches]
-        self._pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
+        self._job = np.zeros(JOB_FIELDS, np.int64)
+        self._least = np.zeros(1)
+        self._semaphores = np.zeros((num_threads, SEMAPHORE_INTS), np.int64)
+        scratch_tables = np.stack([scratch_table(scratch) for scratch in self._scratches])
+        self._arrays = (self._job, self._least, self._semaphores, scratch_tables)
+        self._tables: Tables | None = None
+        self._has_started = False
+        self._make_room(FIRST_ROOM)
 
     def observe(
         self,
-        slots: Ints,  # [B]
-        emitted: npt.NDArray[np.int32],  # [t]
-        ends: Ints,  # [B]: request i emitted emitted[ends[i - 1]:ends[i]]
+        slots: Sequence[int],  # [B]
+        emitted: Sequence[int],  # [t]
+        ends: Sequence[int],  # [B]: request i emitted emitted[ends[i - 1]:ends[i]]
         tables: Tables,
         *,
         much: bool,
     ) -> None:
         """Take in what was emitted and learn from it; `much`: tokens were predicted, so that there
         is something to learn, and something to share out over threads."""
-        least = LEAST_TO_OBSERVE if much else len(slots)
-        self._share(observe_batch, (slots, emitted, ends), tables, least=least)
-        own = (tables.requests, tables.others)
-        if much and self._pool is not None and len(slots) >= 2 * LEAST_TO_LEARN:
-            other = self._pool.submit(learn_batch, slots, False, True, *own)
-            learn_batch(slots, True, False, *own)
-            other.result()
-        else:
-            learn_batch(slots, True, True, *own)
+        self._begin(slots, tables, room=len(emitted))
+        self._emitted[: len(emitted)] = emitted
+        self._ends[: len(ends)] = ends
+        self._job[NUM_EMITTED] = len(emitted)
+        shares = self._shares(len(slots), LEAST_TO_OBSERVE) if much else 1
+        learn_shares = min(2, self._shares(len(slots), LEAST_TO_LEARN)) if much else 1
+        self._do(OBSERVE, shares, learn_shares)
 
-    def draft(self, slots: Ints, limits: Ints, least: float, tables: Tables) -> None:
+    def draft(
+        self, slots: Sequence[int], limits: Sequence[int], least: float, tables: Tables
+    ) -> None:
         """Draft at most limits [B] tokens for slots [B], while a token's chance is `least`.
 
         The drafts lie in the trail, their lengths in the request table.
         """
-        self._share(draft_batch, (slots, limits, least), tables, least=LEAST_TO_DRAFT)
+        self._begin(slots, tables)
+        self._limits[: len(limits)] = limits
+        self._least[0] = least
+        self._do(DRAFT, self._shares(len(slots), LEAST_TO_DRAFT))
 
-    def _share(self, work: Any, own: tuple[Any, ...], tables: Tables, *, least: int) -> None:
-        """Do `work` for the batch in shares of at least so many requests."""
-        size = len(own[0])
-        shares = max(1, min(len(self._scratches), size // least))
-        if shares == 1 or self._pool is None:
-            work(*own, 0, size, *tables, self._scratch_tables[0])
-            return
-        edges = [size * i // shares for i in range(shares + 1)]
-        calls = [
-            (*own, edges[i], edges[i + 1], *tables, self._scratch_tables[i]) for i in range(shares)
-        ]
-        futures = [self._pool.submit(work, *call) for call in calls[1:]]
-        work(*calls[0])
-        for future, call in zip(futures, calls[1:], strict=True):
-            if future.cancel():  # its thread has not woken up yet
-                work(*call)
-            else:
-                future.result()
+    def _shares(self, size: int, least: int) -> int:
+        return max(1, min(self._num_threads, size // least))
+
+    def _begin(self, slots: Sequence[int], tables: Tables, *, room: int = 0) -> None:
+        if max(len(slots), room) > len(self._slots):
+            self._make_room(2 * max(len(slots), room))
+        self._slots[: len(slots)] = slots
+        self._job[NUM_SLOTS] = len(slots)
+        if tables is not self._tables:
+            self._tables = tables
+            self._job[REQUESTS : WEIGHTS_FIELDS + 1] = [
+                value for table in tables for value in (table.ctypes.data, len(table))
+            ]
+
+    def _make_room(self, size: int) -> None:
+        """For so many requests and tokens."""
+        self._slots, self._ends, self._limits = np.zeros((3, size), np.int64)
+        self._emitted = np.zeros(size, np.int32)
+        self._job[SLOTS] = self._slots.ctypes.data
+        self._job[ENDS] = self._ends.ctypes.data
+        self._job[LIMITS] = self._limits.ctypes.data
+        self._job[EMITTED] = self._emitted.ctypes.data
+
+    def _do(self, kind: int, shares: int, learn_shares: int = 0) -> None:
+        if max(shares, learn_shares) > 1 and not self._has_started:
+            self._start()
+        self._job[KIND : LEARN_SHARES + 1] = kind, shares, learn_shares
+        work(0, *self._arrays)
+
+    def _start(self) -> None:
+        self._has_started = True
+        init_semaphores(self._semaphores)
+        for number in range(1, self._num_threads):
+            # A daemon, as it sleeps in compiled code when the interpreter ends.
+            threading.Thread(
+                target=work, args=(number, *self._arrays), name="reprise-draft", daemon=True
+            ).start()
+        weakref.finalize(self, _stop, self._job, self._semaphores)
+
+
+def _stop(job: Ints, semaphores: Ints) -> None:
+    job[KIND] = STOP
+    post_all(semaphores)

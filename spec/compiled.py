@@ -57,6 +57,7 @@ def _pointer_cast(target: Any) -> Any:
 
 _as_int16_pointer = _pointer_cast(types.int16)
 _as_int32_pointer = _pointer_cast(types.int32)
+_as_int64_pointer = _pointer_cast(types.int64)
 _as_float32_pointer = _pointer_cast(types.float32)
 
 
@@ -74,6 +75,18 @@ def int32_at(address, length):
 def int32_table(address, shape):
     """The int32 array of this shape, a tuple, that begins at `address`."""
     return carray(_as_int32_pointer(address), shape)
+
+
+@compiled
+def int64_at(address, length):
+    """The int64 array [length] that begins at `address`."""
+    return carray(_as_int64_pointer(address), (length,))
+
+
+@compiled
+def int64_table(address, shape):
+    """The int64 array of this shape, a tuple, that begins at `address`."""
+    return carray(_as_int64_pointer(address), shape)
 
 
 @compiled

@@ -22,5 +22,5 @@ class DraftConfig(BaseModel):
     max_corpus_bytes: int = Field(default=1 << 30, ge=0)
     """Most bytes for the corpus index of one namespace; beyond it new answers are not indexed."""
 
-    num_threads: int = Field(default=2, ge=1, le=64)
+    num_threads: int = Field(default=8, ge=1, le=64)
     """Most threads that draft for a large batch; never more than the cores of the process."""

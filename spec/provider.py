@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from .alignment import FIRST_HIT
 from .batch import BatchRunner, Tables
@@ -64,8 +63,7 @@ class DraftProvider:
         self._trail = make_trail(FIRST_SLOTS, self._positions)
         self._free = list(range(FIRST_SLOTS))
         self._weights = start_weights()
-        self._weights_table = weights_table(self._weights)
-        self._trail_table = trail_table(self._trail)
+        self._tables = self._make_tables()
         self._runner = BatchRunner(min(self.config.num_threads, len(os.sched_getaffinity(0))))
         self._length = DraftLength(self.config)
         self._total = RequestStats()
@@ -317,10 +315,10 @@ class DraftProvider:
         if flat:
             self._length.observe_step(stepped, drafted)
             self._runner.observe(
-                _slots_of(known),
-                np.array(flat, np.int32),
-                np.array(ends, np.int64),
-                self._tables(),
+                [request.slot for request in known.values()],
+                flat,
+                ends,
+                self._current_tables(),
                 much=self._searched,
             )
         return known
@@ -331,7 +329,7 @@ class DraftProvider:
         limits: Callable[[], Sequence[int]] | None,
         drafts: list[list[int]],
     ) -> None:
-        slots = _slots_of(known)
+        slots = [request.slot for request in known.values()]
         least = self._length.least_chance(len(known)) if self._least is None else self._least
         self._searched = least < HOPELESS
         for request in known.values():
@@ -344,9 +342,8 @@ class DraftProvider:
         if limits is not None:
             now = limits()
             caps = [min(now[place], cap) for place, cap in zip(known, caps, strict=True)]
-        allowed = np.array(caps, np.int64)
-        self._runner.draft(slots, allowed, least, self._tables())
-        if allowed.any():
+        self._runner.draft(slots, caps, least, self._current_tables())
+        if any(caps):
             lengths = self._requests[slots, DRAFTED]
             longest = int(lengths.max())
             lengths = self._length.cut(self._trail.chances[slots, : longest + 1], lengths)
@@ -358,9 +355,16 @@ class DraftProvider:
                 request.num_drafted = length
                 drafts[place] = draft[:length]
 
-    def _tables(self) -> Tables:
-        others = (self._trail_table, self._weights_table)
-        return Tables(self._requests, self._corpora.table, others)
+    def _current_tables(self) -> Tables:
+        """The tables as they are: those of requests and corpora grow."""
+        tables = self._tables
+        if tables.requests is not self._requests or tables.corpora is not self._corpora.table:
+            self._tables = tables = self._make_tables()
+        return tables
+
+    def _make_tables(self) -> Tables:
+        weights = weights_table(self._weights)
+        return Tables(self._requests, self._corpora.table, trail_table(self._trail), weights)
 
     def _note_error(self) -> None:
         if not self._errors:
@@ -372,7 +376,6 @@ class DraftProvider:
         self._trail = make_trail(2 * size, self._positions)
         for before, after in zip(old, self._trail, strict=True):
             after[:size] = before
-        self._trail_table = trail_table(self._trail)
         self._requests = np.concatenate((self._requests, np.zeros_like(self._requests)))
         self._free.extend(range(size, 2 * size))
 
@@ -386,7 +389,3 @@ class DraftProvider:
         stats.accepted = sum(count.accepted for count in stats.by_source.values())
         stats.accepted_by_answer = request.accepted_by_answer()
         return stats
-
-
-def _slots_of(known: Mapping[int, Request]) -> npt.NDArray[np.int64]:
-    return np.array([request.slot for request in known.values()], np.int64)

@@ -148,6 +148,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if not self._is_drafting_rank:
             return drafts
         try:
+            self._attach_awaited()
             if self._ids is None or not self._rest(self._ids, started_s):
                 rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
                 self._propose(rows, started_s, drafts)
@@ -165,7 +166,6 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         """
         if not ids.is_settled:
             return False
-        self._attach_awaited()
         rests = self._provider.rest(
             ids.num_requests,
             step_time_s=started_s - self._propose_ended_s if self._only_decoded else None,
@@ -186,7 +186,6 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 live = self._start(row, live)
             assert live is not None
             lives.append(live)
-        self._attach_awaited()
 
         def limits() -> list[int]:
             most, room = self._num_speculative_tokens, self._max_model_len - 1

@@ -28,11 +28,10 @@ from .step_times import (
     LATEST,
     LATEST_PAIRS,
     PRIOR_COST,
-    STEPS,
     cost_curve,
     fit,
     least_deviation,
-    pair_up,
+    pair_up_all,
     rest_seconds,
     start_costs,
 )
@@ -45,8 +44,10 @@ REST_EVERY = 128
 FIRST_REACH = 16
 REACH = 2
 RECENT = 1024  # steps after which a pair is forgotten
-FIT_EVERY = 8
 FIRST_FITS = 64  # steps with a fit after each
+FIT_EVERY = 8  # steps after those
+MANY_STEPS = 512
+FIT_SELDOM = 32  # steps, once there were many
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,6 +57,7 @@ class CostModel:
 
     def __init__(self) -> None:
         self._batches: dict[int, _LikeSteps] = {}
+        self._nearest: dict[int, _LikeSteps | None] = {}
         self._is_new = np.ones(1024, np.bool_)
         self._steps = 0
         self.first_extra = 0.0
@@ -72,7 +74,10 @@ class CostModel:
             like = self._batches[_batch_bin(batch)] = _LikeSteps(batch)
         is_first = bool(self.is_new(batch, drafted)[-1])
         self._is_new[batch + drafted] = False
+        was_known = like.is_known()
         like.observe(self._steps, drafted, is_first, seconds)
+        if not was_known and like.is_known():
+            self._nearest.clear()
         self.first_extra = like.first_extra
 
     def is_new(self, batch: int, most: int) -> npt.NDArray[np.bool_]:
@@ -121,8 +126,11 @@ class CostModel:
     def _best_known(self, batch: int) -> "_LikeSteps | None":
         """The steps of the batch size nearest to `batch` of which something is known."""
         wanted = _batch_bin(batch)
-        known = [b for b, like in self._batches.items() if like.is_known()]
-        return self._batches[min(known, key=lambda b: (abs(b - wanted), b))] if known else None
+        if wanted not in self._nearest:
+            known = [b for b, like in self._batches.items() if like.is_known()]
+            nearest = min(known, key=lambda b: (abs(b - wanted), b), default=None)
+            self._nearest[wanted] = None if nearest is None else self._batches[nearest]
+        return self._nearest[wanted]
 
 
 class _LikeSteps:
@@ -138,15 +146,20 @@ class _LikeSteps:
         # Kinds apart, so that many without rests do not drive out few with one.
         self._pairs = np.zeros((3, LATEST_PAIRS, 8))
         self._counts = np.zeros(4, np.int64)
+        self._unpaired: list[tuple[float, float, float, float]] = []
+        self._curve: Floats | None = None
+        self._steps = 0
         self._last_rest = 0
 
     def observe(self, number: int, drafted: int, is_first: bool, seconds: float) -> None:
-        step = np.array((number, drafted, is_first, math.log(seconds)), np.float64)
-        pair_up(self._latest, self._pairs, self._counts, step)
-        self.most_drafted = max(self.most_drafted, drafted)
+        self._steps += 1
+        self._unpaired.append((number, drafted, is_first, math.log(seconds)))
+        if drafted > self.most_drafted:
+            self.most_drafted, self._curve = drafted, None
         if drafted == 0:
             self._last_rest = self._steps
-        if self._steps < FIRST_FITS or self._steps % FIT_EVERY == 0:
+        every = FIT_EVERY if self._steps < MANY_STEPS else FIT_SELDOM
+        if self._steps < FIRST_FITS or self._steps % every == 0:
             self._fit(number - RECENT)
 
     def wants_rest(self) -> bool:
@@ -162,21 +175,22 @@ class _LikeSteps:
         return self._deviation > UNSURE
 
     @property
-    def _steps(self) -> int:
-        return int(self._counts[STEPS])
-
-    @property
     def first_extra(self) -> float:
         return max(0.0, float(self._costs[FIRST]))
 
     def curve(self, most: int) -> Floats:
-        curve: Floats = cost_curve(self._costs, most, self.most_drafted, self._deviation)
-        return curve
+        """Not to be written to."""
+        if self._curve is None or len(self._curve) != most + 1:
+            self._curve = cost_curve(self._costs, most, self.most_drafted, self._deviation)
+        return self._curve
 
     def _fit(self, since: int) -> None:
+        pair_up_all(self._latest, self._pairs, self._counts, np.array(self._unpaired, np.float64))
+        self._unpaired.clear()
         covariance = fit(self._costs, self._start, self._spread, self._pairs, self._counts, since)
         self._deviation = least_deviation(covariance, max(1, self.most_drafted))
         self.rest_s = rest_seconds(self._latest, self._steps, self._costs)
+        self._curve = None
 
 
 def _batch_bin(batch: int) -> int:

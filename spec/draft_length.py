@@ -29,7 +29,9 @@ import numpy.typing as npt
 from .compiled import compiled
 from .config import DraftConfig
 from .cost_model import CostModel
+from .layout import DRAFTED
 from .step_times import PRIOR_COST
+from .trail import open_trail
 
 LEAST_CHANCE = 0.004
 FIRST_USES = 16  # steps that share in what the first with as many tokens costs
@@ -116,6 +118,27 @@ def best_lengths(chances, lengths, curve, cost):
     return kept, best
 
 
+@compiled
+def cut_drafts(slots, requests, trail_table, curve, cost):
+    """Cut the drafts of slots [B] to the lengths that are worth most.
+
+    Returns the lengths [B], the tokens [B, n] and what they gain; curve, cost: as for
+    `best_lengths`.
+    """
+    trail = open_trail(trail_table)
+    lengths = requests[slots, DRAFTED]
+    longest = lengths.max()
+    chances = np.empty((len(slots), longest + 1), np.float32)
+    tokens = np.empty((len(slots), longest), np.int32)
+    for i in range(len(slots)):
+        chances[i] = trail.chances[slots[i], : longest + 1]
+        tokens[i] = trail.tokens[slots[i], :longest]
+    kept, gain = best_lengths(chances, lengths, curve, cost)
+    for i in range(len(slots)):
+        requests[slots[i], DRAFTED] = kept[i]
+    return kept, tokens, gain
+
+
 class DraftLength:
     """Decides how likely a token must be to be predicted, and where the batch's drafts end."""
 
@@ -187,28 +210,31 @@ class DraftLength:
         for later, it takes its share of a step then, however little it costs to verify."""
         return self._cost if self._fixed is not None else max(self._cost, 0.5 / (self._most + 1))
 
-    def cut(
-        self,
-        chances: npt.NDArray[np.float32],  # [B, n]: falling along each row
-        lengths: npt.NDArray[np.int64],  # [B]: tokens that were drafted, fewer than n
-    ) -> npt.NDArray[np.int64]:
-        """The lengths [B] that the drafts are cut to."""
+    def terms(self, batch: int) -> tuple[npt.NDArray[np.float64], float]:
+        """What drafts are to be cut by: the relative cost [m + 1] of a step of `batch` requests by
+        all drafted tokens, and what one costs, in steps of its request."""
         curve = self._curve
-        if self.costs.first_extra:
-            is_new = self.costs.is_new(len(lengths), len(curve) - 1)
-            curve = curve + self.costs.first_extra / FIRST_USES * is_new
-            curve[0] = 1.0
-        curve = curve / self._step_cost
         if self._probing:
             # A probe is to show what drafts cost, but not to cost much itself; a token for every
             # second request it may have, else a wrong belief that drafts are dear would last.
-            bearable = int(np.count_nonzero(self._curve <= 1.0 + MOST_OF_PROBE))
-            curve = np.zeros(max(bearable, 1 + (len(lengths) + 1) // 2))
-        kept, gain = best_lengths(chances, lengths, curve, self._token_cost())
-        if not self._probing:
-            self._note_worth(gain)
-        cut: npt.NDArray[np.int64] = kept
-        return cut
+            bearable = int(np.count_nonzero(curve <= 1.0 + MOST_OF_PROBE))
+            return np.zeros(max(bearable, 1 + (batch + 1) // 2)), self._token_cost()
+        if self.costs.first_extra:
+            is_new = self.costs.is_new(batch, len(curve) - 1)
+            curve = curve + self.costs.first_extra / FIRST_USES * is_new
+            curve[0] = 1.0
+        return curve / self._step_cost, self._token_cost()
+
+    def note_gain(self, gain: float) -> None:
+        """Take in what the drafts as they were cut are expected to gain in this step, in steps,
+        beyond what verifying them costs; 0: there are none."""
+        if self._probing or self._rest_s is None:
+            return
+        cost = self._search_s / (self._rest_s * self._step_cost)
+        self._worth += WORTH_SHARE * (gain - cost - self._worth)
+        self._long_worth += LONG_WORTH_SHARE * (gain - cost - self._long_worth)
+        if self._worth < 0.0 and self._long_worth < 0.0:
+            self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))
 
     def observe_search(self, seconds: float) -> None:
         """Take in how long the drafter took for a step in which it looked for drafts."""
@@ -223,17 +249,6 @@ class DraftLength:
     def resume(self) -> None:
         """There is a request that there was not, or there are near answers for one."""
         self._num_new += 1
-
-    def _note_worth(self, gain: float) -> None:
-        """Take in what drafts are expected to gain in this step, in steps, beyond what verifying
-        them costs; 0: there are none."""
-        if self._rest_s is None:
-            return
-        cost = self._search_s / (self._rest_s * self._step_cost)
-        self._worth += WORTH_SHARE * (gain - cost - self._worth)
-        self._long_worth += LONG_WORTH_SHARE * (gain - cost - self._long_worth)
-        if self._worth < 0.0 and self._long_worth < 0.0:
-            self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))
 
     def observe_step(self, batch: int, drafted: int) -> None:
         """Take in that a step verified `drafted` tokens for `batch` requests."""

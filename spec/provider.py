@@ -14,7 +14,7 @@ from .alignment import FIRST_HIT
 from .batch import BatchRunner, Tables
 from .config import DraftConfig
 from .corpora import Corpora
-from .draft_length import DraftLength
+from .draft_length import DraftLength, cut_drafts
 from .features import weights_table
 from .layout import (
     ACCEPTED_CONTEXT,
@@ -342,15 +342,18 @@ class DraftProvider:
         if limits is not None:
             now = limits()
             caps = [min(now[place], cap) for place, cap in zip(known, caps, strict=True)]
-        self._runner.draft(slots, caps, least, self._current_tables())
+        tables = self._current_tables()
+        self._runner.draft(slots, caps, least, tables)
         if any(caps):
-            lengths = self._requests[slots, DRAFTED]
-            longest = int(lengths.max())
-            lengths = self._length.cut(self._trail.chances[slots, : longest + 1], lengths)
-            self._requests[slots, DRAFTED] = lengths
-            tokens = self._trail.tokens[slots, :longest].tolist()
+            kept, tokens, gain = cut_drafts(
+                np.array(slots, np.int64),
+                self._requests,
+                tables.trail,
+                *self._length.terms(len(slots)),
+            )
+            self._length.note_gain(gain)
             for (place, request), draft, length in zip(
-                known.items(), tokens, lengths.tolist(), strict=True
+                known.items(), tokens.tolist(), kept.tolist(), strict=True
             ):
                 request.num_drafted = length
                 drafts[place] = draft[:length]

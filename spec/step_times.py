@@ -96,6 +96,13 @@ def pair_up(latest, pairs, counts, step):
 
 
 @compiled
+def pair_up_all(latest, pairs, counts, steps):
+    """Take in steps [n, 4], one after another."""
+    for i in range(len(steps)):
+        pair_up(latest, pairs, counts, steps[i])
+
+
+@compiled
 def noise_of(pairs, count, since):
     """How far the times of alike steps near each other are apart (the standard deviation, if they
     were normal), from `count` pairs [n, 8] of them."""

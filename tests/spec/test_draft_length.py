@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from reprise.spec.config import DraftConfig
@@ -14,9 +15,47 @@ from reprise.spec.draft_length import (
     PROBE_EVERY,
     PROBE_LEAST,
     DraftLength,
+    best_lengths,
+    cut_drafts,
     falling_worths,
 )
+from reprise.spec.layout import DRAFTED, REQUEST_FIELDS
 from reprise.spec.step_times import LATEST
+from reprise.spec.trail import make_trail, trail_table
+
+
+def cut_to_best(
+    lengths_of: DraftLength, chances: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The lengths [B] that drafts of these chances [B, n] and lengths [B] are cut to."""
+    batch = len(lengths)
+    trail = make_trail(batch, chances.shape[1])
+    trail.chances[:] = chances
+    requests = np.zeros((batch, REQUEST_FIELDS), np.int64)
+    requests[:, DRAFTED] = lengths
+    slots = np.arange(batch)
+    kept, _, gain = cut_drafts(slots, requests, trail_table(trail), *lengths_of.terms(batch))
+    lengths_of.note_gain(gain)
+    assert requests[:, DRAFTED].tolist() == kept.tolist()
+    cut: npt.NDArray[np.int64] = kept
+    return cut
+
+
+def test_drafts_are_found_by_their_slots() -> None:
+    random = np.random.default_rng(0)
+    trail = make_trail(6, 5)
+    trail.tokens[:] = random.integers(0, 99, trail.tokens.shape)
+    trail.chances[:] = -np.sort(-random.random(trail.chances.shape).astype(np.float32))
+    requests = np.zeros((6, REQUEST_FIELDS), np.int64)
+    requests[:, DRAFTED] = lengths = np.array([1, 4, 0, 3, 2, 4])
+    slots, curve = np.array([3, 1, 4]), 1.0 + 0.07 * np.arange(40)
+    kept, tokens, gain = cut_drafts(slots, requests, trail_table(trail), curve, 0.08)
+    expected, worth = best_lengths(trail.chances[slots], lengths[slots], curve, 0.08)
+    assert kept.tolist() == expected.tolist() == requests[slots, DRAFTED].tolist()
+    assert 0 < kept.sum() < lengths[slots].sum()
+    assert gain == worth
+    assert tokens.tolist() == trail.tokens[slots, :4].tolist()
+    assert requests[[0, 2, 5], DRAFTED].tolist() == [1, 0, 4]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -30,7 +69,7 @@ def test_a_machine_that_others_use_as_well_gets_its_drafts(seed: int) -> None:
         cut = 0
         if lengths_of.least_chance(8) < NEVER:
             lengths_of.observe_search(0.0003)
-            cut = int(lengths_of.cut(certain, drafted).sum())
+            cut = int(cut_to_best(lengths_of, certain, drafted).sum())
         lengths_of.observe_step(8, cut)
         seconds = 0.003 * (1.1 + 0.006 * cut if cut else 1.0)
         held_up = random.choice([0.0, 0.0, 0.003, 0.006])
@@ -48,7 +87,7 @@ def test_a_step_held_up_does_not_forbid_looking_for_drafts() -> None:
         if lengths_of.least_chance(8) < NEVER:
             searches += 1
             lengths_of.observe_search(3.0 if step == 20 else 0.0005)
-            lengths_of.cut(certain, drafted)
+            cut_to_best(lengths_of, certain, drafted)
         lengths_of.observe_step(8, 32)
     assert searches > 190
 
@@ -62,7 +101,7 @@ def test_drafts_keep_to_numbers_of_tokens_that_were_there() -> None:
     def total() -> int:
         while lengths_of.least_chance(8) == NEVER:
             lengths_of.costs.observe_step(8, 0, 0.010)
-        return int(lengths_of.cut(chances, drafted).sum())
+        return int(cut_to_best(lengths_of, chances, drafted).sum())
 
     free = total()
     assert lengths_of.costs.is_new(8, free)[free]
@@ -90,7 +129,7 @@ def test_no_more_is_tried_than_twice_what_was_seen() -> None:
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=8))
     lengths_of.least_chance(64)
     certain = np.tile(np.cumprod(np.full(9, 0.99, np.float32)), (64, 1))
-    cut = lengths_of.cut(certain, np.full(64, 8, np.int64))
+    cut = cut_to_best(lengths_of, certain, np.full(64, 8, np.int64))
     assert cut.sum() == 64
 
 
@@ -116,7 +155,7 @@ def test_drafts_end_before_hard_tokens() -> None:
 
     def cut(*conditional: float) -> int:
         chances = np.cumprod(conditional).astype(np.float32)[None]
-        return int(fixed.cut(chances, np.array([len(conditional) - 1], np.int64))[0])
+        return int(cut_to_best(fixed, chances, np.array([len(conditional) - 1], np.int64))[0])
 
     assert cut(0.9, 0.9, 0.2, 0.9, 0.9) == 2  # the model itself adds the hard one
     assert cut(0.9, 0.97, 0.97, 0.97, 0.1) == 4  # through easy ones, for the sake of it
@@ -132,7 +171,7 @@ def test_a_fixed_cost_gives_the_best_length_of_each() -> None:
         chances = np.cumprod(random.uniform(0.3, 1.0, (2, 9)), axis=1).astype(np.float32)
         drafted = np.array([8, 5], np.int64)
         lengths_of.least_chance(2)
-        cut = lengths_of.cut(chances, drafted)
+        cut = cut_to_best(lengths_of, chances, drafted)
         for row, most, length in zip(chances.tolist(), drafted.tolist(), cut, strict=True):
             values = [worth_of(row, n, cost) - cost * n for n in range(most + 1)]
             assert values[length] == pytest.approx(max(values), abs=1e-6)
@@ -157,7 +196,7 @@ def test_cut_is_the_best_of_all() -> None:
 
         options = itertools.product(*(range(n + 1) for n in drafted))
         best = max(value(option) for option in options)
-        cut = lengths_of.cut(chances, drafted)
+        cut = cut_to_best(lengths_of, chances, drafted)
         assert value(tuple(cut.tolist())) == pytest.approx(best, abs=1e-6)
 
 
@@ -184,7 +223,7 @@ def test_a_loaded_server_gets_no_drafts_but_probes() -> None:
     seen = []
     for _ in range(PROBE_EVERY):
         seen.append(lengths_of.least_chance(8))
-        cut = lengths_of.cut(chances, drafted)
+        cut = cut_to_best(lengths_of, chances, drafted)
         lengths_of.observe_step(8, int(cut.sum()))
     assert all(least > 0.6 for least in seen[:-1])
     assert seen[-1] == PROBE_LEAST
@@ -197,12 +236,12 @@ def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
         lengths_of.costs.observe_step(8, d, 0.100 if d else 0.010)
     certain, drafted = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
     lengths_of.least_chance(8)
-    assert lengths_of.cut(certain, drafted).sum() == 0
+    assert cut_to_best(lengths_of, certain, drafted).sum() == 0
     cuts = []
     for _ in range(RECENT + 4 * PROBE_EVERY):
         cut = 0
         if lengths_of.least_chance(8) < NEVER:
-            cut = int(lengths_of.cut(certain, drafted).sum())
+            cut = int(cut_to_best(lengths_of, certain, drafted).sum())
         lengths_of.observe_step(8, cut)
         lengths_of.costs.observe_step(8, cut, 0.010 + 0.0001 * cut)
         cuts.append(cut)
@@ -221,7 +260,7 @@ def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:
             if lengths_of.least_chance(8) < NEVER:
                 count += 1
                 lengths_of.observe_search(0.002)
-                lengths_of.cut(nothing, none)
+                cut_to_best(lengths_of, nothing, none)
             lengths_of.observe_step(8, 0)
         return count
 
@@ -243,7 +282,7 @@ def test_a_few_poor_steps_among_good_ones_are_no_reason_to_pause() -> None:
         searched.append(lengths_of.least_chance(8) < NEVER)
         if searched[-1]:
             lengths_of.observe_search(0.0005)
-            lengths_of.cut(*((nothing, none) if step % 20 < 10 else (certain, full)))
+            cut_to_best(lengths_of, *((nothing, none) if step % 20 < 10 else (certain, full)))
         lengths_of.observe_step(8, 0)
         lengths_of.costs.observe_step(8, 0, 0.010)
     assert sum(searched[40:]) == 260

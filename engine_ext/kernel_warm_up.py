@@ -30,9 +30,8 @@ def make_kernels(runner: Any) -> int:
     Returns:
         The number of tokens up to which kernels are there; 0 where nothing was to be made.
     """
-    if not current_platform.is_cpu() or runner.parallel_config.world_size > 1:
-        return 0
-    if runner.lora_config is not None:
+    is_one_worker = runner.parallel_config.world_size == 1
+    if not (current_platform.is_cpu() and is_one_worker and runner.lora_config is None):
         return 0
     began_s = time.perf_counter()
     of_all_requests = runner.max_num_reqs * (1 + runner.num_spec_tokens)

@@ -83,14 +83,18 @@ class CostModel:
     def is_new(self, batch: int, most: int) -> npt.NDArray[np.bool_]:
         """Whether no step was seen yet [most + 1] that verified 0..most drafted tokens for `batch`
         requests, or as many tokens in all for more or fewer."""
-        while batch + most >= len(self._is_new):
-            self._is_new = np.append(self._is_new, np.ones_like(self._is_new))
+        self._make_room(batch + most)
         return self._is_new[batch : batch + most + 1]
 
     def note_ready(self, num_tokens: int) -> None:
         """Take in that the first step with up to so many tokens in all costs what others do."""
-        self.is_new(num_tokens, 0)
+        self._make_room(num_tokens)
         self._is_new[: num_tokens + 1] = False
+
+    def _make_room(self, num_tokens: int) -> None:
+        """For steps of up to so many tokens in all."""
+        while num_tokens >= len(self._is_new):
+            self._is_new = np.append(self._is_new, np.ones_like(self._is_new))
 
     def wants_rest(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-calls
+# mypy: allow-untyped-calls, allow-untyped-decorators
 """What describes a batch's drafts to whoever verifies them, made in one piece.
 
 vLLM makes five arrays of it and copies each to the GPU on its own, then gathers the drafts there in

@@ -110,7 +110,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         except Exception as error:
             self._errors.swallow("install in worker", error)
             return
-        installs: dict[str, Callable[[], None]] = {
+        installs: dict[str, Callable[[], object]] = {
             "repair sampling": sampling_repair.install,
             "install verification": lambda: verification.install(config.verification),
             "install draft metadata": draft_metadata.install,

@@ -64,6 +64,7 @@ class BatchRunner:
         self._job = np.zeros(JOB_FIELDS, np.int64)
         self._least = np.zeros(1)
         self._semaphores = np.zeros((num_threads, SEMAPHORE_INTS), np.int64)
+        init_semaphores(self._semaphores)  # here, as it is compiled when it first runs
         scratch_tables = np.stack([scratch_table(scratch) for scratch in self._scratches])
         self._arrays = (self._job, self._least, self._semaphores, scratch_tables)
         self._tables: Tables | None = None
@@ -132,7 +133,6 @@ class BatchRunner:
 
     def _start(self) -> None:
         self._has_started = True
-        init_semaphores(self._semaphores)
         for number in range(1, self._num_threads):
             # A daemon, as it sleeps in compiled code when the interpreter ends.
             threading.Thread(

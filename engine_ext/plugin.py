@@ -29,6 +29,7 @@ def register() -> None:
         _carry_namespaces,
         _enhance_front_end,
         _exchange_once_a_step,
+        _run_ahead,
         _keep_off_tiles,
         _keep_off_worker_cores,
     ):
@@ -73,6 +74,12 @@ def _exchange_once_a_step() -> None:
     from reprise.engine_ext import step_exchange
 
     step_exchange.install()
+
+
+def _run_ahead() -> None:
+    from reprise.engine_ext import run_ahead
+
+    run_ahead.install()
 
 
 def _keep_off_tiles() -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reprise.engine_ext import runner_hooks
 from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
@@ -19,10 +19,12 @@ from reprise.engine_ext.row_tracker import (
     IdRowTracker,
     IntArray,
     TrackedRow,
+    num_known,
 )
 from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.engine_ext.worker_retriever import worker_retriever
 from reprise.retrieval.token_overlap import TokenOverlap
+from reprise.spec.draft_length import Turn
 from reprise.spec.provider import DraftProvider
 
 if TYPE_CHECKING:
@@ -30,6 +32,18 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+class Pace(NamedTuple):
+    """How the engine goes on from step to step."""
+
+    turn: Turn
+    is_late: bool = False
+    """Other steps were launched before the tokens of this one were known."""
+    was_ahead: bool = False
+    """It was launched while the one before it ran."""
+    saved_s: float = 0.0
+    """How much of the time that drafting takes is no loss."""
 
 
 class CacheHitProposer(runner_hooks.RunnerAware):
@@ -68,7 +82,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._propose_us = LatencyHistogram()
         self._near_answers_in_time = {"meaning": 0, "tokens": 0}
         self._near_answers_late = 0
-        self._propose_ended_s = 0.0
+        self._propose_began_s = self._propose_ended_s = 0.0
+        self._usual_pace = self._pace = Pace(Turn.WAITED)
+        self._steps = {"waited_for": 0, "run_ahead": 0}
         self._num_drafted_tokens = 0
         self._only_decoded = False
         self._previous_ids: frozenset[str] = frozenset()
@@ -149,17 +165,20 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             return drafts
         try:
             self._attach_awaited()
-            if self._ids is None or not self._rest(self._ids, started_s):
+            step_time_s = self._step_time_s(started_s)
+            if self._ids is None or not self._rest(self._ids, step_time_s):
                 rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
-                self._propose(rows, started_s, drafts)
+                self._propose(rows, step_time_s, drafts)
         except Exception as error:
             self._errors.swallow("propose", error)
             drafts = [[] for _ in sampled_token_ids]
+        self._steps["run_ahead" if self._pace.is_late else "waited_for"] += 1
+        self._propose_began_s = started_s
         self._propose_ended_s = time.perf_counter()
         self._propose_us.observe((self._propose_ended_s - started_s) * 1e6)
         return drafts
 
-    def _rest(self, ids: IdRowTracker, started_s: float) -> bool:
+    def _rest(self, ids: IdRowTracker, step_time_s: float | None) -> bool:
         """Whether nothing has to be done for this step: no request is new, and no draft can pay.
 
         What the step emitted is then seen by the next one that looks.
@@ -168,16 +187,19 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             return False
         rests = self._provider.rest(
             ids.num_requests,
-            step_time_s=started_s - self._propose_ended_s if self._only_decoded else None,
+            step_time_s=step_time_s,
             num_drafted_tokens=self._num_drafted_tokens,
         )
         self._only_decoded = False  # that its time is taken in
         return rests
 
     def _propose(
-        self, rows: Sequence[TrackedRow], started_s: float, drafts: list[list[int]]
+        self, rows: Sequence[TrackedRow], step_time_s: float | None, drafts: list[list[int]]
     ) -> None:
         request_ids = [row.request_id for row in rows]
+        # Where no request was there the last time, the engine may have idled in between.
+        was_busy = not self._previous_ids.isdisjoint(request_ids)
+        self._previous_ids = frozenset(request_ids)
         emitted = [row.emitted_token_ids.tolist() for row in rows]
         lives = []
         for row in rows:
@@ -198,8 +220,10 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             request_ids,
             emitted,
             limits=limits,
-            step_time_s=self._step_time_s(started_s, request_ids),
+            step_time_s=step_time_s if was_busy and self._only_decoded else None,
             num_drafted_tokens=self._num_drafted_tokens,
+            turn=self._pace.turn,
+            saved_s=self._pace.saved_s,
         )
         for row, draft in zip(rows, proposed, strict=True):
             drafts[row.row] = draft
@@ -208,12 +232,14 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 live = self._live[ended.request_id]
                 self._end(ended.request_id, ended.token_ids[live.num_prompt_tokens :])
 
-    def _step_time_s(self, started_s: float, request_ids: Sequence[str]) -> float | None:
-        """What a step takes, from propose to propose; None where it did more than decode, or where
-        the engine may have idled before it, which a request present both times disproves."""
-        was_busy = not self._previous_ids.isdisjoint(request_ids)
-        self._previous_ids = frozenset(request_ids)
-        return started_s - self._propose_ended_s if was_busy and self._only_decoded else None
+    def _step_time_s(self, started_s: float) -> float | None:
+        """What the step took without the drafter, if it is known and it did nothing but decode."""
+        if not self._only_decoded:
+            return None
+        if not self._pace.is_late:
+            return started_s - self._propose_ended_s
+        # Drafting went on while it ran. One without drafts after a gap is like no other.
+        return started_s - self._propose_began_s if self._pace.was_ahead else None
 
     def _start(self, row: TrackedRow, live: LiveRequest | None) -> LiveRequest:
         """Begin drafting for a request that emits for the first time."""
@@ -316,7 +342,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         try:
             for request_id in scheduler_output.finished_req_ids:
                 state = runner.requests.get(request_id)
-                self._end(request_id, state.output_token_ids if state else ())
+                outputs: Sequence[int] = state.output_token_ids if state else ()
+                # What was computed beyond the end, before the end was known, has no tokens.
+                self._end(request_id, outputs[: num_known(outputs)])
             for request in scheduler_output.scheduled_new_reqs:
                 live = self._live.get(request.req_id)
                 if live is not None and live.num_prompt_tokens:
@@ -328,6 +356,33 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                     self._begin(request.req_id, live)
         except Exception as error:
             self._errors.swallow("before_step", error)
+
+    def can_run_ahead(self) -> bool:
+        """Whether late drafts can be made: only for requests that are known by id."""
+        if self._ids is None:
+            return False
+        self._usual_pace = self._pace = Pace(Turn.SETTLED)
+        return True
+
+    def propose_late(
+        self,
+        runner: "GPUModelRunner",
+        scheduler_output: "SchedulerOutput",
+        emitted: list[list[int]],
+        num_tokens: IntArray,
+        *,
+        is_ahead: bool,
+        was_ahead: bool,
+        spare_s: float,
+    ) -> list[list[int]]:
+        """Drafts after a step that was not waited for: see `RunnerAware`."""
+        self.before_propose(runner, scheduler_output)
+        turn = Turn.AHEAD if is_ahead else Turn.SETTLED
+        self._pace = Pace(turn, is_late=True, was_ahead=was_ahead, saved_s=spare_s)
+        try:
+            return self.propose(emitted, num_tokens, runner.input_batch.token_ids_cpu)
+        finally:
+            self._pace = self._usual_pace
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Learn which request is in which row."""
@@ -376,6 +431,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         stats = self._provider.stats()
         return {
             "provider": stats,
+            "steps": dict(self._steps),
             "propose_us": self._propose_us.summary(),
             "near_answers_in_time": self._near_answers_in_time,
             "near_answers_late": self._near_answers_late,

@@ -18,6 +18,17 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 
+PLACEHOLDER = -1
+"""What vLLM keeps in place of a token that it does not know yet."""
+
+
+def num_known(output_token_ids: Sequence[int]) -> int:
+    """How many of a request's tokens come before the placeholders at the end."""
+    count = len(output_token_ids)
+    while count > 0 and output_token_ids[count - 1] == PLACEHOLDER:
+        count -= 1
+    return count
+
 
 class TrackedRow(NamedTuple):
     """One decoding request, as of this step."""

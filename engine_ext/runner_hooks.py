@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    from reprise.engine_ext.row_tracker import IntArray
+
 logger = init_logger(__name__)
 
 # What the wrappers rely on, checked before anything is wrapped.
@@ -56,6 +58,41 @@ class RunnerAware(ABC):
     @abstractmethod
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Called right before `propose`, with the rows as `propose` will see them."""
+
+    @abstractmethod
+    def can_run_ahead(self) -> bool:
+        """Called by an engine that can launch steps before the tokens of those before are known.
+
+        Returns:
+            Whether it may: it then asks for drafts after those steps with `propose_late`.
+        """
+
+    @abstractmethod
+    def propose_late(
+        self,
+        runner: "GPUModelRunner",
+        scheduler_output: "SchedulerOutput",
+        emitted: list[list[int]],
+        num_tokens: "IntArray",
+        *,
+        is_ahead: bool,
+        was_ahead: bool,
+        spare_s: float,
+    ) -> list[list[int]]:
+        """Drafts after a step that was not waited for, once its tokens are known.
+
+        Args:
+            runner: with the rows as they are by now.
+            scheduler_output: of the step.
+            emitted: [num_reqs] lists with the latest token that is known of each row; empty: none
+                to draft for.
+            num_tokens: [max_num_reqs] int32, prompt and known output so far.
+            is_ahead: the next step has been launched, without drafts; those that are asked for
+                only tell whether it pays to wait for that step. Else the next step has them.
+            was_ahead: the step was launched while the one before it ran.
+            spare_s: how long the host would have to wait for the device, in seconds, if it did not
+                draft.
+        """
 
     @abstractmethod
     def report(self) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class BatchRunner:
         self._job = np.zeros(JOB_FIELDS, np.int64)
         self._least = np.zeros(1)
         self._semaphores = np.zeros((num_threads, SEMAPHORE_INTS), np.int64)
-        init_semaphores(self._semaphores)  # here, as it is compiled when it first runs
+        init_semaphores(self._semaphores)
+        post_all(self._semaphores[:1])  # nobody: compiled now, and not when all is over
         scratch_tables = np.stack([scratch_table(scratch) for scratch in self._scratches])
         self._arrays = (self._job, self._least, self._semaphores, scratch_tables)
         self._tables: Tables | None = None

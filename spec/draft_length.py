@@ -21,7 +21,14 @@ are: with the drafts of other requests, and with the time that looking for them 
 spent when lengths are chosen, and counts only in whether to look at all: where it does not pay, it
 pauses for so many steps that what it costs stays about a fiftieth of them, or until a quarter of
 the batch is new.
+
+An engine that runs ahead (`Turn`) leaves no gap between steps without drafts, and one before and
+after every step with drafts. n of these in a row so cost n + 1 gaps. One is part of what any draft
+is measured to cost; the other is paid when drafts begin, which therefore takes a gain that is not
+small, and is past where they go on or end: half a gap is then counted, for there is one either way.
 """
+
+from enum import Enum, auto
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +50,26 @@ NEVER = 2.0
 WORTH_SHARE = 0.2
 LONG_WORTH_SHARE = 0.02
 MEAN_SHARE = 0.05
+FIRST_SEARCHES = 8  # the shortest of which counts
 SEARCH_SHARE = 0.1
 MOST_OF_SEARCH = 2.0
 LONGEST_PAUSE = 16
 BEARABLE = 0.02
+SUNK_SHARE = 0.5
+LEAST_GAIN = 0.15  # in steps
 NEW_SHARE = 4  # a pause ends when one in so many requests is new, or has new near answers
+
+
+class Turn(Enum):
+    """Where the engine is when it asks for drafts."""
+
+    WAITED = auto()
+    """It waits for every step before it launches the next."""
+    SETTLED = auto()
+    """It waited for this one, and runs ahead from the next one on if that has no drafts."""
+    AHEAD = auto()
+    """It runs ahead: the next step has been launched, without drafts. Those that are asked for now
+    only tell whether it pays to wait for that step, and to have drafts after it."""
 
 
 @compiled
@@ -155,6 +177,7 @@ class DraftLength:
         self._mean_drafted = 0.0
         self._probing = False
         self._search_s = 0.0
+        self._saved_s = 0.0
         self._searches = 0
         self._searched = False
         self._worth = 0.0  # lately
@@ -210,7 +233,7 @@ class DraftLength:
         for later, it takes its share of a step then, however little it costs to verify."""
         return self._cost if self._fixed is not None else max(self._cost, 0.5 / (self._most + 1))
 
-    def terms(self, batch: int) -> tuple[npt.NDArray[np.float64], float]:
+    def terms(self, batch: int, turn: Turn = Turn.WAITED) -> tuple[npt.NDArray[np.float64], float]:
         """What drafts are to be cut by: the relative cost [m + 1] of a step of `batch` requests by
         all drafted tokens, and what one costs, in steps of its request."""
         curve = self._curve
@@ -223,27 +246,45 @@ class DraftLength:
             is_new = self.costs.is_new(batch, len(curve) - 1)
             curve = curve + self.costs.first_extra / FIRST_USES * is_new
             curve[0] = 1.0
+        if turn is Turn.SETTLED and len(curve) > 1:
+            curve = curve - SUNK_SHARE * (curve[1] - curve[0])
+            curve[0] = 1.0
         return curve / self._step_cost, self._token_cost()
 
-    def note_gain(self, gain: float) -> None:
+    def note_gain(self, gain: float, turn: Turn = Turn.WAITED, saved_s: float = 0.0) -> bool:
         """Take in what the drafts as they were cut are expected to gain in this step, in steps,
-        beyond what verifying them costs; 0: there are none."""
+        beyond what verifying them costs; 0: there are none. Looking for them cost `saved_s`
+        seconds less than it took.
+
+        Returns:
+            Whether to have them; `AHEAD`: whether to wait for the next step and have such.
+        """
+        self._saved_s = saved_s
+        pays = turn is not Turn.AHEAD or gain > LEAST_GAIN or self._probing
+        if self._probing and turn is Turn.AHEAD:
+            self._since_draft = PROBE_EVERY  # it is still to be made
         if self._probing or self._rest_s is None:
-            return
-        cost = self._search_s / (self._rest_s * self._step_cost)
+            return pays
+        cost = self._lost_s() / (self._rest_s * self._step_cost)
         self._worth += WORTH_SHARE * (gain - cost - self._worth)
         self._long_worth += LONG_WORTH_SHARE * (gain - cost - self._long_worth)
         if self._worth < 0.0 and self._long_worth < 0.0:
             self._pause = min(LONGEST_PAUSE, int(cost / BEARABLE))
+        return pays
+
+    def _lost_s(self) -> float:
+        """What looking for drafts adds to a step, in seconds, as far as it is known."""
+        return max(0.0, self._search_s - self._saved_s) if self._searches > 1 else 0.0
 
     def observe_search(self, seconds: float) -> None:
         """Take in how long the drafter took for a step in which it looked for drafts."""
-        if self._searches:
-            # What held the process up is no part of it.
+        # What held the process up is no part of it.
+        if self._searches < FIRST_SEARCHES:
+            self._search_s = min(seconds, self._search_s) if self._searches else seconds
+        else:
             seconds = min(seconds, MOST_OF_SEARCH * self._search_s)
+            self._search_s += SEARCH_SHARE * (seconds - self._search_s)
         self._searches += 1
-        share = max(SEARCH_SHARE, 1.0 / self._searches)
-        self._search_s += share * (seconds - self._search_s)
         self._searched = True
 
     def resume(self) -> None:
@@ -259,6 +300,6 @@ class DraftLength:
         self._mean_drafted += MEAN_SHARE * (drafted - self._mean_drafted)
         if self._rest_s is not None:
             cost = float(self._curve[min(drafted, len(self._curve) - 1)])
-            cost += self._search_s / self._rest_s if self._searched else 0.0
+            cost += self._lost_s() / self._rest_s if self._searched else 0.0
             self._step_cost += MEAN_SHARE * (cost - self._step_cost)
         self._searched = False

@@ -14,7 +14,7 @@ from .alignment import FIRST_HIT
 from .batch import BatchRunner, Tables
 from .config import DraftConfig
 from .corpora import Corpora
-from .draft_length import DraftLength, cut_drafts
+from .draft_length import DraftLength, Turn, cut_drafts
 from .features import weights_table
 from .layout import (
     ACCEPTED_CONTEXT,
@@ -82,6 +82,8 @@ class DraftProvider:
         near = PlainNearAnswer("0", 0.9, tokens, tokens)
         other.start("0", tokens)
         other.attach("0", [near])
+        for drafted in (0, 4):
+            other._length.costs.observe_step(1, drafted, 0.01)
         for token in range(8):
             other.step(["0"], [[token]], step_time_s=0.01)
         other.finish("0")
@@ -140,6 +142,8 @@ class DraftProvider:
         limits: Callable[[], Sequence[int]] | None = None,
         step_time_s: float | None = None,
         num_drafted_tokens: int = 0,
+        turn: Turn = Turn.WAITED,
+        saved_s: float = 0.0,
     ) -> list[list[int]]:
         """Observe each request's new tokens, then draft for the whole batch. Never raises.
 
@@ -153,6 +157,10 @@ class DraftProvider:
                 the drafter took, if it did nothing but decode for these requests; None: the step
                 teaches nothing of costs.
             num_drafted_tokens: tokens that it verified.
+            turn: where the engine is. `AHEAD`: nothing of what is returned may be verified, and
+                nothing is returned where it does not pay to wait for the next step.
+            saved_s: how much of the time that drafting takes is no loss, in seconds, because the
+                device is at work meanwhile.
         """
         with self._lock:
             began_s = time.perf_counter()
@@ -161,7 +169,7 @@ class DraftProvider:
                 known = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
                 if known:
-                    self._propose(known, limits, drafts)
+                    self._propose(known, limits, drafts, turn, saved_s)
                     if self._searched:
                         self._length.observe_search(time.perf_counter() - began_s)
                 return drafts
@@ -328,6 +336,8 @@ class DraftProvider:
         known: Mapping[int, Request],
         limits: Callable[[], Sequence[int]] | None,
         drafts: list[list[int]],
+        turn: Turn = Turn.WAITED,
+        saved_s: float = 0.0,
     ) -> None:
         slots = [request.slot for request in known.values()]
         least = self._length.least_chance(len(known)) if self._least is None else self._least
@@ -349,14 +359,16 @@ class DraftProvider:
                 np.array(slots, np.int64),
                 self._requests,
                 tables.trail,
-                *self._length.terms(len(slots)),
+                *self._length.terms(len(slots), turn),
             )
-            self._length.note_gain(gain)
+            pays = self._length.note_gain(gain, turn, saved_s)
+            if turn is Turn.AHEAD:  # none of them is verified
+                self._requests[slots, DRAFTED] = 0
             for (place, request), draft, length in zip(
                 known.items(), tokens.tolist(), kept.tolist(), strict=True
             ):
-                request.num_drafted = length
-                drafts[place] = draft[:length]
+                request.num_drafted = 0 if turn is Turn.AHEAD else length
+                drafts[place] = draft[:length] if pays else []
 
     def _current_tables(self) -> Tables:
         """The tables as they are: those of requests and corpora grow."""

@@ -78,7 +78,8 @@ def test_a_machine_that_others_use_as_well_gets_its_drafts(seed: int) -> None:
     assert np.mean(cuts[100:]) > 20  # of 32
 
 
-def test_a_step_held_up_does_not_forbid_looking_for_drafts() -> None:
+@pytest.mark.parametrize("held_up", [0, 20])
+def test_a_step_held_up_does_not_forbid_looking_for_drafts(held_up: int) -> None:
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
     _measured(lengths_of, 8, 0.010, 0.0001)
     certain, drafted = np.full((8, 5), 0.9, np.float32), np.full(8, 4, np.int64)
@@ -86,7 +87,7 @@ def test_a_step_held_up_does_not_forbid_looking_for_drafts() -> None:
     for step in range(200):
         if lengths_of.least_chance(8) < NEVER:
             searches += 1
-            lengths_of.observe_search(3.0 if step == 20 else 0.0005)
+            lengths_of.observe_search(3.0 if step == held_up else 0.0005)
             cut_to_best(lengths_of, certain, drafted)
         lengths_of.observe_step(8, 32)
     assert searches > 190

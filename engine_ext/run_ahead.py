@@ -1,0 +1,322 @@
+"""A step that has no drafts is launched while the one before it still runs.
+
+That is vLLM's asynchronous scheduling, which it refuses drafters that need the sampled tokens on
+the CPU, as ours does. The device then idles while the host schedules, prepares inputs and drafts:
+for a third of a step of a model of 8B parameters, in steps without any draft too. Yet only a draft
+needs to know what the step before it emitted. So here
+
+* a step with drafts is waited for, and drafts for the next one are made of what it emitted;
+* a step without drafts is not: the next one is launched at once, without drafts, as vLLM would
+  without speculation. What the first emitted is looked at while the second runs. If drafts would
+  pay by then, the second is waited for, and the third has drafts.
+
+The engine is vLLM's asynchronous one (two batches under way, its `AsyncScheduler`, its outputs that
+arrive later); a step that is waited for is sampled as if scheduling were synchronous. Only where
+engine core and model runner share a process: one device.
+"""
+
+import inspect
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.v1.outputs import AsyncModelRunnerOutput, DraftTokenIds
+
+from reprise.engine_ext.plugin import uses_our_proposer
+from reprise.engine_ext.row_tracker import num_known
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+
+logger = init_logger(__name__)
+
+LEAST_WAIT_S = 0.0001  # below, the device may have waited for the host
+_EXPECTED_PARAMETERS: dict[Callable[..., Any], tuple[str, ...]] = {
+    EngineCore.step_with_batch_queue: ("self",),
+    AsyncScheduler._update_after_schedule: ("self", "scheduler_output"),
+    AsyncScheduler.update_from_output: ("self", "scheduler_output", "model_runner_output"),
+    AsyncScheduler.update_draft_token_ids: ("self", "draft_token_ids"),
+    AsyncScheduler.has_requests: ("self",),
+    UniProcExecutor._init_executor: ("self",),
+    VllmConfig.__post_init__: ("self",),
+}
+_MARK = "_reprise_runs_ahead"
+
+
+def install() -> None:
+    """In front end and engine core: schedule our proposer's engines asynchronously; once.
+
+    vLLM checks a config in both, and refuses it with asynchronous scheduling. So the front end,
+    which knows what the user asked for, only marks it, and the engine core reads the mark.
+
+    Raises:
+        RuntimeError: vLLM is not as expected; it is left as it is.
+    """
+    if hasattr(EngineCore.step_with_batch_queue, _MARK):
+        return
+    for method, expected in _EXPECTED_PARAMETERS.items():
+        found = tuple(inspect.signature(method).parameters)
+        if found != expected:
+            raise RuntimeError(f"{method.__qualname__}{found} is not as expected {expected}")
+    create: Callable[..., Any] = EngineArgs.create_engine_config
+    check: Callable[..., None] = VllmConfig.__post_init__
+    init: Callable[..., None] = UniProcExecutor._init_executor
+    step: Callable[..., Any] = EngineCore.step_with_batch_queue
+
+    @wraps(create)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
+        config: VllmConfig = create(self, *args, **kwargs)
+        if self.async_scheduling is None and may_run_ahead(config):
+            setattr(config.scheduler_config, _MARK, True)
+            logger.info("Reprise: steps without drafts are scheduled asynchronously all the same.")
+        return config
+
+    @wraps(init)
+    def init_executor(self: Any) -> None:
+        if hasattr(self.vllm_config.scheduler_config, _MARK):
+            self.vllm_config.scheduler_config.async_scheduling = True
+        init(self)
+
+    @wraps(check)
+    def post_init(self: Any) -> None:
+        is_marked = hasattr(self.scheduler_config, _MARK)
+        if is_marked:  # the engine core checks once more when it is ready
+            self.scheduler_config.async_scheduling = False
+        check(self)
+        if is_marked:
+            self.scheduler_config.async_scheduling = True
+
+    @wraps(step)
+    def step_with_batch_queue(self: Any) -> Any:
+        if not hasattr(self.vllm_config.scheduler_config, _MARK):
+            return step(self)
+        ahead = getattr(self, "_reprise_run_ahead", None)
+        if ahead is None:
+            ahead = self._reprise_run_ahead = RunAhead(self)
+        return ahead.step(step)
+
+    setattr(step_with_batch_queue, _MARK, True)
+    EngineCore.step_with_batch_queue = step_with_batch_queue
+    UniProcExecutor._init_executor = init_executor
+    VllmConfig.__post_init__ = post_init
+    EngineArgs.create_engine_config = create_engine_config
+
+
+def may_run_ahead(config: VllmConfig) -> bool:
+    """Whether an engine of this config gains by it, and nothing in it stands against it."""
+    parallel = config.parallel_config
+    return (
+        uses_our_proposer(config)
+        and is_overlapping()
+        and config.model_config is not None
+        and not config.model_config.is_hybrid  # its states follow accepted drafts on the device
+        and config.kv_transfer_config is None
+        and config.scheduler_config.scheduler_cls is None
+        and parallel.world_size == parallel.data_parallel_size == 1
+        and parallel.distributed_executor_backend in (None, "uni")
+    )
+
+
+def is_overlapping() -> bool:
+    """Whether the device works while the host does."""
+    return not current_platform.is_cpu()
+
+
+class _Step(NamedTuple):
+    """One that is under way: launched, and its output not seen by the scheduler."""
+
+    scheduler_output: "SchedulerOutput"
+    is_known: bool
+    """Its tokens were waited for, and the drafts after it are made."""
+    is_ahead: bool
+    """It was launched while another was under way."""
+    is_followed: bool
+    """The next one may be launched before its output is there."""
+
+
+class RunAhead:
+    """One engine's: decides before each step whether to wait for what is under way.
+
+    Args:
+        engine_core: vLLM's, with our proposer and a model runner in its own process.
+    """
+
+    def __init__(self, engine_core: Any) -> None:
+        self._core = engine_core
+        self._scheduler = engine_core.scheduler
+        self._runner = engine_core.model_executor.driver_worker.worker.model_runner
+        self._drafter = self._runner.drafter
+        self._may_run_ahead = self._drafter.can_run_ahead()
+        self._under_way: deque[_Step] = deque()
+        self._drafts_pay = False
+        self._waits = False
+        self._waited_s = self._looked_s = 0.0
+        # Nothing that a step has to know is left to be corrected on the device.
+        self._runner.use_async_spec_decode = False
+        self._sample_tokens = self._runner.sample_tokens
+        self._propose = self._runner.propose_draft_token_ids
+        self._update_from_output = self._scheduler.update_from_output
+        self._update_after_schedule = self._scheduler._update_after_schedule
+        self._runner.sample_tokens = self.sample_tokens
+        self._runner.propose_draft_token_ids = self.propose_draft_token_ids
+        self._scheduler.update_from_output = self.update_from_output
+        self._scheduler._update_after_schedule = self.update_after_schedule
+
+    def step(self, step: Callable[[Any], Any]) -> Any:
+        """vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the next
+        batch has to wait for what is under way, it only takes in what that emitted."""
+        if not self._under_way or (self._under_way[-1].is_followed and not self._drafts_pay):
+            return step(self._core)
+        with _without_requests(self._scheduler):
+            outputs, _ = step(self._core)
+        return outputs, True  # else vLLM would sleep, as if nothing could be run
+
+    def update_after_schedule(self, scheduler_output: "SchedulerOutput") -> None:
+        """vLLM's, but that the next step has no drafts as long as none are handed over."""
+        scheduler_output.num_spec_tokens_to_schedule = 0
+        self._update_after_schedule(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """vLLM's, which waits for the tokens where drafts may be made of them at once."""
+        state = self._runner.execute_model_state
+        if state is None:
+            return self._sample_tokens(grammar_output)
+        is_ahead = bool(self._under_way)
+        is_followed = not self._has_to_wait(state.scheduler_output)
+        # With another under way, this one has no drafts, and was prepared to be sampled as vLLM
+        # samples where scheduling is asynchronous.
+        self._waits = not is_ahead and not is_followed
+        self._runner.use_async_scheduling = not self._waits
+        try:
+            output = self._sample_tokens(grammar_output)
+        finally:
+            self._runner.use_async_scheduling = True
+        self._under_way.append(_Step(state.scheduler_output, self._waits, is_ahead, is_followed))
+        if isinstance(output, AsyncModelRunnerOutput):
+            output.get_output = self._timed(output.get_output)
+        return output
+
+    def _has_to_wait(self, scheduler_output: "SchedulerOutput") -> bool:
+        return bool(
+            scheduler_output.scheduled_spec_decode_tokens
+            or scheduler_output.has_structured_output_requests
+            or self._runner.input_batch.sampling_metadata.output_token_ids
+            or not self._may_run_ahead
+        )
+
+    def _timed(self, get_output: Callable[[], Any]) -> Callable[[], Any]:
+        def timed_get_output() -> Any:
+            began_s = time.perf_counter()
+            output = get_output()
+            self._waited_s = time.perf_counter() - began_s
+            return output
+
+        return timed_get_output
+
+    def propose_draft_token_ids(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's, where the tokens are known that drafts are made of."""
+        return self._propose(*args, **kwargs) if self._waits else []
+
+    def update_from_output(
+        self, scheduler_output: "SchedulerOutput", model_runner_output: "ModelRunnerOutput"
+    ) -> Any:
+        """vLLM's; then drafts, if they can be made now or would pay."""
+        outputs = self._update_from_output(scheduler_output, model_runner_output)
+        if self._under_way and self._under_way[0].scheduler_output is scheduler_output:
+            step = self._under_way.popleft()
+            self._drafts_pay = False
+            if step.is_known:
+                self._forget_drafts(scheduler_output)
+                self._hand_over(self._runner.take_draft_token_ids())
+            else:
+                self._fill_in(model_runner_output)
+                self._look(step)
+        return outputs
+
+    def _forget_drafts(self, scheduler_output: "SchedulerOutput") -> None:
+        """Keep the runner from correcting for drafts whose fate it has seen."""
+        for request_id in scheduler_output.scheduled_spec_decode_tokens:
+            state = self._runner.requests.get(request_id)
+            if state is not None:
+                state.prev_num_draft_len = 0
+
+    def _hand_over(self, drafts: DraftTokenIds | None) -> None:
+        if drafts is not None:
+            self._scheduler.update_draft_token_ids(drafts)
+
+    def _fill_in(self, output: "ModelRunnerOutput") -> None:
+        """Put a step's tokens where the runner has placeholders. What a request emitted after its
+        end stays one."""
+        batch = self._runner.input_batch
+        for request_id, tokens in zip(output.req_ids, output.sampled_token_ids, strict=True):
+            state = self._runner.requests.get(request_id)
+            if not tokens or state is None or request_id not in self._scheduler.requests:
+                continue
+            outputs = state.output_token_ids
+            place = num_known(outputs)
+            if place == len(outputs):
+                continue  # preempted meanwhile: the scheduler tells its tokens when it resumes
+            outputs[place] = tokens[0]
+            row = batch.req_id_to_index.get(request_id)
+            if row is not None:
+                batch.token_ids_cpu[row, batch.num_prompt_tokens[row] + place] = tokens[0]
+
+    def _look(self, step: _Step) -> None:
+        """Draft after a step that was not waited for; for the next one, if nothing is under way."""
+        batch = self._runner.input_batch
+        is_last = not self._under_way
+        unknown: Any = () if is_last else batch.prev_req_id_to_index or ()
+        if is_last:
+            # The next step's inputs are all on the host, as after a step that was waited for.
+            batch.prev_sampled_token_ids = None
+            batch.prev_req_id_to_index = None
+            batch.sampled_token_ids_cpu = None
+            batch.async_copy_ready_event = None
+        num_tokens = batch.num_tokens_no_spec.copy()
+        emitted: list[list[int]] = []
+        for row, request_id in enumerate(batch.req_ids):
+            num_tokens[row] -= request_id in unknown
+            decodes = num_tokens[row] > batch.num_prompt_tokens[row]
+            is_live = request_id in self._scheduler.requests
+            known = batch.token_ids_cpu[row, num_tokens[row] - 1 : num_tokens[row]]
+            emitted.append(known.tolist() if decodes and is_live else [])
+        # The last look cost nothing if the host still had to wait for the device after it.
+        is_spare = not is_last and self._waited_s > LEAST_WAIT_S
+        began_s = time.perf_counter()
+        drafts = self._drafter.propose_late(
+            self._runner,
+            step.scheduler_output,
+            emitted,
+            num_tokens,
+            is_ahead=not is_last,
+            was_ahead=step.is_ahead,
+            spare_s=self._waited_s + self._looked_s if is_spare else 0.0,
+        )
+        self._looked_s = time.perf_counter() - began_s
+        if not any(drafts):
+            return
+        if is_last:
+            self._hand_over(DraftTokenIds(list(batch.req_ids), drafts))
+        else:
+            self._drafts_pay = True
+
+
+@contextmanager
+def _without_requests(scheduler: Any) -> Iterator[None]:
+    """Let the engine core find nothing to schedule."""
+    scheduler.has_requests = lambda: False
+    try:
+        yield
+    finally:
+        del scheduler.has_requests

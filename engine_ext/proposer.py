@@ -189,6 +189,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             ids.num_requests,
             step_time_s=step_time_s,
             num_drafted_tokens=self._num_drafted_tokens,
+            turn=self._pace.turn,
         )
         self._only_decoded = False  # that its time is taken in
         return rests

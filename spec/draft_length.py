@@ -185,10 +185,10 @@ class DraftLength:
         self._pause = 0
         self._num_new = 0
 
-    def least_chance(self, batch: int) -> float:
+    def least_chance(self, batch: int, turn: Turn = Turn.WAITED) -> float:
         """The chance below which no token is worth predicting now, for a batch of requests.
 
-        Above 1 where a step without drafts is due.
+        Above 1 where a step without drafts is due; not `AHEAD`, where the next one has none.
         """
         self._probing = False
         self._renew_curve(batch)
@@ -198,7 +198,7 @@ class DraftLength:
             if self._since_draft >= since:
                 self._probing, self._since_draft = True, 0
                 return PROBE_LEAST
-            if self.costs.wants_rest(batch):
+            if turn is not Turn.AHEAD and self.costs.wants_rest(batch):
                 return NEVER
             if NEW_SHARE * self._num_new >= max(1, batch):
                 self._worth, self._pause = 0.0, 0

@@ -180,7 +180,12 @@ class DraftProvider:
                 self._least = None
 
     def rest(
-        self, num_requests: int, *, step_time_s: float | None = None, num_drafted_tokens: int = 0
+        self,
+        num_requests: int,
+        *,
+        step_time_s: float | None = None,
+        num_drafted_tokens: int = 0,
+        turn: Turn = Turn.WAITED,
     ) -> bool:
         """Whether no draft can pay after this step of so many requests, all of them started.
 
@@ -190,7 +195,7 @@ class DraftProvider:
         with self._lock:
             try:
                 self._observe_cost(num_requests, step_time_s, num_drafted_tokens)
-                self._least = self._length.least_chance(num_requests)
+                self._least = self._length.least_chance(num_requests, turn)
                 if self._least < HOPELESS:
                     return False
                 self._length.observe_step(num_requests, num_drafted_tokens)
@@ -340,7 +345,9 @@ class DraftProvider:
         saved_s: float = 0.0,
     ) -> None:
         slots = [request.slot for request in known.values()]
-        least = self._length.least_chance(len(known)) if self._least is None else self._least
+        least = self._least
+        if least is None:
+            least = self._length.least_chance(len(known), turn)
         self._searched = least < HOPELESS
         for request in known.values():
             request.num_drafted = 0

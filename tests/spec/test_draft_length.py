@@ -10,11 +10,13 @@ from reprise.spec.config import DraftConfig
 from reprise.spec.cost_model import FIRST_REACH, RECENT, CostModel
 from reprise.spec.draft_length import (
     LEAST_CHANCE,
+    LEAST_GAIN,
     LONGEST_PAUSE,
     NEVER,
     PROBE_EVERY,
     PROBE_LEAST,
     DraftLength,
+    Turn,
     best_lengths,
     cut_drafts,
     falling_worths,
@@ -248,6 +250,47 @@ def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
         cuts.append(cut)
     assert np.mean(cuts[8 * PROBE_EVERY : RECENT]) > 3  # as far as nothing dear was seen
     assert np.mean(cuts[-PROBE_EVERY:]) > 16
+
+
+def test_where_an_engine_runs_ahead_drafts_are_harder_to_begin_than_to_go_on_with() -> None:
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    for step in range(200):
+        lengths_of.costs.observe_step(8, step % 4, 0.010 * (1.5 if step % 4 else 1.0))
+    lengths_of.least_chance(8)
+    waited, settled, ahead = (lengths_of.terms(8, turn)[0] for turn in Turn)
+    assert waited[1:4] - waited[0] == pytest.approx(0.5, abs=0.05)
+    assert settled[1:4] - settled[0] == pytest.approx(0.25, abs=0.05)
+    assert ahead.tolist() == waited.tolist()
+    for turn in Turn:
+        assert lengths_of.note_gain(LEAST_GAIN / 2, turn) == (turn is not Turn.AHEAD)
+        assert lengths_of.note_gain(LEAST_GAIN * 2, turn)
+
+
+def test_a_probe_that_could_not_be_verified_is_still_due() -> None:
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    _measured(lengths_of, 8, 0.010, 0.0001)
+    while lengths_of.least_chance(8) != PROBE_LEAST:
+        lengths_of.observe_step(8, 0)
+    assert lengths_of.note_gain(0.0, Turn.AHEAD)
+    assert lengths_of.least_chance(8) == PROBE_LEAST
+    assert lengths_of.note_gain(0.0, Turn.SETTLED)
+    assert lengths_of.least_chance(8) != PROBE_LEAST
+
+
+def test_looking_for_drafts_costs_nothing_while_the_device_is_at_work() -> None:
+    searched = []
+    for saved_s in (0.0, 0.002):
+        lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+        _measured(lengths_of, 8, 0.010, 0.0001)
+        searched.append(0)
+        for _ in range(PROBE_EVERY - 1):
+            if lengths_of.least_chance(8) < NEVER:
+                searched[-1] += 1
+                lengths_of.note_gain(0.0, Turn.AHEAD, saved_s)
+                lengths_of.observe_search(0.002)
+            lengths_of.observe_step(8, 0)
+    assert searched[0] < 10
+    assert searched[1] > 40
 
 
 def test_a_search_in_vain_pauses_until_there_is_something_new() -> None:

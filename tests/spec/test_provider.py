@@ -1,6 +1,8 @@
 """The request life cycle of DraftProvider."""
 
 import itertools
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.spec import DraftConfig, DraftProvider
+from reprise.spec.draft_length import Turn
 from reprise.spec.features import HASHED_TOKEN
 from reprise.spec.near_answer import PlainNearAnswer
 
@@ -357,6 +360,64 @@ def test_steps_that_rest_are_caught_up_with() -> None:
         assert stats.emitted == 1 + len(first) + 4 + 4
         assert stats.accepted == len(first)
     assert drafts[0] == drafts[1]
+
+
+def test_what_is_drafted_while_an_engine_runs_ahead_is_never_verified() -> None:
+    provider = new_provider()
+    answer = list(range(100, 130))
+    provider.start("r", [1, 2, 3])
+    provider.attach("r", [near("a", answer)])
+    for token in answer[:4]:
+        assert len(provider.step(["r"], [[token]], turn=Turn.AHEAD)[0]) > 3
+    verified = provider.step(["r"], [answer[4:5]], turn=Turn.SETTLED)[0]
+    provider.step(["r"], [answer[5 : 6 + len(verified)]], turn=Turn.SETTLED)
+    stats = provider.finish("r")
+    assert stats is not None
+    assert stats.accepted == len(verified) > 3
+    assert stats.drafted < 2 * len(verified) + 16  # of two steps, and not of six
+    assert stats.steps == 5
+
+
+WARM_UP = """
+import sys
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from reprise.spec import DraftConfig, DraftProvider
+from reprise.spec.near_answer import PlainNearAnswer
+
+def compiled():
+    modules = [m for name, m in sys.modules.items() if name.startswith("reprise.spec")]
+    found = [f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)]
+    return {(f.py_func.__name__, str(s)) for f in found for s in f.signatures}
+
+DraftProvider().warm_up()
+before = compiled()
+provider = DraftProvider(DraftConfig(num_threads=4))
+ids = [str(i) for i in range(12)]
+tokens = np.arange(40, dtype=np.int32)
+for i in ids:
+    provider.start(i, tokens)
+    provider.attach(i, [PlainNearAnswer("a", 0.9, tokens, tokens)])
+drafted = 0
+for token in range(30):
+    drafts = provider.step(ids, [[token]] * 12, step_time_s=0.01, num_drafted_tokens=drafted)
+    drafted = sum(map(len, drafts))
+    provider.rest(12)
+for i in ids:
+    provider.finish(i)
+    provider.add_answer(i, tokens)
+del provider
+print(len(before), sorted(compiled() - before))
+"""
+
+
+def test_nothing_is_compiled_while_requests_wait() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", WARM_UP], capture_output=True, text=True, check=False
+    )
+    count, _, later = ended.stdout.partition(" ")
+    assert int(count) > 10, ended.stderr
+    assert later.strip() == "[]"
 
 
 def test_a_loaded_worker_rests_without_looking_at_what_was_emitted() -> None:

@@ -104,12 +104,16 @@ def falling_worths(chances, lengths, cost):
 
 
 @compiled
-def best_lengths(chances, lengths, curve, cost):
+def best_lengths(chances, lengths, curve, cost, step=1.0):
     """The lengths [B] that are worth most, less what the step then costs, and how much that is, in
     steps, beyond a step without drafts.
 
+    None where a draft costs more than as many steps without drafts as it is expected to save: what
+    steps cost with drafts must not be what makes drafts seem worth it.
+
     chances [B, n], lengths [B]: as for `falling_worths`; curve [m + 1]: relative cost of a step by
-    all drafted tokens, of which there may be m; cost: of one, in steps of its request.
+    all drafted tokens, of which there may be m; cost: of one, in steps of its request; step: what
+    one costs, as they are, in steps without drafts.
     """
     batch = len(lengths)
     worths = falling_worths(chances, lengths, cost)
@@ -137,14 +141,20 @@ def best_lengths(chances, lengths, curve, cost):
             while left > 0 and kept[i] < lengths[i] and worths[i, kept[i]] == least:
                 kept[i] += 1
                 left -= 1
+        saved = 0.0
+        for i in range(batch):
+            saved += chances[i, : kept[i]].sum()
+        if saved / batch < (curve[at] - curve[0]) * step:
+            kept[:] = 0
+            best = 0.0
     return kept, best
 
 
 @compiled
-def cut_drafts(slots, requests, trail_table, curve, cost):
+def cut_drafts(slots, requests, trail_table, curve, cost, step):
     """Cut the drafts of slots [B] to the lengths that are worth most.
 
-    Returns the lengths [B], the tokens [B, n] and what they gain; curve, cost: as for
+    Returns the lengths [B], the tokens [B, n] and what they gain; curve, cost, step: as for
     `best_lengths`.
     """
     trail = open_trail(trail_table)
@@ -155,7 +165,7 @@ def cut_drafts(slots, requests, trail_table, curve, cost):
     for i in range(len(slots)):
         chances[i] = trail.chances[slots[i], : longest + 1]
         tokens[i] = trail.tokens[slots[i], :longest]
-    kept, gain = best_lengths(chances, lengths, curve, cost)
+    kept, gain = best_lengths(chances, lengths, curve, cost, step)
     for i in range(len(slots)):
         requests[slots[i], DRAFTED] = kept[i]
     return kept, tokens, gain
@@ -241,7 +251,7 @@ class DraftLength:
             # A probe is to show what drafts cost, but not to cost much itself; a token for every
             # second request it may have, else a wrong belief that drafts are dear would last.
             bearable = int(np.count_nonzero(curve <= 1.0 + MOST_OF_PROBE))
-            return np.zeros(max(bearable, 1 + (batch + 1) // 2)), self._token_cost()
+            return np.zeros(max(bearable, 1 + (batch + 1) // 2)), self._token_cost(), 1.0
         if self.costs.first_extra:
             is_new = self.costs.is_new(batch, len(curve) - 1)
             curve = curve + self.costs.first_extra / FIRST_USES * is_new
@@ -249,7 +259,7 @@ class DraftLength:
         if turn is Turn.SETTLED and len(curve) > 1:
             curve = curve - SUNK_SHARE * (curve[1] - curve[0])
             curve[0] = 1.0
-        return curve / self._step_cost, self._token_cost()
+        return curve / self._step_cost, self._token_cost(), self._step_cost
 
     def note_gain(self, gain: float, turn: Turn = Turn.WAITED, saved_s: float = 0.0) -> bool:
         """Take in what the drafts as they were cut are expected to gain in this step, in steps,

@@ -51,7 +51,7 @@ def test_drafts_are_found_by_their_slots() -> None:
     requests = np.zeros((6, REQUEST_FIELDS), np.int64)
     requests[:, DRAFTED] = lengths = np.array([1, 4, 0, 3, 2, 4])
     slots, curve = np.array([3, 1, 4]), 1.0 + 0.07 * np.arange(40)
-    kept, tokens, gain = cut_drafts(slots, requests, trail_table(trail), curve, 0.08)
+    kept, tokens, gain = cut_drafts(slots, requests, trail_table(trail), curve, 0.08, 1.0)
     expected, worth = best_lengths(trail.chances[slots], lengths[slots], curve, 0.08)
     assert kept.tolist() == expected.tolist() == requests[slots, DRAFTED].tolist()
     assert 0 < kept.sum() < lengths[slots].sum()
@@ -250,6 +250,19 @@ def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
         cuts.append(cut)
     assert np.mean(cuts[8 * PROBE_EVERY : RECENT]) > 3  # as far as nothing dear was seen
     assert np.mean(cuts[-PROBE_EVERY:]) > 16
+
+
+def test_dear_drafts_do_not_make_themselves_seem_worth_it() -> None:
+    """Steps cost four times as much with drafts, and a token more than it saves: a saved step must
+    not count four times for it."""
+    certain, full = np.full((8, 17), 1.0, np.float32), np.full(8, 16, np.int64)
+    dear = 1.0 + 1.2 / 8 * np.arange(129)
+    fair = 1.0 + 0.9 / 8 * np.arange(129)
+    kept, gain = best_lengths(certain, full, dear / 4.0, 1.2 / 4.0, 4.0)
+    assert (kept.sum(), gain) == (0, 0.0)
+    kept, gain = best_lengths(certain, full, fair / 4.0, 0.9 / 4.0, 4.0)
+    assert kept.sum() == 128
+    assert gain > 0.0
 
 
 def test_where_an_engine_runs_ahead_drafts_are_harder_to_begin_than_to_go_on_with() -> None:

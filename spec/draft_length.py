@@ -243,9 +243,12 @@ class DraftLength:
         for later, it takes its share of a step then, however little it costs to verify."""
         return self._cost if self._fixed is not None else max(self._cost, 0.5 / (self._most + 1))
 
-    def terms(self, batch: int, turn: Turn = Turn.WAITED) -> tuple[npt.NDArray[np.float64], float]:
+    def terms(
+        self, batch: int, turn: Turn = Turn.WAITED
+    ) -> tuple[npt.NDArray[np.float64], float, float]:
         """What drafts are to be cut by: the relative cost [m + 1] of a step of `batch` requests by
-        all drafted tokens, and what one costs, in steps of its request."""
+        all drafted tokens, what one costs, in steps of its request, and what a step does, in steps
+        without drafts."""
         curve = self._curve
         if self._probing:
             # A probe is to show what drafts cost, but not to cost much itself; a token for every

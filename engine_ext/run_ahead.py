@@ -159,7 +159,7 @@ class RunAhead:
         self._drafter = self._runner.drafter
         self._may_run_ahead = self._drafter.can_run_ahead()
         self._under_way: deque[_Step] = deque()
-        self._drafts_pay = False
+        self._drafts_pay = self._has_drafts = False
         self._waits = False
         self._waited_s = self._looked_s = 0.0
         # Nothing that a step has to know is left to be corrected on the device.
@@ -183,9 +183,15 @@ class RunAhead:
         return outputs, True  # else vLLM would sleep, as if nothing could be run
 
     def update_after_schedule(self, scheduler_output: "SchedulerOutput") -> None:
-        """vLLM's, but that the next step has no drafts as long as none are handed over."""
+        """vLLM's, but that the next step has no drafts as long as none are handed over. Drafts that
+        found no room in this step are dropped: the next one may be launched before it is known."""
         scheduler_output.num_spec_tokens_to_schedule = 0
         self._update_after_schedule(scheduler_output)
+        if self._has_drafts:
+            self._has_drafts = False
+            for request in self._scheduler.running:
+                if request.request_id not in scheduler_output.num_scheduled_tokens:
+                    request.spec_token_ids = []
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """vLLM's, which waits for the tokens where drafts may be made of them at once."""
@@ -253,6 +259,7 @@ class RunAhead:
 
     def _hand_over(self, drafts: DraftTokenIds | None) -> None:
         if drafts is not None:
+            self._has_drafts = True
             self._scheduler.update_draft_token_ids(drafts)
 
     def _fill_in(self, output: "ModelRunnerOutput") -> None:

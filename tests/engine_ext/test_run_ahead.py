@@ -16,6 +16,7 @@ pytest.importorskip("vllm")
 
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.outputs import DraftTokenIds
 
 from reprise.engine_ext import run_ahead
 from reprise.engine_ext.plugin import PROPOSER_PATH
@@ -156,6 +157,47 @@ def test_preempted_and_chunked_requests_are_answered_alike(
         ours.llm_engine.engine_core.shutdown()
     assert min(steps.values()) > 20
     assert preempted > 0, "nothing was preempted: the test could not fail"
+
+
+def test_drafts_that_found_no_room_are_dropped() -> None:
+    """They would be scheduled with a step that is launched before the one before it is known."""
+    requests = [SimpleNamespace(request_id=name, spec_token_ids=[]) for name in ("a", "b", "c")]
+    by_id = {request.request_id: request for request in requests}
+
+    def update_draft_token_ids(drafts: Any) -> None:
+        for name, tokens in zip(drafts.req_ids, drafts.draft_token_ids, strict=True):
+            by_id[name].spec_token_ids = tokens
+
+    def update_after_schedule(output: Any) -> None:
+        for name in output.num_scheduled_tokens:
+            by_id[name].spec_token_ids = [-1] * output.num_spec_tokens_to_schedule
+
+    output = SimpleNamespace(scheduled_spec_decode_tokens={})
+    runner = SimpleNamespace(
+        drafter=SimpleNamespace(can_run_ahead=lambda: True),
+        execute_model_state=SimpleNamespace(scheduler_output=output),
+        requests={},
+        sample_tokens=lambda _: "sampled",
+        propose_draft_token_ids=None,
+        take_draft_token_ids=lambda: DraftTokenIds(["a", "b"], [[1], [2, 3]]),
+    )
+    output.scheduled_spec_decode_tokens["a"] = [7]
+    scheduler = SimpleNamespace(
+        running=requests,
+        update_draft_token_ids=update_draft_token_ids,
+        update_from_output=lambda *_: "outputs",
+        _update_after_schedule=update_after_schedule,
+    )
+    worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
+    executor = SimpleNamespace(driver_worker=worker)
+    ahead = run_ahead.RunAhead(SimpleNamespace(scheduler=scheduler, model_executor=executor))
+    ahead.sample_tokens(None)  # a step with drafts, which is waited for
+    ahead.update_from_output(output, SimpleNamespace())  # type: ignore[arg-type]
+    assert [request.spec_token_ids for request in requests] == [[1], [2, 3], []]
+    ahead.update_after_schedule(
+        SimpleNamespace(num_scheduled_tokens={"a": 2, "c": 1})  # type: ignore[arg-type]
+    )
+    assert [request.spec_token_ids for request in requests] == [[], [], []]
 
 
 def config(**changes: Any) -> Any:

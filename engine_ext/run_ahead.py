@@ -15,7 +15,6 @@ arrive later); a step that is waited for is sampled as if scheduling were synchr
 engine core and model runner share a process: one device.
 """
 
-import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import AsyncModelRunnerOutput, DraftTokenIds
 
+from reprise.engine_ext.expected_parameters import check_parameters
 from reprise.engine_ext.plugin import uses_our_proposer
 from reprise.engine_ext.row_tracker import num_known
 
@@ -65,10 +65,7 @@ def install() -> None:
     """
     if hasattr(EngineCore.step_with_batch_queue, _MARK):
         return
-    for method, expected in _EXPECTED_PARAMETERS.items():
-        found = tuple(inspect.signature(method).parameters)
-        if found != expected:
-            raise RuntimeError(f"{method.__qualname__}{found} is not as expected {expected}")
+    check_parameters(_EXPECTED_PARAMETERS)
     create: Callable[..., Any] = EngineArgs.create_engine_config
     check: Callable[..., None] = VllmConfig.__post_init__
     init: Callable[..., None] = UniProcExecutor._init_executor

@@ -7,7 +7,6 @@ grammar has to be applied in between, and the worker puts the drafts on the step
 either side is not as expected, vLLM's own calls remain.
 """
 
-import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import wraps
@@ -18,6 +17,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from reprise.engine_ext.expected_parameters import check_parameters
 from reprise.engine_ext.plugin import uses_our_proposer
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ def install() -> None:
     """
     if getattr(MultiprocExecutor, "_reprise_step_exchange", False):
         return
-    for method, expected in _EXPECTED_PARAMETERS.items():
-        found = tuple(inspect.signature(method).parameters)
-        if found != expected:
-            raise RuntimeError(f"{method.__qualname__}{found} is not as expected {expected}")
+    check_parameters(_EXPECTED_PARAMETERS)
     execute: Callable[..., Any] = MultiprocExecutor.execute_model
     sample: Callable[..., Any] = MultiprocExecutor.sample_tokens
     take: Callable[..., Any] = MultiprocExecutor.take_draft_token_ids

@@ -78,7 +78,7 @@ class WithoutContext(RepriseDrafter):
     def _forget(self) -> None:
         request = self._provider._live[self._request_id]
         assert isinstance(request, Request)
-        request._heads.fill(-1)
+        request._table.fill(0)
 
 
 def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseDrafter]]:

@@ -1,4 +1,11 @@
-"""Buckets: small integers that stand for a count, a length or a distance in the weight tables."""
+"""Buckets: small integers that stand for a count, a length or a distance in the weight tables.
+
+Looked up or added up instead of decided step by step: a branch that goes now here, now there costs
+more than all that it decides.
+"""
+
+import numpy as np
+import numpy.typing as npt
 
 from .compiled import compiled
 
@@ -14,64 +21,55 @@ HITS = 6
 RECENCIES = 8
 
 
+def _buckets(*least: int) -> npt.NDArray[np.int64]:
+    """The bucket of each number up to the last of the numbers at which a new one begins."""
+    return np.searchsorted(least, np.arange(least[-1] + 1), side="right")
+
+
+_COUNT_BUCKETS = _buckets(2, 3, 5, 9, 17)
+_KNOWN_BUCKETS = _buckets(1, 2, 3, 5, 9, 17)
+_MATCH_BUCKETS = _buckets(1, 2, 3, 4, 5, 7, 9, 13, 21)
+_COARSE_MATCH_BUCKETS = _buckets(1, 2, 4, 9)
+_SECOND_MATCH_BUCKETS = _buckets(1, 2, 4, 8)
+_AHEAD_BUCKETS = np.maximum(0, 2 * _buckets(1, 3, 9, 33) - 1)
+_FARTHEST = len(_AHEAD_BUCKETS) - 1
+_DISTANCE_BUCKETS = np.concatenate((_AHEAD_BUCKETS[:0:-1] + 1, _AHEAD_BUCKETS))
+
+
 @compiled
 def count_bucket(count: int) -> int:
     """0..5 for 1, 2, 3-4, 5-8, 9-16, 17+."""
-    if count <= 2:
-        return 0 if count <= 1 else 1
-    if count <= 4:
-        return 2
-    if count <= 8:
-        return 3
-    return 4 if count <= 16 else 5
+    return _COUNT_BUCKETS[min(count, len(_COUNT_BUCKETS) - 1)]
+
+
+@compiled
+def known_bucket(count: int) -> int:
+    """0 for none, else 1..6: count_bucket + 1."""
+    return _KNOWN_BUCKETS[min(count, len(_KNOWN_BUCKETS) - 1)]
 
 
 @compiled
 def match_bucket(match: int) -> int:
     """0..9 for match lengths 0, 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-20, 21+."""
-    if match <= 4:
-        return match
-    if match <= 6:
-        return 5
-    if match <= 8:
-        return 6
-    if match <= 12:
-        return 7
-    return 8 if match <= 20 else 9
+    return _MATCH_BUCKETS[min(match, len(_MATCH_BUCKETS) - 1)]
 
 
 @compiled
 def coarse_match_bucket(match: int) -> int:
     """0..4 for match lengths 0, 1, 2-3, 4-8, 9+."""
-    if match <= 1:
-        return match
-    if match <= 3:
-        return 2
-    return 3 if match <= 8 else 4
+    return _COARSE_MATCH_BUCKETS[min(match, len(_COARSE_MATCH_BUCKETS) - 1)]
 
 
 @compiled
 def second_match_bucket(match: int) -> int:
     """0..4 for the length matched beyond one substitution: 0, 1, 2-3, 4-7, 8+."""
-    if match <= 1:
-        return match
-    if match <= 3:
-        return 2
-    return 3 if match <= 7 else 4
+    return _SECOND_MATCH_BUCKETS[min(match, len(_SECOND_MATCH_BUCKETS) - 1)]
 
 
 @compiled
 def distance_bucket(distance: int) -> int:
     """0 on the alignment; odd buckets ahead of it, even ones behind, growing with distance."""
-    if distance == 0:
-        return 0
-    size = distance if distance > 0 else -distance
-    behind = 0 if distance > 0 else 1
-    if size <= 2:
-        return 1 + behind
-    if size <= 8:
-        return 3 + behind
-    return (5 if size <= 32 else 7) + behind
+    return _DISTANCE_BUCKETS[min(max(distance, -_FARTHEST), _FARTHEST) + _FARTHEST]
 
 
 @compiled
@@ -109,32 +107,17 @@ def many_bucket(near_count: int) -> int:
 @compiled
 def hit_bucket(hit: float) -> int:
     """0..5 for a near answer's decayed number of recent hits."""
-    if hit < 0.3:
-        return 0
-    if hit < 1.0:
-        return 1
-    if hit < 2.0:
-        return 2
-    if hit < 4.0:
-        return 3
-    return 4 if hit < 6.5 else 5
+    return (hit >= 0.3) + (hit >= 1.0) + (hit >= 2.0) + (hit >= 4.0) + (hit >= 6.5)
 
 
 @compiled
 def recency_bucket(distance: int) -> int:
     """0..7: how many times the distance halves before it is at most 8."""
-    bucket = 0
-    while distance > 8 and bucket < RECENCIES - 1:
-        distance >>= 1
-        bucket += 1
-    return bucket
+    near, far = (distance > 8) + (distance > 17) + (distance > 35), distance > 71
+    return near + far + (distance > 143) + (distance > 287) + (distance > 575)
 
 
 @compiled
 def share_bucket(count: int, total: int) -> int:
     """0..3: absent, below a quarter, below four fifths, above."""
-    if count == 0:
-        return 0
-    if 4 * count < total:
-        return 1
-    return 2 if 5 * count < 4 * total else 3
+    return (count > 0) * (1 + (4 * count >= total) + (5 * count >= 4 * total))

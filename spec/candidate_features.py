@@ -8,8 +8,7 @@ Counts come first, for all of the chosen candidates at once; then each one's fea
 
 import numpy as np
 
-from .buckets import COUNTS, count_bucket, many_bucket, share_bucket
-from .chain import bucket_of
+from .buckets import COUNTS, count_bucket, known_bucket, many_bucket, share_bucket
 from .compiled import compiled
 from .features import (
     ALIGNED_CELL,
@@ -43,18 +42,20 @@ from .layout import (
     NUM_ORDERS,
     NUM_SKIPPED,
 )
+from .token_table import COUNT, OUTPUT_COUNT, entry_of
 
 LEAST_MATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16], np.int64)
-PRESENCE_VISITS = 16
+LONGEST_MATCH = 40  # or more than any is
+MATCHES_MET = np.searchsorted(LEAST_MATCHES, np.arange(LONGEST_MATCH + 1), side="right")
+"""How many of LEAST_MATCHES a match meets."""
 RECENT_HITS = 2.0
-NEAR_VISITS = 64
 INTERPOLATED = 4  # features whose weights count by how far a chance is into its bin
 
 
 @compiled
 def cell(count, total):
     """(absent or count bucket, total bucket) as one number below CELL."""
-    return (0 if count == 0 else count_bucket(count) + 1) * 7 + count_bucket(total)
+    return known_bucket(count) * 7 + count_bucket(total)
 
 
 @compiled
@@ -82,16 +83,19 @@ def clear_counts(selected, scratch):
 
 
 @compiled
-def count_matches(matches, begin, end, scratch, counts, totals):
+def count_matches(matches, begin, end, selected, scratch, counts, totals):
     """Count, per chosen candidate and in all, the components begin..end by least match length."""
     for i in range(begin, end):
-        place = scratch.place[scratch.candidate[i]]
-        for k in range(THRESHOLDS):
-            if matches[i] < LEAST_MATCHES[k]:
-                break
-            totals[k] += 1
+        met = MATCHES_MET[matches[i]]
+        if met > 0:
+            totals[met - 1] += 1
+            place = scratch.place[scratch.candidate[i]]
             if place >= 0:
-                counts[place, k] += 1
+                counts[place, met - 1] += 1
+    for k in range(THRESHOLDS - 1, 0, -1):  # who meets more meets less
+        totals[k - 1] += totals[k]
+        for place in range(selected):
+            counts[place, k - 1] += counts[place, k]
 
 
 @compiled
@@ -244,35 +248,20 @@ def reach_features(f, features, place, orders, low, scratch):
 
 @compiled
 def presence(token, context):
-    """0..8: how often (0, 1, 2+) a token is in the prompt, and in the output, as far as looked."""
-    in_prompt, in_output, visits = 0, 0, 0
-    i = context.heads[bucket_of(token, context.mask)]
-    while i >= 0 and visits < PRESENCE_VISITS and in_prompt < 2:
-        visits += 1
-        if context.text[i] == token:
-            if i < context.begin:
-                in_prompt += 1
-            elif in_output < 2:
-                in_output += 1
-        i = context.chain[i]
-    return in_prompt * 3 + in_output
+    """0..8: how often (0, 1, 2+) a token is in the prompt, and in the output."""
+    entry = entry_of(context.table, context.mask, token)
+    in_prompt, in_output = context.table[entry, COUNT], context.table[entry, OUTPUT_COUNT]
+    return min(2, in_prompt) * 3 + min(2, in_output)
 
 
 @compiled
 def near_presence(token, near_texts):
-    """0..27: how many near answers have a token, as far as looked, and how many there are."""
-    found, visits, previous = 0, 0, -1
+    """0..27: how many near answers have a token, and how many there are."""
+    found = 0
     if near_texts.count > 0:
-        i = near_texts.heads[bucket_of(token, near_texts.mask)]
-        while i >= 0 and visits < NEAR_VISITS:
-            visits += 1
-            if near_texts.text[i] == token:
-                near = near_texts.tags[i] & 255
-                if near != previous:
-                    found += 1
-                    previous = near
-            i = near_texts.chain[i]
-    return many_bucket(near_texts.count) * 7 + (0 if found == 0 else count_bucket(found) + 1)
+        entry = entry_of(near_texts.table, near_texts.mask, token)
+        found = near_texts.table[entry, COUNT]
+    return many_bucket(near_texts.count) * 7 + known_bucket(found)
 
 
 @compiled

@@ -14,15 +14,16 @@ from .buckets import (
     recency_bucket,
     second_match_bucket,
 )
-from .chain import bucket_of
 from .compiled import compiled
 from .features import CONTEXT_MATCH, CONTEXT_RECENCY, CONTEXT_SKIPPED
 from .layout import BOS
+from .token_table import first_place
 from .trail import put_component
 
 MAX_CONTEXT_COMPONENTS = 40
-MAX_SKIPPED = 12
 MAX_VISITS = 384
+MAX_SKIPPED = 12
+MAX_SKIPPED_VISITS = 48  # of places where the last token but one occurs: it may do so often
 LONGEST = 32
 LONGEST_SKIPPED = 16
 
@@ -45,10 +46,10 @@ def add_context_components(context, n, components, count):
     """Components where the last token of text[:n] occurs in text[:length]."""
     text, length = context.text, context.length
     most, visits, last = count + MAX_CONTEXT_COMPONENTS, 0, text[n - 1]
-    i = context.heads[bucket_of(last, context.mask)]
+    i = first_place(context.table, context.mask, last)
     while i >= 0 and count < most and visits < MAX_VISITS:
         visits += 1
-        if text[i] == last and i + 1 < length and text[i + 1] != BOS:
+        if i + 1 < length and text[i + 1] != BOS:
             match, second = context_match(text, n, i)
             region = 0 if i < context.begin else 1
             cell = (region * MATCHES + match_bucket(match)) * SECOND_MATCHES
@@ -68,10 +69,10 @@ def add_context_skipped(context, n, components, count):
     if n < 2:
         return count
     last, key = text[n - 1], text[n - 2]
-    i = context.heads[bucket_of(key, context.mask)]
-    while i >= 0 and count < most and visits < MAX_VISITS:
+    i = first_place(context.table, context.mask, key)
+    while i >= 0 and count < most and visits < MAX_SKIPPED_VISITS:
         visits += 1
-        if text[i] == key and i + 2 < length and text[i + 1] != last and text[i + 1] != BOS:
+        if i + 2 < length and text[i + 1] != last and text[i + 1] != BOS:
             match = 1
             while (
                 match < LONGEST_SKIPPED

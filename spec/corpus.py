@@ -8,7 +8,7 @@ A token costs 4 bytes of text and 4 of suffix array, plus the room kept to grow 
 
 import numpy as np
 
-from .chain import bucket_of, empty_heads
+from .chain import bucket_of, empty_heads, link_recent
 from .compiled import compiled
 from .layout import (
     BOS,
@@ -54,23 +54,6 @@ def count_recent(
             number += 1
         i = chain[i - begin]
     return number
-
-
-@compiled
-def link_recent(
-    text: IntArray,
-    chain: IntArray,
-    heads: IntArray,
-    mask: int,
-    begin: int,
-    since: int,
-    end: int,
-) -> None:
-    """Chain text[since:end]; the recent part begins at `begin`, the chain is indexed from there."""
-    for i in range(since, end):
-        bucket = bucket_of(text[i], mask)
-        chain[i - begin] = heads[bucket]
-        heads[bucket] = i
 
 
 @compiled

@@ -29,7 +29,7 @@ from .layout import (
 from .suffix_array import narrow, successors
 from .trail import put_component
 
-MAX_RECENT_VISITS = 192
+MAX_RECENT_VISITS = 64
 MAX_SKIPPED_LOOKS = 32
 
 

@@ -9,14 +9,12 @@ threads.
 
 import numpy as np
 
-from .chain import link
 from .compiled import compiled, int32_at
 from .corpus_components import advance_ranges, note_skipped, restart_ranges
 from .features import open_weights
 from .layout import (
     ACCEPTED_CONTEXT,
     BEGIN,
-    CAPACITY,
     CORPUS_GENERATION,
     CORPUS_ROW,
     DRAFTED,
@@ -33,17 +31,15 @@ from .layout import (
     NEAR_COUNT,
     NEAR_INFO,
     NEAR_INFO_FIELDS,
-    NEAR_LENGTH,
-    NEAR_TAGS,
     NUM_SKIPPED,
     PREDICTED,
     STEPS,
-    TEXT,
 )
 from .learning import learn_attention, learn_choice
 from .prediction import advance, predict
-from .row_arrays import open_context
+from .row_arrays import open_context, open_near
 from .scratch import open_scratch
+from .token_table import link
 from .trail import open_trail
 
 MOST_MISSING = 2
@@ -75,7 +71,7 @@ def renew_ranges(slot, requests, corpora, trail):
     row = requests[slot]
     corpus = corpora[row[CORPUS_ROW]]
     if row[GENERATION] != corpus[CORPUS_GENERATION]:
-        text = int32_at(row[TEXT], row[CAPACITY])
+        text = open_context(row).text
         last, ranges = row[LENGTH] - 1, trail.ranges[slot, 0]
         restart_ranges(corpus, text, row[BEGIN], last, ranges)
         note_skipped(ranges, trail.skipped[slot, 0])
@@ -115,7 +111,8 @@ def finish_observing(slot, position, emitted, fresh, requests, trail):
             trail.pointers[slot, 0, near] = trail.pointers[slot, position, near]
             trail.hits[slot, 0, near] = trail.hits[slot, position, near]
     own = open_context(row)
-    link(own.text, own.chain, own.heads, own.mask, own.length, own.length + emitted)
+    begin = own.length
+    link(own.text, own.chain, own.table, own.mask, begin, begin + emitted, own.begin)
     row[LEARN_BEGIN] = row[LENGTH]
     row[LENGTH] += emitted
     row[PREDICTED] = 0
@@ -141,7 +138,7 @@ def observe_batch(slots, emitted, ends, start, stop, requests, corpora, tables, 
             row[LEARN] = 0
             continue
         fresh = begin_observing(slot, emitted, begin, end, requests, corpora, trail)
-        text = int32_at(row[TEXT], row[CAPACITY])
+        text = open_context(row).text
         predicted = row[PREDICTED]
         first = row[LENGTH] == row[BEGIN] + 1
         missing = 0 if fresh and (predicted > 0 or first) else MOST_MISSING
@@ -183,7 +180,7 @@ def learn_batch(slots, attention, choice, requests, tables):
     for i in range(slots.shape[0]):
         slot = slots[i]
         row = requests[slot]
-        text = int32_at(row[TEXT], row[CAPACITY])
+        text = open_context(row).text
         for position in range(row[LEARN]):
             token = text[row[LEARN_BEGIN] + position]
             if attention:
@@ -205,9 +202,9 @@ def note_draft(slot, position, place, best, chance, requests, trail, scratch):
     trail.sources[slot, position] = source
     trail.nears[slot, position] = -1
     if source == NEAR_ANSWER:
-        tags = int32_at(row[NEAR_TAGS], row[NEAR_LENGTH])
-        trail.nears[slot, position] = tags[trail.component_place[slot, position, best]] & 255
-    text = int32_at(row[TEXT], row[CAPACITY])
+        at = trail.component_place[slot, position, best]
+        trail.nears[slot, position] = open_near(row).tags[at] & 255
+    text = open_context(row).text
     text[row[LENGTH] + position] = token
     row[DRAFTED] = position + 1
     return token

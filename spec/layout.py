@@ -14,19 +14,16 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
 
 # Request table.
 (
-    TEXT,  # address: prompt, BOS, output, then room for a draft
+    PLACES,  # address: PLACE_FIELDS ints for each place of prompt, BOS, output and a draft
     CAPACITY,
     LENGTH,  # tokens of prompt, BOS and output
     BEGIN,  # index of BOS
-    CHAIN,  # address: index of the previous token of the same bucket
-    HEADS,  # address: last index of each bucket
-    HEAD_MASK,
-    NEAR_TEXT,  # address: BOS, tokens, END of each near answer
+    TOKENS,  # address: token table
+    TOKENS_MASK,
+    NEAR_PLACES,  # address: NEAR_PLACE_FIELDS ints for each place of BOS, tokens, END of each one
     NEAR_LENGTH,
-    NEAR_CHAIN,
-    NEAR_HEADS,
-    NEAR_HEAD_MASK,
-    NEAR_TAGS,  # address: near answer's index + 256 * slot class, per token
+    NEAR_TOKENS,
+    NEAR_TOKENS_MASK,
     NEAR_INFO,  # address: NEAR_INFO_FIELDS ints per near answer
     NEAR_COUNT,
     CLAUSES,  # number of clauses that near answers were found for
@@ -46,7 +43,12 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
     ACCEPTED_NEAR,
     ACCEPTED_CORPUS,
     REQUEST_FIELDS,
-) = range(32)
+) = range(29)
+
+# Of a place, side by side, as a visit asks for all: its token, the next place of that token to
+# visit, and in near answers the near answer's index + 256 * slot class.
+TOKEN, NEXT_PLACE, PLACE_FIELDS = range(3)
+TAG, NEAR_PLACE_FIELDS = 2, 3
 
 # Ints per near answer in NEAR_INFO.
 NEAR_START, NEAR_SIMILARITY, NEAR_RANK, NEAR_CLAUSE, NEAR_ACCEPTED, NEAR_INFO_FIELDS = range(6)

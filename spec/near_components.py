@@ -21,7 +21,6 @@ from .buckets import (
     match_bucket,
     second_match_bucket,
 )
-from .chain import bucket_of
 from .compiled import compiled
 from .features import (
     NEAR_DISTANCE,
@@ -42,10 +41,12 @@ from .layout import (
     NEAR_SIMILARITY,
     NEAR_START,
 )
+from .token_table import first_place
 
 MAX_NEAR_COMPONENTS = 96
-MAX_SKIPPED = 24
 MAX_VISITS = 512
+MAX_SKIPPED = 24
+MAX_SKIPPED_VISITS = 96  # of places where the last token but one occurs: it may do so often
 LONGEST = 32
 LONGEST_SKIPPED = 16
 REACHED_START = 4  # what a match is worth more for reaching the answer's beginning
@@ -102,10 +103,10 @@ def add_near_components(context, n, near_texts, pointers, hits, components, coun
     """Components where the last token occurs in a near answer."""
     text, near_text = context.text, near_texts.text
     most, visits, last = count + MAX_NEAR_COMPONENTS, 0, text[n - 1]
-    i = near_texts.heads[bucket_of(last, near_texts.mask)]
+    i = first_place(near_texts.table, near_texts.mask, last)
     while i >= 0 and count < most and visits < MAX_VISITS:
         visits += 1
-        if near_text[i] == last and near_text[i + 1] != END:
+        if near_text[i + 1] != END:
             match, second = near_match(near_text, text, context.begin, n, i)
             bucket = match_bucket(match)
             first = NEAR_MATCH + bucket * SECOND_MATCHES + second_match_bucket(second)
@@ -138,10 +139,10 @@ def add_near_skipped(context, n, near_texts, pointers, hits, components, count):
     if n - 2 < context.begin:
         return count
     last, key = text[n - 1], text[n - 2]
-    i = near_texts.heads[bucket_of(key, near_texts.mask)]
-    while i >= 0 and count < most and visits < MAX_VISITS:
+    i = first_place(near_texts.table, near_texts.mask, key)
+    while i >= 0 and count < most and visits < MAX_SKIPPED_VISITS:
         visits += 1
-        if near_text[i] == key and near_text[i + 1] != END and near_text[i + 1] != last:
+        if near_text[i + 1] != END and near_text[i + 1] != last:
             match = match_before_last(near_text, text, context.begin, n, i)
             if match >= 2 or key == BOS:
                 for kind in range(2):

@@ -13,7 +13,7 @@ from .candidate_features import (
     count_successors,
 )
 from .choice import choose, likeliest_of, select_candidates
-from .compiled import compiled, int32_at
+from .compiled import compiled
 from .context_components import add_context_components, add_context_skipped
 from .corpus_components import (
     add_corpus_components,
@@ -30,8 +30,6 @@ from .layout import (
     NEAR_ANSWER,
     NEAR_COUNT,
     NEAR_LENGTH,
-    NEAR_TAGS,
-    NEAR_TEXT,
     SALT,
     USED_SKIPPED,
     USED_SUCCESSORS,
@@ -107,12 +105,11 @@ def count_all(found, selected, row, pointers, hits, components, scratch):
     """Count for the chosen candidates what their features need."""
     near_end, context_end, matches = found.near_end, found.context_end, components.match
     clear_counts(selected, scratch)
-    count_matches(matches, 0, near_end, scratch, scratch.near_count, scratch.near_total)
+    count_matches(matches, 0, near_end, selected, scratch, scratch.near_count, scratch.near_total)
     context_count, context_total = scratch.context_count, scratch.context_total
-    count_matches(matches, near_end, context_end, scratch, context_count, context_total)
+    count_matches(matches, near_end, context_end, selected, scratch, context_count, context_total)
     if near_end > 0:
-        tags = int32_at(row[NEAR_TAGS], row[NEAR_LENGTH])
-        count_aligned(components, near_end, tags, pointers, hits, scratch)
+        count_aligned(components, near_end, open_near(row).tags, pointers, hits, scratch)
     numbers, counts = scratch.successors, scratch.successor_count
     own, end = scratch.corpus_count, found.corpus_end
     count_successors(context_end, end, USED_SUCCESSORS, numbers, counts, own, scratch)
@@ -195,7 +192,7 @@ def advance(slot, position, token, known, fresh, requests, corpora, trail, scrat
             trail.component_token[slot, position],
             trail.component_place[slot, position],
             trail.component_match[slot, position],
-            int32_at(row[NEAR_TAGS], row[NEAR_LENGTH]),
+            open_near(row).tags,
             trail.component_near_count[slot, position],
             token,
             row[NEAR_COUNT],
@@ -206,6 +203,5 @@ def advance(slot, position, token, known, fresh, requests, corpora, trail, scrat
             scratch,
         )
     else:
-        near_text = int32_at(row[NEAR_TEXT], row[NEAR_LENGTH])
-        count = row[NEAR_COUNT]
-        follow(near_text, len(near_text), token, count, pointers, hits, next_pointers, next_hits)
+        near_text, count = open_near(row).text, row[NEAR_COUNT]
+        follow(near_text, row[NEAR_LENGTH], token, count, pointers, hits, next_pointers, next_hits)

@@ -9,75 +9,69 @@ import numpy as np
 import numpy.typing as npt
 
 from .buckets import rank_bucket, similarity_bucket
-from .chain import bucket_of, empty_heads, link, link_reversed
 from .compiled import compiled
 from .layout import (
     BEGIN,
     BOS,
     CAPACITY,
-    CHAIN,
     CLAUSES,
     END,
     GENERATION,
-    HEAD_MASK,
-    HEADS,
     LENGTH,
     MAX_NEAR,
     NEAR_ACCEPTED,
-    NEAR_CHAIN,
     NEAR_CLAUSE,
     NEAR_COUNT,
-    NEAR_HEAD_MASK,
-    NEAR_HEADS,
     NEAR_INFO,
     NEAR_INFO_FIELDS,
     NEAR_LENGTH,
+    NEAR_PLACE_FIELDS,
+    NEAR_PLACES,
     NEAR_RANK,
     NEAR_SIMILARITY,
     NEAR_START,
-    NEAR_TAGS,
-    NEAR_TEXT,
+    NEAR_TOKENS,
+    NEAR_TOKENS_MASK,
+    PLACE_FIELDS,
+    PLACES,
     PREDICTED,
     SALT,
-    TEXT,
+    TAG,
+    TOKEN,
+    TOKENS,
+    TOKENS_MASK,
 )
 from .near_answer import IntArray, NearAnswer, TokenIds
 from .row_arrays import Context, open_context
+from .token_table import COUNT, context_table, entry_of, near_table, with_room
 
 ROOM = 512
 MAX_NEAR_TOKENS = 2048
 MAX_NEAR_PROMPT = 1024
-OWN_PROMPT_VISITS = 48
 _NO_TOKENS = np.zeros(0, np.int32)
 _similarity = attrgetter("similarity")
 
 
 @compiled
 def mark_slots(
-    near_text: IntArray,  # [t] int32
-    tags: IntArray,  # [t] int32: in and out
+    places: IntArray,  # [t, NEAR_PLACE_FIELDS] int32
     near_prompt: IntArray,  # [p] int32
     begin: int,
     end: int,
     own: Context,
     table: IntArray,  # [1 << 12] int32: working space
 ) -> None:
-    """Add to the tags of near_text[begin:end] 512 if the token is in the near answer's prompt, and
+    """Add to the tags of places[begin:end] 512 if the token is in the near answer's prompt, and
     256 if it is in ours: what only theirs has is a slot that our answer fills otherwise."""
     table[:] = END
     for i in range(near_prompt.shape[0]):
         table[near_prompt[i] & 4095] = near_prompt[i]
     for k in range(begin, end):
-        token = near_text[k]
+        token = places[k, TOKEN]
         if table[token & 4095] == token:
-            tags[k] += 512
-        i, visits = own.heads[bucket_of(token, own.mask)], 0
-        while i >= 0 and visits < OWN_PROMPT_VISITS:
-            if own.text[i] == token and i < own.begin:
-                tags[k] += 256
-                break
-            visits += 1
-            i = own.chain[i]
+            places[k, TAG] += 512
+        if own.table[entry_of(own.table, own.mask, token), COUNT] > 0:
+            places[k, TAG] += 256
 
 
 @compiled
@@ -87,27 +81,24 @@ def lay_out(
     sizes: IntArray,  # [2, n] int32: of the responses, of the prompts
     similarities: npt.NDArray[np.float64],  # [n]
     clauses: IntArray,  # [n] int32
-    text: IntArray,  # [t] int32, out, as all that follow: BOS, response, END of each near answer
-    tags: IntArray,  # [t]
-    chain: IntArray,  # [t]
-    heads: IntArray,  # [h], -1 each
-    info: IntArray,  # [n, NEAR_INFO_FIELDS]
-) -> int:
-    """Lay near answers out for drafting; returns how many clauses they are for."""
+    places: IntArray,  # [t, NEAR_PLACE_FIELDS] int32, out: BOS, response, END of each near answer
+    info: IntArray,  # [n, NEAR_INFO_FIELDS] int32, out
+) -> tuple[int, IntArray]:
+    """Lay near answers out for drafting; returns how many clauses they are for, and their table."""
     own = open_context(row)
     table = np.empty(1 << 12, np.int32)
     count = sizes.shape[1]
     source, prompt, at, num_clauses = 0, sizes[0].sum(), 0, 0
     for near in range(count):
         end = at + sizes[0, near] + 2
-        text[at], text[end - 1] = BOS, END
+        places[at, TOKEN], places[end - 1, TOKEN] = BOS, END
         for k in range(at + 1, end - 1):
-            text[k] = tokens[source]
+            places[k, TOKEN] = tokens[source]
             source += 1
-        tags[at:end] = near
+        places[at:end, TAG] = near
         near_prompt = tokens[prompt : prompt + sizes[1, near]]
         prompt += sizes[1, near]
-        mark_slots(text, tags, near_prompt, at + 1, end - 1, own, table)
+        mark_slots(places, near_prompt, at + 1, end - 1, own, table)
         rank = 0
         for other in range(near):
             rank += clauses[other] == clauses[near]
@@ -118,8 +109,7 @@ def lay_out(
         info[near, NEAR_CLAUSE] = clauses[near]
         info[near, NEAR_ACCEPTED] = 0
         at = end
-    link_reversed(text, chain, heads, len(heads) - 1, 0, at)
-    return num_clauses
+    return num_clauses, near_table(places)
 
 
 class Request:
@@ -143,17 +133,14 @@ class Request:
         self.answer_ids: list[str] = []
         self._accepted_before: dict[str, int] = {}
         self._room = room
-        self._text = np.zeros(len(prompt) + 1 + ROOM + room, np.int32)
-        self._text[: len(prompt)] = prompt
-        self._text[len(prompt)] = BOS
-        self._chain = np.zeros(len(self._text), np.int32)
-        self._heads = empty_heads(len(self._text))
+        self._places = np.zeros((len(prompt) + 1 + ROOM + room, PLACE_FIELDS), np.int32)
+        self._places[: len(prompt), TOKEN] = prompt
+        self._places[len(prompt), TOKEN] = BOS
         self._near: tuple[IntArray, ...] = ()
         length = self._length = len(prompt) + 1
-        link(self._text, self._chain, self._heads, len(self._heads) - 1, 0, length)
+        self._table = context_table(self._places, length, length - 1, ROOM + room)
         row[:] = 0
         row[LENGTH], row[BEGIN], row[GENERATION] = length, length - 1, -1
-        row[HEADS], row[HEAD_MASK] = self._heads.ctypes.data, len(self._heads) - 1
         # Python keys this hash with a secret of the process, so that no tenant can aim at another's
         # weights; that of the namespace without a name is always 0.
         row[SALT] = hash(namespace) & 0xFFFFFFFF
@@ -162,20 +149,19 @@ class Request:
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays."""
-        arrays = (self._text, self._chain, self._heads, *self._near)
+        arrays = (self._places, self._table, *self._near)
         return sum(array.nbytes for array in arrays)
 
     def make_room(self, requests: npt.NDArray[np.int64], num_tokens: int) -> None:
         """Grow the context so that `num_tokens` more and a draft fit; `requests` is the table."""
         self._length += num_tokens
         needed = self._length + self._room
-        if needed > len(self._text):
+        if needed > len(self._places):
             size = needed + max(ROOM, needed // 4)
-            for name in ("_text", "_chain"):
-                grown = np.zeros(size, np.int32)
-                old = getattr(self, name)
-                grown[: len(old)] = old
-                setattr(self, name, grown)
+            grown = np.zeros((size, PLACE_FIELDS), np.int32)
+            grown[: len(self._places)] = self._places
+            self._places = grown
+            self._table = with_room(self._table, size - self._length + num_tokens)
             self._publish(requests[self.slot])
 
     def attach(
@@ -197,34 +183,29 @@ class Request:
         prompts = [_int32(near.prompt_token_ids)[-MAX_NEAR_PROMPT:] for near in ranked]
         sizes = np.array((list(map(len, responses)), list(map(len, prompts))), np.int32)
         length = int(sizes[0].sum()) + 2 * len(ranked)
-        text, tags, chain = np.empty((3, length), np.int32)
-        heads = empty_heads(length)
+        places = np.empty((length, NEAR_PLACE_FIELDS), np.int32)
         info = np.empty((len(ranked), NEAR_INFO_FIELDS), np.int32)
-        num_clauses = lay_out(
+        num_clauses, table = lay_out(
             row,
             np.concatenate((*responses, *prompts, _NO_TOKENS)),
             sizes,
             np.array([near.similarity for near in ranked], np.float64),
             np.array([near.clause for near in ranked], np.int32),
-            text,
-            tags,
-            chain,
-            heads,
+            places,
             info,
         )
         fresh = row[LENGTH] == row[BEGIN] + 1
         starts = info[:, NEAR_START].tolist()
-        places, rates = [], []
+        expected, rates = [], []
         for answer, start in zip(ranked, starts, strict=True):
             offset, rate = known.get(answer.answer_id, (1 if fresh else -1, first_hit))
-            places.append(start + offset if offset >= 0 else -1)
+            expected.append(start + offset if offset >= 0 else -1)
             rates.append(rate)
-        pointers[: len(ranked)], hits[: len(ranked)] = places, rates
-        self._near = (text, chain, heads, tags, info)
+        pointers[: len(ranked)], hits[: len(ranked)] = expected, rates
+        self._near = (places, table, info)
         self.answer_ids = [near.answer_id for near in ranked]
-        row[NEAR_TEXT], row[NEAR_CHAIN] = text.ctypes.data, chain.ctypes.data
-        row[NEAR_HEADS], row[NEAR_HEAD_MASK] = heads.ctypes.data, len(heads) - 1
-        row[NEAR_TAGS], row[NEAR_INFO] = tags.ctypes.data, info.ctypes.data
+        row[NEAR_PLACES], row[NEAR_INFO] = places.ctypes.data, info.ctypes.data
+        row[NEAR_TOKENS], row[NEAR_TOKENS_MASK] = table.ctypes.data, len(table) - 1
         row[NEAR_LENGTH], row[NEAR_COUNT], row[CLAUSES] = length, len(ranked), num_clauses
         row[PREDICTED] = 0
 
@@ -254,8 +235,8 @@ class Request:
         }
 
     def _publish(self, row: npt.NDArray[np.int64]) -> None:
-        row[TEXT], row[CHAIN] = self._text.ctypes.data, self._chain.ctypes.data
-        row[CAPACITY] = len(self._text)
+        row[PLACES], row[CAPACITY] = self._places.ctypes.data, len(self._places)
+        row[TOKENS], row[TOKENS_MASK] = self._table.ctypes.data, len(self._table) - 1
 
 
 def _int32(token_ids: TokenIds) -> IntArray:

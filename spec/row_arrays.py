@@ -4,25 +4,28 @@
 
 from typing import Any, NamedTuple
 
-from .compiled import compiled, int32_at
+from .compiled import compiled, int32_at, int32_table
 from .layout import (
     BEGIN,
     CAPACITY,
-    CHAIN,
-    HEAD_MASK,
-    HEADS,
     LENGTH,
-    NEAR_CHAIN,
     NEAR_COUNT,
-    NEAR_HEAD_MASK,
-    NEAR_HEADS,
     NEAR_INFO,
     NEAR_INFO_FIELDS,
     NEAR_LENGTH,
-    NEAR_TAGS,
-    NEAR_TEXT,
-    TEXT,
+    NEAR_PLACE_FIELDS,
+    NEAR_PLACES,
+    NEAR_TOKENS,
+    NEAR_TOKENS_MASK,
+    NEXT_PLACE,
+    PLACE_FIELDS,
+    PLACES,
+    TAG,
+    TOKEN,
+    TOKENS,
+    TOKENS_MASK,
 )
+from .token_table import ENTRY_FIELDS
 
 
 class Context(NamedTuple):
@@ -30,7 +33,7 @@ class Context(NamedTuple):
 
     text: Any  # [capacity] int32: prompt, BOS, output, draft so far
     chain: Any  # [capacity] int32
-    heads: Any  # [mask + 1] int32
+    table: Any  # [mask + 1, ENTRY_FIELDS] int32: see token_table.py
     mask: Any
     begin: Any  # index of BOS
     length: Any  # without the draft
@@ -41,9 +44,9 @@ class NearTexts(NamedTuple):
 
     text: Any  # [length] int32: BOS, tokens, END of each
     chain: Any  # [length] int32
-    heads: Any  # [mask + 1] int32
-    mask: Any
     tags: Any  # [length] int32: near answer's index + 256 * slot class
+    table: Any  # [mask + 1, ENTRY_FIELDS] int32
+    mask: Any
     info: Any  # [count * NEAR_INFO_FIELDS] int32
     count: Any
 
@@ -51,11 +54,12 @@ class NearTexts(NamedTuple):
 @compiled
 def open_context(row):
     """The context behind a row of the request table."""
+    places = int32_table(row[PLACES], (row[CAPACITY], PLACE_FIELDS))
     return Context(
-        int32_at(row[TEXT], row[CAPACITY]),
-        int32_at(row[CHAIN], row[CAPACITY]),
-        int32_at(row[HEADS], row[HEAD_MASK] + 1),
-        row[HEAD_MASK],
+        places[:, TOKEN],
+        places[:, NEXT_PLACE],
+        int32_table(row[TOKENS], (row[TOKENS_MASK] + 1, ENTRY_FIELDS)),
+        row[TOKENS_MASK],
         row[BEGIN],
         row[LENGTH],
     )
@@ -64,12 +68,13 @@ def open_context(row):
 @compiled
 def open_near(row):
     """The near answers behind a row of the request table; without any, nothing may be read."""
+    places = int32_table(row[NEAR_PLACES], (row[NEAR_LENGTH], NEAR_PLACE_FIELDS))
     return NearTexts(
-        int32_at(row[NEAR_TEXT], row[NEAR_LENGTH]),
-        int32_at(row[NEAR_CHAIN], row[NEAR_LENGTH]),
-        int32_at(row[NEAR_HEADS], row[NEAR_HEAD_MASK] + 1),
-        row[NEAR_HEAD_MASK],
-        int32_at(row[NEAR_TAGS], row[NEAR_LENGTH]),
+        places[:, TOKEN],
+        places[:, NEXT_PLACE],
+        places[:, TAG],
+        int32_table(row[NEAR_TOKENS], (row[NEAR_TOKENS_MASK] + 1, ENTRY_FIELDS)),
+        row[NEAR_TOKENS_MASK],
         int32_at(row[NEAR_INFO], row[NEAR_COUNT] * NEAR_INFO_FIELDS),
         row[NEAR_COUNT],
     )

@@ -48,7 +48,6 @@ class Scratch(NamedTuple):
     beyond: Any  # [NUM_SKIPPED] int32
     chosen: Any  # [MAX_CANDIDATES] int32: candidates by falling chance
     source: Any  # [MAX_COMPONENTS] int32: of each component
-    present: Any  # [MAX_CANDIDATES] int32: presence of the chosen in prompt and output
     best_match: Any  # [MAX_NEAR] float32
     best_place: Any  # [MAX_NEAR] int32
 
@@ -86,14 +85,13 @@ def make_scratch() -> Scratch:
         beyond=ints(NUM_SKIPPED),
         chosen=ints(MAX_CANDIDATES),
         source=ints(MAX_COMPONENTS),
-        present=ints(MAX_CANDIDATES),
         best_match=np.zeros(MAX_NEAR, np.float32),
         best_place=ints(MAX_NEAR),
     )
 
 
 def scratch_table(scratch: Scratch) -> npt.NDArray[np.int64]:
-    """Addresses [29] int64 by which compiled code finds a scratch that is kept alive."""
+    """Addresses [28] int64 by which compiled code finds a scratch that is kept alive."""
     return np.array([array.ctypes.data for array in scratch], np.int64)
 
 
@@ -127,7 +125,6 @@ def open_scratch(table):
         int32_table(table[23], (NUM_SKIPPED,)),
         int32_table(table[24], (MAX_CANDIDATES,)),
         int32_table(table[25], (MAX_COMPONENTS,)),
-        int32_table(table[26], (MAX_CANDIDATES,)),
-        float32_table(table[27], (MAX_NEAR,)),
-        int32_table(table[28], (MAX_NEAR,)),
+        float32_table(table[26], (MAX_NEAR,)),
+        int32_table(table[27], (MAX_NEAR,)),
     )

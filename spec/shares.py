@@ -121,7 +121,7 @@ def work(thread, job, least, semaphores, scratch_tables):
         least: [1] float64; a draft ends where its chance falls below.
         semaphores: [threads, SEMAPHORE_INTS] int64. The first counts the shares that others have
             done; each other one says to the thread of its number that its share is there.
-        scratch_tables: [threads, 29] int64.
+        scratch_tables: [threads, 28] int64.
     """
     share = np.int64(thread)
     last = given = np.int64(0)

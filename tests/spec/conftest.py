@@ -22,6 +22,7 @@ from reprise.spec.layout import (
     PREDICTED,
     SKIPPED_ORDERS,
     SUCCESSORS,
+    TOKEN,
 )
 from reprise.spec.near_answer import PlainNearAnswer
 from reprise.spec.request import Request
@@ -220,7 +221,7 @@ def _predicted(
     weights = {name: table.copy() for name, table in provider._weights._asdict().items()}
     for position in range(predicted):
         length = int(row[LENGTH])
-        text, begin = request._text[: length + position].tolist(), int(row[BEGIN])
+        text, begin = request._places[: length + position, TOKEN].tolist(), int(row[BEGIN])
         yield Prediction(
             text=text,
             begin=begin,

@@ -11,11 +11,8 @@ import pytest
 from reprise.spec.buckets import COUNTS, count_bucket, share_bucket
 from reprise.spec.candidate_features import (
     LEAST_MATCHES,
-    NEAR_VISITS,
-    PRESENCE_VISITS,
     RECENT_HITS,
 )
-from reprise.spec.chain import bucket_of, empty_heads
 from reprise.spec.features import (
     ALIGNED_CELL,
     BEST_COMPONENT,
@@ -48,10 +45,8 @@ from reprise.spec.features import (
     SKIPPED_CELL,
 )
 from reprise.spec.layout import (
-    BOS,
     CONTEXT,
     CORPUS,
-    END,
     MAX_CANDIDATES,
     NEAR_ANSWER,
     USED_SKIPPED,
@@ -187,21 +182,16 @@ def hashed(prediction: Any, token: int) -> list[int]:
 
 
 def presence(prediction: Any, token: int) -> int:
-    """Up to twice in the prompt, up to twice in the output, the latest places looked at."""
-    text = prediction.text[: prediction.length]
-    places = [i for i in range(len(text)) if text[i] == token][-PRESENCE_VISITS:]
-    in_prompt = sum(i < prediction.begin for i in places)
-    return 3 * min(2, in_prompt) + min(2, len(places) - in_prompt)
+    """Up to twice in the prompt, up to twice in the output."""
+    prompt = prediction.text[: prediction.begin]
+    output = prediction.text[prediction.begin : prediction.length]
+    return 3 * min(2, prompt.count(token)) + min(2, output.count(token))
 
 
 def near_presence(prediction: Any, token: int) -> int:
-    """How many near answers have the token among the first places of its bucket, and how many
-    there are."""
-    answers = [[BOS, *near.response_token_ids.tolist(), END] for near in prediction.near]
-    places = [(near, other) for near, answer in enumerate(answers) for other in answer]
-    mask = len(empty_heads(len(places))) - 1
-    bucket = [place for place in places if bucket_of(place[1], mask) == bucket_of(token, mask)]
-    found = len({near for near, other in bucket[:NEAR_VISITS] if other == token})
+    """How many near answers have the token, and how many there are."""
+    answers = [near.response_token_ids.tolist() for near in prediction.near]
+    found = sum(token in answer for answer in answers)
     many = sum(len(answers) >= least for least in (4, 12, 24))
     return many * 7 + (count_bucket(found) + 1 if found else 0)
 

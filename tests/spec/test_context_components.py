@@ -12,7 +12,11 @@ from reprise.spec.buckets import (
     recency_bucket,
     second_match_bucket,
 )
-from reprise.spec.context_components import MAX_CONTEXT_COMPONENTS, MAX_SKIPPED
+from reprise.spec.context_components import (
+    MAX_CONTEXT_COMPONENTS,
+    MAX_SKIPPED,
+    MAX_SKIPPED_VISITS,
+)
 from reprise.spec.features import (
     CONTEXT_MATCH,
     CONTEXT_RECENCY,
@@ -54,8 +58,9 @@ def matched(text: list[int], begin: int, length: int) -> list[Component]:
 def skipped(text: list[int], length: int) -> list[Component]:
     """Where all but the last token match, newest first: it replaced theirs, or was put in."""
     found: list[Component] = []
-    for i in reversed(range(length - 2)):
-        if len(text) < 2 or text[i] != text[-2] or text[i + 1] in (text[-1], BOS):
+    keys = [i for i in reversed(range(length)) if len(text) > 1 and text[i] == text[-2]]
+    for i in keys[:MAX_SKIPPED_VISITS]:
+        if i + 2 >= length or text[i + 1] in (text[-1], BOS):
             continue
         match = same_ending(text[:-1], text[: i + 1], 16)
         if match < 2:

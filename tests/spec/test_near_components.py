@@ -35,7 +35,11 @@ from reprise.spec.features import (
     NEAR_TAKEOVER,
 )
 from reprise.spec.layout import BOS, END
-from reprise.spec.near_components import MAX_NEAR_COMPONENTS, MAX_SKIPPED
+from reprise.spec.near_components import (
+    MAX_NEAR_COMPONENTS,
+    MAX_SKIPPED,
+    MAX_SKIPPED_VISITS,
+)
 
 Component = tuple[int, int, int, tuple[int, ...]]  # token, place, match, features
 
@@ -111,9 +115,15 @@ class PlainNear:
     def skipped(self) -> list[Component]:
         """Where all but the last token match: the last one replaced theirs, or was put in."""
         found: list[Component] = []
+        self.visits = 0
         for near, text in enumerate(self.texts if len(self.own) > 1 else []):
-            for k in range(len(text) - 1):
-                if text[k] != self.own[-2] or text[k + 1] == self.own[-1]:
+            for k in range(len(text)):
+                if text[k] != self.own[-2]:
+                    continue
+                self.visits += 1
+                if self.visits > MAX_SKIPPED_VISITS:
+                    return found
+                if k + 1 == len(text) or text[k + 1] == self.own[-1]:
                     continue
                 match = same_ending(self.own[:-1], text[: k + 1], 16)
                 if match == 1 and text[k] != BOS:
@@ -164,6 +174,7 @@ def test_near_components(predictions: Sequence[Any]) -> None:
         kinds["long match"] += any(match > 12 for _, _, match, _ in matched)
         kinds["all skipped kept"] += 0 < len(skipped) < MAX_SKIPPED
         kinds["skipped cut"] += len(skipped) >= MAX_SKIPPED
+        kinds["skipped visits cut"] += plain.visits > MAX_SKIPPED_VISITS
         kinds["takeovers"] += len(takeovers) > 0
     assert min(kinds.values()) >= 10, kinds
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.draft_length import Turn
 from reprise.spec.features import HASHED_TOKEN
+from reprise.spec.layout import TOKEN
 from reprise.spec.near_answer import PlainNearAnswer
 
 
@@ -62,7 +63,7 @@ def test_near_answers_that_come_again_go_on_where_they_are() -> None:
     # The new one comes first: the place of the other in their text changes, where it is does not.
     provider.attach("r", [near("b", later, 0.9), near("a", first, 0.7)])
     slot = provider._live["r"].slot  # type: ignore[union-attr]
-    text = provider._live["r"]._near[0]  # type: ignore[union-attr]
+    text = provider._live["r"]._near[0][:, TOKEN]  # type: ignore[union-attr]
     unseen, followed = provider._trail.pointers[slot, 0, :2]
     assert unseen == -1
     assert text[followed] == first[30]

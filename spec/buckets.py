@@ -39,37 +39,37 @@ _DISTANCE_BUCKETS = np.concatenate((_AHEAD_BUCKETS[:0:-1] + 1, _AHEAD_BUCKETS))
 @compiled
 def count_bucket(count: int) -> int:
     """0..5 for 1, 2, 3-4, 5-8, 9-16, 17+."""
-    return _COUNT_BUCKETS[min(count, len(_COUNT_BUCKETS) - 1)]
+    return int(_COUNT_BUCKETS[min(count, len(_COUNT_BUCKETS) - 1)])
 
 
 @compiled
 def known_bucket(count: int) -> int:
     """0 for none, else 1..6: count_bucket + 1."""
-    return _KNOWN_BUCKETS[min(count, len(_KNOWN_BUCKETS) - 1)]
+    return int(_KNOWN_BUCKETS[min(count, len(_KNOWN_BUCKETS) - 1)])
 
 
 @compiled
 def match_bucket(match: int) -> int:
     """0..9 for match lengths 0, 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-20, 21+."""
-    return _MATCH_BUCKETS[min(match, len(_MATCH_BUCKETS) - 1)]
+    return int(_MATCH_BUCKETS[min(match, len(_MATCH_BUCKETS) - 1)])
 
 
 @compiled
 def coarse_match_bucket(match: int) -> int:
     """0..4 for match lengths 0, 1, 2-3, 4-8, 9+."""
-    return _COARSE_MATCH_BUCKETS[min(match, len(_COARSE_MATCH_BUCKETS) - 1)]
+    return int(_COARSE_MATCH_BUCKETS[min(match, len(_COARSE_MATCH_BUCKETS) - 1)])
 
 
 @compiled
 def second_match_bucket(match: int) -> int:
     """0..4 for the length matched beyond one substitution: 0, 1, 2-3, 4-7, 8+."""
-    return _SECOND_MATCH_BUCKETS[min(match, len(_SECOND_MATCH_BUCKETS) - 1)]
+    return int(_SECOND_MATCH_BUCKETS[min(match, len(_SECOND_MATCH_BUCKETS) - 1)])
 
 
 @compiled
 def distance_bucket(distance: int) -> int:
     """0 on the alignment; odd buckets ahead of it, even ones behind, growing with distance."""
-    return _DISTANCE_BUCKETS[min(max(distance, -_FARTHEST), _FARTHEST) + _FARTHEST]
+    return int(_DISTANCE_BUCKETS[min(max(distance, -_FARTHEST), _FARTHEST) + _FARTHEST])
 
 
 @compiled

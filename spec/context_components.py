@@ -23,7 +23,7 @@ from .trail import put_component
 MAX_CONTEXT_COMPONENTS = 40
 MAX_VISITS = 384
 MAX_SKIPPED = 12
-MAX_SKIPPED_VISITS = 48  # of places where the last token but one occurs: it may do so often
+MAX_SKIPPED_VISITS = 16  # of places where the last token but one occurs: it may do so often
 LONGEST = 32
 LONGEST_SKIPPED = 16
 

@@ -46,7 +46,7 @@ from .token_table import first_place
 MAX_NEAR_COMPONENTS = 96
 MAX_VISITS = 512
 MAX_SKIPPED = 24
-MAX_SKIPPED_VISITS = 96  # of places where the last token but one occurs: it may do so often
+MAX_SKIPPED_VISITS = 48  # of places where the last token but one occurs: it may do so often
 LONGEST = 32
 LONGEST_SKIPPED = 16
 REACHED_START = 4  # what a match is worth more for reaching the answer's beginning

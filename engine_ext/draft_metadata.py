@@ -6,7 +6,6 @@ two more steps, while the GPU has nothing else to do. Here they are parts of one
 one gathering.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -18,6 +17,8 @@ import numpy.typing as npt
 import torch
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from reprise.engine_ext.expected_parameters import check_parameters
 
 Ints = npt.NDArray[np.int32]
 
@@ -44,13 +45,10 @@ def install() -> None:
     original: Callable[..., SpecDecodeMetadata] = GPUModelRunner._calc_spec_decode_metadata
     if hasattr(original, "_reprise_in_one_piece"):
         return
-    parameters = tuple(inspect.signature(original).parameters)
+    check_parameters({original: _PARAMETERS})
     known = tuple(field.name for field in fields(SpecDecodeMetadata))
-    if parameters != _PARAMETERS or known != _FIELDS:
-        raise RuntimeError(
-            f"expected GPUModelRunner._calc_spec_decode_metadata{_PARAMETERS} and "
-            f"SpecDecodeMetadata{_FIELDS}; came {parameters} and {known}"
-        )
+    if known != _FIELDS:
+        raise RuntimeError(f"SpecDecodeMetadata{known} is not as expected {_FIELDS}")
 
     # Compiled, or read from the disk, before a request waits for it.
     describe_drafts(np.zeros(1, np.int32), np.ones(1, np.int32), torch.zeros(1, dtype=torch.int32))

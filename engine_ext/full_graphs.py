@@ -7,7 +7,6 @@ backends allow graphs of any batch (FlashAttention 3 and Triton do), FULL has on
 tokens.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -17,6 +16,7 @@ from vllm.logger import init_logger
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from reprise.engine_ext.expected_parameters import check_parameters
 from reprise.engine_ext.plugin import uses_our_proposer
 
 logger = init_logger(__name__)
@@ -33,12 +33,7 @@ def install() -> None:
     original: Callable[..., None] = GPUModelRunner._check_and_update_cudagraph_mode
     if hasattr(original, "_reprise_full_graphs"):
         return
-    parameters = tuple(inspect.signature(original).parameters)
-    if parameters != _PARAMETERS:
-        raise RuntimeError(
-            f"expected GPUModelRunner._check_and_update_cudagraph_mode{_PARAMETERS}, "
-            f"came {parameters}"
-        )
+    check_parameters({original: _PARAMETERS})
 
     @wraps(original)
     def check_and_update_cudagraph_mode(

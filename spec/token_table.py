@@ -20,11 +20,15 @@ LEAST_ENTRIES = 64
 
 @compiled
 def entry_of(table, mask, token):
-    """The index of the token's entry, or of the free one that would be its."""
+    """The index of the token's entry, or of the free one that would be its.
+
+    Each token has its own distance from entry to entry, so that no choice of tokens crowds them.
+    """
     key = token + 3
-    entry = (key * 0x9E3779B1 >> 7) & mask
+    mixed = key * 0x9E3779B1
+    entry = (mixed >> 7) & mask
     while table[entry, KEY] != 0 and table[entry, KEY] != key:
-        entry = (entry + 1) & mask
+        entry = (entry + (mixed >> 23 | 1)) & mask
     return entry
 
 

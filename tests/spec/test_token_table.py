@@ -81,3 +81,26 @@ def test_tables_stay_half_empty() -> None:
     table = context_table(places, 5000, 0, 1000)
     assert 2 * 6000 <= len(table) <= 4 * 6000
     assert np.count_nonzero(table[:, KEY]) == 5000
+
+
+def test_no_choice_of_tokens_crowds_a_table() -> None:
+    """Those that all begin to look in an eighth of the table, as someone who knows it may send."""
+    everything = np.arange(150_000, dtype=np.int64)
+    size = 1 << 15
+    first = ((everything + 3) * 0x9E3779B1 >> 7) & (size - 1)
+    crowd = everything[first < size // 8][:12_000]
+    assert len(crowd) == 12_000
+    places = np.zeros((len(crowd), PLACE_FIELDS), np.int32)
+    places[:, TOKEN] = crowd
+    table = context_table(places, len(crowd), 0, 1)
+    assert len(table) == size
+    looks = 0
+    for token in crowd.tolist():
+        mixed = (token + 3) * 0x9E3779B1
+        entry = (mixed >> 7) & (size - 1)
+        looks += 1
+        while table[entry, KEY] != token + 3:
+            assert table[entry, KEY] != 0
+            entry = (entry + (mixed >> 23 | 1)) & (size - 1)
+            looks += 1
+    assert looks < 4 * len(crowd)

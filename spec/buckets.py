@@ -21,17 +21,17 @@ HITS = 6
 RECENCIES = 8
 
 
-def _buckets(*least: int) -> npt.NDArray[np.int64]:
-    """The bucket of each number up to the last of the numbers at which a new one begins."""
+def buckets_from(*least: int) -> npt.NDArray[np.int64]:
+    """The bucket of each number up to the last of `least`, at which new ones begin."""
     return np.searchsorted(least, np.arange(least[-1] + 1), side="right")
 
 
-_COUNT_BUCKETS = _buckets(2, 3, 5, 9, 17)
-_KNOWN_BUCKETS = _buckets(1, 2, 3, 5, 9, 17)
-_MATCH_BUCKETS = _buckets(1, 2, 3, 4, 5, 7, 9, 13, 21)
-_COARSE_MATCH_BUCKETS = _buckets(1, 2, 4, 9)
-_SECOND_MATCH_BUCKETS = _buckets(1, 2, 4, 8)
-_AHEAD_BUCKETS = np.maximum(0, 2 * _buckets(1, 3, 9, 33) - 1)
+_COUNT_BUCKETS = buckets_from(2, 3, 5, 9, 17)
+_KNOWN_BUCKETS = buckets_from(1, 2, 3, 5, 9, 17)
+_MATCH_BUCKETS = buckets_from(1, 2, 3, 4, 5, 7, 9, 13, 21)
+_COARSE_MATCH_BUCKETS = buckets_from(1, 2, 4, 9)
+_SECOND_MATCH_BUCKETS = buckets_from(1, 2, 4, 8)
+_AHEAD_BUCKETS = np.maximum(0, 2 * buckets_from(1, 3, 9, 33) - 1)
 _FARTHEST = len(_AHEAD_BUCKETS) - 1
 _DISTANCE_BUCKETS = np.concatenate((_AHEAD_BUCKETS[:0:-1] + 1, _AHEAD_BUCKETS))
 

@@ -8,7 +8,14 @@ Counts come first, for all of the chosen candidates at once; then each one's fea
 
 import numpy as np
 
-from .buckets import COUNTS, count_bucket, known_bucket, many_bucket, share_bucket
+from .buckets import (
+    COUNTS,
+    buckets_from,
+    count_bucket,
+    known_bucket,
+    many_bucket,
+    share_bucket,
+)
 from .compiled import compiled
 from .features import (
     ALIGNED_CELL,
@@ -44,10 +51,9 @@ from .layout import (
 )
 from .token_table import COUNT, OUTPUT_COUNT, entry_of
 
-LEAST_MATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16], np.int64)
-LONGEST_MATCH = 40  # or more than any is
-MATCHES_MET = np.searchsorted(LEAST_MATCHES, np.arange(LONGEST_MATCH + 1), side="right")
-"""How many of LEAST_MATCHES a match meets."""
+LEAST_MATCHES = 1, 2, 3, 4, 6, 8, 12, 16
+MATCHES_MET = buckets_from(*LEAST_MATCHES)
+"""How many of LEAST_MATCHES a match meets, up to the last of them."""
 RECENT_HITS = 2.0
 INTERPOLATED = 4  # features whose weights count by how far a chance is into its bin
 
@@ -86,7 +92,7 @@ def clear_counts(selected, scratch):
 def count_matches(matches, begin, end, selected, scratch, counts, totals):
     """Count, per chosen candidate and in all, the components begin..end by least match length."""
     for i in range(begin, end):
-        met = MATCHES_MET[matches[i]]
+        met = MATCHES_MET[min(matches[i], len(MATCHES_MET) - 1)]
         if met > 0:
             totals[met - 1] += 1
             place = scratch.place[scratch.candidate[i]]

@@ -127,7 +127,7 @@ def match_counts(components: list[Component], source: int, token: int) -> list[C
             sum(match >= least and other == token for other, match in matches),
             sum(match >= least for _, match in matches),
         )
-        for least in LEAST_MATCHES.tolist()
+        for least in LEAST_MATCHES
     ]
 
 

@@ -45,7 +45,7 @@ def install() -> None:
     original: Callable[..., SpecDecodeMetadata] = GPUModelRunner._calc_spec_decode_metadata
     if hasattr(original, "_reprise_in_one_piece"):
         return
-    check_parameters({original: _PARAMETERS})
+    check_parameters({(GPUModelRunner, "_calc_spec_decode_metadata"): _PARAMETERS})
     known = tuple(field.name for field in fields(SpecDecodeMetadata))
     if known != _FIELDS:
         raise RuntimeError(f"SpecDecodeMetadata{known} is not as expected {_FIELDS}")

@@ -1,17 +1,17 @@
 """Whether methods of vLLM take what they took when their wrappers were written."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 
-def check_parameters(expected: Mapping[Callable[..., Any], tuple[str, ...]]) -> None:
-    """Compare the names of each method's parameters with those expected.
+def check_parameters(expected: Mapping[tuple[type, str], tuple[str, ...]]) -> None:
+    """Compare the names of the parameters of each method, by its class and name, with those
+    expected.
 
     Raises:
         RuntimeError: a method's are others.
     """
-    for method, names in expected.items():
-        found = tuple(inspect.signature(method).parameters)
-        if found != names:
-            raise RuntimeError(f"{method.__qualname__}{found} is not as expected {names}")
+    for (owner, name), parameters in expected.items():
+        found = tuple(inspect.signature(getattr(owner, name)).parameters)
+        if found != parameters:
+            raise RuntimeError(f"{owner.__name__}.{name}{found} is not as expected {parameters}")

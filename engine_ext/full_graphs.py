@@ -33,7 +33,7 @@ def install() -> None:
     original: Callable[..., None] = GPUModelRunner._check_and_update_cudagraph_mode
     if hasattr(original, "_reprise_full_graphs"):
         return
-    check_parameters({original: _PARAMETERS})
+    check_parameters({(GPUModelRunner, "_check_and_update_cudagraph_mode"): _PARAMETERS})
 
     @wraps(original)
     def check_and_update_cudagraph_mode(

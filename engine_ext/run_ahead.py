@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 LEAST_WAIT_S = 0.0001  # below, the device may have waited for the host
-_EXPECTED_PARAMETERS: dict[Callable[..., Any], tuple[str, ...]] = {
-    EngineCore.step_with_batch_queue: ("self",),
-    AsyncScheduler._update_after_schedule: ("self", "scheduler_output"),
-    AsyncScheduler.update_from_output: ("self", "scheduler_output", "model_runner_output"),
-    AsyncScheduler.update_draft_token_ids: ("self", "draft_token_ids"),
-    AsyncScheduler.has_requests: ("self",),
-    UniProcExecutor._init_executor: ("self",),
-    VllmConfig.__post_init__: ("self",),
+_EXPECTED_PARAMETERS: dict[tuple[type, str], tuple[str, ...]] = {
+    (EngineCore, "step_with_batch_queue"): ("self",),
+    (AsyncScheduler, "_update_after_schedule"): ("self", "scheduler_output"),
+    (AsyncScheduler, "update_from_output"): ("self", "scheduler_output", "model_runner_output"),
+    (AsyncScheduler, "update_draft_token_ids"): ("self", "draft_token_ids"),
+    (AsyncScheduler, "has_requests"): ("self",),
+    (UniProcExecutor, "_init_executor"): ("self",),
+    (VllmConfig, "__post_init__"): ("self",),
 }
 _MARK = "_reprise_runs_ahead"
 

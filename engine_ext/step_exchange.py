@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 _ATTACHED = "_reprise_draft_token_ids"
-_EXPECTED_PARAMETERS = {
-    MultiprocExecutor.execute_model: ("self", "scheduler_output", "non_block"),
-    MultiprocExecutor.sample_tokens: ("self", "grammar_output", "non_block"),
-    MultiprocExecutor.take_draft_token_ids: ("self",),
-    MultiprocExecutor.collective_rpc: (
+_EXPECTED_PARAMETERS: dict[tuple[type, str], tuple[str, ...]] = {
+    (MultiprocExecutor, "execute_model"): ("self", "scheduler_output", "non_block"),
+    (MultiprocExecutor, "sample_tokens"): ("self", "grammar_output", "non_block"),
+    (MultiprocExecutor, "take_draft_token_ids"): ("self",),
+    (MultiprocExecutor, "collective_rpc"): (
         "self",
         "method",
         "timeout",
@@ -39,7 +39,7 @@ _EXPECTED_PARAMETERS = {
         "kv_output_aggregator",
         "ec_output_aggregator",
     ),
-    WorkerWrapperBase.execute_model: ("self", "scheduler_output"),
+    (WorkerWrapperBase, "execute_model"): ("self", "scheduler_output"),
 }
 
 

@@ -101,6 +101,6 @@ def test_another_vllm_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def other(self: Any, drafts: Any) -> None: ...
 
     monkeypatch.setattr(GPUModelRunner, "_calc_spec_decode_metadata", other)
-    with pytest.raises(RuntimeError, match=r"is not as expected .*num_draft_tokens"):
+    with pytest.raises(RuntimeError, match="_calc_spec_decode_metadata"):
         draft_metadata.install()
     assert GPUModelRunner._calc_spec_decode_metadata is other

@@ -250,7 +250,7 @@ def test_it_is_installed_once_and_only_in_the_vllm_that_it_knows(
     assert EngineArgs.create_engine_config is create
     monkeypatch.setattr(EngineCore, "step_with_batch_queue", inspect.unwrap(step))
     monkeypatch.setitem(
-        run_ahead._EXPECTED_PARAMETERS, EngineCore.step_with_batch_queue, ("self", "more")
+        run_ahead._EXPECTED_PARAMETERS, (EngineCore, "step_with_batch_queue"), ("self", "more")
     )
     with pytest.raises(RuntimeError, match="step_with_batch_queue"):
         run_ahead.install()

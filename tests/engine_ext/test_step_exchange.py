@@ -165,7 +165,7 @@ def test_an_unknown_vllm_is_left_as_it_is(monkeypatch):
         def execute_model(self, scheduler_output): ...
 
     monkeypatch.setattr(step_exchange, "MultiprocExecutor", Other)
-    expected = {Other.execute_model: ("self", "scheduler_output", "non_block")}
+    expected = {(Other, "execute_model"): ("self", "scheduler_output", "non_block")}
     monkeypatch.setattr(step_exchange, "_EXPECTED_PARAMETERS", expected)
     with pytest.raises(RuntimeError, match=r"execute_model.* is not as expected"):
         step_exchange.install()

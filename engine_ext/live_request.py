@@ -15,6 +15,7 @@ class LiveRequest:
     """A request that a worker drafts for, from its arrival to its end."""
 
     __slots__ = (
+        "has_ended",
         "hints",
         "near_by_tokens",
         "num_prompt_tokens",
@@ -34,15 +35,32 @@ class LiveRequest:
         self.stops = _stop_token_ids(params)
         self.near_by_tokens: list[NearAnswer] = []
         self.num_prompt_tokens = 0
+        self.has_ended = False
 
-    def draft_limit(self, emitted: Sequence[int], num_tokens: int, room: int) -> int:
-        """Most tokens that a draft can be of use for: `emitted` in this step, `num_tokens` prompt
-        and output so far, `room` being what fits."""
+    def within_answer(self, emitted: list[int], num_tokens: int) -> list[int]:
+        """Of the tokens that were emitted last, `num_tokens` being prompt and output so far, those
+        up to where the scheduler ends the answer: the runner may go a draft and a step further."""
+        if self.has_ended or self.params is None:
+            return [] if self.has_ended else emitted
+        if self.params.max_tokens is not None:
+            beyond = num_tokens - self.num_prompt_tokens - self.params.max_tokens
+            if beyond >= 0:
+                self.has_ended = True
+                emitted = emitted[: max(0, len(emitted) - beyond)]
+        if self.stops and not self.stops.isdisjoint(emitted):
+            self.has_ended = True
+            end = next(i for i, token in enumerate(emitted) if token in self.stops)
+            emitted = emitted[: end + 1]
+        return emitted
+
+    def draft_limit(self, num_tokens: int, room: int) -> int:
+        """Most tokens that a draft can be of use for: `num_tokens` prompt and output so far, `room`
+        being what fits."""
         # A seed promises the same sample every time, and vLLM's rejection sampling spends the
         # request's random numbers differently when there are drafts.
         if self.params is not None and self.params.seed is not None:
             return 0
-        if self.stops and not self.stops.isdisjoint(emitted):
+        if self.has_ended:
             return 0
         if self.params is None:
             return max(0, room)
@@ -57,7 +75,7 @@ class LiveRequest:
         return max(0, room)
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
-        """The output up to where the scheduler ends it: the runner's may go a draft further."""
+        """The output up to where the scheduler ends it."""
         output = list(output_token_ids)
         if self.params is not None and self.params.max_tokens is not None:
             output = output[: self.params.max_tokens]

@@ -29,7 +29,7 @@ def register() -> None:
         _carry_namespaces,
         _enhance_front_end,
         _exchange_once_a_step,
-        _run_ahead,
+        _schedule_asynchronously,
         _keep_off_tiles,
         _keep_off_worker_cores,
     ):
@@ -76,10 +76,10 @@ def _exchange_once_a_step() -> None:
     step_exchange.install()
 
 
-def _run_ahead() -> None:
-    from reprise.engine_ext import run_ahead
+def _schedule_asynchronously() -> None:
+    from reprise.engine_ext import async_scheduling
 
-    run_ahead.install()
+    async_scheduling.install()
 
 
 def _keep_off_tiles() -> None:

@@ -201,7 +201,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         # Where no request was there the last time, the engine may have idled in between.
         was_busy = not self._previous_ids.isdisjoint(request_ids)
         self._previous_ids = frozenset(request_ids)
-        emitted = [row.emitted_token_ids.tolist() for row in rows]
+        emitted: list[list[int]] = []
         lives = []
         for row in rows:
             live = self._live.get(row.request_id)
@@ -209,12 +209,13 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 live = self._start(row, live)
             assert live is not None
             lives.append(live)
+            emitted.append(live.within_answer(row.emitted_token_ids.tolist(), row.num_tokens))
 
         def limits() -> list[int]:
             most, room = self._num_speculative_tokens, self._max_model_len - 1
             return [
-                live.draft_limit(tokens, row.num_tokens, min(most, room - row.num_tokens))
-                for row, live, tokens in zip(rows, lives, emitted, strict=True)
+                live.draft_limit(row.num_tokens, min(most, room - row.num_tokens))
+                for row, live in zip(rows, lives, strict=True)
             ]
 
         proposed = self._provider.step(
@@ -403,7 +404,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 num_tokens = live.num_prompt_tokens + len(output_token_ids)
                 unseen = self._ids.unseen(request_id, num_tokens)
                 if unseen > 0:
-                    self._provider.observe(request_id, list(output_token_ids[-unseen:]))
+                    tokens = live.within_answer(list(output_token_ids[-unseen:]), num_tokens)
+                    self._provider.observe(request_id, tokens)
             self._ids.forget(request_id)
         stats = self._provider.finish(request_id)
         if live is not None and live.hints.info:

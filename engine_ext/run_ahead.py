@@ -17,117 +17,19 @@ engine core and model runner share a process: one device.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vllm.config import VllmConfig
-from vllm.engine.arg_utils import EngineArgs
-from vllm.logger import init_logger
-from vllm.platforms import current_platform
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.engine.core import EngineCore
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import AsyncModelRunnerOutput, DraftTokenIds
 
-from reprise.engine_ext.expected_parameters import check_parameters
-from reprise.engine_ext.plugin import uses_our_proposer
+from reprise.engine_ext.ahead import without_requests
 from reprise.engine_ext.row_tracker import num_known
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
 
-logger = init_logger(__name__)
-
 LEAST_WAIT_S = 0.0001  # below, the device may have waited for the host
-_EXPECTED_PARAMETERS: dict[tuple[type, str], tuple[str, ...]] = {
-    (EngineCore, "step_with_batch_queue"): ("self",),
-    (AsyncScheduler, "_update_after_schedule"): ("self", "scheduler_output"),
-    (AsyncScheduler, "update_from_output"): ("self", "scheduler_output", "model_runner_output"),
-    (AsyncScheduler, "update_draft_token_ids"): ("self", "draft_token_ids"),
-    (AsyncScheduler, "has_requests"): ("self",),
-    (UniProcExecutor, "_init_executor"): ("self",),
-    (VllmConfig, "__post_init__"): ("self",),
-}
-_MARK = "_reprise_runs_ahead"
-
-
-def install() -> None:
-    """In front end and engine core: schedule our proposer's engines asynchronously; once.
-
-    vLLM checks a config in both, and refuses it with asynchronous scheduling. So the front end,
-    which knows what the user asked for, only marks it, and the engine core reads the mark.
-
-    Raises:
-        RuntimeError: vLLM is not as expected; it is left as it is.
-    """
-    if hasattr(EngineCore.step_with_batch_queue, _MARK):
-        return
-    check_parameters(_EXPECTED_PARAMETERS)
-    create: Callable[..., Any] = EngineArgs.create_engine_config
-    check: Callable[..., None] = VllmConfig.__post_init__
-    init: Callable[..., None] = UniProcExecutor._init_executor
-    step: Callable[..., Any] = EngineCore.step_with_batch_queue
-
-    @wraps(create)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
-        config: VllmConfig = create(self, *args, **kwargs)
-        if self.async_scheduling is None and may_run_ahead(config):
-            setattr(config.scheduler_config, _MARK, True)
-            logger.info("Reprise: steps without drafts are scheduled asynchronously all the same.")
-        return config
-
-    @wraps(init)
-    def init_executor(self: Any) -> None:
-        if hasattr(self.vllm_config.scheduler_config, _MARK):
-            self.vllm_config.scheduler_config.async_scheduling = True
-        init(self)
-
-    @wraps(check)
-    def post_init(self: Any) -> None:
-        is_marked = hasattr(self.scheduler_config, _MARK)
-        if is_marked:  # the engine core checks once more when it is ready
-            self.scheduler_config.async_scheduling = False
-        check(self)
-        if is_marked:
-            self.scheduler_config.async_scheduling = True
-
-    @wraps(step)
-    def step_with_batch_queue(self: Any) -> Any:
-        if not hasattr(self.vllm_config.scheduler_config, _MARK):
-            return step(self)
-        ahead = getattr(self, "_reprise_run_ahead", None)
-        if ahead is None:
-            ahead = self._reprise_run_ahead = RunAhead(self)
-        return ahead.step(step)
-
-    setattr(step_with_batch_queue, _MARK, True)
-    EngineCore.step_with_batch_queue = step_with_batch_queue
-    UniProcExecutor._init_executor = init_executor
-    VllmConfig.__post_init__ = post_init
-    EngineArgs.create_engine_config = create_engine_config
-
-
-def may_run_ahead(config: VllmConfig) -> bool:
-    """Whether an engine of this config gains by it, and nothing in it stands against it."""
-    parallel = config.parallel_config
-    return (
-        uses_our_proposer(config)
-        and is_overlapping()
-        and config.model_config is not None
-        and not config.model_config.is_hybrid  # its states follow accepted drafts on the device
-        and config.kv_transfer_config is None
-        and config.scheduler_config.scheduler_cls is None
-        and parallel.world_size == parallel.data_parallel_size == 1
-        and parallel.distributed_executor_backend in (None, "uni")
-    )
-
-
-def is_overlapping() -> bool:
-    """Whether the device works while the host does."""
-    return not current_platform.is_cpu()
 
 
 class _Step(NamedTuple):
@@ -175,7 +77,7 @@ class RunAhead:
         batch has to wait for what is under way, it only takes in what that emitted."""
         if not self._under_way or (self._under_way[-1].is_followed and not self._drafts_pay):
             return step(self._core)
-        with _without_requests(self._scheduler):
+        with without_requests(self._scheduler):
             outputs, _ = step(self._core)
         return outputs, True  # else vLLM would sleep, as if nothing could be run
 
@@ -314,13 +216,3 @@ class RunAhead:
             self._hand_over(DraftTokenIds(list(batch.req_ids), drafts))
         else:
             self._drafts_pay = True
-
-
-@contextmanager
-def _without_requests(scheduler: Any) -> Iterator[None]:
-    """Let the engine core find nothing to schedule."""
-    scheduler.has_requests = lambda: False
-    try:
-        yield
-    finally:
-        del scheduler.has_requests

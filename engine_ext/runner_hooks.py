@@ -1,6 +1,6 @@
 """Hand the proposer what vLLM's V1 model runner knows and does not pass on: ids, starts and ends.
 
-Three methods of `GPUModelRunner` and one each of `Scheduler` and `CPUWorker` are wrapped in a few
+Four methods of `GPUModelRunner` and one each of `Scheduler` and `CPUWorker` are wrapped in a few
 lines, and only in a process that has built our proposer; every other drafter passes through
 untouched.
 `WorkerBase` gains three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and
@@ -18,6 +18,8 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from reprise.engine_ext import step_exchange
+from reprise.engine_ext.ahead import Ahead, ahead_of
+from reprise.engine_ext.fill_in import attach_num_filled_in, fill_in
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -30,6 +32,7 @@ logger = init_logger(__name__)
 
 # What the wrappers rely on, checked before anything is wrapped.
 _EXPECTED_PARAMETERS = {
+    "execute_model": ("self", "scheduler_output"),
     "_update_states": ("self", "scheduler_output"),
     "propose_draft_token_ids": ("self", "scheduler_output", "sampled_token_ids"),
 }
@@ -133,6 +136,7 @@ def install(drafter: RunnerAware) -> bool:
                 expected,
             )
             return False
+    _wrap_steps(GPUModelRunner)
     _wrap(GPUModelRunner, "_update_states", "before_step")
     _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")
     _wrap_arrivals(Scheduler)
@@ -146,6 +150,24 @@ def install(drafter: RunnerAware) -> bool:
     WorkerBase.reprise_flush = _worker_flush
     GPUModelRunner._reprise_hooks = True
     return True
+
+
+def are_installed(runner: "GPUModelRunner") -> bool:
+    """Whether a model runner has a drafter that knows requests by id."""
+    is_aware = isinstance(getattr(runner, "drafter", None), RunnerAware)
+    return is_aware and getattr(runner, "_reprise_hooks", False)
+
+
+def _wrap_steps(runner_class: type) -> None:
+    original: Callable[..., Any] = runner_class.execute_model  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if ahead_of(self.vllm_config) is Ahead.SCHEDULE and are_installed(self):
+            fill_in(self, scheduler_output)
+        return original(self, scheduler_output, *args, **kwargs)
+
+    runner_class.execute_model = execute_model  # type: ignore[attr-defined]
 
 
 def _wrap(runner_class: type, method_name: str, hook_name: str) -> None:
@@ -180,7 +202,10 @@ def _wrap_outputs(runner_class: type) -> None:
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, *args, **kwargs)
         if isinstance(getattr(self, "drafter", None), RunnerAware):
-            step_exchange.attach(self, output)
+            if ahead_of(self.vllm_config) is Ahead.SCHEDULE:
+                attach_num_filled_in(self, output)
+            else:
+                step_exchange.attach(self, output)
         return output
 
     runner_class.sample_tokens = sample_tokens  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from reprise.engine_ext.ahead import Ahead, ahead_of
 from reprise.engine_ext.expected_parameters import check_parameters
 from reprise.engine_ext.plugin import uses_our_proposer
 
@@ -76,10 +77,12 @@ def _keep_drafts(executor: Any, output: Any) -> None:
 def _runs_as_one(executor: Any, scheduler_output: "SchedulerOutput") -> bool:
     """Whether nothing has to be decided between the model and the sampler."""
     config = executor.vllm_config
+    # With several batches under way, vLLM asks for their tokens in an order of its own.
+    is_in_order = config.max_concurrent_batches == 1 or ahead_of(config) is Ahead.SCHEDULE
     return (
         scheduler_output.total_num_scheduled_tokens > 0
         and not scheduler_output.has_structured_output_requests
-        and config.max_concurrent_batches == 1  # with more, the engine core does not wait
+        and is_in_order
         and uses_our_proposer(config)
     )
 
@@ -101,6 +104,7 @@ def install() -> None:
     def execute_model(
         self: Any, scheduler_output: "SchedulerOutput", non_block: bool = False
     ) -> Any:
+        self._reprise_step = None
         if not non_block or not _runs_as_one(self, scheduler_output):
             return execute(self, scheduler_output, non_block)
         output = self.collective_rpc(
@@ -112,12 +116,16 @@ def install() -> None:
             kv_output_aggregator=self.kv_output_aggregator,
             ec_output_aggregator=self.ec_output_aggregator,
         )
-        return _StepFuture(self, output)
+        self._reprise_step = _StepFuture(self, output)
+        return self._reprise_step
 
     @wraps(sample)
-    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = sample(self, *args, **kwargs)
-        _keep_drafts(self, output)
+    def sample_tokens(self: Any, grammar_output: Any, non_block: bool = False) -> Any:
+        if non_block and self._reprise_step is not None:
+            return self._reprise_step  # it samples as well
+        output = sample(self, grammar_output, non_block)
+        if not non_block:
+            _keep_drafts(self, output)
         return output
 
     @wraps(take)

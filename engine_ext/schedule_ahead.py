@@ -1,0 +1,102 @@
+"""A step is scheduled while the one before it runs, with room for drafts that are not made yet.
+
+Where the model runner is a process of its own, it stands still while the engine core takes in what
+a step emitted, schedules the next one and sends it over: for a seventh of a step of a small model
+on the CPU. But all that the scheduler does with drafts is to count them, and the runner knows
+before it what a step emitted and what is drafted next. So here the scheduler takes every draft to
+be as long as it can be, and every drafted token to be right, and sends the next step while the one
+before it runs; the runner puts in what is the case (`fill_in.py`), and the scheduler takes back the
+rest when it learns of it. To the runner, steps are what they always were.
+
+Steps with grammars are waited for: their drafts have to be seen by the engine core first.
+"""
+
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from reprise.engine_ext.ahead import without_requests
+from reprise.engine_ext.fill_in import num_filled_in
+from reprise.engine_ext.row_tracker import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+
+# Of a step's tokens and of free KV blocks, what is left to prompts.
+_SHARE_OF_PROMPTS = 0.5
+_BLOCKS_A_REQUEST = 2
+
+
+class ScheduleAhead:
+    """One engine core's: keeps a step scheduled ahead of the one that runs.
+
+    Args:
+        engine_core: vLLM's, with our proposer and one worker process.
+    """
+
+    def __init__(self, engine_core: Any) -> None:
+        self._core = engine_core
+        self._scheduler = engine_core.scheduler
+        self._update_from_output = self._scheduler.update_from_output
+        self._update_after_schedule = self._scheduler._update_after_schedule
+        self._scheduler.update_from_output = self.update_from_output
+        self._scheduler._update_after_schedule = self.update_after_schedule
+
+    def step(self, step: Callable[[Any], Any]) -> Any:
+        """vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the next
+        batch has to wait for what is under way, it only takes in what that emitted."""
+        under_way = self._core.batch_queue
+        if not under_way or not under_way[0][1].has_structured_output_requests:
+            return step(self._core)
+        with without_requests(self._scheduler):
+            outputs, _ = step(self._core)
+        return outputs, True  # else vLLM would sleep, as if nothing could be run
+
+    def update_after_schedule(self, scheduler_output: "SchedulerOutput") -> None:
+        """vLLM's, with as much room for drafts in the next step as there can be."""
+        scheduler_output.num_spec_tokens_to_schedule = self._room_for_drafts()
+        self._update_after_schedule(scheduler_output)
+
+    def _room_for_drafts(self) -> int:
+        """Tokens that the next step keeps free for each request's draft."""
+        scheduler = self._scheduler
+        num_running = len(scheduler.running)
+        free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        if free_blocks < num_running * _BLOCKS_A_REQUEST:
+            return 0  # no request is to be preempted for what might be drafted
+        budget = int(scheduler.max_num_scheduled_tokens * (1.0 - _SHARE_OF_PROMPTS))
+        room: int = min(scheduler.num_spec_tokens, budget // max(1, num_running) - 1)
+        return max(0, room)
+
+    def update_from_output(
+        self, scheduler_output: "SchedulerOutput", model_runner_output: "ModelRunnerOutput"
+    ) -> Any:
+        """vLLM's, of what was drafted indeed."""
+        self._take_back(scheduler_output.scheduled_spec_decode_tokens, model_runner_output)
+        outputs = self._update_from_output(scheduler_output, model_runner_output)
+        if scheduler_output.has_structured_output_requests:
+            drafts = self._core.model_executor.take_draft_token_ids()
+            if drafts is not None:
+                self._scheduler.update_draft_token_ids(drafts)
+        return outputs
+
+    def _take_back(
+        self, scheduled: MutableMapping[str, list[int]], output: "ModelRunnerOutput"
+    ) -> None:
+        """Take the room that no draft has filled for never scheduled."""
+        if not scheduled:
+            return
+        num_drafted = num_filled_in(output)
+        for request_id, tokens in tuple(scheduled.items()):
+            if tokens[0] != PLACEHOLDER:
+                continue
+            drafted = num_drafted.get(request_id, 0)
+            request = self._scheduler.requests.get(request_id)
+            # One that was preempted meanwhile counts from zero again.
+            if request is not None and request.num_stale_output_tokens == 0:
+                request.num_computed_tokens -= len(tokens) - drafted
+                request.num_output_placeholders -= len(tokens) - drafted
+            if drafted:
+                scheduled[request_id] = tokens[:drafted]
+            else:
+                del scheduled[request_id]

@@ -1,0 +1,180 @@
+"""What the scheduler leaves open, the worker fills in and the scheduler takes back; engines that do
+so are in test_ahead.py."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
+
+from reprise.engine_ext.fill_in import attach_num_filled_in, fill_in
+from reprise.engine_ext.schedule_ahead import ScheduleAhead
+
+OPEN = -1
+
+
+def runner(drafts: dict[str, list[int]], **num_tokens: int) -> Any:
+    """A model runner whose requests have so many tokens, the first ten of them prompt."""
+    requests = {
+        name: SimpleNamespace(num_tokens=count, output_token_ids=[5] * (count - 10))
+        for name, count in num_tokens.items()
+    }
+    made = DraftTokenIds(list(drafts), list(drafts.values())) if drafts else None
+    return SimpleNamespace(requests=requests, take_draft_token_ids=lambda: made)
+
+
+def decided(
+    scheduled: dict[str, int], drafts: dict[str, list[int]], resumed: tuple[str, ...] = ()
+) -> Any:
+    """A scheduler's output; it takes each cached request to have computed 100 tokens."""
+    cached = SimpleNamespace(
+        req_ids=list(scheduled),
+        resumed_req_ids=set(resumed),
+        num_computed_tokens=[100] * len(scheduled),
+        num_output_tokens=[90] * len(scheduled),
+    )
+    return SimpleNamespace(
+        scheduled_cached_reqs=cached,
+        num_scheduled_tokens=scheduled,
+        total_num_scheduled_tokens=sum(scheduled.values()),
+        scheduled_spec_decode_tokens=drafts,
+    )
+
+
+def test_a_step_gets_the_drafts_and_the_places_of_now() -> None:
+    step = decided({"a": 5, "b": 5, "c": 3}, {"a": [OPEN] * 4, "b": [OPEN] * 4, "c": [OPEN] * 2})
+    fill_in(runner({"a": [7, 8], "c": [1, 2, 3]}, a=60, b=40, c=30), step)
+    assert step.scheduled_spec_decode_tokens == {"a": [7, 8], "c": [1, 2]}
+    assert step.num_scheduled_tokens == {"a": 3, "b": 1, "c": 3}
+    assert step.total_num_scheduled_tokens == 7
+    # Up to the last token, which is the first of this step.
+    assert step.scheduled_cached_reqs.num_computed_tokens == [59, 39, 29]
+    assert step.scheduled_cached_reqs.num_output_tokens == [50, 30, 20]
+
+
+def test_without_room_for_drafts_the_places_are_those_of_now_all_the_same() -> None:
+    step = decided({"a": 1}, {})
+    fill_in(runner({"a": [7]}, a=60), step)
+    assert (step.num_scheduled_tokens, step.total_num_scheduled_tokens) == ({"a": 1}, 1)
+    assert step.scheduled_cached_reqs.num_computed_tokens == [59]
+
+
+def test_prompts_in_pieces_and_resumed_requests_are_as_the_scheduler_says() -> None:
+    step = decided({"prompt": 32, "resumed": 20}, {}, resumed=("resumed",))
+    fill_in(runner({}, prompt=200, resumed=60), step)
+    assert step.scheduled_cached_reqs.num_computed_tokens == [100, 100]
+    assert step.scheduled_cached_reqs.num_output_tokens == [190, 90]
+    assert step.total_num_scheduled_tokens == 52
+
+
+def test_drafts_that_the_engine_core_has_seen_stay() -> None:
+    step = decided({"a": 3, "new": 5}, {"a": [4, 5], "new": [OPEN] * 4})
+    fill_in(runner({}, a=101, new=10), step)
+    assert step.scheduled_spec_decode_tokens == {"a": [4, 5]}
+    assert step.num_scheduled_tokens == {"a": 3, "new": 1}
+
+
+def request(**changes: int) -> Any:
+    counts = {"num_computed_tokens": 100, "num_output_placeholders": 9}
+    return SimpleNamespace(**{"num_stale_output_tokens": 0, **counts, **changes})
+
+
+class Scheduler(SimpleNamespace):
+    def has_requests(self) -> bool:
+        return True
+
+
+def scheduler(requests: dict[str, Any], *, free_blocks: int = 1000) -> Any:
+    seen: list[Any] = []
+
+    def update_from_output(step: Any, _: Any) -> str:
+        seen.append(dict(step.scheduled_spec_decode_tokens))
+        return "outputs"
+
+    pool = SimpleNamespace(get_num_free_blocks=lambda: free_blocks)
+    return Scheduler(
+        requests=requests,
+        running=list(requests.values()),
+        seen=seen,
+        handed_over=[],
+        num_spec_tokens=16,
+        max_num_scheduled_tokens=2048,
+        kv_cache_manager=SimpleNamespace(block_pool=pool),
+        update_from_output=update_from_output,
+        _update_after_schedule=lambda step: seen.append(step.num_spec_tokens_to_schedule),
+    )
+
+
+def ahead_of(a_scheduler: Any, **core: Any) -> ScheduleAhead:
+    return ScheduleAhead(SimpleNamespace(scheduler=a_scheduler, **core))
+
+
+def finished(scheduled: dict[str, list[int]], drafts: dict[str, list[int]]) -> tuple[Any, Any]:
+    """What the scheduler keeps of a step, and what comes back of it."""
+    sent = decided({name: 1 + len(open_) for name, open_ in scheduled.items()}, dict(scheduled))
+    a_runner = runner(drafts, **dict.fromkeys(scheduled, 60))
+    fill_in(a_runner, sent)
+    output = ModelRunnerOutput(req_ids=list(scheduled), req_id_to_index={})
+    attach_num_filled_in(a_runner, output)
+    kept = SimpleNamespace(
+        scheduled_spec_decode_tokens=dict(scheduled), has_structured_output_requests=False
+    )
+    return kept, output
+
+
+def test_what_no_draft_filled_was_never_scheduled() -> None:
+    requests = {"a": request(), "b": request(), "gone": request(num_stale_output_tokens=5)}
+    a_scheduler = scheduler(requests)
+    step, output = finished(
+        dict.fromkeys(("a", "b", "gone", "ended"), [OPEN] * 4), {"a": [7, 8], "gone": [1]}
+    )
+    assert ahead_of(a_scheduler).update_from_output(step, output) == "outputs"
+    (seen,) = a_scheduler.seen
+    assert {name: len(tokens) for name, tokens in seen.items()} == {"a": 2, "gone": 1}
+    counts = [(r.num_computed_tokens, r.num_output_placeholders) for r in requests.values()]
+    assert counts == [(98, 7), (96, 5), (100, 9)]  # one that was preempted began anew
+
+
+def test_a_step_that_ran_nothing_has_nothing_to_take_back() -> None:
+    a_scheduler = scheduler({})
+    step = SimpleNamespace(scheduled_spec_decode_tokens={}, has_structured_output_requests=False)
+    output = EMPTY_MODEL_RUNNER_OUTPUT
+    assert ahead_of(a_scheduler).update_from_output(step, output) == "outputs"  # type: ignore[arg-type]
+
+
+def test_drafts_of_a_step_with_grammars_are_handed_over() -> None:
+    drafts = DraftTokenIds(["a"], [[1]])
+    a_scheduler = scheduler({"a": request()})
+    a_scheduler.update_draft_token_ids = a_scheduler.handed_over.append
+    executor = SimpleNamespace(take_draft_token_ids=lambda: drafts)
+    step, output = finished({"a": [OPEN]}, {})
+    step.has_structured_output_requests = True
+    ahead_of(a_scheduler, model_executor=executor).update_from_output(step, output)
+    assert a_scheduler.handed_over == [drafts]
+
+
+@pytest.mark.parametrize(
+    ("num_running", "free_blocks", "room"),
+    [(8, 1000, 16), (64, 1000, 15), (256, 1000, 3), (2000, 9000, 0), (8, 16, 16), (8, 15, 0)],
+)
+def test_drafts_take_neither_the_prompts_tokens_nor_the_last_blocks(
+    num_running: int, free_blocks: int, room: int
+) -> None:
+    requests = {str(number): request() for number in range(num_running)}
+    a_scheduler = scheduler(requests, free_blocks=free_blocks)
+    ahead_of(a_scheduler).update_after_schedule(SimpleNamespace())  # type: ignore[arg-type]
+    assert a_scheduler.seen == [room]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_step_with_grammars_is_waited_for(waits: bool) -> None:
+    under_way = (None, SimpleNamespace(has_structured_output_requests=waits), None)
+    a_scheduler = scheduler({"a": request()})
+    ahead = ahead_of(a_scheduler, batch_queue=[under_way])
+    assert ahead.step(lambda core: (core.scheduler.has_requests(), False)) == (
+        (False, True) if waits else (True, False)
+    )
+    assert a_scheduler.has_requests()

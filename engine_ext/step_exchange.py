@@ -121,8 +121,9 @@ def install() -> None:
 
     @wraps(sample)
     def sample_tokens(self: Any, grammar_output: Any, non_block: bool = False) -> Any:
-        if non_block and self._reprise_step is not None:
-            return self._reprise_step  # it samples as well
+        step = getattr(self, "_reprise_step", None)
+        if non_block and step is not None:
+            return step  # it samples as well
         output = sample(self, grammar_output, non_block)
         if not non_block:
             _keep_drafts(self, output)

@@ -13,6 +13,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from reprise.engine_ext import step_exchange
+from reprise.engine_ext.ahead import Ahead, set_ahead
 from reprise.engine_ext.plugin import PROPOSER_PATH
 
 FETCHED = DraftTokenIds(["fetched"], [[9]])
@@ -33,7 +34,9 @@ def executor(monkeypatch):
     executor.kv_output_aggregator = executor.ec_output_aggregator = None
     executor.outputs, executor.calls = [], []
     executor.vllm_config = SimpleNamespace(
-        speculative_config=SimpleNamespace(model=PROPOSER_PATH), max_concurrent_batches=1
+        speculative_config=SimpleNamespace(model=PROPOSER_PATH),
+        scheduler_config=SimpleNamespace(),
+        max_concurrent_batches=1,
     )
 
     def collective_rpc(method, *, non_block=False, **_):
@@ -104,6 +107,26 @@ def test_a_step_is_one_call_and_its_drafts_come_with_it(executor):
     assert executor.execute_model(step(), non_block=True).result().req_ids == ["a"]
     assert executor.take_draft_token_ids().draft_token_ids == [[1, 2]]
     assert executor.calls == ["reprise_step"]
+
+
+def test_steps_that_are_scheduled_ahead_are_one_call_each(executor):
+    set_ahead(executor.vllm_config, Ahead.SCHEDULE)
+    executor.vllm_config.max_concurrent_batches = 2
+    executor.outputs = [output_of(runner(None)) for _ in range(2)]
+    for _ in range(2):
+        under_way = executor.execute_model(step(), non_block=True)
+        assert executor.sample_tokens(None, non_block=True) is under_way
+        assert under_way.result().req_ids == ["a"]
+    assert executor.calls == ["reprise_step", "reprise_step"]
+
+
+def test_after_a_step_of_one_call_one_with_a_grammar_is_sampled_by_a_call_of_its_own(executor):
+    set_ahead(executor.vllm_config, Ahead.SCHEDULE)
+    executor.outputs = [output_of(runner(None)) for _ in range(2)]
+    executor.execute_model(step(), non_block=True)
+    executor.execute_model(step(has_structured_output_requests=True), non_block=True)
+    assert executor.sample_tokens("a grammar", non_block=True).result().req_ids == ["a"]
+    assert executor.calls == ["reprise_step", "execute_model", "sample_tokens"]
 
 
 def another_drafter(executor):

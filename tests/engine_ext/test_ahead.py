@@ -131,6 +131,61 @@ def test_requests_of_all_kinds_are_answered_side_by_side(
 
 
 @pytest.mark.slow
+def test_answers_end_where_the_model_does(
+    plain_llm: Any, ahead_llm: Any, questions: list[str]
+) -> None:
+    """At the last place of its context: there is no room for drafts there, nor for a step more."""
+    tokenizer = plain_llm.get_tokenizer()
+    longest = plain_llm.llm_engine.model_config.max_model_len
+    prompts = []
+    for number, question in enumerate(questions[:6]):
+        times = (longest - 80 - number) // len(tokenizer.encode(question + " "))
+        prompts.append(" ".join([question] * times))
+    samplings = [{"ignore_eos": True, "max_tokens": None}]
+    expected = said(plain_llm, prompts, samplings)
+    assert {finish_reason for _, _, finish_reason, _ in expected} == {"length"}
+    for _ in range(2):
+        assert said(ahead_llm, prompts, samplings) == expected
+    report_of(ahead_llm)
+
+
+@pytest.mark.slow
+def test_requests_that_are_aborted_leave_the_others_as_they_are(
+    plain_llm: Any, ahead_llm: Any, questions: list[str]
+) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=0.0, max_tokens=120, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+
+    def answers(llm: Any, run: int) -> dict[int, tuple[int, ...]]:
+        engine, found = llm.llm_engine, {}
+        tokenizer = llm.get_tokenizer()
+        for number, question in enumerate(questions):
+            prompt = {"prompt_token_ids": tokenizer.encode(question)}
+            engine.add_request(f"{run}-{number}", prompt, params)
+        for steps in range(10_000):
+            if not engine.has_unfinished_requests():
+                break
+            for output in engine.step():
+                number = int(output.request_id.split("-")[1])
+                found[number] = tuple(output.outputs[0].token_ids)
+            victim = 3 * (steps // 4)
+            if steps % 4 == 3 and victim < len(questions):
+                engine.abort_request([f"{run}-{victim}"])
+        return found
+
+    expected = answers(plain_llm, 1)
+    kept = [number for number in range(len(questions)) if number % 3]
+    for run in (1, 2):
+        found = answers(ahead_llm, run)
+        assert [found[number] for number in kept] == [expected[number] for number in kept]
+    assert report_of(ahead_llm)["live_requests"] == 0
+
+
+@pytest.mark.slow
 def test_grammars_are_kept_beside_requests_without(
     plain_llm: Any, ahead_llm: Any, questions: list[str]
 ) -> None:

@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
@@ -29,7 +30,7 @@ from reprise.engine_ext.expected_parameters import check_parameters
 from reprise.engine_ext.plugin import uses_our_proposer
 from reprise.engine_ext.run_ahead import RunAhead
 from reprise.engine_ext.runner_hooks import are_installed
-from reprise.engine_ext.schedule_ahead import ScheduleAhead
+from reprise.engine_ext.schedule_ahead import ScheduleAhead, nap_between_looks
 
 logger = init_logger(__name__)
 
@@ -39,6 +40,7 @@ _EXPECTED_PARAMETERS: dict[tuple[type, str], tuple[str, ...]] = {
     (AsyncScheduler, "update_from_output"): ("self", "scheduler_output", "model_runner_output"),
     (AsyncScheduler, "update_draft_token_ids"): ("self", "draft_token_ids"),
     (AsyncScheduler, "has_requests"): ("self",),
+    (SpinCondition, "wait"): ("self", "timeout_ms"),
     (UniProcExecutor, "_init_executor"): ("self",),
     (MultiprocExecutor, "_init_executor"): ("self",),
     (VllmConfig, "__post_init__"): ("self",),
@@ -120,6 +122,7 @@ def install() -> None:
         # Set only now: the worker has its copy, and goes on step by step.
         if self.collective_rpc(_fills_in) == [True]:
             self.vllm_config.scheduler_config.async_scheduling = True
+            nap_between_looks(self.response_mqs)
         else:
             set_ahead(self.vllm_config, None)
 

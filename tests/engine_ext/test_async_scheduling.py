@@ -91,10 +91,16 @@ def test_a_worker_that_cannot_fill_drafts_in_is_scheduled_step_by_step(
     async_scheduling.install()
     marked = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=False))
     set_ahead(marked, Ahead.SCHEDULE)  # type: ignore[arg-type]
-    asked = SimpleNamespace(vllm_config=marked, collective_rpc=lambda _: [fills_in])
+    spinning = SimpleNamespace(wait=None)
+    asked = SimpleNamespace(
+        vllm_config=marked,
+        collective_rpc=lambda _: [fills_in],
+        response_mqs=[SimpleNamespace(_spin_condition=spinning)],
+    )
     MultiprocExecutor._init_executor(asked)  # type: ignore[arg-type]
     assert marked.scheduler_config.async_scheduling is fills_in
     assert ahead_of(marked) is way  # type: ignore[arg-type]
+    assert (spinning.wait is not None) is fills_in
 
 
 def test_it_is_installed_once_and_only_in_the_vllm_that_it_knows(

@@ -1,6 +1,8 @@
 """What the scheduler leaves open, the worker fills in and the scheduler takes back; engines that do
 so are in test_ahead.py."""
 
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,10 +10,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
 
 from reprise.engine_ext.fill_in import attach_num_filled_in, fill_in
-from reprise.engine_ext.schedule_ahead import ScheduleAhead
+from reprise.engine_ext.schedule_ahead import ScheduleAhead, nap_between_looks
 
 OPEN = -1
 
@@ -178,3 +181,22 @@ def test_a_step_with_grammars_is_waited_for(waits: bool) -> None:
         (False, True) if waits else (True, False)
     )
     assert a_scheduler.has_requests()
+
+
+def test_who_waits_for_a_step_leaves_the_core_to_others() -> None:
+    """With vLLM's own queue, from which nothing comes for a while."""
+    queue = MessageQueue(n_reader=1, n_local_reader=1, local_reader_ranks=[0])
+    reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
+    writer = threading.Thread(target=queue.wait_until_ready)
+    writer.start()
+    reader.wait_until_ready()
+    writer.join()
+    took = {}
+    for name in ("a loop", "naps"):
+        if name == "naps":
+            nap_between_looks([reader])
+        threading.Timer(0.3, queue.enqueue, [name]).start()
+        began_s = time.thread_time()
+        assert reader.dequeue(timeout=10.0) == name
+        took[name] = time.thread_time() - began_s
+    assert took["naps"] < took["a loop"] / 4

@@ -40,18 +40,23 @@ class LiveRequest:
     def within_answer(self, emitted: list[int], num_tokens: int) -> list[int]:
         """Of the tokens that were emitted last, `num_tokens` being prompt and output so far, those
         up to where the scheduler ends the answer: the runner may go a draft and a step further."""
-        if self.has_ended or self.params is None:
-            return [] if self.has_ended else emitted
-        if self.params.max_tokens is not None:
-            beyond = num_tokens - self.num_prompt_tokens - self.params.max_tokens
-            if beyond >= 0:
-                self.has_ended = True
-                emitted = emitted[: max(0, len(emitted) - beyond)]
-        if self.stops and not self.stops.isdisjoint(emitted):
-            self.has_ended = True
-            end = next(i for i, token in enumerate(emitted) if token in self.stops)
-            emitted = emitted[: end + 1]
-        return emitted
+        if self.has_ended:
+            return []
+        num_before = num_tokens - self.num_prompt_tokens - len(emitted)
+        kept, self.has_ended = self._up_to_the_end(emitted, num_before)
+        return kept
+
+    def _up_to_the_end(self, tokens: list[int], num_before: int) -> tuple[list[int], bool]:
+        """Of the output after its first `num_before` tokens, what comes up to the answer's end, and
+        whether the end is there."""
+        most = self.params.max_tokens if self.params is not None else None
+        has_ended = most is not None and num_before + len(tokens) >= most
+        if most is not None and has_ended:
+            tokens = tokens[: max(0, most - num_before)]
+        if self.stops and not self.stops.isdisjoint(tokens):
+            end = next(i for i, token in enumerate(tokens) if token in self.stops)
+            return tokens[: end + 1], True
+        return tokens, has_ended
 
     def draft_limit(self, num_tokens: int, room: int) -> int:
         """Most tokens that a draft can be of use for: `num_tokens` prompt and output so far, `room`
@@ -76,13 +81,7 @@ class LiveRequest:
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
         """The output up to where the scheduler ends it."""
-        output = list(output_token_ids)
-        if self.params is not None and self.params.max_tokens is not None:
-            output = output[: self.params.max_tokens]
-        for position, token in enumerate(output):
-            if token in self.stops:
-                return output[: position + 1]
-        return output
+        return self._up_to_the_end(list(output_token_ids), 0)[0]
 
 
 def _stop_token_ids(params: "SamplingParams | None") -> frozenset[int]:

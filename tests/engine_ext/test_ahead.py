@@ -101,6 +101,8 @@ def test_greedy_answers_are_identical_and_learned_whole(
     after = report_of(ahead_llm)
     accepted = after["provider"]["accepted"] - report["provider"]["accepted"]
     assert accepted > sum(len(answer[0]) for answer in expected) / 3
+    if ahead is Ahead.RUN:
+        assert after["steps"]["run_ahead"] > report["steps"]["run_ahead"]
     # What the scheduler has counted is what was drafted, and not the room that it left.
     counted = {m.name: m.value for m in ahead_llm.get_metrics() if hasattr(m, "value")}
     assert counted["vllm:spec_decode_num_accepted_tokens"] >= accepted

@@ -67,6 +67,7 @@ def test_on_one_core_nothing_runs_beside_the_worker(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_other_engines_do_not(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
     for has_device, backend in ((False, "mp"), (True, "uni")):
         monkeypatch.setattr(async_scheduling, "is_overlapping", lambda found=has_device: found)
         assert async_scheduling.possible_ahead(config(backend, **change)) is None

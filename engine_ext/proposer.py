@@ -209,7 +209,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 live = self._start(row, live)
             assert live is not None
             lives.append(live)
-            emitted.append(live.within_answer(row.emitted_token_ids.tolist(), row.num_tokens))
+            emitted.append(live.within_answer(row.emitted_token_ids, row.num_tokens))
 
         def limits() -> list[int]:
             most, room = self._num_speculative_tokens, self._max_model_len - 1

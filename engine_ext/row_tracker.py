@@ -5,8 +5,8 @@ requests finish, a preempted request leaves its row and comes back with its outp
 prefix, and a prompt prefilled in chunks shows up before it has emitted anything.
 
 `IdRowTracker` is told the request ids; `ContentRowTracker` recognises requests by their tokens.
-Both read what was emitted from the batch's token table, not from the sampled ids of one step: a
-step in which vLLM does not call the proposer leaves no gap.
+A step in which vLLM does not call the proposer leaves no gap with `IdRowTracker`: what was emitted
+then is read from the batch's token table.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class TrackedRow(NamedTuple):
     request_id: str
     prompt_token_ids: IntArray | None
     """[prompt] int32 on first sight (a view into the batch), None afterwards."""
-    emitted_token_ids: IntArray
-    """[n >= 0] int32, new since the last call (a view into the batch)."""
+    emitted_token_ids: list[int]
+    """[n >= 0], new since the last call."""
     num_tokens: int
     """Prompt and output so far."""
 
@@ -57,7 +57,7 @@ class RowTracker(Protocol):
 
     def update(
         self,
-        sampled_token_ids: Sequence[Sequence[int]],
+        sampled_token_ids: Sequence[list[int]],
         num_tokens_no_spec: IntArray,
         token_ids_cpu: IntArray,
     ) -> list[TrackedRow]: ...
@@ -99,26 +99,29 @@ class IdRowTracker:
 
     def update(
         self,
-        sampled_token_ids: Sequence[Sequence[int]],  # [num_reqs], empty: still prefilling
+        sampled_token_ids: Sequence[list[int]],  # [num_reqs], empty: still prefilling
         num_tokens_no_spec: IntArray,  # [max_num_reqs] int32, prompt and output so far
         token_ids_cpu: IntArray,  # [max_num_reqs, max_model_len] int32
     ) -> list[TrackedRow]:
         """The rows that decode, with what each emitted since it was last seen."""
         rows = []
-        for row, sampled in enumerate(sampled_token_ids):
-            if not sampled:
+        num_seen = self._num_seen
+        counts = num_tokens_no_spec[: len(sampled_token_ids)].tolist()
+        for row, (request_id, emitted, num_tokens) in enumerate(
+            zip(self._req_ids, sampled_token_ids, counts, strict=False)
+        ):
+            if not emitted:
                 continue
-            request_id = self._req_ids[row]
-            num_tokens = int(num_tokens_no_spec[row])
-            num_seen = self._num_seen.get(request_id)
+            seen = num_seen.get(request_id)
             prompt = None
             # Fewer tokens than were seen: vLLM took back output that it could not keep.
-            if num_seen is None or num_seen > num_tokens:
-                num_seen = int(self._num_prompt_tokens[row])
-                prompt = token_ids_cpu[row, :num_seen]
-            emitted = token_ids_cpu[row, num_seen:num_tokens]
+            if seen is None or seen > num_tokens:
+                seen = int(self._num_prompt_tokens[row])
+                prompt = token_ids_cpu[row, :seen]
+            if num_tokens - seen != len(emitted):  # steps went by that were not looked at
+                emitted = token_ids_cpu[row, seen:num_tokens].tolist()
             rows.append(TrackedRow(row, request_id, prompt, emitted, num_tokens))
-            self._num_seen[request_id] = num_tokens
+            num_seen[request_id] = num_tokens
         all_decode = len(rows) == len(self._req_ids)
         self._settled = [row.request_id for row in rows] if all_decode else None
         return rows
@@ -145,7 +148,7 @@ class _KnownRequest:
             and bool(np.array_equal(self.token_ids[:num_tokens], prefix))
         )
 
-    def extend(self, emitted: IntArray, call: int) -> None:
+    def extend(self, emitted: Sequence[int], call: int) -> None:
         end = self.num_tokens + len(emitted)
         if end > len(self.token_ids):
             self.token_ids = np.concatenate(
@@ -177,7 +180,7 @@ class ContentRowTracker:
 
     def update(
         self,
-        sampled_token_ids: Sequence[Sequence[int]],  # [num_reqs], empty: still prefilling
+        sampled_token_ids: Sequence[list[int]],  # [num_reqs], empty: still prefilling
         num_tokens_no_spec: IntArray,  # [max_num_reqs] int32, prompt and output so far
         token_ids_cpu: IntArray,  # [max_num_reqs, max_model_len] int32
     ) -> list[TrackedRow]:
@@ -194,14 +197,13 @@ class ContentRowTracker:
             num_tokens = int(num_tokens_no_spec[row])
             num_before = num_tokens - len(sampled)
             prefix = token_ids_cpu[row, :num_before]
-            emitted = token_ids_cpu[row, num_before:num_tokens]
             found = self._find(row, prefix, by_length.get(num_before, ()))
             known = found or _KnownRequest(f"row-{next(self._names)}", prefix, self._call)
             self._known[known.request_id] = known
-            known.extend(emitted, self._call)
+            known.extend(sampled, self._call)
             by_row[row] = known.request_id
             prompt = None if found else prefix
-            rows.append(TrackedRow(row, known.request_id, prompt, emitted, num_tokens))
+            rows.append(TrackedRow(row, known.request_id, prompt, sampled, num_tokens))
         self._by_row = by_row
         self._drop_long_absent()
         return rows

@@ -72,7 +72,8 @@ class CostModel:
         like = self._batches.get(_batch_bin(batch))
         if like is None:
             like = self._batches[_batch_bin(batch)] = _LikeSteps(batch)
-        is_first = bool(self.is_new(batch, drafted)[-1])
+        self._make_room(batch + drafted)
+        is_first = bool(self._is_new[batch + drafted])
         self._is_new[batch + drafted] = False
         was_known = like.is_known()
         like.observe(self._steps, drafted, is_first, seconds)
@@ -143,6 +144,7 @@ class _LikeSteps:
     def __init__(self, batch: int) -> None:
         self.most_drafted = 0
         self.rest_s = 0.0
+        self.first_extra = 0.0
         self._start, self._spread = start_costs(batch)
         self._costs = self._start.copy()
         self._deviation = ANY_SD
@@ -178,10 +180,6 @@ class _LikeSteps:
     def is_unsure(self) -> bool:
         return self._deviation > UNSURE
 
-    @property
-    def first_extra(self) -> float:
-        return max(0.0, float(self._costs[FIRST]))
-
     def curve(self, most: int) -> Floats:
         """Not to be written to."""
         if self._curve is None or len(self._curve) != most + 1:
@@ -194,6 +192,7 @@ class _LikeSteps:
         covariance = fit(self._costs, self._start, self._spread, self._pairs, self._counts, since)
         self._deviation = least_deviation(covariance, max(1, self.most_drafted))
         self.rest_s = rest_seconds(self._latest, self._steps, self._costs)
+        self.first_extra = max(0.0, float(self._costs[FIRST]))
         self._curve = None
 
 

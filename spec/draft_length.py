@@ -29,6 +29,7 @@ small, and is past where they go on or end: half a gap is then counted, for ther
 """
 
 from enum import Enum, auto
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -151,11 +152,32 @@ def best_lengths(chances, lengths, curve, cost, step=1.0):
 
 
 @compiled
-def cut_drafts(slots, requests, trail_table, curve, cost, step):
+def curve_now(curve, is_new, first_extra, sunk, step):
+    """The cost [m + 1] of the next step by all drafted tokens, in steps as they are.
+
+    Args:
+        curve: [m + 1] float64, in steps without drafts; 1 for none.
+        is_new: [m + 1] bool, what `first_extra` is added to.
+        first_extra: in steps without drafts.
+        sunk: share of what any draft costs at once that is spent either way.
+        step: what a step costs as they are, in steps without drafts.
+    """
+    costs = np.empty_like(curve)
+    costs[0] = 1.0 / step
+    for d in range(1, len(curve)):
+        costs[d] = curve[d] + (first_extra if is_new[d] else 0.0)
+    at_once = sunk * (costs[1] - 1.0) if len(curve) > 1 else 0.0
+    for d in range(1, len(curve)):
+        costs[d] = (costs[d] - at_once) / step
+    return costs
+
+
+@compiled
+def cut_drafts(slots, requests, trail_table, curve, is_new, first_extra, sunk, step, cost):
     """Cut the drafts of slots [B] to the lengths that are worth most.
 
-    Returns the lengths [B], the tokens [B, n] and what they gain; curve, cost, step: as for
-    `best_lengths`.
+    Returns the lengths [B], the tokens [B, n] and what they gain; curve to step: as for
+    `curve_now`, cost: as for `best_lengths`.
     """
     trail = open_trail(trail_table)
     lengths = requests[slots, DRAFTED]
@@ -165,10 +187,22 @@ def cut_drafts(slots, requests, trail_table, curve, cost, step):
     for i in range(len(slots)):
         chances[i] = trail.chances[slots[i], : longest + 1]
         tokens[i] = trail.tokens[slots[i], :longest]
-    kept, gain = best_lengths(chances, lengths, curve, cost, step)
+    costs = curve_now(curve, is_new, first_extra, sunk, step)
+    kept, gain = best_lengths(chances, lengths, costs, cost, step)
     for i in range(len(slots)):
         requests[slots[i], DRAFTED] = kept[i]
     return kept, tokens, gain
+
+
+class Terms(NamedTuple):
+    """What drafts are cut by, as `cut_drafts` takes it."""
+
+    curve: npt.NDArray[np.float64]  # [m + 1]
+    is_new: npt.NDArray[np.bool_]  # [m + 1]
+    first_extra: float
+    sunk: float
+    step: float
+    cost: float
 
 
 class DraftLength:
@@ -243,26 +277,23 @@ class DraftLength:
         for later, it takes its share of a step then, however little it costs to verify."""
         return self._cost if self._fixed is not None else max(self._cost, 0.5 / (self._most + 1))
 
-    def terms(
-        self, batch: int, turn: Turn = Turn.WAITED
-    ) -> tuple[npt.NDArray[np.float64], float, float]:
-        """What drafts are to be cut by: the relative cost [m + 1] of a step of `batch` requests by
-        all drafted tokens, what one costs, in steps of its request, and what a step does, in steps
-        without drafts."""
-        curve = self._curve
+    def terms(self, batch: int, turn: Turn = Turn.WAITED) -> Terms:
+        """What the drafts of `batch` requests are to be cut by."""
+        curve, is_new = self._curve, self.costs.is_new(batch, len(self._curve) - 1)
         if self._probing:
             # A probe is to show what drafts cost, but not to cost much itself; a token for every
             # second request it may have, else a wrong belief that drafts are dear would last.
             bearable = int(np.count_nonzero(curve <= 1.0 + MOST_OF_PROBE))
-            return np.zeros(max(bearable, 1 + (batch + 1) // 2)), self._token_cost(), 1.0
-        if self.costs.first_extra:
-            is_new = self.costs.is_new(batch, len(curve) - 1)
-            curve = curve + self.costs.first_extra / FIRST_USES * is_new
-            curve[0] = 1.0
-        if turn is Turn.SETTLED and len(curve) > 1:
-            curve = curve - SUNK_SHARE * (curve[1] - curve[0])
-            curve[0] = 1.0
-        return curve / self._step_cost, self._token_cost(), self._step_cost
+            free = np.ones(max(bearable, 1 + (batch + 1) // 2))
+            return Terms(free, np.zeros(len(free), np.bool_), 0.0, 0.0, 1.0, self._token_cost())
+        return Terms(
+            curve,
+            is_new,
+            self.costs.first_extra / FIRST_USES,
+            SUNK_SHARE if turn is Turn.SETTLED else 0.0,
+            self._step_cost,
+            self._token_cost(),
+        )
 
     def note_gain(self, gain: float, turn: Turn = Turn.WAITED, saved_s: float = 0.0) -> bool:
         """Take in what the drafts as they were cut are expected to gain in this step, in steps,

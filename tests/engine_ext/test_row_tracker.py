@@ -136,7 +136,7 @@ class IdTracking(_Batch):
                 assert request.name not in self.seen
                 assert row.prompt_token_ids.tolist() == list(request.prompt)
                 self.seen[request.name] = list(request.prompt)
-            self.seen[request.name] += row.emitted_token_ids.tolist()
+            self.seen[request.name] += row.emitted_token_ids
             assert self.seen[request.name] == request.tokens
             assert row.num_tokens == len(request.tokens)
 
@@ -159,7 +159,7 @@ class ContentTracking(_Batch):
                 assert row.request_id not in self.seen
                 self.num_started += 1
                 self.seen[row.request_id] = row.prompt_token_ids.tolist()
-            self.seen[row.request_id] += row.emitted_token_ids.tolist()
+            self.seen[row.request_id] += row.emitted_token_ids
             assert self.seen[row.request_id] == self.rows[row.row].tokens
 
     @invariant()
@@ -210,7 +210,7 @@ def test_output_taken_back_restarts_the_request() -> None:
     tracker.name_rows(["a"], prompts)
     (row,) = tracker.update([[7]], *_rows([1, 7]))
     assert row.prompt_token_ids is not None
-    assert row.emitted_token_ids.tolist() == [7]
+    assert row.emitted_token_ids == [7]
 
 
 @pytest.mark.parametrize("length", [200, 5000])
@@ -243,7 +243,7 @@ def test_rows_are_settled_while_the_same_requests_decode() -> None:
     assert tracker.unseen("a", 6) == 2
     num_tokens, tokens = _rows([1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9])
     rows = tracker.update([[6], [9]], num_tokens, tokens)
-    assert [row.emitted_token_ids.tolist() for row in rows] == [[5, 6], [8, 9]]
+    assert [row.emitted_token_ids for row in rows] == [[5, 6], [8, 9]]
     tracker.name_rows(["b", "a"], prompts)
     assert not tracker.is_settled
     tracker.name_rows(["a", "b"], prompts)

@@ -16,8 +16,10 @@ from reprise.spec.draft_length import (
     PROBE_EVERY,
     PROBE_LEAST,
     DraftLength,
+    Terms,
     Turn,
     best_lengths,
+    curve_now,
     cut_drafts,
     falling_worths,
 )
@@ -51,13 +53,21 @@ def test_drafts_are_found_by_their_slots() -> None:
     requests = np.zeros((6, REQUEST_FIELDS), np.int64)
     requests[:, DRAFTED] = lengths = np.array([1, 4, 0, 3, 2, 4])
     slots, curve = np.array([3, 1, 4]), 1.0 + 0.07 * np.arange(40)
-    kept, tokens, gain = cut_drafts(slots, requests, trail_table(trail), curve, 0.08, 1.0)
+    terms = Terms(curve, np.zeros(40, np.bool_), 0.0, 0.0, step=1.0, cost=0.08)
+    kept, tokens, gain = cut_drafts(slots, requests, trail_table(trail), *terms)
     expected, worth = best_lengths(trail.chances[slots], lengths[slots], curve, 0.08)
     assert kept.tolist() == expected.tolist() == requests[slots, DRAFTED].tolist()
     assert 0 < kept.sum() < lengths[slots].sum()
     assert gain == worth
     assert tokens.tolist() == trail.tokens[slots, :4].tolist()
     assert requests[[0, 2, 5], DRAFTED].tolist() == [1, 0, 4]
+
+
+def test_what_is_new_and_what_is_spent_either_way_change_the_curve() -> None:
+    curve, is_new = np.array([1.0, 1.4, 1.5, 1.8]), np.array([True, False, True, False])
+    now = curve_now(curve, is_new, 0.3, 0.5, 2.0)
+    assert (2.0 * now).tolist() == pytest.approx([1.0, 1.2, 1.6, 1.6])
+    assert curve_now(curve[:1], is_new[:1], 0.3, 0.5, 2.0).tolist() == [0.5]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -270,7 +280,7 @@ def test_where_an_engine_runs_ahead_drafts_are_harder_to_begin_than_to_go_on_wit
     for step in range(200):
         lengths_of.costs.observe_step(8, step % 4, 0.010 * (1.5 if step % 4 else 1.0))
     lengths_of.least_chance(8)
-    waited, settled, ahead = (lengths_of.terms(8, turn)[0] for turn in Turn)
+    waited, settled, ahead = (curve_now(*lengths_of.terms(8, turn)[:-1]) for turn in Turn)
     assert waited[1:4] - waited[0] == pytest.approx(0.5, abs=0.05)
     assert settled[1:4] - settled[0] == pytest.approx(0.25, abs=0.05)
     assert ahead.tolist() == waited.tolist()

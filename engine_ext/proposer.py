@@ -1,16 +1,15 @@
 """The drafter that vLLM loads for `--speculative-config '{"model": "...CacheHitProposer"}'`."""
 
-import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext import runner_hooks
 from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.config import RepriseConfig, engine_config
 from reprise.engine_ext.kernel_warm_up import make_kernels
-from reprise.engine_ext.latency import LatencyHistogram
 from reprise.engine_ext.live_request import LiveRequest
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.near_drafts import NearDrafts
 from reprise.engine_ext.plugin import unsupported_start
 from reprise.engine_ext.request_hints import RequestHints
 from reprise.engine_ext.request_info import DraftCountsKeeper
@@ -21,6 +20,7 @@ from reprise.engine_ext.row_tracker import (
     TrackedRow,
     num_known,
 )
+from reprise.engine_ext.step_clock import Pace, StepClock
 from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.engine_ext.worker_retriever import worker_retriever
 from reprise.retrieval.token_overlap import TokenOverlap
@@ -32,18 +32,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-
-class Pace(NamedTuple):
-    """How the engine goes on from step to step."""
-
-    turn: Turn
-    is_late: bool = False
-    """Other steps were launched before the tokens of this one were known."""
-    was_ahead: bool = False
-    """It was launched while the one before it ran."""
-    saved_s: float = 0.0
-    """How much of the time that drafting takes is no loss."""
 
 
 class CacheHitProposer(runner_hooks.RunnerAware):
@@ -75,18 +63,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = SwallowedErrors()
         self._live: dict[str, LiveRequest] = {}
-        self._awaiting: dict[str, LiveRequest] = {}
-        """Of the live requests, those whose near answers by meaning are not there yet."""
-        self._seen_progress = -1
         self._draft_counts = DraftCountsKeeper()
-        self._propose_us = LatencyHistogram()
-        self._near_answers_in_time = {"meaning": 0, "tokens": 0}
-        self._near_answers_late = 0
-        self._propose_began_s = self._propose_ended_s = 0.0
-        self._usual_pace = self._pace = Pace(Turn.WAITED)
-        self._steps = {"waited_for": 0, "run_ahead": 0}
-        self._num_drafted_tokens = 0
-        self._only_decoded = False
+        self._clock = StepClock()
         self._previous_ids: frozenset[str] = frozenset()
         self._kernels_up_to = 0
         # Only the first rank's drafts reach the scheduler; the others would draft for nothing.
@@ -98,20 +76,21 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._rows = self._ids or ContentRowTracker()
         # Without ids there are no namespaces: what one request is answered must then never reach
         # another, unless the operator has declared a single tenant.
-        self._shares_answers = self._ids is not None or self._namespace is not None
+        shares_answers = self._ids is not None or self._namespace is not None
         self._install_in_worker(config)
         self._provider = DraftProvider(config.drafts)
-        self._max_near_answers = config.drafts.max_near_answers
-        self._overlap = TokenOverlap()
-        self._retriever = None
-        self._learner = None
+        self._near: NearDrafts | None = None
+        self._learner: AnswerLearner | None = None
         if self._is_drafting_rank:
             self._provider.warm_up()
-            if self._shares_answers:
-                self._overlap.warm_up()
-                self._retriever = worker_retriever(vllm_config, config.retrieval)
+            if shares_answers:
+                overlap = TokenOverlap()
+                overlap.warm_up()
+                retriever = worker_retriever(vllm_config, config.retrieval)
+                most = config.drafts.max_near_answers
+                self._near = NearDrafts(self._provider, retriever, overlap, most=most)
                 self._learner = AnswerLearner(
-                    self._provider, self._retriever, self._overlap, errors=self._errors
+                    self._provider, retriever, overlap, errors=self._errors
                 )
 
     def _install_in_worker(self, config: RepriseConfig) -> None:
@@ -159,40 +138,32 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         Returns:
             [num_reqs] lists of at most `num_speculative_tokens` token ids.
         """
-        started_s = time.perf_counter()
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         if not self._is_drafting_rank:
             return drafts
+        step_time_s = self._clock.take_step_time_s()
         try:
-            self._attach_awaited()
-            step_time_s = self._step_time_s(started_s)
-            if self._ids is None or not self._rest(self._ids, step_time_s):
-                rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
-                self._propose(rows, step_time_s, drafts)
+            if self._near is not None:
+                self._near.attach_arrived()
+            if self._ids is not None and self._ids.is_settled:
+                # No request is new. Where no draft can pay, nothing has to be done for this step:
+                # what it emitted is seen by the next one that looks.
+                if self._provider.rest(
+                    self._ids.num_requests,
+                    step_time_s=step_time_s,
+                    num_drafted_tokens=self._clock.num_drafted_tokens,
+                    turn=self._clock.pace.turn,
+                ):
+                    return drafts
+                step_time_s = None  # it is taken in
+            rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+            self._propose(rows, step_time_s, drafts)
         except Exception as error:
             self._errors.swallow("propose", error)
             drafts = [[] for _ in sampled_token_ids]
-        self._steps["run_ahead" if self._pace.is_late else "waited_for"] += 1
-        self._propose_began_s = started_s
-        self._propose_ended_s = time.perf_counter()
-        self._propose_us.observe((self._propose_ended_s - started_s) * 1e6)
+        finally:
+            self._clock.note_drafted()
         return drafts
-
-    def _rest(self, ids: IdRowTracker, step_time_s: float | None) -> bool:
-        """Whether nothing has to be done for this step: no request is new, and no draft can pay.
-
-        What the step emitted is then seen by the next one that looks.
-        """
-        if not ids.is_settled:
-            return False
-        rests = self._provider.rest(
-            ids.num_requests,
-            step_time_s=step_time_s,
-            num_drafted_tokens=self._num_drafted_tokens,
-            turn=self._pace.turn,
-        )
-        self._only_decoded = False  # that its time is taken in
-        return rests
 
     def _propose(
         self, rows: Sequence[TrackedRow], step_time_s: float | None, drafts: list[list[int]]
@@ -222,10 +193,10 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             request_ids,
             emitted,
             limits=limits,
-            step_time_s=step_time_s if was_busy and self._only_decoded else None,
-            num_drafted_tokens=self._num_drafted_tokens,
-            turn=self._pace.turn,
-            saved_s=self._pace.saved_s,
+            step_time_s=step_time_s if was_busy else None,
+            num_drafted_tokens=self._clock.num_drafted_tokens,
+            turn=self._clock.pace.turn,
+            saved_s=self._clock.pace.saved_s,
         )
         for row, draft in zip(rows, proposed, strict=True):
             drafts[row.row] = draft
@@ -234,15 +205,6 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 live = self._live[ended.request_id]
                 self._end(ended.request_id, ended.token_ids[live.num_prompt_tokens :])
 
-    def _step_time_s(self, started_s: float) -> float | None:
-        """What the step took without the drafter, if it is known and it did nothing but decode."""
-        if not self._only_decoded:
-            return None
-        if not self._pace.is_late:
-            return started_s - self._propose_ended_s
-        # Drafting went on while it ran. One without drafts after a gap is like no other.
-        return started_s - self._propose_began_s if self._pace.was_ahead else None
-
     def _start(self, row: TrackedRow, live: LiveRequest | None) -> LiveRequest:
         """Begin drafting for a request that emits for the first time."""
         assert row.prompt_token_ids is not None
@@ -250,19 +212,15 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             live = LiveRequest(None, row.prompt_token_ids.copy())
             self._begin(row.request_id, live)
         live.num_prompt_tokens = len(row.prompt_token_ids)
+        namespace = self._namespace_of(row.request_id, live.hints)
         self._provider.start(
             row.request_id,
             row.prompt_token_ids,
-            namespace=self._namespace_of(row.request_id, live.hints),
+            namespace=namespace,
             max_draft=live.hints.max_draft if live.hints.drafts else 0,
         )
-        if row.request_id in self._awaiting:
-            if self._attach(row.request_id, live):
-                self._near_answers_in_time["meaning"] += 1
-            elif self._attach_by_tokens(row.request_id, live):
-                self._near_answers_in_time["tokens"] += 1
-            else:
-                self._near_answers_late += 1
+        if self._near is not None:
+            self._near.attach_first(row.request_id, live, namespace)
         return live
 
     def _namespace_of(self, request_id: str, hints: RequestHints) -> str:
@@ -274,50 +232,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
     def _begin(self, request_id: str, live: LiveRequest) -> None:
         """Know a request from now on; start retrieval unless the front end already has."""
         self._live[request_id] = live
-        if self._retriever is None or not live.hints.drafts or live.prompt_token_ids is None:
-            return
-        self._awaiting[request_id] = live
-        if live.hints.retrieval_id is None:
-            self._retriever.submit(
-                request_id,
-                namespace=self._namespace_of(request_id, live.hints),
-                prompt_token_ids=live.prompt_token_ids,
-            )
-
-    def _attach_awaited(self) -> None:
-        if not self._awaiting:
-            return
-        assert self._retriever is not None
-        progress = self._retriever.progress()
-        if progress == self._seen_progress:
-            return
-        self._seen_progress = progress
-        for request_id, live in tuple(self._awaiting.items()):
-            if live.num_prompt_tokens:  # it has started
-                self._attach(request_id, live)
-
-    def _attach(self, request_id: str, live: LiveRequest) -> bool:
-        """Draft from what is near in meaning, if that is known by now."""
-        assert self._retriever is not None
-        near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
-        if near_answers is None:
-            return False
-        del self._awaiting[request_id]
-        # What shares tokens and is not near in meaning may be of use all the same.
-        self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
-        return True
-
-    def _attach_by_tokens(self, request_id: str, live: LiveRequest) -> bool:
-        """Draft from what shares tokens until what is near in meaning is there."""
-        assert live.prompt_token_ids is not None
-        live.near_by_tokens = self._overlap.search(
-            self._namespace_of(request_id, live.hints),
-            live.prompt_token_ids,
-            count=self._max_near_answers,
-        )
-        if live.near_by_tokens:
-            self._provider.attach(request_id, live.near_by_tokens)
-        return bool(live.near_by_tokens)
+        if self._near is not None:
+            self._near.begin(request_id, live, self._namespace_of(request_id, live.hints))
 
     def before_serving(self, runner: "GPUModelRunner") -> None:
         """Have the kernels made that steps with drafts need."""
@@ -363,7 +279,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         """Whether late drafts can be made: only for requests that are known by id."""
         if self._ids is None:
             return False
-        self._usual_pace = self._pace = Pace(Turn.SETTLED)
+        self._clock.may_run_ahead()
         return True
 
     def propose_late(
@@ -380,25 +296,18 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         """Drafts after a step that was not waited for: see `RunnerAware`."""
         self.before_propose(runner, scheduler_output)
         turn = Turn.AHEAD if is_ahead else Turn.SETTLED
-        self._pace = Pace(turn, is_late=True, was_ahead=was_ahead, saved_s=spare_s)
-        try:
+        with self._clock.at(Pace(turn, is_late=True, was_ahead=was_ahead, saved_s=spare_s)):
             return self.propose(emitted, num_tokens, runner.input_batch.token_ids_cpu)
-        finally:
-            self._pace = self._usual_pace
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Learn which request is in which row."""
-        drafts = scheduler_output.scheduled_spec_decode_tokens
-        self._num_drafted_tokens = sum(map(len, drafts.values()))
-        num_decoded_tokens = len(scheduler_output.num_scheduled_tokens) + self._num_drafted_tokens
-        self._only_decoded = scheduler_output.total_num_scheduled_tokens == num_decoded_tokens
+        self._clock.note_step(scheduler_output)
         if self._ids is not None:
             self._ids.name_rows(runner.input_batch.req_ids, runner.input_batch.num_prompt_tokens)
 
     def _end(self, request_id: str, output_token_ids: Sequence[int] | IntArray) -> None:
         """Drop a request's state and hand its answer on to be learned."""
         live = self._live.pop(request_id, None)
-        self._awaiting.pop(request_id, None)
         if self._ids is not None:
             if live is not None and live.num_prompt_tokens:
                 num_tokens = live.num_prompt_tokens + len(output_token_ids)
@@ -410,12 +319,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         stats = self._provider.finish(request_id)
         if live is not None and live.hints.info:
             self._draft_counts.keep(request_id, stats)
-        if live is None or self._retriever is None or self._learner is None:
+        if live is None or self._near is None or self._learner is None:
             return
         namespace = self._namespace_of(request_id, live.hints)
-        self._retriever.discard(live.hints.retrieval_id or request_id)
-        if stats is not None and stats.accepted_by_answer:
-            self._retriever.credit(namespace, stats.accepted_by_answer)
+        accepted = stats.accepted_by_answer if stats is not None else {}
+        self._near.end(request_id, live, namespace, accepted)
         # The front end stores what it has retrieved for: it knows the text and how it finished.
         is_ours = live.hints.store and live.hints.retrieval_id is None
         if is_ours and live.prompt_token_ids is not None:
@@ -431,13 +339,10 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def report(self) -> dict[str, Any]:
         """Figures of this worker since it started."""
-        stats = self._provider.stats()
         return {
-            "provider": stats,
-            "steps": dict(self._steps),
-            "propose_us": self._propose_us.summary(),
-            "near_answers_in_time": self._near_answers_in_time,
-            "near_answers_late": self._near_answers_late,
+            "provider": self._provider.stats(),
+            **self._clock.report(),
+            **(self._near.report() if self._near is not None else {}),
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
             "errors": self._errors.counts(),

@@ -22,6 +22,7 @@ from reprise.engine_ext.row_tracker import (
 )
 from reprise.engine_ext.step_clock import Pace, StepClock
 from reprise.engine_ext.swallowed import SwallowedErrors
+from reprise.engine_ext.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker_retriever import worker_retriever
 from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.draft_length import Turn
@@ -81,8 +82,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._provider = DraftProvider(config.drafts)
         self._near: NearDrafts | None = None
         self._learner: AnswerLearner | None = None
+        self._weights: WeightsKeeper | None = None
         if self._is_drafting_rank:
             self._provider.warm_up()
+            if (path := weights_path(config, self._tokenizer_key)) is not None:
+                self._weights = WeightsKeeper(self._provider, path, errors=self._errors)
             if shares_answers:
                 overlap = TokenOverlap()
                 overlap.warm_up()
@@ -353,5 +357,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         return self._draft_counts.take(request_ids)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until every finished request so far is learned. True when it is."""
+        """Wait until every finished request so far is learned, and saved. True when it is."""
+        if self._weights is not None:
+            self._weights.save()
         return self._learner.flush(timeout_s) if self._learner is not None else True

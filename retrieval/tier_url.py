@@ -43,9 +43,12 @@ def snapshot_path(url: str, setting: str | None) -> Path | None:
     """
     if url.startswith("memory:"):
         return None
-    if setting is not None:
-        return Path(setting)
-    return Path(f"{sqlite_path(url)}.index") if url.startswith("sqlite:") else None
+    return Path(setting) if setting is not None else beside_sqlite(url, ".index")
+
+
+def beside_sqlite(url: str, ending: str) -> Path | None:
+    """A file beside the SQLite file that a URL names, called like it; None if it names none."""
+    return Path(f"{sqlite_path(url)}{ending}") if url.startswith("sqlite:") else None
 
 
 def sqlite_path(url: str) -> Path:

@@ -22,5 +22,9 @@ class DraftConfig(BaseModel):
     max_corpus_bytes: int = Field(default=1 << 30, ge=0)
     """Most bytes for the corpus index of one namespace; beyond it new answers are not indexed."""
 
+    weights_file: str | None = None
+    """File in which what drafting has learned outlives restarts; None: beside the SQLite file, if
+    any."""
+
     num_threads: int = Field(default=8, ge=1, le=64)
     """Most threads that draft for a large batch; never more than the cores of the process."""

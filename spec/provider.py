@@ -30,12 +30,13 @@ from .near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
 from .request import Request
 from .stats import SOURCES, ProviderStats, RequestStats
 from .trail import make_trail, trail_table
-from .weights import load_weights, save_weights, start_weights
+from .weights import SECRET_BYTES, load_weights, salt_of, save_weights, start_weights
 
 logger = logging.getLogger(__name__)
 
 FIRST_SLOTS = 16
 HOPELESS = 0.95
+_SECRET = os.urandom(SECRET_BYTES)  # of this process, where none was saved
 
 
 class DraftProvider:
@@ -63,6 +64,7 @@ class DraftProvider:
         self._trail = make_trail(FIRST_SLOTS, self._positions)
         self._free = list(range(FIRST_SLOTS))
         self._weights = start_weights()
+        self._secret = _SECRET
         self._tables = self._make_tables()
         self._runner = BatchRunner(min(self.config.num_threads, len(os.sched_getaffinity(0))))
         self._length = DraftLength(self.config)
@@ -111,7 +113,8 @@ class DraftProvider:
             slot = self._free.pop()
             row = self._requests[slot]
             room = self._positions + 2
-            request = Request(slot, row, prompt, namespace=namespace, cap=cap, room=room)
+            salt = salt_of(namespace, self._secret)
+            request = Request(slot, row, prompt, namespace=namespace, salt=salt, cap=cap, room=room)
             row[CORPUS_ROW] = self._corpora.enter(namespace)
             self._length.resume()
             self._live[request_id] = request
@@ -283,18 +286,25 @@ class DraftProvider:
             self._length.costs.note_ready(num_tokens)
 
     def save(self, path: str | Path) -> None:
-        """Write the learned weights (not the corpus) to `path`."""
+        """Write the learned weights (not the corpus) to `path`, which drafting does not wait for.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         with self._lock:
-            save_weights(self._weights, path)
+            weights = type(self._weights)(*(table.copy() for table in self._weights))
+            secret = self._secret
+        save_weights(weights, path, secret=secret)
 
     def load(self, path: str | Path) -> None:
-        """Go on from the weights that `save` wrote.
+        """Go on from the weights that `save` wrote, before the first request.
 
         Raises:
             ValueError: if the file does not hold weights of this version.
+            OSError: the file cannot be read.
         """
         with self._lock:
-            load_weights(self._weights, path)
+            self._secret = load_weights(self._weights, path) or self._secret
 
     def _observe_cost(
         self, num_requests: int, step_time_s: float | None, num_drafted_tokens: int

@@ -122,6 +122,7 @@ class Request:
         prompt: IntArray,
         *,
         namespace: str,
+        salt: int,
         cap: int,
         room: int,
     ) -> None:
@@ -141,9 +142,7 @@ class Request:
         self._table = context_table(self._places, length, length - 1, ROOM + room)
         row[:] = 0
         row[LENGTH], row[BEGIN], row[GENERATION] = length, length - 1, -1
-        # Python keys this hash with a secret of the process, so that no tenant can aim at another's
-        # weights; that of the namespace without a name is always 0.
-        row[SALT] = hash(namespace) & 0xFFFFFFFF
+        row[SALT] = salt
         self._publish(row)
 
     @property

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import chi2
 
 from reprise.eval.demo_trace import make_demo_trace
+from reprise.spec.weights import load_weights, save_weights, start_weights
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -58,17 +59,29 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
 
 
 def test_measured_costs_and_rests_change_no_answer(
-    plain_llm: Any, llm_builder: Callable[..., Any], demo_model: Path, questions: list[str]
+    plain_llm: Any,
+    llm_builder: Callable[..., Any],
+    demo_model: Path,
+    questions: list[str],
+    tmp_path: Path,
 ) -> None:
-    """As users run it: lengths by what steps are measured to cost, some not looked at at all."""
-    llm = llm_builder(demo_model, with_reprise=True, additional_config={})
+    """As users run it: lengths by what steps are measured to cost, some not looked at at all; and
+    drafting goes on from what was learned before."""
+    file, secret = tmp_path / "weights", b"of the first run"
+    save_weights(start_weights(), file, secret=secret)
+    settings = {"reprise": {"drafts": {"weights_file": str(file)}}}
+    llm = llm_builder(demo_model, with_reprise=True, additional_config=settings)
     try:
         for _ in range(2):
             said = _said(_chat(llm, questions))
             assert said == _said(_chat(plain_llm, questions))
         (report,) = llm.collective_rpc("reprise_stats")
+        assert llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
     finally:
         llm.llm_engine.engine_core.shutdown()
+    learned = start_weights()
+    assert load_weights(learned, file) == secret
+    assert not np.array_equal(learned.choice, start_weights().choice)
     # A last draft may go further than the answer; nothing that waited to be looked at is lost.
     assert report["provider"]["emitted"] >= 2 * sum(len(one[0]) for one in said)
     assert report["provider"]["steps"] > 0

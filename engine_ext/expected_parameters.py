@@ -3,15 +3,26 @@
 import inspect
 from collections.abc import Mapping
 
+Methods = Mapping[tuple[type, str], tuple[str, ...]]
+"""By class and name: the names of the parameters."""
 
-def check_parameters(expected: Mapping[tuple[type, str], tuple[str, ...]]) -> None:
-    """Compare the names of the parameters of each method, by its class and name, with those
-    expected.
+
+def unexpected_parameters(expected: Methods, *, leading: bool = False) -> str | None:
+    """The first method whose parameters, or `leading` ones, are others, in one line; None if all
+    are as expected."""
+    for (owner, name), parameters in expected.items():
+        method = getattr(owner, name, None)
+        found = tuple(inspect.signature(method).parameters) if method is not None else ()
+        if (found[: len(parameters)] if leading else found) != parameters:
+            return f"{owner.__name__}.{name}{found} is not as expected {parameters}"
+    return None
+
+
+def check_parameters(expected: Methods) -> None:
+    """Compare all parameters of each method with those expected.
 
     Raises:
         RuntimeError: a method's are others.
     """
-    for (owner, name), parameters in expected.items():
-        found = tuple(inspect.signature(getattr(owner, name)).parameters)
-        if found != parameters:
-            raise RuntimeError(f"{owner.__name__}.{name}{found} is not as expected {parameters}")
+    if (problem := unexpected_parameters(expected)) is not None:
+        raise RuntimeError(problem)

@@ -61,14 +61,12 @@ class LiveRequest:
     def draft_limit(self, num_tokens: int, room: int) -> int:
         """Most tokens that a draft can be of use for: `num_tokens` prompt and output so far, `room`
         being what fits."""
+        if self.params is None:
+            return 0 if self.has_ended else max(0, room)
         # A seed promises the same sample every time, and vLLM's rejection sampling spends the
         # request's random numbers differently when there are drafts.
-        if self.params is not None and self.params.seed is not None:
+        if self.has_ended or self.params.seed is not None:
             return 0
-        if self.has_ended:
-            return 0
-        if self.params is None:
-            return max(0, room)
         num_output_tokens = num_tokens - self.num_prompt_tokens
         if self.params.max_tokens is not None:
             # The last token of an answer is the bonus token of some step: no draft for it.

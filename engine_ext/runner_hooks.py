@@ -7,7 +7,6 @@ untouched.
 `reprise_flush`.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -19,6 +18,7 @@ from vllm.platforms import current_platform
 
 from reprise.engine_ext import step_exchange
 from reprise.engine_ext.ahead import Ahead, ahead_of
+from reprise.engine_ext.expected_parameters import unexpected_parameters
 from reprise.engine_ext.fill_in import attach_num_filled_in, fill_in
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-# What the wrappers rely on, checked before anything is wrapped.
-_EXPECTED_PARAMETERS = {
+# Of GPUModelRunner: what the wrappers rely on, checked before anything is wrapped.
+_LEADING_PARAMETERS = {
     "execute_model": ("self", "scheduler_output"),
     "_update_states": ("self", "scheduler_output"),
     "propose_draft_token_ids": ("self", "scheduler_output", "sampled_token_ids"),
@@ -124,18 +124,14 @@ def install(drafter: RunnerAware) -> bool:
     _drafters.add(drafter)
     if getattr(GPUModelRunner, "_reprise_hooks", False):
         return True
-    for name, expected in _EXPECTED_PARAMETERS.items():
-        method = getattr(GPUModelRunner, name, None)
-        found = tuple(inspect.signature(method).parameters) if method else ()
-        if found[: len(expected)] != expected:
-            logger.warning(
-                "Reprise: GPUModelRunner.%s%s is not as expected %s; requests are recognised by "
-                "content, and drafts come from each request's own context only.",
-                name,
-                found,
-                expected,
-            )
-            return False
+    expected = {(GPUModelRunner, name): leading for name, leading in _LEADING_PARAMETERS.items()}
+    if (problem := unexpected_parameters(expected, leading=True)) is not None:
+        logger.warning(
+            "Reprise: %s; requests are recognised by content, and drafts come from each request's "
+            "own context only.",
+            problem,
+        )
+        return False
     _wrap_steps(GPUModelRunner)
     _wrap(GPUModelRunner, "_update_states", "before_step")
     _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")

@@ -77,6 +77,9 @@ def load_weights(weights: Weights, path: str | Path) -> bytes:
             raise ValueError(f"{path}: {name}: expected shape {table.shape}, came {came}")
         if not np.isfinite(stored[name]).all():
             raise ValueError(f"{path}: {name}: expected finite numbers")
+    secret = stored["secret"].tobytes() if "secret" in stored else b""
+    if len(secret) not in (0, SECRET_BYTES):
+        raise ValueError(f"{path}: secret: expected {SECRET_BYTES} bytes, came {len(secret)}")
     for name, table in weights._asdict().items():
         table[:] = stored[name]
-    return stored["secret"].tobytes() if "secret" in stored else b""
+    return secret

@@ -89,6 +89,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_weights(broken, tmp_path / "broken")
     with pytest.raises(ValueError, match="choice: expected finite numbers"):
         load_weights(prior_weights(), tmp_path / "broken")
+    save_weights(prior_weights(), tmp_path / "secret", secret=b"long" * 32)
+    with pytest.raises(ValueError, match="secret: expected 16 bytes, came 128"):
+        load_weights(prior_weights(), tmp_path / "secret")
     small = prior_weights()._replace(choice=np.zeros(3, np.float32))
     save_weights(small, tmp_path / "small")
     with pytest.raises(ValueError, match=r"choice: expected shape .* came \(3,\)"):

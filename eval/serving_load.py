@@ -57,7 +57,14 @@ class Load(NamedTuple):
 class Server:
     """A vLLM server on a free port of this machine."""
 
-    def __init__(self, model: str, speculative: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        speculative: dict[str, Any] | None,
+        *,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -66,20 +73,30 @@ class Server:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--enforce-eager", "--max-num-seqs", "32", "--disable-uvicorn-access-log"]
+        command += options
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
-        environment["VLLM_PLUGINS"] = "reprise"
+        variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
+        variables["VLLM_PLUGINS"] = "reprise"
         # A machine that stands still for vLLM's 5 s would have every connection closed under load.
-        environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "600")
+        variables.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "600")
         self._process = subprocess.Popen(
             command,
-            env=environment,
+            env={**variables, **(environment or {})},
             cwd=tempfile.gettempdir(),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    @property
+    def pid(self) -> int:
+        """Of the API server's process."""
+        return self._process.pid
+
+    def has_ended(self) -> bool:
+        """Whether the API server's process is gone."""
+        return self._process.poll() is not None
 
     def wait(self) -> None:
         """Until it answers.
@@ -118,8 +135,14 @@ class Server:
         """Let them run."""
         self._signal(signal.SIGCONT)
 
+    def terminate(self) -> None:
+        """Tell it to stop."""
+        self._process.terminate()
+
     def stop(self) -> None:
-        """End it and all that it started, and wait for that."""
+        """End it and all that it started, and wait for that; twice is as good as once."""
+        if self._log.closed:
+            return
         self.go_on()
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

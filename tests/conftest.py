@@ -12,6 +12,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What is compared token for token must not depend on what is computed beside it: attention that
+# shares out keys among threads rounds by the batch.
+os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from reprise.eval.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.engine_environment import engine_environment

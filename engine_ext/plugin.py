@@ -1,7 +1,7 @@
 """The general plugin: what vLLM calls in every process before it builds anything.
 
-It changes nothing for an engine whose speculative config does not name our proposer, but for what
-is wrong on the CPU with any drafter and without (amx_repair.py).
+It changes nothing for an engine whose speculative config does not name our proposer: what it wraps
+calls vLLM's own for those.
 """
 
 from functools import wraps
@@ -30,7 +30,6 @@ def register() -> None:
         _enhance_front_end,
         _exchange_once_a_step,
         _schedule_asynchronously,
-        _keep_off_tiles,
         _keep_off_worker_cores,
     ):
         try:
@@ -80,12 +79,6 @@ def _schedule_asynchronously() -> None:
     from reprise.engine_ext import async_scheduling
 
     async_scheduling.install()
-
-
-def _keep_off_tiles() -> None:
-    from reprise.engine_ext import amx_repair
-
-    amx_repair.install()
 
 
 def _keep_off_worker_cores() -> None:

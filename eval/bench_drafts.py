@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from reprise.eval.machine import describe_machine
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.near_answer import PlainNearAnswer
 
@@ -245,13 +246,7 @@ def bench_corpus(tokens: int) -> Iterator[dict[str, Any]]:
 
 def machine() -> str:
     """The processor, the cores of this process and how busy they were in the last minute."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    cores = len(os.sched_getaffinity(0))
-    return f"{models[0] if models else 'cpu'}; {cores} cores; load {os.getloadavg()[0]:.1f}"
+    return f"{describe_machine()}; load {os.getloadavg()[0]:.1f}"
 
 
 def record(row: dict[str, Any]) -> None:

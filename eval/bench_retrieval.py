@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from reprise.eval.bench_retrieval_inputs import (
 from reprise.eval.bench_retrieval_prompts import burst_figures, shared_token_figures
 from reprise.eval.bench_retrieval_quality import quality_figures
 from reprise.eval.bench_retrieval_snapshot import snapshot_figures
+from reprise.eval.machine import describe_machine
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.local_retriever import LocalRetriever
 from reprise.retrieval.process_retriever import ProcessRetriever
@@ -300,7 +300,7 @@ def _append(path: Path, figures: Sequence[Figure]) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    machine = describe_machine()
     is_new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)

@@ -44,7 +44,7 @@ def bench_exact(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict
     """Exact hits against generating, one request at a time."""
     questions = [row.prompt for row in rows][: settings.requests]
     asked: dict[str, Any] = {"concurrency": 1, "max_tokens": settings.max_tokens}
-    with running(settings.model, "reprise") as (server,):
+    with running(settings.model, "reprise", dtype=settings.dtype) as (server,):
         asyncio.run(ask_all(server, questions[:4], **asked, headers=_GENERATE))
         generated, _ = asyncio.run(
             ask_all(server, questions, **asked, headers=_GENERATE_WITHOUT_DRAFTS)
@@ -97,7 +97,7 @@ def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[
     """
     questions = [row.prompt for row in rows][: settings.requests]
     found = []
-    with running(settings.model, "none", "reprise") as (plain, ours):
+    with running(settings.model, "none", "reprise", dtype=settings.dtype) as (plain, ours):
         contenders = (
             Contender("plain vLLM", plain, {}),
             Contender("drafts off", ours, _GENERATE_WITHOUT_DRAFTS),
@@ -137,7 +137,7 @@ def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[di
             f"the cache, came {len(fresh)}"
         )
     found = []
-    with running(settings.model, *settings.methods) as servers:
+    with running(settings.model, *settings.methods, dtype=settings.dtype) as servers:
         contenders = [
             Contender(method, server, _GENERATE)
             for method, server in zip(settings.methods, servers, strict=True)
@@ -282,6 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="default: the demo model")
+    parser.add_argument("--dtype", help="default: float32 for the demo model, else the model's own")
     parser.add_argument("--trace", type=Path, help="default: the demo trace")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by commas")
     parser.add_argument("--methods", default=",".join(SPECULATIVE), help="by commas")
@@ -318,12 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Servers are stopped on the way out, whoever ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if settings.model is None:
-        from reprise.eval.demo_model import demo_model_path
+        from reprise.eval.demo_model import DEMO_DTYPE, demo_model_path
 
         settings.model = str(demo_model_path())
+        settings.dtype = settings.dtype or DEMO_DTYPE
     elif Path(settings.model).is_dir():
         # The servers start in a folder of their own.
         settings.model = str(Path(settings.model).resolve())
+    settings.dtype = settings.dtype or "auto"
     if settings.trace is None:
         from reprise.eval.demo_trace import make_demo_trace
 

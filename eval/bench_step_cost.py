@@ -23,6 +23,8 @@ from rich.progress import track
 from rich.table import Table
 
 from reprise.eval.demo_model import demo_model_path
+from reprise.eval.engine_environment import engine_environment
+from reprise.eval.machine import describe_machine
 
 _WARM_STEPS, _STEPS = 5, 40
 _PATH = "reprise.eval.bench_step_cost.FixedDrafter"
@@ -128,6 +130,8 @@ def main(
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    # What a user's engine pays for drafts of any kind: vLLM without our plugin.
+    os.environ.update(engine_environment(with_reprise=False))
     try:
         seconds = step_seconds(
             model or str(demo_model_path()),
@@ -170,7 +174,7 @@ def _device() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores"
+    return describe_machine()
 
 
 if __name__ == "__main__":

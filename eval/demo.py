@@ -2,8 +2,9 @@
 
     make demo
 
-Trains a small model once, then serves the demo trace with each method in an engine of its own; the
-engines take turns of a second.
+Serves the demo trace, with a small model that comes with the sources, by each method in an engine
+of its own; the engines take turns of a second. Our plugin is loaded into ours alone: the others are
+vLLM as its users get it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.acceptance_rate import limit_rows
-from reprise.eval.demo_model import demo_model_path
+from reprise.eval.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_trace import make_demo_trace
 from reprise.eval.engine_turns import LiveError, serve
 from reprise.eval.live import method_groups, run_of_outcome
 from reprise.eval.live_worker import LiveJob, LiveOutcome, speculative_config
+from reprise.eval.machine import describe_machine
 from reprise.eval.peer_drafters import suffix_installed
 from reprise.eval.progress import progress_stages
 from reprise.eval.results import Run
@@ -76,6 +78,7 @@ def _serve_all(methods: Sequence[str], rows: Sequence[TraceRow]) -> list[Run]:
                     rows=list(rows),
                     concurrency=CONCURRENCY,
                     seed=0,
+                    dtype=DEMO_DTYPE,
                 )
                 for method in group
             ]
@@ -124,6 +127,7 @@ def _print(runs: Sequence[Run], rows: Sequence[TraceRow]) -> None:
         )
     console.print(table)
     console.print(summary(runs), soft_wrap=True)
+    console.print(f"Measured in {DEMO_DTYPE} on {describe_machine()}.", soft_wrap=True)
 
 
 def summary(runs: Sequence[Run]) -> str:

@@ -15,17 +15,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import msgspec
 
+from reprise.eval.engine_environment import engine_environment
 from reprise.eval.live_worker import LiveJob, LiveMessage, LiveOutcome
 
 _TURN_S = 1.0
 _EXIT_S = 60.0
+_GROUP_EXIT_S = 15.0
 # What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
 _ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -51,7 +53,7 @@ def serve(
         LiveError: An engine failed.
     """
     turn_s = _TURN_S if len(jobs) > 1 else None
-    with contextlib.ExitStack() as stack:
+    with _leaving_on_sigterm(), contextlib.ExitStack() as stack:
         engines: list[_Engine] = []
         for job in jobs:
             job = msgspec.structs.replace(job, num_engines=len(jobs))
@@ -65,6 +67,19 @@ def serve(
         while waiting := [engine for engine in engines if not engine.has_served]:
             min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
         return [engine.outcome() for engine in engines]
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process by way of its context managers, which end the engines."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Engine:
@@ -92,9 +107,11 @@ class _Engine:
                 stdout=log,
                 stderr=log,
                 pass_fds=(writing,),
-                env={**_ENGINE_ENVIRONMENT, **os.environ},
-                # With all that it starts it is stopped as one. Not a session of its own: should
-                # this process die, the kernel then ends what stands still.
+                env=engine_environment(
+                    {**_ENGINE_ENVIRONMENT, **os.environ}, with_reprise=self._job.uses_reprise
+                ),
+                # With all that it starts it is stopped as one. Should this process die, it ends
+                # itself; not a session of its own, for the kernel then ends what stands still.
                 process_group=0,
             )
         os.close(writing)
@@ -110,8 +127,6 @@ class _Engine:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
         if self._process.poll() is None:
             self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)
@@ -120,6 +135,9 @@ class _Engine:
             except subprocess.TimeoutExpired:
                 self._signal(signal.SIGKILL)
                 self._process.wait()
+        self._end_group()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         self._folder.cleanup()
 
     def get_ready(self) -> None:
@@ -190,6 +208,15 @@ class _Engine:
         if self._has_stopped:
             self._signal(signal.SIGCONT)
             self._has_stopped = False
+
+    def _end_group(self) -> None:
+        """What was ended while it started may leave its engine behind: that gets time to end."""
+        deadline_s = time.monotonic() + _GROUP_EXIT_S
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline_s:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.1)
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

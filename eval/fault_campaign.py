@@ -191,7 +191,7 @@ def wanted_outcomes(model: str, seed: int) -> dict[Question, Outcome]:
     """
     questions = make_questions(seed, _NUM_QUESTIONS)
     questions += list(dict.fromkeys(long_question(each) for each in questions[:_NUM_LONG]))
-    server = Server(model, None, options=SERVER_OPTIONS, environment={"VLLM_PLUGINS": ""})
+    server = Server(model, None, dtype="float32", options=SERVER_OPTIONS)
     try:
         server.wait()
         found = asyncio.run(outcomes(server.url, MODEL_NAME, questions, concurrency=8))

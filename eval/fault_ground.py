@@ -14,10 +14,9 @@ from reprise.eval.fault_kinds import Target, small_file_system
 from reprise.eval.redis_server import Proxy, RedisServer
 from reprise.eval.serving_load import SPECULATIVE, Server
 
-# Identity is exact where rounding does not depend on what is in a batch, as in float32. The rest
-# lets a burst of long answers run out of KV blocks.
+# A burst of long answers runs out of KV blocks.
 SERVER_OPTIONS = (
-    *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"),
+    *("--max-model-len", "512", "--max-num-seqs", "16"),
     *("--block-size", "32", "--num-gpu-blocks-override", "40", "--api-key", *TENANTS),
 )
 _DISK_MIB = 24
@@ -51,6 +50,7 @@ class Ground:
             name: Server(
                 model,
                 SPECULATIVE["reprise"],
+                dtype="float32",
                 options=SERVER_OPTIONS,
                 environment={
                     "REPRISE_RETRIEVAL__URL": url,

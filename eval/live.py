@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reprise.eval.demo_model import demo_model_path
+from reprise.eval.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.engine_turns import LiveError, serve
 from reprise.eval.live_worker import LiveJob, LiveOutcome, speculative_config
 from reprise.eval.methods import MethodError
@@ -93,6 +93,7 @@ def _live_job(
         rows=list(rows),
         concurrency=options.concurrency,
         seed=options.seed,
+        dtype=options.dtype or (DEMO_DTYPE if model == str(demo_model_path()) else "auto"),
     )
 
 

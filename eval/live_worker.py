@@ -9,7 +9,9 @@ does not start where that has brought in numba.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +36,15 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[TraceRow]
     concurrency: int
     seed: int
+    dtype: str = "auto"
+    """As for vLLM; `auto`: what the model's folder says."""
     num_engines: int = 1
     """How many there are at a time, this one included; they share the memory of a GPU."""
+
+    @property
+    def uses_reprise(self) -> bool:
+        """Whether our proposer drafts."""
+        return "reprise." in str(self.speculative_config)
 
 
 class LiveOutcome(msgspec.Struct, kw_only=True):
@@ -90,7 +99,9 @@ def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] 
     return config
 
 
-def _serve(job: LiveJob, send: Callable[[LiveMessage], None]) -> LiveOutcome:
+def _serve(
+    job: LiveJob, send: Callable[[LiveMessage], None], may_begin: threading.Event
+) -> LiveOutcome:
     def tick() -> None:
         send(LiveMessage(request_finished=True))
 
@@ -98,16 +109,16 @@ def _serve(job: LiveJob, send: Callable[[LiveMessage], None]) -> LiveOutcome:
     prompts = [_prompt_token_ids(llm, row.prompt) for row in job.rows]
     warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
-    # Before the warm rows: no method may pay for whatever an engine does on its first request.
-    _generate(llm, [[1, 2, 3]], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
+    # Before the warm rows: no method may pay for whatever an engine does on its first request. Not
+    # a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/amx_tiles.py).
+    _generate(llm, [[1] * _WARM_UP_TOKENS], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
     warm_outputs, _ = _generate(llm, warm, job, tick=tick)
-    uses_reprise = "reprise." in str(job.speculative_config)
+    uses_reprise = job.uses_reprise
     if uses_reprise:
         llm.collective_rpc("reprise_flush", args=(_FLUSH_S,))
     before, drafting_before = _counters(llm), _drafting_report(llm) if uses_reprise else {}
     send(LiveMessage(is_ready=True))
-    if not sys.stdin.readline():
-        raise RuntimeError("nobody waits for the timed requests")
+    may_begin.wait()
     outputs, steps = _generate(llm, timed, job, tick=tick)
     send(LiveMessage(has_served=True))
     after = _counters(llm)
@@ -130,6 +141,7 @@ def _build_engine(job: LiveJob) -> LLM:
     has_gpu = torch.cuda.is_available()
     return LLM(
         model=job.model,
+        dtype=job.dtype,
         # A CPU has nothing to gain from graphs, and starts twice as fast without.
         enforce_eager=not has_gpu,
         max_num_seqs=job.concurrency,
@@ -237,6 +249,8 @@ def main() -> None:
     """Arguments: the file of the job, and the descriptor of a pipe for messages, one a line."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LiveJob)
     descriptor = int(sys.argv[2])
+    may_begin = threading.Event()
+    threading.Thread(target=_listen, args=(may_begin,), name="reprise-live", daemon=True).start()
     os.set_inheritable(descriptor, False)  # the engine's processes must not keep the pipe open
     with os.fdopen(descriptor, "wb") as pipe:
 
@@ -245,11 +259,22 @@ def main() -> None:
             pipe.flush()
 
         try:
-            outcome = _serve(job, send)
+            outcome = _serve(job, send, may_begin)
         except Exception as error:
             send(LiveMessage(failure=_reason(error)))
             raise
         send(LiveMessage(outcome=outcome))
+
+
+def _listen(may_begin: threading.Event) -> None:
+    """Wait for the word to begin; then for the end of who gave it, and end with all that runs here.
+
+    Ended without a chance to say so, it would leave an engine that keeps the cores busy.
+    """
+    if sys.stdin.readline():
+        may_begin.set()
+        sys.stdin.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _reason(error: Exception) -> str:

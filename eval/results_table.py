@@ -12,8 +12,9 @@ from reprise.eval.results import Percentiles, Run
 _FILE_WIDTH = 150  # columns where the output is no terminal
 
 
-def print_results(runs: Sequence[Run], *, cost: float) -> None:
-    """Print all runs on standard output, trace by trace; columns that no run fills are left out."""
+def print_results(runs: Sequence[Run], *, cost: float, machine: str) -> None:
+    """Print all runs on standard output, trace by trace, and what they were measured on; columns
+    that no run fills are left out."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
@@ -28,6 +29,7 @@ def print_results(runs: Sequence[Run], *, cost: float) -> None:
         ends_trace = bool(following) and following[0].trace != runs[number].trace
         table.add_row(*cells, end_section=ends_trace)
     console.print(table)
+    console.print(f"Measured on {machine}.", soft_wrap=True)
 
 
 def result_columns(runs: Sequence[Run], *, cost: float) -> dict[str, list[str]]:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from reprise.eval.engine_environment import engine_environment
+
 SPECULATIVE: dict[str, dict[str, Any] | None] = {
     "none": None,
     "ngram": {
@@ -62,6 +64,7 @@ class Server:
         model: str,
         speculative: dict[str, Any] | None,
         *,
+        dtype: str,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -71,13 +74,14 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-        command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--dtype", dtype, "--served-model-name", MODEL_NAME]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
         command += ["--enforce-eager", "--max-num-seqs", "32", "--disable-uvicorn-access-log"]
         command += options
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
         variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
-        variables["VLLM_PLUGINS"] = "reprise"
+        variables = engine_environment(variables, with_reprise="reprise." in str(speculative))
         # A machine that stands still for vLLM's 5 s would have every connection closed under load.
         variables.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "600")
         self._process = subprocess.Popen(
@@ -168,9 +172,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(model: str, *methods: str) -> Iterator[list[Server]]:
-    """Servers of these methods, started side by side, stopped in the end."""
-    servers = [Server(model, SPECULATIVE[method]) for method in methods]
+def running(model: str, *methods: str, dtype: str) -> Iterator[list[Server]]:
+    """Servers of these methods, started side by side, stopped in the end.
+
+    `none` and the peers are vLLM as its users get it: our plugin is loaded into ours alone.
+    """
+    servers = [Server(model, SPECULATIVE[method], dtype=dtype) for method in methods]
     try:
         for method, server in zip(methods, servers, strict=True):
             server.wait()

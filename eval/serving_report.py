@@ -2,8 +2,6 @@
 
 import argparse
 import csv
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,11 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from reprise.eval.machine import describe_machine
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Print what was measured."""
+    """Print what was measured, and on what."""
     table = Table("section", "method", "at once", "figure", "value", "unit", "range")
     for row in rows:
         table.add_row(
@@ -29,7 +29,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             row["unit"],
             row["note"],
         )
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(f"Measured on {describe_machine()}.")
 
 
 def append_csv(path: Path, rows: Sequence[dict[str, Any]], settings: argparse.Namespace) -> None:
@@ -40,7 +42,7 @@ def append_csv(path: Path, rows: Sequence[dict[str, Any]], settings: argparse.Na
     common = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": describe_machine(),
         "model": Path(settings.model).name,
         "requests": settings.requests,
     }

@@ -12,6 +12,12 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What is compared token for token must not depend on what is computed beside it: attention that
+# shares out keys among threads rounds by the batch.
+os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
+
+from reprise.eval.demo_model import DEMO_DTYPE, demo_model_path
+from reprise.eval.engine_environment import engine_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.
@@ -20,9 +26,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
-    """The folder of the bundled demo model; trained once per user, then cached."""
-    from reprise.eval.demo_model import demo_model_path
-
+    """The folder of the bundled demo model: the same weights on every machine."""
     return demo_model_path()
 
 
@@ -42,8 +46,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object:
-    """A real vLLM engine on the CPU, in a process of its own, at most 8 requests at once."""
+    """A real vLLM engine on the CPU, in a process of its own, at most 8 requests at once.
+
+    Without Reprise it is vLLM as its users get it: its processes do not load our plugin.
+    """
     from vllm import LLM
+    from vllm.plugins import load_general_plugins
 
     speculative = {
         "model": "reprise.engine_ext.proposer.CacheHitProposer",
@@ -51,6 +59,8 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
     }
     settings: dict[str, object] = {
         "model": str(model),
+        # In bfloat16 tokens tie, and the batch and the processor decide which of them wins.
+        "dtype": DEMO_DTYPE,
         "enforce_eager": True,
         "max_num_seqs": 8,
         "max_model_len": 1024,
@@ -60,7 +70,11 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
         "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}} if with_reprise else {},
         **overrides,
     }
-    return LLM(**settings)
+    load_general_plugins()  # into this process, which all engines share, whichever comes first
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in engine_environment(with_reprise=with_reprise).items():
+            monkeypatch.setenv(name, value)
+        return LLM(**settings)
 
 
 @pytest.fixture(scope="session")

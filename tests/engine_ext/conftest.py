@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from reprise.eval.demo_model import DEMO_DTYPE
+from reprise.eval.engine_environment import engine_environment
+
 API_KEYS = ("key-of-one", "key-of-another")
 MODEL_NAME = "demo"
 PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
@@ -71,7 +74,7 @@ def piece(chunk: Any) -> str:
 
 
 class Server:
-    """`python -m vllm.entrypoints.openai.api_server` in a process group of its own."""
+    """`vllm serve`, as `reprise serve` starts it, in a process group of its own."""
 
     api_keys = API_KEYS
     model_name = MODEL_NAME
@@ -82,10 +85,10 @@ class Server:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(model), "--served-model-name", MODEL_NAME]
+        command = [sys.executable, "-m", "reprise.engine_ext.vllm_serve", str(model)]
+        command += ["--served-model-name", MODEL_NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
-        command += ["--max-num-seqs", "32", "--max-model-len", "1024"]
+        command += ["--max-num-seqs", "32", "--max-model-len", "1024", "--dtype", DEMO_DTYPE]
         command += ["--api-key", *API_KEYS, *arguments]
         self.process = subprocess.Popen(
             command,
@@ -228,6 +231,9 @@ def build_server(model: Path, *arguments: str, with_reprise: bool, **environment
     if with_reprise:
         given += reprise_arguments()
         environment = {"VLLM_PLUGINS": "reprise", **environment}
+    else:
+        plugins = engine_environment(with_reprise=False)["VLLM_PLUGINS"]
+        environment = {"VLLM_PLUGINS": plugins, **environment}
     return Server(model, *given, **environment)
 
 

@@ -39,6 +39,7 @@ def _said(completions: list[Any]) -> list[tuple[Any, ...]]:
     return [(tuple(c.token_ids), c.text, c.finish_reason, c.stop_reason) for c in completions]
 
 
+@pytest.mark.identity
 def test_greedy_answers_are_identical_at_batch_8_and_1(
     plain_llm: Any, reprise_llm: Any, questions: list[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
     assert report["live_requests"] == 0
 
 
+@pytest.mark.identity
 def test_measured_costs_and_rests_change_no_answer(
     plain_llm: Any,
     llm_builder: Callable[..., Any],
@@ -89,6 +91,7 @@ def test_measured_costs_and_rests_change_no_answer(
     assert report["live_requests"] == 0
 
 
+@pytest.mark.identity
 def test_stops_lengths_and_seeds_are_identical(
     plain_llm: Any, reprise_llm: Any, questions: list[str]
 ) -> None:

@@ -30,7 +30,24 @@ def test_both_builds_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command[2:5] == ["vllm.entrypoints.cli.main", "serve", "m"]
     monkeypatch.setattr(serve_command, "_has_distribution", lambda _name: False)
     command = server_command("m", [], num_speculative_tokens=1)
-    assert command[2:5] == ["vllm.entrypoints.openai.api_server", "--model", "m"]
+    assert command[2:4] == ["reprise.engine_ext.vllm_serve", "m"]
+
+
+def test_on_the_cpu_build_vllms_own_command_gets_the_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    from reprise.engine_ext import vllm_serve
+
+    served = []
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(served.append))
+    command = server_command("m", ["--api-server-count", "2"], num_speculative_tokens=7)
+    vllm_serve.main(command[command.index("m") :])
+    (options,) = served
+    assert (options.model_tag, options.api_server_count) == ("m", 2)
+    assert json.loads(json.dumps(options.speculative_config))["num_speculative_tokens"] == 7
 
 
 @pytest.mark.parametrize("option", ["--speculative-config", "--speculative-config={}", "-sc"])

@@ -118,7 +118,7 @@ class Watch:
 
 def _role(process: psutil.Process) -> str:
     line = " ".join(process.cmdline())
-    for role in ("retrieval_process", "resource_tracker", "EngineCore", "Worker", "api_server"):
+    for role in ("retrieval_process", "resource_tracker", "EngineCore", "Worker", "vllm_serve"):
         if role in line or role in process.name():
             return role if role != "resource_tracker" else f"{role} {process.pid}"
     return f"{process.name()} {process.pid}"
@@ -152,7 +152,7 @@ def test_the_memory_of_every_process_is_flat_under_load(
         # Under load it may take longer to load than the warming up takes.
         server.wait_for_retrieval()
         watch = Watch(server)
-        assert {"api_server", "EngineCore", "Worker", "retrieval_process"} <= watch.samples.keys()
+        assert {"vllm_serve", "EngineCore", "Worker", "retrieval_process"} <= watch.samples.keys()
         rounds = 0
         started_s = time.monotonic()
         while (elapsed_s := time.monotonic() - started_s) < SOAK_S or rounds < 12:

@@ -79,7 +79,7 @@ def test_a_method_is_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) ->
 
 def running_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
-    def running(_model: str, *methods: str) -> Any:
+    def running(_model: str, *methods: str, dtype: str) -> Any:  # noqa: ARG001
         yield tuple({"none": "plain", "reprise": "ours"}[method] for method in methods)
 
     monkeypatch.setattr(bench_serving, "running", running)
@@ -89,7 +89,7 @@ def test_other_answers_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> No
     contenders_asked(monkeypatch, {"plain": "a", "ours": "b"})
     running_servers(monkeypatch)
     settings = argparse.Namespace(
-        rounds=1, max_tokens=8, model="m", requests=2, concurrency=[8], warm=0
+        rounds=1, max_tokens=8, model="m", dtype="auto", requests=2, concurrency=[8], warm=0
     )
     rows: list[Any] = [argparse.Namespace(prompt="q", warm=False)]
     with pytest.raises(RuntimeError, match="answers of 'drafts off' differ"):
@@ -104,6 +104,7 @@ def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.Monk
         rounds=2,
         max_tokens=8,
         model="m",
+        dtype="auto",
         requests=9,
         concurrency=[1, 8],
         warm=2,

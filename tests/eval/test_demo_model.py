@@ -55,9 +55,26 @@ def test_trained_model_is_small_and_cached_whole(cache: Path) -> None:
     assert tokenizer.eos_token_id == 0
 
 
+def test_the_bundled_model_is_of_the_current_recipe(cache: Path) -> None:
+    """Nobody trains what everybody has. After a change of the recipe: demo_model.py --bundle."""
+    assert demo_model.bundled_recipe_hash() == demo_model._recipe_hash(RECIPE)
+    assert demo_model.demo_model_path() == demo_model.BUNDLED
+    assert demo_tokenizer_path() == demo_model.BUNDLED / "tokenizer.json"
+    assert not cache.exists(), "something was trained"
+
+
+def test_the_bundled_tokenizer_is_what_the_recipe_makes(cache: Path) -> None:
+    from reprise.eval.demo_training import train_demo_tokenizer
+
+    assert not cache.exists()
+    made = train_demo_tokenizer(RECIPE).get_vocab()
+    assert made == load_tokenizer(demo_tokenizer_path()).tokenizer.get_vocab()
+
+
 @pytest.mark.usefixtures("cache")
 def test_another_recipe_is_another_folder() -> None:
-    assert demo_tokenizer_path(TINY) != demo_tokenizer_path(RECIPE)
+    folders = {demo_tokenizer_path(recipe) for recipe in (TINY, RECIPE, Recipe(seed=1))}
+    assert len(folders) == 3
 
 
 def test_recipe_stays_below_five_million_parameters() -> None:

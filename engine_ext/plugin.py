@@ -4,13 +4,10 @@ It changes nothing for an engine whose speculative config does not name our prop
 is wrong on the CPU with any drafter and without (amx_repair.py).
 """
 
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm import envs
 from vllm.logger import init_logger
-
-from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY, RequestHints, with_hints
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -95,25 +92,6 @@ def _keep_off_worker_cores() -> None:
 
 
 def _carry_namespaces() -> None:
-    """Let a prompt's `cache_salt` reach the worker, where vLLM itself does not send it.
+    from reprise.engine_ext import input_hints
 
-    Without this, two tenants of one `vllm.LLM` would draft from each other's answers.
-    """
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    original = InputProcessor.process_inputs
-    if getattr(original, "_reprise_carries_namespaces", False):
-        return
-
-    @wraps(original)
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = original(self, *args, **kwargs)
-        params = request.sampling_params
-        if params is None or not uses_our_proposer(self.vllm_config):
-            return request
-        if request.cache_salt and EXTRA_ARGS_KEY not in (params.extra_args or {}):
-            request.sampling_params = with_hints(params, RequestHints(namespace=request.cache_salt))
-        return request
-
-    process_inputs._reprise_carries_namespaces = True  # type: ignore[attr-defined]
-    InputProcessor.process_inputs = process_inputs
+    input_hints.install()

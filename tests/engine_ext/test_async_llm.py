@@ -18,9 +18,11 @@ from reprise.engine_ext.async_llm import (
     EnhancedAsyncLLM,
     create_enhanced_system,
 )
+from reprise.engine_ext.http_exchange import ExchangeMiddleware
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
 from reprise.engine_ext.replacement import install
+from reprise.engine_ext.tenants import SOLE_TENANT, ServerTenants, key_namespace
 from reprise.engine_ext.vllm_expectations import unexpected_in_vllm
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE
 
@@ -148,18 +150,68 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
-def test_the_middleware_goes_in_by_vllms_own_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_app(args: Any, *_others: Any) -> list[str]:
-        return list(args.middleware)
+class App:
+    """What vLLM's `build_app` returns."""
+
+    def __init__(self) -> None:
+        self.middleware: list[tuple[Any, ServerTenants]] = []
+
+    def add_middleware(self, middleware: Any, *, tenants: ServerTenants) -> None:
+        self.middleware.append((middleware, tenants))
+
+
+def build_apps(monkeypatch: pytest.MonkeyPatch, app: Any) -> Any:
+    """vLLM's server, in which `app` is built, with our middleware installed."""
+
+    def build_app(_args: Any, *_others: Any) -> Any:
+        return app
 
     build_app.__module__ = "vllm.entrypoints.launchers.app"
     entry = SimpleNamespace(build_app=build_app)
     monkeypatch.setitem(http_front_door.sys.modules, http_front_door._ENTRY, entry)
     assert http_front_door.install()
     assert http_front_door.install()
-    args = SimpleNamespace(middleware=["theirs"])
-    assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
-    assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
+    return entry
+
+
+def server_arguments(**given: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{"api_key": None, "middleware": [], "ssl_cert_reqs": 0, **given})
+
+
+def test_the_middleware_goes_in_once_and_knows_the_servers_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = App()
+    entry = build_apps(monkeypatch, app)
+    assert entry.build_app(server_arguments(api_key=["k"]), ("generate",)) is app
+    ((middleware, tenants),) = app.middleware
+    assert middleware is ExchangeMiddleware
+    assert tenants.tenant_of("Bearer k") == key_namespace("k")
+
+
+def test_a_server_that_takes_no_middleware_serves_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = build_apps(monkeypatch, "no app")
+    assert entry.build_app(server_arguments(), ("generate",)) == "no app"
+
+
+def test_tenants_are_told_apart_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tenant(authorization: str | None, **given: Any) -> str | None:
+        return http_front_door.server_tenants(server_arguments(**given)).tenant_of(authorization)
+
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert tenant("Bearer EMPTY") == tenant(None) == SOLE_TENANT
+    assert tenant("Bearer a", api_key=["a", "b"]) == key_namespace("a")
+    assert tenant("Bearer c", api_key=["a", "b"]) is None
+    assert tenant(None, api_key=["a", "b"]) is None
+    # Somebody else may tell clients apart, by what is not seen here.
+    assert tenant("Bearer a", middleware=["their.Login"]) is None
+    assert tenant("Bearer a", ssl_cert_reqs=2) is None
+    assert http_front_door.server_tenants(SimpleNamespace()).tenant_of(None) is None
+    monkeypatch.setenv("VLLM_API_KEY", "e")
+    assert tenant("Bearer e") == key_namespace("e")
+    assert tenant("Bearer EMPTY") is None
 
 
 async def generate(
@@ -204,7 +256,7 @@ async def salts_are_walls(engine: EnhancedAsyncLLM) -> None:
         prompt = {"prompt": "behind a wall", "cache_salt": salt}
         await generate(engine, prompt, f"salt-{salt}", RequestOutputKind.FINAL_ONLY)
     namespaces = engine.front_end.memory.namespaces()  # type: ignore[union-attr]
-    assert namespaces["a"] == namespaces["b"] == 1
+    assert namespaces["salt-a"] == namespaces["salt-b"] == 1
 
 
 async def nonsense_is_refused_before_the_engine(engine: EnhancedAsyncLLM) -> None:

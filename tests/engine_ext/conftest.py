@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,9 @@ class Server:
     api_keys = API_KEYS
     model_name = MODEL_NAME
 
-    def __init__(self, model: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, model: Path, *arguments: str, api_keys: Sequence[str] = API_KEYS, **environment: str
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -86,7 +88,7 @@ class Server:
         command += ["--model", str(model), "--served-model-name", MODEL_NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
         command += ["--max-num-seqs", "32", "--max-model-len", "1024"]
-        command += ["--api-key", *API_KEYS, *arguments]
+        command += [*(["--api-key", *api_keys] if api_keys else []), *arguments]
         self.process = subprocess.Popen(
             command,
             env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", **environment},
@@ -222,13 +224,13 @@ def reprise_arguments() -> list[str]:
     ]
 
 
-def build_server(model: Path, *arguments: str, with_reprise: bool, **environment: str) -> Server:
+def build_server(model: Path, *arguments: str, with_reprise: bool, **others: Any) -> Server:
     """A server that is starting; one of ours has its admin routes on."""
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
         given += reprise_arguments()
-        environment = {"VLLM_PLUGINS": "reprise", **environment}
-    return Server(model, *given, **environment)
+        others = {"VLLM_PLUGINS": "reprise", **others}
+    return Server(model, *given, **others)
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,10 @@ class ExchangeMiddleware:
                 headers[name] = raw_value.decode("latin-1")
             elif name == "authorization" and authorization is None:  # vLLM takes the first too
                 authorization = raw_value.decode("latin-1")
-        return HttpExchange(headers, self._tenants.tenant_of(authorization))
+        return HttpExchange(headers, self._tenants_of(scope).tenant_of(authorization))
+
+    def _tenants_of(self, scope: Scope) -> ServerTenants:  # noqa: ARG002 - a server's own may ask
+        return self._tenants
 
 
 def _is_event_stream(head: Message) -> bool:

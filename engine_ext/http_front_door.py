@@ -8,11 +8,12 @@ from typing import Any
 from vllm import envs
 from vllm.logger import init_logger
 
-from reprise.engine_ext.http_exchange import ExchangeMiddleware
+from reprise.engine_ext.http_exchange import AsgiApp, ExchangeMiddleware, Scope
 from reprise.engine_ext.tenants import ServerTenants
 
 logger = init_logger(__name__)
 
+MIDDLEWARE = "reprise.engine_ext.http_front_door.ServerMiddleware"
 _ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 
 
@@ -37,28 +38,44 @@ def install() -> bool:
     return found
 
 
+class ServerMiddleware(ExchangeMiddleware):
+    """The middleware in vLLM's server, whose arguments tell which keys it checks."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        super().__init__(app)
+        self._are_known = False
+
+    def _tenants_of(self, scope: Scope) -> ServerTenants:
+        if not self._are_known:
+            args = getattr(scope["app"].state, "args", None)
+            self._tenants, self._are_known = server_tenants(args), True
+        return self._tenants
+
+
 def server_tenants(args: Any) -> ServerTenants:
     """The tenants of a server of vLLM's that was started with these arguments."""
     given = getattr(args, "api_key", None) or [envs.VLLM_API_KEY]
     api_keys = [key for key in ([given] if isinstance(given, str) else given) if key]
-    others_check = not hasattr(args, "api_key") or bool(getattr(args, "middleware", None))
-    others_check = others_check or getattr(args, "ssl_cert_reqs", 0) != ssl.CERT_NONE
-    return ServerTenants(api_keys, others_check=others_check)
+    theirs = [each for each in getattr(args, "middleware", None) or () if each != MIDDLEWARE]
+    has_certificates = getattr(args, "ssl_cert_reqs", ssl.CERT_NONE) != ssl.CERT_NONE
+    is_unknown = not hasattr(args, "api_key")
+    return ServerTenants(api_keys, others_check=bool(theirs) or has_certificates or is_unknown)
 
 
 def _with_middleware(original: Any) -> Any:
     @wraps(original)
     def build_app(args: Any, *others: Any, **kwargs: Any) -> Any:
-        app = original(args, *others, **kwargs)
-        try:
-            app.add_middleware(ExchangeMiddleware, tenants=server_tenants(args))
-        except Exception as error:
+        # vLLM's own way to name a middleware, as if `--middleware` had been given. The app that
+        # comes back takes none any more.
+        given = getattr(args, "middleware", None)
+        if not isinstance(given, list):
             logger.warning(
-                "Reprise: this server takes no middleware (%s): no x-reprise headers, and "
-                "requests without cache_salt share no cached answers.",
-                error,
+                "Reprise: this server takes no --middleware: no x-reprise headers, and requests "
+                "without cache_salt share no cached answers."
             )
-        return app
+        elif MIDDLEWARE not in given:
+            args.middleware = [*given, MIDDLEWARE]
+        return original(args, *others, **kwargs)
 
     build_app._reprise_middleware = True  # type: ignore[attr-defined]
     return build_app

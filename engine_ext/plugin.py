@@ -23,6 +23,7 @@ def register() -> None:
     Never raises: what a plugin raises here would keep vLLM from starting at all.
     """
     for install in (
+        _keep_log_level,
         _carry_namespaces,
         _enhance_front_end,
         _exchange_once_a_step,
@@ -59,6 +60,12 @@ def unsupported_start() -> str | None:
             "one: unset it."
         )
     return None
+
+
+def _keep_log_level() -> None:
+    from reprise.engine_ext import log_level
+
+    log_level.install()
 
 
 def _enhance_front_end() -> None:

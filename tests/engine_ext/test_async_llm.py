@@ -7,7 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -18,11 +21,11 @@ from reprise.engine_ext.async_llm import (
     EnhancedAsyncLLM,
     create_enhanced_system,
 )
-from reprise.engine_ext.http_exchange import ExchangeMiddleware
+from reprise.engine_ext.http_exchange import current_exchange
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
 from reprise.engine_ext.replacement import install
-from reprise.engine_ext.tenants import SOLE_TENANT, ServerTenants, key_namespace
+from reprise.engine_ext.tenants import SOLE_TENANT, key_namespace
 from reprise.engine_ext.vllm_expectations import unexpected_in_vllm
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE
 
@@ -150,50 +153,53 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
-class App:
-    """What vLLM's `build_app` returns."""
-
-    def __init__(self) -> None:
-        self.middleware: list[tuple[Any, ServerTenants]] = []
-
-    def add_middleware(self, middleware: Any, *, tenants: ServerTenants) -> None:
-        self.middleware.append((middleware, tenants))
+def server_arguments(**given: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{"api_key": None, "middleware": [], "ssl_cert_reqs": 0, **given})
 
 
-def build_apps(monkeypatch: pytest.MonkeyPatch, app: Any) -> Any:
-    """vLLM's server, in which `app` is built, with our middleware installed."""
-
-    def build_app(_args: Any, *_others: Any) -> Any:
-        return app
+def test_the_middleware_goes_in_by_vllms_own_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_app(args: Any, *_others: Any) -> list[str]:
+        return list(args.middleware)
 
     build_app.__module__ = "vllm.entrypoints.launchers.app"
     entry = SimpleNamespace(build_app=build_app)
     monkeypatch.setitem(http_front_door.sys.modules, http_front_door._ENTRY, entry)
     assert http_front_door.install()
     assert http_front_door.install()
-    return entry
+    args = server_arguments(middleware=["theirs"])
+    assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
+    assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
+    args.middleware = None
+    entry.build_app = http_front_door._with_middleware(lambda args: args)
+    assert entry.build_app(args).middleware is None
 
 
-def server_arguments(**given: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"api_key": None, "middleware": [], "ssl_cert_reqs": 0, **given})
-
-
-def test_the_middleware_goes_in_once_and_knows_the_servers_keys(
+async def test_vllms_app_has_the_middleware_and_it_the_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    app = App()
-    entry = build_apps(monkeypatch, app)
-    assert entry.build_app(server_arguments(api_key=["k"]), ("generate",)) is app
-    ((middleware, tenants),) = app.middleware
-    assert middleware is ExchangeMiddleware
-    assert tenants.tenant_of("Bearer k") == key_namespace("k")
+    """With vLLM's own app, as its server builds it."""
+    from vllm.entrypoints.launchers.api_server import entry
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    seen = []
 
-def test_a_server_that_takes_no_middleware_serves_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    entry = build_apps(monkeypatch, "no app")
-    assert entry.build_app(server_arguments(), ("generate",)) == "no app"
+    async def health(_request: Any) -> PlainTextResponse:
+        exchange = current_exchange.get()
+        seen.append(exchange.tenant if exchange is not None else "no exchange")
+        return PlainTextResponse("")
+
+    monkeypatch.setattr(entry, "build_app", entry.build_app)
+    assert http_front_door.install()
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--api-key", "a", "b"])
+    app = entry.build_app(args, ("generate",), None)
+    app.router.routes.insert(0, Route("/health", health))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        for token in ("Bearer a", "Bearer b", "Bearer c", ""):
+            headers = {"authorization": token} if token else {}
+            assert (await client.get("/health", headers=headers)).status_code == 200
+    assert seen == [key_namespace("a"), key_namespace("b"), None, None]
 
 
 def test_tenants_are_told_apart_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +214,7 @@ def test_tenants_are_told_apart_as_the_server_does_it(monkeypatch: pytest.Monkey
     # Somebody else may tell clients apart, by what is not seen here.
     assert tenant("Bearer a", middleware=["their.Login"]) is None
     assert tenant("Bearer a", ssl_cert_reqs=2) is None
+    assert tenant("Bearer a", middleware=[http_front_door.MIDDLEWARE]) == SOLE_TENANT
     assert http_front_door.server_tenants(SimpleNamespace()).tenant_of(None) is None
     monkeypatch.setenv("VLLM_API_KEY", "e")
     assert tenant("Bearer e") == key_namespace("e")

@@ -68,5 +68,5 @@ def test_a_namespace_that_declares_no_tenant_is_refused(
 ) -> None:
     """Least of all may a variable that was left empty put all tenants into one."""
     monkeypatch.setenv("REPRISE_NAMESPACE", namespace)
-    with pytest.raises(ValueError, match="namespace: .*got"):
+    with pytest.raises(ValueError, match=r"namespace: .*got"):
         load_config()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -21,8 +22,10 @@ from reprise.engine_ext.front_end import FrontEnd
 from reprise.engine_ext.http_exchange import current_exchange
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.engine_ext.request_control import wants_info
+from reprise.engine_ext.request_hints import RequestHints, with_hints
 from reprise.engine_ext.request_info import InfoCollector
-from reprise.engine_ext.request_plan import RequestPlan, behind_wall, settle, with_plan
+from reprise.engine_ext.request_plan import RequestPlan, behind_wall, isolate, settle, with_plan
+from reprise.engine_ext.tenants import tell_of_private_requests
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE, start_retrieval
 from reprise.retrieval.owned_folder import make_folder
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
+    from reprise.engine_ext.config import RepriseConfig
     from reprise.retrieval.process_retriever import ProcessRetriever
 
 logger = init_logger(__name__)
@@ -51,6 +55,10 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """
 
     front_end: FrontEnd | None = None
+    is_sole_tenant = False
+    """Whether what comes past an HTTP server is one tenant's: of the program that says so. What
+    comes without a tenant otherwise is private."""
+    _config: "RepriseConfig | None" = None
     _report_task: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
@@ -73,8 +81,17 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         with _announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
-        if self.front_end is not None:
-            http_front_door.install()
+        usage = kwargs.get("usage_context")
+        # Whoever runs a batch has given all of its requests.
+        self.is_sole_tenant = usage is UsageContext.OPENAI_BATCH_RUNNER
+        # Also where the rest of the front end is off: tenants have drafts of their own even then.
+        has_front_door = http_front_door.install()
+        if not has_front_door and usage is UsageContext.OPENAI_API_SERVER:
+            self._tell_of_private_requests()
+
+    def _tell_of_private_requests(self) -> None:
+        if self._config is not None and self._config.namespace is None:
+            tell_of_private_requests("this server's HTTP front end, if it has one, was not found")
 
     def _run_output_handler(self) -> None:
         # Called from `__init__` where a loop runs already: outputs must not be handled before
@@ -92,7 +109,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         # process with llvmlite in it does not start (vLLM's scan for kernels trips over it).
         from reprise.engine_ext.config import engine_config
 
-        config = engine_config(self.vllm_config)
+        config = self._config = engine_config(self.vllm_config)
         if self._retrieval_socket is not None and self._retriever is None:
             self._retriever = start_retrieval(self.vllm_config, config.retrieval)
             self._retrieval_socket.symlink_to(self._retriever.address)
@@ -156,11 +173,23 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         """
         if isinstance(prompt, EngineCoreRequest):
             params = prompt.sampling_params or params
-        if self.front_end is None or not isinstance(params, SamplingParams):
+        if self._config is None or not isinstance(params, SamplingParams):
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        plan = settle(self.front_end.config, prompt, params, _current_info.get())
+        if self.front_end is None:
+            isolation = isolate(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
+            params = with_hints(params, RequestHints(namespace=isolation.namespace))
+            if isinstance(prompt, EngineCoreRequest):
+                prompt.sampling_params = params
+            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+        plan = settle(
+            self._config,
+            prompt,
+            params,
+            _current_info.get(),
+            is_sole_tenant=self.is_sole_tenant,
+        )
         params = with_plan(params, plan)
-        prompt = behind_wall(prompt, plan.namespace, params)
+        prompt = behind_wall(prompt, plan, params)
         if params.n > 1 and plan.exchange is not None:
             plan.exchange.add_outcome(lambda: "miss")
         token = _current_plan.set(plan)
@@ -341,6 +370,10 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
 
     Engine args without a speculative config get ours, with up to 16 tokens a draft.
 
+    The engine is the calling program's, which is one tenant: what it asks without a `cache_salt`
+    shares cached answers. A program that serves several gives each prompt its tenant's
+    `cache_salt`, or puts `ExchangeMiddleware` with its API keys into its app.
+
     Raises:
         ValueError: a setting is unknown or out of bounds.
 
@@ -353,6 +386,7 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
     if engine_args.speculative_config is None:
         engine_args.speculative_config = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
     engine = EnhancedAsyncLLM.from_engine_args(engine_args)
+    engine.is_sole_tenant = True
     try:
         yield engine
     finally:

@@ -9,14 +9,15 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reprise.engine_ext.serving_config import ServingConfig
 from reprise.kernels.config import VerifyConfig
 from reprise.retrieval.config import RetrievalConfig
+from reprise.retrieval.namespace import check_namespace
 from reprise.spec.config import DraftConfig
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ class RepriseConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    namespace: str | None = Field(default=None, max_length=128)
+    namespace: Annotated[str, Field(min_length=1), AfterValidator(check_namespace)] | None = None
     """Put every request into this namespace: for a server with a single tenant. By default a
-    request's namespace comes from its `cache_salt` or API key."""
+    request's namespace comes from its API key and `cache_salt`."""
 
     cpu_batch_invariant: bool = False
     """On the CPU, compute a token alike whatever is computed beside it, so that not even where two

@@ -5,6 +5,7 @@ from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
@@ -21,7 +22,7 @@ from reprise.engine_ext.generation import Generation
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.near_answers import NearAnswers
 from reprise.engine_ext.replay import Ending, Replayer
-from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
+from reprise.engine_ext.request_hints import attach_hints, read_hints
 from reprise.engine_ext.request_plan import RequestPlan
 from reprise.engine_ext.serving_metrics import ServingMetrics
 from reprise.engine_ext.single_flight import FinishedFlight, SingleFlight
@@ -190,6 +191,9 @@ class FrontEnd:
     ) -> str:
         """exact, followed or miss."""
         control = generation.plan.control
+        if not generation.plan.shares:
+            self._refuse("nobody knows whose request it is")
+            return "miss"
         if not control.look_up and not control.store:
             return "miss"
         reason = self._unsupported or refusal(request, self.config.serving.exact_hits)
@@ -219,12 +223,13 @@ class FrontEnd:
     def _watch(self, request: "EngineCoreRequest", generation: Generation) -> None:
         """Begin the search for near answers; record what the engine will emit."""
         assert request.sampling_params is not None
-        hints = (request.sampling_params.extra_args or {}).get(EXTRA_ARGS_KEY, {})
-        may_draft = hints.get("drafts", True) and hints.get("max_draft") != 0
+        hints = read_hints(request.sampling_params)
+        may_draft = hints.drafts and hints.max_draft != 0 and generation.plan.shares
         if self.near_answers is not None and may_draft and not request.resumable:
             generation.retrieves = self.near_answers.begin(request, generation.plan.namespace)
             if generation.retrieves:
-                hints["retrieval_id"] = request.request_id
+                hints = msgspec.structs.replace(hints, retrieval_id=request.request_id)
+                attach_hints(request.sampling_params, hints)
         keys = generation.keys
         if keys is None and not generation.retrieves:
             return

@@ -6,6 +6,7 @@ from typing import Any
 
 from reprise.engine_ext.request_control import HEADER_PREFIX
 from reprise.engine_ext.request_info import CACHE_KINDS, RequestInfo, merged
+from reprise.engine_ext.tenants import ServerTenants
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,10 +23,11 @@ _STREAM_END = b"data: [DONE]"
 class HttpExchange:
     """What the middleware knows of a request and the engine client adds to it."""
 
-    def __init__(self, headers: dict[str, str], api_key: str | None) -> None:
+    def __init__(self, headers: dict[str, str], tenant: str | None) -> None:
         self.headers = headers
         """Ours only, names in lower case."""
-        self.api_key = api_key
+        self.tenant = tenant
+        """Whose request it is, as `ServerTenants` tells; None: unknown."""
         self._kinds: list[Callable[[], str]] = []
         self._infos: list[RequestInfo] = []
 
@@ -59,24 +61,24 @@ class ExchangeMiddleware:
     has not left by then; with a stream it is a comment line before the end, which clients skip.
     """
 
-    def __init__(self, app: AsgiApp) -> None:
+    def __init__(self, app: AsgiApp, tenants: ServerTenants | None = None) -> None:
+        """`tenants` tells whose requests are; without it nobody knows."""
         self._app = app
+        self._tenants = tenants or ServerTenants(others_check=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection; all but HTTP requests pass through."""
-        if scope["type"] != "http":
+        """Serve one connection. What is sent to a WebSocket passes as it is."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = {}
-        api_key = None
-        for raw_name, raw_value in scope["headers"]:
-            name = raw_name.decode("latin-1").lower()
-            if name.startswith(HEADER_PREFIX):
-                headers[name] = raw_value.decode("latin-1")
-            elif name == "authorization":
-                scheme, _, credentials = raw_value.decode("latin-1").partition(" ")
-                api_key = credentials.strip() if scheme.lower() == "bearer" else None
-        exchange = HttpExchange(headers, api_key)
+        exchange = self._exchange_of(scope)
+        if scope["type"] == "websocket":
+            token = current_exchange.set(exchange)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                current_exchange.reset(token)
+            return
         head: Message | None = None
         is_stream = False
 
@@ -105,6 +107,20 @@ class ExchangeMiddleware:
             await self._app(scope, receive, send_with_outcome)
         finally:
             current_exchange.reset(token)
+
+    def _exchange_of(self, scope: Scope) -> HttpExchange:
+        headers = {}
+        authorization = None
+        for raw_name, raw_value in scope["headers"]:
+            name = raw_name.decode("latin-1").lower()
+            if name.startswith(HEADER_PREFIX):
+                headers[name] = raw_value.decode("latin-1")
+            elif name == "authorization" and authorization is None:  # vLLM takes the first too
+                authorization = raw_value.decode("latin-1")
+        return HttpExchange(headers, self._tenants_of(scope).tenant_of(authorization))
+
+    def _tenants_of(self, scope: Scope) -> ServerTenants:  # noqa: ARG002 - a server's own may ask
+        return self._tenants
 
 
 def _is_event_stream(head: Message) -> bool:

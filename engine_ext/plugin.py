@@ -4,13 +4,10 @@ It changes nothing for an engine whose speculative config does not name our prop
 calls vLLM's own for those.
 """
 
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm import envs
 from vllm.logger import init_logger
-
-from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY, RequestHints, with_hints
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,6 +23,7 @@ def register() -> None:
     Never raises: what a plugin raises here would keep vLLM from starting at all.
     """
     for install in (
+        _keep_log_level,
         _carry_namespaces,
         _enhance_front_end,
         _exchange_once_a_step,
@@ -63,6 +61,12 @@ def unsupported_start() -> str | None:
     return None
 
 
+def _keep_log_level() -> None:
+    from reprise.engine_ext import log_level
+
+    log_level.install()
+
+
 def _enhance_front_end() -> None:
     from reprise.engine_ext import replacement
 
@@ -88,25 +92,6 @@ def _keep_off_worker_cores() -> None:
 
 
 def _carry_namespaces() -> None:
-    """Let a prompt's `cache_salt` reach the worker, where vLLM itself does not send it.
+    from reprise.engine_ext import input_hints
 
-    Without this, two tenants of one `vllm.LLM` would draft from each other's answers.
-    """
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    original = InputProcessor.process_inputs
-    if getattr(original, "_reprise_carries_namespaces", False):
-        return
-
-    @wraps(original)
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = original(self, *args, **kwargs)
-        params = request.sampling_params
-        if params is None or not uses_our_proposer(self.vllm_config):
-            return request
-        if request.cache_salt and EXTRA_ARGS_KEY not in (params.extra_args or {}):
-            request.sampling_params = with_hints(params, RequestHints(namespace=request.cache_salt))
-        return request
-
-    process_inputs._reprise_carries_namespaces = True  # type: ignore[attr-defined]
-    InputProcessor.process_inputs = process_inputs
+    input_hints.install()

@@ -22,6 +22,7 @@ from reprise.engine_ext.row_tracker import (
 )
 from reprise.engine_ext.step_clock import Pace, StepClock
 from reprise.engine_ext.swallowed import SwallowedErrors
+from reprise.engine_ext.tenants import is_private, private_namespace
 from reprise.engine_ext.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker_retriever import worker_retriever
 from reprise.retrieval.token_overlap import TokenOverlap
@@ -220,7 +221,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             live = LiveRequest(None, row.prompt_token_ids.copy())
             self._begin(row.request_id, live)
         live.num_prompt_tokens = len(row.prompt_token_ids)
-        namespace = self._namespace_of(row.request_id, live.hints)
+        namespace = self._namespace_of(live.hints)
         self._provider.start(
             row.request_id,
             row.prompt_token_ids,
@@ -231,17 +232,20 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             self._near.attach_first(row.request_id, live, namespace)
         return live
 
-    def _namespace_of(self, request_id: str, hints: RequestHints) -> str:
+    def _namespace_of(self, hints: RequestHints) -> str:
+        """The request's namespace; one of its own where nobody knows whose it is."""
         if self._namespace is not None:
             return self._namespace
-        # A name that no client can give (it holds a NUL): this request alone is behind its wall.
-        return hints.namespace if self._ids is not None else f"\0{request_id}"
+        if self._ids is None or hints.namespace is None:
+            return private_namespace()
+        return hints.namespace
 
     def _begin(self, request_id: str, live: LiveRequest) -> None:
         """Know a request from now on; start retrieval unless the front end already has."""
         self._live[request_id] = live
-        if self._near is not None:
-            self._near.begin(request_id, live, self._namespace_of(request_id, live.hints))
+        namespace = self._namespace_of(live.hints)
+        if self._near is not None and not is_private(namespace):
+            self._near.begin(request_id, live, namespace)
 
     def before_serving(self, runner: "GPUModelRunner") -> None:
         """Have the kernels made that steps with drafts need."""
@@ -329,7 +333,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             self._draft_counts.keep(request_id, stats)
         if live is None or self._near is None or self._learner is None:
             return
-        namespace = self._namespace_of(request_id, live.hints)
+        namespace = self._namespace_of(live.hints)
+        if is_private(namespace):
+            return
         accepted = stats.accepted_by_answer if stats is not None else {}
         self._near.end(request_id, live, namespace, accepted)
         # The front end stores what it has retrieved for: it knows the text and how it finished.

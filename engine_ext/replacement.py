@@ -39,7 +39,8 @@ def install() -> bool:
     if problem is not None:
         logger.warning(
             "Reprise: %s; there will be no exact hits, control per request or metrics, drafts "
-            "only.",
+            "only, and requests without cache_salt share no cached answers unless "
+            "REPRISE_NAMESPACE declares a single tenant.",
             problem,
         )
         return False

@@ -12,14 +12,15 @@
 `vllm_xargs` win over headers.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from vllm.exceptions import VLLMValidationError
 
-from reprise.retrieval.namespace import MAX_NAMESPACE_LENGTH, check_namespace
+from reprise.engine_ext.tenants import RESERVED_PREFIXES
+from reprise.engine_ext.tenants import key_namespace as key_namespace
+from reprise.retrieval.namespace import check_namespace
 
 HEADER_PREFIX = "x-reprise-"
 XARGS_PREFIX = "reprise_"
@@ -89,50 +90,6 @@ def without_control(xargs: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def namespace_of(
-    *,
-    operators: str | None,
-    clients: str | None,
-    client_namespaces: bool,
-    api_key: str | None,
-    cache_salt: str | None,
-) -> str:
-    """The namespace of a request: the wall around its answers.
-
-    Args:
-        operators: the one namespace of a server with a single tenant.
-        clients: the namespace that the request names.
-        client_namespaces: whether the operator honours that.
-        api_key: the request's key; it enters as a hash.
-        cache_salt: vLLM's own wall around prefix caches.
-
-    Returns:
-        What keeps vLLM's rule for salts. A salt does not reach over to another key's tenant.
-    """
-    if operators is not None:
-        return operators
-    if client_namespaces and clients is not None:
-        return clients
-    parts = []
-    if api_key:
-        parts.append(key_namespace(api_key))
-    if cache_salt:
-        parts.append(cache_salt if not api_key else "salt-" + cache_salt)
-    joined = ".".join(parts)
-    if len(joined) <= MAX_NAMESPACE_LENGTH:
-        try:
-            return check_namespace(joined)
-        except ValueError:
-            # A salt from elsewhere than the HTTP server, which checks its own.
-            pass
-    return "hash-" + hashlib.sha256(joined.encode()).hexdigest()[:48]
-
-
-def key_namespace(api_key: str) -> str:
-    """The namespace of an API key's requests without a salt; with one, `.` and the salt follow."""
-    return "key-" + hashlib.sha256(api_key.encode()).hexdigest()[:24]
-
-
 def _parse_cache(name: str, value: Any) -> dict[str, Any]:
     words = {word.strip().lower() for word in str(value).split(",")} - {""}
     if not words or not words <= _CACHE_WORDS:
@@ -183,9 +140,13 @@ def _parse_ttl(name: str, value: Any) -> dict[str, Any]:
 
 def _parse_namespace(name: str, value: Any) -> dict[str, Any]:
     try:
-        return {"namespace": check_namespace(value)}
+        named = check_namespace(value)
     except ValueError as error:
         raise VLLMValidationError(str(error), parameter=HEADER_PREFIX + name) from None
+    if named.startswith(RESERVED_PREFIXES):
+        expected = "a name that does not begin with " + ", ".join(RESERVED_PREFIXES)
+        raise _invalid(name, expected, value)
+    return {"namespace": named}
 
 
 _PARSERS = {

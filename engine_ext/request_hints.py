@@ -1,4 +1,9 @@
-"""What the front end tells the worker about a request: `SamplingParams.extra_args["reprise"]`."""
+"""What the front end tells the worker about a request: `SamplingParams.extra_args["reprise"]`.
+
+Hints are bytes there. Clients reach `extra_args` too (`vllm_xargs`, the sampling params of
+`/inference/v1/generate`), but with what JSON can say, which is no bytes: so no client can forge
+them, and whatever else stands under the key counts for nothing.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +18,9 @@ EXTRA_ARGS_KEY = "reprise"
 class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     """Per-request settings, as the worker sees them."""
 
-    namespace: str = ""
-    """The wall that this request's answers stay behind."""
+    namespace: str | None = None
+    """The wall that this request's answers stay behind; None: nobody knows whose it is, and it
+    shares nothing with any other."""
 
     drafts: bool = True
     """False: no drafts for this request."""
@@ -33,21 +39,41 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     front end stores the answer."""
 
 
+_decoder = msgspec.msgpack.Decoder(RequestHints)
+_encode = msgspec.msgpack.Encoder().encode
+
+
 def read_hints(params: "SamplingParams | None") -> RequestHints:
-    """The hints in `params`; defaults where there are none or where they make no sense."""
-    given = (params.extra_args or {}).get(EXTRA_ARGS_KEY) if params is not None else None
-    if not isinstance(given, dict):
+    """The hints in `params`; where there are none, those of a request of nobody's."""
+    encoded = _encoded_hints(params)
+    if encoded is None:
         return RequestHints()
     try:
-        return msgspec.convert(given, RequestHints)
-    except msgspec.ValidationError:
+        return _decoder.decode(encoded)
+    except msgspec.MsgspecError:
         return RequestHints(drafts=False, store=False)
+
+
+def has_hints(params: "SamplingParams | None") -> bool:
+    """Whether somebody who may has attached hints."""
+    return _encoded_hints(params) is not None
+
+
+def _encoded_hints(params: "SamplingParams | None") -> bytes | None:
+    given = (params.extra_args or {}).get(EXTRA_ARGS_KEY) if params is not None else None
+    return given if isinstance(given, bytes) else None
 
 
 def with_hints(params: "SamplingParams", hints: RequestHints) -> "SamplingParams":
     """A copy of `params` that carries `hints`; the caller's own object stays as it was."""
     copy = params.clone()
-    extra_args: dict[str, Any] = dict(copy.extra_args or {})
-    extra_args[EXTRA_ARGS_KEY] = msgspec.to_builtins(hints)
-    copy.extra_args = extra_args
+    attach_hints(copy, hints)
     return copy
+
+
+def attach_hints(params: "SamplingParams", hints: RequestHints) -> None:
+    """Have `params` carry `hints`, instead of any that they carried."""
+    # A new dictionary: clones may share theirs.
+    extra_args: dict[str, Any] = dict(params.extra_args or {})
+    extra_args[EXTRA_ARGS_KEY] = _encode(hints)
+    params.extra_args = extra_args

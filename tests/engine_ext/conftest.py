@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,9 @@ class Server:
     api_keys = API_KEYS
     model_name = MODEL_NAME
 
-    def __init__(self, model: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, model: Path, *arguments: str, api_keys: Sequence[str] = API_KEYS, **environment: str
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -89,7 +91,7 @@ class Server:
         command += ["--served-model-name", MODEL_NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
         command += ["--max-num-seqs", "32", "--max-model-len", "1024", "--dtype", DEMO_DTYPE]
-        command += ["--api-key", *API_KEYS, *arguments]
+        command += [*(["--api-key", *api_keys] if api_keys else []), *arguments]
         self.process = subprocess.Popen(
             command,
             env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", **environment},
@@ -225,16 +227,15 @@ def reprise_arguments() -> list[str]:
     ]
 
 
-def build_server(model: Path, *arguments: str, with_reprise: bool, **environment: str) -> Server:
+def build_server(model: Path, *arguments: str, with_reprise: bool, **others: Any) -> Server:
     """A server that is starting; one of ours has its admin routes on."""
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
         given += reprise_arguments()
-        environment = {"VLLM_PLUGINS": "reprise", **environment}
+        others = {"VLLM_PLUGINS": "reprise", **others}
     else:
-        plugins = engine_environment(with_reprise=False)["VLLM_PLUGINS"]
-        environment = {"VLLM_PLUGINS": plugins, **environment}
-    return Server(model, *given, **environment)
+        others = {"VLLM_PLUGINS": engine_environment(with_reprise=False)["VLLM_PLUGINS"], **others}
+    return Server(model, *given, **others)
 
 
 @pytest.fixture(scope="session")

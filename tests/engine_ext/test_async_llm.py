@@ -7,7 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -18,9 +21,11 @@ from reprise.engine_ext.async_llm import (
     EnhancedAsyncLLM,
     create_enhanced_system,
 )
+from reprise.engine_ext.http_exchange import current_exchange
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
 from reprise.engine_ext.replacement import install
+from reprise.engine_ext.tenants import SOLE_TENANT, key_namespace
 from reprise.engine_ext.vllm_expectations import unexpected_in_vllm
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE
 
@@ -148,6 +153,10 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
+def server_arguments(**given: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{"api_key": None, "middleware": [], "ssl_cert_reqs": 0, **given})
+
+
 def test_the_middleware_goes_in_by_vllms_own_option(monkeypatch: pytest.MonkeyPatch) -> None:
     def build_app(args: Any, *_others: Any) -> list[str]:
         return list(args.middleware)
@@ -157,9 +166,59 @@ def test_the_middleware_goes_in_by_vllms_own_option(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(http_front_door.sys.modules, http_front_door._ENTRY, entry)
     assert http_front_door.install()
     assert http_front_door.install()
-    args = SimpleNamespace(middleware=["theirs"])
+    args = server_arguments(middleware=["theirs"])
     assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
     assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
+    args.middleware = None
+    entry.build_app = http_front_door._with_middleware(lambda args: args)
+    assert entry.build_app(args).middleware is None
+
+
+async def test_vllms_app_has_the_middleware_and_it_the_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With vLLM's own app, as its server builds it."""
+    from vllm.entrypoints.launchers.api_server import entry
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    seen = []
+
+    async def health(_request: Any) -> PlainTextResponse:
+        exchange = current_exchange.get()
+        seen.append(exchange.tenant if exchange is not None else "no exchange")
+        return PlainTextResponse("")
+
+    monkeypatch.setattr(entry, "build_app", entry.build_app)
+    assert http_front_door.install()
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--api-key", "a", "b"])
+    app = entry.build_app(args, ("generate",), None)
+    app.router.routes.insert(0, Route("/health", health))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        for token in ("Bearer a", "Bearer b", "Bearer c", ""):
+            headers = {"authorization": token} if token else {}
+            assert (await client.get("/health", headers=headers)).status_code == 200
+    assert seen == [key_namespace("a"), key_namespace("b"), None, None]
+
+
+def test_tenants_are_told_apart_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tenant(authorization: str | None, **given: Any) -> str | None:
+        return http_front_door.server_tenants(server_arguments(**given)).tenant_of(authorization)
+
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert tenant("Bearer EMPTY") == tenant(None) == SOLE_TENANT
+    assert tenant("Bearer a", api_key=["a", "b"]) == key_namespace("a")
+    assert tenant("Bearer c", api_key=["a", "b"]) is None
+    assert tenant(None, api_key=["a", "b"]) is None
+    # Somebody else may tell clients apart, by what is not seen here.
+    assert tenant("Bearer a", middleware=["their.Login"]) is None
+    assert tenant("Bearer a", ssl_cert_reqs=2) is None
+    assert tenant("Bearer a", middleware=[http_front_door.MIDDLEWARE]) == SOLE_TENANT
+    assert http_front_door.server_tenants(SimpleNamespace()).tenant_of(None) is None
+    monkeypatch.setenv("VLLM_API_KEY", "e")
+    assert tenant("Bearer e") == key_namespace("e")
+    assert tenant("Bearer EMPTY") is None
 
 
 async def generate(
@@ -204,7 +263,7 @@ async def salts_are_walls(engine: EnhancedAsyncLLM) -> None:
         prompt = {"prompt": "behind a wall", "cache_salt": salt}
         await generate(engine, prompt, f"salt-{salt}", RequestOutputKind.FINAL_ONLY)
     namespaces = engine.front_end.memory.namespaces()  # type: ignore[union-attr]
-    assert namespaces["a"] == namespaces["b"] == 1
+    assert namespaces["salt-a"] == namespaces["salt-b"] == 1
 
 
 async def nonsense_is_refused_before_the_engine(engine: EnhancedAsyncLLM) -> None:

@@ -60,3 +60,13 @@ def test_an_unreadable_file_is_named(
     monkeypatch.setenv("REPRISE_CONFIG", str(file))
     with pytest.raises(ValueError, match="expected a readable TOML or JSON file"):
         load_config()
+
+
+@pytest.mark.parametrize("namespace", ["", "a/b", "n" * 129])
+def test_a_namespace_that_declares_no_tenant_is_refused(
+    monkeypatch: pytest.MonkeyPatch, namespace: str
+) -> None:
+    """Least of all may a variable that was left empty put all tenants into one."""
+    monkeypatch.setenv("REPRISE_NAMESPACE", namespace)
+    with pytest.raises(ValueError, match=r"namespace: .*got"):
+        load_config()

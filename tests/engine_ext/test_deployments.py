@@ -56,6 +56,10 @@ def test_several_processes_answer_as_one(
         assert [texts(answers) for answers in rounds] == [wanted] * 4
         # Whichever process a question reaches, after four rounds some have met their own answer.
         assert any(cache == "exact" for answers in rounds for _, cache in answers)
+        # Each process knows the keys: to another tenant all of it is new.
+        others = ask_all(server, key=server.api_keys[1])
+        assert texts(others) == wanted
+        assert "exact" not in {cache for _, cache in others}
         assert server.metric("reprise:errors_total") == 0
     finally:
         server.stop()

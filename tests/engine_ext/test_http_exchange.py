@@ -2,13 +2,19 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import AsyncMock
 
 from reprise.engine_ext.http_exchange import ExchangeMiddleware, current_exchange
 from reprise.engine_ext.request_info import DraftCounts, RequestInfo, SourceCounts
+from reprise.engine_ext.tenants import ServerTenants, key_namespace
 
 
 async def run(
-    app: Callable[..., Awaitable[None]], *, headers: dict[str, str], kind: str = "http"
+    app: Callable[..., Awaitable[None]],
+    *,
+    headers: dict[str, str],
+    kind: str = "http",
+    tenants: ServerTenants | None = None,
 ) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
@@ -19,7 +25,7 @@ async def run(
         return {"type": "http.request"}
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await ExchangeMiddleware(app)({"type": kind, "headers": raw}, receive, send)
+    await ExchangeMiddleware(app, tenants)({"type": kind, "headers": raw}, receive, send)
     return sent
 
 
@@ -31,14 +37,15 @@ async def test_headers_and_key_reach_the_engine_client_and_the_outcome_the_reply
         await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
         exchange = current_exchange.get()
         assert exchange is not None
-        seen.append((exchange.headers, exchange.api_key))
+        seen.append((exchange.headers, exchange.tenant))
         # As with a stream: the cache is asked only now, after the head was handed over.
         exchange.add_outcome(lambda: next(kinds))
         await send({"type": "http.response.body", "body": b"1", "more_body": True})
         await send({"type": "http.response.body", "body": b"2"})
 
-    sent = await run(app, headers={"X-Reprise-Cache": "off", "authorization": "Bearer k"})
-    assert seen == [({"x-reprise-cache": "off"}, "k")]
+    asked = {"X-Reprise-Cache": "off", "authorization": "Bearer k"}
+    sent = await run(app, headers=asked, tenants=ServerTenants(["k"]))
+    assert seen == [({"x-reprise-cache": "off"}, key_namespace("k"))]
     assert sent[0]["headers"] == [(b"a", b"b"), (b"x-reprise-cache", b"exact")]
     assert [message.get("body") for message in sent] == [None, b"1", b"2"]
     assert current_exchange.get() is None
@@ -61,12 +68,40 @@ async def test_several_generations_are_told_together_and_none_is_not_told() -> N
     assert (await run(none, headers={"authorization": "Basic abc"}))[0]["headers"] == []
 
 
-async def test_other_connections_pass_through() -> None:
+async def test_a_websocket_has_a_tenant_and_nothing_else_is_changed() -> None:
+    tenants = []
+
     async def app(scope: Any, _receive: Any, send: Any) -> None:
-        assert current_exchange.get() is None
+        exchange = current_exchange.get()
+        tenants.append(exchange.tenant if exchange is not None else "no exchange")
         await send({"type": scope["type"]})
 
-    assert await run(app, headers={}, kind="websocket") == [{"type": "websocket"}]
+    for kind in ("websocket", "lifespan"):
+        asked = {"authorization": "Bearer k"}
+        sent = await run(app, headers=asked, kind=kind, tenants=ServerTenants(["k"]))
+        assert sent == [{"type": kind}]
+        assert current_exchange.get() is None
+    assert tenants == [key_namespace("k"), "no exchange"]
+
+
+async def test_of_two_keys_the_one_that_vllm_checks_counts() -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        exchange = current_exchange.get()
+        assert exchange is not None
+        assert exchange.tenant == key_namespace("first")
+
+    raw = [(b"authorization", b"Bearer first"), (b"Authorization", b"Bearer second")]
+    middleware = ExchangeMiddleware(app, ServerTenants(["first", "second"]))
+    await middleware({"type": "http", "headers": raw}, AsyncMock(), AsyncMock())
+
+
+async def test_without_being_told_of_tenants_the_middleware_knows_none() -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        exchange = current_exchange.get()
+        assert exchange is not None
+        assert exchange.tenant is None
+
+    assert await run(app, headers={"authorization": "Bearer k"}) == []
 
 
 def info(kind: str, drafted: int, retrieval_ms: float | None) -> RequestInfo:

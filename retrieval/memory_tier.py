@@ -185,6 +185,12 @@ class MemoryTier(Tier):
         """Namespaces that hold answers."""
         return len(self._namespaces)
 
+    def holds(self, namespace: str, answer_id: str) -> bool:
+        """Whether an answer is there, too old or not."""
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            return held is not None and answer_id in held.entries
+
     def keys(self) -> list[tuple[str, str]]:
         """(namespace, id) of all that is held."""
         with self._lock:

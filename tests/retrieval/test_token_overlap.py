@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.retrieval.answer import PROMPT_END, AnswerUpdate
@@ -129,6 +129,7 @@ def test_rare_tokens_find_what_common_ones_have_forgotten():
     assert overlap.num_bytes < 5000 * 2000
 
 
+@settings(deadline=None)  # the first example may load compiled code
 @given(
     st.lists(
         st.tuples(

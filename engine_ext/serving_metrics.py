@@ -170,6 +170,8 @@ class ServingMetrics:
             ("found", "Searches that found a near answer."),
             ("stored", "Answers that joined retrieval."),
             ("evicted", "Answers evicted from retrieval."),
+            ("evicted_early", "Answers evicted before they were indexed and written."),
+            ("resyncs", "Times that updates were not picked up in time and told again."),
             ("dropped", "Prompts and answers dropped because a queue was full."),
             ("errors", "Errors of retrieval."),
             ("embed_s", "Seconds spent embedding."),
@@ -178,7 +180,11 @@ class ServingMetrics:
             if field in stats:
                 name = f"retrieval_{field.removesuffix('_s')}" + "_seconds" * field.endswith("_s")
                 self._add(name, text, "front_end", float(stats[field]))
-        for field, text in (("answers", "Answers held."), ("bytes", "Bytes of answers held.")):
+        for field, text in (
+            ("answers", "Answers held."),
+            ("namespaces", "Namespaces that hold answers."),
+            ("bytes", "Bytes charged for answers held, their indexes and their namespaces."),
+        ):
             if field in stats:
                 _gauge(f"retrieval_{field}", text, mode="mostrecent").labels(self._model).set(
                     float(stats[field])

@@ -66,7 +66,9 @@ def section_exact(settings: Settings) -> list[Figure]:
     embedder = stand_in()
     count = min(settings.answers, 50_000)
     answers = list(make_answers(count, embedder, seed=settings.seed))
-    config = RetrievalConfig(memory_bytes=4 << 30, queue_length=count + 1, clauses=False)
+    config = RetrievalConfig(
+        memory_bytes=4 << 30, queue_length=count + 1, queue_bytes=4 << 30, clauses=False
+    )
     before = _resident_bytes()
     retriever = LocalRetriever(config, embedder=embedder)
     retriever.flush(60)

@@ -35,7 +35,7 @@ class RepriseDrafter:
         self._provider = DraftProvider(DraftConfig.model_validate(settings), seed=seed)
         self._retriever = LocalRetriever(
             # A replay hands over its whole cache at once.
-            RetrievalConfig(queue_length=1 << 20),
+            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30),
             embedder=embedder,
         )
         self._embedder = embedder

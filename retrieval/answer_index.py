@@ -69,6 +69,8 @@ class AnswerIndex:
         self.dim = dim
         self._exact_search_limit, self._gpu = exact_search_limit, gpu
         self._namespaces: dict[str, _Namespace] = {}
+        # Those that changed since `maintain` last found nothing to do there.
+        self._changed: dict[str, None] = {}
 
     def __len__(self) -> int:
         return sum(len(held.number_of) for held in self._namespaces.values())
@@ -88,6 +90,7 @@ class AnswerIndex:
             return False
         held.vectors.add(held.number(answer_id), vector)
         held.mark_of[answer_id] = mark
+        self._changed[namespace] = None
         return True
 
     def claim(self, namespace: str, answer_id: str, mark: bytes) -> FloatArray | None:
@@ -115,8 +118,10 @@ class AnswerIndex:
         del held.answer_id_of[number]
         del held.mark_of[answer_id]
         held.unclaimed.discard(answer_id)
+        self._changed[namespace] = None
         if not held.number_of:
             del self._namespaces[namespace]
+            del self._changed[namespace]
         return True
 
     def search(
@@ -161,15 +166,21 @@ class AnswerIndex:
             held.unclaimed = set(held.number_of)
             if held.number_of:
                 self._namespaces[parts.namespace] = held
+                self._changed[parts.namespace] = None
 
     @property
     def num_waiting(self) -> int:
         """Answers that `maintain` has yet to move into a graph."""
-        return sum(held.vectors.num_waiting for held in self._namespaces.values())
+        return sum(self._namespaces[name].vectors.num_waiting for name in self._changed)
 
     def maintain(self) -> bool:
         """One step of upkeep, for one namespace that needs it; whether there is more to do."""
-        return any(held.vectors.maintain() for held in self._namespaces.values())
+        while self._changed:
+            name = next(iter(self._changed))
+            if self._namespaces[name].vectors.maintain():
+                return True
+            del self._changed[name]
+        return False
 
     def _new_vectors(self, parts: VectorParts | None) -> VectorIndex:
         return VectorIndex(

@@ -25,7 +25,13 @@ class RetrievalConfig(BaseModel):
     """Cosine from which an answer counts as near; a wrong one only costs a little speed."""
 
     memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
-    """Bound on the answers held in memory, counted as they are encoded plus their embeddings."""
+    """Bound on the answers held in memory, with what their indexes and their namespaces take."""
+
+    max_namespaces: Annotated[int, Field(ge=1)] = 20_000
+    """Most namespaces held, in memory and in Redis; beyond, the least valuable leaves whole."""
+
+    tier_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Bound on what the SQLite file or our keys in Redis take; the least valuable answers leave."""
 
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     """Age in seconds at which an answer is dropped; None keeps it until it is evicted."""
@@ -35,6 +41,9 @@ class RetrievalConfig(BaseModel):
 
     queue_length: Annotated[int, Field(ge=1)] = 4096
     """Most prompts, and separately most answers, waiting; what comes beyond is dropped, counted."""
+
+    queue_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    """Most bytes waiting in each queue, between threads or processes, whatever their number."""
 
     exact_search_limit: Annotated[int, Field(ge=256)] = 20_000
     """Answers of one namespace searched one by one; beyond, they move into an HNSW graph."""
@@ -51,8 +60,8 @@ class RetrievalConfig(BaseModel):
     poll_s: Annotated[float, Field(gt=0, le=10.0)] = 0.2
     """How often to look for what other replicas stored."""
 
-    stream_length: Annotated[int, Field(ge=100)] = 10_000
-    """About how many changes a namespace's stream in Redis keeps for replicas to read."""
+    stream_length: Annotated[int, Field(ge=100)] = 50_000
+    """About how many changes, of all namespaces, Redis keeps for replicas to read."""
 
     clauses: bool = True
     """Search for the parts of a compound question too."""

@@ -35,6 +35,8 @@ OnFound = Callable[[str, str, list[NearAnswer]], None]
 _IDLE_S = 0.25
 # Vector of 384 dimensions, graph links and dictionary entries, as measured.
 _INDEX_BYTES = 2200
+# What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
+_NAMESPACE_BYTES = 3000
 _EXPIRE_EVERY_S = 10.0
 
 
@@ -74,11 +76,17 @@ class LocalRetriever(Retriever):
         self._memory = MemoryTier(
             max_bytes=self._config.memory_bytes,
             index_bytes=_INDEX_BYTES,
+            namespace_bytes=_NAMESPACE_BYTES,
+            max_namespaces=self._config.max_namespaces,
             ttl_s=self._config.ttl_s,
         )
-        self._queue = WorkQueue()
+        self._queue = WorkQueue(
+            max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
+        )
         self._results = AwaitedResults(most=4 * self._config.queue_length)
-        self._updates = UpdateQueue()
+        self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
+        # (namespace, id) of answers that joined and that the queue had no room to tell of.
+        self._untold: dict[tuple[str, str], None] = {}
         self._stats = RetrievalStats()
         self._waiting = 0
         self._closing = False
@@ -101,11 +109,11 @@ class LocalRetriever(Retriever):
         ids = None if prompt_token_ids is None else np.array(prompt_token_ids)
         with self._changed:
             self._results.expect(request_id)
-            if self._closing or len(self._queue.prompts) >= self._config.queue_length:
+            prompt = Prompt(request_id, namespace, text, ids)
+            if self._closing or not self._queue.put_prompt(prompt):
                 self._count(dropped=1)
                 self._results.give(request_id, [])
             else:
-                self._queue.prompts.append(Prompt(request_id, namespace, text, ids))
                 self._changed.notify_all()
 
     def poll(self, request_id: str) -> list[NearAnswer] | None:
@@ -123,7 +131,7 @@ class LocalRetriever(Retriever):
         with self._changed:
             if answer.tokenizer_key != self._tokenizer_key:
                 self._count(foreign=1)
-            elif self._closing or len(self._queue.answers) >= self._config.queue_length:
+            elif self._closing or not self._queue.takes_answers:
                 self._count(dropped=1)
             else:
                 self._admit([answer], ours=True)
@@ -149,7 +157,8 @@ class LocalRetriever(Retriever):
             self._tiers.credit(namespace, earned)
 
     def updates(self) -> list[AnswerUpdate]:
-        return self._updates.take()
+        with self._changed:
+            return [*self._updates.take(), *self._tell_again()]
 
     def flush(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
@@ -170,6 +179,7 @@ class LocalRetriever(Retriever):
                 restored=0 if search is None else search.num_restored,
                 refused_snapshots=0 if search is None else search.num_refused_snapshots,
                 answers=self._memory.num_answers,
+                namespaces=self._memory.num_namespaces,
                 bytes=self._memory.num_bytes,
                 waiting=self._waiting,
                 unwritten=0 if self._tiers is None else self._tiers.unwritten,
@@ -209,6 +219,10 @@ class LocalRetriever(Retriever):
         """All answers held in memory."""
         return [a for name in self._memory.namespaces() for a in self._memory.answers(name)]
 
+    def keys(self) -> list[tuple[str, str]]:
+        """(namespace, answer id) of all answers held in memory."""
+        return self._memory.keys()
+
     def close(self) -> None:
         with self._changed:
             if self._closing:
@@ -225,6 +239,8 @@ class LocalRetriever(Retriever):
             ttl_s=self._config.ttl_s,
             look_up_s=self._config.look_up_s,
             stream_length=self._config.stream_length,
+            max_bytes=self._config.tier_bytes,
+            max_namespaces=self._config.max_namespaces,
         )
         if tier is None:
             return None
@@ -233,6 +249,7 @@ class LocalRetriever(Retriever):
             on_added=self._arrived,
             on_removed=self._removed,
             queue_length=self._config.queue_length,
+            queue_bytes=self._config.queue_bytes,
             poll_s=self._config.poll_s,
             look_up_s=self._config.look_up_s,
         )
@@ -240,9 +257,7 @@ class LocalRetriever(Retriever):
     def _arrived(self, answers: Sequence[Answer]) -> None:
         """Answers from the tier; waits while the worker has its hands full."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: len(self._queue.answers) < self._config.queue_length or self._closing
-            )
+            self._changed.wait_for(lambda: self._queue.takes_answers or self._closing)
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
             self._count(foreign=len(answers) - len(own))
             self._admit([a for a in own if not self.answer(a.namespace, a.answer_id)], ours=False)
@@ -256,24 +271,46 @@ class LocalRetriever(Retriever):
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
         keyed = {(a.namespace, a.answer_id): a for a in answers}
-        new = {key: answer for key, answer in keyed.items() if not self.answer(*key)}
+        new = {key: answer for key, answer in keyed.items() if not self._memory.holds(*key)}
         # The index holds the vector: once is enough.
         bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
         gone = dict.fromkeys(self._memory.put(bare))
         for key, answer in new.items():
             if key not in gone:
-                self._updates.put(AnswerUpdate.joined(answer))
+                self._tell(AnswerUpdate.joined(answer))
                 self._count(stored=1)
         self._note_gone([key for key in gone if key not in new])
-        self._queue.answers.extend((answer, ours) for answer in answers)
+        self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
 
     def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
         """Tell that answers (namespace, id) left memory; the caller holds the lock."""
-        for namespace, answer_id in gone:
-            self._updates.put(AnswerUpdate.left(namespace, answer_id))
-        self._queue.gone.extend(gone)
+        for key in gone:
+            if key in self._untold:
+                del self._untold[key]
+            else:
+                self._tell(AnswerUpdate.left(*key))
+        self._queue.put_gone(gone)
         self._count(evicted=len(gone))
+
+    def _tell(self, update: AnswerUpdate) -> None:
+        """Have an update picked up; the caller holds the lock."""
+        untold = self._updates.put(update)
+        self._count(resyncs=bool(untold) and not self._untold)
+        self._untold.update(dict.fromkeys(untold))
+
+    def _tell_again(self) -> list[AnswerUpdate]:
+        """Of what there was no room for, as much as there is room for now; under the lock."""
+        told: list[AnswerUpdate] = []
+        num_bytes = 0
+        while self._untold and num_bytes < self._config.queue_bytes:
+            key = next(iter(self._untold))
+            del self._untold[key]
+            answer = self.answer(*key)
+            if answer is not None:
+                told.append(AnswerUpdate.joined(answer))
+                num_bytes += answer.num_bytes
+        return told
 
     def _work(self, embedder: Embedder | None) -> None:
         config = self._config
@@ -296,7 +333,7 @@ class LocalRetriever(Retriever):
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
-                if self._closing and not self._queue.answers:
+                if self._closing and not self._queue.num_answers:
                     search.close()
                     return
                 work = self._queue.take(config.batch_size)
@@ -323,7 +360,7 @@ class LocalRetriever(Retriever):
         tiers = self._tiers
         if tiers is None or self._closing:
             return False
-        return tiers.caught_up.is_set() and not self._queue.answers
+        return tiers.caught_up.is_set() and not self._queue.num_answers
 
     def _turn(self, search: NearSearch, work: Work) -> bool:
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
@@ -373,6 +410,10 @@ class LocalRetriever(Retriever):
 
     def _join(self, search: NearSearch, batch: list[tuple[Answer, bool]]) -> None:
         held = [(a, ours) for a, ours in batch if self.answer(a.namespace, a.answer_id)]
+        if len(held) < len(batch):
+            lost = sum(ours for _, ours in batch) - sum(ours for _, ours in held)
+            with self._changed:
+                self._count(evicted_early=lost)
         texts = [self._query(a.prompt_text or None, a.prompt_token_ids) for a, _ in held]
         joined = search.join([answer for answer, _ in held], texts)
         ours = {(a.namespace, a.answer_id) for a, ours in held if ours}

@@ -25,13 +25,14 @@ class PendingCredits:
 
     def add(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         """Add to what is pending."""
-        pending = self._pending.setdefault(namespace, {})
+        pending = self._pending.get(namespace, {})
         for answer_id, uses in earned.items():
             before = pending.get(answer_id)
             if before is not None:
                 pending[answer_id] = before.plus(uses)
             elif self._count < self._most:
                 pending[answer_id] = uses
+                self._pending[namespace] = pending
                 self._count += 1
             else:
                 self.lost += 1

@@ -5,6 +5,10 @@
 A posting is a row of a table: a bucket (a hashed token) that the answer in a place has. It is in
 two chains: that of its bucket, the latest answer first, and that of its answer. Postings that are
 free form a chain as well.
+
+Where a bucket's chain begins says a row of another table, `heads`. That is a hash table as small as
+its namespace: it grows with the buckets that are in use, up to a row for each there may be, from
+where on a bucket's row is its number.
 """
 
 import numba
@@ -14,6 +18,7 @@ BUCKET_BITS = 13
 BUCKETS = 1 << BUCKET_BITS
 END = -1
 BUCKET, PLACE, OLDER, NEWER, SIBLING, POSTING_FIELDS = range(6)
+OWNER, LATEST_POSTING, FREQUENCY, HEAD_FIELDS = range(4)
 LATEST = 1024
 MAX_VISITS = 4096
 MIN_LIKENESS = 0.05
@@ -41,11 +46,55 @@ def add_free(postings, first, free):
 
 
 @_compiled
-def link(postings, heads, frequency, buckets, place, free):
-    """Add an answer's buckets. Returns its first posting and the first that is still free."""
-    first = END
+def row_of(heads, bucket):
+    """The row of a bucket in `heads`; one without owner if it has none."""
+    last = heads.shape[0] - 1
+    row = bucket & last
+    while heads[row, OWNER] != bucket and heads[row, OWNER] != END:
+        row = (row + 1) & last
+    return row
+
+
+@_compiled
+def empty_heads(size):
+    """Heads int32 [size, HEAD_FIELDS] that have no owners; the size is a power of two."""
+    heads = np.full((size, HEAD_FIELDS), END, np.int32)
+    heads[:, FREQUENCY] = 0
+    return heads
+
+
+@_compiled
+def grown_heads(heads, num_buckets):
+    """Larger heads with room for so many more buckets, and the number of their owners.
+
+    Buckets that no answer has any more are left out.
+    """
+    num_owners = 0
+    for row in range(heads.shape[0]):
+        num_owners += heads[row, FREQUENCY] > 0
+    size = heads.shape[0]
+    while size < BUCKETS and 4 * (num_owners + num_buckets) > 3 * size:
+        size *= 2
+    grown = empty_heads(size)
+    for row in range(heads.shape[0]):
+        if heads[row, FREQUENCY] > 0:
+            grown[row_of(grown, heads[row, OWNER])] = heads[row]
+    return grown, num_owners
+
+
+@_compiled
+def link(postings, heads, buckets, place, free):
+    """Add an answer's buckets, for which there is room.
+
+    Returns its first posting, the first that is still free, and how many buckets are new.
+    """
+    first, num_new = END, 0
     for bucket in buckets:
-        posting, latest = free, heads[bucket]
+        row = row_of(heads, bucket)
+        if heads[row, OWNER] == END:
+            heads[row, OWNER] = bucket
+            num_new += 1
+        posting, latest = free, heads[row, LATEST_POSTING]
         free = postings[posting, SIBLING]
         postings[posting, BUCKET] = bucket
         postings[posting, PLACE] = place
@@ -54,26 +103,26 @@ def link(postings, heads, frequency, buckets, place, free):
         postings[posting, SIBLING] = first
         if latest != END:
             postings[latest, NEWER] = posting
-        heads[bucket] = first = posting
-        frequency[bucket] += 1
-    return first, free
+        heads[row, LATEST_POSTING] = first = posting
+        heads[row, FREQUENCY] += 1
+    return first, free, num_new
 
 
 @_compiled
-def unlink(postings, heads, frequency, first, free):
+def unlink(postings, heads, first, free):
     """Take an answer's postings out. Returns the first free posting and how many they were."""
     posting, count = first, 0
     while posting != END:
         following = postings[posting, SIBLING]
-        bucket = postings[posting, BUCKET]
+        row = row_of(heads, postings[posting, BUCKET])
         older, newer = postings[posting, OLDER], postings[posting, NEWER]
         if newer == END:
-            heads[bucket] = older
+            heads[row, LATEST_POSTING] = older
         else:
             postings[newer, OLDER] = older
         if older != END:
             postings[older, NEWER] = newer
-        frequency[bucket] -= 1
+        heads[row, FREQUENCY] -= 1
         postings[posting, SIBLING] = free
         free = posting
         posting = following
@@ -88,7 +137,7 @@ def weight_of(frequency, num_answers):
 
 
 @_compiled
-def most_alike(postings, heads, frequency, firsts, breadths, scores, buckets, num_answers, count):
+def most_alike(postings, heads, firsts, breadths, scores, buckets, num_answers, count):
     """The `count` answers most like a prompt with these buckets, among those that share its rarest.
 
     firsts, breadths, scores [places]: an answer's first posting, the root of its number of buckets,
@@ -96,17 +145,20 @@ def most_alike(postings, heads, frequency, firsts, breadths, scores, buckets, nu
     first.
     """
     weights = np.empty(buckets.shape[0])
+    rows = np.empty(buckets.shape[0], np.int32)
     weight_in_query = np.zeros(BUCKETS)
     for i, bucket in enumerate(buckets):
-        weights[i] = weight_in_query[bucket] = weight_of(frequency[bucket], num_answers)
+        rows[i] = row_of(heads, bucket)
+        weights[i] = weight_of(heads[rows[i], FREQUENCY], num_answers)
+        weight_in_query[bucket] = weights[i]
     seen = np.empty(MAX_VISITS, np.int32)
     num_seen = visits = 0
     for i in np.argsort(-weights):
-        held = min(frequency[buckets[i]], LATEST)
+        held = min(heads[rows[i], FREQUENCY], LATEST)
         if visits + held > MAX_VISITS:
             break
         visits += held
-        posting = heads[buckets[i]]
+        posting = heads[rows[i], LATEST_POSTING]
         for _ in range(held):
             place = postings[posting, PLACE]
             if scores[place] == 0.0:
@@ -134,7 +186,7 @@ def most_alike(postings, heads, frequency, firsts, breadths, scores, buckets, nu
             if weight > 0.0:
                 shared += weight
             else:
-                weight = weight_of(frequency[bucket], num_answers)
+                weight = weight_of(heads[row_of(heads, bucket), FREQUENCY], num_answers)
             whole += weight
             posting = postings[posting, SIBLING]
         cosine = shared / np.sqrt(max(whole * query_weight, 1e-12))

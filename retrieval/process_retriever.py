@@ -69,7 +69,9 @@ class ProcessRetriever(RetrievalClient):
         self._folder = make_folder()
         if config.url == "memory://":
             url = f"sqlite://{self._folder}/answers.sqlite"
-            config = config.model_copy(update={"url": url})
+            # It holds what memory holds, in less room; the temporary folder may be memory too.
+            tier_bytes = max(1 << 20, min(config.tier_bytes, config.memory_bytes))
+            config = config.model_copy(update={"url": url, "tier_bytes": tier_bytes})
         self._orders = Orders(
             config=config.model_dump(),
             address=str(self._folder / "socket"),

@@ -68,12 +68,20 @@ class RetrievalClient(Retriever):
         self.address = address
         self._config = config or RetrievalConfig()
         self._keep_exact = keep_exact
-        self._exact = MemoryTier(max_bytes=self._config.memory_bytes, ttl_s=self._config.ttl_s)
+        self._exact = MemoryTier(
+            max_bytes=self._config.memory_bytes,
+            max_namespaces=self._config.max_namespaces,
+            ttl_s=self._config.ttl_s,
+        )
         self._records = RecordReader("messages of the retrieval process")
-        self._updates = UpdateQueue()
+        self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
         self._known: set[tuple[str, str]] = set()
+        # Whether answers joined that nobody was told of, for want of room.
+        self._missed = False
+        self._resyncs = 0
         self._sender: Sender | None = None
         self._held: deque[Store] = deque()
+        self._held_bytes = 0
         self._results: ResultReader | None = None
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
@@ -149,7 +157,14 @@ class RetrievalClient(Retriever):
             self._send(Credit(namespace, dict(accepted_tokens)))
 
     def updates(self) -> list[AnswerUpdate]:
-        return self._updates.take()
+        updates = self._updates.take()
+        if self._missed:
+            # Connecting again, it is told of all that is there.
+            self._missed = False
+            self._resyncs += 1
+            if (sender := self._sender) is not None:
+                sender.close()
+        return updates
 
     def flush(self, timeout_s: float) -> bool:
         with self._changed:
@@ -161,7 +176,9 @@ class RetrievalClient(Retriever):
 
     def stats(self) -> RetrievalStats:
         stats = self._status.stats
-        return replace(stats, dropped=stats.dropped + self._dropped)
+        return replace(
+            stats, dropped=stats.dropped + self._dropped, resyncs=stats.resyncs + self._resyncs
+        )
 
     def health(self) -> RetrievalHealth:
         if self._closing:
@@ -186,7 +203,11 @@ class RetrievalClient(Retriever):
         if isinstance(message, Store) and self._hold(message):
             return True
         sender = self._sender
-        sent = sender is not None and sender.send(message)
+        try:
+            sent = sender is not None and sender.send(message)
+        except Exception:  # a text that has no encoding, say
+            logger.exception("A message that cannot be encoded was dropped.")
+            sent = False
         if not sent and not isinstance(message, Discard | Credit):
             self._dropped += 1
         return sent
@@ -197,9 +218,12 @@ class RetrievalClient(Retriever):
         with self._changed:
             waits = self._sender is None and not self._closing
             # Once there is a process, others want to be heard beside them.
-            if not waits or len(self._held) >= self._config.queue_length // 2:
+            full = len(self._held) >= self._config.queue_length // 2
+            num_bytes = self._held_bytes + len(message.record)
+            if not waits or full or num_bytes > self._config.queue_bytes // 2:
                 return False
             self._held.append(message)
+            self._held_bytes = num_bytes
             return True
 
     def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | None:
@@ -231,7 +255,7 @@ class RetrievalClient(Retriever):
 
     def _serve(self, connection: socket.socket) -> None:
         """Take messages in until the process is gone."""
-        sender = Sender(connection, queue_length=self._config.queue_length)
+        sender = Sender(connection, max_bytes=self._config.queue_bytes)
         sender.send(Hello(self._keep_exact, pinned_cores(os.getpid())))
         present: set[tuple[str, str]] | None = set()
         try:
@@ -264,6 +288,7 @@ class RetrievalClient(Retriever):
                 with self._changed:
                     self._dropped += sum(not sender.send(answer) for answer in self._held)
                     self._held.clear()
+                    self._held_bytes = 0
                     self._results, self._sender = results, sender
                     self._connections += 1
                     if self._closing:
@@ -290,14 +315,20 @@ class RetrievalClient(Retriever):
         key = (update.namespace, update.answer_id)
         if key not in self._known:
             self._known.add(key)
-            self._updates.put(update)
+            self._tell(update)
 
     def _left(self, left: Left) -> None:
         self._exact.remove(left.namespace, [left.answer_id])
         key = (left.namespace, left.answer_id)
         if key in self._known:
             self._known.remove(key)
-            self._updates.put(AnswerUpdate.left(left.namespace, left.answer_id))
+            self._tell(AnswerUpdate.left(left.namespace, left.answer_id))
+
+    def _tell(self, update: AnswerUpdate) -> None:
+        """Have an update picked up; what there is no room for is asked for again later."""
+        untold = self._updates.put(update)
+        self._known.difference_update(untold)
+        self._missed = self._missed or bool(untold)
 
 
 def connect(

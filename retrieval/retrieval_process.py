@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -52,8 +53,8 @@ logger = logging.getLogger(__name__)
 _UPDATE_S = 0.05
 _STATUS_S = 0.5
 _NICENESS = 10
-# A client takes all answers when it connects.
-_CLIENT_QUEUE = 1_000_000
+# Of the answers that a client is told of when it connects, those looked up together.
+_GREETING_PAGE = 32
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -70,11 +71,12 @@ class Orders(msgspec.Struct, frozen=True):
 class _Client:
     """One connection."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, queue_bytes: int) -> None:
         self.connection = connection
-        self.sender = Sender(connection, queue_length=_CLIENT_QUEUE)
+        self.sender = Sender(connection, max_bytes=queue_bytes)
         self.wants_records = False
         self.greeted = False
+        """Whether it was told of all that was there when it came."""
 
 
 class RetrievalServer:
@@ -92,6 +94,8 @@ class RetrievalServer:
             threads=config.embedding_threads,
             on_found=self._publish,
         )
+        self._queue_bytes = config.queue_bytes
+        self._resyncs = 0
         self._clients: list[_Client] = []
         self._lock = threading.Lock()
         self._next_status_s = 0.0
@@ -122,7 +126,7 @@ class RetrievalServer:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                client = _Client(connection)
+                client = _Client(connection, queue_bytes=self._queue_bytes)
                 threading.Thread(
                     target=self._listen, args=(client,), name="reprise-client", daemon=True
                 ).start()
@@ -164,13 +168,24 @@ class RetrievalServer:
                 ).start()
 
     def _greet(self, client: _Client, wants_records: bool) -> None:
+        """Tell a client of all answers, at its own pace; what happens meanwhile it is told too."""
         with self._lock:
             self._broadcast(self.retriever.updates())
             client.wants_records = wants_records
             client.sender.send(Welcome(self._writer.name))
-            for answer in self.retriever.answers():
-                client.sender.send(_joined(answer, wants_records))
             self._clients.append(client)
+            keys = self.retriever.keys()
+        for begin in range(0, len(keys), _GREETING_PAGE):
+            if not client.sender.wait_for_room():
+                return
+            # Under the lock: an answer that leaves now is spoken of after it was told of.
+            with self._lock:
+                for key in keys[begin : begin + _GREETING_PAGE]:
+                    answer = self.retriever.answer(*key)
+                    if answer is not None:
+                        self._send(client, _joined(answer, wants_records))
+        with self._lock:
+            client.greeted = True
             self._next_status_s = 0.0
 
     def _reply(self, client: _Client, message: Flush | LookUp) -> None:
@@ -189,9 +204,13 @@ class RetrievalServer:
             self._broadcast(self.retriever.updates())
             if time.monotonic() >= self._next_status_s:
                 self._next_status_s = time.monotonic() + _STATUS_S
-                status = Status(self.retriever.stats(), self.retriever.health())
+                stats = self.retriever.stats()
+                stats = replace(stats, resyncs=stats.resyncs + self._resyncs)
+                status = Status(stats, self.retriever.health())
                 for client in self._clients:
-                    client.sender.send(status)
+                    # The first one says that all has been told that was there.
+                    if client.greeted:
+                        client.sender.send(status)
 
     def _broadcast(self, updates: list[AnswerUpdate]) -> None:
         """Tell all clients; the caller holds the lock."""
@@ -203,7 +222,15 @@ class RetrievalServer:
                     if answer is None:
                         continue  # gone already
                     message = _joined(answer, client.wants_records)
-                client.sender.send(message)
+                self._send(client, message)
+
+    def _send(self, client: _Client, message: Response) -> None:
+        """Send what must not be missed: a client that has no room for it connects again, and is
+        told anew of all that is there."""
+        if not client.sender.send(message) and not client.sender.closed:
+            self._resyncs += 1
+            logger.warning("A client does not keep up with the answers and is told all anew.")
+            client.sender.close()
 
 
 def _joined(answer: Answer, wants_record: bool) -> Joined:

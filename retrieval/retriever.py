@@ -15,7 +15,7 @@ from .near_answer import NearAnswer
 
 @dataclass(frozen=True, slots=True)
 class RetrievalStats:
-    """Counts since the start, but for `answers`, `bytes` and `waiting`, which are of now."""
+    """Counts since the start, but for `answers`, `namespaces`, `bytes` and `waiting`, of now."""
 
     submitted: int = 0
     abandoned: int = 0
@@ -25,6 +25,8 @@ class RetrievalStats:
     stored: int = 0
     """Answers that joined, those of other replicas included."""
     evicted: int = 0
+    evicted_early: int = 0
+    """Answers that left memory before they were indexed and written, which they never will be."""
     foreign: int = 0
     """Answers refused because another tokenizer made them."""
     dropped: int = 0
@@ -39,8 +41,11 @@ class RetrievalStats:
     """Answers whose vectors came from the index's snapshot."""
     refused_snapshots: int = 0
     """Snapshots of the index that were damaged or made otherwise."""
+    resyncs: int = 0
+    """Times that updates were not picked up before their queue was full, and were told again."""
     errors: int = 0
     answers: int = 0
+    namespaces: int = 0
     bytes: int = 0
     waiting: int = 0
     """Answers found by comparing one by one until they have moved into the graph."""

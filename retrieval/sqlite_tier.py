@@ -12,8 +12,19 @@ from pathlib import Path
 from .answer import Answer
 from .record import RecordReader, encode_record
 from .tier import Tier, TierError, Uses, with_uses
+from .value import rank_of
 
 _PAGE = 500
+# Of the bound, what the write-ahead log may take beside the file: it is begun anew at a quarter of
+# that, and the rest is room for one transaction, which is kept small enough for it.
+_LOG_SHARE = 1 / 4
+_MAX_LOG_BYTES = 16 << 20
+_LOG_PAGES_PER_ANSWER = 8
+_MAX_BATCH = 128
+_BATCH_SHARE = 1 / 64
+_MIN_BYTES = 1 << 20
+# An answer's row beside its record: ids, key, rank and what the indexes repeat of them.
+_OVERHEAD_BYTES = 400
 _SCHEMA = """
 create table if not exists answers (
   namespace text not null,
@@ -21,11 +32,13 @@ create table if not exists answers (
   exact_key blob,
   created_s real not null,
   record blob not null,
+  rank real not null default 0,
   primary key (namespace, answer_id)
-) without rowid;
+);
 create index if not exists by_exact_key on answers (namespace, exact_key)
   where exact_key is not null;
 create index if not exists by_age on answers (created_s);
+create index if not exists by_rank on answers (namespace, rank);
 create table if not exists credits (
   namespace text not null,
   answer_id text not null,
@@ -33,6 +46,30 @@ create table if not exists credits (
   accepted_tokens integer not null,
   primary key (namespace, answer_id)
 ) without rowid;
+create table if not exists namespaces (
+  namespace text primary key,
+  num_bytes integer not null
+) without rowid;
+create index if not exists by_size on namespaces (num_bytes);
+create trigger if not exists answer_joined after insert on answers begin
+  insert into namespaces values (new.namespace, length(new.record) + 400)
+    on conflict (namespace) do update set num_bytes = num_bytes + excluded.num_bytes;
+end;
+create trigger if not exists answer_left after delete on answers begin
+  update namespaces set num_bytes = num_bytes - length(old.record) - 400
+    where namespace = old.namespace;
+  delete from namespaces where namespace = old.namespace and num_bytes <= 0;
+end;
+"""
+# Of (seconds, namespace, answer id): the answer was used then.
+_RANK = """
+update answers set rank = rank_of(
+  coalesce((select uses from credits c
+    where c.namespace = answers.namespace and c.answer_id = answers.answer_id), 0),
+  coalesce((select accepted_tokens from credits c
+    where c.namespace = answers.namespace and c.answer_id = answers.answer_id), 0),
+  length(record), ?)
+where namespace = ? and answer_id = ?
 """
 
 
@@ -43,24 +80,40 @@ class SqliteTier(Tier):
         path: The file; its folder must exist.
         ttl_s: Age in seconds at which an answer is gone; None for never.
         timeout_s: How long to wait for another process's write.
+        max_bytes: Bound on the file and its write-ahead log together; answers of the least value
+            leave the namespace that holds most. None leaves the trimming to others.
 
     Raises:
+        ValueError: The bound is too small for a file.
         TierError: The file cannot be opened.
     """
 
     name = "sqlite"
 
     def __init__(
-        self, path: Path | str, *, ttl_s: float | None = None, timeout_s: float = 1.0
+        self,
+        path: Path | str,
+        *,
+        ttl_s: float | None = None,
+        timeout_s: float = 1.0,
+        max_bytes: int | None = None,
     ) -> None:
-        self._ttl_s = ttl_s
+        if max_bytes is not None and max_bytes < _MIN_BYTES:
+            raise ValueError(f"max_bytes must be at least {_MIN_BYTES}, got {max_bytes}")
+        self._ttl_s, self._max_bytes = ttl_s, max_bytes
         self._reader = RecordReader(str(path))
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
+            # Before there are tables: pages that become free can be given back.
+            self._db.execute("pragma auto_vacuum=incremental")
             self._db.execute("pragma journal_mode=wal")
             # A power cut may lose the last answers, never damage the file: a cache needs no more.
             self._db.execute("pragma synchronous=normal")
+            # What is replaced leaves, as triggers see it.
+            self._db.execute("pragma recursive_triggers=on")
+            self._db.create_function("rank_of", 4, _rank_of, deterministic=True)
+            self._upgrade()
             self._db.executescript(_SCHEMA)
             if ttl_s is not None:
                 self._db.execute("delete from answers where created_s < ?", (self._oldest_s(),))
@@ -69,27 +122,28 @@ class SqliteTier(Tier):
                     " where namespace = credits.namespace and answer_id = credits.answer_id)"
                 )
             self._db.commit()
+            self._bound()
         except sqlite3.Error as error:
             raise TierError(f"sqlite file {path}: {error}") from error
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
-        rows = [
-            (a.namespace, a.answer_id, a.exact_key, a.created_s, encode_record(a)) for a in answers
-        ]
-        with self._session() as db:
-            db.executemany("insert or replace into answers values (?, ?, ?, ?, ?)", rows)
-            db.executemany(
-                "insert into credits values (?, ?, ?, ?)"
-                " on conflict (namespace, answer_id) do update set"
-                " uses = max(uses, excluded.uses),"
-                " accepted_tokens = max(accepted_tokens, excluded.accepted_tokens)",
-                [
-                    (a.namespace, a.answer_id, a.uses, a.accepted_tokens)
-                    for a in answers
-                    if a.uses or a.accepted_tokens
-                ],
-            )
-        return []
+        left: list[tuple[str, str]] = []
+        batch: list[tuple[Answer, bytes]] = []
+        num_bytes = 0
+        for answer in answers:
+            record = encode_record(answer)
+            size = len(record) + _OVERHEAD_BYTES
+            if size > self._batch_bytes:
+                left += [(answer.namespace, answer.answer_id)]
+                continue
+            if num_bytes + size > self._batch_bytes or len(batch) == self._batch_answers:
+                left += self._put(batch, num_bytes)
+                batch, num_bytes = [], 0
+            batch.append((answer, record))
+            num_bytes += size
+        if batch:
+            left += self._put(batch, num_bytes)
+        return left
 
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         with self._session() as db:
@@ -101,6 +155,8 @@ class SqliteTier(Tier):
                 " accepted_tokens = accepted_tokens + excluded.accepted_tokens",
                 [(*uses, namespace, answer_id) for answer_id, uses in earned.items()],
             )
+            now_s = time.time()
+            db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in earned])
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         removed = 0
@@ -143,7 +199,7 @@ class SqliteTier(Tier):
 
     def namespaces(self) -> list[str]:
         with self._session() as db:
-            return [row[0] for row in db.execute("select distinct namespace from answers")]
+            return [row[0] for row in db.execute("select namespace from namespaces")]
 
     @property
     def num_damaged(self) -> int:
@@ -152,6 +208,101 @@ class SqliteTier(Tier):
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    def _put(self, batch: Sequence[tuple[Answer, bytes]], num_bytes: int) -> list[tuple[str, str]]:
+        now_s, left = time.time(), self._make_room(num_bytes)
+        with self._session() as db:
+            db.executemany(
+                "insert or replace into answers"
+                " (namespace, answer_id, exact_key, created_s, record) values (?, ?, ?, ?, ?)",
+                [(a.namespace, a.answer_id, a.exact_key, a.created_s, r) for a, r in batch],
+            )
+            db.executemany(
+                "insert into credits values (?, ?, ?, ?)"
+                " on conflict (namespace, answer_id) do update set"
+                " uses = max(uses, excluded.uses),"
+                " accepted_tokens = max(accepted_tokens, excluded.accepted_tokens)",
+                [
+                    (a.namespace, a.answer_id, a.uses, a.accepted_tokens)
+                    for a, _ in batch
+                    if a.uses or a.accepted_tokens
+                ],
+            )
+            db.executemany(_RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
+        return left
+
+    def _make_room(self, num_bytes: int) -> list[tuple[str, str]]:
+        """Let answers of least value leave until so many bytes fit; (namespace, id) of those."""
+        left: list[tuple[str, str]] = []
+        while self._max_bytes is not None:
+            with self._session() as db:
+                db.execute("begin immediate")
+                if self._room(db) >= num_bytes:
+                    break
+                largest = "select namespace from namespaces order by num_bytes desc"
+                gone = db.execute(
+                    "select namespace, answer_id from answers"
+                    f" where namespace = ({largest}) order by rank limit ?",
+                    (self._batch_answers,),
+                ).fetchall()
+                for table in ("answers", "credits"):
+                    db.executemany(
+                        f"delete from {table} where namespace = ? and answer_id = ?", gone
+                    )
+            if not gone:
+                break
+            left += gone
+        return left
+
+    def _room(self, db: sqlite3.Connection) -> int:
+        """Bytes of the file that are free or may still be added to it, but for a reserve.
+
+        Rows fill pages by three quarters or so, and indexes split: a batch may need twice its size.
+        """
+        used = _number(db, "page_count") - _number(db, "freelist_count")
+        return (self._max_pages - used) * self._page_bytes - self._batch_bytes
+
+    def _upgrade(self) -> None:
+        """Let a file of an earlier version have what this one needs."""
+        columns = [row[1] for row in self._db.execute("pragma table_info(answers)")]
+        if not columns or "rank" in columns:
+            return
+        self._db.execute("alter table answers add column rank real not null default 0")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(
+            "insert or replace into namespaces"
+            " select namespace, sum(length(record) + 400) from answers group by namespace"
+        )
+        self._db.execute("update answers set rank = rank_of(0, 0, length(record), created_s)")
+        self._db.commit()
+
+    def _bound(self) -> None:
+        """Have SQLite itself keep the file and its log within the bound."""
+        self._page_bytes = _number(self._db, "page_size")
+        if self._max_bytes is None:
+            self._batch_bytes, self._batch_answers = 1 << 40, _MAX_BATCH
+            return
+        log_bytes = min(_MAX_LOG_BYTES, int(_LOG_SHARE * self._max_bytes))
+        log_pages = log_bytes // self._page_bytes
+        self._max_pages = (self._max_bytes - log_bytes) // self._page_bytes
+        self._batch_bytes = int(_BATCH_SHARE * self._max_bytes)
+        self._batch_answers = min(_MAX_BATCH, max(1, log_pages // _LOG_PAGES_PER_ANSWER))
+        self._db.execute(f"pragma wal_autocheckpoint={max(1, log_pages // 4)}")
+        self._db.execute(f"pragma journal_size_limit={log_bytes}")
+        if _number(self._db, "page_count") > self._max_pages:
+            self._shrink()
+        self._db.execute(f"pragma max_page_count={self._max_pages}")
+
+    def _shrink(self) -> None:
+        """Let a file that was larger, by an earlier version or setting, become small."""
+        self._make_room(self._batch_bytes)
+        if _number(self._db, "auto_vacuum"):
+            # Not `execute`, which leaves it after one page.
+            self._db.executescript("pragma incremental_vacuum")
+        else:
+            self._db.execute("pragma auto_vacuum=incremental")
+            self._db.execute("vacuum")
+        self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     def _oldest_s(self) -> float:
         return 0.0 if self._ttl_s is None else time.time() - self._ttl_s
@@ -164,3 +315,11 @@ class SqliteTier(Tier):
                     yield self._db
             except sqlite3.Error as error:
                 raise TierError(f"sqlite: {error}") from error
+
+
+def _rank_of(uses: int, accepted_tokens: int, num_bytes: int, used_s: float) -> float:
+    return rank_of(uses=uses, accepted_tokens=accepted_tokens, num_bytes=num_bytes, used_s=used_s)
+
+
+def _number(db: sqlite3.Connection, pragma: str) -> int:
+    return int(db.execute(f"pragma {pragma}").fetchone()[0])

@@ -42,6 +42,7 @@ class TierSync:
             wait, which slows the reading down.
         on_removed: Called with (namespace, answer id) that others removed.
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
+        queue_bytes: Most bytes of them; the same.
         poll_s: How often to look for what other replicas did.
         look_up_s: Most seconds that a look-up may take.
     """
@@ -53,12 +54,14 @@ class TierSync:
         on_added: OnAdded,
         on_removed: OnRemoved,
         queue_length: int = 4096,
+        queue_bytes: int = 64 << 20,
         poll_s: float = 0.2,
         look_up_s: float = 0.05,
     ) -> None:
         self._tier, self._on_added, self._on_removed = tier, on_added, on_removed
         self._queue: deque[Answer] = deque()
         self._queue_length, self._poll_s, self._look_up_s = queue_length, poll_s, look_up_s
+        self._queue_bytes, self._waiting_bytes = queue_bytes, 0
         self._credits = PendingCredits(queue_length)
         self._credited_s, self._draining = time.monotonic(), 0
         self._unwritten = 0
@@ -111,10 +114,10 @@ class TierSync:
     def write(self, answers: Iterable[Answer]) -> None:
         """Have answers written soon; returns at once."""
         with self._changed:
-            self._queue.extend(answers)
-            while len(self._queue) > self._queue_length:
-                self._queue.popleft()
-                self._unwritten += 1
+            for answer in answers:
+                self._queue.append(answer)
+                self._waiting_bytes += answer.num_bytes
+            self._drop_oldest()
             self._changed.notify_all()
 
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
@@ -173,6 +176,7 @@ class TierSync:
             self._credits.lost += len(self._credits)
             self._credits.take()
             self._queue.clear()
+            self._waiting_bytes = 0
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._tier.close()
 
@@ -190,8 +194,9 @@ class TierSync:
                 else:
                     earned = {}
                 batch = [self._queue.popleft() for _ in range(min(_WRITE_BATCH, len(self._queue)))]
+                self._waiting_bytes -= sum(answer.num_bytes for answer in batch)
                 self._writing = True
-            written = not batch or self._try_write(partial(self._tier.put, batch), len(batch))
+            written = not batch or self._try_write(partial(self._put, batch), len(batch))
             # After the answers: they may be what was used.
             unpaid = self._try_credit(earned) if written else earned
             with self._changed:
@@ -200,9 +205,23 @@ class TierSync:
                     self._credits.add(namespace, uses)
                 if not written:
                     self._queue.extendleft(reversed(batch))
+                    self._waiting_bytes += sum(answer.num_bytes for answer in batch)
+                    self._drop_oldest()
                 if unpaid or not written:
                     self._changed.wait_for(lambda: self._closing, _RETRY_S)
                 self._changed.notify_all()
+
+    def _put(self, answers: Sequence[Answer]) -> None:
+        """Write answers; those that had to make room for them leave memory too, so that whatever
+        memory holds is found by who looks into the tier for what is to be forgotten."""
+        for namespace, answer_id in self._tier.put(answers):
+            self._on_removed(namespace, answer_id)
+
+    def _drop_oldest(self) -> None:
+        """Keep the queue within its bounds; the caller holds the lock."""
+        while len(self._queue) > self._queue_length or self._waiting_bytes > self._queue_bytes:
+            self._waiting_bytes -= self._queue.popleft().num_bytes
+            self._unwritten += 1
 
     def _has_work(self) -> bool:
         return bool(self._queue) or self._closing or self._credits_are_due()

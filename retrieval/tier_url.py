@@ -12,9 +12,18 @@ _EXPECTED = "memory://, sqlite:///path, redis://host:port/0, rediss://... or uni
 
 
 def open_tier(
-    url: str, *, ttl_s: float | None = None, look_up_s: float = 0.05, stream_length: int = 10_000
+    url: str,
+    *,
+    ttl_s: float | None = None,
+    look_up_s: float = 0.05,
+    stream_length: int = 50_000,
+    max_bytes: int | None = None,
+    max_namespaces: int | None = None,
 ) -> Tier | None:
     """The tier behind this process's memory; None for memory://, which has none.
+
+    Without `max_bytes` and `max_namespaces` nothing leaves for want of room: that is for tools,
+    which must not trim by bounds that are not the servers'.
 
     Raises:
         ValueError: An unknown kind of URL, or redis-py is missing.
@@ -28,12 +37,19 @@ def open_tier(
     if scheme == "sqlite":
         from .sqlite_tier import SqliteTier
 
-        return SqliteTier(sqlite_path(url), ttl_s=ttl_s)
+        return SqliteTier(sqlite_path(url), ttl_s=ttl_s, max_bytes=max_bytes)
     if importlib.util.find_spec("redis") is None:
         raise ValueError("redis:// needs redis-py: pip install 'reprise[redis]'")
     from .redis_tier import RedisTier
 
-    return RedisTier(url, ttl_s=ttl_s, timeout_s=look_up_s, stream_length=stream_length)
+    return RedisTier(
+        url,
+        ttl_s=ttl_s,
+        timeout_s=look_up_s,
+        stream_length=stream_length,
+        max_bytes=max_bytes,
+        max_namespaces=max_namespaces,
+    )
 
 
 def snapshot_path(url: str, setting: str | None) -> Path | None:

@@ -24,14 +24,19 @@ from .postings import (
     POSTING_FIELDS,
     add_free,
     buckets_of,
+    empty_heads,
+    grown_heads,
     link,
     most_alike,
     unlink,
 )
 
-_FIRST_ROOM = 64
-_FIRST_POSTINGS = 512
+# Small, because there may be a namespace for every user.
+_FIRST_ROOM = 2
+_FIRST_HEADS = 32
 _OVERHEAD_BYTES = 600
+# A namespace beside its tables' contents.
+_NAMESPACE_BYTES = 1700
 
 
 class TokenOverlap:
@@ -95,16 +100,30 @@ class TokenOverlap:
 class _Namespace:
     """The answers of one namespace; an answer's place is reused when it is gone."""
 
+    __slots__ = (
+        "_breadths",
+        "_contents_bytes",
+        "_firsts",
+        "_free_places",
+        "_free_posting",
+        "_heads",
+        "_num_free",
+        "_num_owners",
+        "_postings",
+        "_scores",
+        "_updates",
+        "places",
+    )
+
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
         self._updates: list[AnswerUpdate | None] = []
         self._free_places: list[int] = []
         self._contents_bytes = 0
-        self._heads = np.full(BUCKETS, END, np.int32)
-        self._frequency = np.zeros(BUCKETS, np.int32)
-        self._postings = np.zeros((_FIRST_POSTINGS, POSTING_FIELDS), np.int32)
-        self._free_posting = add_free(self._postings, 0, END)
-        self._num_free = _FIRST_POSTINGS
+        self._heads: NDArray[np.int32] = empty_heads(_FIRST_HEADS)
+        self._num_owners = 0
+        self._postings = np.zeros((0, POSTING_FIELDS), np.int32)
+        self._free_posting, self._num_free = END, 0
         self._firsts = np.zeros(_FIRST_ROOM, np.int32)
         self._breadths = np.ones(_FIRST_ROOM, np.float32)
         self._scores = np.zeros(_FIRST_ROOM)
@@ -113,13 +132,12 @@ class _Namespace:
     def num_bytes(self) -> int:
         tables = (
             self._heads,
-            self._frequency,
             self._postings,
             self._firsts,
             self._breadths,
             self._scores,
         )
-        return self._contents_bytes + sum(table.nbytes for table in tables)
+        return _NAMESPACE_BYTES + self._contents_bytes + sum(table.nbytes for table in tables)
 
     def add(self, update: AnswerUpdate) -> None:
         buckets = _buckets(update.prompt_token_ids)
@@ -130,9 +148,10 @@ class _Namespace:
         self.places[update.answer_id] = place
         self._updates[place] = update
         self._breadths[place] = np.sqrt(len(buckets))
-        self._firsts[place], self._free_posting = link(
-            self._postings, self._heads, self._frequency, buckets, place, self._free_posting
+        self._firsts[place], self._free_posting, num_new = link(
+            self._postings, self._heads, buckets, place, self._free_posting
         )
+        self._num_owners += num_new
         self._num_free -= len(buckets)
         self._contents_bytes += _num_bytes(update)
 
@@ -143,7 +162,7 @@ class _Namespace:
         update = self._updates[place]
         assert update is not None
         self._free_posting, freed = unlink(
-            self._postings, self._heads, self._frequency, self._firsts[place], self._free_posting
+            self._postings, self._heads, self._firsts[place], self._free_posting
         )
         self._num_free += freed
         self._contents_bytes -= _num_bytes(update)
@@ -154,7 +173,6 @@ class _Namespace:
         places, cosines = most_alike(
             self._postings,
             self._heads,
-            self._frequency,
             self._firsts,
             self._breadths,
             self._scores,
@@ -185,11 +203,15 @@ class _Namespace:
                 self._firsts = np.append(self._firsts, np.zeros_like(self._firsts))
                 self._breadths = np.append(self._breadths, np.ones_like(self._breadths))
                 self._scores = np.zeros(2 * len(self._scores))
-        while self._num_free < num_buckets:
+        if self._num_free < num_buckets:
             size = len(self._postings)
-            self._postings = np.concatenate((self._postings, np.zeros_like(self._postings)))
+            more = np.zeros((max(size, num_buckets - self._num_free), POSTING_FIELDS), np.int32)
+            self._postings = np.concatenate((self._postings, more))
             self._free_posting = add_free(self._postings, size, self._free_posting)
-            self._num_free += size
+            self._num_free += len(more)
+        size = len(self._heads)
+        if size < BUCKETS and 4 * (self._num_owners + num_buckets) > 3 * size:
+            self._heads, self._num_owners = grown_heads(self._heads, num_buckets)
 
 
 def _buckets(prompt_token_ids: ArrayLike) -> NDArray[np.int32]:

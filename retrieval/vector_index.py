@@ -42,7 +42,8 @@ class _Tail:
     """Vectors searched one by one; adding and removing cost nothing worth counting."""
 
     def __init__(self, dim: int) -> None:
-        self._rows = np.empty((64, dim), dtype=np.float32)
+        # One: there may be a namespace for every user, with an answer each.
+        self._rows = np.empty((1, dim), dtype=np.float32)
         self.ids: list[int] = []
         self._position_of: dict[int, int] = {}
 

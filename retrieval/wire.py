@@ -17,6 +17,7 @@ from .answer import AnswerUpdate
 from .retriever import RetrievalHealth, RetrievalStats
 
 _MAX_MESSAGE_BYTES = 256 << 20
+_MESSAGE_OVERHEAD_BYTES = 64
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):
@@ -100,12 +101,13 @@ class Sender:
 
     Args:
         connection: A connected stream socket.
-        queue_length: Most messages waiting; further ones are refused.
+        max_bytes: Most bytes of messages waiting; further ones are refused.
     """
 
-    def __init__(self, connection: socket.socket, *, queue_length: int) -> None:
-        self._connection, self._queue_length = connection, queue_length
-        self._queue: deque[Request | Response] = deque()
+    def __init__(self, connection: socket.socket, *, max_bytes: int) -> None:
+        self._connection, self._max_bytes = connection, max_bytes
+        self._queue: deque[bytes] = deque()
+        self._num_bytes = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="reprise-sender", daemon=True)
@@ -113,19 +115,36 @@ class Sender:
 
     def send(self, message: Request | Response) -> bool:
         """Queue a message; False if the queue is full or the connection gone."""
+        # Here, not in the thread: what waits is of known size, and what cannot be encoded raises
+        # where it comes from.
+        body = _ENCODER.encode(message)
+        size = len(body) + _MESSAGE_OVERHEAD_BYTES
         with self._changed:
-            if self._closed or len(self._queue) >= self._queue_length:
+            if self._closed or self._num_bytes + size > self._max_bytes:
                 return False
-            self._queue.append(message)
-            self._changed.notify()
+            self._queue.append(body)
+            self._num_bytes += size
+            self._changed.notify_all()
             return True
+
+    def wait_for_room(self) -> bool:
+        """Wait until at most half of what may wait is waiting; False if the connection is gone."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._num_bytes <= self._max_bytes // 2)
+            return not self._closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is sent any more."""
+        return self._closed
 
     def close(self) -> None:
         """Drop what is queued and close the socket. Idempotent."""
         with self._changed:
             self._closed = True
             self._queue.clear()
-            self._changed.notify()
+            self._num_bytes = 0
+            self._changed.notify_all()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
@@ -135,15 +154,17 @@ class Sender:
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 if self._closed:
                     return
-                messages = list(self._queue)
-                self._queue.clear()
+                body = self._queue.popleft()
             try:
-                for message in messages:
-                    body = _ENCODER.encode(message)
-                    self._connection.sendall(len(body).to_bytes(4, "little") + body)
+                self._connection.sendall(len(body).to_bytes(4, "little") + body)
             except OSError:
                 self.close()
                 return
+            with self._changed:
+                # Only now: a message on its way takes room like one that waits.
+                if not self._closed:
+                    self._num_bytes -= len(body) + _MESSAGE_OVERHEAD_BYTES
+                    self._changed.notify_all()
 
 
 def receive(connection: socket.socket) -> bytes | None:

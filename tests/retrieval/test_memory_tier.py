@@ -1,6 +1,8 @@
 """The memory tier: bounds, values, walls."""
 
+import statistics
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ def answer(number, *, namespace="", size=10, created_s=None, exact=False):
 
 def test_the_least_valuable_leaves_first():
     one = answer(0)
-    tier = MemoryTier(max_bytes=10 * one.num_bytes)
+    tier = MemoryTier(max_bytes=11 * one.num_bytes - 100)  # ten, and the namespace
     for number in range(10):
         assert tier.put([answer(number)]) == []
         if number != 3:
@@ -63,6 +65,68 @@ def test_old_answers_are_gone():
 def test_bad_bounds_are_refused():
     with pytest.raises(ValueError, match="max_bytes must be positive, got 0"):
         MemoryTier(max_bytes=0)
+    with pytest.raises(ValueError, match="max_namespaces must be positive, got 0"):
+        MemoryTier(max_bytes=1, max_namespaces=0)
+
+
+def test_namespaces_are_charged_for():
+    """What is charged is what is taken, and no less, with one answer in each namespace."""
+    answers = [answer(n, namespace=f"{'salt' * 10}{n}", exact=True) for n in range(3000)]
+    tier = MemoryTier(max_bytes=1 << 30)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for one in answers:
+        tier.put([answer(int(one.answer_id[1:]), namespace=one.namespace, exact=True)])
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken <= tier.num_bytes
+    for one in answers:
+        tier.remove(one.namespace, [one.answer_id])
+    assert (tier.num_bytes, tier.num_answers, tier.num_namespaces) == (0, 0, 0)
+
+
+def test_the_least_valuable_namespace_leaves_as_a_whole():
+    tier = MemoryTier(max_bytes=1 << 24, max_namespaces=5)
+    for tenant in range(5):
+        tier.put([answer(n, namespace=f"t{tenant}") for n in range(3)])
+        if tenant != 2:
+            tier.credit(f"t{tenant}", {"a0": Uses(1, 20)})
+    assert sorted(tier.put([answer(1, namespace="new")])) == [("t2", f"a{n}") for n in range(3)]
+    assert sorted(tier.namespaces()) == ["new", "t0", "t1", "t3", "t4"]
+    # The newcomer is worth least, and stays until the next one comes.
+    assert tier.put([answer(1, namespace="newer")]) == [("new", "a1")]
+
+
+def test_a_put_takes_as_long_with_a_hundred_thousand_namespaces_as_with_a_thousand():
+    def median_us(num_namespaces):
+        tier = MemoryTier(max_bytes=1 << 40, max_namespaces=num_namespaces)
+        took_us = []
+        for number in range(num_namespaces + 3000):
+            one = answer(number, namespace=f"salt{number}")
+            began_s = time.perf_counter()
+            gone = tier.put([one])
+            took_us.append(1e6 * (time.perf_counter() - began_s))
+            assert len(gone) == (number >= num_namespaces)
+        assert tier.num_namespaces == num_namespaces
+        return statistics.median(took_us[num_namespaces:])
+
+    few, many = median_us(1000), median_us(100_000)
+    assert many < max(50.0, 4 * few)
+
+
+def test_the_largest_namespace_is_found_among_many():
+    """Every put evicts one answer of the largest: walking all of them would take milliseconds."""
+    number_of = iter(range(1_000_000))
+    one = answer(10_000)
+    tier = MemoryTier(max_bytes=20_000 * (one.num_bytes + 1000))
+    took_us = []
+    while len(took_us) < 3000:
+        number = next(number_of)
+        began_s = time.perf_counter()
+        gone = tier.put([answer(number, namespace=f"salt{number}")])
+        if gone:
+            took_us.append(1e6 * (time.perf_counter() - began_s))
+    assert statistics.median(took_us) < 200.0
 
 
 OPERATIONS = st.lists(

@@ -192,7 +192,7 @@ def test_every_key_of_a_namespace_lies_in_one_cluster_slot(redis_server):
     tier = RedisTier(redis_server.url)
     tier.put([answer(1, namespace="acme"), answer(2, namespace="acme", exact=False)])
     client = redis.Redis.from_url(redis_server.url)
-    keys = {key.decode() for key in client.keys("reprise:{*")}
+    keys = {key.decode() for key in client.keys("reprise:*") if b"{all}" not in key}
     assert len(keys) == 4
     assert len({key.partition("{")[2].partition("}")[0] for key in keys}) == 1
     # A look-up is one command, and nothing walks the key space.

@@ -1,10 +1,11 @@
 """Near answers by shared tokens, against a plain reference."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.retrieval.answer import PROMPT_END, AnswerUpdate
@@ -128,6 +129,7 @@ def test_rare_tokens_find_what_common_ones_have_forgotten():
     assert overlap.num_bytes < 5000 * 2000
 
 
+@settings(deadline=None)  # the first example may load compiled code
 @given(
     st.lists(
         st.tuples(
@@ -158,3 +160,19 @@ def test_walls_and_changes(changes, query):
         wanted = {n.answer_id: n.similarity for n in alone.search(namespace, query, count=99)}
         assert found == pytest.approx(wanted)
         assert set(found) <= set(prompts)
+
+
+def test_a_namespace_for_every_user_costs_what_its_answer_costs():
+    random = np.random.default_rng(7)
+    prompts = [random.integers(0, 50_000, 40).tolist() for _ in range(1000)]
+    overlap = TokenOverlap()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number, prompt in enumerate(prompts):
+        overlap.apply(joined(str(number), prompt, namespace=f"salt{number}"))
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken < 5000 * len(prompts)
+    assert taken < overlap.num_bytes < 2 * taken
+    assert overlap.search("salt7", prompts[7], count=3)[0].similarity == pytest.approx(1.0)
+    assert overlap.search("salt8", prompts[7], count=3) == []

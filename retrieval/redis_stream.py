@@ -1,0 +1,84 @@
+"""The one stream in Redis by which replicas tell each other what joined and left.
+
+An entry has the fields `op` (+ or -), `ns` (the namespace), `id` (the answer's) and, of what
+joined, `key` (the end of its record's key).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .redis_ledger import PREFIX
+
+_STREAM = PREFIX + "{all}:stream"
+_PAGE = 500
+START = "0"
+"""Before the first entry."""
+
+
+class Change(NamedTuple):
+    """An answer joined or left."""
+
+    namespace: str
+    answer_id: str
+    suffix: bytes | None
+    """Of the key of its record; None if it left."""
+
+
+class Page(NamedTuple):
+    """Some entries of the stream."""
+
+    changes: list[Change]
+    num_unknown: int
+    """Entries that say nothing that this version understands."""
+    cursor: str
+    """Where to read on."""
+
+
+def announce(
+    pipe: Any, operation: str, namespace: str, answer_id: str, suffix: str, *, length: int
+) -> None:
+    """Add an entry, and let the oldest beyond about `length` go."""
+    pipe.xadd(
+        _STREAM,
+        {"op": operation, "ns": namespace, "id": answer_id, "key": suffix},
+        maxlen=length,
+        approximate=True,
+    )
+
+
+def last_id(client: Any) -> str:
+    """The cursor after all that is there now."""
+    latest = client.xrevrange(_STREAM, count=1)
+    return latest[0][0].decode() if latest else START
+
+
+def read(client: Any, cursor: str) -> Page:
+    """The page after the cursor, the oldest first; one round trip however many namespaces."""
+    reply = client.xread({_STREAM: cursor}, count=_PAGE) or []
+    pairs = reply.items() if isinstance(reply, dict) else reply
+    changes: list[Change] = []
+    num_unknown = 0
+    for _, entries in pairs:
+        # RESP3 nests the entries once more.
+        flat = entries[0] if entries and isinstance(entries[0], list) else entries
+        for entry_id, fields in flat:
+            change = _change_of(fields)
+            if change is None:
+                num_unknown += 1
+            else:
+                changes.append(change)
+            cursor = entry_id.decode()
+    return Page(changes, num_unknown, cursor)
+
+
+def _change_of(fields: Mapping[bytes, bytes]) -> Change | None:
+    try:
+        operation, suffix = fields[b"op"], fields.get(b"key", b"")
+        namespace, answer_id = fields[b"ns"].decode(), fields[b"id"].decode()
+    except (KeyError, UnicodeDecodeError):
+        return None
+    if operation == b"-":
+        return Change(namespace, answer_id, None)
+    return Change(namespace, answer_id, suffix) if operation == b"+" and suffix else None

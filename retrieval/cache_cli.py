@@ -22,6 +22,7 @@ from .answer import Answer
 from .answer_rows import Encode, read_rows, row_of
 from .embedding import LEXICAL, Embedder
 from .namespace import check_namespace
+from .private_files import open_private
 from .prompt_tokenizer import PromptTokenizer
 from .tier import Tier, TierError
 from .tier_url import open_tier, redact, sqlite_path
@@ -100,7 +101,7 @@ def export(
             return
         count = 0
         try:
-            with file.open("wb") as lines:
+            with open_private(file) as lines:
                 for answer in _tracked(answers, "Exporting"):
                     lines.write(row_of(answer) + b"\n")
                     count += 1

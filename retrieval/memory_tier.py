@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from . import steady_clock
 from .answer import Answer
 from .tier import Tier, Uses
 
@@ -71,7 +71,7 @@ class MemoryTier(Tier):
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         with self._lock:
-            now_s = time.time()
+            now_s = steady_clock.now_s()
             return [gone for answer in answers for gone in self._put(answer, now_s)]
 
     def get(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer | None]:
@@ -89,13 +89,13 @@ class MemoryTier(Tier):
             if answer is not None:
                 entry = held.entries[answer_id]
                 entry.uses += 1
-                entry.last_used_s = time.time()
+                entry.last_used_s = steady_clock.now_s()
             return answer
 
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         with self._lock:
             held = self._namespaces.get(namespace)
-            now_s = time.time()
+            now_s = steady_clock.now_s()
             for answer_id, uses in earned.items():
                 entry = held.entries.get(answer_id) if held else None
                 if entry is not None:
@@ -111,7 +111,7 @@ class MemoryTier(Tier):
         """Drop what is past its time to live; returns the (namespace, id) dropped."""
         if self._ttl_s is None:
             return []
-        oldest_s = time.time() - self._ttl_s
+        oldest_s = steady_clock.now_s() - self._ttl_s
         with self._lock:
             gone = [
                 (namespace, answer_id)
@@ -159,7 +159,7 @@ class MemoryTier(Tier):
         return None if entry is None or self._too_old(entry.answer) else entry.answer
 
     def _too_old(self, answer: Answer) -> bool:
-        return self._ttl_s is not None and answer.created_s < time.time() - self._ttl_s
+        return self._ttl_s is not None and answer.created_s < steady_clock.now_s() - self._ttl_s
 
     def _put(self, answer: Answer, now_s: float) -> list[tuple[str, str]]:
         num_bytes = answer.num_bytes + self._index_bytes
@@ -167,6 +167,9 @@ class MemoryTier(Tier):
             return [(answer.namespace, answer.answer_id)]
         held = self._namespaces.get(answer.namespace)
         old = held.entries.get(answer.answer_id) if held else None
+        if self._ttl_s is not None and answer.created_s > now_s:
+            # By a clock that was ahead: it would outlive the others.
+            answer = msgspec.structs.replace(answer, created_s=now_s)
         uses, accepted = answer.uses, answer.accepted_tokens
         if old is not None:
             uses, accepted = max(uses, old.uses), max(accepted, old.accepted_tokens)

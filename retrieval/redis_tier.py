@@ -14,6 +14,7 @@ walks the key space:
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,12 @@ from redis.retry import Retry
 
 from .answer import Answer, digest
 from .record import RecordReader, encode_record
+from .redis_url import parse_redis_url
+from .stream_entry import ADDED, REMOVED, read_entries
 from .tier import Tier, TierChanges, TierError, Uses, with_uses
+from .tier_url import hide_secrets
 
+logger = logging.getLogger(__name__)
 _PAGE = 500
 _NAMESPACES = "reprise:namespaces"
 # The hashes of a namespace that have answer ids for fields.
@@ -40,11 +45,14 @@ class RedisTier(Tier):
     here: the caller's circuit breaker decides when to try again.
 
     Args:
-        url: redis://, rediss:// or unix://, as redis-py reads it; `?cluster=1` for a cluster.
+        url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster.
         ttl_s: Time to live in seconds that Redis itself enforces; None for none.
         timeout_s: Most seconds that one look-up waits for Redis.
         bulk_timeout_s: The same for writes and for reading many answers.
         stream_length: About how many changes a namespace's stream keeps.
+
+    Raises:
+        ValueError: The URL is not understood.
     """
 
     name = "redis"
@@ -61,12 +69,13 @@ class RedisTier(Tier):
         self._ttl_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
         self._stream_length = stream_length
         self._reader = RecordReader("redis")
-        self._cluster = "cluster=1" in url.partition("?")[2]
-        self._url = url.replace("?cluster=1", "").replace("&cluster=1", "")
+        parsed = parse_redis_url(url)
+        self._url, self._cluster = parsed.url, parsed.is_cluster
         self._timeouts_s = {"look_up": timeout_s, "bulk": bulk_timeout_s}
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._cursors: dict[str, str] = {}
+        self._num_skipped = 0
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         by_namespace: dict[str, list[tuple[Answer, bytes]]] = {}
@@ -82,7 +91,7 @@ class RedisTier(Tier):
                     key = _record_key(tag, answer)
                     pipe.set(key, record, px=self._ttl_ms)
                     pipe.hset(f"{tag}:ids", answer.answer_id, key)
-                    self._announce(pipe, tag, "+", answer.answer_id, key)
+                    self._announce(pipe, tag, ADDED, answer.answer_id, key)
                 pipe.execute()
                 client.hset(_NAMESPACES, tag, namespace)
         return []
@@ -112,7 +121,7 @@ class RedisTier(Tier):
                     pipe.delete(key)
                     for name in _BY_ID:
                         pipe.hdel(f"{tag}:{name}", answer_id)
-                self._announce(pipe, tag, "-", answer_id, "")
+                self._announce(pipe, tag, REMOVED, answer_id, "")
             pipe.execute()
         return sum(key is not None for key in keys)
 
@@ -155,24 +164,37 @@ class RedisTier(Tier):
         self._cursors.setdefault("", "")  # from now on, a new namespace is news
         added: list[Answer] = []
         removed: list[tuple[str, str]] = []
-        for stream, changes in entries:
+        cursors = {}
+        for stream, entries_there in entries:
             namespace, keys = names[stream], {}
-            for entry_id, entry in changes:
-                answer_id = entry[b"id"].decode()
-                if entry[b"op"] == b"+":
-                    keys[answer_id] = entry[b"key"]
+            prefix = f"{_tag(namespace)}:"
+            known_entries, last_id, skipped = read_entries(entries_there, key_prefix=prefix)
+            self._note_skipped(skipped)
+            for entry in known_entries:
+                if entry.operation == ADDED:
+                    keys[entry.answer_id] = entry.key
                 else:
-                    keys.pop(answer_id, None)
-                    removed.append((namespace, answer_id))
-                last_id = entry_id.decode()
+                    keys.pop(entry.answer_id, None)
+                    removed.append((namespace, entry.answer_id))
             added.extend(self._fetch(namespace, keys))
-            self._cursors[stream] = last_id
+            cursors[stream] = last_id or self._cursors[stream]
+        # Not before all is read: what Redis failed to give is asked for again.
+        self._cursors.update(cursors)
         back = {(answer.namespace, answer.answer_id) for answer in added}
         return TierChanges(tuple(added), tuple(key for key in removed if key not in back))
 
     @property
     def num_damaged(self) -> int:
-        return self._reader.num_damaged
+        return self._reader.num_damaged + self._num_skipped
+
+    def _note_skipped(self, count: int) -> None:
+        """Count stream entries that are not known; the first ones are logged."""
+        if count and not self._num_skipped:
+            logger.warning(
+                "Skipping an entry of a stream in redis that is not known here: another version's? "
+                "Further ones are only counted."
+            )
+        self._num_skipped += count
 
     def close(self) -> None:
         with self._lock:
@@ -245,9 +267,11 @@ class RedisTier(Tier):
                 if client is None:
                     client = self._clients[purpose] = self._connect(self._timeouts_s[purpose])
             yield client
-        except (redis.RedisError, OSError, ValueError) as error:
-            # The error's text never holds the URL, which may hold a password.
-            raise TierError(f"redis: {type(error).__name__}: {error}") from error
+        except TierError:
+            raise
+        except Exception as error:  # a cluster's are no RedisError, and redis-py raises others too
+            text = hide_secrets(f"redis: {type(error).__name__}: {error}", self._url)
+            raise TierError(text) from None
 
     def _connect(self, timeout_s: float) -> Any:
         options: dict[str, Any] = {
@@ -272,7 +296,15 @@ def _record_key(tag: str, answer: Answer) -> str:
 
 def _read_uses(client: Any, tag: str, answer_ids: list[str]) -> list[Uses]:
     uses, accepted = (client.hmget(f"{tag}:{name}", answer_ids) for name in ("uses", "accepted"))
-    return [Uses(int(u or 0), int(a or 0)) for u, a in zip(uses, accepted, strict=True)]
+    return [Uses(_count(u), _count(a)) for u, a in zip(uses, accepted, strict=True)]
+
+
+def _count(value: bytes | None) -> int:
+    """A count in a hash; what is none counts as 0."""
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0
 
 
 def _last_id(client: Any, stream: str) -> str:

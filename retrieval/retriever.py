@@ -39,7 +39,13 @@ class RetrievalStats:
     """Answers whose vectors came from the index's snapshot."""
     refused_snapshots: int = 0
     """Snapshots of the index that were damaged or made otherwise."""
+    unreadable: int = 0
+    """Records and stream entries of the tier that were skipped: damaged, or a newer version's."""
     errors: int = 0
+    restarts: int = 0
+    """Times that the retrieval process was started again."""
+    hangs: int = 0
+    """Of these, times that it had not answered and was killed."""
     answers: int = 0
     bytes: int = 0
     waiting: int = 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .answer import Answer
+from .private_files import claim_file
 from .record import RecordReader, encode_record
+from .steady_clock import now_s
 from .tier import Tier, TierError, Uses, with_uses
 
 _PAGE = 500
@@ -57,20 +58,27 @@ class SqliteTier(Tier):
         self._reader = RecordReader(str(path))
         self._lock = threading.Lock()
         try:
+            # Also its -wal and -shm, which SQLite gives the same mode.
+            claim_file(Path(path))
             self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
             self._db.execute("pragma journal_mode=wal")
             # A power cut may lose the last answers, never damage the file: a cache needs no more.
             self._db.execute("pragma synchronous=normal")
             self._db.executescript(_SCHEMA)
             if ttl_s is not None:
+                # What was written by a clock that was ahead would outlive the others.
+                self._db.execute(
+                    "update answers set created_s = ?1 where created_s > ?1", (now_s(),)
+                )
                 self._db.execute("delete from answers where created_s < ?", (self._oldest_s(),))
                 self._db.execute(
                     "delete from credits where not exists (select 1 from answers"
                     " where namespace = credits.namespace and answer_id = credits.answer_id)"
                 )
             self._db.commit()
-        except sqlite3.Error as error:
-            raise TierError(f"sqlite file {path}: {error}") from error
+        except (sqlite3.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TierError(f"sqlite file {path}: {reason}") from error
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         rows = [
@@ -154,7 +162,7 @@ class SqliteTier(Tier):
             self._db.close()
 
     def _oldest_s(self) -> float:
-        return 0.0 if self._ttl_s is None else time.time() - self._ttl_s
+        return 0.0 if self._ttl_s is None else now_s() - self._ttl_s
 
     @contextmanager
     def _session(self) -> Iterator[sqlite3.Connection]:

@@ -14,6 +14,7 @@ from collections import deque
 import msgspec
 
 from .answer import AnswerUpdate
+from .loop_errors import LoopErrors
 from .retriever import RetrievalHealth, RetrievalStats
 
 _MAX_MESSAGE_BYTES = 256 << 20
@@ -108,6 +109,7 @@ class Sender:
         self._queue: deque[Request | Response] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._errors = LoopErrors("Sending a message of retrieval")
         self._thread = threading.Thread(target=self._run, name="reprise-sender", daemon=True)
         self._thread.start()
 
@@ -119,6 +121,11 @@ class Sender:
             self._queue.append(message)
             self._changed.notify()
             return True
+
+    @property
+    def num_errors(self) -> int:
+        """Messages that could not be sent for what they are."""
+        return self._errors.num
 
     def close(self) -> None:
         """Drop what is queued and close the socket. Idempotent."""
@@ -139,11 +146,25 @@ class Sender:
                 self._queue.clear()
             try:
                 for message in messages:
-                    body = _ENCODER.encode(message)
-                    self._connection.sendall(len(body).to_bytes(4, "little") + body)
-            except OSError:
+                    body = self._encode(message)
+                    if body is not None:
+                        self._connection.sendall(len(body).to_bytes(4, "little") + body)
+            except Exception as error:  # half a message may be out: only a new connection helps
+                if not isinstance(error, OSError):
+                    self._errors.failed(error)
                 self.close()
                 return
+
+    def _encode(self, message: Request | Response) -> bytes | None:
+        """The message's bytes; None, counted, if it has none that the other side would take."""
+        try:
+            body = _ENCODER.encode(message)
+            if len(body) > _MAX_MESSAGE_BYTES:
+                raise ValueError(f"a message of {len(body)} bytes is too long")
+        except Exception as error:
+            self._errors.failed(error)
+            return None
+        return body
 
 
 def receive(connection: socket.socket) -> bytes | None:

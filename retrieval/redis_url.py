@@ -72,8 +72,9 @@ def redact_redis(url: str) -> str:
     if at:
         user, colon, _ = user_info.partition(":")
         user_info = f"{user}:{_HIDDEN}" if colon else _HIDDEN
+    # A name that is none of ours may be a password's, behind an `&`.
     shown = [
-        text if name in _OPTIONS and "password" not in name else f"{name}={_HIDDEN}"
+        f"{name}={_HIDDEN}" if "password" in name else text if name in _OPTIONS else _HIDDEN
         for name, text in pairs
     ]
     return f"{scheme}{separator}{user_info}{at}{host}" + ("?" + "&".join(shown) if shown else "")

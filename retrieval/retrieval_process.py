@@ -171,6 +171,10 @@ class RetrievalServer:
                     self._handle(client, REQUESTS.decode(message))
                 except Exception as error:  # one bad message must not end the service
                     self._errors["message"].failed(error)
+                    if not client.greeted:
+                        return  # it waits for a greeting, and connects again for one
+        except Exception as error:
+            self._errors["message"].failed(error)
         finally:
             with self._lock:
                 if client in self._clients:
@@ -208,6 +212,7 @@ class RetrievalServer:
             for answer in self.retriever.answers():
                 client.sender.send(_joined(answer, wants_records))
             self._clients.append(client)
+            client.greeted = True
             self._next_status_s = 0.0
 
     def _reply(self, client: _Client, message: Flush | LookUp) -> None:

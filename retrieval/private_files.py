@@ -23,6 +23,9 @@ def claim_file(path: Path) -> None:
         OSError: It cannot be created, or is not this user's own.
     """
     check_ours(path)
+    if path.is_symlink():
+        path = path.resolve()
+        check_ours(path)
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
     except FileExistsError:

@@ -15,6 +15,8 @@ from pathlib import Path
 from .private_files import claim_folder
 from .shared_block import left_behind, owner_prefix
 
+_PROBE_BYTES = 1 << 16
+
 
 def make_folder() -> Path:
     """A new folder of this process, readable by this user only: in the folder for temporary files,
@@ -26,12 +28,17 @@ def make_folder() -> Path:
     name = owner_prefix(os.getpid()) + secrets.token_hex(6)
     problems = []
     for base in _bases():
+        folder = base / name
         try:
-            claim_folder(base / name)
+            claim_folder(folder)
+            # A full disk may still take an empty folder.
+            (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
+            (folder / "probe").unlink()
         except OSError as error:
             problems.append(f"{base}: {error.strerror}")
+            shutil.rmtree(folder, ignore_errors=True)
         else:
-            return base / name
+            return folder
     raise OSError(f"no folder for a socket can be made: {'; '.join(problems)}")
 
 

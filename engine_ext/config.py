@@ -18,6 +18,7 @@ from reprise.engine_ext.serving_config import ServingConfig
 from reprise.kernels.config import VerifyConfig
 from reprise.retrieval.config import RetrievalConfig
 from reprise.retrieval.namespace import check_namespace
+from reprise.retrieval.tier_url import redact
 from reprise.spec.config import DraftConfig
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class RepriseConfig(BaseModel):
         8
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     namespace: Annotated[str, Field(min_length=1), AfterValidator(check_namespace)] | None = None
     """Put every request into this namespace: for a server with a single tenant. By default a
@@ -67,7 +70,10 @@ class _Environment(BaseSettings):
     """`REPRISE_DRAFTS__VERIFY_COST=0.02` and the like, as nested plain values."""
 
     model_config = SettingsConfigDict(
-        env_prefix="REPRISE_", env_nested_delimiter="__", extra="forbid"
+        env_prefix="REPRISE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        hide_input_in_errors=True,
     )
 
     namespace: str | None = None
@@ -162,4 +168,13 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where!r}"
-    return f"{where}: {first['msg']}, got {first.get('input')!r}"
+    if first["type"] == "value_error":  # a check of ours, which says what came
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {first['msg']}, got {_shown(first.get('input'))}"
+
+
+def _shown(value: object) -> str:
+    """A value as an error may show it: without the password that a URL may hold."""
+    if isinstance(value, Mapping | list):
+        return type(value).__name__
+    return repr(redact(value) if isinstance(value, str) and "://" in value else value)

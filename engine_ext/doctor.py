@@ -186,28 +186,88 @@ def check_shared_memory() -> Iterator[Finding]:
         yield Finding("shared memory", None, f"{free >> 20} MiB free in /dev/shm")
 
 
+def check_socket() -> Iterator[Finding]:
+    """The folder where the retrieval process and its clients meet, and that they can."""
+    import socket
+
+    from reprise.retrieval.owned_folder import make_folder
+    from reprise.retrieval.socket_address import short_address
+
+    try:
+        folder = make_folder()
+    except OSError as error:
+        yield Finding("temporary folder", str(error), "Set TMPDIR to a folder with room in it.")
+        return
+    try:
+        path = folder / "socket"
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+            with short_address(str(path)) as address:
+                listener.bind(address)
+            listener.listen()
+            with short_address(str(path)) as address:
+                client.connect(address)
+        (folder / "answers").write_bytes(bytes(1 << 20))
+    except OSError as error:
+        yield Finding(
+            "temporary folder",
+            f"{folder}: {error.strerror or error}",
+            "Set TMPDIR to a folder with room in it, and with a short name.",
+        )
+    else:
+        yield Finding("temporary folder", None, str(folder.parent))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_store() -> Iterator[Finding]:
+    """The SQLite file that the settings name, if they name one."""
+    from reprise.engine_ext.config import load_config
+    from reprise.retrieval.tier import TierError
+    from reprise.retrieval.tier_url import open_tier, sqlite_path
+
+    config = load_config().retrieval
+    if not config.url.startswith("sqlite:"):
+        return
+    path = sqlite_path(config.url)
+    try:
+        # Only what is there: to look must not make a file.
+        tier = open_tier(config.url) if path.exists() else None
+        if tier is not None:
+            tier.namespaces()
+            tier.close()
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise TierError(f"{path.parent} cannot be written to")
+    except TierError as error:
+        yield Finding("cache file", str(error), "Correct REPRISE_RETRIEVAL__URL, or mend it.")
+    else:
+        yield Finding("cache file", None, str(path))
+
+
 def check_redis() -> Iterator[Finding]:
     """The Redis that the settings name, if they name one."""
     from reprise.engine_ext.config import load_config
+    from reprise.retrieval.redis_url import SCHEMES
+    from reprise.retrieval.tier import TierError
+    from reprise.retrieval.tier_url import open_tier, redact
 
     url = load_config().retrieval.url
-    if urlsplit(url).scheme not in ("redis", "rediss"):
+    if urlsplit(url).scheme not in SCHEMES:
         return
-    where = f"Redis at {urlsplit(url).hostname}"
+    where = redact(url)
     try:
-        redis = importlib.import_module("redis")
-    except ImportError as error:
-        yield Finding(where, str(error), "pip install 'reprise[redis]'.")
+        tier = open_tier(url, look_up_s=2.0)
+    except ValueError as error:
+        yield Finding(where, str(error), "Install it.")
         return
-    client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+    assert tier is not None
     try:
-        client.ping()
-    except redis.RedisError as error:
+        tier.namespaces()
+    except TierError as error:
         yield Finding(where, str(error), "Start it, or correct REPRISE_RETRIEVAL__URL.")
     else:
         yield Finding(where, None, "answers")
     finally:
-        client.close()
+        tier.close()
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -218,6 +278,8 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_front_end,
     check_search,
     check_shared_memory,
+    check_socket,
+    check_store,
     check_redis,
 )
 

@@ -7,6 +7,7 @@ from vllm.logger import init_logger
 
 from reprise.engine_ext.config import RepriseConfig
 from reprise.engine_ext.swallowed import SwallowedErrors
+from reprise.retrieval.private_files import check_ours
 from reprise.retrieval.tier_url import beside_sqlite
 from reprise.spec.provider import DraftProvider
 
@@ -46,6 +47,7 @@ class WeightsKeeper:
 
     def _restore(self) -> None:
         try:
+            check_ours(self._path)
             self._provider.load(self._path)
         except FileNotFoundError:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .namespace import check_namespace
+from .steady_clock import now_s
 
 IntArray = NDArray[np.int32]
 
@@ -108,7 +108,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             sampling=dict(sampling or {}),
             exact_key=exact_key,
             tokenizer_key=tokenizer_key,
-            created_s=time.time() if created_s is None else created_s,
+            created_s=now_s() if created_s is None else created_s,
         )
 
     @property

@@ -19,9 +19,10 @@ from rich.progress import track
 from rich.table import Table
 
 from .answer import Answer
-from .answer_rows import Encode, read_rows, row_of
+from .answer_rows import read_rows, row_of
 from .embedding import LEXICAL, Embedder
 from .namespace import check_namespace
+from .private_files import open_private
 from .prompt_tokenizer import PromptTokenizer
 from .tier import Tier, TierError
 from .tier_url import open_tier, redact, sqlite_path
@@ -51,7 +52,12 @@ def _root(context: typer.Context) -> None:
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="JSON Lines: exported answers, or a trace.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Exported answers, a trace or a chat log, as JSON Lines; may be packed by gzip."
+        ),
+    ],
     url: Url,
     namespace: Annotated[
         str | None, typer.Option(help="Put all answers here; they are drafted from only.")
@@ -65,21 +71,33 @@ def import_(
 ) -> None:
     """Put the answers of a file into the cache.
 
+    Chat logs may have messages, conversations, or a request and a response in each row.
+
     Example: reprise cache import answers.jsonl --url sqlite:///var/cache/answers.sqlite
     """
     if namespace is not None:
         check_namespace(namespace)
+    empty: list[None] = []
     # Read first: a file with a bad line changes nothing.
     answers = list(
         read_rows(
-            file, encode=_encoder(tokenizer), namespace=namespace, tokenizer_key=tokenizer_key
+            file,
+            tokenizer=_tokenizer(tokenizer),
+            namespace=namespace,
+            tokenizer_key=tokenizer_key,
+            on_empty=lambda: empty.append(None),
         )
     )
+    distinct = {(answer.namespace, answer.answer_id): answer for answer in answers}
     with _opened(url, may_create=True) as tier:
-        batches = list(_batches(answers))
+        held = {(a.namespace, a.answer_id) for a in _held_in(tier, {n for n, _ in distinct})}
+        batches = list(_batches(distinct.values()))
         for batch in _tracked(batches, "Importing"):
             tier.put(batch)
-    typer.echo(f"{_answers(len(answers))} imported into {redact(url)}")
+    new = len(distinct.keys() - held)
+    counts = f"{new} new, {len(answers) - new} already known"
+    without = f"; {len(empty)} rows without an answer left out" if empty else ""
+    typer.echo(f"{_answers(len(answers))} imported into {redact(url)}: {counts}{without}")
 
 
 @app.command()
@@ -100,7 +118,7 @@ def export(
             return
         count = 0
         try:
-            with file.open("wb") as lines:
+            with open_private(file) as lines:
                 for answer in _tracked(answers, "Exporting"):
                     lines.write(row_of(answer) + b"\n")
                     count += 1
@@ -244,6 +262,11 @@ def _all_answers(tier: Tier, namespace: str | None) -> Iterator[Answer]:
         yield from tier.answers(name)
 
 
+def _held_in(tier: Tier, namespaces: Iterable[str]) -> Iterator[Answer]:
+    for name in namespaces:
+        yield from tier.answers(name)
+
+
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
@@ -273,14 +296,14 @@ def _embedder(model: str) -> Embedder:
     return embedder
 
 
-def _encoder(tokenizer: str | None) -> Encode | None:
-    if tokenizer is None:
+def _tokenizer(name: str | None) -> PromptTokenizer | None:
+    if name is None:
         return None
     try:
-        return PromptTokenizer(tokenizer).encode
+        return PromptTokenizer(name)
     except Exception as error:  # tokenizers raise what they like
         reason = str(error).splitlines()[0]
-        raise ValueError(f"no tokenizer at {tokenizer}: {reason}") from error
+        raise ValueError(f"no tokenizer at {name}: {reason}") from error
 
 
 def _seconds(age: str) -> float:

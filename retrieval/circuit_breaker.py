@@ -54,13 +54,15 @@ class CircuitBreaker:
         """Run `function` if the breaker lets it.
 
         Raises:
-            TierError: The breaker is open, or `function` raised it.
+            TierError: The breaker is open. What `function` raises is passed on.
         """
         self._admit()
         try:
             result = function()
-        except TierError as error:
-            self.failed(str(error))
+        except Exception as error:
+            # Any: a probe that ended otherwise would leave the breaker half-open for ever.
+            expected = isinstance(error, TierError)
+            self.failed(str(error) if expected else f"{type(error).__name__}: {error}")
             raise
         self.succeeded()
         return result

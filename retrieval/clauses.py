@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 MAX_CLAUSES = 6
 # Rules read questions, not documents.
 _MAX_CHARACTERS = 2000
+# spaCy peels punctuation off a word sign by sign, reading all of it each time.
+_MAX_WORD_CHARACTERS = 100
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
+_WORD_CHARACTER = re.compile(r"\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,9 @@ class ClauseSplitter:
         """At least two clauses in the order of the text, or none."""
         if self._english is None or not text or len(text) > _MAX_CHARACTERS:
             return []
-        chinese = 2 * len(_CHINESE.findall(text)) > len(re.findall(r"\w", text))
+        chinese = 2 * len(_CHINESE.findall(text)) > len(_WORD_CHARACTER.findall(text))
+        if not chinese and max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS:
+            return []
         rules = self._chinese if chinese else self._english
         found: list[Clause] = rules.clauses(text)
         return found[:MAX_CLAUSES] if len(found) > 1 else []

@@ -119,6 +119,10 @@ _OPENINGS = (
 )
 
 
+# A person's sentence is shorter; what stands before each connective of it is read again.
+_MAX_SENTENCE_TOKENS = 200
+
+
 class EnglishRules:
     """Clauses of English questions.
 
@@ -150,7 +154,7 @@ def _clauses_of(text: str, sentence: list[Any]) -> list[Clause]:
     """The asking parts of one sentence."""
     parts: list[tuple[int, int, str]] = []  # token range, words shared with an earlier part
     begin, shared = 0, ""
-    for at in range(1, len(sentence) - 1):
+    for at in range(1, len(sentence) - 1 if len(sentence) <= _MAX_SENTENCE_TOKENS else 1):
         if sentence[at].lower_ not in _CONNECTIVES | {","} or at <= begin:
             continue
         after = _skip_fillers(sentence, at)

@@ -24,26 +24,30 @@ _ASKING = re.compile(
     r"|可否|(.)[不没]\1|吗|呢"
 )
 _BEGINS_ASKING = re.compile(
-    "(我|你们?|您|它|他们?|这|那|又|还|都|应该|应|该|要|会|需要|可以|能|想知道|请问)*"
+    # No word may also be read as two others: each reading more doubles the time.
+    "(我|你们?|您|它|他们?|这|那|又|还|都|应|该|要|会|需要|可以|能|想知道|请问)*"
     "(如何|怎么|怎样|什么|哪|多[久少长大远重高快]|几|何时|为何|为什么|是否|能否|可否"
     r"|(?P<verb>.)[不没](?P=verb))"
 )
 _REQUEST = re.compile("^(请(?!问)|麻烦|帮我|帮忙|告诉我|教我|给我|介绍|解释|说明|列出|推荐|比较)")
 _WISH = re.compile("^(我|还|也|又)*(想|要|需要|打算|希望)")
 _SUBORDINATE = re.compile("(如果|要是|假如|当|若)|(的时候|之后|以后|后|时|的话|之前)$")
-_POLITE = re.compile("^(请问一下|请问|你好|您好|那么|那|嗨|哈喽|客服|亲|对了)+")
+_POLITE = re.compile("^(请问(一下)?|你好|您好|那么?|嗨|哈喽|客服|亲|对了)+")
 _HANGING = re.compile(
-    "^(我|我们|那|请问|现在|这样|这|应该|该|要|需要|可以|能|具体|又)*"
+    "^(我们?|那|请问|现在|这样?|应?该|要|需要|可以|能|具体|又)*"
     "(怎么办|怎么做|怎么操作|如何操作|如何处理|怎么处理|怎么弄|怎么回事|可以吗|行吗|好吗|对吗|是吗|"
     "可以么|能行吗|为什么|吗|呢|怎么解决|如何解决|有什么办法|有办法吗|能帮我吗|能帮忙吗)[呢吗啊呀了]*$"
 )
 _ENDS_ASKING = re.compile("(如何|怎么|怎样|什么|哪里|哪儿|何时|何地|为什么|为何|谁)$")
+_ENDS_OPEN = re.compile("(的时候|之后|以后|后|时|的话|之前)$")
 _OPENING = re.compile(
     "(如何|怎么样?|怎样)(才能|去|能|可以)?(?=.)|我?(想要?|要|需要)(?=.)|(帮我|请帮我)"
 )
 _NOT_CONNECTIVE_BEFORE = set("合归吞兼火一")
 _NOT_CONNECTIVE_AFTER = set("发行列非不没未购联")
 _LEAST_CHARACTERS = 3
+# What stands left of each connective is read again: in longer pieces that would take too long.
+_MAX_PIECE_CHARACTERS = 200
 
 
 class ChineseRules:
@@ -116,14 +120,11 @@ def _cut_at_connectives(text: str, start: int, end: int, edges: set[int]) -> lis
     """A piece cut where a connective joins two parts that ask, or two verbs."""
     cuts: list[Clause] = []
     begin, shared, at = start, "", start + 1
-    while at < end - 1:
+    while at < end - 1 and end - start <= _MAX_PIECE_CHARACTERS:
         connective = next((c for c in _CONNECTIVES if text.startswith(c, at)), "")
         after = at + len(connective)
-        left = _POLITE.sub("", text[begin:at])
-        # "怎样以及为什么" asks one thing.
-        complete = shared or (_asks(left) and not _ENDS_ASKING.search(left))
-        joins = connective and at in edges and complete
-        if joins and _BEGINS_ASKING.match(text[after:end]):
+        joins = connective and at in edges and (shared or _is_complete(text[begin:at]))
+        if joins and _BEGINS_ASKING.match(text, after, end):
             cuts.append(Clause(begin, at, shared))
             begin, shared, at = after, "", after
             continue
@@ -152,6 +153,12 @@ def _second_verb(text: str, begin: int, at: int, end: int, edges: set[int]) -> s
     return left[: opening.end()]
 
 
+def _is_complete(left: str) -> bool:
+    """Whether this asks something that ends here: "怎样以及为什么" asks one thing."""
+    left = _POLITE.sub("", left)
+    return _asks(left) and not _ENDS_ASKING.search(left)
+
+
 def _asks(words: str) -> bool:
     """Whether a piece asks something by itself."""
     if len(words) < _LEAST_CHARACTERS:
@@ -166,4 +173,4 @@ def _asks(words: str) -> bool:
 
 def _ends_open(words: str) -> bool:
     """Whether the piece leaves its main statement to the next: "如果不知道密码怎么改的话"."""
-    return bool(re.search("(的时候|之后|以后|后|时|的话|之前)$", words))
+    return _ENDS_OPEN.search(words) is not None

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from .tier_url import check_url
+
+
+def _checked(url: str) -> str:
+    check_url(url)
+    return url
 
 
 class RetrievalConfig(BaseModel):
     """Settings of retrieval; every field is bounded and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # A URL may hold a password: neither an error nor a log line shows it.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
-    url: str = "memory://"
+    url: Annotated[str, AfterValidator(_checked), Field(repr=False)] = "memory://"
     """Where answers outlive this process: memory:// (nowhere), sqlite:///path, redis://..."""
 
     embedding_model: str = "all-MiniLM-L6-v2"

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from .answer_index import NamespaceParts
+from .private_files import check_ours, open_new
 
 _MAGIC = b"RPINDEX1"
 _TRAILER_BYTES = 12
@@ -72,8 +73,7 @@ def write_snapshot(
     """
     part = path.with_name(f"{path.name}.{os.getpid()}{_ENDING}")
     try:
-        with part.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
+        with open_new(part) as file:
             _write(_Checked(file), namespaces, identity, dim)
             file.flush()
             os.fsync(file.fileno())
@@ -89,6 +89,7 @@ def read_snapshot(path: Path, *, identity: str, dim: int) -> list[NamespaceParts
         SnapshotError: Damaged, of another layout, or of another identity.
         OSError: The file cannot be read.
     """
+    check_ours(path)
     with path.open("rb") as file:
         contents = _contents(file)
         if (contents.identity, contents.dim) != (identity, dim):

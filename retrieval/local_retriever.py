@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import msgspec
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .answer import Answer, AnswerUpdate
@@ -18,18 +17,19 @@ from .awaited_results import AwaitedResults
 from .clauses import ClauseSplitter
 from .config import RetrievalConfig
 from .embedding import LEXICAL, Embedder
+from .late_tier import LateTier
+from .loop_errors import LoopErrors, keep_going
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
 from .near_search import NearSearch, Query
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
-from .tier import Uses
+from .tier import Tier, TierError, Uses
 from .tier_sync import TierSync
 from .tier_url import open_tier, snapshot_path
-from .turns import QueryOf, clip
+from .turns import QueryOf, clip, prompt_tail
 from .update_queue import UpdateQueue
 from .work_queue import Prompt, Work, WorkQueue
 
-logger = logging.getLogger(__name__)
 Decode = Callable[[Sequence[int]], str]
 OnFound = Callable[[str, str, list[NearAnswer]], None]
 _IDLE_S = 0.25
@@ -93,8 +93,13 @@ class LocalRetriever(Retriever):
         self._busy = True  # until the models are loaded
         self._changed = threading.Condition()
         self._tiers = self._open_tiers()
+        self._errors = LoopErrors("A batch of retrieval work")
         self._worker = threading.Thread(
-            target=self._work, args=(embedder,), name="reprise-retrieval", daemon=True
+            target=keep_going,
+            args=(partial(self._work, embedder), self._errors),
+            kwargs={"pause": self._pause},
+            name="reprise-retrieval",
+            daemon=True,
         )
         self._worker.start()
 
@@ -106,7 +111,7 @@ class LocalRetriever(Retriever):
         text: str | None = None,
         prompt_token_ids: ArrayLike | None = None,
     ) -> None:
-        ids = None if prompt_token_ids is None else np.array(prompt_token_ids)
+        ids = None if prompt_token_ids is None else prompt_tail(prompt_token_ids)
         with self._changed:
             self._results.expect(request_id)
             prompt = Prompt(request_id, namespace, text, ids)
@@ -175,6 +180,7 @@ class LocalRetriever(Retriever):
         with self._changed:
             return replace(
                 self._stats,
+                errors=self._errors.num,
                 embedded=0 if search is None else search.num_embedded,
                 restored=0 if search is None else search.num_restored,
                 refused_snapshots=0 if search is None else search.num_refused_snapshots,
@@ -182,6 +188,7 @@ class LocalRetriever(Retriever):
                 namespaces=self._memory.num_namespaces,
                 bytes=self._memory.num_bytes,
                 waiting=self._waiting,
+                unreadable=0 if self._tiers is None else self._tiers.unreadable,
                 unwritten=0 if self._tiers is None else self._tiers.unwritten,
                 uncredited=0 if self._tiers is None else self._tiers.uncredited,
             )
@@ -234,7 +241,8 @@ class LocalRetriever(Retriever):
             self._tiers.close()
 
     def _open_tiers(self) -> TierSync | None:
-        tier = open_tier(
+        open_configured = partial(
+            open_tier,
             self._config.url,
             ttl_s=self._config.ttl_s,
             look_up_s=self._config.look_up_s,
@@ -242,6 +250,11 @@ class LocalRetriever(Retriever):
             max_bytes=self._config.tier_bytes,
             max_namespaces=self._config.max_namespaces,
         )
+        try:
+            tier = open_configured()
+        except TierError:  # the first use says why, and those after it try again
+            name = self._config.url.partition(":")[0]
+            tier = LateTier(name, cast("Callable[[], Tier]", open_configured))
         if tier is None:
             return None
         return TierSync(
@@ -313,21 +326,10 @@ class LocalRetriever(Retriever):
         return told
 
     def _work(self, embedder: Embedder | None) -> None:
-        config = self._config
-        embedder = embedder or Embedder(
-            config.embedding_model, threads=self._threads, batch_size=config.batch_size
-        )
-        as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
-        splitter = ClauseSplitter(config.clause_pipeline) if config.clauses else None
-        search = self._search = NearSearch(
-            config,
-            embedder,
-            self._memory,
-            split_clauses=splitter.split if splitter else None,
-            # What hashed words stand in for is not to be overwritten.
-            snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
-        )
-        next_expiry_s, upkeep = 0.0, False
+        """The worker thread: load the models, then do what there is to do until closed."""
+        if self._search is None:
+            self._search = self._load(embedder)
+        search, next_expiry_s, upkeep = self._search, 0.0, False
         while True:
             with self._changed:
                 self._busy = False
@@ -336,7 +338,7 @@ class LocalRetriever(Retriever):
                 if self._closing and not self._queue.num_answers:
                     search.close()
                     return
-                work = self._queue.take(config.batch_size)
+                work = self._queue.take(self._config.batch_size)
                 # Upkeep alone is not work that anybody waits for.
                 self._busy = bool(work)
                 settled = self._has_settled()
@@ -348,9 +350,32 @@ class LocalRetriever(Retriever):
                 upkeep = self._turn(search, work)
                 if settled:
                     search.drop_unclaimed()
-            except Exception:
-                logger.exception("A batch of retrieval work was lost.")
+            except Exception as error:
+                self._errors.failed(error)
                 self._answer_with_nothing(work.prompts)
+                upkeep = False  # what failed at once would fail at once again
+
+    def _load(self, embedder: Embedder | None) -> NearSearch:
+        """The search, with its models."""
+        config = self._config
+        embedder = embedder or Embedder(
+            config.embedding_model, threads=self._threads, batch_size=config.batch_size
+        )
+        as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
+        splitter = ClauseSplitter(config.clause_pipeline) if config.clauses else None
+        return NearSearch(
+            config,
+            embedder,
+            self._memory,
+            split_clauses=splitter.split if splitter else None,
+            # What hashed words stand in for is not to be overwritten.
+            snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
+        )
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether the worker is to end."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _has_work(self) -> bool:
         return bool(self._queue) or self._closing
@@ -404,7 +429,6 @@ class LocalRetriever(Retriever):
 
     def _answer_with_nothing(self, prompts: list[Prompt]) -> None:
         with self._changed:
-            self._count(errors=1)
             for prompt in prompts:
                 self._results.give(prompt.request_id, [])
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from . import steady_clock
 from .answer import Answer
 from .name_heap import NameHeap
 from .tier import Tier, Uses
@@ -94,7 +94,7 @@ class MemoryTier(Tier):
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         with self._lock:
-            now_s = time.time()
+            now_s = steady_clock.now_s()
             return [gone for answer in answers for gone in self._put(answer, now_s)]
 
     def get(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer | None]:
@@ -112,14 +112,14 @@ class MemoryTier(Tier):
             if answer is not None:
                 entry = held.entries[answer_id]
                 entry.uses += 1
-                entry.last_used_s = time.time()
+                entry.last_used_s = steady_clock.now_s()
                 self._raise_rank(namespace, 1, entry.last_used_s)
             return answer
 
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         with self._lock:
             held = self._namespaces.get(namespace)
-            now_s, worth = time.time(), 0
+            now_s, worth = steady_clock.now_s(), 0
             for answer_id, uses in earned.items():
                 entry = held.entries.get(answer_id) if held else None
                 if entry is not None:
@@ -137,7 +137,7 @@ class MemoryTier(Tier):
         """Drop what is past its time to live; returns the (namespace, id) dropped."""
         if self._ttl_s is None:
             return []
-        oldest_s = time.time() - self._ttl_s
+        oldest_s = steady_clock.now_s() - self._ttl_s
         with self._lock:
             gone = [
                 (namespace, answer_id)
@@ -202,7 +202,7 @@ class MemoryTier(Tier):
         return None if entry is None or self._too_old(entry.answer) else entry.answer
 
     def _too_old(self, answer: Answer) -> bool:
-        return self._ttl_s is not None and answer.created_s < time.time() - self._ttl_s
+        return self._ttl_s is not None and answer.created_s < steady_clock.now_s() - self._ttl_s
 
     def _put(self, answer: Answer, now_s: float) -> list[tuple[str, str]]:
         num_bytes = answer.num_bytes + self._index_bytes
@@ -214,6 +214,9 @@ class MemoryTier(Tier):
             held = self._namespaces[answer.namespace] = _Namespace()
             self._charge(answer.namespace, held, self._namespace_bytes)
         old = held.entries.get(answer.answer_id)
+        if self._ttl_s is not None and answer.created_s > now_s:
+            # By a clock that was ahead: it would outlive the others.
+            answer = msgspec.structs.replace(answer, created_s=now_s)
         uses, accepted = answer.uses, answer.accepted_tokens
         if old is not None:
             uses, accepted = max(uses, old.uses), max(accepted, old.accepted_tokens)

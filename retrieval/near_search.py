@@ -17,6 +17,7 @@ from .answer_index import AnswerIndex, prompt_mark
 from .config import RetrievalConfig
 from .embedding import Embedder
 from .gpu_index import gpu_indexes
+from .loop_errors import LoopErrors
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
 from .snapshot_keeper import SnapshotKeeper
@@ -83,6 +84,7 @@ class NearSearch:
             identity = f"{embedder.identity}:{'hnsw' if gpu is None else 'gpu'}"
             self._keeper = SnapshotKeeper(snapshot, identity=identity)
             self._keeper.restore(self._index)
+        self._split_errors = LoopErrors("Finding the clauses of a question")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
 
     def search(self, queries: Sequence[Query]) -> Iterator[Found]:
@@ -193,7 +195,14 @@ class NearSearch:
         return _unpack(answer.embedding, self.embedder.dim)
 
     def _clauses(self, texts: Iterable[str]) -> list[list[str]]:
-        return [self._split(text) if self._split is not None else [] for text in texts]
+        return [self._clauses_of(text) for text in texts]
+
+    def _clauses_of(self, text: str) -> list[str]:
+        try:
+            return [] if self._split is None else self._split(text)
+        except Exception as error:  # one question must not take the batch's others along
+            self._split_errors.failed(error)
+            return []
 
     def _rank(self, namespace: str, vectors: FloatArray) -> list[NearAnswer]:
         """Near answers for float32 [1 + clauses, dim]: each answer once, by its best likeness."""

@@ -9,20 +9,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
 from .config import RetrievalConfig
+from .loop_errors import LoopErrors, keep_going
 from .owned_folder import make_folder, sweep_folders
+from .private_files import claim_folder
 from .retrieval_client import RetrievalClient
 from .retrieval_process import Orders
-from .shared_block import sweep_blocks, unlink_blocks
-from .tier_url import open_tier
+from .retriever import RetrievalStats
+from .shared_block import owner_prefix, sweep_blocks, unlink_blocks
+from .tier_url import check_url
+from .watchdog import MAX_SILENCE_S, Watchdog
+from .wire import Response, Status
 
 logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
@@ -61,12 +69,10 @@ class ProcessRetriever(RetrievalClient):
         tokenizer_key: str = "",
     ) -> None:
         config = config or RetrievalConfig()
-        tier = open_tier(config.url)  # a wrong URL should fail here, not over there
-        if tier is not None:
-            tier.close()
+        check_url(config.url)  # a wrong URL should fail here, not over there
         sweep_blocks()
         sweep_folders()
-        self._folder = make_folder()
+        self._folder = _folder()
         if config.url == "memory://":
             url = f"sqlite://{self._folder}/answers.sqlite"
             # It holds what memory holds, in less room; the temporary folder may be memory too.
@@ -82,9 +88,21 @@ class ProcessRetriever(RetrievalClient):
         )
         self._threads = config.embedding_threads
         self.restarts = 0
+        """Times that the process ended, or was killed, and was started again."""
+        self.hangs = 0
+        """Times that it was killed because it did not answer."""
+        self._watchdog = Watchdog()
         self._process: subprocess.Popen[bytes] | None = None
+        self._pause_s = _LOOK_S
         self._ending = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="reprise-keeper", daemon=True)
+        self._keeper_errors = LoopErrors("Starting the retrieval process")
+        self._keeper = threading.Thread(
+            target=keep_going,
+            args=(self._keep, self._keeper_errors),
+            kwargs={"pause": self._ending.wait},
+            name="reprise-keeper",
+            daemon=True,
+        )
         self._keeper.start()
         super().__init__(self._orders.address, config=config, keep_exact=True)
 
@@ -94,35 +112,61 @@ class ProcessRetriever(RetrievalClient):
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
+    def stats(self) -> RetrievalStats:
+        stats = super().stats()
+        errors = stats.errors + self._keeper_errors.num
+        return replace(stats, restarts=self.restarts, hangs=self.hangs, errors=errors)
+
     def close(self) -> None:
         super().close()
         self._ending.set()
         self._keeper.join(timeout=2 * _END_S)
+        if self._process is not None:  # the keeper was in the middle of an error
+            _end(self._process)
         unlink_blocks(self._orders.block_prefix)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _heard(self, pid: int, response: Response) -> None:
+        is_loaded = isinstance(response, Status) and response.health.state != "starting"
+        self._watchdog.heard(pid, is_loaded=is_loaded)
+
     def _keep(self) -> None:
-        """Start the process, and again whenever it ends, with growing pauses."""
-        pause_s = _LOOK_S
-        while True:
-            self._process = process = self._start()
+        """Start the process, and again whenever it ends or hangs, with growing pauses."""
+        while not self._ending.is_set():
+            if self._process is None:
+                self._process = self._start()
+            process = self._process
             began_s = time.monotonic()
-            while process.poll() is None:
-                if self._ending.wait(_LOOK_S):
-                    _end(process)
-                    return
-            if time.monotonic() - began_s > _STEADY_S:
-                pause_s = _LOOK_S
-            unlink_blocks(self._orders.block_prefix)
-            if self._ending.wait(pause_s):
+            hung = self._watch(process)
+            if self._ending.is_set():
+                _end(process)
                 return
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            self._process = None
+            lasted = time.monotonic() - began_s > _STEADY_S
+            if lasted:
+                self._pause_s = _LOOK_S
+            unlink_blocks(self._orders.block_prefix)
+            # One line for a row of starts that come to nothing; the process says why.
+            if lasted or self.restarts == 0:
+                _log_end(process.returncode, hung)
+            if self._ending.wait(self._pause_s):
+                return
+            self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
             self.restarts += 1
-            logger.warning(
-                "The retrieval process ended (status %s) and is started again.", process.returncode
-            )
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait until the process ends, is killed for hanging (True), or this object closes."""
+        while process.poll() is None and not self._ending.wait(_LOOK_S):
+            if self._watchdog.hangs():
+                self.hangs += 1
+                process.kill()  # whatever it does, even if it is stopped
+                process.wait(_END_S)
+                return True
+        return False
 
     def _start(self) -> subprocess.Popen[bytes]:
+        # Whoever cleans the temporary folder up may have taken it away.
+        claim_folder(self._folder)
         environment = {
             **{name: value for name, value in os.environ.items() if name not in _OWNERS},
             "OMP_NUM_THREADS": str(self._threads),
@@ -133,12 +177,33 @@ class ProcessRetriever(RetrievalClient):
             stdin=subprocess.PIPE,
             env=environment,
         )
+        self._watchdog.watch(process.pid)
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             # Not on the command line: a URL may hold a password.
-            process.stdin.write(msgspec.json.encode(self._orders))
+            orders = msgspec.structs.replace(self._orders, is_first=self.restarts == 0)
+            process.stdin.write(msgspec.json.encode(orders))
             process.stdin.close()
         return process
+
+
+def _folder() -> Path:
+    """A folder for the socket; where none can be made now, one that is made later."""
+    try:
+        return make_folder()
+    except OSError as error:
+        logger.warning("Near answers are missing until there is room: %s", error)
+        return Path("/tmp", f"{owner_prefix(os.getpid())}{secrets.token_hex(6)}")
+
+
+def _log_end(status: int | None, hung: bool) -> None:
+    if hung:
+        logger.warning(
+            "The retrieval process did not answer for %.0f s: it was killed and is started again.",
+            MAX_SILENCE_S,
+        )
+    else:
+        logger.warning("The retrieval process ended (status %s) and is started again.", status)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,19 @@ class PromptTokenizer:
         """The token ids of a text, without special tokens added."""
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         return list(getattr(encoded, "ids", encoded))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The token ids of the prompt that asks for the next message of a chat.
+
+        Raises:
+            ValueError: The tokenizer has no chat template, or it refuses these messages.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ValueError("a chat needs the folder of a tokenizer with a chat template")
+        try:
+            return self.encode(self._render([dict(message) for message in messages]))
+        except Exception as error:  # templates raise what they like
+            raise ValueError(f"the chat template refuses the messages: {error}") from error
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return str(

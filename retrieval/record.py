@@ -86,8 +86,9 @@ def decode_record(record: bytes) -> Answer:
     Raises:
         RecordError: Damaged, of another version, or not ours.
     """
-    if len(record) < _HEADER_BYTES or record[:2] != _MAGIC:
-        raise RecordError(f"expected a record, got {bytes(record[:8])!r}")
+    if not isinstance(record, bytes) or len(record) < _HEADER_BYTES or record[:2] != _MAGIC:
+        # Not its beginning: what is no record may still be a secret.
+        raise RecordError(f"expected a record, got {type(record).__name__} of another kind")
     version, flags = record[2], record[3]
     if version != VERSION:
         raise RecordError(f"expected record version {VERSION}, got {version}")

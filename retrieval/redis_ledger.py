@@ -10,9 +10,9 @@ them is atomic there too:
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
+from . import steady_clock
 from .value import HALF_LIFE_S
 
 PREFIX = "reprise:2:"
@@ -59,7 +59,7 @@ class Holdings(NamedTuple):
 def charge(client: Any, *charges: Charge) -> None:
     """Enter changes; `client` may be a pipeline."""
     if charges:
-        now = repr(time.time() / HALF_LIFE_S)
+        now = repr(steady_clock.now_s() / HALF_LIFE_S)
         values = [value for entry in charges for value in entry]
         # `eval` is no method of a pipeline to a cluster.
         client.execute_command("EVAL", _CHARGE, 3, _BYTES, _WORTH, _TOTAL, now, *values)

@@ -6,10 +6,10 @@ joined, `key` (the end of its record's key).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .redis_ledger import PREFIX
+from .stream_entry import ADDED, read_entry
 
 _STREAM = PREFIX + "{all}:stream"
 _PAGE = 500
@@ -30,7 +30,7 @@ class Page(NamedTuple):
     """Some entries of the stream."""
 
     changes: list[Change]
-    num_unknown: int
+    num_skipped: int
     """Entries that say nothing that this version understands."""
     cursor: str
     """Where to read on."""
@@ -59,26 +59,23 @@ def read(client: Any, cursor: str) -> Page:
     reply = client.xread({_STREAM: cursor}, count=_PAGE) or []
     pairs = reply.items() if isinstance(reply, dict) else reply
     changes: list[Change] = []
-    num_unknown = 0
+    num_skipped = 0
     for _, entries in pairs:
         # RESP3 nests the entries once more.
         flat = entries[0] if entries and isinstance(entries[0], list) else entries
         for entry_id, fields in flat:
             change = _change_of(fields)
             if change is None:
-                num_unknown += 1
+                num_skipped += 1
             else:
                 changes.append(change)
             cursor = entry_id.decode()
-    return Page(changes, num_unknown, cursor)
+    return Page(changes, num_skipped, cursor)
 
 
-def _change_of(fields: Mapping[bytes, bytes]) -> Change | None:
-    try:
-        operation, suffix = fields[b"op"], fields.get(b"key", b"")
-        namespace, answer_id = fields[b"ns"].decode(), fields[b"id"].decode()
-    except (KeyError, UnicodeDecodeError):
+def _change_of(fields: object) -> Change | None:
+    entry = read_entry(fields)
+    namespace = None if entry is None else entry.fields.get("ns")
+    if entry is None or namespace is None:
         return None
-    if operation == b"-":
-        return Change(namespace, answer_id, None)
-    return Change(namespace, answer_id, suffix) if operation == b"+" and suffix else None
+    return Change(namespace, entry.answer_id, entry.key if entry.operation == ADDED else None)

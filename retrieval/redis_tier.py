@@ -16,8 +16,8 @@ of them hold is entered in one ledger (`redis_ledger`).
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,14 +27,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import redis_ledger as ledger
-from . import redis_stream
+from . import redis_stream, steady_clock
 from .answer import Answer
 from .record import RecordReader, encode_record
 from .redis_keys import Held, Known, queue_uses, read_held, read_known, suffix_of, tag_of, uses_of
 from .redis_ledger import Charge
+from .redis_url import parse_redis_url
 from .tier import Tier, TierChanges, TierError, Uses, with_uses
+from .tier_url import hide_secrets
 from .value import rank_of
 
+logger = logging.getLogger(__name__)
 _PAGE = 500
 # The hashes of a namespace that have answer ids for fields.
 _BY_ID = ("ids", "uses", "accepted")
@@ -55,7 +58,7 @@ class RedisTier(Tier):
     here: the caller's circuit breaker decides when to try again.
 
     Args:
-        url: redis://, rediss:// or unix://, as redis-py reads it; `?cluster=1` for a cluster.
+        url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster.
         ttl_s: Time to live in seconds that Redis itself enforces; None for none.
         timeout_s: Most seconds that one look-up waits for Redis.
         bulk_timeout_s: The same for writes and for reading many answers.
@@ -63,6 +66,9 @@ class RedisTier(Tier):
         max_bytes: Bound on what all answers take in Redis, about; those of the least value leave
             the namespace that holds most. None leaves the trimming to others.
         max_namespaces: Bound on the namespaces; the least valuable leaves as a whole.
+
+    Raises:
+        ValueError: The URL is not understood.
     """
 
     name = "redis"
@@ -82,13 +88,13 @@ class RedisTier(Tier):
         self._stream_length = stream_length
         self._max_bytes, self._max_namespaces = max_bytes, max_namespaces
         self._reader = RecordReader("redis")
-        self._cluster = "cluster=1" in url.partition("?")[2]
-        self._url = url.replace("?cluster=1", "").replace("&cluster=1", "")
+        parsed = parse_redis_url(url)
+        self._url, self._cluster = parsed.url, parsed.is_cluster
         self._timeouts_s = {"look_up": timeout_s, "bulk": bulk_timeout_s}
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._cursor: str | None = None
-        self._num_unknown = 0
+        self._num_skipped = 0
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         by_namespace: dict[str, list[tuple[Answer, bytes]]] = {}
@@ -120,7 +126,7 @@ class RedisTier(Tier):
             worth = sum(sum(earned[answer_id]) for answer_id in held)
             ledger.charge(pipe, Charge(namespace, 0, worth))
             sums = pipe.execute()
-            now_s = time.time()
+            now_s = steady_clock.now_s()
             ranks = {
                 answer_id: rank_of(
                     uses=sums[2 * place],
@@ -179,18 +185,22 @@ class RedisTier(Tier):
         added = self._fetch(joined)
         # Only now: what could not be fetched is read again.
         self._cursor = page.cursor
-        self._num_unknown += page.num_unknown
+        self._note_skipped(page.num_skipped)
         back = {(answer.namespace, answer.answer_id) for answer in added}
         return TierChanges(tuple(added), tuple(key for key in removed if key not in back))
 
     @property
     def num_damaged(self) -> int:
-        return self._reader.num_damaged
+        return self._reader.num_damaged + self._num_skipped
 
-    @property
-    def num_unknown(self) -> int:
-        """Entries of the stream that were skipped because they could not be understood."""
-        return self._num_unknown
+    def _note_skipped(self, count: int) -> None:
+        """Count stream entries that are not known; the first ones are logged."""
+        if count and not self._num_skipped:
+            logger.warning(
+                "Skipping an entry of a stream in redis that is not known here: another version's? "
+                "Further ones are only counted."
+            )
+        self._num_skipped += count
 
     def close(self) -> None:
         with self._lock:
@@ -208,7 +218,7 @@ class RedisTier(Tier):
         known: Known,
     ) -> None:
         """Queue the writing of answers, and what the ledger is to say of them."""
-        tag, now_s, growth = tag_of(namespace), time.time(), -known.stale_bytes
+        tag, now_s, growth = tag_of(namespace), steady_clock.now_s(), -known.stale_bytes
         sizes = dict(known.num_bytes)
         for answer, record in members:
             answer_id, suffix = answer.answer_id, suffix_of(answer)
@@ -386,9 +396,11 @@ class RedisTier(Tier):
                 if client is None:
                     client = self._clients[purpose] = self._connect(self._timeouts_s[purpose])
             yield client
-        except (redis.RedisError, OSError, ValueError) as error:
-            # The error's text never holds the URL, which may hold a password.
-            raise TierError(f"redis: {type(error).__name__}: {error}") from error
+        except TierError:
+            raise
+        except Exception as error:  # a cluster's are no RedisError, and redis-py raises others too
+            text = hide_secrets(f"redis: {type(error).__name__}: {error}", self._url)
+            raise TierError(text) from None
 
     def _connect(self, timeout_s: float) -> Any:
         options: dict[str, Any] = {

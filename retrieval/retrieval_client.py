@@ -6,23 +6,27 @@ import itertools
 import logging
 import os
 import socket
+import struct
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import msgspec
-import numpy as np
 from numpy.typing import ArrayLike
 
 from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
+from .loop_errors import LoopErrors, keep_going
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
 from .pinned_cores import pinned_cores
 from .record import RecordReader, encode_record
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
 from .shared_results import ResultReader
+from .socket_address import short_address
+from .turns import clip, prompt_tail
 from .update_queue import UpdateQueue
 from .wire import (
     RESPONSES,
@@ -45,9 +49,8 @@ from .wire import (
 )
 
 logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
 _RECONNECT_S = 0.1
-# The last user turn lies at the end; further back there is nothing to embed.
-_MAX_PROMPT_TOKENS = 16_384
 
 
 class RetrievalClient(Retriever):
@@ -91,7 +94,16 @@ class RetrievalClient(Retriever):
         self._tickets = itertools.count()
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="reprise-retrieval", daemon=True)
+        self._errors = LoopErrors("Understanding the retrieval process")
+        self._odd_messages = LoopErrors("Reading a message of the retrieval process")
+        self._unsent = 0
+        self._thread = threading.Thread(
+            target=keep_going,
+            args=(self._run, self._errors),
+            kwargs={"pause": self._pause},
+            name="reprise-retrieval",
+            daemon=True,
+        )
         self._thread.start()
 
     def submit(
@@ -103,22 +115,21 @@ class RetrievalClient(Retriever):
         prompt_token_ids: ArrayLike | None = None,
     ) -> None:
         tokens = b""
-        if text is None and prompt_token_ids is not None:
-            tokens = np.asarray(prompt_token_ids)[-_MAX_PROMPT_TOKENS:].astype("<i4").tobytes()
+        if text is not None:
+            text = clip(text)  # what is embedded of it, and no more
+        elif prompt_token_ids is not None:
+            tokens = prompt_tail(prompt_token_ids).astype("<i4").tobytes()
         self._send(Submit(request_id, namespace, text, tokens))
 
     def poll(self, request_id: str) -> list[NearAnswer] | None:
-        with self._changed:
-            return None if self._results is None else self._results.read(request_id)
+        return self._read(lambda results: results.read(request_id), None)
 
     def progress(self) -> int:
-        with self._changed:
-            published = 0 if self._results is None else self._results.num_published
-            return (self._connections << 48) + published
+        published = self._read(lambda results: results.num_published, 0)
+        return (self._connections << 48) + published
 
     def found_s(self, request_id: str) -> float | None:
-        with self._changed:
-            return None if self._results is None else self._results.found_s(request_id)
+        return self._read(lambda results: results.found_s(request_id), None)
 
     def discard(self, request_id: str) -> None:
         self._send(Discard(request_id))
@@ -175,9 +186,14 @@ class RetrievalClient(Retriever):
         return reply is not None and reply.done
 
     def stats(self) -> RetrievalStats:
-        stats = self._status.stats
+        stats, sender = self._status.stats, self._sender
+        unsent = self._unsent + (0 if sender is None else sender.num_errors)
+        errors = stats.errors + self._errors.num + self._odd_messages.num + unsent
         return replace(
-            stats, dropped=stats.dropped + self._dropped, resyncs=stats.resyncs + self._resyncs
+            stats,
+            dropped=stats.dropped + self._dropped,
+            resyncs=stats.resyncs + self._resyncs,
+            errors=errors,
         )
 
     def health(self) -> RetrievalHealth:
@@ -198,6 +214,17 @@ class RetrievalClient(Retriever):
         if sender is not None:
             sender.close()
         self._thread.join(timeout=5.0)
+
+    def _read(self, read: Callable[[ResultReader], Found], otherwise: Found) -> Found:
+        """Read the shared results, if there are any; who asks is in the middle of a step."""
+        with self._changed:
+            if self._results is None:
+                return otherwise
+            try:
+                return read(self._results)
+            except Exception as error:  # a block that is not what its header says
+                self._odd_messages.failed(error)
+                return otherwise
 
     def _send(self, message: Request) -> bool:
         if isinstance(message, Store) and self._hold(message):
@@ -245,22 +272,41 @@ class RetrievalClient(Retriever):
         while not self._closing:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                connection.connect(self.address)
+                with short_address(self.address) as address:
+                    connection.connect(address)
             except OSError:
                 connection.close()
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing, _RECONNECT_S)
+                self._pause(_RECONNECT_S)
                 continue
             self._serve(connection)
+            self._pause(_RECONNECT_S)
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether this client is to end."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _heard(self, pid: int, response: Response) -> None:
+        """Called in the client's thread with all that the process `pid` says."""
 
     def _serve(self, connection: socket.socket) -> None:
-        """Take messages in until the process is gone."""
+        """Take messages in until the process is gone.
+
+        Raises:
+            Exception: What it says when greeting is not understood, as with another version.
+        """
         sender = Sender(connection, max_bytes=self._config.queue_bytes)
         sender.send(Hello(self._keep_exact, pinned_cores(os.getpid())))
         present: set[tuple[str, str]] | None = set()
         try:
+            pid = _peer_pid(connection)
             while (message := receive(connection)) is not None:
-                response = RESPONSES.decode(message)
+                try:
+                    response = RESPONSES.decode(message)
+                except msgspec.MsgspecError as error:  # a newer process may have more to say
+                    self._odd_messages.failed(error)
+                    continue
+                self._heard(pid, response)
                 if isinstance(response, Status) and present is not None:
                     # The first status ends the list of what is there now.
                     for namespace, answer_id in self._known - present:
@@ -269,8 +315,6 @@ class RetrievalClient(Retriever):
                 if isinstance(response, Joined) and present is not None:
                     present.add((response.update.namespace, response.update.answer_id))
                 self._handle(response, sender)
-        except (msgspec.MsgspecError, OSError, ValueError) as error:
-            logger.warning("The retrieval process is not understood: %s", error)
         finally:
             with self._changed:
                 self._sender = None
@@ -280,20 +324,12 @@ class RetrievalClient(Retriever):
                 self._changed.notify_all()
             sender.close()
             connection.close()
+            self._unsent += sender.num_errors
 
     def _handle(self, response: Response, sender: Sender) -> None:
         match response:
             case Welcome(block_name):
-                results = ResultReader(block_name)
-                with self._changed:
-                    self._dropped += sum(not sender.send(answer) for answer in self._held)
-                    self._held.clear()
-                    self._held_bytes = 0
-                    self._results, self._sender = results, sender
-                    self._connections += 1
-                    if self._closing:
-                        sender.close()
-                    self._changed.notify_all()
+                self._welcomed(ResultReader(block_name), sender)
             case Joined():
                 self._joined(response)
             case Left():
@@ -305,6 +341,17 @@ class RetrievalClient(Retriever):
                     if ticket in self._awaited:
                         self._replies[ticket] = response
                         self._changed.notify_all()
+
+    def _welcomed(self, results: ResultReader, sender: Sender) -> None:
+        with self._changed:
+            self._dropped += sum(not sender.send(answer) for answer in self._held)
+            self._held.clear()
+            self._held_bytes = 0
+            self._results, self._sender = results, sender
+            self._connections += 1
+            if self._closing:
+                sender.close()
+            self._changed.notify_all()
 
     def _joined(self, joined: Joined) -> None:
         update = joined.update
@@ -329,6 +376,15 @@ class RetrievalClient(Retriever):
         untold = self._updates.put(update)
         self._known.difference_update(untold)
         self._missed = self._missed or bool(untold)
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """The process at the other end."""
+    size = struct.calcsize("3i")
+    pid, _, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    return int(pid)
 
 
 def connect(

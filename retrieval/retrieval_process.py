@@ -24,11 +24,15 @@ import numpy as np
 from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
 from .local_retriever import LocalRetriever
+from .loop_errors import LoopErrors, keep_going
 from .near_answer import NearAnswer
 from .pinned_cores import leave_cores, leave_pinned_cores
+from .private_files import PRIVATE
 from .prompt_tokenizer import PromptTokenizer
 from .record import decode_record, encode_record
+from .retriever import RetrievalStats
 from .shared_results import ResultWriter
+from .socket_address import short_address
 from .wire import (
     REQUESTS,
     Credit,
@@ -55,6 +59,7 @@ _STATUS_S = 0.5
 _NICENESS = 10
 # Of the answers that a client is told of when it connects, those looked up together.
 _GREETING_PAGE = 32
+_LEAST_SHARED_BYTES = 1 << 20
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -66,6 +71,8 @@ class Orders(msgspec.Struct, frozen=True):
     owner_pid: int
     tokenizer: str | None = None
     tokenizer_key: str = ""
+    is_first: bool = True
+    """Whether no process was started before: what goes wrong at each start is said once."""
 
 
 class _Client:
@@ -84,7 +91,7 @@ class RetrievalServer:
 
     def __init__(self, orders: Orders) -> None:
         config = RetrievalConfig.model_validate(orders.config)
-        self._writer = ResultWriter(orders.block_prefix, num_bytes=config.shared_bytes)
+        self._writer = _writer(orders.block_prefix, config.shared_bytes)
         tokenizer = _tokenizer(orders.tokenizer)
         self.retriever = LocalRetriever(
             config,
@@ -99,45 +106,78 @@ class RetrievalServer:
         self._clients: list[_Client] = []
         self._lock = threading.Lock()
         self._next_status_s = 0.0
+        self._errors = {
+            name: LoopErrors(doing)
+            for name, doing in (
+                ("update", "Telling the clients of retrieval what is new"),
+                ("accept", "Accepting clients of retrieval"),
+                ("message", "Reading a message to retrieval"),
+                ("reply", "Replying to a client of retrieval"),
+            )
+        }
+        self._closing = threading.Event()
         with contextlib.suppress(OSError):
             os.unlink(orders.address)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(orders.address)
+        with short_address(orders.address) as address:
+            self._listener.bind(address)
+        os.chmod(orders.address, PRIVATE)
         self._listener.listen()
-        threading.Thread(target=self._accept, name="reprise-accept", daemon=True).start()
+        threading.Thread(
+            target=keep_going,
+            args=(self._accept, self._errors["accept"]),
+            kwargs={"pause": self._closing.wait},
+            name="reprise-accept",
+            daemon=True,
+        ).start()
 
     def serve(self, owner_pid: int) -> None:
         """Pass updates on until the owner is gone."""
         while os.getppid() == owner_pid:
             time.sleep(_UPDATE_S)
-            self._pass_updates_on()
+            try:
+                self._pass_updates_on()
+            except Exception as error:
+                time.sleep(self._errors["update"].failed(error))
 
     def close(self) -> None:
         """Write what is to be written, and leave nothing behind."""
+        self._closing.set()
         self._listener.close()
         self.retriever.close()
         self._writer.close()
+
+    def _stats(self) -> RetrievalStats:
+        stats = self.retriever.stats()
+        return replace(stats, errors=stats.errors + sum(e.num for e in self._errors.values()))
 
     def _publish(self, request_id: str, namespace: str, near: list[NearAnswer]) -> None:
         self._writer.publish(request_id, near, namespace=namespace)
         self.retriever.discard(request_id)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
+        while not self._closing.is_set():
+            connection, _ = self._listener.accept()
+            try:
                 client = _Client(connection, queue_bytes=self._queue_bytes)
                 threading.Thread(
                     target=self._listen, args=(client,), name="reprise-client", daemon=True
                 ).start()
+            except BaseException:
+                connection.close()  # it will try again
+                raise
 
     def _listen(self, client: _Client) -> None:
         try:
             while (message := receive(client.connection)) is not None:
                 try:
                     self._handle(client, REQUESTS.decode(message))
-                except Exception:  # one bad message must not end the service
-                    logger.exception("A message from a client was not understood.")
+                except Exception as error:  # one bad message must not end the service
+                    self._errors["message"].failed(error)
+                    if not client.greeted:
+                        return  # it waits for a greeting, and connects again for one
+        except Exception as error:
+            self._errors["message"].failed(error)
         finally:
             with self._lock:
                 if client in self._clients:
@@ -189,6 +229,13 @@ class RetrievalServer:
             self._next_status_s = 0.0
 
     def _reply(self, client: _Client, message: Flush | LookUp) -> None:
+        try:
+            self._reply_to(client, message)
+        except Exception as error:
+            self._errors["reply"].failed(error)
+            client.sender.send(Reply(message.ticket, False))
+
+    def _reply_to(self, client: _Client, message: Flush | LookUp) -> None:
         if isinstance(message, Flush):
             done = self.retriever.flush(message.timeout_s)
             self._next_status_s = 0.0
@@ -204,7 +251,7 @@ class RetrievalServer:
             self._broadcast(self.retriever.updates())
             if time.monotonic() >= self._next_status_s:
                 self._next_status_s = time.monotonic() + _STATUS_S
-                stats = self.retriever.stats()
+                stats = self._stats()
                 stats = replace(stats, resyncs=stats.resyncs + self._resyncs)
                 status = Status(stats, self.retriever.health())
                 for client in self._clients:
@@ -248,9 +295,35 @@ def _tokenizer(name: str | None) -> PromptTokenizer | None:
         return None
 
 
+def _writer(prefix: str, num_bytes: int) -> ResultWriter:
+    """A block of shared memory, smaller where there is no room for it.
+
+    Raises:
+        OSError: There is next to no shared memory.
+    """
+    wanted = num_bytes
+    while True:
+        try:
+            writer = ResultWriter(prefix, num_bytes=num_bytes)
+        except OSError:
+            if num_bytes // 2 < _LEAST_SHARED_BYTES:
+                raise
+            num_bytes //= 2
+            continue
+        if num_bytes < wanted:
+            logger.warning(
+                "Shared memory is short: near answers share %.0f MiB of it, not %.0f as configured "
+                "(docker run --shm-size=1g).",
+                num_bytes / 2**20,
+                wanted / 2**20,
+            )
+        return writer
+
+
 def main() -> None:
     """Serve until the owner is gone."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s reprise: %(message)s")
+    os.umask(0o077)  # all that is written here holds prompts and answers
     # The owner's wish to end is an orderly one: answers on their way are written first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -258,7 +331,14 @@ def main() -> None:
     leave_pinned_cores(orders.owner_pid)
     # Whoever decodes goes first where cores are few.
     os.nice(_NICENESS)
-    server = RetrievalServer(orders)
+    try:
+        server = RetrievalServer(orders)
+    except (OSError, ValueError) as error:
+        if orders.is_first:
+            logger.warning(
+                "Retrieval cannot start, near answers are missing until it can: %s", error
+            )
+        sys.exit(1)
     try:
         server.serve(orders.owner_pid)
     finally:

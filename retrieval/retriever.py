@@ -43,7 +43,13 @@ class RetrievalStats:
     """Snapshots of the index that were damaged or made otherwise."""
     resyncs: int = 0
     """Times that updates were not picked up before their queue was full, and were told again."""
+    unreadable: int = 0
+    """Records and stream entries of the tier that were skipped: damaged, or a newer version's."""
     errors: int = 0
+    restarts: int = 0
+    """Times that the retrieval process was started again."""
+    hangs: int = 0
+    """Of these, times that it had not answered and was killed."""
     answers: int = 0
     namespaces: int = 0
     bytes: int = 0

@@ -39,11 +39,23 @@ def owner_prefix(pid: int) -> str:
 
 
 def create_block(prefix: str, num_bytes: int) -> shared_memory.SharedMemory:
-    """A new block, readable by this user only."""
+    """A new block, readable by this user only.
+
+    Raises:
+        OSError: Shared memory is full.
+    """
     with _untracked():
-        return shared_memory.SharedMemory(
+        block: Any = shared_memory.SharedMemory(
             name=prefix + secrets.token_hex(6), create=True, size=num_bytes
         )
+        try:
+            # All of it now: a page that is not to be had later ends the process by a signal.
+            os.posix_fallocate(block._fd, 0, num_bytes)
+        except OSError:
+            block.close()
+            block.unlink()
+            raise
+        return block  # type: ignore[no-any-return]
 
 
 def attach_block(name: str) -> shared_memory.SharedMemory:

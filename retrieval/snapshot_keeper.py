@@ -32,6 +32,7 @@ class SnapshotKeeper:
         self._thread: threading.Thread | None = None
         self._pause_s, self._wrote_s = _FIRST_WRITE_S, time.monotonic()
         self.num_refused = 0
+        self._is_failing = False
 
     def restore(self, index: AnswerIndex) -> None:
         """Fill an empty index, if there is a snapshot that fits; one log line if it does not."""
@@ -71,6 +72,10 @@ class SnapshotKeeper:
         try:
             write_snapshot(self._path, parts, identity=self._identity, dim=dim)
         except Exception as error:  # a full disk costs the next start some time, no more
-            logger.warning("The index snapshot %s was not written: %s.", self._path, error)
+            if not self._is_failing:
+                logger.warning("The index snapshot %s was not written: %s.", self._path, error)
+            self._is_failing = True
+        else:
+            self._is_failing = False
         took_s = time.monotonic() - began_s
         self._pause_s = max(_FIRST_WRITE_S, took_s / _WRITING_SHARE)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import steady_clock
 from .answer import Answer
+from .private_files import claim_file
 from .record import RecordReader, encode_record
 from .tier import Tier, TierError, Uses, with_uses
 from .value import rank_of
@@ -104,6 +105,8 @@ class SqliteTier(Tier):
         self._reader = RecordReader(str(path))
         self._lock = threading.Lock()
         try:
+            # Also its -wal and -shm, which SQLite gives the same mode.
+            claim_file(Path(path))
             self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
             # Before there are tables: pages that become free can be given back.
             self._db.execute("pragma auto_vacuum=incremental")
@@ -116,6 +119,11 @@ class SqliteTier(Tier):
             self._upgrade()
             self._db.executescript(_SCHEMA)
             if ttl_s is not None:
+                # What was written by a clock that was ahead would outlive the others.
+                self._db.execute(
+                    "update answers set created_s = ?1 where created_s > ?1",
+                    (steady_clock.now_s(),),
+                )
                 self._db.execute("delete from answers where created_s < ?", (self._oldest_s(),))
                 self._db.execute(
                     "delete from credits where not exists (select 1 from answers"
@@ -123,8 +131,9 @@ class SqliteTier(Tier):
                 )
             self._db.commit()
             self._bound()
-        except sqlite3.Error as error:
-            raise TierError(f"sqlite file {path}: {error}") from error
+        except (sqlite3.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TierError(f"sqlite file {path}: {reason}") from error
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         left: list[tuple[str, str]] = []
@@ -155,7 +164,7 @@ class SqliteTier(Tier):
                 " accepted_tokens = accepted_tokens + excluded.accepted_tokens",
                 [(*uses, namespace, answer_id) for answer_id, uses in earned.items()],
             )
-            now_s = time.time()
+            now_s = steady_clock.now_s()
             db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in earned])
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
@@ -210,7 +219,7 @@ class SqliteTier(Tier):
             self._db.close()
 
     def _put(self, batch: Sequence[tuple[Answer, bytes]], num_bytes: int) -> list[tuple[str, str]]:
-        now_s, left = time.time(), self._make_room(num_bytes)
+        now_s, left = steady_clock.now_s(), self._make_room(num_bytes)
         with self._session() as db:
             db.executemany(
                 "insert or replace into answers"
@@ -305,7 +314,7 @@ class SqliteTier(Tier):
         self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     def _oldest_s(self) -> float:
-        return 0.0 if self._ttl_s is None else time.time() - self._ttl_s
+        return 0.0 if self._ttl_s is None else steady_clock.now_s() - self._ttl_s
 
     @contextmanager
     def _session(self) -> Iterator[sqlite3.Connection]:

@@ -5,7 +5,6 @@ Everything here runs in threads of its own. A tier that fails or hangs costs hit
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -19,10 +18,10 @@ import tenacity
 
 from .answer import Answer
 from .circuit_breaker import CircuitBreaker, State
+from .loop_errors import LoopErrors, keep_going
 from .pending_credits import PendingCredits
 from .tier import Tier, TierError, Uses
 
-logger = logging.getLogger(__name__)
 OnAdded = Callable[[Sequence[Answer]], None]
 OnRemoved = Callable[[str, str], None]
 _WRITE_BATCH = 128
@@ -74,11 +73,19 @@ class TierSync:
         self._writes = CircuitBreaker(f"Writing to {tier.name}")
         self._pool = ThreadPoolExecutor(_LOOK_UPS_AT_ONCE, thread_name_prefix="reprise-look-up")
         self._pending = threading.BoundedSemaphore(_LOOK_UPS_AT_ONCE)
+        self._write_errors = LoopErrors(f"Writing to {tier.name}")
+        self._read_errors = LoopErrors(f"Reading from {tier.name}")
         self._threads = [
-            threading.Thread(target=self._write_loop, name="reprise-writer", daemon=True),
-            threading.Thread(target=self._read_loop, name="reprise-reader", daemon=True),
+            threading.Thread(
+                target=keep_going, args=(loop, errors), kwargs={"pause": self._pause}, name=name
+            )
+            for loop, errors, name in (
+                (self._write_loop, self._write_errors, "reprise-writer"),
+                (self._read_loop, self._read_errors, "reprise-reader"),
+            )
         ]
         for thread in self._threads:
+            thread.daemon = True
             thread.start()
 
     @property
@@ -90,6 +97,11 @@ class TierSync:
     def uncredited(self) -> int:
         """Answers whose uses the tier never got."""
         return self._credits.lost
+
+    @property
+    def unreadable(self) -> int:
+        """Records and other entries of the tier that were skipped."""
+        return self._tier.num_damaged
 
     @property
     def tier_name(self) -> str:
@@ -148,6 +160,8 @@ class TierSync:
             self._look_ups.failed(f"no reply in {time.monotonic() - began_s:.3f} s")
         except TierError:
             pass
+        except Exception as error:
+            self._read_errors.failed(error)
         return None
 
     def drain(self, timeout_s: float) -> bool:
@@ -179,6 +193,12 @@ class TierSync:
             self._waiting_bytes = 0
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._tier.close()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether the threads are to end."""
+        with self._changed:
+            self._writing = False  # whoever drains need not wait for what was lost
+            return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _write_loop(self) -> None:
         while True:
@@ -245,8 +265,8 @@ class TierSync:
             self._writes.call(lambda: _patiently(write))
         except TierError:
             return False
-        except Exception:  # an answer that has no encoding, say: never again
-            logger.exception("%d answers could not be written.", num_answers)
+        except Exception as error:  # an answer that has no encoding, say: never again
+            self._write_errors.failed(error)
             self._unwritten += num_answers
         return True
 
@@ -264,8 +284,8 @@ class TierSync:
             except TierError:
                 # After an outage much may have changed, or the tier have been emptied.
                 caught_up = caught_up and self._reads.state == "closed"
-            except Exception:
-                logger.exception("Reading from %s failed.", self._tier.name)
+            except Exception as error:  # the breaker has counted it too
+                self._read_errors.failed(error)
             if not more:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, self._poll_s)

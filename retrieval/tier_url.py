@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from .redis_url import SCHEMES, parse_redis_url, redact_redis, secrets_of
 from .tier import Tier
 
 _EXPECTED = "memory://, sqlite:///path, redis://host:port/0, rediss://... or unix://..."
@@ -29,9 +29,7 @@ def open_tier(
         ValueError: An unknown kind of URL, or redis-py is missing.
         TierError: The SQLite file cannot be opened. (Redis may be absent: it is tried later.)
     """
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme not in {"memory", "sqlite", "redis", "rediss", "unix"}:
-        raise ValueError(f"cache URL must be {_EXPECTED}; got {redact(url)!r}")
+    scheme = check_url(url)
     if scheme == "memory":
         return None
     if scheme == "sqlite":
@@ -50,6 +48,22 @@ def open_tier(
         max_bytes=max_bytes,
         max_namespaces=max_namespaces,
     )
+
+
+def check_url(url: str) -> str:
+    """The scheme of a URL that names a tier; opens nothing.
+
+    Raises:
+        ValueError: It names none; says what was expected, without secrets.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in {"memory", "sqlite", *SCHEMES}:
+        raise ValueError(f"cache URL must be {_EXPECTED}; got {redact(url)!r}")
+    if scheme == "sqlite":
+        sqlite_path(url)
+    elif scheme != "memory":
+        parse_redis_url(url)
+    return scheme
 
 
 def snapshot_path(url: str, setting: str | None) -> Path | None:
@@ -82,6 +96,14 @@ def sqlite_path(url: str) -> Path:
 
 
 def redact(url: str) -> str:
-    """The URL without its password."""
-    password = urlsplit(url).password
-    return url.replace(f":{password}@", ":***@") if password else url
+    """The URL without its passwords."""
+    return url if url.startswith(("sqlite:", "memory:")) else redact_redis(url)
+
+
+def hide_secrets(text: str, url: str) -> str:
+    """A message without the passwords of the URL that it is about, however they got there."""
+    text = text.replace(url, redact(url))
+    if not url.startswith(("sqlite:", "memory:")):
+        for secret in secrets_of(url):
+            text = text.replace(secret, "***")
+    return text

@@ -10,6 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# The last user turn lies at the end; further back there is nothing to embed.
+MAX_PROMPT_TOKENS = 16_384
 QueryOf = Callable[[str], str]
 Render = Callable[[list[dict[str, str]]], str]
 
@@ -20,6 +25,13 @@ _HEAD_CHARACTERS = 300
 _SELF_CONTAINED_WORDS = 10
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{2}|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _FIRST, _REPLY, _SECOND = "firstuserturnqzx", "assistantreplyqzx", "seconduserturnqzx"
+
+
+def prompt_tail(prompt_token_ids: ArrayLike) -> NDArray[Any]:
+    """The end of a prompt's token ids [p]; a long list is cut before it is converted."""
+    if not isinstance(prompt_token_ids, list | tuple | np.ndarray):
+        prompt_token_ids = np.asarray(prompt_token_ids)
+    return np.array(prompt_token_ids[-MAX_PROMPT_TOKENS:])
 
 
 def clip(text: str) -> str:

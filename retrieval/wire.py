@@ -14,6 +14,7 @@ from collections import deque
 import msgspec
 
 from .answer import AnswerUpdate
+from .loop_errors import LoopErrors
 from .retriever import RetrievalHealth, RetrievalStats
 
 _MAX_MESSAGE_BYTES = 256 << 20
@@ -110,14 +111,16 @@ class Sender:
         self._num_bytes = 0
         self._changed = threading.Condition()
         self._closed = False
+        self._errors = LoopErrors("Sending a message of retrieval")
         self._thread = threading.Thread(target=self._run, name="reprise-sender", daemon=True)
         self._thread.start()
 
     def send(self, message: Request | Response) -> bool:
-        """Queue a message; False if the queue is full or the connection gone."""
-        # Here, not in the thread: what waits is of known size, and what cannot be encoded raises
-        # where it comes from.
-        body = _ENCODER.encode(message)
+        """Queue a message; False if it cannot be sent, the queue is full or the connection gone."""
+        # Here, not in the thread: what waits is of known size.
+        body = self._encode(message)
+        if body is None:
+            return False
         size = len(body) + _MESSAGE_OVERHEAD_BYTES
         with self._changed:
             if self._closed or self._num_bytes + size > self._max_bytes:
@@ -138,6 +141,11 @@ class Sender:
         """Whether nothing is sent any more."""
         return self._closed
 
+    @property
+    def num_errors(self) -> int:
+        """Messages that could not be sent for what they are."""
+        return self._errors.num
+
     def close(self) -> None:
         """Drop what is queued and close the socket. Idempotent."""
         with self._changed:
@@ -157,7 +165,9 @@ class Sender:
                 body = self._queue.popleft()
             try:
                 self._connection.sendall(len(body).to_bytes(4, "little") + body)
-            except OSError:
+            except Exception as error:  # half a message may be out: only a new connection helps
+                if not isinstance(error, OSError):
+                    self._errors.failed(error)
                 self.close()
                 return
             with self._changed:
@@ -165,6 +175,17 @@ class Sender:
                 if not self._closed:
                     self._num_bytes -= len(body) + _MESSAGE_OVERHEAD_BYTES
                     self._changed.notify_all()
+
+    def _encode(self, message: Request | Response) -> bytes | None:
+        """The message's bytes; None, counted, if it has none that the other side would take."""
+        try:
+            body = _ENCODER.encode(message)
+            if len(body) > _MAX_MESSAGE_BYTES:
+                raise ValueError(f"a message of {len(body)} bytes is too long")
+        except Exception as error:
+            self._errors.failed(error)
+            return None
+        return body
 
 
 def receive(connection: socket.socket) -> bytes | None:

@@ -45,8 +45,9 @@ def save_weights(weights: Weights, path: str | Path, *, secret: bytes = b"") -> 
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     members = {**weights._asdict(), "secret": np.frombuffer(secret, np.uint8)}
     try:
-        with part.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
+        part.unlink(missing_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(part, flags, 0o600), "w+b") as file:
             np.savez_compressed(file, format=np.int64(FORMAT), **members)
         part.replace(path)
     finally:

@@ -191,7 +191,7 @@ def test_a_failing_decode_costs_the_batch_and_no_more(make, caplog):
     retriever = make(decode=decode)
     assert near(retriever, None, prompt_token_ids=[1, 2]) == []
     assert retriever.stats().errors == 1
-    assert "retrieval work was lost" in caplog.text
+    assert "A batch of retrieval work failed" in caplog.text
     retriever.store(answer("hello", "hi"))
     assert len(near(retriever, "hello")) == 1
 

@@ -82,7 +82,7 @@ def test_entries_that_nobody_understands_are_skipped_and_counted(client, make_ti
     make_tier().put([answer(1)])
     assert [a.answer_id for a in tier.changes().added] == ["id1"]
     assert tier.changes().added == tier.changes().removed == ()
-    assert tier.num_unknown == 5
+    assert tier.num_damaged == 5
 
 
 def test_what_was_of_use_stays_and_the_rest_makes_room(client, make_tier):

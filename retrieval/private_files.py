@@ -1,0 +1,98 @@
+"""Files with prompts, answers or weights: for this user alone, whatever the umask."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+PRIVATE = 0o600
+PRIVATE_FOLDER = 0o700
+_OTHERS = 0o077
+_OTHERS_WRITE = 0o022
+
+
+def claim_file(path: Path) -> None:
+    """Create an empty file for this user alone, or take away what others may do with it.
+
+    An existing file is not opened: that would cost SQLite the locks that it holds.
+
+    Raises:
+        OSError: It cannot be created, or is not this user's own.
+    """
+    check_ours(path)
+    if path.is_symlink():
+        path = path.resolve()
+        check_ours(path)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
+    except FileExistsError:
+        info = path.stat()
+        if info.st_uid == os.geteuid() and info.st_mode & _OTHERS:
+            path.chmod(info.st_mode & ~_OTHERS)
+
+
+def check_ours(path: Path) -> None:
+    """Refuse a file that somebody else may have put where others may write; absent is fine.
+
+    Raises:
+        PermissionError: It is a link or another user's, in a folder that others may write to.
+    """
+    if not path.parent.stat().st_mode & _OTHERS_WRITE:
+        return
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(info.st_mode) or info.st_uid != os.geteuid():
+        kind = "a link" if stat.S_ISLNK(info.st_mode) else "another user's file"
+        raise PermissionError(
+            errno.EACCES, f"is {kind} in a folder that others may write to", str(path)
+        )
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Open a new file for writing, in place of one of that name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, PRIVATE), "wb")
+
+
+def open_private(path: Path) -> BinaryIO:
+    """Open a file for writing from its beginning; a device or pipe as it is.
+
+    Raises:
+        OSError: It cannot be written, or is not this user's own.
+    """
+    check_ours(path)
+    file = os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE), "wb"
+    )
+    info = os.fstat(file.fileno())
+    if stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid():
+        os.fchmod(file.fileno(), PRIVATE)
+    return file
+
+
+def claim_folder(path: Path) -> None:
+    """Create a folder for this user alone, or see that it is.
+
+    Raises:
+        OSError: It cannot be created, or is not this user's own.
+    """
+    try:
+        path.mkdir(mode=PRIVATE_FOLDER)
+    except FileExistsError:
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            raise PermissionError(
+                errno.EACCES, "is not this user's own folder", str(path)
+            ) from None
+        if info.st_mode & _OTHERS:
+            path.chmod(PRIVATE_FOLDER)

@@ -1,0 +1,30 @@
+"""Unix sockets at paths of any length, such as a long TMPDIR gives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# What fits into `sockaddr_un`, beside the null byte.
+_MAX_ADDRESS_BYTES = 107
+
+
+@contextlib.contextmanager
+def short_address(path: str) -> Iterator[str]:
+    """A name for the socket at `path` that the kernel takes; good inside the block only.
+
+    Not an abstract socket: those have no permissions, and what is said here are prompts.
+
+    Raises:
+        OSError: The folder is not there.
+    """
+    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
+        yield path
+        return
+    folder = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{Path(path).name}"
+    finally:
+        os.close(folder)

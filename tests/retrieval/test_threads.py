@@ -1,0 +1,390 @@
+"""Every thread outlives an error in the body of its loop: it is counted, and the work goes on."""
+
+import ast
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
+from reprise.retrieval.circuit_breaker import CircuitBreaker
+from reprise.retrieval.embedding import Embedder
+from reprise.retrieval.local_retriever import LocalRetriever
+from reprise.retrieval.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.memory_tier import MemoryTier
+from reprise.retrieval.near_search import NearSearch
+from reprise.retrieval.process_retriever import ProcessRetriever
+from reprise.retrieval.retrieval_client import RetrievalClient, connect
+from reprise.retrieval.retrieval_process import Orders, RetrievalServer
+from reprise.retrieval.shared_results import ResultReader, ResultWriter
+from reprise.retrieval.sqlite_tier import SqliteTier
+from reprise.retrieval.tier_sync import TierSync
+from reprise.retrieval.wire import RESPONSES, Left, Reply, Sender, Status, Welcome, receive
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Where threads are started, and which test here (or why none) sees them go on.
+THREADS = {
+    "retrieval/local_retriever.py": "test_the_worker_of_retrieval",
+    "retrieval/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
+    "retrieval/process_retriever.py": "test_the_keeper",
+    "retrieval/retrieval_client.py": "test_the_client_connects_again",
+    "retrieval/retrieval_process.py": "test_the_server",
+    "retrieval/snapshot_keeper.py": "a thread a file, which catches all",
+    "retrieval/tier_sync.py": "test_reading_and_writing_a_tier",
+    "retrieval/wire.py": "test_the_sender",
+    "engine_ext/answer_learner.py": "catches all in its loop",
+    "engine_ext/weights_keeper.py": "catches all in its loop",
+    "spec/batch.py": "stays in compiled code, which raises nothing",
+    "eval/engine_turns.py": "a benchmark's",
+    "eval/bench_retrieval_snapshot.py": "a benchmark's",
+}
+CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
+
+
+def answer(number):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * 5,
+        prompt_text=f"question number {number}",
+        answer_id=f"id{number}",
+    )
+
+
+def failing_once(function, num_failures=1):
+    """The function, which raises at its first calls."""
+    calls = itertools.count()
+
+    def call(*arguments, **named):
+        if next(calls) < num_failures:
+            raise AssertionError("injected")
+        return function(*arguments, **named)
+
+    return call
+
+
+def test_no_thread_is_forgotten_here():
+    started = set()
+    for path in REPOSITORY.rglob("*.py"):
+        name = str(path.relative_to(REPOSITORY))
+        if name.startswith(("tests/", ".")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                ("Thread", "Executor", "Timer")
+            ):
+                started.add(name)
+    assert started == THREADS.keys()
+    tests = {test for test in THREADS.values() if test.startswith("test_")}
+    assert tests <= {name.partition("[")[0] for name in globals()}
+
+
+def test_errors_are_counted_and_a_row_of_them_is_one_line(caplog):
+    caplog.set_level(logging.INFO)
+    errors, pauses = LoopErrors("Doing it"), []
+    loop = failing_once(lambda: None, num_failures=4)
+    keep_going(loop, errors, pause=lambda seconds: pauses.append(seconds))
+    assert errors.num == 4
+    assert pauses == [0.1, 0.2, 0.4, 0.8]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["Doing it failed and is tried again: AssertionError: injected"]
+    stopped = failing_once(lambda: None, num_failures=10)
+    keep_going(stopped, errors, pause=lambda _: True)
+    assert errors.num == 5
+
+
+def test_a_breaker_is_not_stuck_half_open_by_an_unexpected_error():
+    now_s = 0.0
+    breaker = CircuitBreaker("it", max_failures=1, retry_s=1.0, clock=lambda: now_s)
+    for _ in range(2):
+        with pytest.raises(AssertionError):
+            breaker.call(failing_once(lambda: None))
+        assert breaker.state == "open"
+        now_s += 100.0
+    assert breaker.call(lambda: 5) == 5
+    assert breaker.state == "closed"
+
+
+def test_the_sender():
+    ours, theirs = socket.socketpair()
+    sender = Sender(ours, queue_length=10)
+    sender.send(Left("\ud800", ""))  # no UTF-8
+    sender.send(Left("a", ""))
+    assert RESPONSES.decode(receive(theirs)) == Left("a", "")
+    assert sender.num_errors == 1
+    assert sender.send(Left("b", ""))
+    sender.close()
+    theirs.close()
+    ours.close()
+
+
+def test_a_sender_whose_connection_fails_is_closed(wait_until):
+    class Broken:
+        def sendall(self, _):
+            raise AssertionError("injected")
+
+        def shutdown(self, _):
+            pass
+
+    sender = Sender(Broken(), queue_length=10)
+    assert sender.send(Left("a", ""))
+    # Not queueing for ever: who sends is told, and connects again.
+    wait_until(lambda: not sender.send(Left("b", "")))
+    assert sender.num_errors == 1
+
+
+@pytest.mark.parametrize("method", ["_handle", "_joined", "_welcomed", "_left"])
+def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
+    retriever = ProcessRetriever(CONFIG)
+    client = None
+    try:
+        wait_until(lambda: retriever.health().state == "ready")
+        retriever.store(answer(1))
+        assert retriever.flush(60)
+        failing = failing_once(getattr(RetrievalClient, method))
+        client = connect(retriever.address)
+        wait_until(lambda: client.stats().answers == 1)
+        monkeypatch.setattr(RetrievalClient, method, lambda *a: failing(*a))
+        if method == "_welcomed":
+            client._sender.close()
+        elif method == "_left":
+            client._known.add(("", "gone"))  # left while there was no connection
+            client._sender.close()
+        else:
+            retriever.store(answer(2))
+        wait_until(lambda: client.stats().errors + retriever.stats().errors)
+        wait_until(lambda: client.health().state == "ready")
+        retriever.store(answer(3))
+        assert retriever.flush(60)
+        wait_until(lambda: any(u.answer_id == "id3" for u in client.updates()))
+        assert "AssertionError: injected" in caplog.text
+    finally:
+        if client is not None:
+            client.close()
+        retriever.close()
+
+
+def serve_once(folder, *messages):
+    """A server that greets each client with these bytes; returns it and its address."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.listen()
+    connections = []
+
+    def serve():
+        with listener:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                for message in messages:
+                    connection.sendall(len(message).to_bytes(4, "little") + message)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener, connections
+
+
+def test_messages_of_another_version_are_skipped(tmp_path, wait_until, caplog):
+    writer = ResultWriter(f"reprise-test-{os.getpid()}-")
+    status = Status(RetrievalStats(answers=3), RetrievalHealth("ready"))
+    encode = msgspec.msgpack.encode
+    messages = [
+        encode(Welcome(writer.name)),
+        encode({"type": "Gossip", "text": "of a newer version"}),
+        b"\xc1 no MessagePack",
+        encode({"type": "Status", "stats": 5}),
+        encode(status),
+    ]
+    listener, connections = serve_once(tmp_path, *messages)
+    client = RetrievalClient(str(tmp_path / "socket"))
+    wait_until(lambda: client.stats().answers == 3)
+    assert client.health().state == "ready"
+    assert client.stats().errors == 3
+    assert len(connections) == 1
+    assert len([r for r in caplog.records if "Reading a message" in r.message]) == 1
+    client.close()
+    listener.close()
+    writer.close()
+
+
+def test_shared_results_of_another_layout_are_refused_with_one_line(tmp_path, wait_until, caplog):
+    writer = ResultWriter(f"reprise-test-{os.getpid()}-")
+    writer._memory[8] = 99  # the layout's version
+    listener, connections = serve_once(tmp_path, msgspec.msgpack.encode(Welcome(writer.name)))
+    client = RetrievalClient(str(tmp_path / "socket"))
+    wait_until(lambda: client.stats().errors >= 3)
+    assert len(connections) <= 5  # not as fast as it can
+    assert client.poll("r") is None
+    lines = [r.getMessage() for r in caplog.records if "retrieval process" in r.getMessage()]
+    assert len(lines) == 1
+    assert "expected a block of layout" in lines[0]
+    client.close()
+    listener.close()
+    writer.close()
+
+
+def test_results_that_cannot_be_read_are_none_and_counted(monkeypatch, wait_until):
+    retriever = ProcessRetriever(CONFIG)
+    try:
+        wait_until(lambda: retriever.health().state == "ready")
+        for name in ("read", "found_s"):
+            monkeypatch.setattr(ResultReader, name, failing_once(lambda *_: None, 9))
+        assert retriever.poll("r") is None
+        assert retriever.found_s("r") is None
+        assert retriever.stats().errors == 2
+    finally:
+        retriever.close()
+
+
+def test_the_keeper(monkeypatch, wait_until, caplog):
+    """Starting the process fails, as where there is no memory for a fork; then the watch does."""
+    monkeypatch.setattr(ProcessRetriever, "_start", failing_once(ProcessRetriever._start, 2))
+    monkeypatch.setattr(ProcessRetriever, "_watch", failing_once(ProcessRetriever._watch, 1))
+    retriever = ProcessRetriever(CONFIG)
+    try:
+        wait_until(lambda: retriever.health().state == "ready")
+        assert retriever.stats().errors >= 3
+        assert len([r for r in caplog.records if "Starting the retrieval" in r.message]) == 1
+        os.kill(retriever.pid, 9)
+        wait_until(lambda: retriever.restarts == 1 and retriever.pid is not None)
+    finally:
+        pid = retriever.pid
+        retriever.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.fixture
+def server(tmp_path):
+    orders = Orders(
+        config=CONFIG.model_dump(),
+        address=str(tmp_path / "socket"),
+        block_prefix=f"reprise-test-{os.getpid()}-",
+        owner_pid=os.getppid(),
+    )
+    server = RetrievalServer(orders)
+    threading.Thread(target=server.serve, args=(os.getppid(),), daemon=True).start()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("method", ["_pass_updates_on", "_handle", "_reply_to"])
+def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
+    monkeypatch.setattr(server, method, failing_once(getattr(server, method)))
+    client = connect(str(tmp_path / "socket"))
+    try:
+        wait_until(lambda: client.health().state == "ready")
+        client.flush(0.5)  # may be the one that fails
+        client.store(answer(1))
+        assert client.flush(60)
+        wait_until(lambda: client.stats().answers == 1)
+        wait_until(lambda: client.stats().errors == 1)
+    finally:
+        client.close()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_until):
+    from reprise.retrieval import retrieval_process
+
+    monkeypatch.setattr(retrieval_process, "receive", failing_once(receive))
+    client = connect(str(tmp_path / "socket"))
+    wait_until(lambda: client.health().state == "ready")
+    wait_until(lambda: client.stats().errors == 1)
+    client.close()
+
+
+@pytest.mark.usefixtures("server")
+def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
+    """As where there are no file descriptors or threads left for a moment."""
+    from reprise.retrieval import retrieval_process
+
+    monkeypatch.setattr(retrieval_process, "_Client", failing_once(retrieval_process._Client, 2))
+    client = connect(str(tmp_path / "socket"))
+    wait_until(lambda: client.health().state == "ready")
+    wait_until(lambda: client.stats().errors == 2)
+    client.close()
+
+
+@pytest.mark.parametrize("method", ["_load", "_turn", "_has_settled"])
+def test_the_worker_of_retrieval(method, monkeypatch, wait_until, caplog):
+    failing = failing_once(getattr(LocalRetriever, method))
+    monkeypatch.setattr(LocalRetriever, method, lambda *a: failing(*a))
+    retriever = LocalRetriever(CONFIG, embedder=Embedder("lexical"))
+    retriever.store(answer(1))
+    wait_until(lambda: retriever.stats().errors == 1)
+    retriever.store(answer(2))
+    assert retriever.flush(60)
+    retriever.submit("r", namespace="", text="question number 2")
+    wait_until(lambda: retriever.poll("r"))
+    assert retriever.health().state == "ready"
+    assert len([r for r in caplog.records if "batch of retrieval work failed" in r.message]) == 1
+    retriever.close()
+
+
+def test_a_question_whose_clauses_fail_costs_itself_only():
+    embedder = Embedder("lexical")
+    memory = MemoryTier(max_bytes=1 << 20)
+    memory.put([answer(1)])
+
+    def split(text):
+        if "bad" in text:
+            raise RecursionError("injected")
+        return []
+
+    search = NearSearch(CONFIG, embedder, memory, split_clauses=split)
+    search.join([answer(1)], ["question number 1"])
+    assert search._clauses(["a bad one", "question number 1"]) == [[], []]
+    search.close()
+
+
+@pytest.mark.parametrize("method", ["changes", "namespaces", "put", "credit"])
+def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    tier.put([answer(1)])
+    monkeypatch.setattr(tier, method, failing_once(getattr(tier, method)))
+    arrived = []
+    sync = TierSync(tier, on_added=arrived.extend, on_removed=lambda *_: None, poll_s=0.01)
+    wait_until(lambda: arrived)
+    sync.write([answer(2)])
+    sync.credit("", {"id1": (1, 1)})
+    assert sync.drain(30)
+    sync.write([answer(3)])
+    assert sync.drain(30)
+    assert {"id1", "id3"} <= {a.answer_id for a in tier.answers("")}
+    assert sync.unwritten == (1 if method == "put" else 0)
+    assert sync.breakers["write"] == sync.breakers["read"] == "closed"
+    sync.close()
+
+
+def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
+    for method in ("_has_work", "_read_loop"):
+        failing = failing_once(getattr(TierSync, method))
+        monkeypatch.setattr(TierSync, method, lambda *a, f=failing: f(*a))
+    tier, arrived = SqliteTier(tmp_path / "answers.sqlite"), []
+    tier.put([answer(1)])
+    sync = TierSync(tier, on_added=arrived.extend, on_removed=lambda *_: None, poll_s=0.01)
+    wait_until(lambda: arrived)
+    sync.write([answer(2)])
+    assert sync.drain(30)
+    assert len(list(tier.answers(""))) == 2
+    sync.close()
+
+
+def test_a_reply_that_fails_is_a_reply(server, tmp_path, monkeypatch, wait_until):
+    monkeypatch.setattr(server.retriever, "flush", failing_once(server.retriever.flush))
+    client = connect(str(tmp_path / "socket"))
+    wait_until(lambda: client.health().state == "ready")
+    began_s = time.monotonic()
+    assert client.flush(60) is False
+    assert time.monotonic() - began_s < 30
+    assert client.flush(60) is True
+    assert Reply(0, False).record is None
+    client.close()

@@ -86,4 +86,12 @@ def queue_uses(pipe: Any, tag: str, answer_ids: list[str]) -> None:
 
 
 def uses_of(uses: list[bytes | None], accepted: list[bytes | None]) -> list[Uses]:
-    return [Uses(int(u or 0), int(a or 0)) for u, a in zip(uses, accepted, strict=True)]
+    return [Uses(_count(u), _count(a)) for u, a in zip(uses, accepted, strict=True)]
+
+
+def _count(value: bytes | None) -> int:
+    """A count in a hash; what is none counts as 0."""
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0

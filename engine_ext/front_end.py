@@ -20,6 +20,7 @@ from reprise.engine_ext.exact_memory import ExactMemory
 from reprise.engine_ext.generation import Generation
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.near_answers import NearAnswers
+from reprise.engine_ext.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.replay import Ending, Replayer
 from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
 from reprise.engine_ext.request_plan import RequestPlan
@@ -71,6 +72,10 @@ class FrontEnd:
         """exact, followed, miss; stored; tokens_saved."""
         self.refusals: Counter[str] = Counter()
         """Requests that could not be answered from the cache, by reason."""
+        watch_parsers()
+        # Before anything else takes the place of the processor's methods: what they are given,
+        # these are given token by token.
+        OneTokenOutputs(processor, errors=self.errors)
         self._replayer = Replayer(
             processor, chunk_tokens=serving.replay_chunk_tokens, errors=self.errors
         )

@@ -22,10 +22,11 @@ _STREAM_END = b"data: [DONE]"
 class HttpExchange:
     """What the middleware knows of a request and the engine client adds to it."""
 
-    def __init__(self, headers: dict[str, str], api_key: str | None) -> None:
+    def __init__(self, headers: dict[str, str], api_key: str | None, *, path: str = "") -> None:
         self.headers = headers
         """Ours only, names in lower case."""
         self.api_key = api_key
+        self.path = path
         self._kinds: list[Callable[[], str]] = []
         self._infos: list[RequestInfo] = []
 
@@ -76,7 +77,7 @@ class ExchangeMiddleware:
             elif name == "authorization":
                 scheme, _, credentials = raw_value.decode("latin-1").partition(" ")
                 api_key = credentials.strip() if scheme.lower() == "bearer" else None
-        exchange = HttpExchange(headers, api_key)
+        exchange = HttpExchange(headers, api_key, path=scope.get("path", ""))
         head: Message | None = None
         is_stream = False
 

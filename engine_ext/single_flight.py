@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
+from reprise.engine_ext.one_token_outputs import latest_output
 from reprise.engine_ext.replay import Ending, Feeder, Replayer
 from reprise.engine_ext.swallowed import SwallowedErrors
 
@@ -230,7 +231,7 @@ class SingleFlight:
 
     def _report(self, flight: Flight, state: "RequestState") -> None:
         assert state.queue is not None
-        outcome = state.queue.output
+        outcome = latest_output(state.queue)
         if outcome is None or isinstance(outcome, Exception) or not outcome.finished:
             return
         completion = outcome.outputs[0]

@@ -126,6 +126,14 @@ def latest_output(
     return queue.output
 
 
+def empty(queue: RequestOutputCollector) -> None:
+    """Drop what was put into a collector and not fetched yet."""
+    if isinstance(queue, OneTokenCollector):
+        queue.later.clear()
+    queue.output = None
+    queue.ready.clear()
+
+
 class OneTokenOutputs:
     """Stands before vLLM's output processor and splits what such streams are given."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import msgspec
 from vllm.sampling_params import SamplingParams
@@ -86,3 +87,10 @@ def behind_wall(prompt: Any, namespace: str, params: SamplingParams) -> Any:
     elif isinstance(prompt, dict) and namespace and not prompt.get("cache_salt"):
         return {**prompt, "cache_salt": namespace}
     return prompt
+
+
+def alone(prompt: Any, params: SamplingParams) -> tuple[Any, SamplingParams]:
+    """Prompt and params of a request whose plan could not be made: it shares nothing with any
+    other, neither answers nor prefixes."""
+    hinted = with_hints(params, RequestHints(drafts=False, store=False))
+    return behind_wall(prompt, f"alone-{uuid4().hex}", hinted), hinted

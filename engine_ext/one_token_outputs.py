@@ -173,7 +173,11 @@ class OneTokenOutputs:
         whole = []
         split = []
         for output in engine_core_outputs:
-            pieces = self._pieces_of(output)
+            try:
+                pieces = self._pieces_of(output)
+            except Exception as error:
+                self._errors.swallow("one_token_outputs", error)
+                pieces = None
             if pieces is None:
                 whole.append(output)
             else:
@@ -208,11 +212,7 @@ class OneTokenOutputs:
         state = self._processor.request_states.get(output.request_id)
         if state is None or not isinstance(state.queue, OneTokenCollector):
             return None
-        try:
-            return one_token_each(output)
-        except Exception as error:
-            self._errors.swallow("one_token_outputs", error)
-            return None
+        return one_token_each(output)
 
 
 def one_token_each(output: "EngineCoreOutput") -> "list[EngineCoreOutput]":

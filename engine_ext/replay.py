@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import (
         OutputProcessor,
         RequestOutputCollector,
+        RequestState,
     )
 
 
@@ -142,6 +143,15 @@ class Replayer:
             task.add_done_callback(self._tasks.discard)
         return True
 
+    def fail(self, state: "RequestState", error: Exception) -> None:
+        """End a request of the processor's that the engine does not know: its client gets `error`
+        after whatever it has been given."""
+        # Without its queue no last output is made, which would look like an end.
+        queue, state.queue = state.queue, None
+        self._abort_requests([state.request_id], internal=True)
+        if queue is not None:
+            queue.put(error)
+
     def withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
         """Make a request unknown to the processor again, of which its client has seen nothing."""
         self._live.discard(request_id)
@@ -183,9 +193,9 @@ class Replayer:
                 self._feed(request_id, chunk, last, None, weight_version)
             except Exception as error:
                 self._errors.swallow("replay", error)
-                self._processor.abort_requests([request_id], internal=True)
-                if state is not None and state.queue is not None:
-                    state.queue.put(error)
+                self._live.discard(request_id)
+                if state is not None:
+                    self.fail(state, error)
 
     def _feed(
         self,

@@ -332,9 +332,7 @@ class SingleFlight:
 
     def _fail(self, state: "RequestState | None", error: Exception) -> None:
         if state is not None and self._processor.has_request(state.request_id):
-            self._abort_requests([state.request_id], True)
-            if state.queue is not None:
-                state.queue.put(error)
+            self._replayer.fail(state, error)
 
     def _states_of(self, flight: Flight) -> list["RequestState"]:
         ids = (flight.request_id, *flight.follower_ids)

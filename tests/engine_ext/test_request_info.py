@@ -131,7 +131,9 @@ async def test_workers_that_cannot_be_asked_are_an_error_for_those_who_wait_only
 async def test_an_exact_hit_asks_no_worker() -> None:
     collector, workers = InfoCollector(), Workers()
     collector.add(Known("exact", None))
-    assert await collector.collect(DraftCountsFetcher(workers.ask).fetch) == RequestInfo(("exact",), DraftCounts(), None)
+    assert await collector.collect(DraftCountsFetcher(workers.ask).fetch) == RequestInfo(
+        ("exact",), DraftCounts(), None
+    )
     assert workers.asked == []
 
 

@@ -269,6 +269,7 @@ class FrontEnd:
             keys.limited if keys is not None and may_be_followed else None,
             request.request_id,
             watcher=generation,
+            priority=request.priority,
         )
 
     def _refuse(self, reason: str) -> None:

@@ -61,8 +61,10 @@ class Flight:
         request_id: str,
         *,
         watcher: "FlightWatcher",
+        priority: int,
     ) -> None:
         self.key = key
+        self.priority = priority
         self.request_id = request_id
         self.watcher = watcher
         self.token_ids: list[int] = []
@@ -102,6 +104,7 @@ class SingleFlight:
         request_id: str,
         *,
         watcher: FlightWatcher,
+        priority: int = 0,
     ) -> None:
         """Record what the engine emits for `request_id`, which is about to be admitted.
 
@@ -109,8 +112,9 @@ class SingleFlight:
             key: what makes two requests the same; None: only record it, nobody may follow.
             request_id: the engine's id of the request.
             watcher: told what becomes of it.
+            priority: of the request, as vLLM counts it: the lowest number comes first.
         """
-        flight = Flight(key, request_id, watcher=watcher)
+        flight = Flight(key, request_id, watcher=watcher, priority=priority)
         self._by_request[request_id] = flight
         if key is not None:
             self._by_key.setdefault(key, flight)
@@ -132,10 +136,12 @@ class SingleFlight:
         """Follow the flight under `key`.
 
         Returns:
-            False: there is none, or it cannot be followed; nothing has changed.
+            False: there is none, or it is of lower priority or cannot be followed; nothing has
+            changed.
         """
         flight = self._by_key.get(key)
-        if flight is None:
+        # Who comes first must not wait for one that may be kept waiting.
+        if flight is None or request.priority < flight.priority:
             return False
         request_id = request.request_id
         try:

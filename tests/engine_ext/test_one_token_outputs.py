@@ -17,6 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.outputs import LogprobsLists
 
@@ -356,6 +357,48 @@ def test_a_stop_string_inside_a_draft_ends_the_stream_there(step: int) -> None:
         assert to_abort == ["r"]
     assert ends[0] == ends[1]
     assert "".join(piece for piece, _ in ends[0]) == "one two "
+
+
+@pytest.mark.parametrize("interval", [2, 5])
+def test_a_stream_interval_holds_as_without_drafts(interval: int) -> None:
+    outputs = []
+    for step in (1, 17):
+        rig = Rig()
+        request, queue = make("r", stream_interval=interval)
+        rig.processor.add_request(request, "question", None, 0, queue)
+        emit(rig.processor, "r", list(range(5, 40)), step=step)
+        outputs.append([(o.outputs[0].text, o.outputs[0].token_ids) for o in drain(queue)])
+    assert outputs[0] == outputs[1]
+    assert {len(token_ids) for _, token_ids in outputs[1][1:-1]} == {interval}
+
+
+def test_several_choices_are_kept_apart() -> None:
+    rig = Rig()
+    request, queue = make("r", n=2, seed=0)
+    parent = ParentRequest(request)
+    for index in range(2):
+        child, _ = make("r", seed=index)
+        child.request_id, child.sampling_params = parent.get_child_info(index)
+        rig.processor.add_request(child, "question", parent, index, queue)
+    names = list(rig.processor.request_states)
+    for start, reason in ((10, None), (20, FinishReason.LENGTH)):
+        outputs = [
+            EngineCoreOutput(
+                request_id=name,
+                new_token_ids=[start + 100 * index, start + 100 * index + 1],
+                finish_reason=reason,
+            )
+            for index, name in enumerate(names)
+        ]
+        rig.processor.process_outputs(outputs, 1.0, IterationStats(), "w")
+    got: dict[int, list[int]] = {0: [], 1: []}
+    handed_out = drain(queue)
+    for output in handed_out:
+        (completion,) = output.outputs
+        assert len(completion.token_ids) == 1
+        got[completion.index] += completion.token_ids
+    assert got == {0: [10, 11, 20, 21], 1: [110, 111, 120, 121]}
+    assert [output.finished for output in handed_out] == [False] * 7 + [True]
 
 
 def test_an_engine_that_ended_a_request_itself_is_not_asked_to_abort_it() -> None:

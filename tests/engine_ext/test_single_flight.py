@@ -438,3 +438,14 @@ def test_whoever_cannot_follow_is_generated_for(monkeypatch: pytest.MonkeyPatch)
     assert queue.get_nowait() is None
     assert desk.emit("leader", [7], FinishReason.LENGTH) == []
     assert [finished.num_followers for finished in desk.finished] == [0]
+
+
+def test_nobody_follows_one_of_lower_priority() -> None:
+    desk = Desk()
+    request, queue = make("leader", RequestOutputKind.DELTA)
+    desk.flights.lead(b"k", "leader", watcher=desk, priority=5)
+    desk.processor.add_request(request, "p", None, 0, queue)
+    for priority, follows in ((4, False), (5, True), (6, True)):
+        request, queue = make(f"of {priority}", RequestOutputKind.DELTA)
+        request.priority = priority
+        assert desk.flights.join(b"k", request, "p", queue) is follows

@@ -79,6 +79,9 @@ def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -
         parse = _PARSERS.get(name)
         if parse is None:
             raise _invalid(name, "one of " + ", ".join(_PARSERS), value)
+        # An empty header asks for nothing; the empty namespace is one.
+        if name != "namespace" and isinstance(value, str) and not value.strip():
+            continue
         fields.update(parse(name, value))
     return RequestControl(**fields)
 

@@ -18,6 +18,8 @@ from reprise.retrieval.namespace import check_namespace
 def test_silence_asks_for_nothing() -> None:
     assert parse_control({}, None) == RequestControl()
     assert parse_control({"accept": "*/*"}, {"other": 1}) == RequestControl()
+    empty = ("cache", "drafts", "info", "max-draft", "ttl")
+    assert parse_control({f"x-reprise-{name}": " " for name in empty}, None) == RequestControl()
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,18 @@ import os
 import shutil
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -18,13 +25,22 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext import http_front_door
+from reprise.engine_ext.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.front_end import FrontEnd
 from reprise.engine_ext.http_exchange import current_exchange
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.engine_ext.request_control import wants_info
 from reprise.engine_ext.request_hints import RequestHints, with_hints
 from reprise.engine_ext.request_info import InfoCollector
-from reprise.engine_ext.request_plan import RequestPlan, behind_wall, isolate, settle, with_plan
+from reprise.engine_ext.request_plan import (
+    RequestPlan,
+    alone,
+    behind_wall,
+    isolate,
+    settle,
+    with_plan,
+)
+from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.engine_ext.tenants import tell_of_private_requests
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE, start_retrieval
 from reprise.retrieval.owned_folder import make_folder
@@ -59,6 +75,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """Whether what comes past an HTTP server is one tenant's: of the program that says so. What
     comes without a tenant otherwise is private."""
     _config: "RepriseConfig | None" = None
+    _draft_counts: DraftCountsFetcher | None = None
     _report_task: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
@@ -133,35 +150,48 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         )
         if isinstance(prompt, EngineCoreRequest):
             sampling_params = prompt.sampling_params or sampling_params
-        exchange = current_exchange.get()
-        headers = exchange.headers if exchange is not None else {}
-        if self.front_end is None or not wants_info(headers, sampling_params.extra_args):
+        if self.front_end is None:
             return outputs
-        return self._with_info(outputs, InfoCollector())
+        try:
+            exchange = current_exchange.get()
+            headers = exchange.headers if exchange is not None else {}
+            is_told = wants_info(headers, sampling_params.extra_args)
+        except Exception as error:
+            self.front_end.errors.swallow("info", error)
+            is_told = False
+        return self._with_info(outputs, InfoCollector()) if is_told else outputs
 
     async def _with_info(
         self, outputs: "AsyncGenerator[RequestOutput, None]", collector: InfoCollector
     ) -> "AsyncGenerator[RequestOutput, None]":
-        _current_info.set(collector)
         async with aclosing(outputs):
-            async for output in outputs:
-                _current_info.set(None)
+            token = _current_info.set(collector)
+            try:
+                # The request is added on the way to its first output. What its caller's task does
+                # after that, or after a refusal, is none of this request.
+                output = await anext(outputs, None)
+            finally:
+                _current_info.reset(token)
+            while output is not None:
                 if output.finished:
                     await self._add_info(output, collector)
                 yield output
+                output = await anext(outputs, None)
 
     async def _add_info(self, output: "RequestOutput", collector: InfoCollector) -> None:
-        async def ask(request_ids: Sequence[str]) -> list[Any]:
-            return await self._ask_workers("reprise_draft_counts", list(request_ids))
-
         assert self.front_end is not None
+        if self._draft_counts is None:
+            self._draft_counts = DraftCountsFetcher(self._ask_for_draft_counts)
         try:
-            output.reprise_info = await collector.collect(ask)
+            output.reprise_info = await collector.collect(self._draft_counts.fetch)
         except Exception as error:
             self.front_end.errors.swallow("info", error)
             return
         if (exchange := current_exchange.get()) is not None:
             exchange.add_info(output.reprise_info)
+
+    async def _ask_for_draft_counts(self, request_ids: Sequence[str]) -> list[Any]:
+        return await self._ask_workers("reprise_draft_counts", list(request_ids))
 
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
@@ -181,15 +211,22 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             if isinstance(prompt, EngineCoreRequest):
                 prompt.sampling_params = params
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        plan = settle(
-            self._config,
-            prompt,
-            params,
-            _current_info.get(),
-            is_sole_tenant=self.is_sole_tenant,
-        )
-        params = with_plan(params, plan)
-        prompt = behind_wall(prompt, plan, params)
+        try:
+            plan = settle(
+                self._config,
+                prompt,
+                params,
+                _current_info.get(),
+                is_sole_tenant=self.is_sole_tenant,
+            )
+            params = with_plan(params, plan)
+            prompt = behind_wall(prompt, plan, params)
+        except VLLMClientError:
+            raise
+        except Exception as error:
+            self.front_end.errors.swallow("plan", error)
+            prompt, params = alone(prompt, params)
+            return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if params.n > 1 and plan.exchange is not None:
             plan.exchange.add_outcome(lambda: "miss")
         token = _current_plan.set(plan)
@@ -226,6 +263,12 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             await super()._add_request(request, prompt, parent_req, index, queue)
         except Exception as error:
             front_end.not_admitted(request.request_id, error)
+            raise
+        except BaseException:
+            # Its client left in this moment, and the engine may never have heard of it.
+            left = RuntimeError("the client whose generation it followed has left")
+            front_end.not_admitted(request.request_id, left)
+            await self.abort(request.request_id, internal=True)
             raise
 
     def shutdown(self, timeout: float | None = None) -> None:
@@ -270,12 +313,12 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         """Whether the engine and the cache work.
 
         Returns:
-            `state` (`ready`, `degraded` or `dead`), and the errors swallowed so far by place.
+            `state` (`ready`, `degraded` where an error was swallowed lately, or `dead`), and the
+            errors swallowed so far by place.
         """
-        errors = self.front_end.errors.counts() if self.front_end is not None else {}
-        if self.errored:
-            return {"state": "dead", "errors": errors}
-        return {"state": "degraded" if errors else "ready", "errors": errors}
+        errors = self.front_end.errors if self.front_end is not None else SwallowedErrors()
+        state = "dead" if self.errored else "degraded" if errors.recent() else "ready"
+        return {"state": state, "errors": errors.counts()}
 
     # Whatever may change the weights ends what was answered before. Refusing too much costs
     # hits; one stale answer would be a wrong one.
@@ -305,15 +348,18 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
     async def add_lora(self, lora_request: Any) -> bool:
         """As `AsyncLLM.add_lora`."""
-        if self.front_end is not None:
-            self.front_end.adapter_changed(lora_request.lora_int_id)
-        return bool(await super().add_lora(lora_request))
+        with self._adapter_change(lora_request.lora_int_id, loads=True):
+            return bool(await super().add_lora(lora_request))
 
     async def remove_lora(self, lora_id: int) -> bool:
         """As `AsyncLLM.remove_lora`."""
-        if self.front_end is not None:
-            self.front_end.adapter_changed(lora_id)
-        return bool(await super().remove_lora(lora_id))
+        with self._adapter_change(lora_id, loads=False):
+            return bool(await super().remove_lora(lora_id))
+
+    def _adapter_change(self, adapter_id: int, *, loads: bool) -> AbstractContextManager[None]:
+        if self.front_end is None:
+            return nullcontext()
+        return self.front_end.adapters.change(adapter_id, loads=loads)
 
     def _model_changed(self) -> None:
         if self.front_end is not None:

@@ -86,6 +86,45 @@ UNKEYED_FIELDS = frozenset(
 )
 """Fields that change how an answer is handed out, or that follow from keyed ones."""
 
+REQUEST_FIELDS_KEYED = frozenset(
+    {"prompt_token_ids", "reasoning_ended", "reasoning_parser_kwargs", "sampling_params"}
+)
+"""Fields of `EngineCoreRequest` that are part of the key, `sampling_params` by its own fields."""
+
+REQUEST_FIELDS_IN_KEY_OTHERWISE = {
+    "cache_salt": "the namespace, unless the operator has declared a single tenant",
+    "lora_request": "the model key",
+}
+"""Those that reach the key by way of something else."""
+
+REQUEST_FIELDS_REFUSED = frozenset(
+    {
+        "abort_immediately",
+        "mm_features",
+        "pooling_params",
+        "prompt_embeds",
+        "prompt_is_token_ids",
+        "resumable",
+    }
+)
+"""Those of requests that are never answered from the cache; see `refusal`."""
+
+REQUEST_FIELDS_UNKEYED = frozenset(
+    {
+        "arrival_time",
+        "client_index",
+        "current_wave",
+        "data_parallel_rank",
+        "external_req_id",
+        "kv_hints",
+        "priority",
+        "request_id",
+        "session_id",
+        "trace_headers",
+    }
+)
+"""Those that say where, when and for whom an answer is generated, not what it is."""
+
 _ENGINE_TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
@@ -127,7 +166,13 @@ def refusal(request: "EngineCoreRequest", mode: ExactHits) -> str | None:
     params = request.sampling_params
     if mode == "off":
         return "exact hits are off"
-    if params is None or request.prompt_token_ids is None or request.prompt_embeds is not None:
+    if (
+        params is None
+        or request.pooling_params is not None
+        or request.prompt_token_ids is None
+        or request.prompt_embeds is not None
+        or request.prompt_is_token_ids is not None
+    ):
         return "not a prompt of token ids"
     if request.mm_features:
         return "multimodal"

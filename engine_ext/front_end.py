@@ -10,6 +10,7 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
 
+from reprise.engine_ext.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.exact_hits import (
     ExactKeys,
     exact_keys,
@@ -21,6 +22,7 @@ from reprise.engine_ext.exact_memory import ExactMemory
 from reprise.engine_ext.generation import Generation
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.near_answers import NearAnswers
+from reprise.engine_ext.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.replay import Ending, Replayer
 from reprise.engine_ext.request_hints import attach_hints, read_hints
 from reprise.engine_ext.request_plan import RequestPlan
@@ -72,6 +74,10 @@ class FrontEnd:
         """exact, followed, miss; stored; tokens_saved."""
         self.refusals: Counter[str] = Counter()
         """Requests that could not be answered from the cache, by reason."""
+        watch_parsers()
+        # Before anything else takes the place of the processor's methods: what they are given,
+        # these are given token by token.
+        OneTokenOutputs(processor, errors=self.errors)
         self._replayer = Replayer(
             processor, chunk_tokens=serving.replay_chunk_tokens, errors=self.errors
         )
@@ -91,7 +97,7 @@ class FrontEnd:
         self._num_api_servers = num_api_servers
         self._model_key = model_key_of(vllm_config)
         self.weights_epoch = 0
-        self._adapter_epochs: Counter[int] = Counter()
+        self.adapters = AdapterEpochs()
         self._unsupported = unsupported_engine(vllm_config)
         if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
             self._unsupported = "weights may change through another API server process"
@@ -115,44 +121,68 @@ class FrontEnd:
             NotCachedError: it has to, and the request forbids it.
         """
         started_s = time.perf_counter()
-        generation = Generation(self, request, plan)
+        generation: Generation | None = None
+        kind = "miss"
         try:
+            generation = Generation(self, request, plan)
             kind = self._take(request, prompt, queue, generation)
         except Exception as error:
             self.errors.swallow("exact_hit", error)
-            kind = "miss"
-        took_s = time.perf_counter() - started_s
-        self.counts[kind] += 1
-        self.metrics.request(kind, took_s)
-        self.spans.exact_lookup(request.trace_headers, kind=kind, took_s=took_s)
-        if kind != "miss":
-            generation.kind = "exact"
-        if plan.exchange is not None:
-            plan.exchange.add_outcome(lambda: generation.kind)
-        if plan.info is not None:
-            plan.info.add(generation)
+            self._withdraw(request.request_id, queue)
+        try:
+            self._record(request, plan, generation, kind, time.perf_counter() - started_s)
+        except Exception as error:
+            self.errors.swallow("front_end_records", error)
         if kind != "miss":
             return True
         if plan.control.only_if_cached:
             raise NotCachedError
         try:
-            self._watch(request, generation)
+            if generation is not None:
+                self._watch(request, generation)
         except Exception as error:
             self.errors.swallow("watch", error)
         return False
 
+    def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
+        """An error has left the request half taken: vLLM must find it as it came."""
+        try:
+            self.flights.leave(request_id)
+            self._replayer.withdraw(request_id, queue)
+        except Exception as error:
+            self.errors.swallow("withdraw", error)
+
+    def _record(
+        self,
+        request: "EngineCoreRequest",
+        plan: RequestPlan,
+        generation: Generation | None,
+        kind: str,
+        took_s: float,
+    ) -> None:
+        """Count the request, and tell whoever asked how it was taken."""
+        if generation is not None:
+            if kind != "miss":
+                generation.kind = "exact"
+            if plan.exchange is not None:
+                plan.exchange.add_outcome(lambda: generation.kind)
+            if plan.info is not None:
+                plan.info.add(generation)
+        self.counts[kind] += 1
+        self.metrics.request(kind, took_s)
+        self.spans.exact_lookup(request.trace_headers, kind=kind, took_s=took_s)
+
     def not_admitted(self, request_id: str, error: Exception) -> None:
         """vLLM refused the request: nobody may wait for it."""
-        self.flights.cancel(request_id, error)
+        try:
+            self.flights.cancel(request_id, error)
+        except Exception as own_error:
+            self.errors.swallow("not_admitted", own_error)
 
     def model_changed(self) -> None:
         """Weights were loaded, moved or replaced: what was answered before is not repeated."""
         self.weights_epoch += 1
         self.memory.clear()
-
-    def adapter_changed(self, adapter_id: int) -> None:
-        """An adapter was loaded or removed."""
-        self._adapter_epochs[adapter_id] += 1
 
     def progress(self) -> int:
         """A number that changes with every request taken and every answer stored."""
@@ -212,10 +242,12 @@ class FrontEnd:
             return "miss"
         generation.keys = keys
         if control.look_up:
-            stored = self._find(keys, request)
+            stored = self._find(keys, request, control.max_age_s)
             if stored is not None:
-                self._replay(stored, request, prompt, queue)
-                return "exact"
+                if self._replay(stored, request, prompt, queue):
+                    return "exact"
+                # It would fail the next time as well.
+                self.memory.remove([stored])
             if self.flights.join(keys.limited, request, prompt, queue):
                 return "followed"
         return "miss"
@@ -242,6 +274,7 @@ class FrontEnd:
             keys.limited if keys is not None and may_be_followed else None,
             request.request_id,
             watcher=generation,
+            priority=request.priority,
         )
 
     def _refuse(self, reason: str) -> None:
@@ -252,15 +285,18 @@ class FrontEnd:
         self.counts["tokens_saved"] += num_tokens
         self.metrics.saved(num_tokens)
 
-    def _find(self, keys: ExactKeys, request: "EngineCoreRequest") -> Answer | None:
+    def _find(
+        self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
+    ) -> Answer | None:
         assert request.sampling_params is not None
         max_tokens = request.sampling_params.max_tokens
         complete = self.memory.get(keys.complete)
-        if complete is not None and (
-            max_tokens is None or len(complete.response_tokens) // 4 <= max_tokens
-        ):
-            return complete
-        return self.memory.get(keys.limited)
+        if complete is not None and not _has_room(complete, max_tokens):
+            complete = None
+        answer = complete if complete is not None else self.memory.get(keys.limited)
+        if answer is None or max_age_s is None or time.time() - answer.created_s <= max_age_s:
+            return answer
+        return None
 
     def _replay(
         self,
@@ -268,13 +304,15 @@ class FrontEnd:
         request: "EngineCoreRequest",
         prompt: str | None,
         queue: "RequestOutputCollector",
-    ) -> None:
+    ) -> bool:
         token_ids: list[int] = answer.response_token_ids.tolist()
         ending = Ending(_REASONS[answer.finish_reason or ""], answer.stop_reason)
-        self._replayer.replay(
+        replayed = self._replayer.replay(
             request, prompt, queue, token_ids, ending, self.flights.weight_version
         )
-        self._save(len(token_ids))
+        if replayed:
+            self._save(len(token_ids))
+        return replayed
 
     def keep(self, generation: Generation, finished: FinishedFlight) -> None:
         """A generation came to its own end: keep what it gave, as its request allows."""
@@ -313,22 +351,30 @@ class FrontEnd:
         adapter = request.lora_request
         if adapter is None:
             return None
-        if adapter.load_inplace:
-            return "an adapter that is being reloaded"
         if self._num_api_servers > 1:
             return "adapters may change through another API server process"
-        return None
+        return self.adapters.refusal(adapter)
 
     def _model_key_of(self, request: "EngineCoreRequest") -> str:
         adapter = request.lora_request
         if adapter is None:
             return f"{self._model_key}:{self.weights_epoch}"
         with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
-        adapter_epoch = self._adapter_epochs[adapter.lora_int_id]
-        return f"{with_adapter}:{self.weights_epoch}:{adapter.lora_int_id}:{adapter_epoch}"
+        return f"{with_adapter}:{self.weights_epoch}:{self.adapters.key(adapter)}"
 
 
 _REASONS = {
     str(reason): reason
     for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION)
 }
+
+
+def _has_room(answer: Answer, max_tokens: int | None) -> bool:
+    """Whether an answer that ended by itself would have ended so within `max_tokens`."""
+    if max_tokens is None:
+        return True
+    num_tokens = len(answer.response_tokens) // 4
+    # vLLM looks for repetition last: at the limit the limit is the reason.
+    if answer.finish_reason == str(FinishReason.REPETITION):
+        return num_tokens < max_tokens
+    return num_tokens <= max_tokens

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from reprise.engine_ext.request_hints import read_hints
 from reprise.engine_ext.row_tracker import IntArray
+from reprise.engine_ext.undrafted_settings import must_not_be_drafted
 from reprise.retrieval.near_answer import NearAnswer
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class LiveRequest:
         # A seed promises the same sample every time, and vLLM's rejection sampling spends the
         # request's random numbers differently when there are drafts.
         if self.has_ended or self.params.seed is not None:
+            return 0
+        if must_not_be_drafted(self.params):
             return 0
         num_output_tokens = num_tokens - self.num_prompt_tokens
         if self.params.max_tokens is not None:

@@ -26,6 +26,7 @@ def register() -> None:
         _keep_log_level,
         _carry_namespaces,
         _enhance_front_end,
+        _allow_undrafted_settings,
         _exchange_once_a_step,
         _schedule_asynchronously,
         _keep_off_worker_cores,
@@ -71,6 +72,12 @@ def _enhance_front_end() -> None:
     from reprise.engine_ext import replacement
 
     replacement.install()
+
+
+def _allow_undrafted_settings() -> None:
+    from reprise.engine_ext import undrafted_settings
+
+    undrafted_settings.allow_requests()
 
 
 def _exchange_once_a_step() -> None:

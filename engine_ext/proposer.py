@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reprise.engine_ext import runner_hooks
+from reprise.engine_ext import runner_hooks, undrafted_settings
 from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.config import RepriseConfig, engine_config
 from reprise.engine_ext.kernel_warm_up import make_kernels
@@ -79,6 +79,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         # Without ids there are no namespaces: what one request is answered must then never reach
         # another, unless the operator has declared a single tenant.
         shares_answers = self._ids is not None or self._namespace is not None
+        # Not among those whose failure is survived: requests have been let in that rely on it.
+        undrafted_settings.install_in_worker()
         self._install_in_worker(config)
         self._provider = DraftProvider(config.drafts)
         self._near: NearDrafts | None = None

@@ -15,6 +15,7 @@ from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
+from reprise.engine_ext.one_token_outputs import empty
 from reprise.engine_ext.swallowed import SwallowedErrors
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import (
         OutputProcessor,
         RequestOutputCollector,
+        RequestState,
     )
 
 
@@ -89,6 +91,7 @@ class Replayer:
     ) -> None:
         self._processor = processor
         self._feeder = Feeder(processor)
+        self._abort_requests = processor.abort_requests
         self._chunk_tokens = chunk_tokens
         self._errors = errors
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,12 +105,15 @@ class Replayer:
         token_ids: list[int],
         ending: Ending,
         weight_version: str | None,
-    ) -> None:
-        """Answer `request` with `token_ids` [n]; a streamed answer goes on in a task."""
+    ) -> bool:
+        """Answer `request` with `token_ids` [n]; a streamed answer goes on in a task.
+
+        Returns:
+            False: it failed before anything of it reached the client, and the request is unknown
+            again: the engine may generate for it.
+        """
         assert request.sampling_params is not None
         assert request.prompt_token_ids is not None
-        self._processor.add_request(request, prompt, None, 0, queue)
-        self._live.add(request.request_id)
         streams = request.sampling_params.output_kind is not RequestOutputKind.FINAL_ONLY
         step = self._chunk_tokens if streams else max(1, len(token_ids))
         chunks = [token_ids[start : start + step] for start in range(0, len(token_ids), step)]
@@ -117,15 +123,44 @@ class Replayer:
             num_cached_tokens=num_prompt_tokens,
             num_local_cached_tokens=num_prompt_tokens,
         )
-        if len(chunks) <= 1:
-            self._feed(request.request_id, token_ids, ending, prefill, weight_version)
-            return
-        self._feed(request.request_id, chunks[0], None, prefill, weight_version)
-        task = asyncio.create_task(
-            self._go_on(request.request_id, chunks[1:], ending, weight_version)
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        request_id = request.request_id
+        first, rest = (chunks[0], chunks[1:]) if chunks else ([], [])
+        try:
+            self._processor.add_request(request, prompt, None, 0, queue)
+            self._live.add(request_id)
+            self._feed(request_id, first, None if rest else ending, prefill, weight_version)
+        except Exception as error:
+            self._errors.swallow("replay", error)
+            if not self._processor.has_request(request_id) and queue.output is not None:
+                # All of it is on its way already.
+                self._live.discard(request_id)
+                return True
+            self.withdraw(request_id, queue)
+            return False
+        if rest:
+            task = asyncio.create_task(self._go_on(request_id, rest, ending, weight_version))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return True
+
+    def fail(self, state: "RequestState", error: Exception) -> None:
+        """End a request of the processor's that the engine does not know: its client gets `error`
+        after whatever it has been given."""
+        # Without its queue no last output is made, which would look like an end.
+        queue, state.queue = state.queue, None
+        self._abort_requests([state.request_id], internal=True)
+        if queue is not None:
+            queue.put(error)
+
+    def withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
+        """Make a request unknown to the processor again, of which its client has seen nothing."""
+        self._live.discard(request_id)
+        state = self._processor.request_states.get(request_id)
+        if state is not None:
+            # Without its queue no last output is made.
+            state.queue = None
+            self._abort_requests([request_id], internal=True)
+        empty(queue)
 
     def forget(self, request_id: str) -> bool:
         """The request was aborted. Whether it was one of these, unknown to the engine."""
@@ -153,7 +188,14 @@ class Replayer:
             if request_id not in self._live:
                 return
             last = ending if index == len(chunks) - 1 else None
-            self._feed(request_id, chunk, last, None, weight_version)
+            state = self._processor.request_states.get(request_id)
+            try:
+                self._feed(request_id, chunk, last, None, weight_version)
+            except Exception as error:
+                self._errors.swallow("replay", error)
+                self._live.discard(request_id)
+                if state is not None:
+                    self.fail(state, error)
 
     def _feed(
         self,
@@ -163,11 +205,12 @@ class Replayer:
         prefill: PrefillStats | None,
         weight_version: str | None,
     ) -> None:
-        state = self._processor.request_states.get(request_id)
-        if state is None:
-            self._live.discard(request_id)
-            return
-        try:
+        """Feed one piece.
+
+        Raises:
+            Exception: vLLM's output processor failed, or did not take the end for one.
+        """
+        if self._processor.has_request(request_id):
             self._feeder.feed(
                 request_id,
                 token_ids,
@@ -177,10 +220,5 @@ class Replayer:
             )
             if ending is not None and self._processor.has_request(request_id):
                 raise RuntimeError(f"the replay of {request_id} did not end: {ending}")
-        except Exception as error:
-            self._errors.swallow("replay", error)
-            self._processor.abort_requests([request_id], internal=True)
-            if state.queue is not None:
-                state.queue.put(error)
         if not self._processor.has_request(request_id):
             self._live.discard(request_id)

@@ -2,14 +2,16 @@
 
 | header | `vllm_xargs` | values |
 | --- | --- | --- |
-| `x-reprise-cache` | `reprise_cache` | `off`, `refresh`, `only-if-cached`, `no-store`, by commas |
+| `x-reprise-cache` | `reprise_cache` | words by commas, see below |
 | `x-reprise-drafts` | `reprise_drafts` | `on`, `off` |
 | `x-reprise-max-draft` | `reprise_max_draft` | most tokens drafted in a step, 0 or more |
 | `x-reprise-info` | `reprise_info` | `on`, `off`: tell of this request's drafts and retrieval |
 | `x-reprise-namespace` | `reprise_namespace` | honoured where the operator allows it |
 | `x-reprise-ttl` | `reprise_ttl` | seconds for which the answer may be an exact hit |
 
-`vllm_xargs` win over headers.
+`vllm_xargs` win over headers. The words for the cache are `off`, `refresh`, and those of HTTP's
+`Cache-Control`, which mean what they mean there: `no-cache`, `no-store`, `max-age=SECONDS` and
+`only-if-cached`. An empty header asks for nothing.
 """
 
 from collections.abc import Mapping
@@ -25,7 +27,10 @@ from reprise.retrieval.namespace import check_namespace
 HEADER_PREFIX = "x-reprise-"
 XARGS_PREFIX = "reprise_"
 
-_CACHE_WORDS = frozenset({"off", "refresh", "only-if-cached", "no-store"})
+_CACHE_WORDS = frozenset({"off", "refresh", "only-if-cached", "no-store", "no-cache"})
+# Words that keep an answer in the cache from being looked up.
+_LOOK_NOTHING_UP = frozenset({"off", "refresh", "no-cache"})
+_MAX_AGE = "max-age"
 _ON = frozenset({"on", "true", "1", "yes"})
 _OFF = frozenset({"off", "false", "0", "no"})
 
@@ -39,6 +44,8 @@ class RequestControl(msgspec.Struct, frozen=True):
     """Whether its answer joins the cache."""
     only_if_cached: bool = False
     """Refuse (504) rather than generate."""
+    max_age_s: float | None = None
+    """Age up to which an answer may be an exact hit; None: any."""
     drafts: bool = True
     """Whether drafts may speed it up."""
     max_draft: int | None = None
@@ -73,6 +80,9 @@ def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -
         parse = _PARSERS.get(name)
         if parse is None:
             raise _invalid(name, "one of " + ", ".join(_PARSERS), value)
+        # An empty header asks for nothing; the empty namespace is one.
+        if name != "namespace" and isinstance(value, str) and not value.strip():
+            continue
         fields.update(parse(name, value))
     return RequestControl(**fields)
 
@@ -92,15 +102,27 @@ def without_control(xargs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _parse_cache(name: str, value: Any) -> dict[str, Any]:
     words = {word.strip().lower() for word in str(value).split(",")} - {""}
-    if not words or not words <= _CACHE_WORDS:
-        raise _invalid(name, "of " + ", ".join(sorted(_CACHE_WORDS)) + " by commas", value)
-    if "only-if-cached" in words and not words.isdisjoint({"off", "refresh"}):
+    ages_s = [_parse_age(word) for word in words if word.split("=", 1)[0].strip() == _MAX_AGE]
+    words = {word for word in words if word.split("=", 1)[0].strip() != _MAX_AGE}
+    if None in ages_s or not words <= _CACHE_WORDS:
+        known = ", ".join([*sorted(_CACHE_WORDS), f"{_MAX_AGE}=SECONDS"])
+        raise _invalid(name, f"of {known} by commas", value)
+    max_age_s = min((age_s for age_s in ages_s if age_s is not None), default=None)
+    look_up = words.isdisjoint(_LOOK_NOTHING_UP) and max_age_s != 0
+    if "only-if-cached" in words and not look_up:
         raise _invalid(name, "no look-up excluded by another word", value)
     return {
-        "look_up": words.isdisjoint({"off", "refresh"}),
+        "look_up": look_up,
         "store": words.isdisjoint({"off", "no-store"}),
         "only_if_cached": "only-if-cached" in words,
+        "max_age_s": max_age_s or None,
     }
+
+
+def _parse_age(word: str) -> int | None:
+    """The seconds of `max-age=SECONDS`; None: there are none."""
+    seconds = word.partition("=")[2].strip().strip('"')
+    return int(seconds) if seconds.isascii() and seconds.isdecimal() else None
 
 
 def _parse_drafts(name: str, value: Any) -> dict[str, Any]:

@@ -4,9 +4,8 @@ The counts are the worker's, in another process. It keeps those of a finished re
 the engine client fetches them when the last output is there, and hands that output on with them.
 """
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -15,15 +14,8 @@ if TYPE_CHECKING:
     from reprise.spec.stats import RequestStats
 
 _MOST_KEPT = 1024
-# The worker lets go of a request one step after its last output, or after the abort at a stop
-# string: until then there is nothing to fetch. About a second in all.
-_PAUSES_S = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.32)
-
 CACHE_KINDS = ("exact", "semantic", "clause", "miss")
 """How the cache took a request, in the order in which that is told."""
-
-AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
-"""From request ids to what each worker's `DraftCountsKeeper.take` gives."""
 
 
 class SourceCounts(msgspec.Struct, frozen=True):
@@ -40,6 +32,10 @@ class DraftCounts(msgspec.Struct, frozen=True):
     """Verification steps; the first token comes from the prefill and counts as none."""
     by_source: dict[str, SourceCounts] = msgspec.field(default_factory=dict)
     """context, near_answer and corpus."""
+
+
+FetchCounts = Callable[[Sequence[str]], Awaitable[dict[str, DraftCounts]]]
+"""From request ids to the counts of those that the workers have told of."""
 
 
 class RequestInfo(msgspec.Struct, frozen=True):
@@ -82,9 +78,10 @@ class InfoCollector:
         """The engine generates under this id."""
         self._ids.append(request_id)
 
-    async def collect(self, ask_workers: AskWorkers) -> RequestInfo:
-        """All there is to tell, once the request is over; waits about a second at most."""
-        counts = await self._fetch(ask_workers)
+    async def collect(self, fetch: FetchCounts) -> RequestInfo:
+        """All there is to tell, once the request is over, as soon as `fetch` has come back."""
+        found = await fetch(self._ids)
+        counts = list(found.values()) if len(found) == len(self._ids) else None
         times_ms = [generation.retrieval_ms() for generation in self._generations]
         return merged(
             [
@@ -95,17 +92,6 @@ class InfoCollector:
                 )
             ]
         )
-
-    async def _fetch(self, ask_workers: AskWorkers) -> list[DraftCounts] | None:
-        found: dict[str, DraftCounts] = {}
-        for pause_s in _PAUSES_S:
-            missing = [request_id for request_id in self._ids if request_id not in found]
-            if not missing:
-                break
-            await asyncio.sleep(pause_s)
-            for kept in await ask_workers(missing):
-                found.update(msgspec.convert(kept or {}, dict[str, DraftCounts]))
-        return list(found.values()) if len(found) == len(self._ids) else None
 
 
 class DraftCountsKeeper:

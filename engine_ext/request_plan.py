@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import msgspec
 from vllm.engine.protocol import StreamingInput
@@ -149,3 +150,12 @@ async def _each_behind_wall(
             if isinstance(prompt, dict) and plan.cache_salt:
                 prompt = {**prompt, "cache_salt": plan.cache_salt}
             yield StreamingInput(prompt=prompt, sampling_params=params)
+
+
+def alone(prompt: Any, params: SamplingParams) -> tuple[Any, SamplingParams]:
+    """Prompt and params of a request whose plan could not be made: it shares nothing with any
+    other, neither answers nor prefixes."""
+    control = RequestControl(look_up=False, store=False, drafts=False)
+    plan = RequestPlan(control, private_namespace(), cache_salt=f"alone-{uuid4().hex}")
+    hinted = with_hints(params, RequestHints(drafts=False, store=False))
+    return behind_wall(prompt, plan, hinted), hinted

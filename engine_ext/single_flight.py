@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
+from reprise.engine_ext.one_token_outputs import latest_output
 from reprise.engine_ext.replay import Ending, Feeder, Replayer
 from reprise.engine_ext.swallowed import SwallowedErrors
 
@@ -60,8 +61,10 @@ class Flight:
         request_id: str,
         *,
         watcher: "FlightWatcher",
+        priority: int,
     ) -> None:
         self.key = key
+        self.priority = priority
         self.request_id = request_id
         self.watcher = watcher
         self.token_ids: list[int] = []
@@ -101,6 +104,7 @@ class SingleFlight:
         request_id: str,
         *,
         watcher: FlightWatcher,
+        priority: int = 0,
     ) -> None:
         """Record what the engine emits for `request_id`, which is about to be admitted.
 
@@ -108,19 +112,18 @@ class SingleFlight:
             key: what makes two requests the same; None: only record it, nobody may follow.
             request_id: the engine's id of the request.
             watcher: told what becomes of it.
+            priority: of the request, as vLLM counts it: the lowest number comes first.
         """
-        flight = Flight(key, request_id, watcher=watcher)
+        flight = Flight(key, request_id, watcher=watcher, priority=priority)
         self._by_request[request_id] = flight
         if key is not None:
             self._by_key.setdefault(key, flight)
 
     def cancel(self, request_id: str, error: Exception) -> None:
         """The leader was not admitted: its flight, and whoever follows it, fails with `error`."""
-        flight = self._by_request.get(request_id)
+        flight = self._by_request.pop(request_id, None)
         if flight is not None:
-            followers = [self._processor.request_states.get(id_) for id_ in flight.follower_ids]
-            self._close(flight)
-            for state in followers:
+            for state in self._forget(flight):
                 self._fail(state, error)
 
     def join(
@@ -130,17 +133,35 @@ class SingleFlight:
         prompt: str | None,
         queue: "RequestOutputCollector",
     ) -> bool:
-        """Follow the flight under `key`, if there is one."""
+        """Follow the flight under `key`.
+
+        Returns:
+            False: there is none, or it is of lower priority or cannot be followed; nothing has
+            changed.
+        """
         flight = self._by_key.get(key)
-        if flight is None:
+        # Who comes first must not wait for one that may be kept waiting.
+        if flight is None or request.priority < flight.priority:
             return False
-        self._processor.add_request(request, prompt, None, 0, queue)
-        flight.follower_ids[request.request_id] = None
+        request_id = request.request_id
+        try:
+            self._processor.add_request(request, prompt, None, 0, queue)
+            if flight.token_ids:
+                self._feed(flight, request_id, flight.token_ids, None)
+        except Exception as error:
+            self._errors.swallow("single_flight", error)
+            self._replayer.withdraw(request_id, queue)
+            return False
+        flight.follower_ids[request_id] = None
         flight.num_followers += 1
-        self._by_follower[request.request_id] = flight
-        if flight.token_ids:
-            self._give(flight, request.request_id, flight.token_ids, None)
+        self._by_follower[request_id] = flight
         return True
+
+    def leave(self, request_id: str) -> None:
+        """The request follows nobody any more: it is answered in another way."""
+        followed = self._by_follower.pop(request_id, None)
+        if followed is not None:
+            followed.follower_ids.pop(request_id, None)
 
     def process_outputs(
         self,
@@ -156,12 +177,18 @@ class SingleFlight:
             return self._process_outputs(
                 engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
             )
-        recorded = [
-            # The lists are copied: vLLM cuts them at a stop string, each request its own.
-            (flight, output, list(output.new_token_ids), self._states_of(flight))
-            for output in engine_core_outputs
-            if (flight := self._by_request.get(output.request_id)) is not None
-        ]
+        try:
+            recorded = [
+                # The lists are copied: vLLM cuts them at a stop string, each request its own.
+                (flight, output, list(output.new_token_ids), self._states_of(flight))
+                for output in engine_core_outputs
+                if (flight := self._by_request.get(output.request_id)) is not None
+            ]
+        except Exception as error:
+            self._errors.swallow("single_flight", error)
+            recorded = []
+            for output in engine_core_outputs:
+                self.cancel(output.request_id, error)
         result = self._process_outputs(
             engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
         )
@@ -169,31 +196,57 @@ class SingleFlight:
             try:
                 self._advance(flight, output, token_ids, states, result)
             except Exception as error:
-                self._errors.swallow("single_flight", error)
-                self.cancel(flight.request_id, error)
+                self._give_up(flight, output, result, error)
         return result
+
+    def _give_up(
+        self,
+        flight: Flight,
+        output: EngineCoreOutput,
+        result: "OutputProcessorOutput",
+        error: Exception,
+    ) -> None:
+        """A flight has failed here: its leader goes on alone, as vLLM would have it."""
+        self._errors.swallow("single_flight", error)
+        self._by_request.pop(flight.request_id, None)
+        try:
+            for state in self._forget(flight):
+                self._fail(state, error)
+        except Exception as another:
+            self._errors.swallow("single_flight", another)
+        if flight.leader_is_gone and not output.finished:
+            result.reqs_to_abort.append(flight.request_id)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
         """vLLM's `abort_requests`; returns only what the engine has to stop."""
         to_stop: list[str] = []
         for request_id in self._abort_requests(request_ids, internal):
-            if self._replayer.forget(request_id):
-                continue
-            led = self._by_request.get(request_id)
-            followed = self._by_follower.pop(request_id, None)
-            if led is not None:
-                led.leader_is_gone = True
-                if not led.follower_ids:
-                    self._close(led)
-                    to_stop.append(request_id)
-            elif followed is not None:
-                followed.follower_ids.pop(request_id, None)
-                if followed.leader_is_gone and not followed.follower_ids:
-                    self._close(followed)
-                    to_stop.append(followed.request_id)
-            else:
+            try:
+                to_stop += self._stops_with(request_id)
+            except Exception as error:
+                # The engine makes nothing of an id that it does not know.
+                self._errors.swallow("single_flight", error)
                 to_stop.append(request_id)
         return to_stop
+
+    def _stops_with(self, request_id: str) -> list[str]:
+        """What the engine has to stop when this request is aborted."""
+        if self._replayer.forget(request_id):
+            return []
+        led = self._by_request.get(request_id)
+        followed = self._by_follower.pop(request_id, None)
+        if led is not None:
+            led.leader_is_gone = True
+            if led.follower_ids:
+                return []
+            self._close(led)
+        elif followed is not None:
+            followed.follower_ids.pop(request_id, None)
+            if not followed.leader_is_gone or followed.follower_ids:
+                return []
+            self._close(followed)
+            return [followed.request_id]
+        return [request_id]
 
     def _advance(
         self,
@@ -213,16 +266,27 @@ class SingleFlight:
             ending = Ending(output.finish_reason, output.stop_reason)
         for follower_id in list(flight.follower_ids):
             self._give(flight, follower_id, token_ids, ending)
+        # A follower that has failed here is none of the flight any more, and while the leader goes
+        # on only the engine can end it.
+        members = [
+            state
+            for state in states
+            if state.request_id == flight.request_id or state.request_id in flight.follower_ids
+        ]
         finished = next(
-            (state for state in states if not self._processor.has_request(state.request_id)), None
+            (state for state in members if not self._processor.has_request(state.request_id)), None
         )
-        if finished is None and ending is None:
+        if ending is None and self._processor.has_request(flight.request_id):
+            return
+        is_for_nobody = flight.leader_is_gone and not flight.follower_ids
+        if finished is None and ending is None and not is_for_nobody:
             return
         if finished is not None:
             self._report(flight, finished)
         self._close(flight)
         if ending is None and output.request_id not in result.reqs_to_abort:
-            # A follower's detokenizer found a stop string; the leader, gone, could not.
+            # A follower's detokenizer found a stop string, which the leader, gone, could not; or
+            # nobody is left to generate for.
             result.reqs_to_abort.append(flight.request_id)
         for follower_id in flight.follower_ids:
             state = self._processor.request_states.get(follower_id)
@@ -230,7 +294,7 @@ class SingleFlight:
 
     def _report(self, flight: Flight, state: "RequestState") -> None:
         assert state.queue is not None
-        outcome = state.queue.output
+        outcome = latest_output(state.queue)
         if outcome is None or isinstance(outcome, Exception) or not outcome.finished:
             return
         completion = outcome.outputs[0]
@@ -253,24 +317,28 @@ class SingleFlight:
         if state is None:
             return
         try:
-            self._feeder.feed(
-                follower_id,
-                token_ids,
-                ending=ending,
-                prefill_stats=flight.prefill_stats if state.is_prefilling else None,
-                weight_version=self.weight_version,
-            )
+            self._feed(flight, follower_id, token_ids, ending)
         except Exception as error:
             self._errors.swallow("single_flight", error)
             flight.follower_ids.pop(follower_id, None)
             self._by_follower.pop(follower_id, None)
             self._fail(state, error)
 
+    def _feed(
+        self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
+    ) -> None:
+        state = self._processor.request_states[follower_id]
+        self._feeder.feed(
+            follower_id,
+            token_ids,
+            ending=ending,
+            prefill_stats=flight.prefill_stats if state.is_prefilling else None,
+            weight_version=self.weight_version,
+        )
+
     def _fail(self, state: "RequestState | None", error: Exception) -> None:
         if state is not None and self._processor.has_request(state.request_id):
-            self._abort_requests([state.request_id], True)
-            if state.queue is not None:
-                state.queue.put(error)
+            self._replayer.fail(state, error)
 
     def _states_of(self, flight: Flight) -> list["RequestState"]:
         ids = (flight.request_id, *flight.follower_ids)
@@ -278,13 +346,18 @@ class SingleFlight:
         return [states[id_] for id_ in ids if id_ in states]
 
     def _close(self, flight: Flight) -> None:
-        if self._by_request.pop(flight.request_id, None) is None:
-            return
+        if self._by_request.pop(flight.request_id, None) is not None:
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> list["RequestState | None"]:
+        """Let go of a flight that is no longer among those in the air; its followers' states."""
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
         for follower_id in flight.follower_ids:
             self._by_follower.pop(follower_id, None)
         self._tell(flight.watcher.on_end)
+        states: dict[str, Any] = self._processor.request_states
+        return [states.get(follower_id) for follower_id in flight.follower_ids]
 
     def _tell(self, call: Callable[..., None], *args: Any) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array as array_of_c
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,13 @@ def token_bytes(token_ids: ArrayLike) -> bytes:
     Raises:
         ValueError: Not one-dimensional, not integers, or outside [0, 2**31).
     """
+    if isinstance(token_ids, list):
+        # A third of the time that NumPy takes to make of a list what follows; prompts of 128k
+        # tokens are keyed and stored on an event loop.
+        try:
+            token_ids = np.frombuffer(array_of_c("i", token_ids), dtype=np.intc)
+        except (TypeError, OverflowError):
+            pass  # NumPy's turn, and if need be its words.
     array = np.asarray(token_ids)
     if array.size == 0:
         return b""

@@ -158,6 +158,8 @@ class Server:
     ) -> http.client.HTTPConnection:
         """Send a request; its reply is still to be read."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
+        # Asks for nothing, but to be told, which streams are not otherwise.
+        given.setdefault("x-reprise-cache", "")
         if key is not None:
             given["Authorization"] = f"Bearer {key}"
         data = None

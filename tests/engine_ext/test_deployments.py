@@ -65,12 +65,12 @@ def test_several_processes_answer_as_one(
         server.stop()
 
 
-def make_adapter(model: Path, folder: Path) -> Path:
+def make_adapter(model: Path, folder: Path, *, seed: int = 0) -> Path:
     """A LoRA adapter of rank 8 with random weights, strong enough to change answers."""
     config = json.loads((model / "config.json").read_text())
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     width = heads * config.get("head_dim", hidden // heads)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     weights = {}
     for layer in range(config["num_hidden_layers"]):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
@@ -89,8 +89,9 @@ def test_an_adapter_has_answers_of_its_own(
 ) -> None:
     adapter = make_adapter(demo_model, tmp_path / "adapter")
     arguments = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     plain, ours = (
-        server_builder(demo_model, *arguments, with_reprise=with_reprise)
+        server_builder(demo_model, *arguments, with_reprise=with_reprise, **environment)
         for with_reprise in (False, True)
     )
     try:
@@ -103,6 +104,16 @@ def test_an_adapter_has_answers_of_its_own(
             assert "exact" not in {cache for _, cache in first}
             assert {cache for _, cache in second} == {"exact"}
         assert texts(ask_all(ours)) != texts(ask_all(ours, model="tuned"))
+        other = make_adapter(demo_model, tmp_path / "other", seed=1)
+        reload = {"lora_name": "tuned", "lora_path": str(other), "load_inplace": True}
+        for server in (plain, ours):
+            assert server.send("/v1/load_lora_adapter", reload).status == 200
+        reloaded = texts(ask_all(plain, model="tuned"))
+        assert reloaded != wanted
+        first, second = (ask_all(ours, model="tuned") for _ in range(2))
+        assert texts(first) == texts(second) == reloaded
+        assert "exact" not in {cache for _, cache in first}
+        assert {cache for _, cache in second} == {"exact"}
         assert ours.metric("reprise:errors_total") == 0
     finally:
         for server in (plain, ours):

@@ -15,6 +15,10 @@ from vllm.v1.engine import EngineCoreRequest
 from reprise.engine_ext.exact_hits import (
     KEYED_FIELDS,
     REFUSED_FIELDS,
+    REQUEST_FIELDS_IN_KEY_OTHERWISE,
+    REQUEST_FIELDS_KEYED,
+    REQUEST_FIELDS_REFUSED,
+    REQUEST_FIELDS_UNKEYED,
     UNKEYED_FIELDS,
     exact_keys,
     is_determined,
@@ -101,6 +105,28 @@ def test_every_field_of_sampling_params_is_classified_once() -> None:
     assert set(REFUSED) == set(REFUSED_FIELDS)
 
 
+def test_every_field_of_a_request_is_classified_once() -> None:
+    classes = [
+        set(REQUEST_FIELDS_KEYED),
+        set(REQUEST_FIELDS_IN_KEY_OTHERWISE),
+        set(REQUEST_FIELDS_REFUSED),
+        set(REQUEST_FIELDS_UNKEYED),
+    ]
+    classified = set().union(*classes)
+    assert classified == set(EngineCoreRequest.__struct_fields__), (
+        "a new vLLM has fields that nobody classified: decide whether they change the output"
+    )
+    assert sum(len(fields) for fields in classes) == len(classified)
+
+
+@pytest.mark.parametrize("name", sorted(REQUEST_FIELDS_UNKEYED))
+def test_where_and_when_a_request_runs_is_not_in_the_keys(name: str) -> None:
+    request = make_request()
+    setattr(request, name, "another")
+    assert refusal(request, "always") is None
+    assert keys_of(request) == keys_of(make_request())
+
+
 @pytest.mark.parametrize("name", sorted(KEYED_FIELDS))
 def test_a_keyed_field_changes_both_keys(name: str) -> None:
     base = keys_of(make_request())
@@ -182,6 +208,9 @@ def test_only_determined_requests_unless_the_operator_wants_more() -> None:
         ({"prompt_token_ids": None}, "not a prompt of token ids"),
         ({"sampling_params": None}, "not a prompt of token ids"),
         ({"abort_immediately": True}, "aborted on arrival"),
+        ({"prompt_embeds": object()}, "not a prompt of token ids"),
+        ({"prompt_is_token_ids": [True, False]}, "not a prompt of token ids"),
+        ({"pooling_params": object()}, "not a prompt of token ids"),
     ],
 )
 def test_other_refusals(override: dict[str, Any], reason: str) -> None:
@@ -189,6 +218,14 @@ def test_other_refusals(override: dict[str, Any], reason: str) -> None:
     for name, value in override.items():
         setattr(request, name, value)
     assert refusal(request, "always") == reason
+
+
+def test_every_refused_field_of_a_request_is_tried_above() -> None:
+    (parameters,) = [
+        mark.args[1] for mark in test_other_refusals.pytestmark if mark.name == "parametrize"
+    ]
+    tried = {name for override, _ in parameters for name in override}
+    assert tried >= REQUEST_FIELDS_REFUSED
 
 
 def test_kv_transfer_passes_through() -> None:

@@ -1,5 +1,7 @@
 """What the front end keeps, serves and forgets, with vLLM's output processor and no engine."""
 
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
+from reprise.engine_ext import front_end
 from reprise.engine_ext.config import load_config
 from reprise.engine_ext.front_end import FrontEnd, NotCachedError, RequestPlan
 from reprise.engine_ext.http_exchange import HttpExchange
@@ -179,14 +182,69 @@ def test_a_reloaded_adapter_is_another_model(client: Client) -> None:
     client.ask(lora=adapter)
     assert client.ask(lora=adapter)[0] == "exact"
     assert client.ask()[0] == "miss"
-    client.front_end.adapter_changed(1)
+    with client.front_end.adapters.change(1, loads=True):
+        # A generation that begins while it loads may have either weights.
+        assert client.ask(lora=adapter)[0] == "miss"
+        assert client.ask(lora=adapter)[0] == "miss"
     assert client.ask(lora=adapter)[0] == "miss"
-    reloading = LoRARequest("a", 1, "/adapters/a", load_inplace=True)
-    assert client.ask(lora=reloading)[0] == "miss"
-    assert client.ask(lora=reloading)[0] == "miss"
+    assert client.ask(lora=adapter)[0] == "exact"
     several = Client(make_front_end(num_api_servers=2))
     several.ask(lora=adapter)
     assert several.ask(lora=adapter)[0] == "miss"
+
+
+def test_an_adapter_reloaded_in_place_has_hits_again(client: Client, tmp_path: Path) -> None:
+    """vLLM's requests for it say `load_inplace` from then on, and its worker reads the files
+    whenever one of them is scheduled."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"old")
+    in_place = LoRARequest("a", 1, str(tmp_path), load_inplace=True)
+    # Not loaded by way of the engine client: nobody knows when its weights change.
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "miss"
+    with client.front_end.adapters.change(1, loads=True):
+        pass
+    assert client.ask(lora=in_place)[0] == "miss"
+    assert client.ask(lora=in_place)[0] == "exact"
+    with (
+        pytest.raises(RuntimeError, match="no such adapter"),
+        client.front_end.adapters.change(1, loads=True),
+    ):
+        raise RuntimeError("no such adapter")
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "miss"
+    with client.front_end.adapters.change(1, loads=True):
+        pass
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "exact"
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
+    assert client.ask(lora=in_place)[0] == "miss"
+    with client.front_end.adapters.change(1, loads=False):
+        pass
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "miss"
+
+
+def test_an_answer_that_ended_by_repetition_needs_room_for_one_more(client: Client) -> None:
+    """At the limit, vLLM calls the limit the reason."""
+    repetition = FinishReason.REPETITION
+    client.ask(max_tokens=10, reason=repetition)
+    assert client.ask(max_tokens=4)[0] == "exact"
+    assert client.ask(max_tokens=3)[0] == "miss"
+    client.ask(max_tokens=10, reason=FinishReason.STOP, stop_token_ids=[7])
+    assert client.ask(max_tokens=3, stop_token_ids=[7])[0] == "exact"
+
+
+def test_an_answer_older_than_the_request_accepts_is_generated_anew(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.ask()
+    young = RequestPlan(RequestControl(max_age_s=60.0), "")
+    assert client.ask(plan=young)[0] == "exact"
+    now_s = time.time() + 61
+    monkeypatch.setattr(front_end.time, "time", lambda: now_s)
+    assert client.ask()[0] == "exact"
+    assert client.ask(plan=young, emits=(9,)) == ("miss", [9])
+    assert client.ask(plan=young) == ("exact", [9])
 
 
 def test_outcomes_are_told_to_the_exchange(client: Client) -> None:

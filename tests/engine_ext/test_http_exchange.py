@@ -4,7 +4,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from unittest.mock import AsyncMock
 
-from reprise.engine_ext.http_exchange import ExchangeMiddleware, current_exchange
+import pytest
+
+from reprise.engine_ext.http_exchange import (
+    ExchangeMiddleware,
+    HttpExchange,
+    current_exchange,
+)
 from reprise.engine_ext.request_info import DraftCounts, RequestInfo, SourceCounts
 from reprise.engine_ext.tenants import ServerTenants, key_namespace
 
@@ -149,3 +155,83 @@ async def test_what_is_known_at_the_end_is_a_comment_in_a_stream() -> None:
     assert [message["body"] for message in sent[1:]] == [b"data: {}\n\n", comment + done, b""]
     sent = await run(app_that_tells(kind, [b"data: {}\n\n", b"data: {}\n\n", b""]), headers={})
     assert sent[-1]["body"] == comment
+
+
+def stream_that_asks_late(num_events: int) -> Callable[..., Awaitable[None]]:
+    """A stream whose first events leave before the engine client is asked."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for number in range(num_events):
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
+        exchange = current_exchange.get()
+        assert exchange is not None
+        exchange.add_outcome(lambda: "exact")
+        await send({"type": "http.response.body", "body": b"end"})
+
+    return app
+
+
+async def test_the_head_of_a_stream_leaves_at_once() -> None:
+    leaves_before: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def watched(message: Any) -> None:
+            await send(message)
+            leaves_before.append(len(sent))
+
+        await stream_that_asks_late(1)(scope, receive, watched)
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "headers": []}
+    await ExchangeMiddleware(app)(scope, None, send)  # type: ignore[arg-type]
+    assert leaves_before == [1, 2, 3]
+    assert [name for name, _ in sent[0]["headers"]] == [b"content-type"]
+    # A client that wants to be told waits for it, be it that it asks for nothing else.
+    sent, leaves_before = [], []
+    scope = {"type": "http", "headers": [(b"x-reprise-cache", b"")]}
+    await ExchangeMiddleware(app)(scope, None, send)  # type: ignore[arg-type]
+    assert leaves_before == [0, 0, 3]
+    assert (b"x-reprise-cache", b"exact") in sent[0]["headers"]
+    assert [message.get("body") for message in sent] == [None, b"0", b"end"]
+
+
+async def test_a_stream_that_never_asks_is_not_held_for_ever() -> None:
+    sent = await run(stream_that_asks_late(9), headers={"x-reprise-info": "off"})
+    assert [name for name, _ in sent[0]["headers"]] == [b"content-type"]
+    assert b"".join(message.get("body", b"") for message in sent) == b"012345678end"
+
+
+async def test_a_header_that_comes_twice_is_one_list() -> None:
+    seen = []
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        exchange = current_exchange.get()
+        assert exchange is not None
+        seen.append(exchange.headers)
+
+    raw = [(b"x-reprise-cache", b"no-store"), (b"X-Reprise-Cache", b"no-cache")]
+    await ExchangeMiddleware(app)({"type": "http", "headers": raw}, None, None)  # type: ignore[arg-type]
+    assert seen == [{"x-reprise-cache": "no-store, no-cache"}]
+
+
+@pytest.mark.parametrize("broken", ["outcome", "take_info"])
+@pytest.mark.parametrize("kind", [b"application/json", b"text/event-stream"])
+async def test_an_error_of_ours_leaves_the_reply_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, broken: str, kind: bytes
+) -> None:
+    def fail(_self: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(HttpExchange, broken, fail)
+    app = app_that_tells(kind, [b"{}", b""])
+    sent = await run(app, headers={"x-reprise-info": "on"})
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert body.split(b": x-reprise-info")[0] == b"{}"
+    assert sent[0]["status"] == 200
+    assert b"x-reprise-cache" not in dict(sent[0]["headers"])

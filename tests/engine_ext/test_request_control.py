@@ -15,6 +15,8 @@ from reprise.engine_ext.request_control import (
 def test_silence_asks_for_nothing() -> None:
     assert parse_control({}, None) == RequestControl()
     assert parse_control({"accept": "*/*"}, {"other": 1}) == RequestControl()
+    empty = ("cache", "drafts", "info", "max-draft", "ttl")
+    assert parse_control({f"x-reprise-{name}": " " for name in empty}, None) == RequestControl()
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,14 @@ def test_silence_asks_for_nothing() -> None:
         ("no-store", {"look_up": True, "store": False}),
         ("only-if-cached", {"only_if_cached": True}),
         ("only-if-cached, no-store", {"only_if_cached": True, "store": False}),
+        ("", {}),
+        (" , ", {}),
+        # The words of HTTP's Cache-Control.
+        ("no-cache", {"look_up": False}),
+        ("No-Cache, no-store", {"look_up": False, "store": False}),
+        ("max-age=0", {"look_up": False}),
+        ("max-age=60", {"max_age_s": 60}),
+        ('only-if-cached, max-age = "60", max-age=90', {"only_if_cached": True, "max_age_s": 60}),
     ],
 )
 def test_cache_words(value: str, expected: dict[str, Any]) -> None:
@@ -55,8 +65,12 @@ def test_every_other_wish() -> None:
     "asked",
     [
         {"reprise_cache": "maybe"},
-        {"reprise_cache": ""},
         {"reprise_cache": "off, only-if-cached"},
+        {"reprise_cache": "only-if-cached, max-age=0"},
+        {"reprise_cache": "max-age"},
+        {"reprise_cache": "max-age=-1"},
+        {"reprise_cache": "max-age=1.5"},
+        {"reprise_cache": "no-cache=60"},
         {"reprise_drafts": "perhaps"},
         {"reprise_max_draft": -1},
         {"reprise_max_draft": "many"},

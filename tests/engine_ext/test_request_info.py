@@ -1,11 +1,14 @@
 """What a client is told of its request, and how the counts come from the worker."""
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from reprise.engine_ext import request_info
+from reprise.engine_ext import draft_counts_fetcher
+from reprise.engine_ext.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request_info import (
     DraftCounts,
     DraftCountsKeeper,
@@ -56,7 +59,7 @@ async def test_counts_come_from_whichever_worker_has_them() -> None:
     collector.add(Known("semantic", 2.5))
     collector.generates("a")
     collector.generates("b")
-    told = await collector.collect(workers.ask)
+    told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
     assert told.cache == ("semantic",)
     assert told.retrieval_ms == 2.5
     assert told.drafts is not None
@@ -68,7 +71,7 @@ async def test_counts_come_from_whichever_worker_has_them() -> None:
 async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> None:
     collector, workers = InfoCollector(), Workers(over_at=3)
     collector.generates("a")
-    told = await collector.collect(workers.ask)
+    told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
     assert told.drafts is not None
     assert workers.asked == [["a"]] * 3
 
@@ -76,18 +79,61 @@ async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> 
 async def test_a_worker_that_never_tells_costs_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert sum(request_info._PAUSES_S) < 1
-    monkeypatch.setattr(request_info, "_PAUSES_S", (0.0, 0.0))
-    collector, workers = InfoCollector(), Workers(over_at=9)
+    assert draft_counts_fetcher._GIVES_UP_S <= 1
+    monkeypatch.setattr(draft_counts_fetcher, "_GIVES_UP_S", 0.1)
+    collector, workers = InfoCollector(), Workers(over_at=99)
     collector.generates("a")
-    assert (await collector.collect(workers.ask)).drafts is None
-    assert len(workers.asked) == 2
+    assert (await collector.collect(DraftCountsFetcher(workers.ask).fetch)).drafts is None
+    assert 2 <= len(workers.asked) <= 4
+
+
+async def test_however_many_ask_the_workers_are_asked_for_all_together() -> None:
+    """A question is a step's wait for everybody: there is one at a time, and a pause after it."""
+    asked: list[int] = []
+    at_once = 0
+
+    async def ask(request_ids: Sequence[str]) -> list[Any]:
+        nonlocal at_once
+        at_once += 1
+        assert at_once == 1
+        asked.append(len(request_ids))
+        await asyncio.sleep(0.005)
+        at_once -= 1
+        # Each is over at its second time of asking.
+        over = [id_ for id_ in request_ids if id_ in seen]
+        seen.update(request_ids)
+        return [{id_: {"steps": 1, "by_source": {}} for id_ in over}]
+
+    seen: set[str] = set()
+    fetcher = DraftCountsFetcher(ask)
+    begun_s = time.monotonic()
+    found = await asyncio.gather(*(fetcher.fetch([str(number)]) for number in range(100)))
+    took_s = time.monotonic() - begun_s
+    assert [list(one) for one in found] == [[str(number)] for number in range(100)]
+    assert len(asked) <= 2 + took_s / draft_counts_fetcher._MIN_PAUSE_S
+    assert len(asked) < 10
+    await asyncio.sleep(2 * draft_counts_fetcher._MIN_PAUSE_S)
+    assert fetcher._task is None
+
+
+async def test_workers_that_cannot_be_asked_are_an_error_for_those_who_wait_only() -> None:
+    async def fail(_request_ids: Sequence[str]) -> list[Any]:
+        raise RuntimeError("the engine is dead")
+
+    fetcher = DraftCountsFetcher(fail)
+    with pytest.raises(RuntimeError, match="dead"):
+        await fetcher.fetch(["a", "b"])
+    workers = Workers()
+    fetcher._ask_workers = workers.ask
+    assert list(await fetcher.fetch(["a"])) == ["a"]
 
 
 async def test_an_exact_hit_asks_no_worker() -> None:
     collector, workers = InfoCollector(), Workers()
     collector.add(Known("exact", None))
-    assert await collector.collect(workers.ask) == RequestInfo(("exact",), DraftCounts(), None)
+    assert await collector.collect(DraftCountsFetcher(workers.ask).fetch) == RequestInfo(
+        ("exact",), DraftCounts(), None
+    )
     assert workers.asked == []
 
 

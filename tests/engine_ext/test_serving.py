@@ -1,5 +1,7 @@
 """A real server with our front end, beside the same server without it."""
 
+import contextlib
+import http.client
 import json
 import re
 import socket
@@ -41,6 +43,9 @@ CHATS: dict[str, dict[str, Any]] = {
     "penalties": {"presence_penalty": 0.5, "repetition_penalty": 1.2},
     "special tokens": {"skip_special_tokens": False},
     "at least": {"min_tokens": 30, "max_tokens": 40},
+    # vLLM refuses these two with any other speculative config.
+    "least probability": {"temperature": 1.2, "min_p": 0.2, "seed": 5},
+    "biased": {"logit_bias": {"15": -100.0, "17": -100.0, "265": -100.0}},
     "choice": {"structured_outputs": {"choice": ["yes", "no", "perhaps"]}},
     "tools": {
         "tools": [
@@ -96,6 +101,29 @@ def test_streams_of_exact_hits_add_up_to_the_same(reprise_server: Server, name: 
     ]
     assert calls[0] == calls[1]
     assert bool(calls[0]) == (name == "tools")
+
+
+def test_a_stream_tells_who_asks_how_it_was_taken(reprise_server: Server) -> None:
+    asked = {"input": "Tell me of responses", "temperature": 0, "max_output_tokens": 24}
+    whole = reprise_server.send("/v1/responses", asked)
+    text = whole.json["output"][0]["content"][0]["text"]
+    for headers, told in (({"x_reprise_cache": ""}, "exact"), ({"x_reprise_info": "on"}, "exact")):
+        streamed = reprise_server.send("/v1/responses", {**asked, "stream": True}, **headers)
+        assert streamed.headers["x-reprise-cache"] == told
+        assert json.dumps(text) in streamed.body
+
+
+def test_the_head_of_a_stream_leaves_before_the_cache_is_asked(reprise_server: Server) -> None:
+    body = {"model": reprise_server.model_name, "stream": True, "max_tokens": 8}
+    body |= {"messages": [{"role": "user", "content": QUESTION}]}
+    connection = http.client.HTTPConnection("127.0.0.1", reprise_server.port, timeout=60)
+    key = f"Bearer {reprise_server.api_keys[0]}"
+    head = {"Authorization": key, "Content-Type": "application/json"}
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), head)
+        reply = connection.getresponse()
+        assert reply.getheader("x-reprise-cache") is None
+        assert reply.read().rstrip().endswith(b"data: [DONE]")
 
 
 def test_completions_streamed_and_not(reprise_server: Server, plain_server: Server) -> None:

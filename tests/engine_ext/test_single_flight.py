@@ -324,18 +324,128 @@ def test_a_recorded_request_is_not_followed_unless_it_may_be() -> None:
     assert not desk.flights.join(b"k", *_late())
 
 
+def fail(*_args: Any, **_kwargs: Any) -> None:
+    raise RuntimeError("broken")
+
+
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_replay_that_fails_fails_its_request_only(
+def test_a_replay_that_fails_before_its_first_token_was_never_there(
     kind: RequestOutputKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = Desk()
-
-    def broken(*_args: Any, **_kwargs: Any) -> None:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(desk.replayer._feeder, "feed", broken)
+    monkeypatch.setattr(desk.replayer._feeder, "feed", fail)
     request, queue = make("hit", kind)
     ending = Ending(FinishReason.LENGTH, None)
-    desk.replayer.replay(request, "p", queue, [1, 2], ending, None)
+    assert not desk.replayer.replay(request, "p", queue, [1, 2], ending, None)
     assert desk.errors.counts() == {"replay": 1}
     assert desk.processor.request_states == {}
+    assert queue.get_nowait() is None
+    # The engine's turn, as if nothing had been tried.
+    desk.processor.add_request(request, "p", None, 0, queue)
+    desk.emit("hit", [5, 6], FinishReason.LENGTH)
+    reader = Reader(kind, queue)
+    reader.take()
+    assert reader.token_ids == [5, 6]
+
+
+def test_a_replay_that_fails_once_its_last_token_is_out_has_succeeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where vLLM's tracing fails, which comes after the output."""
+    desk = Desk()
+    monkeypatch.setattr(desk.processor, "_update_stats_from_finished", fail)
+    request, queue = make("hit", RequestOutputKind.FINAL_ONLY)
+    assert desk.replayer.replay(request, "p", queue, [5, 6], Ending(FinishReason.STOP, None), None)
+    output = queue.get_nowait()
+    assert output is not None
+    assert list(output.outputs[0].token_ids) == [5, 6]
+    assert desk.processor.request_states == {}
+
+
+async def test_a_replay_that_fails_on_its_way_tells_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    request, queue = make("hit", RequestOutputKind.DELTA)
+    ending = Ending(FinishReason.LENGTH, None)
+    assert desk.replayer.replay(request, "p", queue, list(range(1, 30)), ending, None)
+    monkeypatch.setattr(desk.replayer._feeder, "feed", fail)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="broken"):
+        await queue.get()
+    assert desk.processor.request_states == {}
+
+
+def broken_for(desk: Desk, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every output for this request fails from now on."""
+    original = desk.flights._feeder.feed
+
+    def feed(request_id: str, *args: Any, **kwargs: Any) -> None:
+        if request_id == name:
+            fail()
+        original(request_id, *args, **kwargs)
+
+    monkeypatch.setattr(desk.flights._feeder, "feed", feed)
+
+
+async def test_a_follower_that_fails_leaves_the_leader_and_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    leader, leader_queue = make("leader", RequestOutputKind.DELTA)
+    desk.lead(leader, leader_queue)
+    queues = {}
+    for name in ("bad", "good"):
+        request, queues[name] = make(name, RequestOutputKind.DELTA)
+        assert desk.flights.join(b"k", request, "p", queues[name])
+    broken_for(desk, "bad", monkeypatch)
+    assert desk.emit("leader", [5, 6]) == []
+    assert desk.processor.has_request("leader")
+    with pytest.raises(RuntimeError, match="broken"):
+        await queues["bad"].get()
+    assert desk.emit("leader", [7], FinishReason.LENGTH) == []
+    for queue in (leader_queue, queues["good"]):
+        reader = Reader(RequestOutputKind.DELTA, queue)
+        reader.take()
+        assert reader.token_ids == [5, 6, 7]
+    assert [finished.token_ids for finished in desk.finished] == [[5, 6, 7]]
+    assert len(desk.flights) == 0
+
+
+def test_the_engine_is_stopped_when_the_last_follower_fails_after_the_leader_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.DELTA))
+    request, queue = make("follower", RequestOutputKind.DELTA)
+    assert desk.flights.join(b"k", request, "p", queue)
+    assert desk.processor.abort_requests(["leader"], internal=True) == []
+    broken_for(desk, "follower", monkeypatch)
+    assert desk.emit("leader", [5, 6]) == ["leader"]
+    assert len(desk.flights) == 0
+    assert desk.processor.request_states == {}
+
+
+def test_whoever_cannot_follow_is_generated_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.DELTA))
+    desk.emit("leader", [5, 6])
+    broken_for(desk, "late", monkeypatch)
+    request, prompt, queue = _late()
+    assert not desk.flights.join(b"k", request, prompt, queue)
+    assert list(desk.processor.request_states) == ["leader"]
+    assert queue.get_nowait() is None
+    assert desk.emit("leader", [7], FinishReason.LENGTH) == []
+    assert [finished.num_followers for finished in desk.finished] == [0]
+
+
+def test_nobody_follows_one_of_lower_priority() -> None:
+    desk = Desk()
+    request, queue = make("leader", RequestOutputKind.DELTA)
+    desk.flights.lead(b"k", "leader", watcher=desk, priority=5)
+    desk.processor.add_request(request, "p", None, 0, queue)
+    for priority, follows in ((4, False), (5, True), (6, True)):
+        request, queue = make(f"of {priority}", RequestOutputKind.DELTA)
+        request.priority = priority
+        assert desk.flights.join(b"k", request, "p", queue) is follows

@@ -1,5 +1,6 @@
 """Exact keys: what differs in anything that matters gets another key."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,11 +33,16 @@ def test_each_part_changes_the_key(name, value):
     assert exact_key(**(BASE | {name: value})) != exact_key(**BASE)
 
 
-def test_the_order_of_fields_and_the_kind_of_array_do_not():
+@pytest.mark.parametrize("same", [(1, 2, 3), np.array([1, 2, 3]), np.array([1, 2, 3], np.int32)])
+def test_the_order_of_fields_and_the_kind_of_array_do_not(same):
     turned = dict(reversed(BASE["sampling"].items()))
-    assert exact_key(**(BASE | {"sampling": turned, "prompt_token_ids": (1, 2, 3)})) == exact_key(
-        **BASE
-    )
+    assert exact_key(**(BASE | {"sampling": turned, "prompt_token_ids": same})) == exact_key(**BASE)
+
+
+@pytest.mark.parametrize("ids", [[1, object()], [2**70]])
+def test_token_ids_without_an_encoding_are_refused(ids):
+    with pytest.raises(ValueError, match="token ids must be plain integers"):
+        exact_key(**(BASE | {"prompt_token_ids": ids}))
 
 
 @given(left=st.text("ab@1", max_size=6), right=st.text("ab1", max_size=6))

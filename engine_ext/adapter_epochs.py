@@ -1,0 +1,63 @@
+"""Which state of an adapter's weights an answer belongs to."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+
+class AdapterEpochs:
+    """Counts the changes of each adapter in this process.
+
+    vLLM's requests for an adapter that was loaded in place go on saying `load_inplace`, and the
+    worker then reads its files again whenever such a request is scheduled. So answers of such an
+    adapter belong to its files as they are, and only what this process saw being loaded has any.
+    """
+
+    def __init__(self) -> None:
+        self._epochs: Counter[int] = Counter()
+        self._changing: Counter[int] = Counter()
+        self._loaded_here: set[int] = set()
+
+    @contextmanager
+    def change(self, adapter_id: int, *, loads: bool) -> Iterator[None]:
+        """An adapter is being loaded or removed: nothing from before, or from meanwhile, is
+        repeated after."""
+        self._epochs[adapter_id] += 1
+        self._changing[adapter_id] += 1
+        self._loaded_here.discard(adapter_id)
+        try:
+            yield
+            if loads:
+                self._loaded_here.add(adapter_id)
+        finally:
+            self._changing[adapter_id] -= 1
+            self._epochs[adapter_id] += 1
+
+    def refusal(self, adapter: "LoRARequest") -> str | None:
+        """Why no answer of this adapter is exact now; None: it may be."""
+        adapter_id = adapter.lora_int_id
+        if self._changing[adapter_id]:
+            return "an adapter that is being reloaded"
+        if adapter.load_inplace and adapter_id not in self._loaded_here:
+            return "an adapter that every request reloads"
+        return None
+
+    def key(self, adapter: "LoRARequest") -> str:
+        """Names the adapter and the state of its weights."""
+        files = _files_of(adapter.lora_path) if adapter.load_inplace else ()
+        return f"{adapter.lora_int_id}:{self._epochs[adapter.lora_int_id]}:{files}"
+
+
+def _files_of(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of the files in a folder; none where it is no folder here."""
+    try:
+        with os.scandir(path) as entries:
+            stats = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

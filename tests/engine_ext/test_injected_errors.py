@@ -1,0 +1,386 @@
+"""Whatever fails in the front end: requests are answered as plain vLLM would answer them."""
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.metrics.stats import IterationStats
+
+from reprise.engine_ext import async_llm, front_end, one_token_outputs
+from reprise.engine_ext.adapter_epochs import AdapterEpochs
+from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+from reprise.engine_ext.config import load_config
+from reprise.engine_ext.exact_memory import ExactMemory
+from reprise.engine_ext.front_end import FrontEnd
+from reprise.engine_ext.generation import Generation
+from reprise.engine_ext.http_exchange import HttpExchange
+from reprise.engine_ext.near_answers import NearAnswers
+from reprise.engine_ext.one_token_outputs import OneTokenOutputs
+from reprise.engine_ext.replay import Feeder, Replayer
+from reprise.engine_ext.request_control import RequestControl
+from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
+from reprise.engine_ext.request_info import InfoCollector
+from reprise.engine_ext.request_plan import RequestPlan
+from reprise.engine_ext.serving_metrics import ServingMetrics
+from reprise.engine_ext.single_flight import SingleFlight
+from reprise.engine_ext.spans import Spans
+
+TOKENS = [5, 6, 7, 8]
+# Where vLLM calls in; what they call is what may fail. The others are no part of a request's way.
+_ENTRANCES = {
+    (FrontEnd, "answer"),
+    (FrontEnd, "not_admitted"),
+    (SingleFlight, "process_outputs"),
+    (SingleFlight, "abort_requests"),
+    (OneTokenOutputs, "process_outputs"),
+    (OneTokenOutputs, "add_request"),
+}
+# No part of a request's way to its reply, or of the middleware's, which its own tests break.
+_ELSEWHERE = {
+    (ExactMemory, "clear find namespaces"),
+    (FrontEnd, "close model_changed progress report stats"),
+    (HttpExchange, "add_info outcome take_info"),
+    (InfoCollector, "collect generates"),
+    (Generation, "retrieval_ms"),
+    (NearAnswers, "stats"),
+    (Replayer, "close"),
+    (ServingMetrics, "errors retrieval workers _add _tier _worker"),
+    (SingleFlight, "__len__"),
+}
+# What is there for errors: reached only after another one, and in themselves guarded.
+_FOR_ERRORS = {
+    (ExactMemory, "remove"),
+    (FrontEnd, "_withdraw"),
+    (Replayer, "fail withdraw"),
+    (SingleFlight, "leave _fail _give_up _tell"),
+}
+_OURS = (
+    AdapterEpochs,
+    ExactMemory,
+    Feeder,
+    FrontEnd,
+    Generation,
+    HttpExchange,
+    InfoCollector,
+    NearAnswers,
+    OneTokenOutputs,
+    Replayer,
+    ServingMetrics,
+    SingleFlight,
+    Spans,
+)
+_FUNCTIONS = [
+    (front_end, name)
+    for name in ("refusal", "exact_keys", "is_determined", "_has_room", "Generation")
+] + [(one_token_outputs, name) for name in ("parser_may_read", "one_token_each")]
+
+
+def methods() -> Iterator[Any]:
+    """Every method of ours that a request may pass through, and functions that these call."""
+    left_out = {
+        (owner, name) for owner, names in _ELSEWHERE | _FOR_ERRORS for name in names.split()
+    }
+    for owner in _OURS:
+        for name, method in vars(owner).items():
+            if not inspect.isfunction(method) or name == "__init__":
+                continue
+            if (owner, name) not in _ENTRANCES | left_out:
+                yield pytest.param(owner, name, id=f"{owner.__name__}.{name}")
+    for module, name in _FUNCTIONS:
+        yield pytest.param(module, name, id=f"{module.__name__.split('.')[-1]}.{name}")
+
+
+class FoundNothing:
+    """A retriever."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_kwargs: None
+
+
+class World:
+    """A front end, vLLM's output processor, and the engine behind them."""
+
+    def __init__(self) -> None:
+        model = {"model": "m", "served_model_name": "m", "dtype": "d", "tokenizer": "m"}
+        model |= dict.fromkeys(["revision", "quantization", "tokenizer_revision"], "")
+        config = SimpleNamespace(
+            model_config=SimpleNamespace(**model, tokenizer_mode="auto"),
+            kv_transfer_config=None,
+            weight_transfer_config=None,
+        )
+        self.processor = OutputProcessor(None, log_stats=True)
+        settings = load_config({"serving": {"replay_chunk_tokens": 2}})
+        self.front_end = FrontEnd(config, settings, self.processor, retriever=FoundNothing())  # type: ignore[arg-type]
+        self.generating: dict[str, list[int]] = {}
+        self._count = 0
+
+    def make(
+        self, kind: RequestOutputKind, lora: LoRARequest | None = None, **params: Any
+    ) -> tuple[EngineCoreRequest, RequestOutputCollector]:
+        self._count += 1
+        name = f"r{self._count}"
+        request = EngineCoreRequest(
+            request_id=name,
+            external_req_id=name,
+            prompt_token_ids=[1, 2, 3],
+            mm_features=None,
+            sampling_params=SamplingParams(
+                output_kind=kind,
+                detokenize=False,
+                max_tokens=10,
+                extra_args={EXTRA_ARGS_KEY: {}},
+                **{"temperature": 0, **params},
+            ),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=lora,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        return request, RequestOutputCollector(kind, name)
+
+    def ask(self, kind: RequestOutputKind, **params: Any) -> RequestOutputCollector:
+        request, queue = self.make(kind, **params)
+        plan = RequestPlan(RequestControl(), "", HttpExchange({}, None), InfoCollector())
+        if not self.front_end.answer(request, None, queue, plan):
+            self.processor.add_request(request, None, None, 0, queue)
+            self.generating[request.request_id] = list(TOKENS)
+        return queue
+
+    def step(self) -> None:
+        """Two tokens for whoever is being generated for."""
+        outputs = []
+        for name, rest in list(self.generating.items()):
+            del self.generating[name]
+            if rest[2:]:
+                self.generating[name] = rest[2:]
+            reason = None if rest[2:] else FinishReason.STOP
+            outputs.append(
+                EngineCoreOutput(request_id=name, new_token_ids=rest[:2], finish_reason=reason)
+            )
+        for name in self.processor.process_outputs(
+            outputs, 1.0, IterationStats(), "w"
+        ).reqs_to_abort:
+            self.generating.pop(name, None)
+
+    def leave(self, queue: RequestOutputCollector) -> None:
+        for name in self.processor.abort_requests([queue.request_id], internal=True):
+            self.generating.pop(name, None)
+
+
+async def read(queue: RequestOutputCollector) -> list[int]:
+    """What its client gets, in the end."""
+    token_ids: list[int] = []
+    while True:
+        output = await asyncio.wait_for(queue.get(), 1.0)
+        new = list(output.outputs[0].token_ids)  # type: ignore[union-attr]
+        token_ids = token_ids + new if queue.aggregate else new
+        if output.finished:
+            return token_ids
+
+
+async def read_or_error(queue: RequestOutputCollector) -> list[int] | str:
+    try:
+        return await read(queue)
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reprise.engine_ext.swallowed.logger.error", lambda *_a, **_k: None)
+    monkeypatch.setattr(one_token_outputs._parsers_built, "any", True)
+
+
+@pytest.mark.parametrize("kind", [RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA])
+@pytest.mark.parametrize(("owner", "name"), methods())
+async def test_an_error_in_any_of_our_methods_loses_no_request(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, kind: RequestOutputKind
+) -> None:
+    called = 0
+
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        nonlocal called
+        called += 1
+        raise RuntimeError("injected")
+
+    world = World()
+    monkeypatch.setattr(owner, name, fail)
+    leader = world.ask(kind)
+    early = world.ask(kind)
+    world.step()
+    late = world.ask(kind)
+    leaves = world.ask(kind)
+    world.leave(leaves)
+    for _ in range(3):
+        world.step()
+    assert await read(leader) == TOKENS
+    for follower in (early, late):
+        # One that has failed is told so; it cannot be generated for any more.
+        told = await read_or_error(follower)
+        assert told == TOKENS or (told == "injected" and owner in (SingleFlight, Feeder))
+    adapter = LoRARequest("a", 1, "/nowhere")
+    others = [
+        world.ask(kind),  # From the cache, where that works.
+        world.ask(kind, lora=adapter),
+        world.ask(kind, temperature=1.0),  # No exact hit.
+    ]
+    refused = world.ask(kind, seed=3, temperature=1.0)
+    world.front_end.not_admitted(refused.request_id, RuntimeError("queue is full"))
+    world.leave(refused)
+    with contextlib.suppress(RuntimeError), world.front_end.adapters.change(1, loads=True):
+        pass
+    for _ in range(3):
+        world.step()
+        await asyncio.sleep(0)
+    for queue in others:
+        assert await read(queue) == TOKENS
+    assert world.processor.request_states == {}
+    assert world.generating == {}
+    assert len(world.front_end.flights) == 0
+    is_for_streams = name in ("one_token_each", "_go_on")
+    assert called or (is_for_streams and kind is RequestOutputKind.FINAL_ONLY)
+
+
+class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
+    """The engine client without an engine: what reaches vLLM is seen."""
+
+    def __init__(self, world: World) -> None:
+        self.front_end = world.front_end
+        self.output_processor = world.processor
+        self.log_requests = False
+        self.aborted: list[str] = []
+
+    def __del__(self) -> None: ...
+
+    async def abort(self, request_id: Any, internal: bool = False) -> None:
+        self.aborted += self.output_processor.abort_requests([request_id], internal)
+
+
+@pytest.mark.parametrize("name", ["settle", "with_plan"])
+@pytest.mark.parametrize("prompt", [{"prompt": "x"}, {"prompt": "x", "cache_salt": "s"}])
+async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, prompt: dict[str, str]
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    async def add_request(_self: Any, _id: str, prompt: Any, params: Any) -> str:
+        seen.append((prompt, params))
+        return "queue"
+
+    def fail(*_args: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(AsyncLLM, "add_request", add_request)
+    monkeypatch.setattr(async_llm, name, fail)
+    engine = Engine(World())
+    for number in range(2):
+        params = SamplingParams(temperature=0.5, max_tokens=7)
+        assert await engine.add_request(str(number), prompt, params) == "queue"
+    (prompt_a, params_a), (prompt_b, _) = seen
+    assert (params_a.temperature, params_a.max_tokens) == (0.5, 7)
+    assert params_a.extra_args[EXTRA_ARGS_KEY] == {"drafts": False, "store": False}
+    if "cache_salt" in prompt:
+        assert prompt_a["cache_salt"] == "s"
+    else:
+        assert prompt_a["cache_salt"] != prompt_b["cache_salt"]
+    assert engine.front_end.errors.counts() == {"plan": 2}  # type: ignore[union-attr]
+
+
+async def test_what_a_client_asks_wrongly_is_refused_all_the_same() -> None:
+    params = SamplingParams(extra_args={"reprise_cache": "perhaps"})
+    with pytest.raises(VLLMValidationError):
+        await Engine(World()).add_request("r", {"prompt": "x"}, params)
+
+
+async def outputs_of(engine: Engine, **extra: Any) -> list[Any]:
+    params = SamplingParams(extra_args=extra)
+    return [output async for output in engine.generate({"prompt": "x"}, params, "r")]
+
+
+async def test_info_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = SimpleNamespace(finished=True)
+
+    async def generate(_self: Any, *_args: Any, **_kwargs: Any) -> Any:
+        yield output
+
+    def fail(*_args: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(AsyncLLM, "generate", generate)
+    engine = Engine(World())
+    monkeypatch.setattr(InfoCollector, "collect", fail)
+    assert await outputs_of(engine, reprise_info="on") == [output]
+    monkeypatch.setattr(async_llm, "wants_info", fail)
+    assert await outputs_of(engine) == [output]
+    assert engine.front_end.errors.counts() == {"info": 2}  # type: ignore[union-attr]
+
+
+async def test_a_refused_request_leaves_nothing_in_its_callers_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a program's next request would be told of as part of this one."""
+    seen: list[Any] = []
+
+    async def generate(_self: Any, *_args: Any, **_kwargs: Any) -> Any:
+        seen.append(async_llm._current_info.get())
+        if len(seen) == 1:
+            raise RuntimeError("refused")
+        yield SimpleNamespace(finished=False)
+        seen.append(async_llm._current_info.get())
+        yield SimpleNamespace(finished=False)
+
+    monkeypatch.setattr(AsyncLLM, "generate", generate)
+    engine = Engine(World())
+    with pytest.raises(RuntimeError, match="refused"):
+        await outputs_of(engine, reprise_info="on")
+    assert seen[0] is not None
+    assert async_llm._current_info.get() is None
+    await outputs_of(engine, reprise_info="on")
+    assert isinstance(seen[1], InfoCollector)
+    assert seen[1] is not seen[0]
+    assert seen[2] is None
+
+
+async def test_nobody_waits_for_a_leader_that_left_while_it_was_admitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    engine = Engine(world)
+    admitting = asyncio.Event()
+
+    async def _add_request(_self: Any, request: Any, prompt: Any, *others: Any) -> None:
+        world.processor.add_request(request, prompt, *others)
+        admitting.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(AsyncLLM, "_add_request", _add_request)
+
+    async def admit() -> None:
+        request, queue = world.make(RequestOutputKind.DELTA)
+        token = async_llm._current_plan.set(RequestPlan(RequestControl(), ""))
+        try:
+            await engine._add_request(request, None, None, 0, queue)
+        finally:
+            async_llm._current_plan.reset(token)
+
+    task = asyncio.create_task(admit())
+    await admitting.wait()
+    follower = world.ask(RequestOutputKind.DELTA)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "has left" in await read_or_error(follower)
+    assert engine.aborted == ["r1"]
+    assert world.processor.request_states == {}
+    assert len(world.front_end.flights) == 0

@@ -2,10 +2,12 @@
 
     python eval/bench_drafts.py                 # everything, rows appended to eval/results
     python eval/bench_drafts.py --quick         # the small sizes
+    python eval/bench_drafts.py --only upkeep   # one part: step, corpus or upkeep
 
 Reprise, SuffixDecoding (arctic-inference) and vLLM's n-gram proposer do the same work in the same
 run: requests whose answers share paragraphs with a cache of earlier answers, followed token by
-token with exact greedy acceptance. Times are those of one core, or two where a row says so.
+token with exact greedy acceptance. Times are those of one core, or two where a row says so. The
+part `upkeep` (bench_upkeep.py) times steps while the cache changes.
 """
 
 from __future__ import annotations
@@ -15,19 +17,21 @@ import datetime
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import typer
 
+from reprise.eval.bench_upkeep import bench_upkeep
 from reprise.eval.machine import describe_machine
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.near_answer import PlainNearAnswer
 
 RESULTS = Path(__file__).parent / "results" / "bench_drafts.csv"
+UPKEEP_RESULTS = RESULTS.with_name("bench_upkeep.csv")
 VOCABULARY = 50_000
 ANSWER = 128
 NEAR = 32
@@ -249,33 +253,32 @@ def machine() -> str:
     return f"{describe_machine()}; load {os.getloadavg()[0]:.1f}"
 
 
-def record(row: dict[str, Any]) -> None:
-    """Append one row to RESULTS, and print it."""
-    fields = [
-        "time", "commit", "machine", "bench", "method", "batch", "context", "tokens",
-        "us_per_request_p50", "us_per_request_p80", "us_per_drafted", "drafted_per_step",
-        "emitted_per_step", "tokens_per_s", "bytes_per_token",
-    ]  # fmt: skip
+FIELDS = (
+    "bench", "method", "batch", "context", "tokens",
+    "us_per_request_p50", "us_per_request_p80", "us_per_drafted", "drafted_per_step",
+    "emitted_per_step", "tokens_per_s", "bytes_per_token",
+)  # fmt: skip
+
+
+def record(row: dict[str, Any], results: Path, fields: Sequence[str]) -> None:
+    """Append one row to the file of results, and print it."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     full = {"time": now, "commit": commit, "machine": machine(), **row}
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
+    results.parent.mkdir(exist_ok=True)
+    is_new = not results.exists()
+    with results.open("a", newline="") as file:
+        writer = csv.DictWriter(file, ["time", "commit", "machine", *fields])
         if is_new:
             writer.writeheader()
         writer.writerow(full)
     print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="Only the small sizes.")] = False,
-) -> None:
-    """Run the benchmark."""
-    DraftProvider(DraftConfig(num_threads=2)).warm_up()
+def bench_all_steps(*, quick: bool) -> Iterator[dict[str, Any]]:
+    """Rows of `bench_steps` for all methods and sizes."""
     methods: dict[str, Callable[[], Drafter]] = {
         "reprise": lambda: RepriseDrafter(1),
         "reprise-2-threads": lambda: RepriseDrafter(2),
@@ -284,11 +287,28 @@ def main(
     }
     for batch in (1, 8, 64) if quick else (1, 8, 64, 256):
         for context in (200, 2000) if quick else (200, 2000, 20_000):
-            for row in bench_in_turns(methods, batch, context):
-                record(row)
-    for tokens in (100_000,) if quick else (100_000, 1_000_000, 5_000_000):
-        for row in bench_corpus(tokens):
-            record(row)
+            yield from bench_in_turns(methods, batch, context)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Only the small sizes.")] = False,
+    only: Annotated[
+        Literal["step", "corpus", "upkeep"] | None, typer.Option(help="Only this part.")
+    ] = None,
+) -> None:
+    """Run the benchmark."""
+    DraftProvider(DraftConfig(num_threads=2)).warm_up()
+    if only in ("step", None):
+        for row in bench_all_steps(quick=quick):
+            record(row, RESULTS, FIELDS)
+    if only in ("corpus", None):
+        for tokens in (100_000,) if quick else (100_000, 1_000_000, 5_000_000):
+            for row in bench_corpus(tokens):
+                record(row, RESULTS, FIELDS)
+    if only in ("upkeep", None):
+        answers = make_answers((1_000_000 if quick else 12_000_000) // ANSWER, 5)
+        for row in bench_upkeep(answers, steps=500 if quick else 3000):
+            record(row, UPKEEP_RESULTS, list(row))
 
 
 if __name__ == "__main__":

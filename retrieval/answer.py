@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from array import array as array_of_c
 from collections.abc import Mapping
@@ -29,10 +30,8 @@ def token_bytes(token_ids: ArrayLike) -> bytes:
     if isinstance(token_ids, list):
         # A third of the time that NumPy takes to make of a list what follows; prompts of 128k
         # tokens are keyed and stored on an event loop.
-        try:
+        with contextlib.suppress(TypeError, OverflowError):  # then it is NumPy's turn
             token_ids = np.frombuffer(array_of_c("i", token_ids), dtype=np.intc)
-        except (TypeError, OverflowError):
-            pass  # NumPy's turn, and if need be its words.
     array = np.asarray(token_ids)
     if array.size == 0:
         return b""

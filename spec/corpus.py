@@ -3,11 +3,22 @@
 
 Old answers are in a suffix array, the latest few thousand tokens in chains; when these are full
 they are sorted and merged in. Both lie over one text in which every answer is BOS, tokens, END.
-A token costs 4 bytes of text and 4 of suffix array, plus the room kept to grow into.
+Removed answers are marked in the text, and leave it when they are an eighth of it. A token costs 4
+bytes of text and 4 of suffix array, plus the room kept to grow into.
+
+Decode steps read a corpus while it changes. Whatever takes time is therefore made beside what they
+read: a merge writes a new suffix array, clearing away a new text as well. They are put in place
+under the lock, in microseconds, at a moment when no step reads.
 """
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
+from .answer_table import PLACE, AnswerTable
 from .chain import bucket_of, empty_heads, link_recent
 from .compiled import compiled
 from .layout import (
@@ -19,6 +30,7 @@ from .layout import (
     CORPUS_SORTED,
     CORPUS_TEXT,
     END,
+    MAX_CORPUS_TOKEN,
     MAX_ORDER,
     RECENT_BEGIN,
     RECENT_CHAIN,
@@ -26,10 +38,15 @@ from .layout import (
     RECENT_HEADS,
 )
 from .near_answer import IntArray
-from .suffix_array import drop_suffixes, merge_suffixes, narrow, sort_suffixes
+from .suffix_array import mark_removed, merge_suffixes, narrow, sort_suffixes
+from .text_moves import copy_into, give_back, kept_answers, move_entries
 
 MAX_RECENT = 4096
-GROWTH = 1.25
+FIRST_RECENT = 256
+GROWTH = 1.15  # of the text; removed answers must have their share, see below, and answers to come
+REMOVED_SHARE = 8
+MAX_REMOVED = 512  # tokens of removed answers that are left in any text, however small
+ROOM = MAX_ORDER + 2
 
 
 @compiled
@@ -49,7 +66,7 @@ def count_recent(
         match = 0
         while match < k and i - match >= begin and text[i - match] == pattern[k - 1 - match]:
             match += 1
-        if match == k and text[i + 1] != END:
+        if match == k and text[i + 1] >= 0:
             found[number] = text[i + 1]
             number += 1
         i = chain[i - begin]
@@ -58,102 +75,119 @@ def count_recent(
 
 @compiled
 def live_entries(text: IntArray, begin: int, end: int) -> IntArray:
-    """The indices in [begin, end) that are not END (removed answers are all END)."""
+    """The indices in [begin, end) of BOS and of tokens that are not removed."""
     found = np.empty(end - begin, np.int32)
     number = 0
     for i in range(begin, end):
-        if text[i] != END:
+        if text[i] >= BOS and text[i] != END:
             found[number] = i
             number += 1
     return found[:number]
 
 
-@compiled
-def shift_entries(order: IntArray, size: int, starts: IntArray, shifts: IntArray) -> None:
-    """Move each entry down by the shift of its answer. starts, shifts: [answers] int32."""
-    for i in range(size):
-        answer = np.searchsorted(starts, order[i], side="right") - 1
-        order[i] -= shifts[answer]
-
-
 class Corpus:
-    """The searchable answers of one namespace. Not thread-safe: the provider's lock guards it."""
+    """The searchable answers of one namespace.
 
-    def __init__(self, row: np.ndarray, *, max_bytes: int) -> None:
+    One thread at a time may change it. Others may read it meanwhile, while they hold `lock`, which
+    a change takes for moments only; None: there are no others.
+    """
+
+    __slots__ = (
+        "_answers", "_chain", "_generation", "_heads", "_length", "_lock", "_order", "_recent",
+        "_removed", "_row", "_text", "num_tokens",
+    )  # fmt: skip
+
+    def __init__(self, row: np.ndarray, *, lock: AbstractContextManager[Any] | None = None) -> None:
         """`row` [CORPUS_FIELDS] int64 is where compiled code will find this corpus."""
         if row.shape != (CORPUS_FIELDS,):
             raise ValueError(f"row: expected {CORPUS_FIELDS} fields, came shape {row.shape}")
         self._row = row
-        self._max_bytes = max_bytes
-        self._answers: dict[str, tuple[int, int]] = {}
-        self._text = np.full(256, END, np.int32)
-        self._order = np.zeros(0, np.int32)
-        self._chain = np.zeros(256, np.int32)
-        self._heads = empty_heads(256)
+        self._lock = lock or threading.RLock()
+        self._answers = AnswerTable()
+        self._text = np.empty(FIRST_RECENT + ROOM, np.int32)
+        self._order = np.empty(0, np.int32)
+        self._chain = np.empty(FIRST_RECENT, np.int32)
+        self._heads = empty_heads(FIRST_RECENT)
         self._length = 0
-        self._sorted = 0
         self._recent = 0
-        self._dead = 0
+        self._removed = 0
         self._generation = 1
+        self.num_tokens = 0
+        """Tokens of the indexed answers."""
         self._publish()
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the indexed answers."""
-        return sum(length for _, length in self._answers.values())
+    def __contains__(self, answer_id: object) -> bool:
+        return answer_id in self._answers
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays; the table of answer ids is beside them."""
-        return sum(a.nbytes for a in (self._text, self._order, self._chain, self._heads))
+        arrays = (self._text, self._order, self._chain, self._heads)
+        return sum(a.nbytes for a in arrays) + self._answers.num_bytes
+
+    def oldest(self) -> str:
+        """The id of the answer that was added first; there is one."""
+        return self._answers.oldest()
 
     def add(self, answer_id: str, tokens: IntArray) -> bool:
-        """Index an answer; False if its id is there already or it does not fit the byte bound."""
-        needed = len(tokens) + 2
-        if answer_id in self._answers or not len(tokens) or 16 * needed > self._max_bytes:
+        """Index an answer; False if its id is there already or it cannot be told from a mark."""
+        if answer_id in self._answers or not len(tokens) or tokens.max() > MAX_CORPUS_TOKEN:
             return False
-        while self._answers and 12 * (self._length - self._dead + needed) > self._max_bytes:
-            self._evict()
+        needed = len(tokens) + 2
+        if self._length + needed + ROOM > len(self._text):
+            self._move_text(needed)
         if self._length + needed - self._recent > MAX_RECENT:
-            self._merge_recent()
-        self._make_room(needed)
+            self._merge(self._length)
         begin, end = self._length, self._length + needed
+        # Nobody reads beyond the length.
         self._text[begin] = BOS
         self._text[begin + 1 : end - 1] = tokens
         self._text[end - 1] = END
         if needed > MAX_RECENT:
-            self._recent = end
-            self._merge_entries(begin, end)
+            self._merge(end)
         else:
-            self._link(begin, end)
-        self._length = end
-        self._answers[answer_id] = (begin, len(tokens))
-        self._publish()
+            self._link(end)
+        self._answers.put(answer_id, begin, len(tokens))
+        self.num_tokens += len(tokens)
         return True
+
+    def fill(self, answer_ids: Sequence[str], texts: Sequence[bytes]) -> None:
+        """Index the first answers, a few thousand tokens at most, in one go and without the lock.
+
+        texts: BOS, tokens, END of each, int32.
+        """
+        size, end = FIRST_RECENT, 0
+        for answer_id, text in zip(answer_ids, texts, strict=True):
+            length = len(text) // 4
+            self._answers.put(answer_id, end, length - 2)
+            end += length
+            size = chain_size(size, end)
+        self._text = np.empty(int(end * GROWTH) + MAX_REMOVED + ROOM, np.int32)
+        self._text[:end] = np.frombuffer(b"".join(texts), np.int32)
+        self._chain, self._heads = np.empty(size, np.int32), empty_heads(size)
+        link_recent(self._text, self._chain, self._heads, len(self._heads) - 1, 0, 0, end)
+        self._length, self.num_tokens = end, end - 2 * len(texts)
+        self._publish()
 
     def remove(self, answer_id: str) -> bool:
         """Take an answer out, at once and for all orders; False if the id is unknown."""
-        place = self._answers.pop(answer_id, None)
+        place = self._answers.pop(answer_id)
         if place is None:
             return False
-        begin, end = place[0], place[0] + place[1] + 2
-        if begin < self._recent:
-            self._sorted = drop_suffixes(self._order, self._sorted, begin, end)
-            self._generation += 1
-        self._text[begin:end] = END
-        self._dead += end - begin
-        if self._dead > max(MAX_RECENT, self._length // 4):
-            self._compact()
-        self._publish()
+        begin, length = place
+        mark_removed(self._text, begin + 1, begin + 1 + length)
+        self._removed += length + 2
+        self.num_tokens -= length
+        if self._removed > max(MAX_REMOVED, self._length // REMOVED_SHARE):
+            self._move_text(0)
         return True
 
     def move(self, row: np.ndarray) -> None:
-        """Publish to another row from now on: the corpus table has grown."""
+        """Publish to another row from now on, which holds the same: the corpus table has grown."""
         self._row = row
-        self._publish()
 
     def successor_counts(self, context: IntArray) -> dict[int, int]:
         """Exact counts of the tokens that follow `context` [k] int32, 1 <= k <= 24.
@@ -163,23 +197,14 @@ class Corpus:
         if not 1 <= len(context) <= MAX_ORDER:
             raise ValueError(f"context: expected 1 to {MAX_ORDER} tokens, came {len(context)}")
         counts: dict[int, int] = {}
-        low, high = 0, self._sorted
+        low, high = 0, len(self._order)
         for depth, token in enumerate(context):
             low, high = narrow(self._text, self._order, depth, low, high, token)
-        for entry in self._order[low:high]:
-            token = int(self._text[entry + len(context)])
-            if token != END:
-                counts[token] = counts.get(token, 0) + 1
+        following = self._text[self._order[low:high] + len(context)]
         found = np.zeros(MAX_RECENT, np.int32)
-        recent = (
-            self._text,
-            self._chain,
-            self._heads,
-            len(self._heads) - 1,
-            self._recent,
-        )
+        recent = (self._text, self._chain, self._heads, len(self._heads) - 1, self._recent)
         number = count_recent(*recent, np.asarray(context, np.int32), found)
-        for token in found[:number].tolist():
+        for token in (*following[following >= 0].tolist(), *found[:number].tolist()):
             counts[token] = counts.get(token, 0) + 1
         return counts
 
@@ -188,77 +213,81 @@ class Corpus:
         row[CORPUS_TEXT] = self._text.ctypes.data
         row[CORPUS_LENGTH] = len(self._text)
         row[CORPUS_ORDER] = self._order.ctypes.data
-        row[CORPUS_SORTED] = self._sorted
+        row[CORPUS_SORTED] = len(self._order)
         row[RECENT_BEGIN] = self._recent
         row[RECENT_CHAIN] = self._chain.ctypes.data
         row[RECENT_HEADS] = self._heads.ctypes.data
         row[RECENT_HEAD_MASK] = len(self._heads) - 1
         row[CORPUS_GENERATION] = self._generation
 
-    def _make_room(self, needed: int) -> None:
-        if self._length + needed + MAX_ORDER + 2 > len(self._text):
-            size = int((self._length + needed) * GROWTH) + MAX_ORDER + 2
-            text = np.full(size, END, np.int32)
-            text[: self._length] = self._text[: self._length]
+    def _link(self, end: int) -> None:
+        """Chain the text up to `end`, which may now be read."""
+        recent, begin = self._recent, self._length
+        chain, heads = self._chain, self._heads
+        if end - recent <= len(chain):
+            with self._lock:
+                link_recent(self._text, chain, heads, len(heads) - 1, recent, begin, end)
+                self._length = end
+            return
+        size = chain_size(len(chain), end - recent)
+        chain, heads = np.empty(size, np.int32), empty_heads(size)
+        link_recent(self._text, chain, heads, len(heads) - 1, recent, recent, end)
+        with self._lock:
+            self._chain, self._heads, self._length = chain, heads, end
+            self._publish()
+
+    def _merge(self, end: int) -> None:
+        """Sort what is recent, up to `end`, into the suffix array."""
+        if end == self._recent:
+            return
+        old = self._order
+        added = sort_suffixes(self._text, live_entries(self._text, self._recent, end))
+        order = np.empty(len(old) + len(added), np.int32)
+        merge_suffixes(self._text, old, added, order)
+        with self._lock:
+            self._order, self._recent, self._length = order, end, end
+            self._heads[:] = -1
+            self._generation += 1
+            self._publish()
+        give_back(old)
+
+    def _move_text(self, needed: int) -> None:
+        """Make a text without the removed answers, and with room for `needed` more tokens."""
+        live = self._length - self._removed
+        text = np.empty(int((live + needed) * GROWTH) + MAX_REMOVED + ROOM, np.int32)
+        if self._removed:
+            self._move_answers(text)
+            return
+        old = self._text
+        copy_into(old[: self._length], text)
+        with self._lock:
             self._text = text
+            self._publish()
+        give_back(old)
 
-    def _link(self, begin: int, end: int) -> None:
-        recent = end - self._recent
-        if recent > len(self._chain) and len(self._chain) < MAX_RECENT:
-            size = min(MAX_RECENT, max(2 * len(self._chain), recent))
-            self._chain = np.zeros(size, np.int32)
-            self._heads = empty_heads(size)
-            begin = self._recent
-        heads = self._heads
-        link_recent(self._text, self._chain, heads, len(heads) - 1, self._recent, begin, end)
+    def _move_answers(self, text: IntArray) -> None:
+        """Move the answers that are left together, into `text`."""
+        answers, old_text, old_order = self._answers, self._text, self._order
+        sequence = answers.sequence[: answers.number]
+        moved, spans = kept_answers(sequence, answers.places, old_text, text)
+        order = np.empty(len(old_order), np.int32)
+        order = order[: move_entries(old_order, spans, moved, order)]
+        recent = length = self._length - self._removed
+        first = int(np.searchsorted(spans[:, 0], self._recent))
+        if first < len(moved):
+            recent = int(moved[first, PLACE])
+        chain, heads = np.empty_like(self._chain), np.full_like(self._heads, -1)
+        link_recent(text, chain, heads, len(heads) - 1, recent, recent, length)
+        with self._lock:
+            self._text, self._order, self._chain, self._heads = text, order, chain, heads
+            self._length, self._recent, self._removed = length, recent, 0
+            self._generation += 1
+            self._publish()
+        answers.move(moved)
+        give_back(old_text)
+        give_back(old_order)
 
-    def _merge_recent(self) -> None:
-        begin = self._recent
-        self._recent = self._length
-        self._heads[:] = -1
-        self._merge_entries(begin, self._length)
 
-    def _merge_entries(self, begin: int, end: int) -> None:
-        added = sort_suffixes(self._text, live_entries(self._text, begin, end))
-        size = self._sorted + len(added)
-        if size > len(self._order):
-            order = np.zeros(int(size * GROWTH), np.int32)
-            order[: self._sorted] = self._order[: self._sorted]
-            self._order = order
-        merge_suffixes(self._text, self._order, self._sorted, added)
-        self._sorted = size
-        self._generation += 1
-
-    def _evict(self) -> None:
-        """Drop the oldest answers, a sixteenth of the tokens at once, in one pass."""
-        target = (self._length - self._dead) // 16
-        end = dropped = 0
-        for answer_id, (begin, length) in list(self._answers.items()):
-            if dropped > target:
-                break
-            del self._answers[answer_id]
-            end = max(end, begin + length + 2)
-            self._text[begin : begin + length + 2] = END
-            dropped += length + 2
-        self._sorted = drop_suffixes(self._order, self._sorted, 0, min(end, self._recent))
-        self._dead += dropped
-        self._compact()
-
-    def _compact(self) -> None:
-        """Close the gaps that removed answers left in the text."""
-        self._merge_recent()
-        places = sorted(self._answers.items(), key=lambda item: item[1][0])
-        live = sum(length + 2 for _, (_, length) in places)
-        text = np.full(int(live * GROWTH) + MAX_ORDER + 2 + 256, END, np.int32)
-        starts = np.zeros(max(1, len(places)), np.int32)
-        shifts = np.zeros_like(starts)
-        at = 0
-        for i, (answer_id, (begin, length)) in enumerate(places):
-            starts[i], shifts[i] = begin, begin - at
-            text[at : at + length + 2] = self._text[begin : begin + length + 2]
-            self._answers[answer_id] = (at, length)
-            at += length + 2
-        shift_entries(self._order, self._sorted, starts, shifts)
-        self._order = self._order[: int(self._sorted * GROWTH)].copy()
-        self._text, self._length, self._recent, self._dead = text, at, at, 0
-        self._generation += 1
+def chain_size(size: int, recent: int) -> int:
+    """Places of a chain of `size` that has to hold `recent` of them."""
+    return size if recent <= size else min(MAX_RECENT, max(2 * size, recent))

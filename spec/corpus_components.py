@@ -11,7 +11,6 @@ from .layout import (
     CORPUS_ORDER,
     CORPUS_SORTED,
     CORPUS_TEXT,
-    END,
     MAX_COMPONENTS,
     MAX_ORDER,
     NUM_ORDERS,
@@ -79,7 +78,7 @@ def add_recent(corpus, text, begin, n, totals, tokens, counts, numbers):
     while i >= recent and visits < MAX_RECENT_VISITS:
         visits += 1
         token = corpus_text[i + 1]
-        if corpus_text[i] == last and token != END:
+        if corpus_text[i] == last and token >= 0:
             match = 1
             while (
                 match < MAX_ORDER
@@ -110,18 +109,20 @@ def add_corpus_components(corpus, text, begin, n, ranges, scratch, components, c
     order = int32_at(corpus[CORPUS_ORDER], corpus[CORPUS_SORTED])
     totals, numbers = scratch.corpus_total, scratch.successors
     found_token, found_count = scratch.successor_token, scratch.successor_count
+    size = 0
     for o in range(NUM_ORDERS):
         low, high = ranges[ORDERS[o], 0], ranges[ORDERS[o], 1]
-        totals[o], numbers[o] = high - low, 0
-        if high > low and o > 0 and totals[o] == totals[o - 1]:
-            numbers[o] = numbers[o - 1]
+        totals[o], numbers[o] = 0, 0
+        size_before, size = size, high - low
+        if size > 0 and size == size_before:
+            totals[o], numbers[o] = totals[o - 1], numbers[o - 1]
             for k in range(numbers[o]):
                 found_token[o, k], found_count[o, k] = (
                     found_token[o - 1, k],
                     found_count[o - 1, k],
                 )
-        elif high > low:
-            numbers[o] = successors(
+        elif size > 0:
+            numbers[o], totals[o] = successors(
                 corpus_text, order, ORDERS[o], low, high, found_token[o], found_count[o]
             )
     add_recent(corpus, text, begin, n, totals, found_token, found_count, numbers)
@@ -179,7 +180,8 @@ def count_sorted_beyond(corpus, last, skipped, scratch):
         looks = min(size, MAX_SKIPPED_LOOKS)
         for look in range(looks):
             at = order[low + size * look // looks] + SKIPPED_ORDERS[o]
-            if corpus_text[at] == last or corpus_text[at] == END or corpus_text[at + 1] == END:
+            theirs = corpus_text[at]
+            if theirs < 0 or theirs == last or corpus_text[at + 1] < 0:
                 continue
             count_beyond(o, corpus_text[at + 1], scratch)
 
@@ -197,7 +199,7 @@ def count_recent_beyond(corpus, text, begin, n, scratch):
     while i >= recent and visits < MAX_RECENT_VISITS:
         visits += 1
         theirs = corpus_text[i + 1]
-        if corpus_text[i] == key and theirs != END and theirs != last and corpus_text[i + 2] != END:
+        if corpus_text[i] == key and theirs >= 0 and theirs != last and corpus_text[i + 2] >= 0:
             match = 1
             while (
                 match < SKIPPED_ORDERS[NUM_SKIPPED - 1]

@@ -9,6 +9,9 @@ import numpy as np
 # Tokens that stand for no token: they never equal one.
 END = -1
 BOS = -2
+# Added to the tokens of removed answers in a corpus's text, which makes them less than BOS.
+REMOVED = -(1 << 31)
+MAX_CORPUS_TOKEN = (1 << 31) - 3  # the largest for which that is so
 
 CONTEXT, NEAR_ANSWER, CORPUS = range(3)
 
@@ -58,7 +61,7 @@ NEAR_START, NEAR_SIMILARITY, NEAR_RANK, NEAR_CLAUSE, NEAR_ACCEPTED, NEAR_INFO_FI
     CORPUS_TEXT,
     CORPUS_LENGTH,
     CORPUS_ORDER,  # address: the suffix array
-    CORPUS_SORTED,  # its length
+    CORPUS_SORTED,  # its length, entries of removed answers included
     RECENT_BEGIN,  # text from here on is not in the suffix array yet
     RECENT_CHAIN,
     RECENT_HEADS,

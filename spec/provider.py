@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from .alignment import FIRST_HIT
 from .batch import BatchRunner, Tables
@@ -29,12 +30,15 @@ from .layout import (
 from .near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
 from .request import Request
 from .stats import SOURCES, ProviderStats, RequestStats
+from .step_lock import StepLock
 from .trail import make_trail, trail_table
 from .weights import SECRET_BYTES, load_weights, salt_of, save_weights, start_weights
 
 logger = logging.getLogger(__name__)
 
-FIRST_SLOTS = 16
+# Of live requests. Memory is taken for those that there are; only more than so many cost a copy of
+# all that is kept for them, at once and in a step.
+FIRST_SLOTS = 1024
 HOPELESS = 0.95
 _SECRET = os.urandom(SECRET_BYTES)  # of this process, where none was saved
 
@@ -56,13 +60,14 @@ class DraftProvider:
     def __init__(self, config: DraftConfig | None = None, *, seed: int = 0) -> None:
         del seed
         self.config = config or DraftConfig()
-        self._lock = threading.RLock()
+        self._lock = StepLock()
+        self._changes = threading.Lock()  # of the corpora, which never holds up a step
         self._live: dict[str, Request | RequestStats] = {}
-        self._corpora = Corpora(max_bytes=self.config.max_corpus_bytes)
+        self._corpora = Corpora(max_bytes=self.config.max_corpus_bytes, lock=self._lock.giving_way)
         self._positions = self.config.num_speculative_tokens + 2
         self._requests = np.zeros((FIRST_SLOTS, REQUEST_FIELDS), np.int64)
         self._trail = make_trail(FIRST_SLOTS, self._positions)
-        self._free = list(range(FIRST_SLOTS))
+        self._free = list(range(FIRST_SLOTS - 1, -1, -1))
         self._weights = start_weights()
         self._secret = _SECRET
         self._tables = self._make_tables()
@@ -80,7 +85,8 @@ class DraftProvider:
         tokens = np.arange(64, dtype=np.int32)
         for answer in range(80):
             other.add_answer(str(answer), tokens)
-        other.remove_answer("0")
+        for answer in range(70):
+            other.remove_answer(str(answer))
         near = PlainNearAnswer("0", 0.9, tokens, tokens)
         other.start("0", tokens)
         other.attach("0", [near])
@@ -250,34 +256,42 @@ class DraftProvider:
     ) -> None:
         """Index an answer of a namespace; one already indexed under this id stays as it is."""
         tokens = as_token_ids(response_token_ids, "response_token_ids")
-        with self._lock:
+        with self._changes:
             self._corpora.add(answer_id, tokens, namespace)
 
     def remove_answer(self, answer_id: str, *, namespace: str = "") -> None:
         """Take an answer out of the index; an unknown id is ignored."""
-        with self._lock:
+        with self._changes:
             self._corpora.remove(answer_id, namespace)
 
     def stats(self) -> ProviderStats:
         """The counters of all requests, live ones included."""
-        with self._lock:
-            total = RequestStats()
+        total = RequestStats()
+        with self._lock.giving_way:
             total.add(self._total)
+            slots = []
             for request in self._live.values():
-                total.add(self._read_stats(request) if isinstance(request, Request) else request)
-            corpora = self._corpora.corpora()
-            return ProviderStats(
-                requests=self._num_requests,
-                steps=total.steps,
-                emitted=total.emitted,
-                drafted=total.drafted,
-                accepted=total.accepted,
-                by_source=total.by_source,
-                answers=sum(map(len, corpora)),
-                cached_tokens=sum(corpus.num_tokens for corpus in corpora),
-                bytes=sum(corpus.num_bytes for corpus in corpora),
-                errors=self._errors,
-            )
+                if isinstance(request, Request):
+                    slots.append(request.slot)
+                else:
+                    total.add(request)
+            rows = self._requests[slots]
+            num_requests, errors = self._num_requests, self._errors
+            held = self._corpora.total
+        if slots:
+            total.add(_stats_of(rows.sum(axis=0)))
+        return ProviderStats(
+            requests=num_requests,
+            steps=total.steps,
+            emitted=total.emitted,
+            drafted=total.drafted,
+            accepted=total.accepted,
+            by_source=total.by_source,
+            answers=held.answers,
+            cached_tokens=held.tokens,
+            bytes=held.bytes,
+            errors=errors,
+        )
 
     def note_ready(self, num_tokens: int) -> None:
         """Take in that steps of up to so many tokens in all, drafted or not, pay for nothing that
@@ -291,8 +305,10 @@ class DraftProvider:
         Raises:
             OSError: the file cannot be written.
         """
-        with self._lock:
-            weights = type(self._weights)(*(table.copy() for table in self._weights))
+        weights = type(self._weights)(*(table.copy() for table in self._weights))
+        with self._lock.giving_way:  # again, into memory that is there: all of the same moment
+            for table, copied in zip(self._weights, weights, strict=True):
+                copied[:] = table
             secret = self._secret
         save_weights(weights, path, secret=secret)
 
@@ -412,12 +428,17 @@ class DraftProvider:
         self._free.extend(range(size, 2 * size))
 
     def _read_stats(self, request: Request) -> RequestStats:
-        row = self._requests[request.slot]
-        stats = RequestStats(steps=int(row[STEPS]), emitted=int(row[EMITTED]))
-        for i, source in enumerate(SOURCES):
-            stats.by_source[source].drafted = int(row[DRAFTED_CONTEXT + i])
-            stats.by_source[source].accepted = int(row[ACCEPTED_CONTEXT + i])
-        stats.drafted = sum(count.drafted for count in stats.by_source.values())
-        stats.accepted = sum(count.accepted for count in stats.by_source.values())
+        stats = _stats_of(self._requests[request.slot])
         stats.accepted_by_answer = request.accepted_by_answer()
         return stats
+
+
+def _stats_of(row: npt.NDArray[np.int64]) -> RequestStats:
+    """The counters of a row of the request table."""
+    stats = RequestStats(steps=int(row[STEPS]), emitted=int(row[EMITTED]))
+    for i, source in enumerate(SOURCES):
+        stats.by_source[source].drafted = int(row[DRAFTED_CONTEXT + i])
+        stats.by_source[source].accepted = int(row[ACCEPTED_CONTEXT + i])
+    stats.drafted = sum(count.drafted for count in stats.by_source.values())
+    stats.accepted = sum(count.accepted for count in stats.by_source.values())
+    return stats

@@ -5,22 +5,40 @@
 Entries are indices into `text`, sorted by the up to MAX_ORDER + 1 tokens that follow from there,
 an END ending the comparison; ties by index. The entries that begin with a pattern are a range, and
 those that go on with a given token are a range within it.
+
+A removed answer leaves its entries where they are and only marks its tokens (`mark_removed`). A
+search takes them for what they were, so that the order stays right, and what is counted, the token
+after the pattern, says by itself whether it counts. So a mark needs no lock: each is a single
+store, and a search that meets it sees the token as it was or as it is.
 """
 
 import numpy as np
 
 from .compiled import compiled
-from .layout import END, MAX_ORDER, SUCCESSORS
+from .layout import BOS, END, MAX_ORDER, REMOVED, SUCCESSORS
 from .near_answer import IntArray
 
 SAMPLED = 24
 
 
 @compiled
+def mark_removed(text: IntArray, begin: int, end: int) -> None:
+    """Mark the tokens of text[begin:end], which holds no BOS or END, as removed."""
+    for i in range(begin, end):
+        text[i] += REMOVED
+
+
+@compiled
+def token_of(stored: int) -> int:
+    """The token at a place of the text, be it removed or not."""
+    return stored if stored >= BOS else stored - REMOVED
+
+
+@compiled
 def precedes(text: IntArray, a: int, b: int) -> bool:
     """Whether the suffix at `a` sorts before the one at `b`."""
     for depth in range(MAX_ORDER + 1):
-        x, y = text[a + depth], text[b + depth]
+        x, y = token_of(text[a + depth]), token_of(text[b + depth])
         if x != y:
             return bool(x < y)
         if x == END:
@@ -51,35 +69,22 @@ def sort_suffixes(text: IntArray, entries: IntArray) -> IntArray:
 
 
 @compiled
-def merge_suffixes(text: IntArray, order: IntArray, size: int, added: IntArray) -> None:
-    """Merge sorted `added` [m] into order[:size], in place, from the back; room for m is needed."""
-    last, hole = size, size + added.shape[0]
-    for k in range(added.shape[0] - 1, -1, -1):
-        low, high = 0, last
+def merge_suffixes(text: IntArray, order: IntArray, added: IntArray, merged: IntArray) -> None:
+    """Merge sorted `order` [n] and `added` [m] into `merged` [n + m]."""
+    begin = number = 0
+    for k in range(added.shape[0]):
+        low, high = begin, order.shape[0]
         while low < high:
             middle = (low + high) // 2
             if precedes(text, order[middle], added[k]):
                 low = middle + 1
             else:
                 high = middle
-        for i in range(last - 1, low - 1, -1):
-            hole -= 1
-            order[hole] = order[i]
-        last = low
-        hole -= 1
-        order[hole] = added[k]
-
-
-@compiled
-def drop_suffixes(order: IntArray, size: int, begin: int, end: int) -> int:
-    """Take the entries in [begin, end) out of order[:size]; return the new size."""
-    kept = 0
-    for i in range(size):
-        entry = order[i]
-        if entry < begin or entry >= end:
-            order[kept] = entry
-            kept += 1
-    return kept
+        merged[number : number + low - begin] = order[begin:low]
+        number += low - begin
+        merged[number] = added[k]
+        begin, number = low, number + 1
+    merged[number:] = order[begin:]
 
 
 @compiled
@@ -88,19 +93,19 @@ def narrow(text, order, depth, low, high, token):
     a, b = low, high
     while a < b:
         middle = (a + b) // 2
-        if text[order[middle] + depth] < token:
+        if token_of(text[order[middle] + depth]) < token:
             a = middle + 1
         else:
             b = middle
     first, b = a, high
     step = 1
-    while a + step < b and text[order[a + step] + depth] <= token:
+    while a + step < b and token_of(text[order[a + step] + depth]) <= token:
         a += step
         step *= 2
     b = min(b, a + step)
     while a < b:
         middle = (a + b) // 2
-        if text[order[middle] + depth] <= token:
+        if token_of(text[order[middle] + depth]) <= token:
             a = middle + 1
         else:
             b = middle
@@ -111,18 +116,22 @@ def narrow(text, order, depth, low, high, token):
 def successors(text, order, depth, low, high, tokens, counts):
     """The most frequent tokens after order[low:high], whose entries share `depth` tokens.
 
-    Fills `tokens` and `counts`, both [SUCCESSORS] int32; returns how many. Up to SAMPLED entries
-    are all counted. A longer range is sampled at even distances: as it is sorted by what follows,
-    no token with a share of 1 / SAMPLED can be missed, and its count is right to within that.
+    Fills `tokens` and `counts`, both [SUCCESSORS] int32; returns how many, and how many entries are
+    not of removed answers. Up to SAMPLED entries are all counted. A longer range is sampled at even
+    distances: as it is sorted by what follows, no token with a share of 1 / SAMPLED can be missed,
+    and its count is right to within that.
     """
     size = high - low
     looks = min(size, SAMPLED)
-    number, run, previous = 0, 0, END
+    number, run, previous, removed = 0, 0, END, 0
     for i in range(looks + 1):
         token = END
         if i < looks:
             index = low + i if size <= SAMPLED else low + (2 * i + 1) * size // (2 * SAMPLED)
             token = text[order[index] + depth]
+            if token < BOS:
+                removed += 1
+                continue
             if token == previous:
                 run += 1
                 continue
@@ -136,4 +145,6 @@ def successors(text, order, depth, low, high, tokens, counts):
                 tokens[place], counts[place] = previous, count
                 number = min(number + 1, SUCCESSORS)
         previous, run = token, 1
-    return number
+    if size > SAMPLED:
+        removed = removed * size // SAMPLED
+    return number, size - removed

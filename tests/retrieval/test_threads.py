@@ -112,7 +112,7 @@ def test_a_breaker_is_not_stuck_half_open_by_an_unexpected_error():
 
 def test_the_sender():
     ours, theirs = socket.socketpair()
-    sender = Sender(ours, queue_length=10)
+    sender = Sender(ours, max_bytes=1 << 16)
     sender.send(Left("\ud800", ""))  # no UTF-8
     sender.send(Left("a", ""))
     assert RESPONSES.decode(receive(theirs)) == Left("a", "")
@@ -131,7 +131,7 @@ def test_a_sender_whose_connection_fails_is_closed(wait_until):
         def shutdown(self, _):
             pass
 
-    sender = Sender(Broken(), queue_length=10)
+    sender = Sender(Broken(), max_bytes=1 << 16)
     assert sender.send(Left("a", ""))
     # Not queueing for ever: who sends is told, and connects again.
     wait_until(lambda: not sender.send(Left("b", "")))

@@ -206,8 +206,9 @@ def _predicted(
     assert isinstance(request, Request)
     row = provider._requests[request.slot]
     (corpus,) = provider._corpora.corpora()
-    recent = {name for name, (place, _) in corpus._answers.items() if place >= corpus._recent}
-    by_place = sorted(cached, key=lambda name: corpus._answers[name][0])
+    places = {name: corpus._answers.place_of(name)[0] for name in cached}
+    recent = {name for name, place in places.items() if place >= corpus._recent}
+    by_place = sorted(cached, key=lambda name: places[name])
     sorted_answers = [cached[name] for name in by_place if name not in recent]
     recent_answers = [cached[name] for name in by_place if name in recent]
     predicted = int(row[PREDICTED])

@@ -3,7 +3,14 @@
 import numpy as np
 
 from reprise.spec.layout import END, MAX_ORDER, SUCCESSORS
-from reprise.spec.suffix_array import SAMPLED, merge_suffixes, narrow, sort_suffixes, successors
+from reprise.spec.suffix_array import (
+    SAMPLED,
+    mark_removed,
+    merge_suffixes,
+    narrow,
+    sort_suffixes,
+    successors,
+)
 
 
 def text_of(answers: int, length: int, vocabulary: int) -> np.ndarray:
@@ -26,8 +33,7 @@ def test_sort_and_merge() -> None:
     assert sort_suffixes(text, entries).tolist() == expected
     first, second = sort_suffixes(text, entries[::3]), sort_suffixes(text, entries[1::3])
     order = np.zeros(len(first) + len(second), np.int32)
-    order[: len(first)] = first
-    merge_suffixes(text, order, len(first), second)
+    merge_suffixes(text, first, second, order)
     assert order.tolist() == [i for i in expected if i in set(order.tolist())]
 
 
@@ -43,7 +49,8 @@ def test_narrow_and_successors() -> None:
         k = len(pattern)
         found = [i for i in entries if text[i : i + k].tolist() == pattern]
         assert sorted(order[low:high].tolist()) == sorted(found)
-        number = successors(text, order, k, low, high, tokens, counts)
+        number, total = successors(text, order, k, low, high, tokens, counts)
+        assert total == len(found)
         got = dict(zip(tokens[:number].tolist(), counts[:number].tolist(), strict=True))
         after = [int(text[i + k]) for i in found if text[i + k] != END]
         exact = {token: after.count(token) for token in set(after)}
@@ -53,3 +60,31 @@ def test_narrow_and_successors() -> None:
             assert all(abs(got[token] - exact[token]) <= 2 * len(found) / SAMPLED for token in got)
             assert all(token in got for token in exact if exact[token] > 2 * len(found) / SAMPLED)
         assert sorted(counts[:number].tolist(), reverse=True) == counts[:number].tolist()
+
+
+def test_removed_answers_are_found_but_not_counted() -> None:
+    text = text_of(40, 60, 4)
+    entries = np.array([i for i in range(40 * 61) if text[i] != END], np.int32)
+    order = sort_suffixes(text, entries)
+    whole = text.copy()
+    for answer in range(0, 40, 3):
+        mark_removed(text, 61 * answer, 61 * answer + 60)
+    assert sort_suffixes(text, entries).tolist() == order.tolist()
+    tokens, counts = np.zeros(SUCCESSORS, np.int32), np.zeros(SUCCESSORS, np.int32)
+    for pattern in ([1], [1, 2, 3], [3, 0, 1, 2]):
+        k = len(pattern)
+        low, high = 0, len(order)
+        for depth, token in enumerate(pattern):
+            low, high = narrow(text, order, depth, low, high, token)
+        found = [i for i in entries if whole[i : i + k].tolist() == pattern]
+        assert high - low == len(found)
+        number, total = successors(text, order, k, low, high, tokens, counts)
+        got = dict(zip(tokens[:number].tolist(), counts[:number].tolist(), strict=True))
+        after = [int(text[i + k]) for i in found if text[i + k] >= 0]
+        exact = {token: after.count(token) for token in set(after)}
+        if high - low <= SAMPLED:
+            assert got == exact
+            assert total == len([i for i in found if i // 61 % 3])
+        else:
+            assert all(abs(got[token] - exact[token]) <= 3 * len(found) / SAMPLED for token in got)
+            assert abs(total - 26 / 40 * len(found)) < 0.25 * len(found)

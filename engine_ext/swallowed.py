@@ -2,6 +2,8 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vllm.logger import init_logger
 
@@ -29,6 +31,14 @@ class SwallowedErrors:
                 error,
                 exc_info=error,
             )
+
+    @contextmanager
+    def swallowing(self, place: str) -> Iterator[None]:
+        """Run a block that may fail: an error is counted under `place` and ends the block."""
+        try:
+            yield
+        except Exception as error:
+            self.swallow(place, error)
 
     def counts(self) -> dict[str, int]:
         """Errors by place so far."""

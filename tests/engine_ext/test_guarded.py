@@ -1,6 +1,5 @@
 """Whatever fails in our part of a method of vLLM's, the method answers, and runs once."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,21 +27,21 @@ class Runner:
 
 
 @pytest.fixture
-def runner_class(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Runner]]:
+def runner_class(monkeypatch: pytest.MonkeyPatch) -> type[Runner]:
     """A class of its own to be wrapped, and no errors yet."""
 
     class Fresh(Runner):
         step = Runner.step
 
     monkeypatch.setattr(guarded, "step_errors", SwallowedErrors())
-    yield Fresh
+    return Fresh
 
 
 def wraps(ours: Any) -> Any:
-    return lambda original, runner, number, **kwargs: ours(original)
+    return lambda original, *_, **__: ours(original)
 
 
-def before(original: Original) -> int:
+def before(_: Original) -> int:
     raise KeyError("before")
 
 
@@ -140,7 +139,7 @@ def test_a_class_and_its_objects_are_wrapped_once_each(runner_class: type[Runner
 
 
 def test_an_error_that_is_none_of_ours_to_swallow_passes(runner_class: type[Runner]) -> None:
-    def ends(original: Original) -> int:
+    def ends(_: Original) -> int:
         raise SystemExit("the worker ends")
 
     wrap_step_method(runner_class, "step", wraps(ends))

@@ -22,7 +22,12 @@ def install() -> None:
         RuntimeError: vLLM is not as expected; it is left as it is.
     """
     check_parameters({(Scheduler, "_update_after_schedule"): ("self", "scheduler_output")})
-    wrap_step_method(Scheduler, "_update_after_schedule", _update_after_schedule)
+    wrap_step_method(
+        Scheduler,
+        "_update_after_schedule",
+        _update_after_schedule,
+        otherwise=_update_after_schedule,
+    )
 
 
 def _update_after_schedule(original: Original, scheduler: Any, scheduler_output: Any) -> Any:

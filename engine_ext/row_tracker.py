@@ -124,6 +124,8 @@ class IdRowTracker:
                 prompt = token_ids_cpu[row, :seen]
             if num_tokens - seen != len(emitted):  # steps went by that were not looked at
                 emitted = token_ids_cpu[row, seen:num_tokens].tolist()
+                if PLACEHOLDER in emitted:
+                    continue  # seen once all are known
             rows.append(TrackedRow(row, request_id, prompt, emitted, num_tokens))
         # Only now: had a row failed, none would have been seen.
         num_seen.update((row.request_id, row.num_tokens) for row in rows)

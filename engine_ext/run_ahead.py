@@ -23,13 +23,14 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, DraftTokenIds
 
 from reprise.engine_ext.ahead import leave_no_room, step_without_requests
 from reprise.engine_ext.guarded import Original, wrap_step_method
-from reprise.engine_ext.row_tracker import PLACEHOLDER, num_known
+from reprise.engine_ext.row_tracker import PLACEHOLDER
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
 
 LEAST_WAIT_S = 0.0001  # below, the device may have waited for the host
+_MAX_UNKNOWN = 4  # tokens of a request: one of each step under way, and of those that were missed
 
 
 class _Step(NamedTuple):
@@ -72,13 +73,17 @@ class RunAhead:
             self._scheduler,
             "_update_after_schedule",
             self.update_after_schedule,
-            otherwise=leave_no_room,
+            otherwise=self.update_after_schedule,
         )
 
     def step(self, step: Original) -> Any:
         """vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the next
         batch has to wait for what is under way, it only takes in what that emitted."""
-        if not self._under_way or (self._under_way[-1].is_followed and not self._drafts_pay):
+        in_queue = len(self._core.batch_queue)
+        while len(self._under_way) > in_queue:
+            self._under_way.popleft()  # vLLM has taken it in alone: something of ours failed
+        is_known = len(self._under_way) == in_queue
+        if not in_queue or (is_known and self._under_way[-1].is_followed and not self._drafts_pay):
             return step()
         return step_without_requests(step, self._scheduler)
 
@@ -87,12 +92,12 @@ class RunAhead:
     ) -> None:
         """vLLM's, but that the next step has no drafts as long as none are handed over. Drafts that
         found no room in this step are dropped: the next one may be launched before it is known."""
-        leave_no_room(original, scheduler_output)
         if self._has_drafts:
-            self._has_drafts = False
             for request in self._scheduler.running:
                 if request.request_id not in scheduler_output.num_scheduled_tokens:
                     request.spec_token_ids = []
+            self._has_drafts = False
+        leave_no_room(original, scheduler_output)
 
     def sample_tokens(self, original: Original, *_: Any, **__: Any) -> Any:
         """vLLM's, which waits for the tokens where drafts may be made of them at once."""
@@ -115,10 +120,17 @@ class RunAhead:
         return output
 
     def sample_later(self, original: Original, *_: Any, **__: Any) -> Any:
-        """vLLM's as it is: the tokens are known later, and nothing is drafted after the step."""
+        """vLLM's, and nothing is drafted after the step. Its tokens are known later, unless it has
+        drafts: what those come to vLLM could not keep on the device."""
+        state = self._runner.execute_model_state
         self._waits = False
-        self._runner.use_async_scheduling = True
-        return original()
+        self._runner.use_async_scheduling = (
+            state is None or not state.scheduler_output.scheduled_spec_decode_tokens
+        )
+        try:
+            return original()
+        finally:
+            self._runner.use_async_scheduling = True
 
     def _has_to_wait(self, scheduler_output: "SchedulerOutput") -> bool:
         return bool(
@@ -146,6 +158,7 @@ class RunAhead:
     ) -> Any:
         """vLLM's; then drafts, if they can be made now or would pay."""
         outputs = original()
+        self._fill_in()
         if any(step.scheduler_output is scheduler_output for step in self._under_way):
             # None is before it but what failed to be taken in.
             while (step := self._under_way.popleft()).scheduler_output is not scheduler_output:
@@ -155,7 +168,6 @@ class RunAhead:
                 self._forget_drafts(scheduler_output)
                 self._hand_over(self._runner.take_draft_token_ids())
             else:
-                self._fill_in()
                 self._look(step)
         return outputs
 
@@ -180,13 +192,19 @@ class RunAhead:
             if request is None:
                 continue
             outputs, known = state.output_token_ids, request.output_token_ids
-            row = batch.req_id_to_index.get(request_id)
             # One that was preempted meanwhile may have fewer places: the scheduler tells its
             # tokens when it resumes.
-            for place in range(num_known(outputs), min(len(outputs), len(known))):
-                outputs[place] = known[place]
-                if row is not None:
-                    batch.token_ids_cpu[row, batch.num_prompt_tokens[row] + place] = known[place]
+            end = min(len(outputs), len(known))
+            begin = max(0, end - _MAX_UNKNOWN)
+            if PLACEHOLDER not in outputs[begin:end]:
+                continue
+            row = batch.req_id_to_index.get(request_id)
+            for place in range(begin, end):
+                if outputs[place] == PLACEHOLDER:
+                    outputs[place] = known[place]
+                    if row is not None:
+                        in_row = batch.num_prompt_tokens[row] + place
+                        batch.token_ids_cpu[row, in_row] = known[place]
 
     def _look(self, step: _Step) -> None:
         """Draft after a step that was not waited for; for the next one, if nothing is under way."""

@@ -139,7 +139,7 @@ def draw_questions(
     questions = []
     for _ in range(count):
         kind = str(random.choice(list(_KINDS), p=list(_KINDS.values())))
-        text = texts[random.integers(len(texts))]
+        text = texts[int(random.integers(len(texts)))]
         # Few starts and many equal pieces: answers come again, and are drafted.
         length = _prompt_length(kind, max_model_len, random)
         begin = _BLOCK * int(random.integers(4))
@@ -411,9 +411,9 @@ def main(
         outcome = run_way(one, model, texts, range(seeds)[number :: len(chosen)], count)
         ends += outcome.requests
         is_good &= outcome.is_good
-        cells = (outcome.requests.total(), len(outcome.wrong), outcome.lost, len(outcome.errors))
-        cells += (outcome.preemptions, outcome.accepted, outcome.steps, round(outcome.seconds))
-        table.add_row(one.name, *map(str, cells))
+        found = [outcome.requests.total(), len(outcome.wrong), outcome.lost, len(outcome.errors)]
+        found += [outcome.preemptions, outcome.accepted, outcome.steps, round(outcome.seconds)]
+        table.add_row(one.name, *map(str, found))
         for line in [*outcome.wrong[:10], *outcome.errors]:
             typer.echo(line, err=True)
     console = Console(width=None if sys.stdout.isatty() else 140)

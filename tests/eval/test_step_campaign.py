@@ -1,4 +1,4 @@
-"""The campaign against vLLM's step: what it asks, its complaints, and short ones on real engines."""
+"""The campaign against vLLM's step: what it asks, its complaints, and short ones."""
 
 import os
 import subprocess

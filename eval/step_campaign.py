@@ -58,7 +58,7 @@ WAYS = (
         {
             **_TIGHT,
             "max_model_len": 96,
-            "num_gpu_blocks_override": 16,
+            "num_gpu_blocks_override": 10,
             "scheduling_policy": "priority",
         },
     ),
@@ -67,7 +67,7 @@ WAYS = (
         {
             **_TIGHT,
             "max_model_len": 128,
-            "num_gpu_blocks_override": 14,
+            "num_gpu_blocks_override": 10,
             "max_num_batched_tokens": 48,
             "enable_prefix_caching": False,
         },
@@ -77,7 +77,7 @@ WAYS = (
         {
             **_TIGHT,
             "max_model_len": 96,
-            "num_gpu_blocks_override": 16,
+            "num_gpu_blocks_override": 10,
             "scheduling_policy": "priority",
             "async_scheduling": False,
         },
@@ -87,7 +87,7 @@ WAYS = (
         {
             **_TIGHT,
             "max_model_len": 96,
-            "num_gpu_blocks_override": 16,
+            "num_gpu_blocks_override": 10,
             "scheduling_policy": "priority",
         },
         runs_ahead=True,
@@ -152,13 +152,13 @@ def draw_questions(
 _KINDS = {
     "end of context": 0.30,
     "last block": 0.20,
-    "end of answer": 0.15,
+    "end of answer": 0.13,
     "prompt of whole blocks": 0.10,
     "stop string": 0.08,
     "min_tokens": 0.05,
     "greedy with a seed": 0.05,
     "penalties": 0.04,
-    "grammar": 0.03,
+    "grammar": 0.05,
 }
 
 
@@ -166,7 +166,7 @@ def _prompt_length(kind: str, max_model_len: int, random: np.random.Generator) -
     if kind == "prompt of whole blocks":
         return 1 + _BLOCK * int(random.integers(1, max_model_len // _BLOCK))
     if kind == "end of context":
-        return max_model_len - int(random.choice([1, 2, 3, 5, 8, 13, 17, 18, 24, 40]))
+        return max_model_len - int(random.choice([1, 2, 3, 5, 8, 13, 17, 18, 24, 40, 60, 75]))
     return int(random.integers(3, max_model_len - 20))
 
 

@@ -5,8 +5,11 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from reprise.engine_ext.guarded import Original
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
 
 _MARK = "_reprise_ahead"
 
@@ -36,3 +39,17 @@ def without_requests(scheduler: Any) -> Iterator[None]:
         yield
     finally:
         del scheduler.has_requests
+
+
+def step_without_requests(step: Original, scheduler: Any) -> Any:
+    """Have the engine core only take in what a step that is under way has emitted."""
+    with without_requests(scheduler):
+        outputs, _ = step()
+    return outputs, True  # else vLLM would sleep, as if nothing could be run
+
+
+def leave_no_room(original: Original, scheduler_output: "SchedulerOutput") -> None:
+    """vLLM's `_update_after_schedule`, after which the next step has no room for drafts, but for
+    those that are handed over before it is scheduled."""
+    scheduler_output.num_spec_tokens_to_schedule = 0
+    original()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.engine_ext.swallowed import SwallowedErrors
-from reprise.retrieval.answer import Answer
+from reprise.retrieval.answer import Answer, AnswerUpdate
 from reprise.retrieval.retriever import Retriever
 from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
@@ -89,15 +89,12 @@ class AnswerLearner:
                 finished = self._queue.get(timeout=_UPDATE_INTERVAL_S)
             except queue.Empty:
                 finished = None
-            try:
-                if finished is not None:
+            if finished is not None:
+                with self._errors.swallowing("learn"):
                     self._learn(finished)
+                self._queue.task_done()
+            with self._errors.swallowing("learn"):
                 self._apply_updates()
-            except Exception as error:
-                self._errors.swallow("learn", error)
-            finally:
-                if finished is not None:
-                    self._queue.task_done()
             self._update_rounds += 1
 
     def _learn(self, finished: FinishedRequest) -> None:
@@ -112,10 +109,18 @@ class AnswerLearner:
 
     def _apply_updates(self) -> None:
         for update in self._retriever.updates():
-            self._overlap.apply(update)
-            if update.added:
-                self._provider.add_answer(
-                    update.answer_id, update.response_token_ids, namespace=update.namespace
-                )
-            else:
+            # One that fails takes no other along: they are told once.
+            with self._errors.swallowing("learn"):
+                self._apply(update)
+
+    def _apply(self, update: AnswerUpdate) -> None:
+        if not update.added:
+            # Also if the other one fails: what is removed must not be drafted from.
+            with self._errors.swallowing("learn"):
                 self._provider.remove_answer(update.answer_id, namespace=update.namespace)
+            self._overlap.apply(update)
+            return
+        self._overlap.apply(update)
+        self._provider.add_answer(
+            update.answer_id, update.response_token_ids, namespace=update.namespace
+        )

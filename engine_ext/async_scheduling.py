@@ -25,8 +25,10 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from reprise.engine_ext.ahead import Ahead, ahead_of, set_ahead
+from reprise.engine_ext import draft_padding
+from reprise.engine_ext.ahead import Ahead, ahead_of, set_ahead, step_without_requests
 from reprise.engine_ext.expected_parameters import check_parameters
+from reprise.engine_ext.guarded import Original, place_of, wrap_step_method
 from reprise.engine_ext.plugin import uses_our_proposer
 from reprise.engine_ext.run_ahead import RunAhead
 from reprise.engine_ext.runner_hooks import are_installed
@@ -90,14 +92,14 @@ def install() -> None:
     Raises:
         RuntimeError: vLLM is not as expected; it is left as it is.
     """
-    if hasattr(EngineCore.step_with_batch_queue, _STATE):
+    if place_of(EngineCore.step_with_batch_queue) is not None:
         return
     check_parameters(_EXPECTED_PARAMETERS)
+    draft_padding.install()
     create: Callable[..., Any] = EngineArgs.create_engine_config
     check: Callable[..., None] = VllmConfig.__post_init__
     init_in_process: Callable[..., None] = UniProcExecutor._init_executor
     init_workers: Callable[..., None] = MultiprocExecutor._init_executor
-    step: Callable[..., Any] = EngineCore.step_with_batch_queue
 
     @wraps(create)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
@@ -135,23 +137,31 @@ def install() -> None:
         if was_async:
             self.scheduler_config.async_scheduling = True
 
-    @wraps(step)
-    def step_with_batch_queue(self: Any) -> Any:
-        way = ahead_of(self.vllm_config)
-        if way is None:
-            return step(self)
-        ahead = getattr(self, _STATE, None)
-        if ahead is None:
-            ahead = _ENGINES[way](self)
-            setattr(self, _STATE, ahead)
-        return ahead.step(step)
-
-    setattr(step_with_batch_queue, _STATE, True)
-    EngineCore.step_with_batch_queue = step_with_batch_queue
+    wrap_step_method(
+        EngineCore, "step_with_batch_queue", _step_with_batch_queue, otherwise=_step_by_step
+    )
     UniProcExecutor._init_executor = init_uniproc_executor
     MultiprocExecutor._init_executor = init_multiproc_executor
     VllmConfig.__post_init__ = post_init
     EngineArgs.create_engine_config = create_engine_config
+
+
+def _step_with_batch_queue(original: Original, core: Any) -> Any:
+    way = ahead_of(core.vllm_config)
+    if way is None:
+        return original()
+    ahead = getattr(core, _STATE, None)
+    if ahead is None:
+        ahead = _ENGINES[way](core)
+        setattr(core, _STATE, ahead)
+    return ahead.step(original)
+
+
+def _step_by_step(original: Original, core: Any) -> Any:
+    """Never schedule while a step is under way: that is right for every step."""
+    if core.batch_queue and ahead_of(core.vllm_config) is not None:
+        return step_without_requests(original, core.scheduler)
+    return original()
 
 
 def _fills_in(worker: Any) -> bool:

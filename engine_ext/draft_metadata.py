@@ -6,9 +6,7 @@ two more steps, while the GPU has nothing else to do. Here they are parts of one
 one gathering.
 """
 
-from collections.abc import Callable
 from dataclasses import fields
-from functools import wraps
 from typing import Any
 
 import numba
@@ -19,6 +17,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from reprise.engine_ext.expected_parameters import check_parameters
+from reprise.engine_ext.guarded import Original, place_of, wrap_step_method
 
 Ints = npt.NDArray[np.int32]
 
@@ -42,8 +41,7 @@ def install() -> None:
     Raises:
         RuntimeError: vLLM is not as expected; it is left as it is.
     """
-    original: Callable[..., SpecDecodeMetadata] = GPUModelRunner._calc_spec_decode_metadata
-    if hasattr(original, "_reprise_in_one_piece"):
+    if place_of(GPUModelRunner._calc_spec_decode_metadata) is not None:
         return
     check_parameters({(GPUModelRunner, "_calc_spec_decode_metadata"): _PARAMETERS})
     known = tuple(field.name for field in fields(SpecDecodeMetadata))
@@ -53,16 +51,16 @@ def install() -> None:
     # Compiled, or read from the disk, before a request waits for it.
     describe_drafts(np.zeros(1, np.int32), np.ones(1, np.int32), torch.zeros(1, dtype=torch.int32))
 
-    @wraps(original)
-    def calc_spec_decode_metadata(
-        self: Any,
-        num_draft_tokens: Ints,  # [batch]
-        cu_num_scheduled_tokens: Ints,  # [batch]
-    ) -> SpecDecodeMetadata:
-        return describe_drafts(num_draft_tokens, cu_num_scheduled_tokens, self.input_ids.gpu)
+    wrap_step_method(GPUModelRunner, "_calc_spec_decode_metadata", _calc_spec_decode_metadata)
 
-    calc_spec_decode_metadata._reprise_in_one_piece = True  # type: ignore[attr-defined]
-    GPUModelRunner._calc_spec_decode_metadata = calc_spec_decode_metadata
+
+def _calc_spec_decode_metadata(
+    original: Original,  # noqa: ARG001 - replaced, unless this fails
+    runner: Any,
+    num_draft_tokens: Ints,  # [batch]
+    cu_num_scheduled_tokens: Ints,  # [batch]
+) -> SpecDecodeMetadata:
+    return describe_drafts(num_draft_tokens, cu_num_scheduled_tokens, runner.input_ids.gpu)
 
 
 def describe_drafts(

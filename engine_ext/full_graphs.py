@@ -7,8 +7,7 @@ backends allow graphs of any batch (FlashAttention 3 and Triton do), FULL has on
 tokens.
 """
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.config import CUDAGraphMode
@@ -17,6 +16,7 @@ from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from reprise.engine_ext.expected_parameters import check_parameters
+from reprise.engine_ext.guarded import Original, place_of, wrap_step_method
 from reprise.engine_ext.plugin import uses_our_proposer
 
 logger = init_logger(__name__)
@@ -30,24 +30,24 @@ def install() -> None:
     Raises:
         RuntimeError: vLLM is not as expected; it is left as it is.
     """
-    original: Callable[..., None] = GPUModelRunner._check_and_update_cudagraph_mode
-    if hasattr(original, "_reprise_full_graphs"):
+    if place_of(GPUModelRunner._check_and_update_cudagraph_mode) is not None:
         return
     check_parameters({(GPUModelRunner, "_check_and_update_cudagraph_mode"): _PARAMETERS})
+    wrap_step_method(
+        GPUModelRunner, "_check_and_update_cudagraph_mode", _check_and_update_cudagraph_mode
+    )
 
-    @wraps(original)
-    def check_and_update_cudagraph_mode(
-        self: Any,
-        attention_backends: Sequence[Any],
-        kv_cache_groups: Sequence[Any],
-        is_profiling: bool = False,
-    ) -> None:
-        if uses_our_proposer(self.vllm_config):
-            prefer_full(self, attention_backends, kv_cache_groups)
-        original(self, attention_backends, kv_cache_groups, is_profiling=is_profiling)
 
-    check_and_update_cudagraph_mode._reprise_full_graphs = True  # type: ignore[attr-defined]
-    GPUModelRunner._check_and_update_cudagraph_mode = check_and_update_cudagraph_mode
+def _check_and_update_cudagraph_mode(
+    original: Original,
+    runner: Any,
+    attention_backends: Sequence[Any],
+    kv_cache_groups: Sequence[Any],
+    is_profiling: bool = False,  # noqa: ARG001 - vLLM's
+) -> None:
+    if uses_our_proposer(runner.vllm_config):
+        prefer_full(runner, attention_backends, kv_cache_groups)
+    original()
 
 
 def prefer_full(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vllm.sampling_params import SamplingType
+
 from reprise.engine_ext.request_hints import read_hints
 from reprise.engine_ext.row_tracker import IntArray
 from reprise.engine_ext.undrafted_settings import must_not_be_drafted
@@ -64,9 +66,7 @@ class LiveRequest:
         being what fits."""
         if self.params is None:
             return 0 if self.has_ended else max(0, room)
-        # A seed promises the same sample every time, and vLLM's rejection sampling spends the
-        # request's random numbers differently when there are drafts.
-        if self.has_ended or self.params.seed is not None:
+        if self.has_ended or self._promises_a_sample():
             return 0
         if must_not_be_drafted(self.params):
             return 0
@@ -79,6 +79,13 @@ class LiveRequest:
             # when the step began, so the bonus token must not lie beyond them.
             room = min(room, self.params.min_tokens - num_output_tokens - 1)
         return max(0, room)
+
+    def _promises_a_sample(self) -> bool:
+        """Whether a seed promises the same sample every time: vLLM's rejection sampling spends the
+        request's random numbers differently when there are drafts. Greedy answers take none."""
+        if self.params is None or self.params.seed is None:
+            return False
+        return self.params.sampling_type is not SamplingType.GREEDY
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
         """The output up to where the scheduler ends it."""

@@ -1,9 +1,11 @@
 """Near answers in a worker: asked for when a request arrives, drafted from when they are there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from reprise.engine_ext.live_request import LiveRequest
+from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.retrieval.retriever import Retriever
 from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
@@ -11,18 +13,27 @@ from reprise.spec.provider import DraftProvider
 
 class NearDrafts:
     """Attaches to live requests what is near: in meaning, as soon as that is known, and until then
-    by shared tokens. Never waits.
+    by shared tokens. Never waits and never raises: a request for which something fails goes on
+    without near answers.
 
     Args:
         provider: drafts from what is attached.
         retriever: finds what is near in meaning.
         overlap: finds what shares tokens.
         most: near answers of a request.
+        errors: counts what goes wrong.
     """
 
     def __init__(
-        self, provider: DraftProvider, retriever: Retriever, overlap: TokenOverlap, *, most: int
+        self,
+        provider: DraftProvider,
+        retriever: Retriever,
+        overlap: TokenOverlap,
+        *,
+        most: int,
+        errors: SwallowedErrors,
     ) -> None:
+        self._errors = errors
         self._provider = provider
         self._retriever = retriever
         self._overlap = overlap
@@ -36,34 +47,38 @@ class NearDrafts:
         """Start the search by meaning, unless the front end already has."""
         if not live.hints.drafts or live.prompt_token_ids is None:
             return
-        self._awaiting[request_id] = live
-        if live.hints.retrieval_id is None:
-            self._retriever.submit(
-                request_id, namespace=namespace, prompt_token_ids=live.prompt_token_ids
-            )
+        with self._swallowing(request_id):
+            if live.hints.retrieval_id is None:
+                self._retriever.submit(
+                    request_id, namespace=namespace, prompt_token_ids=live.prompt_token_ids
+                )
+            self._awaiting[request_id] = live
 
     def attach_first(self, request_id: str, live: LiveRequest, namespace: str) -> None:
         """Attach what there is to a request whose drafts begin."""
         if request_id not in self._awaiting:
             return
-        if self._attach(request_id, live):
-            self._in_time["meaning"] += 1
-        elif self._attach_by_tokens(request_id, live, namespace):
-            self._in_time["tokens"] += 1
-        else:
-            self._late += 1
+        with self._swallowing(request_id):
+            if self._attach(request_id, live):
+                self._in_time["meaning"] += 1
+            elif self._attach_by_tokens(request_id, live, namespace):
+                self._in_time["tokens"] += 1
+            else:
+                self._late += 1
 
     def attach_arrived(self) -> None:
         """Attach what has been found since the last call to requests whose drafts have begun."""
         if not self._awaiting:
             return
-        progress = self._retriever.progress()
-        if progress == self._seen_progress:
-            return
-        self._seen_progress = progress
+        with self._errors.swallowing("near answers"):
+            progress = self._retriever.progress()
+            if progress == self._seen_progress:
+                return
+            self._seen_progress = progress
         for request_id, live in tuple(self._awaiting.items()):
             if live.num_prompt_tokens:
-                self._attach(request_id, live)
+                with self._swallowing(request_id):
+                    self._attach(request_id, live)
 
     def end(
         self,
@@ -74,13 +89,28 @@ class NearDrafts:
     ) -> None:
         """The request is over; its accepted tokens, by answer, are to the answers' credit."""
         self._awaiting.pop(request_id, None)
-        self._retriever.discard(live.hints.retrieval_id or request_id)
-        if accepted_by_answer:
-            self._retriever.credit(namespace, accepted_by_answer)
+        with self._errors.swallowing("near answers"):
+            self._retriever.discard(live.hints.retrieval_id or request_id)
+        with self._errors.swallowing("near answers"):
+            if accepted_by_answer:
+                self._retriever.credit(namespace, accepted_by_answer)
+
+    def forget(self, request_id: str) -> None:
+        """Attach nothing to this request any more."""
+        self._awaiting.pop(request_id, None)
 
     def report(self) -> dict[str, Any]:
         """Figures since the start."""
         return {"near_answers_in_time": self._in_time, "near_answers_late": self._late}
+
+    @contextmanager
+    def _swallowing(self, request_id: str) -> Iterator[None]:
+        """What fails for a request is not tried again for it."""
+        try:
+            yield
+        except Exception as error:
+            self._awaiting.pop(request_id, None)
+            self._errors.swallow("near answers", error)
 
     def _attach(self, request_id: str, live: LiveRequest) -> bool:
         """What is near in meaning, if that is known by now."""

@@ -1,11 +1,12 @@
 """The drafter that vLLM loads for `--speculative-config '{"model": "...CacheHitProposer"}'`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reprise.engine_ext import runner_hooks, undrafted_settings
+from reprise.engine_ext import runner_hooks, undrafted_settings, worker_installs
 from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
-from reprise.engine_ext.config import RepriseConfig, engine_config
+from reprise.engine_ext.config import engine_config
+from reprise.engine_ext.guarded import step_errors
 from reprise.engine_ext.kernel_warm_up import make_kernels
 from reprise.engine_ext.live_request import LiveRequest
 from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
@@ -28,6 +29,7 @@ from reprise.engine_ext.worker_retriever import worker_retriever
 from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.draft_length import Turn
 from reprise.spec.provider import DraftProvider
+from reprise.spec.stats import RequestStats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -74,14 +76,14 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             vllm_config.parallel_config.rank % (vllm_config.parallel_config.tensor_parallel_size)
             == 0
         )
-        self._ids = IdRowTracker() if runner_hooks.install(self) else None
+        self._ids = IdRowTracker() if runner_hooks.install(self, vllm_config) else None
         self._rows = self._ids or ContentRowTracker()
         # Without ids there are no namespaces: what one request is answered must then never reach
         # another, unless the operator has declared a single tenant.
         shares_answers = self._ids is not None or self._namespace is not None
         # Not among those whose failure is survived: requests have been let in that rely on it.
         undrafted_settings.install_in_worker()
-        self._install_in_worker(config)
+        worker_installs.install(config, self._errors)
         self._provider = DraftProvider(config.drafts)
         self._near: NearDrafts | None = None
         self._learner: AnswerLearner | None = None
@@ -95,38 +97,12 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 overlap.warm_up()
                 retriever = worker_retriever(vllm_config, config.retrieval)
                 most = config.drafts.max_near_answers
-                self._near = NearDrafts(self._provider, retriever, overlap, most=most)
+                self._near = NearDrafts(
+                    self._provider, retriever, overlap, most=most, errors=self._errors
+                )
                 self._learner = AnswerLearner(
                     self._provider, retriever, overlap, errors=self._errors
                 )
-
-    def _install_in_worker(self, config: RepriseConfig) -> None:
-        """What makes steps with drafts cheap. vLLM does itself what cannot be installed."""
-        try:
-            from reprise.engine_ext import (
-                cpu_kernels,
-                draft_metadata,
-                full_graphs,
-                sampling_repair,
-                verification,
-            )
-        except Exception as error:
-            self._errors.swallow("install in worker", error)
-            return
-        installs: dict[str, Callable[[], object]] = {
-            "prepare CPU kernels": lambda: cpu_kernels.prepare(
-                batch_invariant=config.cpu_batch_invariant
-            ),
-            "repair sampling": sampling_repair.install,
-            "install verification": lambda: verification.install(config.verification),
-            "install draft metadata": draft_metadata.install,
-            "install full graphs": full_graphs.install,
-        }
-        for name, install in installs.items():
-            try:
-                install()
-            except Exception as error:
-                self._errors.swallow(name, error)
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM calls this of every drafter; there is no model to load."""
@@ -153,9 +129,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if not self._is_drafting_rank:
             return drafts
         step_time_s = self._clock.take_step_time_s()
+        if self._near is not None:
+            self._near.attach_arrived()
         try:
-            if self._near is not None:
-                self._near.attach_arrived()
             if self._ids is not None and self._ids.is_settled:
                 # No request is new. Where no draft can pay, nothing has to be done for this step:
                 # what it emitted is seen by the next one that looks.
@@ -174,6 +150,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             drafts = [[] for _ in sampled_token_ids]
         finally:
             self._clock.note_drafted()
+            if self._ids is not None:
+                self._ids.forget_rows()
         return drafts
 
     def _propose(
@@ -184,24 +162,33 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         was_busy = not self._previous_ids.isdisjoint(request_ids)
         self._previous_ids = frozenset(request_ids)
         emitted: list[list[int]] = []
-        lives = []
+        lives: list[LiveRequest] = []
+        known: list[TrackedRow] = []
         for row in rows:
-            live = self._live.get(row.request_id)
-            if row.prompt_token_ids is not None:
-                live = self._start(row, live)
-            assert live is not None
+            try:
+                live = self._live.get(row.request_id)
+                if row.prompt_token_ids is not None:
+                    live = self._start(row, live)
+                if live is None:
+                    continue
+                tokens = live.within_answer(row.emitted_token_ids, row.num_tokens)
+            except Exception as error:
+                self._errors.swallow("start request", error)
+                self._drop(row.request_id)
+                continue
+            known.append(row)
             lives.append(live)
-            emitted.append(live.within_answer(row.emitted_token_ids, row.num_tokens))
+            emitted.append(tokens)
 
         def limits() -> list[int]:
             most, room = self._num_speculative_tokens, self._max_model_len - 1
             return [
                 live.draft_limit(row.num_tokens, min(most, room - row.num_tokens))
-                for row, live in zip(rows, lives, strict=True)
+                for row, live in zip(known, lives, strict=True)
             ]
 
         proposed = self._provider.step(
-            request_ids,
+            [row.request_id for row in known],
             emitted,
             limits=limits,
             step_time_s=step_time_s if was_busy else None,
@@ -209,12 +196,22 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             turn=self._clock.pace.turn,
             saved_s=self._clock.pace.saved_s,
         )
-        for row, draft in zip(rows, proposed, strict=True):
+        for row, draft in zip(known, proposed, strict=True):
             drafts[row.row] = draft
         if isinstance(self._rows, ContentRowTracker):
             for ended in self._rows.take_ended():
-                live = self._live[ended.request_id]
-                self._end(ended.request_id, ended.token_ids[live.num_prompt_tokens :])
+                ended_live = self._live.get(ended.request_id)
+                num_prompt_tokens = ended_live.num_prompt_tokens if ended_live is not None else 0
+                self._end(ended.request_id, ended.token_ids[num_prompt_tokens:])
+
+    def _drop(self, request_id: str) -> None:
+        """No drafts for this request any more: something failed that the next ones need. What
+        vLLM does for it goes on, and so does what is drafted for others."""
+        self._live.pop(request_id, None)
+        if self._near is not None:
+            self._near.forget(request_id)
+        with self._errors.swallowing("drop request"):
+            self._provider.finish(request_id)
 
     def _start(self, row: TrackedRow, live: LiveRequest | None) -> LiveRequest:
         """Begin drafting for a request that emits for the first time."""
@@ -259,25 +256,25 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def on_arrival(self, request: "Request") -> None:
         """Start retrieval while the request still waits to be scheduled."""
-        if not self._is_drafting_rank or request.request_id in self._live:
+        if not self._is_drafting_rank:
             return
-        try:
-            live = LiveRequest(request.sampling_params, request.prompt_token_ids)
-            self._begin(request.request_id, live)
-        except Exception as error:
-            self._errors.swallow("on_arrival", error)
+        with self._errors.swallowing("on_arrival"):
+            if request.request_id not in self._live:
+                live = LiveRequest(request.sampling_params, request.prompt_token_ids)
+                self._begin(request.request_id, live)
 
     def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Take in which requests ended and which began, before the runner does."""
         if not self._is_drafting_rank:
             return
-        try:
-            for request_id in scheduler_output.finished_req_ids:
+        for request_id in scheduler_output.finished_req_ids:
+            with self._errors.swallowing("end request"):
                 state = runner.requests.get(request_id)
                 outputs: Sequence[int] = state.output_token_ids if state else ()
                 # What was computed beyond the end, before the end was known, has no tokens.
                 self._end(request_id, outputs[: num_known(outputs)])
-            for request in scheduler_output.scheduled_new_reqs:
+        for request in scheduler_output.scheduled_new_reqs:
+            with self._errors.swallowing("begin request"):
                 live = self._live.get(request.req_id)
                 if live is not None and live.num_prompt_tokens:
                     # A streaming session goes on with a longer prompt under the same id.
@@ -286,8 +283,6 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 if live is None:
                     live = LiveRequest(request.sampling_params, request.prompt_token_ids)
                     self._begin(request.req_id, live)
-        except Exception as error:
-            self._errors.swallow("before_step", error)
 
     def can_run_ahead(self) -> bool:
         """Whether late drafts can be made: only for requests that are known by id."""
@@ -315,25 +310,55 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Learn which request is in which row."""
-        self._clock.note_step(scheduler_output)
-        if self._ids is not None:
-            self._ids.name_rows(runner.input_batch.req_ids, runner.input_batch.num_prompt_tokens)
+        with self._errors.swallowing("before_propose"):
+            self._clock.note_step(scheduler_output)
+            if self._ids is not None:
+                batch = runner.input_batch
+                self._ids.name_rows(batch.req_ids, batch.num_prompt_tokens)
 
     def _end(self, request_id: str, output_token_ids: Sequence[int] | IntArray) -> None:
-        """Drop a request's state and hand its answer on to be learned."""
+        """Drop a request's state and hand its answer on to be learned. Whatever fails of it, the
+        state is gone, and no other request is concerned."""
         live = self._live.pop(request_id, None)
         if self._ids is not None:
             if live is not None and live.num_prompt_tokens:
-                num_tokens = live.num_prompt_tokens + len(output_token_ids)
-                unseen = self._ids.unseen(request_id, num_tokens)
-                if unseen > 0:
-                    tokens = live.within_answer(list(output_token_ids[-unseen:]), num_tokens)
-                    self._provider.observe(request_id, tokens)
+                with self._errors.swallowing("observe end"):
+                    self._observe_end(request_id, live, output_token_ids, self._ids)
             self._ids.forget(request_id)
-        stats = self._provider.finish(request_id)
-        if live is not None and live.hints.info:
-            self._draft_counts.keep(request_id, stats)
-        if live is None or self._near is None or self._learner is None:
+        stats = None
+        with self._errors.swallowing("end request"):
+            stats = self._provider.finish(request_id)
+        if live is None:
+            return
+        with self._errors.swallowing("end request"):
+            if live.hints.info:
+                self._draft_counts.keep(request_id, stats)
+        with self._errors.swallowing("end request"):
+            self._hand_on(request_id, live, output_token_ids, stats)
+
+    def _observe_end(
+        self,
+        request_id: str,
+        live: LiveRequest,
+        output_token_ids: Sequence[int] | IntArray,
+        ids: IdRowTracker,
+    ) -> None:
+        """Take in what a request emitted since it was last seen."""
+        num_tokens = live.num_prompt_tokens + len(output_token_ids)
+        unseen = ids.unseen(request_id, num_tokens)
+        if unseen > 0:
+            tokens = live.within_answer(list(output_token_ids[-unseen:]), num_tokens)
+            self._provider.observe(request_id, tokens)
+
+    def _hand_on(
+        self,
+        request_id: str,
+        live: LiveRequest,
+        output_token_ids: Sequence[int] | IntArray,
+        stats: RequestStats | None,
+    ) -> None:
+        """Have a finished request's answer learned, and those credited that it was drafted from."""
+        if self._near is None or self._learner is None:
             return
         namespace = self._namespace_of(live.hints)
         if is_private(namespace):
@@ -361,7 +386,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             **(self._near.report() if self._near is not None else {}),
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
-            "errors": self._errors.counts(),
+            "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 
     def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class IdRowTracker:
         self._req_ids = req_ids
         self._num_prompt_tokens = num_prompt_tokens
 
+    def forget_rows(self) -> None:
+        """Until they are named again, no row is known: another may be in its place by then."""
+        self._req_ids = ()
+
     def forget(self, request_id: str) -> None:
         """The request ended; its id may be used again for another."""
         self._num_seen.pop(request_id, None)
@@ -120,8 +124,11 @@ class IdRowTracker:
                 prompt = token_ids_cpu[row, :seen]
             if num_tokens - seen != len(emitted):  # steps went by that were not looked at
                 emitted = token_ids_cpu[row, seen:num_tokens].tolist()
+                if PLACEHOLDER in emitted:
+                    continue  # seen once all are known
             rows.append(TrackedRow(row, request_id, prompt, emitted, num_tokens))
-            num_seen[request_id] = num_tokens
+        # Only now: had a row failed, none would have been seen.
+        num_seen.update((row.request_id, row.num_tokens) for row in rows)
         all_decode = len(rows) == len(self._req_ids)
         self._settled = [row.request_id for row in rows] if all_decode else None
         return rows

@@ -1,17 +1,16 @@
 """Hand the proposer what vLLM's V1 model runner knows and does not pass on: ids, starts and ends.
 
-Four methods of `GPUModelRunner` and one each of `Scheduler` and `CPUWorker` are wrapped in a few
-lines, and only in a process that has built our proposer; every other drafter passes through
-untouched.
+Methods of `GPUModelRunner`, `Scheduler` and `CPUWorker` are wrapped in a few lines each, and only
+in a process that has built our proposer; every other drafter passes through untouched. None of it
+can fail a step (guarded.py).
 `WorkerBase` gains three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and
 `reprise_flush`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
@@ -19,9 +18,11 @@ from vllm.platforms import current_platform
 from reprise.engine_ext import step_exchange
 from reprise.engine_ext.ahead import Ahead, ahead_of
 from reprise.engine_ext.expected_parameters import unexpected_parameters
-from reprise.engine_ext.fill_in import attach_num_filled_in, fill_in
+from reprise.engine_ext.fill_in import attach_num_filled_in, fill_in, fill_in_nothing
+from reprise.engine_ext.guarded import Original, Part, wrap_step_method
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -34,12 +35,14 @@ logger = init_logger(__name__)
 _LEADING_PARAMETERS = {
     "execute_model": ("self", "scheduler_output"),
     "_update_states": ("self", "scheduler_output"),
+    "sample_tokens": ("self", "grammar_output"),
     "propose_draft_token_ids": ("self", "scheduler_output", "sampled_token_ids"),
 }
 
 
-# The drafters of this process; weak, so that an engine that is gone hears of nothing.
-_drafters: "WeakSet[RunnerAware]" = WeakSet()
+# The drafters of this process, with the config of the engine that each is of: a process may hold
+# several engines. Weak, so that an engine that is gone hears of nothing.
+_drafters: "WeakKeyDictionary[RunnerAware, VllmConfig]" = WeakKeyDictionary()
 
 
 class RunnerAware(ABC):
@@ -110,8 +113,12 @@ class RunnerAware(ABC):
         """Wait until what was handed to the background is done."""
 
 
-def install(drafter: RunnerAware) -> bool:
+def install(drafter: RunnerAware, vllm_config: "VllmConfig") -> bool:
     """Wrap the V1 model runner of this process, once, and let `drafter` know of arrivals.
+
+    Args:
+        drafter: is told of the requests of its own engine only.
+        vllm_config: of that engine.
 
     Returns:
         False, with one warning line, where this vLLM's runner is not as expected; the proposer
@@ -121,7 +128,7 @@ def install(drafter: RunnerAware) -> bool:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     from vllm.v1.worker.worker_base import WorkerBase
 
-    _drafters.add(drafter)
+    _drafters[drafter] = vllm_config
     if getattr(GPUModelRunner, "_reprise_hooks", False):
         return True
     expected = {(GPUModelRunner, name): leading for name, leading in _LEADING_PARAMETERS.items()}
@@ -132,15 +139,18 @@ def install(drafter: RunnerAware) -> bool:
             problem,
         )
         return False
-    _wrap_steps(GPUModelRunner)
-    _wrap(GPUModelRunner, "_update_states", "before_step")
-    _wrap(GPUModelRunner, "propose_draft_token_ids", "before_propose")
-    _wrap_arrivals(Scheduler)
-    _wrap_outputs(GPUModelRunner)
+    wrap_step_method(GPUModelRunner, "execute_model", _execute_model, otherwise=_without_drafts)
+    before_step = _before("before_step")  # tried twice: the ends of requests are told once
+    wrap_step_method(GPUModelRunner, "_update_states", before_step, otherwise=before_step)
+    wrap_step_method(GPUModelRunner, "propose_draft_token_ids", _before("before_propose"))
+    wrap_step_method(GPUModelRunner, "sample_tokens", _sample_tokens)
+    if hasattr(GPUModelRunner, "_input_fits_in_drafter"):
+        wrap_step_method(GPUModelRunner, "_input_fits_in_drafter", _input_fits_in_drafter)
+    wrap_step_method(Scheduler, "add_request", _add_request)
     if current_platform.is_cpu():
         from vllm.v1.worker.cpu_worker import CPUWorker
 
-        _wrap_warm_up(CPUWorker)
+        wrap_step_method(CPUWorker, "compile_or_warm_up_model", _compile_or_warm_up_model)
     WorkerBase.reprise_stats = _worker_stats
     WorkerBase.reprise_draft_counts = _worker_draft_counts
     WorkerBase.reprise_flush = _worker_flush
@@ -154,70 +164,68 @@ def are_installed(runner: "GPUModelRunner") -> bool:
     return is_aware and getattr(runner, "_reprise_hooks", False)
 
 
-def _wrap_steps(runner_class: type) -> None:
-    original: Callable[..., Any] = runner_class.execute_model  # type: ignore[attr-defined]
-
-    @wraps(original)
-    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if ahead_of(self.vllm_config) is Ahead.SCHEDULE and are_installed(self):
-            fill_in(self, scheduler_output)
-        return original(self, scheduler_output, *args, **kwargs)
-
-    runner_class.execute_model = execute_model  # type: ignore[attr-defined]
+def _is_scheduled_ahead(runner: Any) -> bool:
+    return ahead_of(runner.vllm_config) is Ahead.SCHEDULE and are_installed(runner)
 
 
-def _wrap(runner_class: type, method_name: str, hook_name: str) -> None:
-    original: Callable[..., Any] = getattr(runner_class, method_name)
+def _execute_model(
+    original: Original, runner: Any, scheduler_output: Any, *_: Any, **__: Any
+) -> Any:
+    if _is_scheduled_ahead(runner):
+        fill_in(runner, scheduler_output)
+    return original()
 
-    @wraps(original)
-    def wrapper(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        drafter = getattr(self, "drafter", None)
+
+def _without_drafts(
+    original: Original, runner: Any, scheduler_output: Any, *_: Any, **__: Any
+) -> Any:
+    if _is_scheduled_ahead(runner):
+        fill_in_nothing(runner, scheduler_output)
+    return original()
+
+
+def _before(hook_name: str) -> Part:
+    def part(original: Original, runner: Any, scheduler_output: Any, *_: Any, **__: Any) -> Any:
+        drafter = getattr(runner, "drafter", None)
         if isinstance(drafter, RunnerAware):
-            getattr(drafter, hook_name)(self, scheduler_output)
-        return original(self, scheduler_output, *args, **kwargs)
+            getattr(drafter, hook_name)(runner, scheduler_output)
+        return original()
 
-    setattr(runner_class, method_name, wrapper)
+    return part
 
 
-def _wrap_arrivals(scheduler_class: type) -> None:
-    original: Callable[..., Any] = scheduler_class.add_request  # type: ignore[attr-defined]
+def _sample_tokens(original: Original, runner: Any, *_: Any, **__: Any) -> Any:
+    # Of the step that was run; sampling clears it.
+    state = getattr(runner, "execute_model_state", None)
+    output = original()
+    if state is not None and isinstance(getattr(runner, "drafter", None), RunnerAware):
+        if ahead_of(runner.vllm_config) is Ahead.SCHEDULE:
+            attach_num_filled_in(state.scheduler_output, output)
+        else:
+            step_exchange.attach(runner, output)
+    return output
 
-    @wraps(original)
-    def add_request(self: Any, request: "Request", *args: Any, **kwargs: Any) -> Any:
-        for drafter in _drafters:
+
+def _input_fits_in_drafter(original: Original, runner: Any, attention: Any) -> Any:
+    """Our drafter keeps to each request's room itself. vLLM would draft zeros for all requests
+    while one of them is near the end of its context, for those also that are to have no drafts."""
+    if attention is not None and are_installed(runner):
+        return original.instead(lambda: True)
+    return original()
+
+
+def _add_request(original: Original, scheduler: Any, request: "Request", *_: Any, **__: Any) -> Any:
+    for drafter, vllm_config in tuple(_drafters.items()):
+        if vllm_config is scheduler.vllm_config:
             drafter.on_arrival(request)
-        return original(self, request, *args, **kwargs)
-
-    scheduler_class.add_request = add_request  # type: ignore[attr-defined]
+    return original()
 
 
-def _wrap_outputs(runner_class: type) -> None:
-    original: Callable[..., Any] = runner_class.sample_tokens  # type: ignore[attr-defined]
-
-    @wraps(original)
-    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original(self, *args, **kwargs)
-        if isinstance(getattr(self, "drafter", None), RunnerAware):
-            if ahead_of(self.vllm_config) is Ahead.SCHEDULE:
-                attach_num_filled_in(self, output)
-            else:
-                step_exchange.attach(self, output)
-        return output
-
-    runner_class.sample_tokens = sample_tokens  # type: ignore[attr-defined]
-
-
-def _wrap_warm_up(worker_class: type) -> None:
-    original: Callable[..., Any] = worker_class.compile_or_warm_up_model  # type: ignore[attr-defined]
-
-    @wraps(original)
-    def compile_or_warm_up_model(self: Any) -> Any:
-        drafter = getattr(self.model_runner, "drafter", None)
-        if isinstance(drafter, RunnerAware):
-            drafter.before_serving(self.model_runner)
-        return original(self)
-
-    worker_class.compile_or_warm_up_model = compile_or_warm_up_model  # type: ignore[attr-defined]
+def _compile_or_warm_up_model(original: Original, worker: Any) -> Any:
+    drafter = getattr(worker.model_runner, "drafter", None)
+    if isinstance(drafter, RunnerAware):
+        drafter.before_serving(worker.model_runner)
+    return original()
 
 
 def _worker_stats(self: Any) -> dict[str, Any]:

@@ -16,11 +16,12 @@ was kept from sending tokens for hundreds of milliseconds.
 """
 
 import time
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from reprise.engine_ext.ahead import without_requests
+from reprise.engine_ext.ahead import leave_no_room, step_without_requests
 from reprise.engine_ext.fill_in import num_filled_in
+from reprise.engine_ext.guarded import Original, wrap_step_method
 from reprise.engine_ext.row_tracker import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -43,25 +44,36 @@ class ScheduleAhead:
     def __init__(self, engine_core: Any) -> None:
         self._core = engine_core
         self._scheduler = engine_core.scheduler
-        self._update_from_output = self._scheduler.update_from_output
-        self._update_after_schedule = self._scheduler._update_after_schedule
-        self._scheduler.update_from_output = self.update_from_output
-        self._scheduler._update_after_schedule = self.update_after_schedule
+        wrap_step_method(self._scheduler, "update_from_output", self.update_from_output)
+        wrap_step_method(
+            self._scheduler,
+            "_update_after_schedule",
+            self.update_after_schedule,
+            otherwise=leave_no_room,
+        )
 
-    def step(self, step: Callable[[Any], Any]) -> Any:
+    def step(self, step: Original) -> Any:
         """vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the next
         batch has to wait for what is under way, it only takes in what that emitted."""
         under_way = self._core.batch_queue
         if not under_way or not under_way[0][1].has_structured_output_requests:
-            return step(self._core)
-        with without_requests(self._scheduler):
-            outputs, _ = step(self._core)
-        return outputs, True  # else vLLM would sleep, as if nothing could be run
+            return step()
+        return step_without_requests(step, self._scheduler)
 
-    def update_after_schedule(self, scheduler_output: "SchedulerOutput") -> None:
+    def update_after_schedule(
+        self, original: Original, scheduler_output: "SchedulerOutput"
+    ) -> None:
         """vLLM's, with as much room for drafts in the next step as there can be."""
-        scheduler_output.num_spec_tokens_to_schedule = self._room_for_drafts()
-        self._update_after_schedule(scheduler_output)
+        room = 0 if self._has_grammar(scheduler_output) else self._room_for_drafts()
+        scheduler_output.num_spec_tokens_to_schedule = room
+        original()
+
+    def _has_grammar(self, scheduler_output: "SchedulerOutput") -> bool:
+        """Whether drafts for the next step are handed over, once this one is known."""
+        requests = self._scheduler.requests
+        return any(
+            requests[name].use_structured_output for name in scheduler_output.num_scheduled_tokens
+        )
 
     def _room_for_drafts(self) -> int:
         """Tokens that the next step keeps free for each request's draft."""
@@ -75,11 +87,14 @@ class ScheduleAhead:
         return max(0, room)
 
     def update_from_output(
-        self, scheduler_output: "SchedulerOutput", model_runner_output: "ModelRunnerOutput"
+        self,
+        original: Original,
+        scheduler_output: "SchedulerOutput",
+        model_runner_output: "ModelRunnerOutput",
     ) -> Any:
         """vLLM's, of what was drafted indeed."""
         self._take_back(scheduler_output.scheduled_spec_decode_tokens, model_runner_output)
-        outputs = self._update_from_output(scheduler_output, model_runner_output)
+        outputs = original()
         if scheduler_output.has_structured_output_requests:
             drafts = self._core.model_executor.take_draft_token_ids()
             if drafts is not None:
@@ -89,12 +104,16 @@ class ScheduleAhead:
     def _take_back(
         self, scheduled: MutableMapping[str, list[int]], output: "ModelRunnerOutput"
     ) -> None:
-        """Take the room that no draft has filled for never scheduled."""
-        if not scheduled:
+        """Take the room that no draft has filled for never scheduled.
+
+        What is left to vLLM here, it counts as drafted and rejected: its statistics are then off,
+        and the scheduler's counts are the same.
+        """
+        num_drafted = num_filled_in(output) if scheduled else None
+        if num_drafted is None:
             return
-        num_drafted = num_filled_in(output)
         for request_id, tokens in tuple(scheduled.items()):
-            if tokens[0] != PLACEHOLDER:
+            if not tokens or tokens[0] != PLACEHOLDER:
                 continue
             drafted = num_drafted.get(request_id, 0)
             request = self._scheduler.requests.get(request_id)

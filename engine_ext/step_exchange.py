@@ -7,9 +7,7 @@ grammar has to be applied in between, and the worker puts the drafts on the step
 either side is not as expected, vLLM's own calls remain.
 """
 
-from collections.abc import Callable
 from concurrent.futures import Future
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from vllm import envs
@@ -19,6 +17,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from reprise.engine_ext.ahead import Ahead, ahead_of
 from reprise.engine_ext.expected_parameters import check_parameters
+from reprise.engine_ext.guarded import Original, step_errors, wrap_step_method
 from reprise.engine_ext.plugin import uses_our_proposer
 
 if TYPE_CHECKING:
@@ -71,7 +70,10 @@ def run_step(worker: Any, scheduler_output: "SchedulerOutput") -> Any:
 
 
 def _keep_drafts(executor: Any, output: Any) -> None:
-    executor._reprise_drafts = getattr(output, _ATTACHED, None)
+    """Of the latest step, or none: those of an earlier one must not be taken for them."""
+    executor._reprise_drafts = None
+    with step_errors.swallowing("keep drafts"):
+        executor._reprise_drafts = getattr(output, _ATTACHED, None)
 
 
 def _runs_as_one(executor: Any, scheduler_output: "SchedulerOutput") -> bool:
@@ -93,50 +95,70 @@ def install() -> None:
     Raises:
         RuntimeError: vLLM is not as expected; it is left as it is.
     """
-    if getattr(MultiprocExecutor, "_reprise_step_exchange", False):
-        return
     check_parameters(_EXPECTED_PARAMETERS)
-    execute: Callable[..., Any] = MultiprocExecutor.execute_model
-    sample: Callable[..., Any] = MultiprocExecutor.sample_tokens
-    take: Callable[..., Any] = MultiprocExecutor.take_draft_token_ids
-
-    @wraps(execute)
-    def execute_model(
-        self: Any, scheduler_output: "SchedulerOutput", non_block: bool = False
-    ) -> Any:
-        self._reprise_step = None
-        if not non_block or not _runs_as_one(self, scheduler_output):
-            return execute(self, scheduler_output, non_block)
-        output = self.collective_rpc(
-            "reprise_step",
-            args=(scheduler_output,),
-            unique_reply_rank=self.output_rank,
-            non_block=True,
-            timeout=envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS,
-            kv_output_aggregator=self.kv_output_aggregator,
-            ec_output_aggregator=self.ec_output_aggregator,
-        )
-        self._reprise_step = _StepFuture(self, output)
-        return self._reprise_step
-
-    @wraps(sample)
-    def sample_tokens(self: Any, grammar_output: Any, non_block: bool = False) -> Any:
-        step = getattr(self, "_reprise_step", None)
-        if non_block and step is not None:
-            return step  # it samples as well
-        output = sample(self, grammar_output, non_block)
-        if not non_block:
-            _keep_drafts(self, output)
-        return output
-
-    @wraps(take)
-    def take_draft_token_ids(self: Any) -> Any:
-        drafts = getattr(self, "_reprise_drafts", None)
-        self._reprise_drafts = None
-        return take(self) if drafts is None else drafts
-
-    MultiprocExecutor.execute_model = execute_model
-    MultiprocExecutor.sample_tokens = sample_tokens
-    MultiprocExecutor.take_draft_token_ids = take_draft_token_ids
-    MultiprocExecutor._reprise_step_exchange = True
     WorkerWrapperBase.reprise_step = run_step
+    wrap_step_method(MultiprocExecutor, "execute_model", _execute_model, otherwise=_execute_alone)
+    wrap_step_method(MultiprocExecutor, "sample_tokens", _sample_tokens, otherwise=_sample_once)
+    wrap_step_method(MultiprocExecutor, "take_draft_token_ids", _take_draft_token_ids)
+
+
+def _execute_model(
+    original: Original,
+    executor: Any,
+    scheduler_output: "SchedulerOutput",
+    non_block: bool = False,
+) -> Any:
+    executor._reprise_step = None
+    if not non_block or not _runs_as_one(executor, scheduler_output):
+        return original()
+    executor._reprise_step = original.instead(lambda: _send_step(executor, scheduler_output))
+    return executor._reprise_step
+
+
+def _execute_alone(original: Original, executor: Any, *_: Any, **__: Any) -> Any:
+    executor._reprise_step = None
+    return original()
+
+
+def _send_step(executor: Any, scheduler_output: "SchedulerOutput") -> _StepFuture:
+    output = executor.collective_rpc(
+        "reprise_step",
+        args=(scheduler_output,),
+        unique_reply_rank=executor.output_rank,
+        non_block=True,
+        timeout=envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS,
+        kv_output_aggregator=executor.kv_output_aggregator,
+        ec_output_aggregator=executor.ec_output_aggregator,
+    )
+    return _StepFuture(executor, output)
+
+
+def _sample_tokens(
+    original: Original,
+    executor: Any,
+    grammar_output: Any,  # noqa: ARG001 - vLLM's
+    non_block: bool = False,
+) -> Any:
+    step = getattr(executor, "_reprise_step", None)
+    if non_block and step is not None:
+        return original.instead(lambda: step)  # it samples as well
+    output = original()
+    if not non_block:
+        _keep_drafts(executor, output)
+    return output
+
+
+def _sample_once(
+    original: Original,
+    executor: Any,
+    grammar_output: Any,  # noqa: ARG001 - vLLM's
+    non_block: bool = False,
+) -> Any:
+    step = getattr(executor, "_reprise_step", None)
+    return original() if step is None or not non_block else original.instead(lambda: step)
+
+
+def _take_draft_token_ids(original: Original, executor: Any) -> Any:
+    drafts = getattr(executor, "_reprise_drafts", None)
+    executor._reprise_drafts = None
+    return original() if drafts is None else original.instead(lambda: drafts)

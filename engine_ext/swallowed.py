@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vllm.logger import init_logger
 
@@ -37,6 +38,14 @@ class SwallowedErrors:
                 error,
                 exc_info=error,
             )
+
+    @contextmanager
+    def swallowing(self, place: str) -> Iterator[None]:
+        """Run a block that may fail: an error is counted under `place` and ends the block."""
+        try:
+            yield
+        except Exception as error:
+            self.swallow(place, error)
 
     def counts(self) -> dict[str, int]:
         """Errors by place so far."""

@@ -8,6 +8,11 @@ Seeds: a request with a seed of its own is promised vLLM's own sample, drawn fro
 generator, so a batch with such a request is left to vLLM. All other requests get a fresh seed for
 every step, from a generator that starts at the engine's seed and advances alike on all
 tensor-parallel ranks.
+
+Ranks: whether verification works is found out before its first use and agreed on by all
+tensor-parallel ranks. After an error later on vLLM verifies, where there is one rank; where there
+are more, the worker ends, and so does the engine: one rank alone must not sample otherwise than the
+others.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +28,8 @@ import torch
 from vllm import __version__ as vllm_version
 from vllm.logger import init_logger
 
+from reprise.engine_ext.guarded import Original, place_of, wrap_step_method
+from reprise.engine_ext.rank_agreement import all_ranks_can, num_ranks
 from reprise.kernels.config import VerifyConfig
 from reprise.kernels.verify import verify_drafts
 
@@ -57,6 +63,10 @@ class VerificationCounts:
     """Batches without any draft that vLLM's sampler sampled."""
     fallen_through: Counter[str] = field(default_factory=Counter)
     """Batches that vLLM verified itself, by the reason."""
+
+
+class _NotOnAllRanksError(Exception):
+    """A rank cannot verify: no rank does, from now on."""
 
 
 class _Installation:
@@ -98,13 +108,17 @@ def install(config: VerifyConfig) -> None:
 
     from vllm.v1.sample.rejection_sampler import RejectionSampler
 
-    original = RejectionSampler.forward
-    if hasattr(original, "_reprise_verifies"):
+    if place_of(RejectionSampler.forward) is not None:
         return
     _installed.active = False
-    _check_vllm(original)
-    RejectionSampler.forward = _wrap(original)
+    _check_vllm(RejectionSampler.forward)
+    wrap_step_method(RejectionSampler, "forward", _forward, otherwise=_forward_of_vllm)
     _installed.active = True
+
+
+def deactivate() -> None:
+    """Leave all verification to vLLM from now on."""
+    _installed.active = False
 
 
 def verification_counts() -> VerificationCounts:
@@ -127,40 +141,64 @@ def _check_vllm(forward: Callable[..., Any]) -> None:
         )
 
 
-def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def forward(
-        self: Any,
-        metadata: SpecDecodeMetadata,
-        draft_probs: torch.Tensor | None,
-        logits: torch.Tensor,
-        sampling_metadata: SamplingMetadata,
-    ) -> Any:
-        if not _installed.active:
-            return original(self, metadata, draft_probs, logits, sampling_metadata)
-        if metadata.max_spec_len == 0 and not logits.is_cuda:
-            # vLLM's sampler takes two thirds of the time that it takes to verify nothing.
-            _installed.counts.undrafted += 1
-            return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
-        reason = reason_to_fall_through(self, metadata, draft_probs, logits, sampling_metadata)
-        if reason is None:
-            try:
-                output = _verify(metadata, logits, sampling_metadata)
-            except Exception as error:  # a kernel that fails must not take the engine with it
-                _installed.active = False
-                logger.error("Reprise: verification failed; vLLM's own is used.", exc_info=error)
-                reason = "error"
-            else:
-                _installed.counts.verified += 1
-                return output
-        if metadata.max_spec_len == 0:
-            _installed.counts.undrafted += 1
-            return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
-        _installed.counts.fallen_through[reason] += 1
-        return original(self, metadata, draft_probs, logits, sampling_metadata)
+def _forward(
+    original: Original,
+    sampler: Any,
+    metadata: SpecDecodeMetadata,
+    draft_probs: torch.Tensor | None,
+    logits: torch.Tensor,
+    sampling_metadata: SamplingMetadata,
+) -> Any:
+    if not _installed.active:
+        return original()
 
-    forward._reprise_verifies = True  # type: ignore[attr-defined]
-    return forward
+    def sample() -> Any:
+        return sampler.sampler(logits=logits, sampling_metadata=sampling_metadata)
+
+    if metadata.max_spec_len == 0 and not logits.is_cuda:
+        # vLLM's sampler takes two thirds of the time that it takes to verify nothing.
+        _installed.counts.undrafted += 1
+        return original.instead(sample)
+    reason = reason_to_fall_through(sampler, metadata, draft_probs, logits, sampling_metadata)
+    if reason is None:
+        try:
+            output = _verify(metadata, logits, sampling_metadata)
+        except Exception as error:
+            _leave_to_vllm(error)
+            reason = "error"
+        else:
+            _installed.counts.verified += 1
+            return output
+    if metadata.max_spec_len == 0:
+        _installed.counts.undrafted += 1
+        return original.instead(sample)
+    _installed.counts.fallen_through[reason] += 1
+    return original()
+
+
+def _forward_of_vllm(original: Original, *_: Any, **__: Any) -> Any:
+    if _installed.active:
+        _leave_to_vllm(RuntimeError("see the error above"))
+    return original()
+
+
+def _leave_to_vllm(error: Exception) -> None:
+    """A kernel that fails must not take the engine with it, nor part it from other ranks.
+
+    Raises:
+        SystemExit: other ranks sample with the kernel. vLLM ends an engine of which a worker ends;
+            an exception of another kind it would only log, on all ranks but one.
+    """
+    _installed.active = False
+    if num_ranks() > 1 and not isinstance(error, _NotOnAllRanksError):
+        logger.critical(
+            "Reprise: verification failed on one of several tensor-parallel ranks, whose tokens "
+            "would differ from the others' from now on; the worker ends. With "
+            "verification.enabled=false vLLM verifies by itself.",
+            exc_info=error,
+        )
+        raise SystemExit("Reprise: verification failed on one tensor-parallel rank") from error
+    logger.error("Reprise: verification failed; vLLM's own is used.", exc_info=error)
 
 
 def reason_to_fall_through(
@@ -217,7 +255,7 @@ def _verify(
 
     if logits.is_cuda and not _installed.is_warm:
         _installed.is_warm = True
-        warm_up(logits)
+        _try_on_all_ranks(logits)
     seeds = offsets = None
     if not sampling_metadata.all_greedy:
         noise = draw_noise(len(metadata.num_draft_tokens))
@@ -238,6 +276,21 @@ def _verify(
         max_draft=metadata.max_spec_len,
     )
     return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
+
+
+def _try_on_all_ranks(logits: torch.Tensor) -> None:
+    """Before the first batch, which all ranks have at the same time.
+
+    Raises:
+        _NotOnAllRanksError: this rank or another one cannot verify.
+    """
+    failed: Exception | None = None
+    try:
+        warm_up(logits)
+    except Exception as error:
+        failed = error
+    if not all_ranks_can(failed is None):
+        raise _NotOnAllRanksError("the kernels do not run on all ranks") from failed
 
 
 def draw_noise(batch: int) -> torch.Tensor:

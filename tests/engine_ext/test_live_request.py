@@ -49,3 +49,20 @@ def test_one_without_params_never_ends_by_itself() -> None:
     request = LiveRequest(None, PROMPT)
     assert request.within_answer([5, 6], 5) == [5, 6]
     assert request.draft_limit(5, room=10) == 10
+
+
+@pytest.mark.parametrize(
+    ("params", "limit"),
+    [
+        ({"temperature": 0.0, "seed": 5}, 10),
+        ({"temperature": 0.0}, 10),
+        ({"temperature": 0.8}, 10),
+        ({"temperature": 0.8, "seed": 5}, 0),
+        ({"temperature": 0.8, "seed": 0}, 0),
+    ],
+)
+def test_only_a_sampled_request_with_a_seed_gets_no_drafts(
+    params: dict[str, object], limit: int
+) -> None:
+    request = live(max_tokens=50, **params)
+    assert request.draft_limit(len(PROMPT) + 1, room=10) == limit

@@ -109,6 +109,22 @@ def test_stops_lengths_and_seeds_are_identical(
         assert _said(_chat(reprise_llm, questions[:8], **sampling)) == expected, sampling
 
 
+def test_greedy_requests_with_a_seed_are_drafted_for(
+    plain_llm: Any, reprise_llm: Any, questions: list[str]
+) -> None:
+    """A greedy answer spends no random number, whatever its seed."""
+    seeded = {"seed": 11, "max_tokens": 60}
+    expected = _said(_chat(plain_llm, questions[:8], **seeded))
+    drafted = 0
+    for _ in range(3):
+        (before,) = reprise_llm.collective_rpc("reprise_stats")
+        assert _said(_chat(reprise_llm, questions[:8], **seeded)) == expected
+        assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
+        (after,) = reprise_llm.collective_rpc("reprise_stats")
+        drafted += after["provider"]["drafted"] - before["provider"]["drafted"]
+    assert drafted > 0
+
+
 def test_answers_may_end_right_after_min_tokens(
     plain_llm: Any, reprise_llm: Any, questions: list[str]
 ) -> None:

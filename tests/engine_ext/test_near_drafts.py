@@ -13,6 +13,7 @@ from vllm import SamplingParams
 from reprise.engine_ext.live_request import LiveRequest
 from reprise.engine_ext.near_drafts import NearDrafts
 from reprise.engine_ext.request_hints import RequestHints, with_hints
+from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.embedding import Embedder
 from reprise.retrieval.local_retriever import LocalRetriever
@@ -46,7 +47,10 @@ class World:
         self.retriever = LocalRetriever(config, embedder=self.embedder)
         self.provider = DraftProvider(DraftConfig(verify_cost=0.0))
         self.overlap = TokenOverlap()
-        self.near = NearDrafts(self.provider, self.retriever, self.overlap, most=4)
+        self.errors = SwallowedErrors()
+        self.near = NearDrafts(
+            self.provider, self.retriever, self.overlap, most=4, errors=self.errors
+        )
         self.retriever.store(
             Answer.create(
                 answer_id="cancelling",

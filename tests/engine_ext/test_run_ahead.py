@@ -44,13 +44,11 @@ def test_drafts_that_found_no_room_are_dropped() -> None:
     )
     worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
     executor = SimpleNamespace(driver_worker=worker)
-    ahead = run_ahead.RunAhead(SimpleNamespace(scheduler=scheduler, model_executor=executor))
-    ahead.sample_tokens(None)  # a step with drafts, which is waited for
-    ahead.update_from_output(output, SimpleNamespace())  # type: ignore[arg-type]
+    run_ahead.RunAhead(SimpleNamespace(scheduler=scheduler, model_executor=executor))
+    runner.sample_tokens(None)  # a step with drafts, which is waited for
+    scheduler.update_from_output(output, SimpleNamespace())
     assert [request.spec_token_ids for request in requests] == [[1], [2, 3], []]
-    ahead.update_after_schedule(
-        SimpleNamespace(num_scheduled_tokens={"a": 2, "c": 1})  # type: ignore[arg-type]
-    )
+    scheduler._update_after_schedule(SimpleNamespace(num_scheduled_tokens={"a": 2, "c": 1}))
     assert [request.spec_token_ids for request in requests] == [[], [], []]
 
 

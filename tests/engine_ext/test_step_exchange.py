@@ -183,8 +183,6 @@ def test_the_worker_samples_unless_the_model_gave_the_output(executed):
 
 def test_an_unknown_vllm_is_left_as_it_is(monkeypatch):
     class Other(MultiprocExecutor):
-        _reprise_step_exchange = False
-
         def execute_model(self, scheduler_output): ...
 
     monkeypatch.setattr(step_exchange, "MultiprocExecutor", Other)

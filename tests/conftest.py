@@ -1,5 +1,6 @@
 """What all tests share: the demo model, real engines and servers, and the reasons for skips."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from reprise.eval.engine_environment import engine_environment
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.
 SHARED = REPOSITORY.parent / "shared"
+_ENDS_WITHIN_S = 2.0
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +76,11 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in engine_environment(with_reprise=with_reprise).items():
             monkeypatch.setenv(name, value)
-        return LLM(**settings)
+        llm = LLM(**settings)
+    # vLLM 0.32 gives an engine 5 s to end, waits as long for the worker, and kills both.
+    core = llm.llm_engine.engine_core
+    core.shutdown = functools.partial(core.shutdown, timeout=_ENDS_WITHIN_S)
+    return llm
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 # Different in any two runs.
-_OF_ONE_RUN = {"VLLM_DIST_IDENT", "VLLM_PLUGINS", "PYTEST_CURRENT_TEST"}
+_OF_ONE_RUN = {"VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_PLUGINS"}
 
 
 def process_state() -> dict[str, object]:

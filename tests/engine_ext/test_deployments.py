@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import save_file
 
@@ -52,6 +53,9 @@ def test_several_processes_answer_as_one(
     server = server_builder(demo_model, *arguments, with_reprise=True)
     try:
         server.wait()
+        names = [child.name() for child in psutil.Process(server.process.pid).children()]
+        # vLLM starts as many API servers as engines, unless it is told.
+        assert sum(name.startswith("VLLM::APIServer") for name in names) == 2, names
         rounds = [ask_all(server) for _ in range(4)]
         assert [texts(answers) for answers in rounds] == [wanted] * 4
         # Whichever process a question reaches, after four rounds some have met their own answer.

@@ -78,6 +78,19 @@ def test_the_namespace_that_holds_most_gives_way(make_tier):
     assert len(ids(tier, "small")) == 20
 
 
+def test_the_least_valuable_namespace_leaves_as_a_whole(make_tier):
+    tier = make_tier(max_namespaces=5)
+    for tenant in range(5):
+        tier.put([answer(n, namespace=f"t{tenant}") for n in range(3)])
+        if tenant != 2:
+            tier.credit(f"t{tenant}", {answer(0).answer_id: Uses(1, 20)})
+    gone = tier.put([answer(1, namespace="new")])
+    assert sorted(gone) == sorted(("t2", answer(n).answer_id) for n in range(3))
+    assert sorted(tier.namespaces()) == ["new", "t0", "t1", "t3", "t4"]
+    # The newcomer is worth least, and stays until the next one comes.
+    assert tier.put([answer(1, namespace="newer")]) == [("new", answer(1).answer_id)]
+
+
 def test_what_left_is_told(make_tier):
     tier, put, told = make_tier(max_bytes=1 << 20), set(), set()
     for begin in range(0, 2000, 20):

@@ -62,19 +62,19 @@ def test_what_was_of_use_stays(make_tier):
     tier = make_tier(max_bytes=1 << 20)
     tier.put([answer(n) for n in range(20)])
     tier.credit("acme", {answer(n).answer_id: Uses(1, 50) for n in range(20)})
-    for begin in range(20, 2400, 20):
-        tier.put([answer(n) for n in range(begin, begin + 20)])
+    for begin in range(20, 1600, 40):
+        tier.put([answer(n) for n in range(begin, begin + 40)])
     held = ids(tier, "acme")
     assert held >= {answer(n).answer_id for n in range(20)}
-    assert 200 < len(held) < 2000
+    assert 200 < len(held) < 1500
     assert tier._db.execute("select count(*) from credits").fetchone() == (20,)
 
 
 def test_the_namespace_that_holds_most_gives_way(make_tier):
     tier = make_tier(max_bytes=1 << 20)
     tier.put([answer(n, namespace="small") for n in range(20)])
-    for begin in range(20, 2000, 20):
-        tier.put([answer(n, namespace="large") for n in range(begin, begin + 20)])
+    for begin in range(20, 1600, 40):
+        tier.put([answer(n, namespace="large") for n in range(begin, begin + 40)])
     assert len(ids(tier, "small")) == 20
 
 
@@ -93,8 +93,8 @@ def test_the_least_valuable_namespace_leaves_as_a_whole(make_tier):
 
 def test_what_left_is_told(make_tier):
     tier, put, told = make_tier(max_bytes=1 << 20), set(), set()
-    for begin in range(0, 2000, 20):
-        batch = [answer(n) for n in range(begin, begin + 20)]
+    for begin in range(0, 1500, 50):
+        batch = [answer(n) for n in range(begin, begin + 50)]
         told |= set(tier.put(batch))
         put |= {("acme", a.answer_id) for a in batch}
     assert {("acme", i) for i in ids(tier, "acme")} == put - told

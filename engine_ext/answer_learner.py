@@ -16,6 +16,8 @@ from reprise.retrieval.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
 
 _QUEUE_LENGTH = 1024
+# Token ids in lists take some 36 bytes each.
+_QUEUE_TOKENS = 2_000_000
 # How long an answer that another replica learned may wait before it is drafted from here.
 _UPDATE_INTERVAL_S = 0.1
 
@@ -53,6 +55,8 @@ class AnswerLearner:
         self._overlap = overlap
         self._errors = errors
         self._queue: queue.Queue[FinishedRequest] = queue.Queue(_QUEUE_LENGTH)
+        self._waiting_tokens = 0
+        self._waiting_lock = threading.Lock()
         self._update_rounds = 0
         # A daemon: it ends with the worker, which has nothing of its own to write by then.
         threading.Thread(target=self._run, name="reprise-learn", daemon=True).start()
@@ -61,8 +65,13 @@ class AnswerLearner:
         """Take in a finished request; returns at once."""
         if len(finished.response_token_ids) == 0:
             return
+        num_tokens = _num_tokens(finished)
         try:
-            self._queue.put_nowait(finished)
+            with self._waiting_lock:
+                if self._waiting_tokens + num_tokens > _QUEUE_TOKENS:
+                    raise queue.Full
+                self._queue.put_nowait(finished)
+                self._waiting_tokens += num_tokens
         except queue.Full as error:
             self._errors.swallow("learn: queue full", error)
 
@@ -92,6 +101,8 @@ class AnswerLearner:
             if finished is not None:
                 with self._errors.swallowing("learn"):
                     self._learn(finished)
+                with self._waiting_lock:
+                    self._waiting_tokens -= _num_tokens(finished)
                 self._queue.task_done()
             with self._errors.swallowing("learn"):
                 self._apply_updates()
@@ -124,3 +135,7 @@ class AnswerLearner:
         self._provider.add_answer(
             update.answer_id, update.response_token_ids, namespace=update.namespace
         )
+
+
+def _num_tokens(finished: FinishedRequest) -> int:
+    return len(finished.prompt_token_ids) + len(finished.response_token_ids)

@@ -38,7 +38,7 @@ class RetrievalConfig(BaseModel):
     """Bound on the answers held in memory, with what their indexes and their namespaces take."""
 
     max_namespaces: Annotated[int, Field(ge=1)] = 20_000
-    """Most namespaces held, in memory and in Redis; beyond, the least valuable leaves whole."""
+    """Most namespaces held, in memory and behind it; beyond, the least valuable leaves whole."""
 
     tier_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
     """Bound on what the SQLite file or our keys in Redis take; the least valuable answers leave."""

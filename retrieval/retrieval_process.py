@@ -215,6 +215,13 @@ class RetrievalServer:
             client.sender.send(Welcome(self._writer.name))
             self._clients.append(client)
             keys = self.retriever.keys()
+        # What the client says meanwhile must not wait for what it is told.
+        threading.Thread(
+            target=self._tell_all, args=(client, keys), name="reprise-greeting", daemon=True
+        ).start()
+
+    def _tell_all(self, client: _Client, keys: list[tuple[str, str]]) -> None:
+        """Tell of these answers, as many as are still there, and that these were all."""
         for begin in range(0, len(keys), _GREETING_PAGE):
             if not client.sender.wait_for_room():
                 return
@@ -223,7 +230,7 @@ class RetrievalServer:
                 for key in keys[begin : begin + _GREETING_PAGE]:
                     answer = self.retriever.answer(*key)
                     if answer is not None:
-                        self._send(client, _joined(answer, wants_records))
+                        self._send(client, _joined(answer, client.wants_records))
         with self._lock:
             client.greeted = True
             self._next_status_s = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from .answer import Answer
 from .private_files import claim_file
 from .record import RecordReader, encode_record
 from .tier import Tier, TierError, Uses, with_uses
-from .value import rank_of
+from .value import add_worth, rank_of
 
 _PAGE = 500
 # Of the bound, what the write-ahead log may take beside the file: it is begun anew at a quarter of
@@ -49,11 +50,13 @@ create table if not exists credits (
 ) without rowid;
 create table if not exists namespaces (
   namespace text primary key,
-  num_bytes integer not null
+  num_bytes integer not null,
+  rank real not null default -1e6
 ) without rowid;
 create index if not exists by_size on namespaces (num_bytes);
+create index if not exists by_worth on namespaces (rank);
 create trigger if not exists answer_joined after insert on answers begin
-  insert into namespaces values (new.namespace, length(new.record) + 400)
+  insert into namespaces (namespace, num_bytes) values (new.namespace, length(new.record) + 400)
     on conflict (namespace) do update set num_bytes = num_bytes + excluded.num_bytes;
 end;
 create trigger if not exists answer_left after delete on answers begin
@@ -72,6 +75,8 @@ update answers set rank = rank_of(
   length(record), ?)
 where namespace = ? and answer_id = ?
 """
+# Of (worth, seconds, namespace): it has come to more worth then.
+_WORTH = "update namespaces set rank = add_worth(rank, ?, ?) where namespace = ?"
 
 
 class SqliteTier(Tier):
@@ -83,6 +88,7 @@ class SqliteTier(Tier):
         timeout_s: How long to wait for another process's write.
         max_bytes: Bound on the file and its write-ahead log together; answers of the least value
             leave the namespace that holds most. None leaves the trimming to others.
+        max_namespaces: Bound on the namespaces; the least valuable leaves as a whole.
 
     Raises:
         ValueError: The bound is too small for a file.
@@ -98,10 +104,11 @@ class SqliteTier(Tier):
         ttl_s: float | None = None,
         timeout_s: float = 1.0,
         max_bytes: int | None = None,
+        max_namespaces: int | None = None,
     ) -> None:
         if max_bytes is not None and max_bytes < _MIN_BYTES:
             raise ValueError(f"max_bytes must be at least {_MIN_BYTES}, got {max_bytes}")
-        self._ttl_s, self._max_bytes = ttl_s, max_bytes
+        self._ttl_s, self._max_bytes, self._max_namespaces = ttl_s, max_bytes, max_namespaces
         self._reader = RecordReader(str(path))
         self._lock = threading.Lock()
         try:
@@ -116,6 +123,7 @@ class SqliteTier(Tier):
             # What is replaced leaves, as triggers see it.
             self._db.execute("pragma recursive_triggers=on")
             self._db.create_function("rank_of", 4, _rank_of, deterministic=True)
+            self._db.create_function("add_worth", 3, add_worth, deterministic=True)
             self._upgrade()
             self._db.executescript(_SCHEMA)
             if ttl_s is not None:
@@ -166,6 +174,8 @@ class SqliteTier(Tier):
             )
             now_s = steady_clock.now_s()
             db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in earned])
+            worth = sum(max(0, sum(uses)) for uses in earned.values())
+            db.executemany(_WORTH, [(worth, now_s, namespace)] if worth else [])
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         removed = 0
@@ -238,7 +248,40 @@ class SqliteTier(Tier):
                 ],
             )
             db.executemany(_RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
+            joined = Counter(a.namespace for a, _ in batch)
+            db.executemany(_WORTH, [(count, now_s, name) for name, count in joined.items()])
+        return left + self._trim_namespaces(joined)
+
+    def _trim_namespaces(self, joined: Counter[str]) -> list[tuple[str, str]]:
+        """Let the least valuable namespaces leave, those that just joined last of all."""
+        left: list[tuple[str, str]] = []
+        while self._max_namespaces is not None:
+            with self._session() as db:
+                db.execute("begin immediate")
+                count = db.execute("select count(*) from namespaces").fetchone()[0]
+                if count <= self._max_namespaces:
+                    break
+                lowest = [
+                    row[0]
+                    for row in db.execute(
+                        "select namespace from namespaces order by rank limit ?", (len(joined) + 1,)
+                    )
+                ]
+                victim = next((name for name in lowest if name not in joined), lowest[0])
+                left += self._leave(db, victim)
         return left
+
+    def _leave(self, db: sqlite3.Connection, namespace: str) -> list[tuple[str, str]]:
+        """Delete answers of the least value of a namespace; (namespace, id) of those."""
+        gone = db.execute(
+            "select namespace, answer_id from answers where namespace = ? order by rank limit ?",
+            (namespace, self._batch_answers),
+        ).fetchall()
+        for table in ("answers", "credits"):
+            db.executemany(f"delete from {table} where namespace = ? and answer_id = ?", gone)
+        if not gone:  # a row that another version left
+            db.execute("delete from namespaces where namespace = ?", (namespace,))
+        return gone
 
     def _make_room(self, num_bytes: int) -> list[tuple[str, str]]:
         """Let answers of least value leave until so many bytes fit; (namespace, id) of those."""
@@ -248,19 +291,12 @@ class SqliteTier(Tier):
                 db.execute("begin immediate")
                 if self._room(db) >= num_bytes:
                     break
-                largest = "select namespace from namespaces order by num_bytes desc"
-                gone = db.execute(
-                    "select namespace, answer_id from answers"
-                    f" where namespace = ({largest}) order by rank limit ?",
-                    (self._batch_answers,),
-                ).fetchall()
-                for table in ("answers", "credits"):
-                    db.executemany(
-                        f"delete from {table} where namespace = ? and answer_id = ?", gone
-                    )
-            if not gone:
-                break
-            left += gone
+                largest = db.execute(
+                    "select namespace from namespaces order by num_bytes desc limit 1"
+                ).fetchone()
+                if largest is None:
+                    break
+                left += self._leave(db, largest[0])
         return left
 
     def _room(self, db: sqlite3.Connection) -> int:
@@ -279,7 +315,7 @@ class SqliteTier(Tier):
         self._db.execute("alter table answers add column rank real not null default 0")
         self._db.executescript(_SCHEMA)
         self._db.execute(
-            "insert or replace into namespaces"
+            "insert or replace into namespaces (namespace, num_bytes)"
             " select namespace, sum(length(record) + 400) from answers group by namespace"
         )
         self._db.execute("update answers set rank = rank_of(0, 0, length(record), created_s)")

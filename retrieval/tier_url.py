@@ -35,7 +35,9 @@ def open_tier(
     if scheme == "sqlite":
         from .sqlite_tier import SqliteTier
 
-        return SqliteTier(sqlite_path(url), ttl_s=ttl_s, max_bytes=max_bytes)
+        return SqliteTier(
+            sqlite_path(url), ttl_s=ttl_s, max_bytes=max_bytes, max_namespaces=max_namespaces
+        )
     if importlib.util.find_spec("redis") is None:
         raise ValueError("redis:// needs redis-py: pip install 'reprise[redis]'")
     from .redis_tier import RedisTier

@@ -6,7 +6,7 @@ import pytest
 
 from reprise.eval.soak_bounds import MIB, Bounds, soak
 
-BOUNDS = Bounds(memory_bytes=8 * MIB, tier_bytes=4 * MIB, max_namespaces=100)
+BOUNDS = Bounds(memory_bytes=4 * MIB, tier_bytes=4 * MIB, max_namespaces=100)
 
 
 @pytest.mark.parametrize("tier", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
@@ -18,6 +18,6 @@ def test_everything_stays_within_its_bound(tier: str) -> None:
     assert [figure for figure in figures if not figure.holds and figure.unit != "us"] == []
     most = {figure.what: figure.most for figure in figures}
     # It was really full: all bounds were met, not just never reached.
-    assert most["memory charged"] > 4
-    assert most["namespaces"] > 70  # what the tier trims leaves memory too
+    assert most["memory charged"] > 3
+    assert most["namespaces"] > 40  # what the tier trims leaves memory too
     assert most["files" if tier == "sqlite" else "used_memory grown by"] > 2

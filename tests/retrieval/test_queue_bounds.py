@@ -12,11 +12,12 @@ from reprise.retrieval.embedding import Embedder
 from reprise.retrieval.local_retriever import LocalRetriever
 from reprise.retrieval.memory_tier import MemoryTier
 from reprise.retrieval.near_search import NearSearch
+from reprise.retrieval.record import encode_record
 from reprise.retrieval.retrieval_client import connect
 from reprise.retrieval.retrieval_process import Orders, RetrievalServer
 from reprise.retrieval.tier import TierError
 from reprise.retrieval.tier_sync import TierSync
-from reprise.retrieval.wire import Sender, Submit, receive
+from reprise.retrieval.wire import Hello, Sender, Store, Submit, receive
 from reprise.retrieval.work_queue import Prompt, WorkQueue
 
 
@@ -209,3 +210,20 @@ def test_a_client_that_did_not_keep_up_ends_with_what_is_there(server, wait_unti
     wait_until(lambda: ids_of(client, known) == there, 20)
     wait_until(lambda: client.stats().resyncs >= 1, 20)
     client.close()
+
+
+def test_a_client_that_never_reads_is_heard_and_holds_nobody_up(server, wait_until):
+    server, address, config = server
+    fill(server.retriever, 3000)
+    silent = socket.socket(socket.AF_UNIX)
+    silent.connect(address)
+    sender = Sender(silent, max_bytes=1 << 20)
+    assert sender.send(Hello(True))
+    assert sender.send(Store(encode_record(answer(5000))))
+    wait_until(lambda: server.retriever.find_exact(b"key5000", namespace="") is not None, 20)
+    client = connect(address, config=config)
+    known: set[str] = set()
+    wait_until(lambda: len(ids_of(client, known)) == 3001, 20)
+    client.close()
+    sender.close()
+    silent.close()

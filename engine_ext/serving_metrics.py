@@ -172,6 +172,8 @@ class ServingMetrics:
             ("evicted", "Answers evicted from retrieval."),
             ("dropped", "Prompts and answers dropped because a queue was full."),
             ("errors", "Errors of retrieval."),
+            ("restarts", "Times that the retrieval process was started again."),
+            ("hangs", "Times that the retrieval process was killed: it did not answer."),
             ("embed_s", "Seconds spent embedding."),
             ("search_s", "Seconds spent searching."),
         ):
@@ -202,6 +204,7 @@ class ServingMetrics:
         for field, text in (
             ("unwritten", "Answers that the tier never got: its write queue was full."),
             ("uncredited", "Answers whose uses the tier never got."),
+            ("unreadable", "Records of the tier that were damaged or a newer version's."),
         ):
             if field in stats:
                 increment = self._increments.of((field, tier), float(stats[field]))

@@ -28,7 +28,7 @@ from .retrieval_client import RetrievalClient
 from .retrieval_process import Orders
 from .retriever import RetrievalStats
 from .shared_block import owner_prefix, sweep_blocks, unlink_blocks
-from .tier_url import check_url
+from .tier_url import check_url, sqlite_path
 from .watchdog import MAX_SILENCE_S, Watchdog
 from .wire import Response, Status
 
@@ -69,7 +69,10 @@ class ProcessRetriever(RetrievalClient):
         tokenizer_key: str = "",
     ) -> None:
         config = config or RetrievalConfig()
-        check_url(config.url)  # a wrong URL should fail here, not over there
+        # A wrong URL should fail here, not over there; what is only out of order is tried again.
+        if check_url(config.url) == "sqlite" and not sqlite_path(config.url).parent.is_dir():
+            folder = sqlite_path(config.url).parent
+            raise ValueError(f"cache URL {config.url!r}: there is no folder {folder}")
         sweep_blocks()
         sweep_folders()
         self._folder = _folder()

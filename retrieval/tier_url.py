@@ -27,8 +27,6 @@ def open_tier(
         from .sqlite_tier import SqliteTier
 
         return SqliteTier(sqlite_path(url), ttl_s=ttl_s)
-    if importlib.util.find_spec("redis") is None:
-        raise ValueError("redis:// needs redis-py: pip install 'reprise[redis]'")
     from .redis_tier import RedisTier
 
     return RedisTier(url, ttl_s=ttl_s, timeout_s=look_up_s, stream_length=stream_length)
@@ -47,6 +45,8 @@ def check_url(url: str) -> str:
         sqlite_path(url)
     elif scheme != "memory":
         parse_redis_url(url)
+        if importlib.util.find_spec("redis") is None:
+            raise ValueError(f"{scheme}:// needs redis-py: pip install 'reprise[redis]'")
     return scheme
 
 

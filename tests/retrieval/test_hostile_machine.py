@@ -263,7 +263,7 @@ def test_shared_memory_that_is_short(size, found):
     if found:
         assert done.stdout.startswith("found 3"), done
         assert done.stdout.endswith("restarts 0\n")
-        assert [line for line in said if "Shared memory is short: near answers share 4 MiB" in line]
+        assert [line for line in said if "Shared memory is short: near answers share 2 MiB" in line]
     else:
         assert done.stdout == ""
         assert len([line for line in said if "Retrieval cannot start" in line]) == 1

@@ -94,7 +94,7 @@ class ProcessRetriever(RetrievalClient):
         """Times that it was killed because it did not answer."""
         self._watchdog = Watchdog()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pause_s = _LOOK_S
+        self._pause_s, self._is_first = _LOOK_S, True
         self._ending = threading.Event()
         self._keeper_errors = LoopErrors("Starting the retrieval process")
         self._keeper = threading.Thread(
@@ -145,7 +145,7 @@ class ProcessRetriever(RetrievalClient):
             self._process = None
             lasted = time.monotonic() - began_s > _STEADY_S
             if lasted:
-                self._pause_s = _LOOK_S
+                self._pause_s, self._is_first = _LOOK_S, True
             unlink_blocks(self._orders.block_prefix)
             # One line for a row of starts that come to nothing; the process says why.
             if lasted or self.restarts == 0:
@@ -182,9 +182,10 @@ class ProcessRetriever(RetrievalClient):
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             # Not on the command line: a URL may hold a password.
-            orders = msgspec.structs.replace(self._orders, is_first=self.restarts == 0)
+            orders = msgspec.structs.replace(self._orders, is_first=self._is_first)
             process.stdin.write(msgspec.json.encode(orders))
             process.stdin.close()
+        self._is_first = False
         return process
 
 

@@ -73,7 +73,7 @@ class Orders(msgspec.Struct, frozen=True):
     tokenizer: str | None = None
     tokenizer_key: str = ""
     is_first: bool = True
-    """Whether no process was started before: what goes wrong at each start is said once."""
+    """Of a row of starts: what goes wrong at each of them is said once."""
 
 
 class _Client:

@@ -174,6 +174,8 @@ class ServingMetrics:
             ("resyncs", "Times that updates were not picked up in time and told again."),
             ("dropped", "Prompts and answers dropped because a queue was full."),
             ("errors", "Errors of retrieval."),
+            ("restarts", "Times that the retrieval process was started again."),
+            ("hangs", "Times that the retrieval process was killed: it did not answer."),
             ("embed_s", "Seconds spent embedding."),
             ("search_s", "Seconds spent searching."),
         ):
@@ -208,6 +210,7 @@ class ServingMetrics:
         for field, text in (
             ("unwritten", "Answers that the tier never got: its write queue was full."),
             ("uncredited", "Answers whose uses the tier never got."),
+            ("unreadable", "Records of the tier that were damaged or a newer version's."),
         ):
             if field in stats:
                 increment = self._increments.of((field, tier), float(stats[field]))

@@ -28,7 +28,7 @@ from .retrieval_client import RetrievalClient
 from .retrieval_process import Orders
 from .retriever import RetrievalStats
 from .shared_block import owner_prefix, sweep_blocks, unlink_blocks
-from .tier_url import check_url
+from .tier_url import check_url, sqlite_path
 from .watchdog import MAX_SILENCE_S, Watchdog
 from .wire import Response, Status
 
@@ -69,7 +69,10 @@ class ProcessRetriever(RetrievalClient):
         tokenizer_key: str = "",
     ) -> None:
         config = config or RetrievalConfig()
-        check_url(config.url)  # a wrong URL should fail here, not over there
+        # A wrong URL should fail here, not over there; what is only out of order is tried again.
+        if check_url(config.url) == "sqlite" and not sqlite_path(config.url).parent.is_dir():
+            folder = sqlite_path(config.url).parent
+            raise ValueError(f"cache URL {config.url!r}: there is no folder {folder}")
         sweep_blocks()
         sweep_folders()
         self._folder = _folder()
@@ -93,7 +96,7 @@ class ProcessRetriever(RetrievalClient):
         """Times that it was killed because it did not answer."""
         self._watchdog = Watchdog()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pause_s = _LOOK_S
+        self._pause_s, self._is_first = _LOOK_S, True
         self._ending = threading.Event()
         self._keeper_errors = LoopErrors("Starting the retrieval process")
         self._keeper = threading.Thread(
@@ -144,7 +147,7 @@ class ProcessRetriever(RetrievalClient):
             self._process = None
             lasted = time.monotonic() - began_s > _STEADY_S
             if lasted:
-                self._pause_s = _LOOK_S
+                self._pause_s, self._is_first = _LOOK_S, True
             unlink_blocks(self._orders.block_prefix)
             # One line for a row of starts that come to nothing; the process says why.
             if lasted or self.restarts == 0:
@@ -181,9 +184,10 @@ class ProcessRetriever(RetrievalClient):
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             # Not on the command line: a URL may hold a password.
-            orders = msgspec.structs.replace(self._orders, is_first=self.restarts == 0)
+            orders = msgspec.structs.replace(self._orders, is_first=self._is_first)
             process.stdin.write(msgspec.json.encode(orders))
             process.stdin.close()
+        self._is_first = False
         return process
 
 

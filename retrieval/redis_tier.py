@@ -399,8 +399,8 @@ class RedisTier(Tier):
         except TierError:
             raise
         except Exception as error:  # a cluster's are no RedisError, and redis-py raises others too
-            text = hide_secrets(f"redis: {type(error).__name__}: {error}", self._url)
-            raise TierError(text) from None
+            text = " ".join(f"redis: {type(error).__name__}: {error}".split())
+            raise TierError(hide_secrets(text, self._url)) from None
 
     def _connect(self, timeout_s: float) -> Any:
         options: dict[str, Any] = {

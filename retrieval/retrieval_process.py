@@ -31,6 +31,7 @@ from .private_files import PRIVATE
 from .prompt_tokenizer import PromptTokenizer
 from .record import decode_record, encode_record
 from .retriever import RetrievalStats
+from .shared_block import free_bytes
 from .shared_results import ResultWriter
 from .socket_address import short_address
 from .wire import (
@@ -72,7 +73,7 @@ class Orders(msgspec.Struct, frozen=True):
     tokenizer: str | None = None
     tokenizer_key: str = ""
     is_first: bool = True
-    """Whether no process was started before: what goes wrong at each start is said once."""
+    """Of a row of starts: what goes wrong at each of them is said once."""
 
 
 class _Client:
@@ -309,22 +310,18 @@ def _writer(prefix: str, num_bytes: int) -> ResultWriter:
         OSError: There is next to no shared memory.
     """
     wanted = num_bytes
-    while True:
-        try:
-            writer = ResultWriter(prefix, num_bytes=num_bytes)
-        except OSError:
-            if num_bytes // 2 < _LEAST_SHARED_BYTES:
-                raise
-            num_bytes //= 2
-            continue
-        if num_bytes < wanted:
-            logger.warning(
-                "Shared memory is short: near answers share %.0f MiB of it, not %.0f as configured "
-                "(docker run --shm-size=1g).",
-                num_bytes / 2**20,
-                wanted / 2**20,
-            )
-        return writer
+    # All of the block is taken at once; half of what is free is left to vLLM's own rings.
+    while num_bytes > max(_LEAST_SHARED_BYTES, free_bytes() // 2):
+        num_bytes //= 2
+    writer = ResultWriter(prefix, num_bytes=max(num_bytes, _LEAST_SHARED_BYTES))
+    if num_bytes < wanted:
+        logger.warning(
+            "Shared memory is short: near answers share %.0f MiB of it, not %.0f as configured "
+            "(docker run --shm-size=1g).",
+            num_bytes / 2**20,
+            wanted / 2**20,
+        )
+    return writer
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
+import sys
 import threading
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
@@ -56,6 +58,14 @@ def create_block(prefix: str, num_bytes: int) -> shared_memory.SharedMemory:
             block.unlink()
             raise
         return block  # type: ignore[no-any-return]
+
+
+def free_bytes() -> int:
+    """Shared memory that is free; without bound where that cannot be told."""
+    try:
+        return shutil.disk_usage(_FOLDER).free
+    except OSError:
+        return sys.maxsize
 
 
 def attach_block(name: str) -> shared_memory.SharedMemory:

@@ -38,8 +38,6 @@ def open_tier(
         return SqliteTier(
             sqlite_path(url), ttl_s=ttl_s, max_bytes=max_bytes, max_namespaces=max_namespaces
         )
-    if importlib.util.find_spec("redis") is None:
-        raise ValueError("redis:// needs redis-py: pip install 'reprise[redis]'")
     from .redis_tier import RedisTier
 
     return RedisTier(
@@ -65,6 +63,8 @@ def check_url(url: str) -> str:
         sqlite_path(url)
     elif scheme != "memory":
         parse_redis_url(url)
+        if importlib.util.find_spec("redis") is None:
+            raise ValueError(f"{scheme}:// needs redis-py: pip install 'reprise[redis]'")
     return scheme
 
 

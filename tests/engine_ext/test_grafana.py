@@ -39,6 +39,9 @@ RETRIEVAL = {
     "breakers": {"read": "closed", "look up": "half-open", "write": "open"},
     "unwritten": 5,
     "uncredited": 2,
+    "unreadable": 3,
+    "restarts": 2,
+    "hangs": 1,
 }
 
 
@@ -101,6 +104,13 @@ def test_breakers_and_what_the_tier_never_got(metrics: ServingMetrics) -> None:
     assert value("tier_unwritten_total", **tier) == unwritten + 4
     assert value("tier_uncredited_total", **tier) == uncredited
     assert value("tier_breaker_state", operation="write", **tier) == 0
+
+
+@pytest.mark.usefixtures("metrics")
+def test_restarts_of_retrieval_are_counted() -> None:
+    assert (value("retrieval_restarts_total") or 0) >= 2
+    assert (value("retrieval_hangs_total") or 0) >= 1
+    assert (value("tier_unreadable_total", tier="redis") or 0) >= 3
 
 
 def test_without_a_tier_there_are_no_breakers() -> None:

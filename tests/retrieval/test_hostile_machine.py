@@ -263,7 +263,7 @@ def test_shared_memory_that_is_short(size, found):
     if found:
         assert done.stdout.startswith("found 3"), done
         assert done.stdout.endswith("restarts 0\n")
-        assert [line for line in said if "Shared memory is short: near answers share 4 MiB" in line]
+        assert [line for line in said if "Shared memory is short: near answers share 2 MiB" in line]
     else:
         assert done.stdout == ""
         assert len([line for line in said if "Retrieval cannot start" in line]) == 1
@@ -371,3 +371,30 @@ def test_a_long_prompt_costs_what_its_end_costs(monkeypatch):
     # Converted whole it would be 8 times as long.
     assert took_s(list(range(131_072))) < 3 * took_s(list(range(MAX_PROMPT_TOKENS)))
     client.close()
+
+
+def test_a_file_of_a_newer_schema_is_left_alone_with_a_line(tmp_path, wait_until, caplog):
+    import sqlite3
+
+    path = tmp_path / "answers.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        columns = "namespace, answer_id, exact_key, created_s, record, flavour"
+        db.execute(f"create table answers ({columns}, primary key (namespace, answer_id))")
+        db.execute("insert into answers values ('', 'id7', null, 1, 'text, not bytes', 'sweet')")
+        db.commit()
+    config = CONFIG.model_copy(update={"url": f"sqlite:///{path}", "poll_s": 0.02})
+    retriever = LocalRetriever(config, embedder=Embedder("lexical"))
+    try:
+        retriever.store(answer(1))
+        wait_until(lambda: "cannot write" in retriever.health().detail)
+        assert retriever.stats().unreadable >= 1
+        assert retriever.find_exact(b"key1", namespace="") is not None
+        time.sleep(1.0)
+        found = sorted(lines(caplog))
+        assert found[0].startswith("Skipping a record in ")
+        assert "answers has 6 columns but 5 values were supplied" in found[1]
+        assert len(found) == 2
+    finally:
+        retriever.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("select count(*), max(flavour) from answers").fetchone() == (1, "sweet")

@@ -180,3 +180,5 @@ def test_answers_wait_for_the_process_as_many_as_fill_half_its_queue():
 def test_a_wrong_url_fails_in_the_owner():
     with pytest.raises(ValueError, match="cache URL must be"):
         ProcessRetriever(RetrievalConfig(url="nonsense"))
+    with pytest.raises(ValueError, match="there is no folder /nowhere"):
+        ProcessRetriever(RetrievalConfig(url="sqlite:///nowhere/answers.sqlite"))

@@ -219,3 +219,25 @@ def test_a_cluster_of_three_with_a_password(start_redis, wait_until):
         assert [a.answer_id for a in tier.answers("tenant7")] == ["id7"]
         assert tier.remove("tenant3", ["id3"]) == 1
         tier.close()
+
+
+@pytest.mark.parametrize("url", READABLE[:3])
+def test_the_retrieval_process_and_the_doctor_show_no_password(
+    url, capfd, caplog, monkeypatch, wait_until
+):
+    from reprise.engine_ext.doctor import check_redis, check_settings
+    from reprise.retrieval.process_retriever import ProcessRetriever
+
+    retriever = ProcessRetriever(RetrievalConfig(url=url, embedding_model="lexical", clauses=False))
+    try:
+        retriever.store(answer(1))
+        wait_until(lambda: "cannot read, write" in retriever.health().detail)
+        told = f"{retriever.health()} {retriever.stats()} {retriever._config}"
+    finally:
+        retriever.close()
+    monkeypatch.setenv("REPRISE_RETRIEVAL__URL", url)
+    told += str([*check_settings(), *check_redis()])
+    captured = capfd.readouterr()
+    assert "fails, going on without it" in captured.err
+    assert "***" in told
+    assert SECRET not in captured.out + captured.err + caplog.text + told

@@ -67,6 +67,7 @@ class FrontEnd:
     ) -> None:
         serving = config.serving
         self.config = config
+        self._processor = processor
         self.errors = SwallowedErrors()
         self.memory = ExactMemory(max_bytes=serving.exact_memory_bytes, ttl_s=serving.ttl_s)
         self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
@@ -123,12 +124,15 @@ class FrontEnd:
         started_s = time.perf_counter()
         generation: Generation | None = None
         kind = "miss"
+        # Of streaming input, each piece comes here.
+        is_new = not self._processor.has_request(request.request_id)
         try:
             generation = Generation(self, request, plan)
             kind = self._take(request, prompt, queue, generation)
         except Exception as error:
             self.errors.swallow("exact_hit", error)
-            self._withdraw(request.request_id, queue)
+            if is_new:
+                self._withdraw(request.request_id, queue)
         try:
             self._record(request, plan, generation, kind, time.perf_counter() - started_s)
         except Exception as error:

@@ -267,3 +267,30 @@ def test_an_error_of_ours_becomes_a_generation(
     monkeypatch.setattr(client.front_end.memory, "get", broken)
     assert client.ask(emits=(4,)) == ("miss", [4])
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
+
+
+def test_an_error_of_ours_does_not_end_streaming_input(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = client.front_end._processor
+    params = SamplingParams(output_kind=RequestOutputKind.DELTA, detokenize=False)
+    request = EngineCoreRequest(
+        request_id="r",
+        external_req_id="r",
+        prompt_token_ids=[1, 2],
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        resumable=True,
+    )
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
+    processor.add_request(request, None, None, 0, queue)
+    monkeypatch.setattr(front_end, "refusal", None)
+    assert not client.front_end.answer(request, None, queue, PLAN)
+    assert client.front_end.stats()["errors"] == {"exact_hit": 1}
+    assert processor.has_request("r")
+    assert processor.request_states["r"].queue is queue

@@ -63,9 +63,7 @@ class DraftProvider:
         self._lock = StepLock()
         self._changes = threading.Lock()  # of the corpora, which never holds up a step
         self._live: dict[str, Request | RequestStats] = {}
-        self._corpora = Corpora(
-            max_bytes=self.config.max_corpus_bytes, lock=self._lock.giving_way
-        )
+        self._corpora = Corpora(max_bytes=self.config.max_corpus_bytes, lock=self._lock.giving_way)
         self._positions = self.config.num_speculative_tokens + 2
         self._requests = np.zeros((FIRST_SLOTS, REQUEST_FIELDS), np.int64)
         self._trail = make_trail(FIRST_SLOTS, self._positions)

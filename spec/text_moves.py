@@ -15,9 +15,7 @@ BLOCK_BITS = 6
 _PAGE = 4096
 _LARGE_BYTES = 1 << 20
 _DONTNEED = 4
-_madvise = types.ExternalFunction(
-    "madvise", types.int32(types.uintp, types.uintp, types.int32)
-)
+_madvise = types.ExternalFunction("madvise", types.int32(types.uintp, types.uintp, types.int32))
 
 
 @compiled
@@ -27,7 +25,7 @@ def kept_answers(
     text: IntArray,
     moved_text: IntArray,  # out: the answers that are still there, one after the other
 ) -> tuple[IntArray, IntArray]:
-    """Copy them; returns their new sequence [m, 2], and where they began and ended before [m, 2]."""
+    """Copy them; returns their new sequence and where they began and ended before, both [m, 2]."""
     moved = np.empty_like(sequence)
     spans = np.empty_like(sequence)
     number = at = 0

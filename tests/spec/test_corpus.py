@@ -84,7 +84,9 @@ class CorpusMachine(RuleBasedStateMachine):
         """What is counted now is what was there before the change or what is there after it."""
         if not self.allowed:
             return
-        longest = max((a for answers in self.allowed for a in answers.values()), key=len, default=[0])
+        longest = max(
+            (a for answers in self.allowed for a in answers.values()), key=len, default=[0]
+        )
         text = [BOS, *longest]
         for context in ([BOS], text[-2:-1], text[-3:-1], text[1:6] or [0], text[:24]):
             found = self.corpus.successor_counts(np.array(context, np.int32))

@@ -91,7 +91,7 @@ class AnswerTable:
     def oldest(self) -> str:
         """The id of the answer that was put first; there is one."""
         self._oldest = first_kept(self.sequence, self._oldest, self.number, self.places)
-        return self._ids[self.sequence[self._oldest, SLOT]]
+        return self._ids[int(self.sequence[self._oldest, SLOT])]
 
     def move(self, sequence: IntArray) -> None:
         """The answers now lie where `sequence` [number, 2] says, which names them all."""

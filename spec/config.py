@@ -20,7 +20,8 @@ class DraftConfig(BaseModel):
     """Most near answers that a request drafts from; the most similar are kept."""
 
     max_corpus_bytes: int = Field(default=1 << 30, ge=0)
-    """Most bytes for the corpus index of one namespace; beyond it new answers are not indexed."""
+    """Most bytes for the corpora of all namespaces together; beyond it the oldest answers of the
+    largest namespaces are dropped."""
 
     weights_file: str | None = None
     """File in which what drafting has learned outlives restarts; None: beside the SQLite file, if

@@ -140,8 +140,7 @@ class Corpora:
             found = self._use(namespace)
         try:
             if answer_id not in found:
-                charge += NAMESPACE_BYTES - min(NAMESPACE_BYTES, found.tally.charge)
-                while self.total.charge + charge > self._max_bytes and self._drop_oldest():
+                while not self._has_room(found, charge) and self._drop_oldest():
                     pass
                 self._insert(found, answer_id, tokens)
         finally:
@@ -192,6 +191,12 @@ class Corpora:
         self._by_size[before.charge.bit_length()].pop(name, None)
         if now.answers:
             self._by_size[now.charge.bit_length()][name] = None
+
+    def _has_room(self, found: _Namespace, charge: int) -> bool:
+        """Whether the namespace may have another answer of such a charge."""
+        if not found.tally.answers:
+            charge += NAMESPACE_BYTES
+        return self.total.charge + charge <= self._max_bytes
 
     def _drop_oldest(self) -> bool:
         """Take out the oldest answer of one of the largest namespaces; False if there is none."""

@@ -75,11 +75,11 @@ def count_recent(
 
 @compiled
 def live_entries(text: IntArray, begin: int, end: int) -> IntArray:
-    """The indices in [begin, end) of BOS and of tokens that are not removed."""
+    """The indices in [begin, end) of BOS and tokens of answers that are not removed."""
     found = np.empty(end - begin, np.int32)
     number = 0
     for i in range(begin, end):
-        if text[i] >= BOS and text[i] != END:
+        if text[i] >= 0 or (text[i] == BOS and text[i + 1] >= 0):
             found[number] = i
             number += 1
     return found[:number]
@@ -155,10 +155,16 @@ class Corpus:
         return True
 
     def fill(self, answer_ids: Sequence[str], texts: Sequence[bytes]) -> None:
-        """Index the first answers, a few thousand tokens at most, in one go and without the lock.
+        """Index the first answers, MAX_RECENT tokens at most, in one go and without the lock.
 
         texts: BOS, tokens, END of each, int32.
         """
+        total = sum(map(len, texts)) // 4
+        if total > MAX_RECENT or len(self._answers):
+            raise ValueError(
+                f"texts: expected up to {MAX_RECENT} tokens for an empty corpus, came {total} for "
+                f"one of {len(self._answers)} answers"
+            )
         size, end = FIRST_RECENT, 0
         for answer_id, text in zip(answer_ids, texts, strict=True):
             length = len(text) // 4

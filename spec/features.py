@@ -132,6 +132,18 @@ def _offsets(*sizes: int) -> list[int]:
 )
 
 
+def check_feature_indices(num_features: int) -> None:
+    """Raise OverflowError if a table has more weights than the trail's int16 can name: compiled
+    code would write elsewhere, as it checks no bounds."""
+    most = int(np.iinfo(np.int16).max) + 1
+    if num_features > most:
+        raise OverflowError(f"features: expected at most {most} in a table, came {num_features}")
+
+
+check_feature_indices(NUM_ATTENTION)
+check_feature_indices(NUM_CHOICE)
+
+
 class Weights(NamedTuple):
     """The two weight tables and, per weight, the sum of squared gradients that sets its rate."""
 

@@ -81,8 +81,9 @@ class DraftProvider:
 
     def warm_up(self) -> None:
         """Compile everything, or read it from the disk, so that no request waits for it."""
-        other = DraftProvider(self.config)
-        tokens = np.arange(64, dtype=np.int32)
+        # So little room that answers are dropped, and so many that the rest are merged and moved.
+        other = DraftProvider(self.config.model_copy(update={"max_corpus_bytes": 100_000}))
+        tokens = np.arange(128, dtype=np.int32)
         for answer in range(80):
             other.add_answer(str(answer), tokens)
         for answer in range(70):

@@ -22,7 +22,7 @@ class StepLock:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self.is_wanted = False
-        self.giving_way = GivingWay(self, self._lock)
+        self.giving_way = GivingWay(self)
         """The same lock, for those that can wait."""
 
     def __enter__(self) -> None:
@@ -43,12 +43,11 @@ class StepLock:
 class GivingWay:
     """See `StepLock`."""
 
-    def __init__(self, steps: StepLock, lock: "threading._RLock") -> None:
+    def __init__(self, steps: StepLock) -> None:
         self._steps = steps
-        self._lock = lock
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self._steps._lock.acquire()
 
     def __exit__(
         self,
@@ -56,6 +55,6 @@ class GivingWay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        self._steps._lock.release()
         if self._steps.is_wanted:
             time.sleep(GIVE_WAY_S)

@@ -129,7 +129,7 @@ def successors(text, order, depth, low, high, tokens, counts):
         if i < looks:
             index = low + i if size <= SAMPLED else low + (2 * i + 1) * size // (2 * SAMPLED)
             token = text[order[index] + depth]
-            if token < BOS:
+            if token < BOS or (token == END and text[order[index] + depth - 1] < BOS):
                 removed += 1
                 continue
             if token == previous:

@@ -25,7 +25,7 @@ def kept_answers(
     text: IntArray,
     moved_text: IntArray,  # out: the answers that are still there, one after the other
 ) -> tuple[IntArray, IntArray]:
-    """Copy them; returns their new sequence [m, 2], and where they were before [m, 2]."""
+    """Copy them; returns their new sequence and where they began and ended before, both [m, 2]."""
     moved = np.empty_like(sequence)
     spans = np.empty_like(sequence)
     number = at = 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reprise.spec import DraftConfig, DraftProvider
+from reprise.spec import corpora as corpora_module
 from reprise.spec import corpus as corpus_module
 from reprise.spec.corpus_components import MAX_SKIPPED_LOOKS
 from reprise.spec.layout import (
@@ -20,6 +21,7 @@ from reprise.spec.layout import (
     MAX_COMPONENTS,
     ORDERS,
     PREDICTED,
+    REMOVED,
     SKIPPED_ORDERS,
     SUCCESSORS,
     TOKEN,
@@ -32,6 +34,7 @@ LONGEST_DRAFT = 6
 
 
 Answers = list[list[int]]
+SortedAnswers = list[tuple[list[int], bool]]  # in the suffix array; whether it was not removed
 OrderCounts = tuple[int, dict[int, int]]
 
 
@@ -42,7 +45,7 @@ class Prediction(NamedTuple):
     begin: int  # index of BOS
     length: int  # of text without the draft
     near: list[PlainNearAnswer]  # in the order of the request
-    sorted_answers: Answers  # the corpus's suffix array holds them
+    sorted_answers: SortedAnswers
     recent_answers: Answers  # its chains hold them
     orders: list[OrderCounts]  # counted by hand: how often the last tokens, and what followed
     beyond: list[OrderCounts]  # the same for the tokens before the last, another in its place
@@ -53,26 +56,36 @@ class Prediction(NamedTuple):
 
 
 @functools.cache
-def sorted_suffixes(answers: tuple[tuple[int, ...], ...]) -> list[list[int]]:
-    """What follows each place of the answers, in the order of the first 25 tokens."""
+def sorted_suffixes(
+    answers: tuple[tuple[tuple[int, ...], bool], ...],
+) -> list[tuple[list[int], bool]]:
+    """What follows each place of the answers, in the order of the first 25 tokens, and whether the
+    answer counts."""
     suffixes = []
-    for answer in answers:
+    for answer, counts in answers:
         text = [BOS, *answer, END]
-        suffixes += [text[i:][:25] for i in range(len(text) - 1)]
-    return sorted(suffixes)
+        suffixes += [(text[i:][:25], counts) for i in range(len(text) - 1)]
+    return sorted(suffixes, key=lambda suffix: suffix[0])
 
 
-def old_successors(suffixes: list[list[int]], pattern: list[int]) -> OrderCounts:
+def suffixes_of(answers: SortedAnswers) -> list[tuple[list[int], bool]]:
+    return sorted_suffixes(tuple((tuple(answer), counts) for answer, counts in answers))
+
+
+def old_successors(suffixes: list[tuple[list[int], bool]], pattern: list[int]) -> OrderCounts:
     """(places of the pattern, the most frequent next tokens with their counts): exact for few
     places, sampled at even distances for many."""
     size = len(pattern)
-    following = [suffix[size] for suffix in suffixes if suffix[:size] == pattern]
+    following = [(suffix[size], is_in) for suffix, is_in in suffixes if suffix[:size] == pattern]
     total = len(following)
     if total > SAMPLED:
         looks = [following[(2 * i + 1) * total // (2 * SAMPLED)] for i in range(SAMPLED)]
-        counts = {token: max(1, n * total // SAMPLED) for token, n in Counter(looks).items()}
+        found = Counter(token for token, is_in in looks if is_in)
+        counts = {token: max(1, n * total // SAMPLED) for token, n in found.items()}
+        total -= sum(not is_in for _, is_in in looks) * total // SAMPLED
     else:
-        counts = dict(Counter(following))
+        counts = dict(Counter(token for token, is_in in following if is_in))
+        total = sum(is_in for _, is_in in following)
     counts.pop(END, None)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
     return total, {token: counts[token] for token in ranked[:SUCCESSORS]}
@@ -94,9 +107,11 @@ def add_recent(answers: Answers, own: list[int], found: list[OrderCounts]) -> li
     return list(zip(totals, counts, strict=True))
 
 
-def counted(sorted_answers: Answers, recent_answers: Answers, own: list[int]) -> list[OrderCounts]:
+def counted(
+    sorted_answers: SortedAnswers, recent_answers: Answers, own: list[int]
+) -> list[OrderCounts]:
     """Per order (places, next tokens with their counts) after `own`: BOS, output, draft so far."""
-    suffixes = sorted_suffixes(tuple(map(tuple, sorted_answers)))
+    suffixes = suffixes_of(sorted_answers)
     old = [
         old_successors(suffixes, own[-order:]) if order <= len(own) else (0, {})
         for order in ORDERS.tolist()
@@ -105,11 +120,11 @@ def counted(sorted_answers: Answers, recent_answers: Answers, own: list[int]) ->
 
 
 def counted_beyond(
-    sorted_answers: Answers, recent_answers: Answers, own: list[int]
+    sorted_answers: SortedAnswers, recent_answers: Answers, own: list[int]
 ) -> list[OrderCounts]:
     """Per order (places, tokens with their counts, the most frequent first) of what comes after the
     tokens before the last and one token that is not the last."""
-    suffixes = sorted_suffixes(tuple(map(tuple, sorted_answers)))
+    suffixes = suffixes_of(sorted_answers)
     recent: list[list[int]] = []
     for answer in reversed(recent_answers):
         text = [BOS, *answer, END]
@@ -119,11 +134,13 @@ def counted_beyond(
         pattern = own[:-1][-k:]
         following: list[int] = []
         if len(own) > k:
-            places = [suffix[k:] for suffix in suffixes if suffix[:k] == pattern]
+            places = [(suffix[k:], is_in) for suffix, is_in in suffixes if suffix[:k] == pattern]
             looks = min(len(places), MAX_SKIPPED_LOOKS)
             if k > 1 or len(places) <= MAX_SKIPPED_LOOKS:
                 at = [places[len(places) * look // looks] for look in range(looks)]
-                following += [rest[1] for rest in at if own[-1] != rest[0] != END != rest[1]]
+                following += [
+                    rest[1] for rest, is_in in at if is_in and own[-1] != rest[0] != END != rest[1]
+                ]
             following += [
                 text[-1]
                 for text in recent
@@ -199,6 +216,20 @@ def predictions_of(seed: int, tokens: int) -> Iterator[Prediction]:
     assert provider.stats().errors == 0
 
 
+def answers_in(text: list[int], entries: set[int]) -> SortedAnswers:
+    """The answers of a corpus's text with their entries, removed ones as well."""
+    ends = [i for i, token in enumerate(text) if token == END]
+    begins = [0, *(end + 1 for end in ends[:-1])]
+    answers = []
+    for begin, end in zip(begins, ends, strict=True) if ends else ():
+        tokens = text[begin + 1 : end]
+        is_in = tokens[0] >= 0
+        assert len(entries.intersection(range(begin, end + 1))) in (0, end - begin)
+        if begin in entries:
+            answers.append((tokens if is_in else [token - REMOVED for token in tokens], is_in))
+    return answers
+
+
 def _predicted(
     provider: DraftProvider, near: dict[str, PlainNearAnswer], cached: dict[str, list[int]]
 ) -> Iterator[Prediction]:
@@ -208,9 +239,11 @@ def _predicted(
     (corpus,) = provider._corpora.corpora()
     places = {name: corpus._answers.place_of(name)[0] for name in cached}
     recent = {name for name, place in places.items() if place >= corpus._recent}
-    by_place = sorted(cached, key=lambda name: places[name])
-    sorted_answers = [cached[name] for name in by_place if name not in recent]
-    recent_answers = [cached[name] for name in by_place if name in recent]
+    recent_answers = [cached[name] for name in sorted(recent, key=lambda name: places[name])]
+    text = corpus._text[: corpus._recent].tolist()
+    sorted_answers = answers_in(text, set(corpus._order.tolist()))
+    kept = [cached[name] for name in sorted(places, key=places.__getitem__) if name not in recent]
+    assert [answer for answer, is_in in sorted_answers if is_in] == kept
     predicted = int(row[PREDICTED])
     trail = [
         {
@@ -243,7 +276,9 @@ def _predicted(
 def predictions() -> Sequence[Prediction]:
     """Predictions over few tokens and over more; merges happen in their corpora."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "MAX_RECENT", 160)
+        patch.setattr(corpus_module, "MAX_RECENT", 130)  # fewer of any token than are visited
+        patch.setattr(corpus_module, "MAX_REMOVED", 300)  # many are left where they are
+        patch.setattr(corpora_module, "SMALL_TOKENS", 80)
         made = [
             prediction
             for seed, tokens in ((1, 3), (2, 4), (3, 9), (4, 150))

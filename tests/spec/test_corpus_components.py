@@ -62,10 +62,11 @@ def test_corpus_components(predictions: Sequence[Any]) -> None:
         kinds["more than kept"] += any(len(counts) == SUCCESSORS for _, counts in found)
         kinds["unknown"] += found[0][0] == 0
         kinds["recent answers"] += len(prediction.recent_answers) > 0
+        kinds["removed answers"] += not all(is_in for _, is_in in prediction.sorted_answers)
         kinds["beginning"] += prediction.text[-1] == BOS
         kinds["four tokens before"] += beyond[3][0] > 0
         kinds["too frequent alone"] += beyond[0][0] == 0 < beyond[1][0]
         kinds["many looks"] += beyond[1][0] > MAX_SKIPPED_LOOKS // 2
         kinds["more than used before"] += any(len(counts) > USED_SKIPPED for _, counts in beyond)
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert min(kinds.values()) >= 5, kinds

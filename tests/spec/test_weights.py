@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from reprise.spec import DraftProvider
-from reprise.spec.features import HASHED_TOKEN, prior_weights
+from reprise.spec.features import (
+    HASHED_TOKEN,
+    NUM_CHOICE,
+    check_feature_indices,
+    prior_weights,
+)
 from reprise.spec.weights import load_weights, salt_of, save_weights, start_weights
 
 
@@ -96,3 +101,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_weights(small, tmp_path / "small")
     with pytest.raises(ValueError, match=r"choice: expected shape .* came \(3,\)"):
         load_weights(prior_weights(), tmp_path / "small")
+
+
+def test_features_that_the_trail_cannot_name_are_refused() -> None:
+    check_feature_indices(NUM_CHOICE)
+    check_feature_indices(1 << 15)
+    with pytest.raises(OverflowError, match="expected at most 32768 in a table, came 32769"):
+        check_feature_indices((1 << 15) + 1)

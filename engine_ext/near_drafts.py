@@ -80,7 +80,12 @@ class NearDrafts:
 
     def report(self) -> dict[str, Any]:
         """Figures since the start."""
-        return {"near_answers_in_time": self._in_time, "near_answers_late": self._late}
+        return {
+            "near_answers_in_time": self._in_time,
+            "near_answers_late": self._late,
+            # Where API server processes that have no retrieval of their own tell it to forget.
+            "retrieval_address": getattr(self._retriever, "address", None),
+        }
 
     def _attach(self, request_id: str, live: LiveRequest) -> bool:
         """What is near in meaning, if that is known by now."""

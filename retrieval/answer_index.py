@@ -119,6 +119,12 @@ class AnswerIndex:
             del self._namespaces[namespace]
         return True
 
+    def erase_removed(self, namespace: str) -> None:
+        """Overwrite what the index still holds of vectors that were removed."""
+        held = self._namespaces.get(namespace)
+        if held is not None:
+            held.vectors.erase_removed()
+
     def search(
         self, namespace: str, vectors: FloatArray, count: int
     ) -> list[list[tuple[str, float]]]:

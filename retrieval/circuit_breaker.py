@@ -54,12 +54,13 @@ class CircuitBreaker:
         """Run `function` if the breaker lets it.
 
         Raises:
-            TierError: The breaker is open, or `function` raised it.
+            TierError: The breaker is open, or `function` raised it; what else it raises counts as
+                a failure too.
         """
         self._admit()
         try:
             result = function()
-        except TierError as error:
+        except Exception as error:  # any: a probe that ends otherwise must not be the last
             self.failed(str(error))
             raise
         self.succeeded()

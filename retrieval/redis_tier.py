@@ -10,11 +10,13 @@ walks the key space:
     reprise:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
     reprise:{<namespace digest>}:stream          what joined (+) and left (-)
     reprise:namespaces                           hash: namespace digest -> namespace
+    reprise:invalidations                        stream: what was to be forgotten
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +25,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from . import redis_invalidations
 from .answer import Answer, digest
+from .invalidation import Invalidation, InvalidationPage
 from .record import RecordReader, encode_record
 from .tier import Tier, TierChanges, TierError, Uses, with_uses
 
@@ -80,7 +84,7 @@ class RedisTier(Tier):
                 self._keep_larger_uses(client, pipe, tag, [answer for answer, _ in members])
                 for answer, record in members:
                     key = _record_key(tag, answer)
-                    pipe.set(key, record, px=self._ttl_ms)
+                    pipe.set(key, record, **self._time_to_live(answer))
                     pipe.hset(f"{tag}:ids", answer.answer_id, key)
                     self._announce(pipe, tag, "+", answer.answer_id, key)
                 pipe.execute()
@@ -152,6 +156,7 @@ class RedisTier(Tier):
                     self._cursors[stream] = _last_id(client, stream) if first_look else "0"
             names = {f"{_tag(namespace)}:stream": namespace for namespace in known}
             entries = self._read_streams(client, {s: self._cursors[s] for s in names})
+            complete = not any(self._has_gap(client, stream) for stream, _ in entries)
         self._cursors.setdefault("", "")  # from now on, a new namespace is news
         added: list[Answer] = []
         removed: list[tuple[str, str]] = []
@@ -168,7 +173,24 @@ class RedisTier(Tier):
             added.extend(self._fetch(namespace, keys))
             self._cursors[stream] = last_id
         back = {(answer.namespace, answer.answer_id) for answer in added}
-        return TierChanges(tuple(added), tuple(key for key in removed if key not in back))
+        return TierChanges(tuple(added), tuple(key for key in removed if key not in back), complete)
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        tag, cursor, found = _tag(namespace), 0, []
+        with self._client("bulk") as client:
+            while True:
+                cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
+                found += self._with_a_record(client, page)
+                if cursor == 0:
+                    return found
+
+    def announce(self, invalidation: Invalidation) -> None:
+        with self._client("bulk") as client:
+            redis_invalidations.announce(client, invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        with self._client("bulk") as client:
+            return redis_invalidations.read_invalidations(client, after)
 
     @property
     def num_damaged(self) -> int:
@@ -180,6 +202,24 @@ class RedisTier(Tier):
             self._clients.clear()
         for client in clients:
             client.close()
+
+    def _time_to_live(self, answer: Answer) -> dict[str, Any]:
+        """Options of SET: from when the answer was made; as it was, where none is configured."""
+        if self._ttl_ms is None:
+            return {"keepttl": True}
+        return {"px": max(1, self._ttl_ms - int((time.time() - answer.created_s) * 1000))}
+
+    def _with_a_record(self, client: Any, page: dict[bytes, bytes]) -> list[str]:
+        """Of these ids, by their records' keys, those whose record has not expired."""
+        pipe = client.pipeline(transaction=False)
+        for key in page.values():
+            pipe.exists(key)
+        there = pipe.execute() if page else []
+        return [i.decode() for i, exists in zip(page, there, strict=True) if exists]
+
+    def _has_gap(self, client: Any, stream: str) -> bool:
+        cursor, length = self._cursors[stream], self._stream_length
+        return redis_invalidations.has_gap(client, stream, cursor, length=length)
 
     def _keep_larger_uses(
         self, client: Any, pipe: Any, tag: str, answers: Sequence[Answer]

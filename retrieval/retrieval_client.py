@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike
 
 from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
+from .invalidation import Forgetting, Forgotten, Invalidation
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
 from .pinned_cores import pinned_cores
-from .record import RecordReader, encode_record
+from .record import RecordReader, decode_record, encode_record
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
 from .shared_results import ResultReader
 from .update_queue import UpdateQueue
@@ -29,6 +30,9 @@ from .wire import (
     Credit,
     Discard,
     Flush,
+    Forget,
+    Forgot,
+    Gone,
     Hello,
     Joined,
     Left,
@@ -48,6 +52,7 @@ logger = logging.getLogger(__name__)
 _RECONNECT_S = 0.1
 # The last user turn lies at the end; further back there is nothing to embed.
 _MAX_PROMPT_TOKENS = 16_384
+_MOST_FORGOTTEN = 10_000
 
 
 class RetrievalClient(Retriever):
@@ -60,14 +65,26 @@ class RetrievalClient(Retriever):
         address: What the process was started with.
         config: The process's; gives the bounds of queues and budgets.
         keep_exact: Hold answers that have exact keys here too, so that `find_exact` finds them.
+        wants_updates: Have `updates` tell of answers that join and leave; they wait for the call.
+        wants_forgotten: Have `forgotten` tell of what is to be forgotten.
     """
 
     def __init__(
-        self, address: str, *, config: RetrievalConfig | None = None, keep_exact: bool = False
+        self,
+        address: str,
+        *,
+        config: RetrievalConfig | None = None,
+        keep_exact: bool = False,
+        wants_updates: bool = True,
+        wants_forgotten: bool = False,
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
         self._keep_exact = keep_exact
+        self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
+        self._forgotten: deque[Forgotten] = deque()
+        self._position: str | None = None
+        self._unconfirmed: dict[str, Invalidation] = {}
         self._exact = MemoryTier(max_bytes=self._config.memory_bytes, ttl_s=self._config.ttl_s)
         self._records = RecordReader("messages of the retrieval process")
         self._updates = UpdateQueue()
@@ -78,7 +95,7 @@ class RetrievalClient(Retriever):
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
         self._dropped = 0
-        self._replies: dict[int, Reply] = {}
+        self._replies: dict[int, Reply | Forgot] = {}
         self._awaited: set[int] = set()
         self._tickets = itertools.count()
         self._changed = threading.Condition()
@@ -139,7 +156,7 @@ class RetrievalClient(Retriever):
         ticket = next(self._tickets)
         # The process keeps the budget itself; the margin is for the way there and back.
         reply = self._ask(LookUp(ticket, namespace, exact_key), ticket, self._config.look_up_s)
-        if reply is None or reply.record is None:
+        if not isinstance(reply, Reply) or reply.record is None:
             return None
         found = self._records.read(reply.record, namespace=namespace)
         return found if found is not None and found.exact_key == exact_key else None
@@ -147,6 +164,32 @@ class RetrievalClient(Retriever):
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         if accepted_tokens:
             self._send(Credit(namespace, dict(accepted_tokens)))
+
+    def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
+        """As `Retriever.forget`. Until the process confirms it, it is told of it again whenever it
+        is there anew."""
+        with self._changed:
+            self._unconfirmed[invalidation.invalidation_id] = invalidation
+            kept = [store for store in self._held if not _is_meant(store, invalidation)]
+            self._held = deque(kept)
+        ticket = next(self._tickets)
+        # The margin is for the way there and back.
+        reply = self._ask(Forget(ticket, invalidation, timeout_s), ticket, timeout_s + 0.5)
+        if not isinstance(reply, Forgot):
+            return Forgetting((), done=False)
+        return Forgetting(reply.removed, reply.done)
+
+    def forgotten(self) -> list[Forgotten]:
+        """What is to be forgotten wherever it is held, since the last call."""
+        with self._changed:
+            taken = list(self._forgotten)
+            self._forgotten.clear()
+            return taken
+
+    @property
+    def num_unconfirmed(self) -> int:
+        """Invalidations that the tier has yet to carry out."""
+        return len(self._unconfirmed)
 
     def updates(self) -> list[AnswerUpdate]:
         return self._updates.take()
@@ -157,7 +200,7 @@ class RetrievalClient(Retriever):
                 return False
         ticket = next(self._tickets)
         reply = self._ask(Flush(ticket, timeout_s), ticket, timeout_s)
-        return reply is not None and reply.done
+        return isinstance(reply, Reply) and reply.done
 
     def stats(self) -> RetrievalStats:
         stats = self._status.stats
@@ -202,7 +245,7 @@ class RetrievalClient(Retriever):
             self._held.append(message)
             return True
 
-    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | None:
+    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | Forgot | None:
         with self._changed:
             self._awaited.add(ticket)
         try:
@@ -232,7 +275,15 @@ class RetrievalClient(Retriever):
     def _serve(self, connection: socket.socket) -> None:
         """Take messages in until the process is gone."""
         sender = Sender(connection, queue_length=self._config.queue_length)
-        sender.send(Hello(self._keep_exact, pinned_cores(os.getpid())))
+        sender.send(
+            Hello(
+                self._keep_exact,
+                pinned_cores(os.getpid()),
+                self._wants_updates,
+                self._wants_forgotten,
+                self._position,
+            )
+        )
         present: set[tuple[str, str]] | None = set()
         try:
             while (message := receive(connection)) is not None:
@@ -266,6 +317,8 @@ class RetrievalClient(Retriever):
                     self._held.clear()
                     self._results, self._sender = results, sender
                     self._connections += 1
+                    for invalidation in self._unconfirmed.values():
+                        sender.send(Forget(next(self._tickets), invalidation, 0.0))
                     if self._closing:
                         sender.close()
                     self._changed.notify_all()
@@ -275,11 +328,24 @@ class RetrievalClient(Retriever):
                 self._left(response)
             case Status():
                 self._status = response
-            case Reply(ticket):
+            case Gone(forgotten):
+                self._is_to_forget(forgotten)
+            case Reply(ticket) | Forgot(ticket):
                 with self._changed:
+                    if isinstance(response, Forgot) and response.done:
+                        self._unconfirmed.pop(response.invalidation_id, None)
                     if ticket in self._awaited:
                         self._replies[ticket] = response
                         self._changed.notify_all()
+
+    def _is_to_forget(self, forgotten: Forgotten) -> None:
+        with self._changed:
+            self._position = forgotten.position or self._position
+            self._forgotten.append(forgotten)
+            if len(self._forgotten) > _MOST_FORGOTTEN:
+                # Nobody takes them: whoever does at last is to forget everything.
+                self._forgotten.clear()
+                self._forgotten.append(Forgotten(complete=False))
 
     def _joined(self, joined: Joined) -> None:
         update = joined.update
@@ -298,6 +364,15 @@ class RetrievalClient(Retriever):
         if key in self._known:
             self._known.remove(key)
             self._updates.put(AnswerUpdate.left(left.namespace, left.answer_id))
+
+
+def _is_meant(store: Store, invalidation: Invalidation) -> bool:
+    """Whether an answer that waits here is to be forgotten; where its text is not known, and a
+    prompt is asked for, it goes too."""
+    answer = decode_record(store.record)
+    if invalidation.needs_text and not answer.prompt_text:
+        return invalidation.covers(answer.namespace)
+    return invalidation.means(answer)
 
 
 def connect(

@@ -22,17 +22,22 @@ import numpy as np
 
 from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
+from .invalidation import Forgotten
 from .local_retriever import LocalRetriever
 from .near_answer import NearAnswer
 from .pinned_cores import leave_cores, leave_pinned_cores
 from .prompt_tokenizer import PromptTokenizer
 from .record import decode_record, encode_record
 from .shared_results import ResultWriter
+from .tier import TierError
 from .wire import (
     REQUESTS,
     Credit,
     Discard,
     Flush,
+    Forget,
+    Forgot,
+    Gone,
     Hello,
     Joined,
     Left,
@@ -51,6 +56,7 @@ from .wire import (
 logger = logging.getLogger(__name__)
 _UPDATE_S = 0.05
 _STATUS_S = 0.5
+_FORGET_AGAIN_S = 60.0
 _NICENESS = 10
 # A client takes all answers when it connects.
 _CLIENT_QUEUE = 1_000_000
@@ -74,6 +80,8 @@ class _Client:
         self.connection = connection
         self.sender = Sender(connection, queue_length=_CLIENT_QUEUE)
         self.wants_records = False
+        self.wants_updates = True
+        self.wants_forgotten = False
         self.greeted = False
 
 
@@ -83,6 +91,8 @@ class RetrievalServer:
     def __init__(self, orders: Orders) -> None:
         config = RetrievalConfig.model_validate(orders.config)
         self._writer = ResultWriter(orders.block_prefix, num_bytes=config.shared_bytes)
+        self._clients: list[_Client] = []
+        self._lock = threading.Lock()
         tokenizer = _tokenizer(orders.tokenizer)
         self.retriever = LocalRetriever(
             config,
@@ -91,9 +101,9 @@ class RetrievalServer:
             tokenizer_key=orders.tokenizer_key,
             threads=config.embedding_threads,
             on_found=self._publish,
+            on_gone=self._writer.forget,
+            on_forgotten=self._pass_forgotten_on,
         )
-        self._clients: list[_Client] = []
-        self._lock = threading.Lock()
         self._next_status_s = 0.0
         with contextlib.suppress(OSError):
             os.unlink(orders.address)
@@ -143,9 +153,9 @@ class RetrievalServer:
 
     def _handle(self, client: _Client, message: Request) -> None:
         match message:
-            case Hello(wants_records=wants_records, pinned_cores=cores):
-                leave_cores(cores)
-                self._greet(client, wants_records)
+            case Hello():
+                leave_cores(message.pinned_cores)
+                self._greet(client, message)
             case Submit(request_id, namespace, text, prompt_tokens):
                 ids = np.frombuffer(prompt_tokens, dtype="<i4")
                 self.retriever.submit(
@@ -157,23 +167,72 @@ class RetrievalServer:
                 self.retriever.discard(request_id)
             case Credit(namespace, accepted_tokens):
                 self.retriever.credit(namespace, accepted_tokens)
-            case Flush() | LookUp():
+            case Flush() | LookUp() | Forget():
                 # These wait; what the client says next must not.
                 threading.Thread(
                     target=self._reply, args=(client, message), name="reprise-reply", daemon=True
                 ).start()
 
-    def _greet(self, client: _Client, wants_records: bool) -> None:
+    def _greet(self, client: _Client, hello: Hello) -> None:
         with self._lock:
             self._broadcast(self.retriever.updates())
-            client.wants_records = wants_records
+            client.wants_records = hello.wants_records
+            client.wants_updates = hello.wants_updates
+            client.wants_forgotten = hello.wants_forgotten
             client.sender.send(Welcome(self._writer.name))
-            for answer in self.retriever.answers():
-                client.sender.send(_joined(answer, wants_records))
+            for answer in self.retriever.answers() if hello.wants_updates else ():
+                client.sender.send(_joined(answer, hello.wants_records))
             self._clients.append(client)
             self._next_status_s = 0.0
+        if hello.wants_forgotten:
+            threading.Thread(
+                target=self._bring_up_to_date,
+                args=(client, hello.position),
+                name="reprise-forgotten",
+                daemon=True,
+            ).start()
 
-    def _reply(self, client: _Client, message: Flush | LookUp) -> None:
+    def _bring_up_to_date(self, client: _Client, after: str | None) -> None:
+        """Tell a client that comes back what was to be forgotten while it was away."""
+        while client in self._clients:
+            position = self.retriever.position
+            if position is not None and after is None:
+                client.sender.send(Gone(Forgotten(position=position)))
+                return
+            if position is not None and after is not None:
+                with contextlib.suppress(TierError):
+                    page = self.retriever.invalidations(after)
+                    forgotten = Forgotten(page.invalidations, (), page.position, page.complete)
+                    client.sender.send(Gone(forgotten))
+                    return
+            time.sleep(_UPDATE_S)
+
+    def _pass_forgotten_on(self, forgotten: Forgotten) -> None:
+        with self._lock:
+            for client in self._clients:
+                if client.wants_forgotten:
+                    client.sender.send(Gone(forgotten))
+
+    def _forget(self, client: _Client, message: Forget) -> None:
+        waits_s = message.timeout_s
+        while client in self._clients:
+            outcome = self.retriever.forget(message.invalidation, timeout_s=waits_s)
+            client.sender.send(
+                Forgot(
+                    message.ticket,
+                    message.invalidation.invalidation_id,
+                    outcome.removed,
+                    outcome.done,
+                )
+            )
+            if outcome.done:
+                return
+            waits_s = _FORGET_AGAIN_S
+
+    def _reply(self, client: _Client, message: Flush | LookUp | Forget) -> None:
+        if isinstance(message, Forget):
+            self._forget(client, message)
+            return
         if isinstance(message, Flush):
             done = self.retriever.flush(message.timeout_s)
             self._next_status_s = 0.0
@@ -198,6 +257,8 @@ class RetrievalServer:
         for update in updates:
             answer = self.retriever.answer(update.namespace, update.answer_id)
             for client in self._clients:
+                if not client.wants_updates:
+                    continue
                 message: Response = Left(update.answer_id, update.namespace)
                 if update.added:
                     if answer is None:

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .answer import Answer
+from .change_log import ChangeLog
+from .invalidation import Invalidation, InvalidationPage
 from .record import RecordReader, encode_record
-from .tier import Tier, TierError, Uses, with_uses
+from .tier import TextOf, Tier, TierChanges, TierError, Uses, with_uses
 
 _PAGE = 500
 _SCHEMA = """
@@ -61,13 +63,13 @@ class SqliteTier(Tier):
             self._db.execute("pragma journal_mode=wal")
             # A power cut may lose the last answers, never damage the file: a cache needs no more.
             self._db.execute("pragma synchronous=normal")
+            # What is removed is overwritten, not only no longer found.
+            self._db.execute("pragma secure_delete=on")
             self._db.executescript(_SCHEMA)
+            self._log = ChangeLog(self._db)
+            self._wal_holds_forgotten = False
             if ttl_s is not None:
-                self._db.execute("delete from answers where created_s < ?", (self._oldest_s(),))
-                self._db.execute(
-                    "delete from credits where not exists (select 1 from answers"
-                    " where namespace = credits.namespace and answer_id = credits.answer_id)"
-                )
+                self._delete_expired(self._db)
             self._db.commit()
         except sqlite3.Error as error:
             raise TierError(f"sqlite file {path}: {error}") from error
@@ -89,6 +91,7 @@ class SqliteTier(Tier):
                     if a.uses or a.accepted_tokens
                 ],
             )
+            self._log.note(db, "+", [(a.namespace, a.answer_id) for a in answers])
         return []
 
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
@@ -111,7 +114,43 @@ class SqliteTier(Tier):
                 removed += db.execute(
                     "delete from answers where namespace = ? and answer_id = ?", key
                 ).rowcount
+            self._log.note(db, "-", [(namespace, answer_id) for answer_id in answer_ids])
         return removed
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        with self._session() as db:
+            rows = db.execute("select answer_id from answers where namespace = ?", (namespace,))
+            return [row[0] for row in rows]
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        self.expire()  # what is past its time is no answer any more, and not to be counted
+        gone = super().forget(invalidation, text_of=text_of)
+        self._wal_holds_forgotten = True
+        self._empty_wal()
+        return gone
+
+    def announce(self, invalidation: Invalidation) -> None:
+        with self._session() as db:
+            self._log.announce(db, invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        with self._session() as db:
+            return self._log.invalidations(db, after)
+
+    def changes(self, *, anew: bool = False) -> TierChanges:
+        with self._session() as db:
+            logged = self._log.changes(db, anew=anew)
+        added = [answer for key in logged.added if (answer := self._answer(*key)) is not None]
+        return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
+
+    def expire(self) -> None:
+        if self._ttl_s is not None:
+            with self._session() as db:
+                self._delete_expired(db)
+        if self._wal_holds_forgotten:
+            self._empty_wal()
 
     def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
         with self._session() as db:
@@ -152,6 +191,35 @@ class SqliteTier(Tier):
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    def _answer(self, namespace: str, answer_id: str) -> Answer | None:
+        with self._session() as db:
+            row = db.execute(
+                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                " from answers left join credits using (namespace, answer_id)"
+                " where namespace = ? and answer_id = ? and created_s >= ?",
+                (namespace, answer_id, self._oldest_s()),
+            ).fetchone()
+        answer = None if row is None else self._reader.read(row[0], namespace=namespace)
+        return None if answer is None else with_uses(answer, Uses(*row[1:]))
+
+    def _delete_expired(self, db: sqlite3.Connection) -> None:
+        gone = db.execute(
+            "delete from answers where created_s < ? returning namespace, answer_id",
+            (self._oldest_s(),),
+        ).fetchall()
+        db.executemany("delete from credits where namespace = ? and answer_id = ?", gone)
+        self._wal_holds_forgotten |= bool(gone)
+
+    def _empty_wal(self) -> None:
+        """Move what the write-ahead log holds into the file and leave nothing there: it still has
+        the pages as they were. Readers in other processes may stand in the way for a moment."""
+        with self._lock:
+            try:
+                busy = self._db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+            except sqlite3.Error:
+                busy = 1
+            self._wal_holds_forgotten = bool(busy)
 
     def _oldest_s(self) -> float:
         return 0.0 if self._ttl_s is None else time.time() - self._ttl_s

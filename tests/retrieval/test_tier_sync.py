@@ -20,7 +20,7 @@ def answer(number, *, namespace="acme"):
 
 
 def sync_of(tier, **options):
-    return TierSync(tier, on_added=lambda _: None, on_removed=lambda *_: None, **options)
+    return TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None, **options)
 
 
 class Hanging(MemoryTier):

@@ -1,24 +1,32 @@
 """Errors that must not reach the engine: counted by place, each place logged once."""
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
+RECENT_S = 600.0
+"""How long an error speaks against the health of its place."""
+
 
 class SwallowedErrors:
     """Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
+        self._clock = clock
         self._counts: Counter[str] = Counter()
+        self._latest_s: dict[str, float] = {}
 
     def swallow(self, place: str, error: BaseException) -> None:
         """Count `error` under `place`; the first one of a place is logged with its traceback."""
         with self._lock:
             self._counts[place] += 1
+            self._latest_s[place] = self._clock()
             is_first = self._counts[place] == 1
         if is_first:
             logger.error(
@@ -34,3 +42,13 @@ class SwallowedErrors:
         """Errors by place so far."""
         with self._lock:
             return dict(self._counts)
+
+    def recent(self) -> dict[str, int]:
+        """Errors by place so far, of the places where one occurred within `RECENT_S`."""
+        with self._lock:
+            since_s = self._clock() - RECENT_S
+            return {
+                place: self._counts[place]
+                for place, latest_s in self._latest_s.items()
+                if latest_s > since_s
+            }

@@ -230,7 +230,7 @@ class RetrievalClient(Retriever):
             return True
         sender = self._sender
         sent = sender is not None and sender.send(message)
-        if not sent and not isinstance(message, Discard | Credit):
+        if not sent and not isinstance(message, Discard | Credit | Forget):
             self._dropped += 1
         return sent
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 API_KEYS = ("key-of-one", "key-of-another")
+ADMIN_TOKEN = "token-of-the-operator"
 MODEL_NAME = "demo"
 PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _CHAT = "/v1/chat/completions"
@@ -153,6 +154,8 @@ class Server:
     ) -> http.client.HTTPConnection:
         """Send a request; its reply is still to be read."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if path.startswith("/reprise/"):
+            given.setdefault("x-reprise-admin-token", ADMIN_TOKEN)
         if key is not None:
             given["Authorization"] = f"Bearer {key}"
         data = None
@@ -227,7 +230,8 @@ def build_server(model: Path, *arguments: str, with_reprise: bool, **environment
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
         given += reprise_arguments()
-        environment = {"VLLM_PLUGINS": "reprise", **environment}
+        admin = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
+        environment = admin | environment
     return Server(model, *given, **environment)
 
 

@@ -226,7 +226,7 @@ def test_what_was_removed_during_an_outage_is_removed_after_it(
 
 
 @pytest.mark.redis
-def test_a_reader_behind_a_trimmed_stream_compares_and_removes(redis_server, make_retriever):
+def test_a_reader_behind_a_trimmed_stream_is_told_to_compare(redis_server):
     """More changes between two looks than the stream keeps: without an outage."""
     from reprise.retrieval.redis_tier import RedisTier
 
@@ -261,10 +261,10 @@ def test_sqlite_tells_other_processes_what_was_done(tmp_path):
 
 def test_expired_answers_leave_every_store(url, make_retriever, wait_until):
     retriever = make_retriever(url, ttl_s=2.0)
-    retriever.store(SECRET_NOW := answer(SECRET_PROMPT, SECRET_REPLY))
+    retriever.store(fresh := answer(SECRET_PROMPT, SECRET_REPLY))
     assert retriever.flush(60)
     assert holds_secret(tier_bytes(url))
-    left_s = SECRET_NOW.created_s + 2.0 - time.time()
+    left_s = fresh.created_s + 2.0 - time.time()
     wait_until(lambda: retriever.stats().answers == 0)
     wait_until(lambda: not holds_secret(tier_bytes(url)), timeout_s=max(0.0, left_s) + 5.0)
     assert [u.added for u in retriever.updates()] == [True, False]

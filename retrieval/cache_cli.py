@@ -196,6 +196,12 @@ def invalidate(
 
     Example: reprise cache invalidate --namespace acme --older-than 7d --url redis://localhost/0
     """
+    conditions = (namespace, tenant, answer_id, prompt, older_than, model_key)
+    if not everything and all(condition is None for condition in conditions):
+        raise ValueError(
+            "invalidate needs --id, --prompt, --namespace, --tenant, --older-than, --model-key or "
+            "--everything"
+        )
     invalidation = Invalidation.create(
         namespace=namespace,
         tenant=tenant,

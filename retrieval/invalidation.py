@@ -96,9 +96,9 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             raise ValueError("tenant must not be empty")
         if older_than_s is not None and not 0.0 <= older_than_s < math.inf:
             raise ValueError(f"older_than_s must be seconds, 0 or more, got {older_than_s}")
-        for name in (namespace, tenant):
-            if name is not None:
-                check_namespace(name)
+        for wall in (namespace, tenant):
+            if wall is not None:
+                check_namespace(wall)
         now_s = time.time()
         return cls(
             invalidation_id=uuid.uuid4().hex,

@@ -112,11 +112,14 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
         )
+        # Not the methods themselves: they would hold this engine when nobody else does.
+        get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
+        find_retrieval = weakref.WeakMethod(self._find_retrieval)
         self.exact_forgetting = ExactForgetting(
             self.front_end.memory,
-            tokenizer=self.get_tokenizer,
+            tokenizer=lambda: get_tokenizer()(),  # type: ignore[misc]
             retrieval=self._retriever,
-            find_retrieval=self._find_retrieval,
+            find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
             errors=self.front_end.errors,
         )
 

@@ -4,9 +4,11 @@ import asyncio
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.logger import init_logger
+from vllm.utils.async_utils import cancel_task_threadsafe
 
 from reprise.engine_ext.exact_memory import ExactMemory
 from reprise.engine_ext.swallowed import SwallowedErrors
@@ -22,7 +24,8 @@ logger = init_logger(__name__)
 FindRetrieval = Callable[[], Awaitable[list[str]]]
 
 _LOOK_EVERY_S = 0.1
-_FIND_EVERY_S = 5.0
+_FIND_EVERY_S, _MAX_FIND_EVERY_S = 5.0, 300.0
+_STARTS_WITHIN_S = 300.0
 _TIER_WITHIN_S = 2.0
 _MOST_APPLIED = 1000
 
@@ -63,7 +66,8 @@ class ExactForgetting:
         self._clients = {} if retrieval is None else {retrieval.address: retrieval}
         self._find_retrieval = find_retrieval if retrieval is None else None
         self._found: dict[str, RetrievalClient] = {}
-        self._look_s = time.monotonic()
+        self._began_s = self._look_s = time.monotonic()
+        self._pause_s = _FIND_EVERY_S
         self._reader: PromptTokenizer | None = None
         self._applied: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -76,13 +80,20 @@ class ExactForgetting:
     def close(self) -> None:
         """Stop following."""
         if self._task is not None:
-            self._task.cancel()
+            cancel_task_threadsafe(self._task)
         for client in self._found.values():
             client.close()
 
     def health(self) -> "list[RetrievalHealth]":
         """Of each retrieval process that is known."""
-        return [client.health() for client in self._clients.values()]
+        found = [client.health() for client in self._clients.values()]
+        if time.monotonic() - self._began_s < _STARTS_WITHIN_S:
+            return found
+        late = f"not there after {_STARTS_WITHIN_S:.0f} s"
+        return [
+            replace(each, state="degraded", detail=late) if each.state == "starting" else each
+            for each in found
+        ]
 
     @property
     def num_pending(self) -> int:
@@ -170,7 +181,8 @@ class ExactForgetting:
     async def _look_for_retrieval(self) -> None:
         if self._find_retrieval is None:
             return
-        self._look_s = time.monotonic() + _FIND_EVERY_S
+        self._look_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _MAX_FIND_EVERY_S)
         for address in await self._find_retrieval():
             if address not in self._found:
                 client = RetrievalClient(address, wants_updates=False, wants_forgotten=True)

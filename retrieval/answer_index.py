@@ -98,12 +98,12 @@ class AnswerIndex:
         held.unclaimed.discard(answer_id)
         return held.vectors.vector(held.number_of[answer_id])
 
-    def drop_unclaimed(self) -> int:
-        """Remove what was restored and never claimed; how many."""
+    def drop_unclaimed(self) -> list[tuple[str, str]]:
+        """Remove what was restored and never claimed; their (namespace, id)."""
         gone = [(name, i) for name, held in self._namespaces.items() for i in held.unclaimed]
         for namespace, answer_id in gone:
             self.remove(namespace, answer_id)
-        return len(gone)
+        return gone
 
     def remove(self, namespace: str, answer_id: str) -> bool:
         """Remove an id; returns whether it was there."""

@@ -25,7 +25,7 @@ from .invalidation import Invalidation
 from .namespace import check_namespace
 from .prompt_tokenizer import PromptTokenizer
 from .tier import Tier, TierError
-from .tier_url import open_tier, redact, sqlite_path
+from .tier_url import INDEX_ENDING, beside_sqlite, open_tier, redact, sqlite_path
 from .turns import clip
 
 Item = TypeVar("Item")
@@ -224,6 +224,9 @@ def invalidate(
     with _opened(url) as tier:
         removed = len(tier.forget(invalidation, text_of=text_of))
         num_damaged = tier.num_damaged
+    if removed and (index := beside_sqlite(url, INDEX_ENDING)) is not None:
+        # It holds vectors of what was removed. A running engine writes it anew.
+        index.unlink(missing_ok=True)
     typer.echo(f"{_answers(removed)} removed")
     if prompt is not None and num_textless:
         typer.echo(f"{_answers(num_textless)} without text not compared: name --tokenizer")

@@ -401,7 +401,8 @@ class LocalRetriever(Retriever):
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
-                if self._closing and not self._queue.answers:
+                is_idle = not (self._queue.answers or self._queue.gone or self._to_erase)
+                if self._closing and is_idle:
                     search.close()
                     return
                 work = self._queue.take(config.batch_size)

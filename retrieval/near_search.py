@@ -167,7 +167,9 @@ class NearSearch:
         """Remove what the snapshot held and nobody joined: it was removed in the meantime."""
         if not self._settled:
             self._settled = True
-            self._changes += self._index.drop_unclaimed()
+            dropped = self._index.drop_unclaimed()
+            if dropped:
+                self.erase(dropped)
 
     def maintain(self) -> bool:
         """A step of the index's upkeep, some 15 ms; returns whether there is more to do."""

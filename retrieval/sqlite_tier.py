@@ -137,7 +137,10 @@ class SqliteTier(Tier):
 
     def invalidations(self, after: str | None) -> InvalidationPage:
         with self._session() as db:
-            return self._log.invalidations(db, after)
+            page = self._log.invalidations(db, after)
+        # Whoever carried it out may not have been able to empty it while we read.
+        self._wal_holds_forgotten |= bool(page.invalidations)
+        return page
 
     def changes(self, *, anew: bool = False) -> TierChanges:
         with self._session() as db:

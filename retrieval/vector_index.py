@@ -76,6 +76,7 @@ class _Tail:
         """Remove some; their ids and vectors."""
         begin = max(0, len(self.ids) - count)
         taken, rows = self.ids[begin:], self._rows[begin : len(self.ids)].copy()
+        self._rows[begin : len(self.ids)] = 0.0
         del self.ids[begin:]
         for vector_id in taken:
             del self._position_of[vector_id]

@@ -42,14 +42,14 @@ class _Tail:
     """Vectors searched one by one; adding and removing cost nothing worth counting."""
 
     def __init__(self, dim: int) -> None:
-        self._rows = np.empty((64, dim), dtype=np.float32)
+        self._rows = np.zeros((64, dim), dtype=np.float32)
         self.ids: list[int] = []
         self._position_of: dict[int, int] = {}
 
     def add(self, vector_id: int, vector: FloatArray) -> None:
         count = len(self.ids)
         if count == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
         self._rows[count] = vector
         self._position_of[vector_id] = count
         self.ids.append(vector_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -40,7 +41,7 @@ _IDLE_S = 0.25
 _INDEX_BYTES = 2200
 _EXPIRE_EVERY_S = 0.5
 _MOST_APPLIED = 1000
-# So long an answer may be on its way from the engine, or from a tier that is being read.
+# So long an answer may be on its way from the engine.
 _ON_ITS_WAY_S = 2.0
 
 
@@ -81,7 +82,7 @@ class LocalRetriever(Retriever):
         self._tokenizer_key, self._threads = tokenizer_key, threads
         self._on_found, self._on_gone, self._on_forgotten = on_found, on_gone, on_forgotten
         self._applied: dict[str, None] = {}
-        self._just_applied: list[Invalidation] = []
+        self._just_applied: deque[Invalidation] = deque(maxlen=_MOST_APPLIED)
         self._to_erase: set[tuple[str, str]] = set()
         self._joining: list[tuple[Answer, bool]] = []
         self._search: NearSearch | None = None
@@ -168,8 +169,8 @@ class LocalRetriever(Retriever):
         if self._tiers is None:
             return Forgetting(tuple(gone), done=True)
         pending = self._tiers.forget(invalidation, timeout_s)
-        # What memory does not hold may still lie in shared memory.
-        self._erase(pending.removed)
+        # What memory does not hold may still lie in shared memory; what it holds came meanwhile.
+        self._remove(pending.removed)
         removed = tuple({**dict.fromkeys(gone), **dict.fromkeys(pending.removed)})
         return Forgetting(removed, done=pending.done.is_set())
 
@@ -350,7 +351,8 @@ class LocalRetriever(Retriever):
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
-        answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
+        if ours:
+            answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
         new = {key: answer for key, answer in keyed.items() if not self.answer(*key)}
         # The index holds the vector: once is enough.
@@ -367,7 +369,8 @@ class LocalRetriever(Retriever):
     def _was_just_forgotten(self, answer: Answer) -> bool:
         """Whether it was on its way here when it was to be forgotten; the caller holds the lock."""
         earliest_s = time.time() - _ON_ITS_WAY_S
-        self._just_applied = [each for each in self._just_applied if each.made_s > earliest_s]
+        while self._just_applied and self._just_applied[0].made_s < earliest_s:
+            self._just_applied.popleft()
         return any(
             answer.created_s <= each.made_s and self._is_meant(answer, each)
             for each in self._just_applied

@@ -79,6 +79,7 @@ class TierSync:
         self._batch: list[Answer] = []
         self._forgets: deque[PendingForget] = deque()
         self._late = LateWrites()
+        self._removed_meanwhile: set[Key] = set()
         self._position: str | None = None
         self._behind = False
         self._followed_s = float("-inf")
@@ -288,6 +289,7 @@ class TierSync:
                 logger.exception("Answers could not be forgotten in %s.", self._tier.name)
             with self._changed:
                 self._forgets.remove(pending)
+                self._removed_meanwhile.update(pending.removed)
         return True
 
     def _try_remove(self, stale: dict[str, list[str]]) -> bool:
@@ -350,6 +352,8 @@ class TierSync:
                 logger.exception("Reading from %s failed.", self._tier.name)
             with self._changed:
                 self._late.drop_old()
+                if caught_up:
+                    self._removed_meanwhile.clear()
                 if not more:
                     self._changed.wait_for(lambda: self._closing, self._poll_s)
 
@@ -357,6 +361,8 @@ class TierSync:
         """Take all that the tier holds, and let go of what it no longer does."""
         self._behind = False
         self._follow_invalidations()
+        with self._changed:
+            self._removed_meanwhile.clear()
         self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
         expected = self._held() - self._never_written()
         present: set[Key] = set()
@@ -369,6 +375,10 @@ class TierSync:
                 self._on_added(batch)
                 self._follow_invalidations()
         gone = expected - present - self._never_written()
+        with self._changed:
+            # Read before we had it removed, it may have been taken after that.
+            gone |= self._removed_meanwhile
+            self._removed_meanwhile.clear()
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
 

@@ -80,12 +80,13 @@ class NearDrafts:
 
     def report(self) -> dict[str, Any]:
         """Figures since the start."""
-        return {
+        figures: dict[str, Any] = {
             "near_answers_in_time": self._in_time,
             "near_answers_late": self._late,
-            # Where API server processes that have no retrieval of their own tell it to forget.
-            "retrieval_address": getattr(self._retriever, "address", None),
         }
+        # Where API server processes that have no retrieval of their own tell it to forget.
+        address = getattr(self._retriever, "address", None)
+        return figures if address is None else {**figures, "retrieval_address": address}
 
     def _attach(self, request_id: str, live: LiveRequest) -> bool:
         """What is near in meaning, if that is known by now."""

@@ -26,7 +26,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext import http_front_door
 from reprise.engine_ext.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.exact_forgetting import ExactForgetting
 from reprise.engine_ext.front_end import FrontEnd
+from reprise.engine_ext.health import health_report
 from reprise.engine_ext.http_exchange import current_exchange
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.engine_ext.request_control import wants_info
@@ -40,7 +42,6 @@ from reprise.engine_ext.request_plan import (
     settle,
     with_plan,
 )
-from reprise.engine_ext.swallowed import SwallowedErrors
 from reprise.engine_ext.tenants import tell_of_private_requests
 from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE, start_retrieval
 from reprise.retrieval.owned_folder import make_folder
@@ -71,6 +72,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """
 
     front_end: FrontEnd | None = None
+    exact_forgetting: ExactForgetting | None = None
     is_sole_tenant = False
     """Whether what comes past an HTTP server is one tenant's: of the program that says so. What
     comes without a tenant otherwise is private."""
@@ -115,6 +117,8 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         # they are watched.
         self._attach_front_end()
         super()._run_output_handler()
+        if self.exact_forgetting is not None:
+            self.exact_forgetting.start()
         if self.front_end is not None and self._report_task is None:
             interval_s = self.front_end.config.serving.stats_interval_s
             self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
@@ -128,7 +132,9 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
         config = self._config = engine_config(self.vllm_config)
         if self._retrieval_socket is not None and self._retriever is None:
-            self._retriever = start_retrieval(self.vllm_config, config.retrieval)
+            self._retriever = start_retrieval(
+                self.vllm_config, config.retrieval, for_front_end=True
+            )
             self._retrieval_socket.symlink_to(self._retriever.address)
         if not config.serving.enabled:
             return
@@ -138,6 +144,16 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             self.output_processor,
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
+        )
+        # Not the methods themselves: they would hold this engine when nobody else does.
+        get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
+        find_retrieval = weakref.WeakMethod(self._find_retrieval)
+        self.exact_forgetting = ExactForgetting(
+            self.front_end.memory,
+            tokenizer=lambda: get_tokenizer()(),  # type: ignore[misc]
+            retrieval=self._retriever,
+            find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
+            errors=self.front_end.errors,
         )
 
     def generate(
@@ -273,6 +289,8 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
     def shutdown(self, timeout: float | None = None) -> None:
         """As `AsyncLLM.shutdown`."""
+        if self.exact_forgetting is not None:
+            self.exact_forgetting.close()
         if self.front_end is not None:
             self.front_end.close()
         if self._retriever is not None:
@@ -306,19 +324,27 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     async def get_stats(self) -> dict[str, Any]:
         """Figures of this front end and of the engine's workers, plain values."""
         front_end = self.front_end.stats() if self.front_end is not None else {}
-        workers = await self._ask_workers("reprise_stats")
-        return {"front_end": front_end, "workers": workers}
+        return {"front_end": front_end, "workers": await self.get_worker_stats()}
+
+    async def get_worker_stats(self) -> list[Any]:
+        """Figures of each worker, plain values; asked for between two steps of the engine."""
+        return await self._ask_workers("reprise_stats")
+
+    async def _find_retrieval(self) -> list[str]:
+        """Where the workers have retrieval processes of their own."""
+        reports = await self.get_worker_stats()
+        addresses = [report.get("retrieval_address") for report in reports]
+        return [address for address in addresses if address]
 
     async def health_check(self) -> dict[str, Any]:
-        """Whether the engine and the cache work.
-
-        Returns:
-            `state` (`ready`, `degraded` where an error was swallowed lately, or `dead`), and the
-            errors swallowed so far by place.
-        """
-        errors = self.front_end.errors if self.front_end is not None else SwallowedErrors()
-        state = "dead" if self.errored else "degraded" if errors.recent() else "ready"
-        return {"state": state, "errors": errors.counts()}
+        """Whether the engine and the cache work, see `health_report`; asks nobody."""
+        forgetting = self.exact_forgetting
+        return health_report(
+            is_dead=self.errored,
+            errors=self.front_end.errors if self.front_end is not None else None,
+            retrieval=forgetting.health() if forgetting is not None else [],
+            num_pending=forgetting.num_pending if forgetting is not None else 0,
+        )
 
     # Whatever may change the weights ends what was answered before. Refusing too much costs
     # hits; one stale answer would be a wrong one.

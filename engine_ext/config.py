@@ -110,9 +110,20 @@ def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
     """
     given = vllm_config.additional_config
     ours = given.get("reprise") if isinstance(given, dict) else None
+    if _has_admin_token(ours):
+        raise ValueError(
+            "Reprise configuration: serving.admin_token must come from "
+            "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
+            "which vLLM writes into its log"
+        )
     speculative = vllm_config.speculative_config
     bound = {"drafts": {"num_speculative_tokens": speculative.num_speculative_tokens}}
     return load_config(_merge(ours or {}, bound))
+
+
+def _has_admin_token(given: Any) -> bool:
+    serving = given.get("serving") if isinstance(given, Mapping) else None
+    return isinstance(serving, Mapping) and "admin_token" in serving
 
 
 def _from_environment() -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Answers kept for exact hits in this process, bounded by bytes, least recently used out first."""
 
+import heapq
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from reprise.retrieval.answer import Answer
@@ -43,6 +44,10 @@ class ExactMemory:
         self._ttl_s = ttl_s
         self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._keys_of: dict[tuple[str, str], tuple[bytes, ...]] = {}
+        """Exact keys by (namespace, answer id): one answer may be that of several requests."""
+        self._expiries: list[tuple[float, bytes]] = []
+        """A heap of (on the clock, exact key); those that are gone stay until their time."""
         self._bytes = 0
         self._evicted = 0
         self._expired = 0
@@ -77,52 +82,56 @@ class ExactMemory:
         lives_s = min((ttl for ttl in (ttl_s, self._ttl_s) if ttl is not None), default=None)
         expires_s = None if lives_s is None else self._clock() + lives_s
         self._entries[key] = _Entry(answer, expires_s)
+        name = (answer.namespace, answer.answer_id)
+        self._keys_of[name] = (*self._keys_of.get(name, ()), key)
+        if expires_s is not None:
+            heapq.heappush(self._expiries, (expires_s, key))
         self._bytes += answer.num_bytes
+        self.expire()
         while self._bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
             self._evicted += 1
 
-    def find(
-        self,
-        *,
-        namespace: str | None = None,
-        answer_id: str | None = None,
-        prompt_token_ids: bytes | None = None,
-        older_than_s: float | None = None,
-        limit: int | None = None,
-    ) -> list[Answer]:
-        """Answers that meet every given condition, most recently used first.
+    def answers(self) -> list[Answer]:
+        """All of them, most recently used first; those past their time are gone."""
+        self.expire()
+        return [entry.answer for entry in reversed(self._entries.values())]
 
-        `prompt_token_ids` are little-endian int32 bytes; `older_than_s` counts from now.
-        """
-        created_before_s = None if older_than_s is None else time.time() - older_than_s
-        found: list[Answer] = []
-        for entry in reversed(self._entries.values()):
-            answer = entry.answer
-            if limit is not None and len(found) >= limit:
-                break
-            if namespace is not None and answer.namespace != namespace:
-                continue
-            if answer_id is not None and answer.answer_id != answer_id:
-                continue
-            if prompt_token_ids is not None and answer.prompt_tokens != prompt_token_ids:
-                continue
-            if created_before_s is not None and answer.created_s > created_before_s:
-                continue
-            found.append(answer)
-        return found
-
-    def remove(self, answers: list[Answer]) -> int:
-        """Drop these answers; how many were there."""
-        before = len(self._entries)
+    def remove(self, answers: Iterable[Answer]) -> list[tuple[str, str]]:
+        """Drop these very answers; the (namespace, id) of those that were there."""
+        gone = []
         for answer in answers:
-            if answer.exact_key is not None:
-                self._drop(answer.exact_key)
+            entry = None if answer.exact_key is None else self._entries.get(answer.exact_key)
+            if entry is not None and entry.answer is answer:
+                self._drop(answer.exact_key)  # type: ignore[arg-type]
+                gone.append((answer.namespace, answer.answer_id))
+        return gone
+
+    def remove_ids(self, ids: Iterable[tuple[str, str]]) -> int:
+        """Drop the answers of each (namespace, id), whatever settings they are for; how many."""
+        before = len(self._entries)
+        for each in ids:
+            for key in self._keys_of.get(each, ()):
+                self._drop(key)
+        return before - len(self._entries)
+
+    def expire(self) -> int:
+        """Drop what is past its time, whether or not anybody asks for it; how many."""
+        before = len(self._entries)
+        while self._expiries and self._expiries[0][0] <= self._clock():
+            expires_s, key = heapq.heappop(self._expiries)
+            entry = self._entries.get(key)
+            # The key may hold a later answer by now.
+            if entry is not None and entry.expires_s == expires_s:
+                self._drop(key)
+        self._expired += before - len(self._entries)
         return before - len(self._entries)
 
     def clear(self) -> None:
         """Drop everything: the model is not the one any more that gave these answers."""
         self._entries.clear()
+        self._keys_of.clear()
+        self._expiries.clear()
         self._bytes = 0
 
     def namespaces(self) -> dict[str, int]:
@@ -135,5 +144,12 @@ class ExactMemory:
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._bytes -= entry.answer.num_bytes
+        if entry is None:
+            return
+        self._bytes -= entry.answer.num_bytes
+        name = (entry.answer.namespace, entry.answer.answer_id)
+        left = tuple(each for each in self._keys_of[name] if each != key)
+        if left:
+            self._keys_of[name] = left
+        else:
+            del self._keys_of[name]

@@ -69,7 +69,10 @@ class FrontEnd:
         self.config = config
         self._processor = processor
         self.errors = SwallowedErrors()
-        self.memory = ExactMemory(max_bytes=serving.exact_memory_bytes, ttl_s=serving.ttl_s)
+        lives_s = [s for s in (serving.ttl_s, config.retrieval.ttl_s) if s is not None]
+        self.memory = ExactMemory(
+            max_bytes=serving.exact_memory_bytes, ttl_s=min(lives_s, default=None)
+        )
         self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; stored; tokens_saved."""

@@ -101,7 +101,13 @@ class NearDrafts:
 
     def report(self) -> dict[str, Any]:
         """Figures since the start."""
-        return {"near_answers_in_time": self._in_time, "near_answers_late": self._late}
+        figures: dict[str, Any] = {
+            "near_answers_in_time": self._in_time,
+            "near_answers_late": self._late,
+        }
+        # Where API server processes that have no retrieval of their own tell it to forget.
+        address = getattr(self._retriever, "address", None)
+        return figures if address is None else {**figures, "retrieval_address": address}
 
     @contextmanager
     def _swallowing(self, request_id: str) -> Iterator[None]:

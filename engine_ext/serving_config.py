@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 class ServingConfig(BaseModel):
@@ -22,7 +22,8 @@ class ServingConfig(BaseModel):
     """Bound on the answers kept for exact hits, per API server process."""
 
     ttl_s: Annotated[float, Field(gt=0)] | None = None
-    """Age in seconds from which an answer is no exact hit any more; None: any age."""
+    """Age in seconds from which an answer is no exact hit any more; None: that of the section
+    `retrieval`, which holds here too where it is shorter."""
 
     replay_chunk_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
     """Tokens in one streamed piece of an exact hit."""
@@ -30,6 +31,11 @@ class ServingConfig(BaseModel):
     client_namespaces: bool = False
     """Whether a namespace that a client names is honoured. Otherwise it is ignored, and the
     namespace comes from the request's API key and `cache_salt`."""
+
+    admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
+    """Opens the admin routes to whoever sends it as `x-reprise-admin-token`. Without it they are
+    open to callers on the same machine where the server has no API keys, else to nobody. Not by
+    `--additional-config`, which vLLM writes into its log."""
 
     stats_interval_s: Annotated[float, Field(gt=0)] = 5.0
     """How often the workers' figures are fetched for the metrics, while there is traffic."""

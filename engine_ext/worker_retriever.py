@@ -25,10 +25,13 @@ def worker_retriever(vllm_config: "VllmConfig", config: RetrievalConfig) -> Retr
     return start_retrieval(vllm_config, config)
 
 
-def start_retrieval(vllm_config: "VllmConfig", config: RetrievalConfig) -> ProcessRetriever:
+def start_retrieval(
+    vllm_config: "VllmConfig", config: RetrievalConfig, *, for_front_end: bool = False
+) -> ProcessRetriever:
     """A retrieval process for this engine's model."""
     return ProcessRetriever(
         config,
         tokenizer=vllm_config.model_config.tokenizer,
         tokenizer_key=tokenizer_key_of(vllm_config),
+        for_front_end=for_front_end,
     )

@@ -101,12 +101,12 @@ class AnswerIndex:
         held.unclaimed.discard(answer_id)
         return held.vectors.vector(held.number_of[answer_id])
 
-    def drop_unclaimed(self) -> int:
-        """Remove what was restored and never claimed; how many."""
+    def drop_unclaimed(self) -> list[tuple[str, str]]:
+        """Remove what was restored and never claimed; their (namespace, id)."""
         gone = [(name, i) for name, held in self._namespaces.items() for i in held.unclaimed]
         for namespace, answer_id in gone:
             self.remove(namespace, answer_id)
-        return len(gone)
+        return gone
 
     def remove(self, namespace: str, answer_id: str) -> bool:
         """Remove an id; returns whether it was there."""
@@ -123,6 +123,12 @@ class AnswerIndex:
             del self._namespaces[namespace]
             del self._changed[namespace]
         return True
+
+    def erase_removed(self, namespace: str) -> None:
+        """Overwrite what the index still holds of vectors that were removed."""
+        held = self._namespaces.get(namespace)
+        if held is not None:
+            held.vectors.erase_removed()
 
     def search(
         self, namespace: str, vectors: FloatArray, count: int

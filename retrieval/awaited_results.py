@@ -46,3 +46,10 @@ class AwaitedResults:
     def discard(self, request_id: str) -> None:
         """Forget a request."""
         self._results.pop(request_id, None)
+
+    def forget(self, keys: set[tuple[str, str]]) -> None:
+        """Take answers (namespace, id) out of what was found."""
+        for request_id, near in self._results.items():
+            if near and any((n.namespace, n.answer_id) in keys for n in near):
+                kept = [n for n in near if (n.namespace, n.answer_id) not in keys]
+                self._results[request_id] = kept

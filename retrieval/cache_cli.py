@@ -21,11 +21,12 @@ from rich.table import Table
 from .answer import Answer
 from .answer_rows import read_rows, row_of
 from .embedding import LEXICAL, Embedder
+from .invalidation import Invalidation
 from .namespace import check_namespace
 from .private_files import open_private
 from .prompt_tokenizer import PromptTokenizer
 from .tier import Tier, TierError
-from .tier_url import open_tier, redact, sqlite_path
+from .tier_url import INDEX_ENDING, beside_sqlite, open_tier, redact, sqlite_path
 from .turns import clip
 
 Item = TypeVar("Item")
@@ -192,30 +193,63 @@ def stats(url: Url, namespace: Namespace = None) -> None:
 def invalidate(
     url: Url,
     namespace: Annotated[str | None, typer.Option(help="Answers of this namespace.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Answers of this namespace and of those below it.")
+    ] = None,
     answer_id: Annotated[str | None, typer.Option("--id", help="The answer of this id.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answers to exactly this text.")] = None,
-    older_than: Annotated[str | None, typer.Option(help="Older than 90s, 15m, 6h, 7d, 2w.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answers to this text, as it was typed: the last user turn.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="Older than 90s, 15m, 6h, 7d, 2w; 0s: all until now.")
+    ] = None,
+    model_key: Annotated[str | None, typer.Option(help="Answers of the model of this key.")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="All answers.")] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder of the tokenizer, to find --prompt in answers without text."),
+    ] = None,
 ) -> None:
-    """Remove answers that meet all conditions, here and on all running replicas.
+    """Forget answers that meet all conditions, here and on all running replicas.
 
     Example: reprise cache invalidate --namespace acme --older-than 7d --url redis://localhost/0
     """
-    if namespace is None and answer_id is None and prompt is None and older_than is None:
-        raise ValueError("invalidate needs --id, --prompt, --namespace or --older-than")
-    before_s = None if older_than is None else time.time() - _seconds(older_than)
-    removed = 0
+    conditions = (namespace, tenant, answer_id, prompt, older_than, model_key)
+    if not everything and all(condition is None for condition in conditions):
+        raise ValueError(
+            "invalidate needs --id, --prompt, --namespace, --tenant, --older-than, --model-key or "
+            "--everything"
+        )
+    invalidation = Invalidation.create(
+        namespace=namespace,
+        tenant=tenant,
+        answer_id=answer_id,
+        prompt=prompt,
+        older_than_s=None if older_than is None else _seconds(older_than),
+        model_key=model_key,
+        everything=everything,
+    )
+    reader = None if tokenizer is None or prompt is None else _tokenizer(tokenizer)
+    num_textless = 0
+
+    def text_of(answer: Answer) -> str:
+        nonlocal num_textless
+        if answer.prompt_text or reader is None:
+            num_textless += not answer.prompt_text
+            return answer.prompt_text
+        return reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
+
     with _opened(url) as tier:
-        for name in _namespaces(tier, namespace):
-            ids = [
-                answer.answer_id
-                for answer in tier.answers(name)
-                if (answer_id is None or answer.answer_id == answer_id)
-                and (prompt is None or answer.prompt_text.strip() == prompt.strip())
-                and (before_s is None or answer.created_s < before_s)
-            ]
-            for batch in _batches(ids):
-                removed += tier.remove(name, batch)
+        removed = len(tier.forget(invalidation, text_of=text_of))
+        num_damaged = tier.num_damaged
+    if removed and (index := beside_sqlite(url, INDEX_ENDING)) is not None:
+        # It holds vectors of what was removed. A running engine writes it anew.
+        index.unlink(missing_ok=True)
     typer.echo(f"{_answers(removed)} removed")
+    if prompt is not None and num_textless:
+        typer.echo(f"{_answers(num_textless)} without text not compared: name --tokenizer")
+    if num_damaged:
+        typer.echo(f"{num_damaged} damaged not compared: see reprise cache check")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import re
 import socket
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,6 +65,12 @@ class Embedder:
     def identity(self) -> str:
         """Model name and dimension; vectors of different identities never meet."""
         return f"{self.name}:{self.dim}"
+
+    def forget(self, namespaces: Iterable[str]) -> None:
+        """Remember no text of these namespaces any more."""
+        gone = set(namespaces)
+        for key in [key for key in self._remembered if key[0] in gone]:
+            del self._remembered[key]
 
     def passes(self, texts: Sequence[str]) -> list[list[int]]:
         """The places of texts in groups, each one pass of the model: the shortest come first.

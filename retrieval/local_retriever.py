@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,11 +13,13 @@ from typing import Any, Literal, cast
 import msgspec
 from numpy.typing import ArrayLike, NDArray
 
+from . import steady_clock
 from .answer import Answer, AnswerUpdate
 from .awaited_results import AwaitedResults
 from .clauses import ClauseSplitter
 from .config import RetrievalConfig
 from .embedding import LEXICAL, Embedder
+from .invalidation import Forgetting, Forgotten, Invalidation, InvalidationPage
 from .late_tier import LateTier
 from .loop_errors import LoopErrors, keep_going
 from .memory_tier import MemoryTier
@@ -31,13 +34,18 @@ from .update_queue import UpdateQueue
 from .work_queue import Prompt, Work, WorkQueue
 
 Decode = Callable[[Sequence[int]], str]
+OnForgotten = Callable[[Forgotten], None]
+OnGone = Callable[[Sequence[tuple[str, str]]], None]
 OnFound = Callable[[str, str, list[NearAnswer]], None]
 _IDLE_S = 0.25
 # Vector of 384 dimensions, graph links and dictionary entries, as measured.
 _INDEX_BYTES = 2200
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
-_EXPIRE_EVERY_S = 10.0
+_EXPIRE_EVERY_S = 0.5
+_MOST_APPLIED = 1000
+# So long an answer may be on its way from the engine.
+_ON_ITS_WAY_S = 2.0
 
 
 class LocalRetriever(Retriever):
@@ -52,6 +60,8 @@ class LocalRetriever(Retriever):
         embedder: Instead of loading the configured model (in the worker thread).
         threads: Torch threads, see `Embedder`.
         on_found: Called in the worker thread with each request's id, namespace and near answers.
+        on_gone: Called in the worker thread with the (namespace, id) that left memory.
+        on_forgotten: Called with what is to be forgotten wherever else it is held.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -67,11 +77,17 @@ class LocalRetriever(Retriever):
         embedder: Embedder | None = None,
         threads: int | None = None,
         on_found: OnFound | None = None,
+        on_gone: OnGone | None = None,
+        on_forgotten: OnForgotten | None = None,
     ) -> None:
         self._config = config or RetrievalConfig()
         self._decode, self._query_of = decode, query_of or clip
         self._tokenizer_key, self._threads = tokenizer_key, threads
-        self._on_found = on_found
+        self._on_found, self._on_gone, self._on_forgotten = on_found, on_gone, on_forgotten
+        self._applied: dict[str, None] = {}
+        self._just_applied: deque[Invalidation] = deque(maxlen=_MOST_APPLIED)
+        self._to_erase: set[tuple[str, str]] = set()
+        self._joining: list[tuple[Answer, bool]] = []
         self._search: NearSearch | None = None
         self._memory = MemoryTier(
             max_bytes=self._config.memory_bytes,
@@ -160,6 +176,30 @@ class LocalRetriever(Retriever):
         self._memory.credit(namespace, earned)
         if self._tiers is not None:
             self._tiers.credit(namespace, earned)
+
+    def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
+        gone = self._forget_here(invalidation)
+        self._tell_forgotten(Forgotten((invalidation,)))
+        if self._tiers is None:
+            return Forgetting(tuple(gone), done=True)
+        pending = self._tiers.forget(invalidation, timeout_s)
+        # What memory does not hold may still lie in shared memory; what it holds came meanwhile.
+        self._remove(pending.removed)
+        removed = tuple({**dict.fromkeys(gone), **dict.fromkeys(pending.removed)})
+        return Forgetting(removed, done=pending.done.is_set())
+
+    @property
+    def position(self) -> str | None:
+        """How far the tier's log of invalidations has been followed."""
+        return None if self._tiers is None else self._tiers.position
+
+    def invalidations(self, after: str) -> InvalidationPage:
+        """The tier's log of invalidations beyond an earlier position.
+
+        Raises:
+            TierError: It cannot be read now.
+        """
+        return InvalidationPage() if self._tiers is None else self._tiers.invalidations(after)
 
     def updates(self) -> list[AnswerUpdate]:
         with self._changed:
@@ -260,7 +300,8 @@ class LocalRetriever(Retriever):
         return TierSync(
             tier,
             on_added=self._arrived,
-            on_removed=self._removed,
+            on_forgotten=self._forgotten,
+            held=self._held,
             queue_length=self._config.queue_length,
             queue_bytes=self._config.queue_bytes,
             poll_s=self._config.poll_s,
@@ -275,14 +316,72 @@ class LocalRetriever(Retriever):
             self._count(foreign=len(answers) - len(own))
             self._admit([a for a in own if not self.answer(a.namespace, a.answer_id)], ours=False)
 
-    def _removed(self, namespace: str, answer_id: str) -> None:
+    def _forgotten(self, forgotten: Forgotten) -> None:
+        """What other replicas removed, or had forgotten."""
+        for invalidation in forgotten.invalidations:
+            if invalidation.invalidation_id not in self._applied:
+                self._forget_here(invalidation)
+        self._remove(forgotten.removed)
+        self._tell_forgotten(forgotten)
+
+    def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
+        """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
-            if self._memory.remove(namespace, [answer_id]):
-                self._note_gone([(namespace, answer_id)])
-                self._changed.notify_all()
+            self._applied[invalidation.invalidation_id] = None
+            self._just_applied.append(invalidation)
+            if len(self._applied) > _MOST_APPLIED:
+                del self._applied[next(iter(self._applied))]
+        meant = [
+            (answer.namespace, answer.answer_id)
+            for namespace in filter(invalidation.covers, self._memory.namespaces())
+            for answer in self._memory.answers(namespace)
+            if self._is_meant(answer, invalidation)
+        ]
+        return self._remove(meant)
+
+    def _is_meant(self, answer: Answer, invalidation: Invalidation) -> bool:
+        text = None
+        if invalidation.needs_text and not answer.prompt_text:
+            text = self._query(None, answer.prompt_token_ids)
+        return invalidation.means(answer, text)
+
+    def _remove(self, keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Remove answers (namespace, id) here and wherever they are shared; those there were."""
+        with self._changed:
+            gone = [key for key in keys if self._memory.remove(key[0], [key[1]])]
+            self._note_gone(gone)
+            self._results.forget(set(keys))
+        self._erase(keys)
+        return gone
+
+    def _erase(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Have the worker leave no trace of answers that are gone."""
+        if not keys:
+            return
+        with self._changed:
+            self._to_erase.update(keys)
+            self._changed.notify_all()
+
+    def _tell_forgotten(self, forgotten: Forgotten) -> None:
+        if self._on_forgotten is not None:
+            self._on_forgotten(forgotten)
+
+    def _held(self) -> set[tuple[str, str]]:
+        """What is held here and is not on its way to the tier."""
+        with self._changed:
+            under_way = {
+                (answer.namespace, answer.answer_id)
+                for answer, ours in (*self._queue.answers, *self._joining)
+                if ours
+            }
+            names = self._memory.namespaces()
+            held = {(name, i) for name in names for i in self._memory.answer_ids(name)}
+            return held - under_way
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
+        if ours:
+            answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
         new = {key: answer for key, answer in keyed.items() if not self._memory.holds(*key)}
         # The index holds the vector: once is enough.
@@ -295,6 +394,16 @@ class LocalRetriever(Retriever):
         self._note_gone([key for key in gone if key not in new])
         self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
+
+    def _was_just_forgotten(self, answer: Answer) -> bool:
+        """Whether it was on its way here when it was to be forgotten; the caller holds the lock."""
+        earliest_s = steady_clock.now_s() - _ON_ITS_WAY_S
+        while self._just_applied and self._just_applied[0].made_s < earliest_s:
+            self._just_applied.popleft()
+        return any(
+            answer.created_s <= each.made_s and self._is_meant(answer, each)
+            for each in self._just_applied
+        )
 
     def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
         """Tell that answers (namespace, id) left memory; the caller holds the lock."""
@@ -335,19 +444,28 @@ class LocalRetriever(Retriever):
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
-                if self._closing and not self._queue.num_answers:
+                is_idle = not (self._queue.num_answers or self._queue.num_gone or self._to_erase)
+                if self._closing and is_idle:
                     search.close()
                     return
                 work = self._queue.take(self._config.batch_size)
+                self._joining = work.answers
+                erased, self._to_erase = self._to_erase, set()
                 # Upkeep alone is not work that anybody waits for.
-                self._busy = bool(work)
+                self._busy = bool(work or erased)
                 settled = self._has_settled()
             try:
                 if time.monotonic() >= next_expiry_s:
                     with self._changed:
-                        self._note_gone(self._memory.expired())
+                        expired = self._memory.expired()
+                        self._note_gone(expired)
+                        self._to_erase.update(expired)
+                        self._results.forget(set(expired))
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
                 upkeep = self._turn(search, work)
+                if erased:
+                    search.erase(erased)
+                    self._tell_gone(tuple(erased))
                 if settled:
                     search.drop_unclaimed()
             except Exception as error:
@@ -378,7 +496,7 @@ class LocalRetriever(Retriever):
             return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _has_work(self) -> bool:
-        return bool(self._queue) or self._closing
+        return bool(self._queue) or bool(self._to_erase) or self._closing
 
     def _has_settled(self) -> bool:
         """Whether all that the tier holds has been taken; the caller holds the lock."""
@@ -393,6 +511,7 @@ class LocalRetriever(Retriever):
             # It may have come back since.
             if not self.answer(namespace, answer_id):
                 search.leave(namespace, answer_id)
+        self._tell_gone(work.gone)
         # Prompts first: a request waits for them, nobody waits for an answer to join.
         if work.prompts:
             self._answer_prompts(search, work.prompts)
@@ -401,6 +520,10 @@ class LocalRetriever(Retriever):
         more = search.maintain()
         self._waiting = search.num_waiting
         return more
+
+    def _tell_gone(self, keys: Sequence[tuple[str, str]]) -> None:
+        if self._on_gone is not None and keys:
+            self._on_gone(keys)
 
     def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
         with self._changed:
@@ -433,16 +556,36 @@ class LocalRetriever(Retriever):
                 self._results.give(prompt.request_id, [])
 
     def _join(self, search: NearSearch, batch: list[tuple[Answer, bool]]) -> None:
-        held = [(a, ours) for a, ours in batch if self.answer(a.namespace, a.answer_id)]
+        held = [
+            (self._with_prompt_text(answer), ours)
+            for answer, ours in batch
+            if self.answer(answer.namespace, answer.answer_id)
+        ]
         if len(held) < len(batch):
             lost = sum(ours for _, ours in batch) - sum(ours for _, ours in held)
             with self._changed:
                 self._count(evicted_early=lost)
-        texts = [self._query(a.prompt_text or None, a.prompt_token_ids) for a, _ in held]
+        texts = [self._query(answer.prompt_text, None) for answer, _ in held]
         joined = search.join([answer for answer, _ in held], texts)
         ours = {(a.namespace, a.answer_id) for a, ours in held if ours}
         if self._tiers is not None:
-            self._tiers.write(a for a in joined if (a.namespace, a.answer_id) in ours)
+            with self._changed:
+                # What was forgotten meanwhile is not written.
+                self._tiers.write(
+                    a
+                    for a in joined
+                    if (a.namespace, a.answer_id) in ours
+                    and self.answer(a.namespace, a.answer_id) is not None
+                )
+                self._joining = []
+
+    def _with_prompt_text(self, answer: Answer) -> Answer:
+        """The answer with its query for text, by which people name it, if it came without."""
+        if answer.prompt_text:
+            return answer
+        text = self._query(None, answer.prompt_token_ids)
+        self._memory.set_prompt_text(answer.namespace, answer.answer_id, text)
+        return msgspec.structs.replace(answer, prompt_text=text)
 
     def _query(self, text: str | None, prompt_token_ids: NDArray[Any] | None) -> str:
         if text is not None:

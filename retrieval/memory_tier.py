@@ -149,6 +149,25 @@ class MemoryTier(Tier):
                 self._drop(namespace, answer_id)
         return gone
 
+    def set_prompt_text(self, namespace: str, answer_id: str, prompt_text: str) -> None:
+        """Hold the text of an answer's prompt too, if it is still there."""
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            entry = held.entries.get(answer_id) if held else None
+            if held is None or entry is None:
+                return
+            before = entry.answer.num_bytes
+            entry.answer = msgspec.structs.replace(entry.answer, prompt_text=prompt_text)
+            more = entry.answer.num_bytes - before
+            entry.num_bytes += more
+            held.num_bytes += more
+            self._num_bytes += more
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            return [] if held is None else list(held.entries)
+
     def answers(self, namespace: str) -> Iterator[Answer]:
         with self._lock:
             held = self._namespaces.get(namespace)

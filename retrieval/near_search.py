@@ -154,11 +154,24 @@ class NearSearch:
         self._changes += left
         return left
 
+    def erase(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Leave no trace of answers (namespace, id) that have left: no vector of theirs in the
+        index or, soon, its snapshot, and nothing remembered of their namespaces' texts."""
+        namespaces = {namespace for namespace, _ in keys}
+        for namespace in namespaces:
+            self._index.erase_removed(namespace)
+        self.embedder.forget(namespaces)
+        self._changes += 1
+        if self._keeper is not None:
+            self._keeper.hurry()
+
     def drop_unclaimed(self) -> None:
         """Remove what the snapshot held and nobody joined: it was removed in the meantime."""
         if not self._settled:
             self._settled = True
-            self._changes += self._index.drop_unclaimed()
+            dropped = self._index.drop_unclaimed()
+            if dropped:
+                self.erase(dropped)
 
     def maintain(self) -> bool:
         """A step of the index's upkeep, some 15 ms; returns whether there is more to do."""

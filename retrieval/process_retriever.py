@@ -56,6 +56,8 @@ class ProcessRetriever(RetrievalClient):
         tokenizer: Name or folder of the tokenizer that prompts given as token ids are decoded
             with; its chat template tells where the last user turn is.
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
+        for_front_end: The owner takes no updates and no exact hits from here, but forgets what is
+            to be forgotten.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -67,6 +69,7 @@ class ProcessRetriever(RetrievalClient):
         *,
         tokenizer: str | None = None,
         tokenizer_key: str = "",
+        for_front_end: bool = False,
     ) -> None:
         config = config or RetrievalConfig()
         # A wrong URL should fail here, not over there; what is only out of order is tried again.
@@ -107,7 +110,13 @@ class ProcessRetriever(RetrievalClient):
             daemon=True,
         )
         self._keeper.start()
-        super().__init__(self._orders.address, config=config, keep_exact=True)
+        super().__init__(
+            self._orders.address,
+            config=config,
+            keep_exact=not for_front_end,
+            wants_updates=not for_front_end,
+            wants_forgotten=for_front_end,
+        )
 
     @property
     def pid(self) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .turns import learn_query_of
+from .turns import QueryOf, learn_query_of
 
 
 class PromptTokenizer:
@@ -19,6 +19,9 @@ class PromptTokenizer:
         OSError: There is no such tokenizer on this machine.
     """
 
+    query_of: QueryOf
+    """A rendered prompt to its query, see `turns`."""
+
     def __init__(self, name: str) -> None:
         if Path(name).is_file():
             from tokenizers import Tokenizer
@@ -28,8 +31,21 @@ class PromptTokenizer:
         else:
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-            self.query_of = learn_query_of(self._render)
+            self._use(AutoTokenizer.from_pretrained(name, local_files_only=True))
+
+    @classmethod
+    def wrapping(cls, tokenizer: Any) -> PromptTokenizer:
+        """One around a tokenizer of transformers, or one that behaves alike."""
+        made = cls.__new__(cls)
+        made._use(tokenizer)
+        return made
+
+    def _use(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        special = [str(token) for token in getattr(tokenizer, "all_special_tokens", ())]
+        query_of = learn_query_of(self._render)
+        # A plain completion's prompt may begin with one, which nobody typed.
+        self.query_of = lambda prompt: _without_ends(query_of(prompt), special)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -59,3 +75,14 @@ class PromptTokenizer:
                 messages, tokenize=False, add_generation_prompt=True
             )
         )
+
+
+def _without_ends(text: str, tokens: Sequence[str]) -> str:
+    """The text without these tokens, and blanks, at its ends."""
+    while True:
+        shorter = text.strip()
+        for token in tokens:
+            shorter = shorter.removeprefix(token).removesuffix(token)
+        if shorter == text:
+            return text
+        text = shorter

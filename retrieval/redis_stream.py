@@ -73,6 +73,13 @@ def read(client: Any, cursor: str) -> Page:
     return Page(changes, num_skipped, cursor)
 
 
+def has_gap(client: Any, cursor: str, *, length: int) -> bool:
+    """Whether entries after `cursor` may have been trimmed from the stream of about `length`."""
+    if cursor == START:
+        return bool(client.xlen(_STREAM) >= length)
+    return not client.xrange(_STREAM, min=cursor, max=cursor)
+
+
 def _change_of(fields: object) -> Change | None:
     entry = read_entry(fields)
     namespace = None if entry is None else entry.fields.get("ns")

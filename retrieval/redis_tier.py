@@ -10,8 +10,9 @@ walks the key space:
     reprise:2:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
     reprise:2:{<namespace digest>}:value           sorted set: answer id -> its rank, see `value`
 
-What joins and leaves, in any namespace, is announced in one stream (`redis_stream`), and what all
-of them hold is entered in one ledger (`redis_ledger`).
+What joins and leaves, in any namespace, is announced in one stream (`redis_stream`), what was to be
+forgotten in another (`redis_invalidations`), and what all of them hold is entered in one ledger
+(`redis_ledger`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from . import redis_invalidations, redis_stream, steady_clock
 from . import redis_ledger as ledger
-from . import redis_stream, steady_clock
 from .answer import Answer
+from .invalidation import Invalidation, InvalidationPage
 from .record import RecordReader, encode_record
 from .redis_keys import Held, Known, queue_uses, read_held, read_known, suffix_of, tag_of, uses_of
 from .redis_ledger import Charge
@@ -174,6 +176,7 @@ class RedisTier(Tier):
                 self._cursor = redis_stream.last_id(client)
                 return TierChanges()
             page = redis_stream.read(client, self._cursor)
+            complete = not self._has_gap(client, page)
         joined: dict[str, dict[str, bytes]] = {}
         removed: list[tuple[str, str]] = []
         for namespace, answer_id, suffix in page.changes:
@@ -187,7 +190,24 @@ class RedisTier(Tier):
         self._cursor = page.cursor
         self._note_skipped(page.num_skipped)
         back = {(answer.namespace, answer.answer_id) for answer in added}
-        return TierChanges(tuple(added), tuple(key for key in removed if key not in back))
+        return TierChanges(tuple(added), tuple(key for key in removed if key not in back), complete)
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        tag, cursor, found = tag_of(namespace), 0, []
+        with self._client("bulk") as client:
+            while True:
+                cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
+                found += self._with_a_record(client, tag, page)
+                if cursor == 0:
+                    return found
+
+    def announce(self, invalidation: Invalidation) -> None:
+        with self._client("bulk") as client:
+            redis_invalidations.announce(client, invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        with self._client("bulk") as client:
+            return redis_invalidations.read_invalidations(client, after)
 
     @property
     def num_damaged(self) -> int:
@@ -209,6 +229,28 @@ class RedisTier(Tier):
         for client in clients:
             client.close()
 
+    def _time_to_live(self, answer: Answer) -> dict[str, Any]:
+        """Options of SET: from when the answer was made; as it was, where none is configured."""
+        if self._ttl_ms is None:
+            return {"keepttl": True}
+        age_ms = int((steady_clock.now_s() - answer.created_s) * 1000)
+        return {"px": max(1, self._ttl_ms - age_ms)}
+
+    def _with_a_record(self, client: Any, tag: str, page: Mapping[bytes, bytes]) -> list[str]:
+        """Of these ids, by what is known of them, those whose record has not expired."""
+        pipe = client.pipeline(transaction=False)
+        for value in page.values():
+            pipe.exists(Held.of(value).key(tag))
+        there = pipe.execute() if page else []
+        return [i.decode() for i, exists in zip(page, there, strict=True) if exists]
+
+    def _has_gap(self, client: Any, page: redis_stream.Page) -> bool:
+        """Whether changes may have left the stream before they were read."""
+        if not page.changes and not page.num_skipped:
+            return False
+        assert self._cursor is not None
+        return redis_stream.has_gap(client, self._cursor, length=self._stream_length)
+
     def _put(
         self,
         pipe: Any,
@@ -225,7 +267,7 @@ class RedisTier(Tier):
             num_bytes = len(record) + len(namespace.encode()) + _OVERHEAD_BYTES
             growth += num_bytes - sizes[answer_id]
             sizes[answer_id] = num_bytes
-            pipe.set(f"{tag}:{suffix}", record, px=self._ttl_ms)
+            pipe.set(f"{tag}:{suffix}", record, **self._time_to_live(answer))
             pipe.hset(f"{tag}:ids", answer_id, f"{num_bytes} {suffix}")
             # Imported answers bring what they earned elsewhere; those just made bring nothing.
             earned = with_uses(answer, known.uses[answer_id])

@@ -18,11 +18,12 @@ from numpy.typing import ArrayLike
 
 from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
+from .invalidation import Forgetting, Forgotten, Invalidation
 from .loop_errors import LoopErrors, keep_going
 from .memory_tier import MemoryTier
 from .near_answer import NearAnswer
 from .pinned_cores import pinned_cores
-from .record import RecordReader, encode_record
+from .record import RecordReader, decode_record, encode_record
 from .retriever import RetrievalHealth, RetrievalStats, Retriever
 from .shared_results import ResultReader
 from .socket_address import short_address
@@ -33,6 +34,9 @@ from .wire import (
     Credit,
     Discard,
     Flush,
+    Forget,
+    Forgot,
+    Gone,
     Hello,
     Joined,
     Left,
@@ -51,6 +55,7 @@ from .wire import (
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 _RECONNECT_S = 0.1
+_MOST_FORGOTTEN = 10_000
 
 
 class RetrievalClient(Retriever):
@@ -63,14 +68,26 @@ class RetrievalClient(Retriever):
         address: What the process was started with.
         config: The process's; gives the bounds of queues and budgets.
         keep_exact: Hold answers that have exact keys here too, so that `find_exact` finds them.
+        wants_updates: Have `updates` tell of answers that join and leave; they wait for the call.
+        wants_forgotten: Have `forgotten` tell of what is to be forgotten.
     """
 
     def __init__(
-        self, address: str, *, config: RetrievalConfig | None = None, keep_exact: bool = False
+        self,
+        address: str,
+        *,
+        config: RetrievalConfig | None = None,
+        keep_exact: bool = False,
+        wants_updates: bool = True,
+        wants_forgotten: bool = False,
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
         self._keep_exact = keep_exact
+        self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
+        self._forgotten: deque[Forgotten] = deque()
+        self._position: str | None = None
+        self._unconfirmed: dict[str, Invalidation] = {}
         self._exact = MemoryTier(
             max_bytes=self._config.memory_bytes,
             max_namespaces=self._config.max_namespaces,
@@ -89,7 +106,7 @@ class RetrievalClient(Retriever):
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
         self._dropped = 0
-        self._replies: dict[int, Reply] = {}
+        self._replies: dict[int, Reply | Forgot] = {}
         self._awaited: set[int] = set()
         self._tickets = itertools.count()
         self._changed = threading.Condition()
@@ -158,7 +175,7 @@ class RetrievalClient(Retriever):
         ticket = next(self._tickets)
         # The process keeps the budget itself; the margin is for the way there and back.
         reply = self._ask(LookUp(ticket, namespace, exact_key), ticket, self._config.look_up_s)
-        if reply is None or reply.record is None:
+        if not isinstance(reply, Reply) or reply.record is None:
             return None
         found = self._records.read(reply.record, namespace=namespace)
         return found if found is not None and found.exact_key == exact_key else None
@@ -166,6 +183,32 @@ class RetrievalClient(Retriever):
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         if accepted_tokens:
             self._send(Credit(namespace, dict(accepted_tokens)))
+
+    def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
+        """As `Retriever.forget`. Until the process confirms it, it is told of it again whenever it
+        is there anew."""
+        with self._changed:
+            self._unconfirmed[invalidation.invalidation_id] = invalidation
+            kept = [store for store in self._held if not _is_meant(store, invalidation)]
+            self._held = deque(kept)
+        ticket = next(self._tickets)
+        # The margin is for the way there and back.
+        reply = self._ask(Forget(ticket, invalidation, timeout_s), ticket, timeout_s + 0.5)
+        if not isinstance(reply, Forgot):
+            return Forgetting((), done=False)
+        return Forgetting(reply.removed, reply.done)
+
+    def forgotten(self) -> list[Forgotten]:
+        """What is to be forgotten wherever it is held, since the last call."""
+        with self._changed:
+            taken = list(self._forgotten)
+            self._forgotten.clear()
+            return taken
+
+    @property
+    def num_unconfirmed(self) -> int:
+        """Invalidations that the tier has yet to carry out."""
+        return len(self._unconfirmed)
 
     def updates(self) -> list[AnswerUpdate]:
         updates = self._updates.take()
@@ -183,7 +226,7 @@ class RetrievalClient(Retriever):
                 return False
         ticket = next(self._tickets)
         reply = self._ask(Flush(ticket, timeout_s), ticket, timeout_s)
-        return reply is not None and reply.done
+        return isinstance(reply, Reply) and reply.done
 
     def stats(self) -> RetrievalStats:
         stats, sender = self._status.stats, self._sender
@@ -235,7 +278,7 @@ class RetrievalClient(Retriever):
         except Exception:  # a text that has no encoding, say
             logger.exception("A message that cannot be encoded was dropped.")
             sent = False
-        if not sent and not isinstance(message, Discard | Credit):
+        if not sent and not isinstance(message, Discard | Credit | Forget):
             self._dropped += 1
         return sent
 
@@ -253,7 +296,7 @@ class RetrievalClient(Retriever):
             self._held_bytes = num_bytes
             return True
 
-    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | None:
+    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | Forgot | None:
         with self._changed:
             self._awaited.add(ticket)
         try:
@@ -296,7 +339,15 @@ class RetrievalClient(Retriever):
             Exception: What it says when greeting is not understood, as with another version.
         """
         sender = Sender(connection, max_bytes=self._config.queue_bytes)
-        sender.send(Hello(self._keep_exact, pinned_cores(os.getpid())))
+        sender.send(
+            Hello(
+                self._keep_exact,
+                pinned_cores(os.getpid()),
+                self._wants_updates,
+                self._wants_forgotten,
+                self._position,
+            )
+        )
         present: set[tuple[str, str]] | None = set()
         try:
             pid = _peer_pid(connection)
@@ -336,8 +387,12 @@ class RetrievalClient(Retriever):
                 self._left(response)
             case Status():
                 self._status = response
-            case Reply(ticket):
+            case Gone(forgotten):
+                self._is_to_forget(forgotten)
+            case Reply(ticket) | Forgot(ticket):
                 with self._changed:
+                    if isinstance(response, Forgot) and response.done:
+                        self._unconfirmed.pop(response.invalidation_id, None)
                     if ticket in self._awaited:
                         self._replies[ticket] = response
                         self._changed.notify_all()
@@ -349,9 +404,20 @@ class RetrievalClient(Retriever):
             self._held_bytes = 0
             self._results, self._sender = results, sender
             self._connections += 1
+            for invalidation in self._unconfirmed.values():
+                sender.send(Forget(next(self._tickets), invalidation, 0.0))
             if self._closing:
                 sender.close()
             self._changed.notify_all()
+
+    def _is_to_forget(self, forgotten: Forgotten) -> None:
+        with self._changed:
+            self._position = forgotten.position or self._position
+            self._forgotten.append(forgotten)
+            if len(self._forgotten) > _MOST_FORGOTTEN:
+                # Nobody takes them: whoever does at last is to forget everything.
+                self._forgotten.clear()
+                self._forgotten.append(Forgotten(complete=False))
 
     def _joined(self, joined: Joined) -> None:
         update = joined.update
@@ -385,6 +451,15 @@ def _peer_pid(connection: socket.socket) -> int:
         "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     )
     return int(pid)
+
+
+def _is_meant(store: Store, invalidation: Invalidation) -> bool:
+    """Whether an answer that waits here is to be forgotten; where its text is not known, and a
+    prompt is asked for, it goes too."""
+    answer = decode_record(store.record)
+    if invalidation.needs_text and not answer.prompt_text:
+        return invalidation.covers(answer.namespace)
+    return invalidation.means(answer)
 
 
 def connect(

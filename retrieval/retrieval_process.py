@@ -23,6 +23,7 @@ import numpy as np
 
 from .answer import Answer, AnswerUpdate
 from .config import RetrievalConfig
+from .invalidation import Forgotten
 from .local_retriever import LocalRetriever
 from .loop_errors import LoopErrors, keep_going
 from .near_answer import NearAnswer
@@ -34,11 +35,15 @@ from .retriever import RetrievalStats
 from .shared_block import free_bytes
 from .shared_results import ResultWriter
 from .socket_address import short_address
+from .tier import TierError
 from .wire import (
     REQUESTS,
     Credit,
     Discard,
     Flush,
+    Forget,
+    Forgot,
+    Gone,
     Hello,
     Joined,
     Left,
@@ -57,6 +62,7 @@ from .wire import (
 logger = logging.getLogger(__name__)
 _UPDATE_S = 0.05
 _STATUS_S = 0.5
+_FORGET_AGAIN_S = 60.0
 _NICENESS = 10
 # Of the answers that a client is told of when it connects, those looked up together.
 _GREETING_PAGE = 32
@@ -83,6 +89,8 @@ class _Client:
         self.connection = connection
         self.sender = Sender(connection, max_bytes=queue_bytes)
         self.wants_records = False
+        self.wants_updates = True
+        self.wants_forgotten = False
         self.greeted = False
         """Whether it was told of all that was there when it came."""
 
@@ -93,6 +101,8 @@ class RetrievalServer:
     def __init__(self, orders: Orders) -> None:
         config = RetrievalConfig.model_validate(orders.config)
         self._writer = _writer(orders.block_prefix, config.shared_bytes)
+        self._clients: list[_Client] = []
+        self._lock = threading.Lock()
         tokenizer = _tokenizer(orders.tokenizer)
         self.retriever = LocalRetriever(
             config,
@@ -101,11 +111,11 @@ class RetrievalServer:
             tokenizer_key=orders.tokenizer_key,
             threads=config.embedding_threads,
             on_found=self._publish,
+            on_gone=self._writer.forget,
+            on_forgotten=self._pass_forgotten_on,
         )
         self._queue_bytes = config.queue_bytes
         self._resyncs = 0
-        self._clients: list[_Client] = []
-        self._lock = threading.Lock()
         self._next_status_s = 0.0
         self._errors = {
             name: LoopErrors(doing)
@@ -188,9 +198,9 @@ class RetrievalServer:
 
     def _handle(self, client: _Client, message: Request) -> None:
         match message:
-            case Hello(wants_records=wants_records, pinned_cores=cores):
-                leave_cores(cores)
-                self._greet(client, wants_records)
+            case Hello():
+                leave_cores(message.pinned_cores)
+                self._greet(client, message)
             case Submit(request_id, namespace, text, prompt_tokens):
                 ids = np.frombuffer(prompt_tokens, dtype="<i4")
                 self.retriever.submit(
@@ -202,24 +212,33 @@ class RetrievalServer:
                 self.retriever.discard(request_id)
             case Credit(namespace, accepted_tokens):
                 self.retriever.credit(namespace, accepted_tokens)
-            case Flush() | LookUp():
+            case Flush() | LookUp() | Forget():
                 # These wait; what the client says next must not.
                 threading.Thread(
                     target=self._reply, args=(client, message), name="reprise-reply", daemon=True
                 ).start()
 
-    def _greet(self, client: _Client, wants_records: bool) -> None:
+    def _greet(self, client: _Client, hello: Hello) -> None:
         """Tell a client of all answers, at its own pace; what happens meanwhile it is told too."""
         with self._lock:
             self._broadcast(self.retriever.updates())
-            client.wants_records = wants_records
+            client.wants_records = hello.wants_records
+            client.wants_updates = hello.wants_updates
+            client.wants_forgotten = hello.wants_forgotten
             client.sender.send(Welcome(self._writer.name))
             self._clients.append(client)
-            keys = self.retriever.keys()
+            keys = self.retriever.keys() if hello.wants_updates else []
         # What the client says meanwhile must not wait for what it is told.
         threading.Thread(
             target=self._tell_all, args=(client, keys), name="reprise-greeting", daemon=True
         ).start()
+        if hello.wants_forgotten:
+            threading.Thread(
+                target=self._bring_up_to_date,
+                args=(client, hello.position),
+                name="reprise-forgotten",
+                daemon=True,
+            ).start()
 
     def _tell_all(self, client: _Client, keys: list[tuple[str, str]]) -> None:
         """Tell of these answers, as many as are still there, and that these were all."""
@@ -236,14 +255,54 @@ class RetrievalServer:
             client.greeted = True
             self._next_status_s = 0.0
 
-    def _reply(self, client: _Client, message: Flush | LookUp) -> None:
+    def _bring_up_to_date(self, client: _Client, after: str | None) -> None:
+        """Tell a client that comes back what was to be forgotten while it was away."""
+        while client in self._clients:
+            position = self.retriever.position
+            if position is not None and after is None:
+                self._send(client, Gone(Forgotten(position=position)))
+                return
+            if position is not None and after is not None:
+                with contextlib.suppress(TierError):
+                    page = self.retriever.invalidations(after)
+                    forgotten = Forgotten(page.invalidations, (), page.position, page.complete)
+                    self._send(client, Gone(forgotten))
+                    return
+            time.sleep(_UPDATE_S)
+
+    def _pass_forgotten_on(self, forgotten: Forgotten) -> None:
+        with self._lock:
+            for client in self._clients:
+                if client.wants_forgotten:
+                    self._send(client, Gone(forgotten))
+
+    def _forget(self, client: _Client, message: Forget) -> None:
+        waits_s = message.timeout_s
+        while client in self._clients:
+            outcome = self.retriever.forget(message.invalidation, timeout_s=waits_s)
+            client.sender.send(
+                Forgot(
+                    message.ticket,
+                    message.invalidation.invalidation_id,
+                    outcome.removed,
+                    outcome.done,
+                )
+            )
+            if outcome.done:
+                return
+            waits_s = _FORGET_AGAIN_S
+
+    def _reply(self, client: _Client, message: Flush | LookUp | Forget) -> None:
         try:
             self._reply_to(client, message)
         except Exception as error:
             self._errors["reply"].failed(error)
             client.sender.send(Reply(message.ticket, False))
 
-    def _reply_to(self, client: _Client, message: Flush | LookUp) -> None:
+    def _reply_to(self, client: _Client, message: Flush | LookUp | Forget) -> None:
+        if isinstance(message, Forget):
+            self._forget(client, message)
+            return
         if isinstance(message, Flush):
             done = self.retriever.flush(message.timeout_s)
             self._next_status_s = 0.0
@@ -272,6 +331,8 @@ class RetrievalServer:
         for update in updates:
             answer = self.retriever.answer(update.namespace, update.answer_id)
             for client in self._clients:
+                if not client.wants_updates:
+                    continue
                 message: Response = Left(update.answer_id, update.namespace)
                 if update.added:
                     if answer is None:

@@ -10,6 +10,7 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from .answer import Answer, AnswerUpdate
+from .invalidation import Forgetting, Invalidation
 from .near_answer import NearAnswer
 
 
@@ -74,7 +75,7 @@ class RetrievalHealth:
 
 
 class Retriever(ABC):
-    """From prompts to near answers. Thread-safe; only `flush`, `close` and
+    """From prompts to near answers. Thread-safe; only `flush`, `forget`, `close` and
     `look_up_exact` ever wait.
 
     Nothing here raises after construction: what goes wrong is counted in `stats` and logged, and
@@ -132,6 +133,11 @@ class Retriever(ABC):
 
         With 0 an answer was of use otherwise, as an exact hit.
         """
+
+    @abstractmethod
+    def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
+        """Forget answers here, in the tier and on all replicas; waits for the tier up to
+        `timeout_s`. What cannot be done now is done as soon as it can be."""
 
     @abstractmethod
     def updates(self) -> list[AnswerUpdate]:

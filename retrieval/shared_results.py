@@ -17,7 +17,9 @@ from __future__ import annotations
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -64,6 +66,13 @@ _REQUEST_DECODER = msgspec.msgpack.Decoder(_RequestEntry)
 _ANSWER_DECODER = msgspec.msgpack.Decoder(_AnswerEntry)
 
 
+class _Place(NamedTuple):
+    """Where an entry lies in the ring, by positions."""
+
+    begin: int
+    end: int
+
+
 class ResultWriter:
     """The only writer of a block, which it creates; one thread at a time.
 
@@ -80,7 +89,10 @@ class ResultWriter:
         # Position 0 means an empty slot.
         self._head = 8
         self._num_published = 0
-        self._positions: dict[tuple[str, str], int] = {}
+        self._positions: dict[tuple[str, str], list[_Place]] = {}
+        """Of each answer, oldest first, until they are overwritten."""
+        self._copies: deque[tuple[_Place, tuple[str, str]]] = deque()
+        """The same, in the order of the ring."""
         self._memory[: _HEADER.size] = _HEADER.pack(_MAGIC, _LAYOUT, num_slots, num_bytes)
 
     @property
@@ -115,12 +127,26 @@ class ResultWriter:
         assert self._block.buf is not None
         return self._block.buf
 
+    def forget(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Overwrite all copies of answers (namespace, id): who reads them finds nothing."""
+        for key in keys:
+            for place in self._positions.pop(key, ()):
+                self._blank(place)
+
+    def _blank(self, place: _Place) -> None:
+        """Overwrite an entry's contents, as far as nothing else lies there by now. Its checksum
+        stays, and fits nothing any more."""
+        begin = max(place.begin + _ENTRY.size, self._head - self._num_bytes)
+        if begin < place.end:
+            at = self._ring + begin % self._num_bytes
+            self._memory[at : at + place.end - begin] = bytes(place.end - begin)
+
     def _answer_position(self, answer: NearAnswer) -> int | None:
         key = (answer.namespace, answer.answer_id)
-        position = self._positions.get(key)
+        places = self._positions.get(key)
         # Half a ring ahead, so that readers have time before it is overwritten.
-        if position is not None and self._head - position < self._num_bytes // 2:
-            return position
+        if places and self._head - places[-1].begin < self._num_bytes // 2:
+            return places[-1].begin
         position = self._append(
             _ENCODER.encode(
                 _AnswerEntry(
@@ -132,10 +158,26 @@ class ResultWriter:
             )
         )
         if position is not None:
-            if len(self._positions) >= _MAX_REMEMBERED:
-                self._positions.clear()
-            self._positions[key] = position
+            place = _Place(position, self._head)
+            self._positions.setdefault(key, []).append(place)
+            self._copies.append((place, key))
+            self._drop_oldest()
         return position
+
+    def _drop_oldest(self) -> None:
+        """Remember no copy that is overwritten, and not too many: none lies there unremembered."""
+        while self._copies:
+            place, key = self._copies[0]
+            is_overwritten = place.end <= self._head - self._num_bytes
+            if not is_overwritten and len(self._copies) <= _MAX_REMEMBERED:
+                return
+            self._copies.popleft()
+            places = self._positions.get(key, [])
+            if place in places:
+                places.remove(place)
+                self._blank(place)
+                if not places:
+                    del self._positions[key]
 
     def _append(self, contents: bytes) -> int | None:
         """The position of a new entry; None if it is too long."""
@@ -145,6 +187,10 @@ class ResultWriter:
             return None
         room = self._num_bytes - self._head % self._num_bytes
         position = self._head if needed <= room else self._head + room
+        if position != self._head:
+            # What is skipped counts as overwritten.
+            gap = self._ring + self._head % self._num_bytes
+            self._memory[gap : gap + room] = bytes(room)
         at = self._ring + position % self._num_bytes
         self._memory[at : at + _ENTRY.size] = _ENTRY.pack(
             len(contents), _checksum(contents, position)

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 _FIRST_WRITE_S = 30.0
 # Writing takes at most this share of the time, however large the index.
 _WRITING_SHARE = 0.01
+_HURRIED_S = 0.5
 
 
 class SnapshotKeeper:
@@ -31,6 +32,7 @@ class SnapshotKeeper:
         self._path, self._identity = path, identity
         self._thread: threading.Thread | None = None
         self._pause_s, self._wrote_s = _FIRST_WRITE_S, time.monotonic()
+        self._is_hurried = False
         self.num_refused = 0
         self._is_failing = False
 
@@ -53,13 +55,18 @@ class SnapshotKeeper:
     @property
     def is_due(self) -> bool:
         """Whether enough time has passed since the file was last written."""
-        return not self.writing and time.monotonic() - self._wrote_s >= self._pause_s
+        pause_s = min(self._pause_s, _HURRIED_S) if self._is_hurried else self._pause_s
+        return not self.writing and time.monotonic() - self._wrote_s >= pause_s
+
+    def hurry(self) -> None:
+        """The file holds what is to be forgotten: write it anew soon."""
+        self._is_hurried = True
 
     def write(self, index: AnswerIndex, *, wait: bool = False) -> None:
         """Write the index as it is now; with `wait`, return once that is done."""
         if self._thread is not None:
             self._thread.join()
-        self._wrote_s = time.monotonic()
+        self._wrote_s, self._is_hurried = time.monotonic(), False
         self._thread = threading.Thread(
             target=self._write, args=(index.parts(), index.dim), name="reprise-snapshot"
         )

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from . import steady_clock
 from .answer import Answer
+from .change_log import ChangeLog
+from .invalidation import Invalidation, InvalidationPage
 from .private_files import claim_file
 from .record import RecordReader, encode_record
-from .tier import Tier, TierError, Uses, with_uses
+from .tier import TextOf, Tier, TierChanges, TierError, Uses, with_uses
 from .value import add_worth, rank_of
 
 _PAGE = 500
@@ -125,18 +127,18 @@ class SqliteTier(Tier):
             self._db.create_function("rank_of", 4, _rank_of, deterministic=True)
             self._db.create_function("add_worth", 3, add_worth, deterministic=True)
             self._upgrade()
+            # What is removed is overwritten, not only no longer found.
+            self._db.execute("pragma secure_delete=on")
             self._db.executescript(_SCHEMA)
+            self._log = ChangeLog(self._db)
+            self._wal_holds_forgotten = False
             if ttl_s is not None:
                 # What was written by a clock that was ahead would outlive the others.
                 self._db.execute(
                     "update answers set created_s = ?1 where created_s > ?1",
                     (steady_clock.now_s(),),
                 )
-                self._db.execute("delete from answers where created_s < ?", (self._oldest_s(),))
-                self._db.execute(
-                    "delete from credits where not exists (select 1 from answers"
-                    " where namespace = credits.namespace and answer_id = credits.answer_id)"
-                )
+                self._delete_expired(self._db)
             self._db.commit()
             self._bound()
         except (sqlite3.Error, OSError) as error:
@@ -186,7 +188,46 @@ class SqliteTier(Tier):
                 removed += db.execute(
                     "delete from answers where namespace = ? and answer_id = ?", key
                 ).rowcount
+            self._log.note(db, "-", [(namespace, answer_id) for answer_id in answer_ids])
         return removed
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        with self._session() as db:
+            rows = db.execute("select answer_id from answers where namespace = ?", (namespace,))
+            return [row[0] for row in rows]
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        self.expire()  # what is past its time is no answer any more, and not to be counted
+        gone = super().forget(invalidation, text_of=text_of)
+        self._wal_holds_forgotten = True
+        self._empty_wal()
+        return gone
+
+    def announce(self, invalidation: Invalidation) -> None:
+        with self._session() as db:
+            self._log.announce(db, invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        with self._session() as db:
+            page = self._log.invalidations(db, after)
+        # Whoever carried it out may not have been able to empty it while we read.
+        self._wal_holds_forgotten |= bool(page.invalidations)
+        return page
+
+    def changes(self, *, anew: bool = False) -> TierChanges:
+        with self._session() as db:
+            logged = self._log.changes(db, anew=anew)
+        added = [answer for key in logged.added if (answer := self._answer(*key)) is not None]
+        return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
+
+    def expire(self) -> None:
+        if self._ttl_s is not None:
+            with self._session() as db:
+                self._delete_expired(db)
+        if self._wal_holds_forgotten:
+            self._empty_wal()
 
     def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
         with self._session() as db:
@@ -228,6 +269,35 @@ class SqliteTier(Tier):
         with self._lock:
             self._db.close()
 
+    def _answer(self, namespace: str, answer_id: str) -> Answer | None:
+        with self._session() as db:
+            row = db.execute(
+                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                " from answers left join credits using (namespace, answer_id)"
+                " where namespace = ? and answer_id = ? and created_s >= ?",
+                (namespace, answer_id, self._oldest_s()),
+            ).fetchone()
+        answer = None if row is None else self._reader.read(row[0], namespace=namespace)
+        return None if answer is None else with_uses(answer, Uses(*row[1:]))
+
+    def _delete_expired(self, db: sqlite3.Connection) -> None:
+        gone = db.execute(
+            "delete from answers where created_s < ? returning namespace, answer_id",
+            (self._oldest_s(),),
+        ).fetchall()
+        db.executemany("delete from credits where namespace = ? and answer_id = ?", gone)
+        self._wal_holds_forgotten |= bool(gone)
+
+    def _empty_wal(self) -> None:
+        """Move what the write-ahead log holds into the file and leave nothing there: it still has
+        the pages as they were. Readers in other processes may stand in the way for a moment."""
+        with self._lock:
+            try:
+                busy = self._db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+            except sqlite3.Error:
+                busy = 1
+            self._wal_holds_forgotten = bool(busy)
+
     def _put(self, batch: Sequence[tuple[Answer, bytes]], num_bytes: int) -> list[tuple[str, str]]:
         now_s, left = steady_clock.now_s(), self._make_room(num_bytes)
         with self._session() as db:
@@ -248,6 +318,7 @@ class SqliteTier(Tier):
                 ],
             )
             db.executemany(_RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
+            self._log.note(db, "+", [(a.namespace, a.answer_id) for a, _ in batch])
             joined = Counter(a.namespace for a, _ in batch)
             db.executemany(_WORTH, [(count, now_s, name) for name, count in joined.items()])
         return left + self._trim_namespaces(joined)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
 from .answer import Answer
+from .invalidation import Invalidation, InvalidationPage
+
+TextOf = Callable[[Answer], str]
+_FORGET_BATCH = 256
 
 
 class TierError(Exception):
@@ -34,6 +38,8 @@ class TierChanges:
     added: tuple[Answer, ...] = ()
     removed: tuple[tuple[str, str], ...] = ()
     """(namespace, answer id)"""
+    complete: bool = True
+    """False: more changed than the tier remembers, and only comparing all of it will tell."""
 
 
 def with_uses(answer: Answer, earned: Uses) -> Answer:
@@ -79,6 +85,42 @@ class Tier(ABC):
     @abstractmethod
     def namespaces(self) -> list[str]:
         """Those that hold answers."""
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        """Ids of all answers of a namespace, of those that cannot be read too."""
+        return [answer.answer_id for answer in self.answers(namespace)]
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        """Tell the replicas, then remove what is meant; the (namespace, id) that were there.
+
+        `text_of` gives an answer's query, where its record may be without.
+        Records that cannot be read are only removed where their namespace and id say enough.
+        """
+        self.announce(invalidation)
+        gone = []
+        for namespace in filter(invalidation.covers, self.namespaces()):
+            if invalidation.needs_contents or invalidation.is_late:
+                answers = self.answers(namespace)
+                ids = [a.answer_id for a in answers if invalidation.means(a, text_of(a))]
+            else:
+                ids = [i for i in self.answer_ids(namespace) if invalidation.names(namespace, i)]
+            for begin in range(0, len(ids), _FORGET_BATCH):
+                batch = ids[begin : begin + _FORGET_BATCH]
+                self.remove(namespace, batch)
+                gone += [(namespace, answer_id) for answer_id in batch]
+        return gone
+
+    def announce(self, invalidation: Invalidation) -> None:  # noqa: B027 - memory has no replicas
+        """Add an invalidation to the log that replicas follow."""
+
+    def invalidations(self, after: str | None) -> InvalidationPage:  # noqa: ARG002
+        """The log of invalidations beyond a position; None begins now and returns none."""
+        return InvalidationPage()
+
+    def expire(self) -> None:  # noqa: B027 - not every tier has to be told
+        """Remove what is past its time to live; called about once a second."""
 
     def changes(self, *, anew: bool = False) -> TierChanges:  # noqa: ARG002
         """What other replicas added and removed since the last call.

@@ -8,6 +8,7 @@ from pathlib import Path
 from .redis_url import SCHEMES, parse_redis_url, redact_redis, secrets_of
 from .tier import Tier
 
+INDEX_ENDING = ".index"
 _EXPECTED = "memory://, sqlite:///path, redis://host:port/0, rediss://... or unix://..."
 
 
@@ -75,7 +76,7 @@ def snapshot_path(url: str, setting: str | None) -> Path | None:
     """
     if url.startswith("memory:"):
         return None
-    return Path(setting) if setting is not None else beside_sqlite(url, ".index")
+    return Path(setting) if setting is not None else beside_sqlite(url, INDEX_ENDING)
 
 
 def beside_sqlite(url: str, ending: str) -> Path | None:

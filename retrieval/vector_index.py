@@ -43,14 +43,14 @@ class _Tail:
 
     def __init__(self, dim: int) -> None:
         # One: there may be a namespace for every user, with an answer each.
-        self._rows = np.empty((1, dim), dtype=np.float32)
+        self._rows = np.zeros((1, dim), dtype=np.float32)
         self.ids: list[int] = []
         self._position_of: dict[int, int] = {}
 
     def add(self, vector_id: int, vector: FloatArray) -> None:
         count = len(self.ids)
         if count == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
         self._rows[count] = vector
         self._position_of[vector_id] = count
         self.ids.append(vector_id)
@@ -71,11 +71,13 @@ class _Tail:
             self.ids[position] = last
             self._position_of[last] = position
             self._rows[position] = self._rows[len(self.ids)]
+        self._rows[len(self.ids)] = 0.0
 
     def take(self, count: int) -> tuple[list[int], FloatArray]:
         """Remove some; their ids and vectors."""
         begin = max(0, len(self.ids) - count)
         taken, rows = self.ids[begin:], self._rows[begin : len(self.ids)].copy()
+        self._rows[begin : len(self.ids)] = 0.0
         del self.ids[begin:]
         for vector_id in taken:
             del self._position_of[vector_id]
@@ -119,6 +121,16 @@ class _Graph:
             if vector_id >= 0:
                 self.position_of[vector_id] = len(self.ids)
             self.ids.append(vector_id)
+
+    def erase_dead(self) -> None:
+        """Overwrite the vectors of the dead, where they lie in this process's memory. Their links
+        stay, so that the living are found through them."""
+        if not hasattr(self.index, "hnsw"):
+            return
+        flat = faiss.downcast_index(self.index.storage)  # type: ignore[attr-defined, unused-ignore]
+        size = flat.ntotal * self.index.d
+        rows = faiss.rev_swig_ptr(flat.get_xb(), size).reshape(-1, self.index.d)  # type: ignore[attr-defined, unused-ignore]
+        rows[[p for p, i in enumerate(self.ids) if self.position_of.get(i, -1) != p]] = 0.0
 
     def vectors(self, positions: list[int]) -> FloatArray:
         rows: FloatArray = np.stack([self.index.reconstruct(p) for p in positions])
@@ -190,6 +202,12 @@ class VectorIndex:
         for graph in (self._graph, self._successor):
             if graph is not None:
                 graph.position_of.pop(vector_id, None)
+
+    def erase_removed(self) -> None:
+        """Overwrite what is left of vectors that were removed."""
+        for graph in (self._graph, self._successor):
+            if graph is not None and graph.num_dead:
+                graph.erase_dead()
 
     def vector(self, vector_id: int) -> FloatArray | None:
         """Float32 [dim] of an id; None if it is not there."""

@@ -14,6 +14,7 @@ from collections import deque
 import msgspec
 
 from .answer import AnswerUpdate
+from .invalidation import Forgotten, Invalidation
 from .loop_errors import LoopErrors
 from .retriever import RetrievalHealth, RetrievalStats
 
@@ -28,6 +29,12 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
     """Send whole answers that have exact keys."""
     pinned_cores: tuple[int, ...] = ()
     """Cores that the client was pinned to, and that retrieval keeps off."""
+    wants_updates: bool = True
+    """Tell of answers that join and leave."""
+    wants_forgotten: bool = False
+    """Tell of what is to be forgotten."""
+    position: str | None = None
+    """How far the client has followed that before."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
@@ -61,6 +68,12 @@ class LookUp(msgspec.Struct, tag=True, frozen=True):
     exact_key: bytes
 
 
+class Forget(msgspec.Struct, tag=True, frozen=True):
+    ticket: int
+    invalidation: Invalidation
+    timeout_s: float
+
+
 class Welcome(msgspec.Struct, tag=True, frozen=True):
     """The server's first word."""
 
@@ -85,13 +98,28 @@ class Reply(msgspec.Struct, tag=True, frozen=True):
     record: bytes | None = None
 
 
+class Forgot(msgspec.Struct, tag=True, frozen=True):
+    """To a Forget, once the process has done it, and once more when the tier has, if later."""
+
+    ticket: int
+    invalidation_id: str
+    removed: tuple[tuple[str, str], ...]
+    done: bool
+
+
+class Gone(msgspec.Struct, tag=True, frozen=True):
+    """What is to be forgotten wherever it is held."""
+
+    forgotten: Forgotten
+
+
 class Status(msgspec.Struct, tag=True, frozen=True):
     stats: RetrievalStats
     health: RetrievalHealth
 
 
-Request = Hello | Submit | Discard | Store | Credit | Flush | LookUp
-Response = Welcome | Joined | Left | Reply | Status
+Request = Hello | Submit | Discard | Store | Credit | Flush | LookUp | Forget
+Response = Welcome | Joined | Left | Reply | Forgot | Gone | Status
 _ENCODER = msgspec.msgpack.Encoder()
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)

@@ -71,6 +71,11 @@ class WorkQueue:
         return len(self._answers)
 
     @property
+    def num_gone(self) -> int:
+        """Answers that left memory, waiting to leave the index."""
+        return len(self._gone)
+
+    @property
     def takes_answers(self) -> bool:
         """Whether there is room for another answer, whatever its size."""
         return len(self._answers) < self._max_length and self._answer_bytes < self._max_bytes

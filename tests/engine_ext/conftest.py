@@ -21,6 +21,7 @@ from reprise.eval.demo_model import DEMO_DTYPE
 from reprise.eval.engine_environment import engine_environment
 
 API_KEYS = ("key-of-one", "key-of-another")
+ADMIN_TOKEN = "token-of-the-operator"
 MODEL_NAME = "demo"
 PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _CHAT = "/v1/chat/completions"
@@ -160,6 +161,8 @@ class Server:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         # Asks for nothing, but to be told, which streams are not otherwise.
         given.setdefault("x-reprise-cache", "")
+        if path.startswith("/reprise/"):
+            given.setdefault("x-reprise-admin-token", ADMIN_TOKEN)
         if key is not None:
             given["Authorization"] = f"Bearer {key}"
         data = None
@@ -234,7 +237,8 @@ def build_server(model: Path, *arguments: str, with_reprise: bool, **others: Any
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
         given += reprise_arguments()
-        others = {"VLLM_PLUGINS": "reprise", **others}
+        admin = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
+        others = admin | others
     else:
         others = {"VLLM_PLUGINS": engine_environment(with_reprise=False)["VLLM_PLUGINS"], **others}
     return Server(model, *given, **others)

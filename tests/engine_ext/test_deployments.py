@@ -2,6 +2,7 @@
 engines, adapters. Each answers as plain vLLM does, the second time too."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def test_several_processes_answer_as_one(
         assert [texts(answers) for answers in rounds] == [wanted] * 4
         # Whichever process a question reaches, after four rounds some have met their own answer.
         assert any(cache == "exact" for answers in rounds for _, cache in answers)
+        forget_in_all_processes(server)
         # Each process knows the keys: to another tenant all of it is new.
         others = ask_all(server, key=server.api_keys[1])
         assert texts(others) == wanted
@@ -67,6 +69,21 @@ def test_several_processes_answer_as_one(
         assert server.metric("reprise:errors_total") == 0
     finally:
         server.stop()
+
+
+def forget_in_all_processes(server: Server) -> None:
+    """Whichever process is asked to forget, all do, and so does retrieval."""
+    gone = server.send("/reprise/cache?everything=true", method="DELETE").json
+    assert gone["removed"] >= gone["retrieval"] == len(QUESTIONS)
+    assert not gone["pending"]
+    deadline_s = time.monotonic() + 2.0
+    while True:
+        # Each connection may reach another process.
+        found = [server.send("/reprise/cache").json["found"] for _ in range(12)]
+        if not any(found):
+            break
+        assert time.monotonic() < deadline_s, found
+    assert "exact" not in {cache for _, cache in ask_all(server)}
 
 
 def make_adapter(model: Path, folder: Path, *, seed: int = 0) -> Path:

@@ -66,24 +66,48 @@ def test_a_key_holds_one_answer() -> None:
     assert memory.stats().bytes == answer.num_bytes
 
 
-def test_find_and_remove_by_namespace_id_prompt_and_age() -> None:
+def test_answers_are_removed_one_by_one_or_by_id() -> None:
     memory = ExactMemory(max_bytes=1 << 20)
     old = make_answer(b"old", namespace="a", created_s=time.time() - 100)
     new = make_answer(b"news", namespace="a")
     other = make_answer(b"other", namespace="b")
     for answer in (old, new, other):
         memory.put(answer)
-    assert memory.find(namespace="a") == [new, old]
-    assert memory.find(namespace="a", limit=1) == [new]
-    assert memory.find(answer_id=other.answer_id) == [other]
-    assert memory.find(prompt_token_ids=old.prompt_tokens) == [old]
-    assert memory.find(older_than_s=50) == [old]
+    assert memory.answers() == [other, new, old]
     assert memory.namespaces() == {"a": 2, "b": 1}
-    assert memory.remove(memory.find(older_than_s=50)) == 1
-    assert memory.remove([old]) == 0
-    assert memory.namespaces() == {"a": 1, "b": 1}
+    assert memory.remove([old]) == [("a", old.answer_id)]
+    assert memory.remove([old]) == []
+    # A later answer under the same key is another one.
+    memory.put(make_answer(b"news", namespace="a", tokens=3))
+    assert memory.remove([new]) == []
+    assert memory.remove_ids([("b", other.answer_id), ("b", "unknown")]) == 1
+    assert memory.namespaces() == {"a": 1}
     memory.clear()
     assert memory.stats().bytes == 0
+
+
+def test_an_id_names_its_answers_under_all_settings() -> None:
+    memory = ExactMemory(max_bytes=1 << 20)
+    for key in (b"one", b"two"):  # the same content, asked for in two ways
+        memory.put(make_answer(key))
+    (first, second) = memory.answers()
+    assert first.answer_id == second.answer_id
+    assert memory.remove_ids([("", first.answer_id)]) == 2
+    assert memory.stats().bytes == memory.stats().answers == 0
+
+
+def test_answers_past_their_time_go_unasked() -> None:
+    now = [100.0]
+    memory = ExactMemory(max_bytes=1 << 20, clock=lambda: now[0])
+    memory.put(make_answer(b"a"), ttl_s=10.0)
+    memory.put(make_answer(b"b"), ttl_s=20.0)
+    memory.put(make_answer(b"b"))  # in place of it, for ever
+    now[0] = 111.0
+    assert memory.expire() == 1
+    now[0] = 130.0
+    assert memory.expire() == 0
+    assert [answer.exact_key for answer in memory.answers()] == [b"b"]
+    assert memory.stats().expired == 1
 
 
 def test_an_answer_without_an_exact_key_is_refused() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlencode
 
 import openai
 import pytest
@@ -327,26 +328,46 @@ def test_what_was_aborted_is_no_answer_and_followers_go_on(
     assert reprise_server.chat("aborted alone", max_tokens=600, ignore_eos=True).generated
 
 
-def test_admin_routes_are_behind_the_key_and_walls(reprise_server: Server) -> None:
+def test_admin_routes_are_the_operators(reprise_server: Server) -> None:
     send = reprise_server.send
     for path in ("/reprise/health", "/reprise/stats", "/reprise/cache"):
-        assert send(path, key=None).status == 401
-        assert send(path, key="wrong").status == 401
+        for key in (None, *reprise_server.api_keys):  # tenants' keys open nothing
+            assert send(path, key=key, x_reprise_admin_token="wrong").status == 401
     assert send("/reprise/health").json["state"] == "ready"
     stats = send("/reprise/stats").json
     assert stats["front_end"]["errors"] == {}
     assert stats["front_end"]["memory"]["bytes"] > 0
-    reprise_server.complete("kept for the admin")
-    (answer,) = send("/reprise/cache?prompt=kept%20for%20the%20admin").json["answers"]
-    assert answer["namespace"].startswith("key-")
+
+
+def test_the_operator_forgets_what_a_person_typed(reprise_server: Server) -> None:
+    """Once as a chat, whose template nobody types, once as a completion."""
+    question = "What is forgotten here?"
     other = {"key": reprise_server.api_keys[1]}
-    by_id = f"/reprise/cache?answer_id={answer['answer_id']}"
-    assert send(by_id, **other).json["answers"] == []
-    assert send(by_id, method="DELETE", **other).json == {"removed": 0}
-    assert send("/reprise/cache", method="DELETE").status == 400
-    assert reprise_server.complete("kept for the admin").cache == "exact"
-    assert send(by_id, method="DELETE").json == {"removed": 1}
-    assert reprise_server.complete("kept for the admin").generated
+
+    def admin(method: str | None = None, **conditions: str) -> Any:
+        path = "/reprise/cache?" + urlencode(conditions)
+        reply = reprise_server.send(path, method=method)
+        assert reply.status == 200
+        return reply.json
+
+    for ask in (reprise_server.chat, reprise_server.complete):
+        ask(question)
+        ask(question, **other)
+        theirs, mine = admin(prompt=question)["answers"]
+        assert "prompt" not in theirs
+        [told] = admin(answer_id=mine["answer_id"], texts="true")["answers"]
+        assert question in told["prompt"]
+        # The same answer in exact memory, retrieval and its tier is one.
+        gone = admin("DELETE", prompt=question, namespace=theirs["namespace"])
+        assert gone == {"removed": 1, "exact_memory": 1, "retrieval": 1, "pending": False}
+        assert ask(question, **other).generated
+        assert ask(question).cache == "exact"
+        assert admin("DELETE", prompt=question)["removed"] == 2
+        assert admin(prompt=question)["found"] == 0
+        assert ask(question).generated
+        assert admin("DELETE", older_than_s="0", namespace=mine["namespace"])["removed"] > 0
+        assert ask(question).cache == "miss"
+        assert admin("DELETE", prompt=question)["removed"] == 2
 
 
 def test_metrics_count_what_happened(reprise_server: Server) -> None:

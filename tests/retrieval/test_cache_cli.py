@@ -2,7 +2,10 @@
 
 import json
 import re
+import sqlite3
+import time
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 from reprise.retrieval import Answer
 from reprise.retrieval.answer_rows import row_of
 from reprise.retrieval.cache_cli import app
+from reprise.retrieval.redis_tier import RedisTier
 from reprise.retrieval.sqlite_tier import SqliteTier
 
 COMMANDS = ["import", "export", "warm", "stats", "invalidate", "check"]
@@ -218,6 +222,93 @@ def test_bad_input_is_one_line(url, fill, tmp_path):
     assert "no tokenizer at" in refused(
         "import", bad, "--url", url, "--tokenizer", tmp_path / "none"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--older-than", "-5s"], "an age must look like"),
+        (["--older-than", "5"], "an age must look like"),
+        (["--prompt", ""], "prompt must not be empty"),
+        (["--prompt", "  "], "prompt must not be empty"),
+        (["--id", ""], "answer_id must not be empty"),
+        (["--tenant", ""], "tenant must not be empty"),
+        (["--namespace", "acme", "--tenant", "acme"], "exclude each other"),
+        (["--everything", "--id", "id1"], "no other condition"),
+        (["--namespace", "a/b"], "must not contain"),
+    ],
+)
+def test_a_condition_that_makes_no_sense_removes_nothing(url, fill, options, message):
+    fill(answer(1), answer(2, namespace=""))
+    assert message in refused("invalidate", "--url", url, *options)
+    assert "2 answers readable" in run("check", "--url", url)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        (["--older-than", "0s"], 0),
+        (["--everything"], 0),
+        (["--older-than", "1h"], 2),
+        (["--namespace", ""], 2),  # the default one
+        (["--prompt", "question 2"], 2),
+        (["--prompt", " question 1 "], 1),
+        (["--model-key", "none"], 3),
+        (["--tenant", "acme"], 2),
+        (["--tenant", "acm"], 3),
+    ],
+)
+def test_each_condition_removes_what_it_says(url, fill, options, left):
+    fill(
+        answer(1),
+        answer(2, namespace=""),
+        msgspec.structs.replace(answer(1, created_s=1.0), namespace="zeta", answer_id="old"),
+    )
+    told = run("invalidate", "--url", url, *options)
+    assert told.startswith(f"{3 - left} answer")
+    assert f"{left} answer" in run("check", "--url", url)
+
+
+def test_a_prompt_is_found_in_answers_without_text_by_their_tokens(url, fill, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"cancel": 1, "my": 2, "?": 3}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    fill(*(msgspec.structs.replace(answer(n), prompt_text="") for n in (1, 2)))
+    told = run("invalidate", "--url", url, "--prompt", "cancel")
+    assert told.splitlines() == [
+        "0 answers removed",
+        "2 answers without text not compared: name --tokenizer",
+    ]
+    by_tokens = ("--prompt", "cancel", "--tokenizer", tmp_path / "tokenizer.json")
+    assert run("invalidate", "--url", url, *by_tokens).splitlines() == ["1 answer removed"]
+
+
+def test_what_cannot_be_read_is_removed_where_its_namespace_says_enough(url, fill, tmp_path):
+    fill(answer(1), answer(2))
+    db = sqlite3.connect(tmp_path / "answers.sqlite")
+    db.execute("update answers set record = x'00ff' where answer_id = 'id1'")
+    db.commit()
+    db.close()
+    assert "1 damaged not compared" in run("invalidate", "--url", url, "--older-than", "1h")
+    assert run("invalidate", "--url", url, "--namespace", "acme").startswith("2 answers removed")
+    assert "0 answers readable, 0 damaged" in run("check", "--url", url)
+
+
+@pytest.mark.redis
+def test_what_is_embedded_later_expires_as_before(redis_server):
+    import redis
+
+    tier = RedisTier(redis_server.url, ttl_s=500.0)
+    tier.put([answer(1), answer(2, created_s=time.time() - 400.0)])
+    client = redis.Redis.from_url(redis_server.url)
+    run("warm", "--url", redis_server.url, "--model", "lexical")
+    left_s = {key[-2:]: client.ttl(key) for key in client.keys("*:x:*")}
+    assert 490 <= left_s[b"01"] <= 500
+    assert 90 <= left_s[b"02"] <= 100
+    client.close()
+    tier.close()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

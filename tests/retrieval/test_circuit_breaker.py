@@ -84,3 +84,19 @@ def test_one_log_line_per_change(caplog):
         "the tier fails, going on without it: down",
         "the tier works again.",
     ]
+
+
+def test_a_probe_that_ends_in_any_error_is_not_the_last():
+    tier = Tier()
+    tier.works = False
+    tier.fail(3)
+    tier.now_s = 1.0
+
+    def broken():
+        raise KeyError("a fault of ours")
+
+    with pytest.raises(KeyError):
+        tier.breaker.call(broken)
+    assert tier.breaker.state == "open"
+    tier.works, tier.now_s = True, 3.0
+    assert tier.call() == "ok"

@@ -175,3 +175,31 @@ def test_when_a_result_was_found_is_told(make_pair):
     publish(writer, 2)
     assert before_s <= reader.found_s("r1") <= reader.found_s("r2") <= time.monotonic()
     assert reader.read("r1") == []
+
+
+def test_no_copy_of_what_is_forgotten_stays_in_the_ring(make_pair, monkeypatch):
+    """Through many laps of a small ring, with copies that are half overwritten."""
+    monkeypatch.setattr("reprise.retrieval.shared_results._MAX_REMEMBERED", 60)
+    writer, reader = make_pair(num_slots=64, num_bytes=1 << 15)
+    generator = random.Random(3)
+    forgotten: set[int] = set()
+    for turn in range(3000):
+        number = 100_000 + generator.randrange(200)
+        length = generator.randrange(4, 100)
+        writer.publish(f"r{turn}", [near(number, length=length)], namespace="acme")
+        forgotten.discard(number)
+        if generator.random() < 0.5:
+            gone = 100_000 + generator.randrange(200)
+            writer.forget([("acme", f"id{gone}")])
+            forgotten.add(gone)
+            if gone == number:
+                assert reader.read(f"r{turn}") == []
+        if turn % 50 == 0:
+            ring = bytes(writer._memory)
+            for gone in forgotten:
+                assert np.full(2, gone, "<i4").tobytes() not in ring
+    assert len(forgotten) > 50
+    # Another namespace's answer of the same id is another one.
+    writer.publish("mine", [near(1)], namespace="acme")
+    writer.forget([("zeta", "id1")])
+    assert len(reader.read("mine")) == 1

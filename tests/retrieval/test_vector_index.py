@@ -1,5 +1,6 @@
 """The vector index against brute force, through growth, removal and rebuilding."""
 
+import faiss
 import numpy as np
 import pytest
 
@@ -106,3 +107,29 @@ def test_look_up_work_does_not_depend_on_other_namespaces():
         held.vectors.search = lambda *a, n=name, o=original: searched.append(n) or o(*a)
     index.search("small", rows[:1], 8)
     assert searched == ["small"]
+
+
+@pytest.mark.parametrize("limit", [64, 20_000])
+def test_removed_vectors_are_overwritten_and_the_others_found(limit):
+    rows = vectors(2500)
+    index = AnswerIndex(DIM, exact_search_limit=limit)
+    for number, row in enumerate(rows):
+        index.add("acme", str(number), row)
+    while index.maintain():
+        pass
+    gone = range(0, 2500, 10)
+    for number in gone:
+        index.remove("acme", str(number))
+    index.erase_removed("acme")
+    held = index._namespaces["acme"].vectors
+    graph = held._graph
+    assert (graph is not None) == (limit == 64)
+    everything = held._tail._rows[:2600].tobytes()
+    if graph is not None:
+        flat = faiss.downcast_index(graph.index.storage)
+        everything += faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * DIM).tobytes()
+    assert rows[1].tobytes() in everything
+    assert not any(rows[number].tobytes() in everything for number in gone)
+    found = index.search("acme", rows[1:2500:10], 1)
+    right = [row[0][0] == str(n) for row, n in zip(found, range(1, 2500, 10), strict=True)]
+    assert np.mean(right) > 0.99

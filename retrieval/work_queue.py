@@ -71,6 +71,11 @@ class WorkQueue:
         return len(self._answers)
 
     @property
+    def answers(self) -> tuple[tuple[Answer, bool], ...]:
+        """(answer, whether it is to be written to the tier) of those waiting."""
+        return tuple(self._answers)
+
+    @property
     def num_gone(self) -> int:
         """Answers that left memory, waiting to leave the index."""
         return len(self._gone)

@@ -30,7 +30,7 @@ import json
 import os
 from pathlib import Path
 
-FOLDER = Path(os.environ["REPRISE_TEST_FAULTS"])
+FOLDER = Path(os.environ["STEP_FAULTS"])
 
 
 class InjectedError(Exception):
@@ -147,7 +147,7 @@ def engine(
     with pytest.MonkeyPatch.context() as monkeypatch:
         from reprise.engine_ext import async_scheduling
 
-        monkeypatch.setenv("REPRISE_TEST_FAULTS", str(folder))
+        monkeypatch.setenv("STEP_FAULTS", str(folder))
         monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
         built = Engine(step_campaign.WAYS[request.param], demo_model, folder)
         # Only now: the processes of this engine have it, and no other does.

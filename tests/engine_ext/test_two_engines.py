@@ -23,7 +23,11 @@ def build():
         },
     )
 
-engines = [build(), build()]
+engines = [build()]
+# Done once in a process; again, vLLM trips over what our proposer has loaded.
+from vllm.platforms import current_platform
+current_platform.register_triton_kernel_overrides = lambda: None
+engines.append(build())
 def drafter(llm):
     core = llm.llm_engine.engine_core.engine_core
     return core.model_executor.driver_worker.worker.model_runner.drafter

@@ -21,8 +21,8 @@ ANOTHER = SimpleNamespace(model="some.other.Proposer")
 SETTINGS: list[dict[str, Any]] = [{"min_p": 0.2}, {"logit_bias": {"5": -3.0}}]
 
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM comes; what is installed is undone."""
     for owner, name in (
         (SamplingParams, "_validate_spec_decode"),
@@ -32,6 +32,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, getattr(current, "__wrapped__", current))
 
 
+@pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_only_engines_with_our_proposer_take_them(setting: dict[str, Any]) -> None:
     params = SamplingParams(temperature=1.0, **setting)
@@ -45,6 +46,7 @@ def test_only_engines_with_our_proposer_take_them(setting: dict[str, Any]) -> No
         params._validate_spec_decode(ANOTHER)
 
 
+@pytest.mark.usefixtures("as_before")
 def test_the_processors_are_built_for_our_proposer_only() -> None:
     undrafted_settings.install_in_worker()
 
@@ -61,6 +63,7 @@ def test_the_processors_are_built_for_our_proposer_only() -> None:
         built(OURS, ("some.processor",))
 
 
+@pytest.mark.usefixtures("as_before")
 def test_another_vllm_is_left_alone_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         logits_processor,

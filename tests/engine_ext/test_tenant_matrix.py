@@ -211,11 +211,12 @@ def askers(*names: str) -> list[Asker]:
     return made
 
 
-@pytest.mark.parametrize("is_paraphrased", [False, True], ids=["repeated", "paraphrased"])
 @pytest.mark.parametrize(("mode", "giver", "taker"), CELLS, ids=IDS)
 def test_nothing_crosses(
-    mode: str, giver: str, taker: str, is_paraphrased: bool, server_of: Callable[[str], Server]
+    mode: str, giver: str, taker: str, server_of: Callable[[str], Server]
 ) -> None:
+    """Every second pair in the same words, which share tokens, the others in other words."""
+    is_paraphrased = CELLS.index((mode, giver, taker)) % 2 == 1
     server = server_of(mode)
     gives, takes = askers(giver, taker)
     question, paraphrase = questions()

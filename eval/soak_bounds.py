@@ -130,6 +130,8 @@ def _figures(
 ) -> Iterator[Figure]:
     stats = retriever.stats()
     process = _SLACK * bounds.memory_bytes + bounds.queue_bytes + _SLACK_BYTES
+    if tier == "sqlite":  # whose index is copied while its file is written
+        process += bounds.memory_bytes / 2
     # The owner holds the answers for exact hits, and a worker's index of shared tokens.
     owner = _SLACK * (bounds.memory_bytes + overlap.num_bytes) + bounds.queue_bytes + _SLACK_BYTES
     for what, bound in (("process RSS grown by", process), ("owner RSS grown by", owner)):
@@ -137,6 +139,9 @@ def _figures(
     yield Figure(tier, "shared memory", most["shared"] / MIB, bounds.shared_bytes / MIB + 1, "MiB")
     if tier == "sqlite":
         yield Figure(tier, "files", most["files"] / MIB, bounds.tier_bytes / MIB, "MiB")
+        # Vectors of what memory holds, twice while a new file is written.
+        index = most.get("index", 0.0)
+        yield Figure(tier, "index files", index / MIB, bounds.memory_bytes / MIB, "MiB")
     else:
         # The stream, its nodes, and buffers of connections are beside what answers are charged.
         room = bounds.tier_bytes / MIB + 24
@@ -162,7 +167,8 @@ def _look(retriever: ProcessRetriever, redis: Any | None) -> dict[str, float]:
     found = {
         "process RSS grown by": _rss(retriever.pid or 0),
         "owner RSS grown by": _rss("self"),
-        "files": float(_bytes_in(folder)),
+        "files": _bytes_of(folder, "answers.sqlite", "answers.sqlite-wal"),
+        "index": _bytes_of(folder, "*.index*"),
     }
     if redis is not None:
         found["redis"] = float(redis.info("memory")["used_memory"])
@@ -173,13 +179,12 @@ def _look(retriever: ProcessRetriever, redis: Any | None) -> dict[str, float]:
     }
 
 
-def _bytes_in(folder: Path) -> int:
+def _bytes_of(folder: Path, *patterns: str) -> float:
     total = 0
-    for path in folder.glob("*sqlite*"):
-        with contextlib.suppress(OSError):
-            # Readers' shared index of the log is memory, and never more than a thousandth.
-            total += 0 if path.name.endswith("-shm") else path.stat().st_size
-    return total
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        with contextlib.suppress(OSError):  # replaced or removed meanwhile
+            total += path.stat().st_size
+    return float(total)
 
 
 def _rss(pid: int | str) -> float:

@@ -43,12 +43,18 @@ class _Namespace:
         self.corpus: Corpus | None = None
         self.ids: tuple[str, ...] | None = ()  # None: the corpus has them
         self.texts: tuple[bytes, ...] = ()
-        self.tally = _NOTHING
+        # A plain tuple, which the garbage collector does not go through again and again.
+        self.tally: tuple[int, ...] = tuple(_NOTHING)
 
     def __contains__(self, answer_id: str) -> bool:
         if self.ids is not None:
             return answer_id in self.ids
         return self.corpus is not None and answer_id in self.corpus
+
+    def __len__(self) -> int:
+        if self.ids is not None:
+            return len(self.ids)
+        return len(self.corpus) if self.corpus is not None else 0
 
     def count(self) -> Tally:
         """What it holds now."""
@@ -180,13 +186,13 @@ class Corpora:
             self._free.append(found.row)
             found.corpus = None
         self._settle(name, found)
-        if not found.uses and not found.tally.answers:
+        if not found.uses and not len(found):
             del self._namespaces[name]
 
     def _settle(self, name: str, found: _Namespace) -> None:
         """Count what the namespace holds into the total and order it by size and use."""
-        before, now = found.tally, found.count()
-        found.tally = now
+        before, now = Tally(*found.tally), found.count()
+        found.tally = tuple(now)
         self.total = Tally(*(a + b - c for a, b, c in zip(self.total, now, before, strict=True)))
         self._by_size[before.charge.bit_length()].pop(name, None)
         if now.answers:
@@ -194,7 +200,7 @@ class Corpora:
 
     def _has_room(self, found: _Namespace, charge: int) -> bool:
         """Whether the namespace may have another answer of such a charge."""
-        if not found.tally.answers:
+        if not len(found):
             charge += NAMESPACE_BYTES
         return self.total.charge + charge <= self._max_bytes
 

@@ -128,7 +128,7 @@ def test_a_small_namespace_costs_little(tokens: np.ndarray) -> None:
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (after - before) / len(names) - 4 * len(tokens) < 600
+    assert (after - before) / len(names) - 4 * len(tokens) < 500
     assert corpora.total.answers == len(names)
 
 

@@ -29,6 +29,7 @@ _BATCH_SHARE = 1 / 64
 _MIN_BYTES = 1 << 20
 # An answer's row beside its record: ids, key, rank and what the indexes repeat of them.
 _OVERHEAD_BYTES = 400
+_COLUMNS = {"namespace", "answer_id", "exact_key", "created_s", "record", "rank"}
 _SCHEMA = """
 create table if not exists answers (
   namespace text not null,
@@ -350,6 +351,7 @@ class SqliteTier(Tier):
         ).fetchall()
         for table in ("answers", "credits"):
             db.executemany(f"delete from {table} where namespace = ? and answer_id = ?", gone)
+        self._log.note(db, "-", gone)
         if not gone:  # a row that another version left
             db.execute("delete from namespaces where namespace = ?", (namespace,))
         return gone
@@ -381,6 +383,8 @@ class SqliteTier(Tier):
     def _upgrade(self) -> None:
         """Let a file of an earlier version have what this one needs."""
         columns = [row[1] for row in self._db.execute("pragma table_info(answers)")]
+        if unknown := set(columns) - _COLUMNS:
+            raise sqlite3.DatabaseError(f"a newer version's: unknown columns {sorted(unknown)}")
         if not columns or "rank" in columns:
             return
         self._db.execute("alter table answers add column rank real not null default 0")

@@ -387,13 +387,11 @@ def test_a_file_of_a_newer_schema_is_left_alone_with_a_line(tmp_path, wait_until
     try:
         retriever.store(answer(1))
         wait_until(lambda: "cannot write" in retriever.health().detail)
-        assert retriever.stats().unreadable >= 1
         assert retriever.find_exact(b"key1", namespace="") is not None
         time.sleep(1.0)
         found = sorted(lines(caplog))
-        assert found[0].startswith("Skipping a record in ")
-        assert "answers has 6 columns but 5 values were supplied" in found[1]
-        assert len(found) == 2
+        assert all("a newer version's: unknown columns ['flavour']" in line for line in found)
+        assert 1 <= len(found) <= 2
     finally:
         retriever.close()
     with contextlib.closing(sqlite3.connect(path)) as db:

@@ -30,6 +30,7 @@ from reprise.engine_ext.serving_metrics import ServingMetrics
 from reprise.engine_ext.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.spans import Spans
 from reprise.engine_ext.swallowed import SwallowedErrors
+from reprise.retrieval import steady_clock
 from reprise.retrieval.answer import Answer
 
 if TYPE_CHECKING:
@@ -301,7 +302,11 @@ class FrontEnd:
         if complete is not None and not _has_room(complete, max_tokens):
             complete = None
         answer = complete if complete is not None else self.memory.get(keys.limited)
-        if answer is None or max_age_s is None or time.time() - answer.created_s <= max_age_s:
+        if (
+            answer is None
+            or max_age_s is None
+            or steady_clock.now_s() - answer.created_s <= max_age_s
+        ):
             return answer
         return None
 

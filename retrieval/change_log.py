@@ -28,6 +28,8 @@ create table if not exists invalidations (
 );
 """
 _MOST_INVALIDATIONS = 1000
+LOG_LENGTH = 10_000
+"""Changes that are kept for others to read."""
 _PAGE = 5000
 
 
@@ -50,7 +52,7 @@ class ChangeLog:
         length: Changes that are kept for others to read.
     """
 
-    def __init__(self, db: sqlite3.Connection, *, length: int = 10_000) -> None:
+    def __init__(self, db: sqlite3.Connection, *, length: int = LOG_LENGTH) -> None:
         self._length = length
         self._writer = uuid.uuid4().hex
         self._version: int | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import steady_clock
 from .answer import Answer
-from .change_log import ChangeLog
+from .change_log import LOG_LENGTH, ChangeLog
 from .invalidation import Invalidation, InvalidationPage
 from .private_files import claim_file
 from .record import RecordReader, encode_record
@@ -131,7 +131,9 @@ class SqliteTier(Tier):
             # What is removed is overwritten, not only no longer found.
             self._db.execute("pragma secure_delete=on")
             self._db.executescript(_SCHEMA)
-            self._log = ChangeLog(self._db)
+            # The log takes its share of a small bound, and no more.
+            length = LOG_LENGTH if max_bytes is None else min(LOG_LENGTH, max_bytes // 2048)
+            self._log = ChangeLog(self._db, length=length)
             self._wal_holds_forgotten = False
             if ttl_s is not None:
                 # What was written by a clock that was ahead would outlive the others.

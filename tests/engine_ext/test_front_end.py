@@ -1,6 +1,5 @@
 """What the front end keeps, serves and forgets, with vLLM's output processor and no engine."""
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from reprise.engine_ext.config import load_config
 from reprise.engine_ext.front_end import FrontEnd, NotCachedError, RequestPlan
 from reprise.engine_ext.http_exchange import HttpExchange
 from reprise.engine_ext.request_control import RequestControl
+from reprise.retrieval import steady_clock
 
 PLAN = RequestPlan(RequestControl(), "")
 
@@ -240,8 +240,7 @@ def test_an_answer_older_than_the_request_accepts_is_generated_anew(
     client.ask()
     young = RequestPlan(RequestControl(max_age_s=60.0), "")
     assert client.ask(plan=young)[0] == "exact"
-    now_s = time.time() + 61
-    monkeypatch.setattr(front_end.time, "time", lambda: now_s)
+    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 61)
     assert client.ask()[0] == "exact"
     assert client.ask(plan=young, emits=(9,)) == ("miss", [9])
     assert client.ask(plan=young) == ("exact", [9])

@@ -28,7 +28,11 @@ from reprise.engine_ext.near_answers import NearAnswers
 from reprise.engine_ext.one_token_outputs import OneTokenOutputs
 from reprise.engine_ext.replay import Feeder, Replayer
 from reprise.engine_ext.request_control import RequestControl
-from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY
+from reprise.engine_ext.request_hints import (
+    RequestHints,
+    has_hints,
+    read_hints,
+)
 from reprise.engine_ext.request_info import InfoCollector
 from reprise.engine_ext.request_plan import RequestPlan
 from reprise.engine_ext.serving_metrics import ServingMetrics
@@ -59,7 +63,7 @@ _ELSEWHERE = {
 }
 # What is there for errors: reached only after another one, and in themselves guarded.
 _FOR_ERRORS = {
-    (ExactMemory, "remove"),
+    (ExactMemory, "remove remove_ids answers"),
     (FrontEnd, "_withdraw"),
     (Replayer, "fail withdraw"),
     (SingleFlight, "leave _fail _give_up _tell"),
@@ -138,7 +142,6 @@ class World:
                 output_kind=kind,
                 detokenize=False,
                 max_tokens=10,
-                extra_args={EXTRA_ARGS_KEY: {}},
                 **{"temperature": 0, **params},
             ),
             pooling_params=None,
@@ -257,6 +260,8 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
 
     def __init__(self, world: World) -> None:
         self.front_end = world.front_end
+        self._config = world.front_end.config
+        self.is_sole_tenant = True
         self.output_processor = world.processor
         self.log_requests = False
         self.aborted: list[str] = []
@@ -278,7 +283,7 @@ async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
         seen.append((prompt, params))
         return "queue"
 
-    def fail(*_args: Any) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
         raise RuntimeError("injected")
 
     monkeypatch.setattr(AsyncLLM, "add_request", add_request)
@@ -289,11 +294,9 @@ async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
         assert await engine.add_request(str(number), prompt, params) == "queue"
     (prompt_a, params_a), (prompt_b, _) = seen
     assert (params_a.temperature, params_a.max_tokens) == (0.5, 7)
-    assert params_a.extra_args[EXTRA_ARGS_KEY] == {"drafts": False, "store": False}
-    if "cache_salt" in prompt:
-        assert prompt_a["cache_salt"] == "s"
-    else:
-        assert prompt_a["cache_salt"] != prompt_b["cache_salt"]
+    assert has_hints(params_a)
+    assert read_hints(params_a) == RequestHints(drafts=False, store=False)
+    assert len({"s", prompt_a["cache_salt"], prompt_b["cache_salt"]}) == 3
     assert engine.front_end.errors.counts() == {"plan": 2}  # type: ignore[union-attr]
 
 
@@ -314,7 +317,7 @@ async def test_info_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     async def generate(_self: Any, *_args: Any, **_kwargs: Any) -> Any:
         yield output
 
-    def fail(*_args: Any) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
         raise RuntimeError("injected")
 
     monkeypatch.setattr(AsyncLLM, "generate", generate)

@@ -32,10 +32,13 @@ GATED = {
     "EngineArgs.create_engine_config",
     "EngineCore.step_with_batch_queue",
     "InputProcessor.process_inputs",
+    "LLMEngine.__init__",
     "MultiprocExecutor._init_executor",
     "MultiprocExecutor.execute_model",
     "MultiprocExecutor.sample_tokens",
     "MultiprocExecutor.take_draft_token_ids",
+    "SamplingParams._validate_spec_decode",
+    "Scheduler._update_after_schedule",
     "UniProcExecutor._init_executor",
     "VllmConfig.__post_init__",
     "WorkerWrapperBase.reprise_step",  # vLLM has no such method, and never calls it

@@ -19,13 +19,15 @@ RPC = "is called between steps, by a name of ours"
 
 UNGUARDED = {
     "ahead.py: scheduler.has_requests": "a constant; removed again in a `finally`",
-    "amx_repair.py: cpu_attn._get_attn_isa": STARTS,
     "async_scheduling.py: EngineArgs.create_engine_config": STARTS,
     "async_scheduling.py: MultiprocExecutor._init_executor": STARTS,
     "async_scheduling.py: UniProcExecutor._init_executor": STARTS,
     "async_scheduling.py: VllmConfig.__post_init__": STARTS,
+    "cpu_kernels.py: cpu_attn._get_attn_isa": STARTS,
+    "cpu_kernels.py: linear_layers.check_cpu_sgl_kernel": STARTS,
     "cpu_placement.py: MultiprocExecutor._init_executor": STARTS,
-    "plugin.py: InputProcessor.process_inputs": FRONT_END,
+    "one_token_outputs.py: processor.add_request": FRONT_END,
+    "one_token_outputs.py: processor.process_outputs": FRONT_END,
     "runner_hooks.py: WorkerBase.reprise_draft_counts": RPC,
     "runner_hooks.py: WorkerBase.reprise_flush": RPC,
     "runner_hooks.py: WorkerBase.reprise_stats": RPC,
@@ -33,6 +35,7 @@ UNGUARDED = {
         "a pure function in place of a broken one: there is nothing to go back to"
     ),
     "schedule_ahead.py: queue._spin_condition.wait": "only sleeps",
+    "undrafted_settings.py: SamplingParams._validate_spec_decode": FRONT_END,
     "step_exchange.py: WorkerWrapperBase.reprise_step": "vLLM's own two calls, one by one",
 }
 OF_THE_FRONT_END = {"replacement.py", "http_front_door.py", "single_flight.py", "async_llm.py"}

@@ -164,7 +164,8 @@ def test_a_failing_server_is_logged_without_the_password(
     config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05, clauses=False)
     retriever = LocalRetriever(config, embedder=Embedder("lexical"))
     retriever.store(answer(1))
-    wait_until(lambda: {"read", "write"} <= set(retriever.health().detail.replace(",", "").split()))
+    # Nothing is written while what others had forgotten cannot be read.
+    wait_until(lambda: "cannot read" in retriever.health().detail)
     told = f"{caplog.text} {retriever.health()} {retriever.stats()}"
     retriever.close()
     assert "fails, going on without it" in caplog.text
@@ -180,9 +181,9 @@ def test_a_cluster_that_is_not_there_costs_hits_only(start_redis, caplog, wait_u
     config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05, clauses=False)
     retriever = LocalRetriever(config, embedder=Embedder("lexical"))
     retriever.store(answer(1))
-    wait_until(lambda: "cannot read, write" in retriever.health().detail)
+    wait_until(lambda: "cannot read" in retriever.health().detail)
     assert retriever.health().state == "degraded"
-    assert len([r for r in caplog.records if "fails, going on without it" in r.message]) == 2
+    assert len([r for r in caplog.records if "fails, going on without it" in r.message]) == 1
     assert not [r for r in caplog.records if r.exc_info]
     assert retriever.stats().unwritten == 0
     server.start()  # on the same port, and now with its slots
@@ -231,7 +232,7 @@ def test_the_retrieval_process_and_the_doctor_show_no_password(
     retriever = ProcessRetriever(RetrievalConfig(url=url, embedding_model="lexical", clauses=False))
     try:
         retriever.store(answer(1))
-        wait_until(lambda: "cannot read, write" in retriever.health().detail)
+        wait_until(lambda: "cannot read" in retriever.health().detail)
         told = f"{retriever.health()} {retriever.stats()} {retriever._config}"
     finally:
         retriever.close()

@@ -42,6 +42,8 @@ THREADS = {
     "engine_ext/weights_keeper.py": "catches all in its loop",
     "spec/batch.py": "stays in compiled code, which raises nothing",
     "eval/engine_turns.py": "a benchmark's",
+    "eval/live_worker.py": "a benchmark's",
+    "eval/redis_server.py": "a benchmark's",
     "eval/bench_retrieval_snapshot.py": "a benchmark's",
 }
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
@@ -351,7 +353,7 @@ def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     tier.put([answer(1)])
     monkeypatch.setattr(tier, method, failing_once(getattr(tier, method)))
     arrived = []
-    sync = TierSync(tier, on_added=arrived.extend, on_removed=lambda *_: None, poll_s=0.01)
+    sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
     wait_until(lambda: arrived)
     sync.write([answer(2)])
     sync.credit("", {"id1": (1, 1)})
@@ -370,7 +372,7 @@ def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
         monkeypatch.setattr(TierSync, method, lambda *a, f=failing: f(*a))
     tier, arrived = SqliteTier(tmp_path / "answers.sqlite"), []
     tier.put([answer(1)])
-    sync = TierSync(tier, on_added=arrived.extend, on_removed=lambda *_: None, poll_s=0.01)
+    sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
     wait_until(lambda: arrived)
     sync.write([answer(2)])
     assert sync.drain(30)

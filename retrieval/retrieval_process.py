@@ -304,7 +304,14 @@ class RetrievalServer:
             self._forget(client, message)
             return
         if isinstance(message, Flush):
+            deadline_s = time.monotonic() + message.timeout_s
             done = self.retriever.flush(message.timeout_s)
+            # What was stored before it was greeted it is told of in the greeting.
+            while not client.greeted and client in self._clients:
+                if time.monotonic() > deadline_s:
+                    done = False
+                    break
+                time.sleep(_UPDATE_S)
             self._next_status_s = 0.0
             self._pass_updates_on()
             client.sender.send(Reply(message.ticket, done))

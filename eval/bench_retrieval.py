@@ -26,7 +26,6 @@ from reprise.eval.bench_retrieval_inputs import (
     NAMESPACE,
     READY_S,
     Figure,
-    RedisServer,
     clustered,
     key_of,
     make_answers,
@@ -41,6 +40,7 @@ from reprise.eval.bench_retrieval_prompts import burst_figures, shared_token_fig
 from reprise.eval.bench_retrieval_quality import quality_figures
 from reprise.eval.bench_retrieval_snapshot import snapshot_figures
 from reprise.eval.machine import describe_machine
+from reprise.eval.redis_server import RedisServer
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.local_retriever import LocalRetriever
 from reprise.retrieval.process_retriever import ProcessRetriever
@@ -111,7 +111,8 @@ def section_redis(settings: Settings) -> list[Figure]:
 
     embedder = stand_in()
     count = min(settings.answers, 10_000)
-    with RedisServer() as url:
+    with RedisServer() as server:
+        url = server.url
         tier = RedisTier(url, timeout_s=2.0)
         batch = list(make_answers(count, embedder, seed=settings.seed))
         write_s = timed(lambda: [tier.put(batch[i : i + 256]) for i in range(0, count, 256)])

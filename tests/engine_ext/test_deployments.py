@@ -71,8 +71,21 @@ def test_several_processes_answer_as_one(
         server.stop()
 
 
+def wait_for_retrieval(server: Server) -> None:
+    """Until every API server process has found the workers' retrieval, and that is ready."""
+    deadline_s = time.monotonic() + 200.0
+    num_ready = 0
+    while num_ready < 12:  # each connection may reach another process
+        assert time.monotonic() < deadline_s, server.log()[-4000:]
+        components = server.send("/reprise/health").json["components"]
+        states = {part["state"] for name, part in components.items() if "retrieval" in name}
+        num_ready = num_ready + 1 if states == {"ready"} else 0
+        time.sleep(0.0 if num_ready else 0.25)
+
+
 def forget_in_all_processes(server: Server) -> None:
     """Whichever process is asked to forget, all do, and so does retrieval."""
+    wait_for_retrieval(server)
     gone = server.send("/reprise/cache?everything=true", method="DELETE").json
     assert gone["removed"] >= gone["retrieval"] == len(QUESTIONS)
     assert not gone["pending"]

@@ -30,8 +30,6 @@ import json
 import os
 from pathlib import Path
 
-FOLDER = Path(os.environ["STEP_FAULTS"])
-
 
 class InjectedError(Exception):
     pass
@@ -46,10 +44,13 @@ def register():
 
     def failing(place, part, theirs, args, kwargs):
         """The first part of a call fails, where it is to; what stands in for it does not."""
-        (FOLDER / place).touch()
+        if "STEP_FAULTS" not in os.environ:  # another test's engine
+            return run(place, part, theirs, args, kwargs)
+        folder = Path(os.environ["STEP_FAULTS"])
+        (folder / place).touch()
         if hasattr(theirs, "injected"):
             return run(place, part, theirs, args, kwargs)
-        fault = json.loads((FOLDER / "fault.json").read_text())
+        fault = json.loads((folder / "fault.json").read_text())
         theirs.injected = fault["place"] in (place, "every")
         if theirs.injected and fault["when"] == "before":
             raise InjectedError(place)
@@ -150,8 +151,10 @@ def engine(
         monkeypatch.setenv("STEP_FAULTS", str(folder))
         monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
         built = Engine(step_campaign.WAYS[request.param], demo_model, folder)
-        # Only now: the processes of this engine have it, and no other does.
+        # Only now: no other engine's processes have it. A forked one has what this process has.
         monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=":")
+        monkeypatch.syspath_prepend(str(plugins))
+        monkeypatch.setattr("vllm.plugins.plugins_loaded", False)
         with step_campaign.reprise_engine(str(demo_model), built.way) as built.llm:
             yield built
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .redis_ledger import PREFIX
-from .stream_entry import ADDED, read_entry
+from .stream_entry import ADDED, StreamEntry, read_entries
 
 _STREAM = PREFIX + "{all}:stream"
 _PAGE = 500
@@ -63,13 +63,11 @@ def read(client: Any, cursor: str) -> Page:
     for _, entries in pairs:
         # RESP3 nests the entries once more.
         flat = entries[0] if entries and isinstance(entries[0], list) else entries
-        for entry_id, fields in flat:
-            change = _change_of(fields)
-            if change is None:
-                num_skipped += 1
-            else:
-                changes.append(change)
-            cursor = entry_id.decode()
+        known, last, skipped = read_entries(flat)
+        found = [_change_of(entry) for entry in known]
+        changes += [change for change in found if change is not None]
+        num_skipped += skipped + found.count(None)
+        cursor = last or cursor
     return Page(changes, num_skipped, cursor)
 
 
@@ -80,9 +78,8 @@ def has_gap(client: Any, cursor: str, *, length: int) -> bool:
     return not client.xrange(_STREAM, min=cursor, max=cursor)
 
 
-def _change_of(fields: object) -> Change | None:
-    entry = read_entry(fields)
-    namespace = None if entry is None else entry.fields.get("ns")
-    if entry is None or namespace is None:
+def _change_of(entry: StreamEntry) -> Change | None:
+    namespace = entry.fields.get("ns")
+    if namespace is None:
         return None
     return Change(namespace, entry.answer_id, entry.key if entry.operation == ADDED else None)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reprise.eval.settled_report import settled_report
 from reprise.eval.traces import TraceRow
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _serve(
     warm_outputs, _ = _generate(llm, warm, job, tick=tick)
     uses_reprise = job.uses_reprise
     if uses_reprise:
-        llm.collective_rpc("reprise_flush", args=(_FLUSH_S,))
+        settled_report(llm, timeout_s=_FLUSH_S)
     before, drafting_before = _counters(llm), _drafting_report(llm) if uses_reprise else {}
     send(LiveMessage(is_ready=True))
     may_begin.wait()

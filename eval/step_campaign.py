@@ -31,6 +31,7 @@ from rich.table import Table
 
 from reprise.eval.demo_model import demo_model_path
 from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.settled_report import settled_report
 from reprise.eval.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.traces import TraceError, load_trace
 
@@ -345,8 +346,10 @@ def run_way(
             random = np.random.default_rng(seed)
             requests = draw_requests(questions, random, count)
             run_requests(llm, requests, expected, random, outcome, name=f"{seed}")
-        llm.collective_rpc("reprise_flush", args=(60.0,))
-        (report,) = llm.collective_rpc("reprise_stats")
+        try:
+            report = settled_report(llm, timeout_s=60.0)
+        except TimeoutError:  # counted below
+            (report,) = llm.collective_rpc("reprise_stats")
         outcome.errors += [f"{name}: {times}" for name, times in report["errors"].items()]
         outcome.lost += report["live_requests"]
         outcome.accepted = report["provider"]["accepted"]

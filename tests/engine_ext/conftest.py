@@ -60,8 +60,9 @@ class Reply(NamedTuple):
 
     @property
     def chunks(self) -> list[Any]:
-        """The events of a stream."""
-        lines = [line.removeprefix("data: ") for line in self.body.splitlines() if line]
+        """The events of a stream, without its comments."""
+        lines = [line for line in self.body.splitlines() if line and not line.startswith(":")]
+        lines = [line.removeprefix("data: ") for line in lines]
         assert lines[-1] == "[DONE]"
         return [json.loads(line) for line in lines[:-1]]
 

@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 from reprise.engine_ext import async_scheduling
 from reprise.engine_ext.ahead import Ahead, ahead_of
 from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.settled_report import settled_report
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -65,7 +66,7 @@ def build_ahead(
 @pytest.fixture(scope="module")
 def ahead_llm(build_ahead: Callable[..., Any]) -> Iterator[Any]:
     llm = build_ahead()
-    assert llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
+    settled_report(llm)
     yield llm
     llm.llm_engine.engine_core.shutdown()
 
@@ -84,10 +85,9 @@ def said(llm: Any, prompts: list[str], samplings: list[dict[str, Any]]) -> list[
 
 
 def report_of(llm: Any) -> dict[str, Any]:
-    assert llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
-    (report,) = llm.collective_rpc("reprise_stats")
+    report = settled_report(llm)
     assert report["errors"] == {}
-    return dict(report)
+    return report
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from reprise.engine_ext import input_hints
 from reprise.engine_ext.request_hints import EXTRA_ARGS_KEY, RequestHints, read_hints, with_hints
+from reprise.eval.settled_report import settled_report
 
 FORGED = {EXTRA_ARGS_KEY: {"namespace": "another's"}}
 
@@ -65,8 +66,7 @@ def test_what_is_nobodys_is_shared_with_nobody(
     params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
 
     def counts() -> tuple[int, int]:
-        reprise_llm.collective_rpc("reprise_flush", args=(250.0,))
-        (report,) = reprise_llm.collective_rpc("reprise_stats")
+        report = settled_report(reprise_llm)
         by_source = report["provider"]["by_source"]
         drafted = sum(by_source[source]["drafted"] for source in ("near_answer", "corpus"))
         return drafted, report["provider"]["answers"]

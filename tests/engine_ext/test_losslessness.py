@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import chi2
 
 from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.settled_report import settled_report
 from reprise.spec.weights import load_weights, save_weights, start_weights
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,9 +46,9 @@ def test_greedy_answers_are_identical_at_batch_8_and_1(
 ) -> None:
     expected = _said(_chat(plain_llm, questions))
     # Near answers are counted below: the retrieval process is to be there from the first one on.
-    assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
+    settled_report(reprise_llm)
     assert _said(_chat(reprise_llm, questions)) == expected
-    assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
+    settled_report(reprise_llm)
     # By now every prompt is an exact repeat: drafts are at their longest and most accepted.
     one_by_one = [_said(_chat(reprise_llm, [question]))[0] for question in questions]
     assert one_by_one == [_said(_chat(plain_llm, [question]))[0] for question in questions]
@@ -78,7 +79,7 @@ def test_measured_costs_and_rests_change_no_answer(
             said = _said(_chat(llm, questions))
             assert said == _said(_chat(plain_llm, questions))
         (report,) = llm.collective_rpc("reprise_stats")
-        assert llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
+        settled_report(llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
     learned = start_weights()
@@ -119,8 +120,7 @@ def test_greedy_requests_with_a_seed_are_drafted_for(
     for _ in range(3):
         (before,) = reprise_llm.collective_rpc("reprise_stats")
         assert _said(_chat(reprise_llm, questions[:8], **seeded)) == expected
-        assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
-        (after,) = reprise_llm.collective_rpc("reprise_stats")
+        after = settled_report(reprise_llm)
         drafted += after["provider"]["drafted"] - before["provider"]["drafted"]
     assert drafted > 0
 
@@ -132,7 +132,7 @@ def test_answers_may_end_right_after_min_tokens(
     question = questions[0]
     length = len(_chat(plain_llm, [question])[0].token_ids)
     _chat(reprise_llm, [question])
-    assert reprise_llm.collective_rpc("reprise_flush", args=(250.0,)) == [True]
+    settled_report(reprise_llm)
     for min_tokens in range(length - 18, length):
         expected = _said(_chat(plain_llm, [question], min_tokens=min_tokens))
         assert len(expected[0][0]) == length
@@ -149,7 +149,7 @@ def test_sampled_answers_are_distributed_alike(plain_llm: Any, reprise_llm: Any)
     for question in VAGUE_QUESTIONS:
         greedy = tuple(_chat(plain_llm, [question], max_tokens=12)[0].token_ids)
         _chat(reprise_llm, [question], max_tokens=12)
-        reprise_llm.collective_rpc("reprise_flush", args=(250.0,))
+        settled_report(reprise_llm)
         plain, ours = (
             Counter(
                 _first_divergence(greedy, tuple(completion.token_ids))
@@ -201,7 +201,7 @@ def test_tenants_of_one_engine_do_not_draft_from_each_other(reprise_llm: Any) ->
         before = _accepted_from_others(reprise_llm)
         prompt = {"prompt_token_ids": ids, "cache_salt": salt}
         reprise_llm.generate([prompt], params, use_tqdm=False)
-        reprise_llm.collective_rpc("reprise_flush", args=(250.0,))
+        settled_report(reprise_llm)
         return _accepted_from_others(reprise_llm) - before
 
     assert accepted_from_others("tenant-a") == 0
@@ -229,5 +229,5 @@ def test_on_a_recorded_support_desk(shared_folder: Path, llm_builder: Callable[.
     del plain
     ours = llm_builder(model, with_reprise=True)
     _chat(ours, warm)
-    ours.collective_rpc("reprise_flush", args=(250.0,))
+    settled_report(ours)
     assert _said(_chat(ours, asked)) == expected

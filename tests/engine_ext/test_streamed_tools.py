@@ -58,7 +58,7 @@ def ask(server: Server, text: str, **headers: str) -> Reply:
         stream=True,
         stream_options={"include_usage": True},
         tools=TOOLS,
-        max_tokens=100,
+        max_tokens=400,
         structured_outputs={"choice": [text]},
         headers=headers,
     )

@@ -15,6 +15,7 @@ from reprise.engine_ext import undrafted_settings
 from reprise.engine_ext.live_request import LiveRequest
 from reprise.engine_ext.plugin import PROPOSER_PATH
 from reprise.eval.demo_trace import make_demo_trace
+from reprise.eval.settled_report import settled_report
 
 OURS = SimpleNamespace(model=PROPOSER_PATH)
 ANOTHER = SimpleNamespace(model="some.other.Proposer")
@@ -127,8 +128,7 @@ def test_beside_drafted_requests_they_say_what_plain_vllm_says(
     for _ in range(3):
         (before,) = reprise_llm.collective_rpc("reprise_stats")
         assert ask(reprise_llm, settings) == expected
-        reprise_llm.collective_rpc("reprise_flush", args=(250.0,))
-    (after,) = reprise_llm.collective_rpc("reprise_stats")
+        after = settled_report(reprise_llm)
     # The greedy ones beside them were drafted for, and by now with success.
     assert after["provider"]["accepted"] > before["provider"]["accepted"]
     assert after["errors"] == {}

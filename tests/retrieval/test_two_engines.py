@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from reprise.eval.settled_report import settled_report
 from reprise.retrieval.redis_tier import RedisTier
 
 pytestmark = [
@@ -45,12 +46,12 @@ def test_what_one_engine_answered_the_other_drafts(
         first, second = engines
         answers = ask(first)
         alone = accepted(first)
-        assert first.collective_rpc("reprise_flush", args=(120.0,)) == [True]
+        settled_report(first)
         tier = RedisTier(redis_server.url, timeout_s=2.0)
         assert sum(len(list(tier.answers(name))) for name in tier.namespaces()) == len(QUESTIONS)
         tier.close()
         # The second one's process may still be loading its model.
-        assert second.collective_rpc("reprise_flush", args=(120.0,)) == [True]
+        settled_report(second)
         time.sleep(1.0)
         assert ask(second) == answers
         tokens = sum(len(answer) for answer in answers)

@@ -2,6 +2,7 @@
 engines, adapters. Each answers as plain vLLM does, the second time too."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def test_several_processes_answer_as_one(
         assert [texts(answers) for answers in rounds] == [wanted] * 4
         # Whichever process a question reaches, after four rounds some have met their own answer.
         assert any(cache == "exact" for answers in rounds for _, cache in answers)
+        forget_in_all_processes(server)
         # Each process knows the keys: to another tenant all of it is new.
         others = ask_all(server, key=server.api_keys[1])
         assert texts(others) == wanted
@@ -67,6 +69,37 @@ def test_several_processes_answer_as_one(
         assert server.metric("reprise:errors_total") == 0
     finally:
         server.stop()
+
+
+def wait_until_all_is_stored(server: Server) -> None:
+    """Every API server process has found the workers' retrieval, and that has the answers."""
+    deadline_s = time.monotonic() + 200.0
+    num_ready = 0
+    while num_ready < 12:  # each connection may reach another process
+        assert time.monotonic() < deadline_s, server.log()[-4000:]
+        components = server.send("/reprise/health").json["components"]
+        states = {part["state"] for name, part in components.items() if "retrieval" in name}
+        workers = server.send("/reprise/stats").json["workers"]
+        num_answers = sum(worker["provider"]["answers"] for worker in workers)
+        is_ready = states == {"ready"} and num_answers >= len(QUESTIONS)
+        num_ready = num_ready + 1 if is_ready else 0
+        time.sleep(0.0 if num_ready else 0.25)
+
+
+def forget_in_all_processes(server: Server) -> None:
+    """Whichever process is asked to forget, all do, and so does retrieval."""
+    wait_until_all_is_stored(server)
+    gone = server.send("/reprise/cache?everything=true", method="DELETE").json
+    assert gone["removed"] >= gone["retrieval"] == len(QUESTIONS)
+    assert not gone["pending"]
+    deadline_s = time.monotonic() + 5.0
+    while True:
+        # Each connection may reach another process.
+        found = [server.send("/reprise/cache").json["found"] for _ in range(12)]
+        if not any(found):
+            break
+        assert time.monotonic() < deadline_s, found
+    assert "exact" not in {cache for _, cache in ask_all(server)}
 
 
 def make_adapter(model: Path, folder: Path, *, seed: int = 0) -> Path:

@@ -24,17 +24,17 @@ from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reprise.engine_ext import http_front_door
-from reprise.engine_ext.draft_counts_fetcher import DraftCountsFetcher
-from reprise.engine_ext.exact_forgetting import ExactForgetting
-from reprise.engine_ext.front_end import FrontEnd
-from reprise.engine_ext.health import health_report
-from reprise.engine_ext.http_exchange import current_exchange
-from reprise.engine_ext.plugin import PROPOSER_PATH
-from reprise.engine_ext.request_control import wants_info
-from reprise.engine_ext.request_hints import RequestHints, with_hints
-from reprise.engine_ext.request_info import InfoCollector
-from reprise.engine_ext.request_plan import (
+from reprise.engine_ext.compat import http_front_door
+from reprise.engine_ext.core.identity import PROPOSER_PATH
+from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
+from reprise.engine_ext.frontend.front_end import FrontEnd
+from reprise.engine_ext.frontend.health import health_report
+from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.request.request_control import wants_info
+from reprise.engine_ext.request.request_info import InfoCollector
+from reprise.engine_ext.request.request_plan import (
     RequestPlan,
     alone,
     behind_wall,
@@ -42,9 +42,9 @@ from reprise.engine_ext.request_plan import (
     settle,
     with_plan,
 )
-from reprise.engine_ext.tenants import tell_of_private_requests
-from reprise.engine_ext.worker_retriever import ADDRESS_VARIABLE, start_retrieval
-from reprise.retrieval.owned_folder import make_folder
+from reprise.engine_ext.request.tenants import tell_of_private_requests
+from reprise.engine_ext.worker.worker_retriever import ADDRESS_VARIABLE, start_retrieval
+from reprise.retrieval.host.owned_folder import make_folder
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
-    from reprise.engine_ext.config import RepriseConfig
-    from reprise.retrieval.process_retriever import ProcessRetriever
+    from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.retrieval.service.process_retriever import ProcessRetriever
 
 logger = init_logger(__name__)
 
@@ -128,7 +128,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             return
         # Imported late: the settings of drafting draw in numba, and a worker forked from a
         # process with llvmlite in it does not start (vLLM's scan for kernels trips over it).
-        from reprise.engine_ext.config import engine_config
+        from reprise.engine_ext.core.config import engine_config
 
         config = self._config = engine_config(self.vllm_config)
         if self._retrieval_socket is not None and self._retriever is None:

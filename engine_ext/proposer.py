@@ -3,33 +3,34 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reprise.engine_ext import runner_hooks, undrafted_settings, worker_installs
-from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
-from reprise.engine_ext.config import engine_config
-from reprise.engine_ext.guarded import step_errors
-from reprise.engine_ext.kernel_warm_up import make_kernels
-from reprise.engine_ext.live_request import LiveRequest
-from reprise.engine_ext.model_key import model_key_of, tokenizer_key_of
-from reprise.engine_ext.near_drafts import NearDrafts
-from reprise.engine_ext.plugin import unsupported_start
-from reprise.engine_ext.request_hints import RequestHints
-from reprise.engine_ext.request_info import DraftCountsKeeper
-from reprise.engine_ext.row_tracker import (
+from reprise.engine_ext.compat import runner_hooks, undrafted_settings
+from reprise.engine_ext.compat.guarded import step_errors
+from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.core.identity import unsupported_start
+from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.core.request_hints import RequestHints
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.request.request_info import DraftCountsKeeper
+from reprise.engine_ext.request.tenants import is_private, private_namespace
+from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
+from reprise.engine_ext.worker.kernel_warm_up import make_kernels
+from reprise.engine_ext.worker.live_request import LiveRequest
+from reprise.engine_ext.worker.near_drafts import NearDrafts
+from reprise.engine_ext.worker.row_tracker import (
     ContentRowTracker,
     IdRowTracker,
     IntArray,
     TrackedRow,
     num_known,
 )
-from reprise.engine_ext.step_clock import Pace, StepClock
-from reprise.engine_ext.swallowed import SwallowedErrors
-from reprise.engine_ext.tenants import is_private, private_namespace
-from reprise.engine_ext.weights_keeper import WeightsKeeper, weights_path
-from reprise.engine_ext.worker_retriever import worker_retriever
-from reprise.retrieval.token_overlap import TokenOverlap
-from reprise.spec.draft_length import Turn
+from reprise.engine_ext.worker.step_clock import Pace, StepClock
+from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
+from reprise.engine_ext.worker.worker_retriever import worker_retriever
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.stats import RequestStats
+from reprise.spec.lengths.draft_length import Turn
 from reprise.spec.provider import DraftProvider
-from reprise.spec.stats import RequestStats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -14,16 +14,16 @@ from typing import Annotated
 
 import typer
 
-from reprise.eval.replay import replay
-from reprise.eval.reprise_drafter import RepriseDrafter
-from reprise.eval.results import run_of_counts
-from reprise.eval.token_rows import IntArray, TokenRow, load_tokenizer, tokenize_rows
-from reprise.eval.traces import load_trace
-from reprise.retrieval.answer import AnswerUpdate
-from reprise.retrieval.embedding import Embedder
-from reprise.retrieval.token_overlap import TokenOverlap
-from reprise.spec.config import DraftConfig
-from reprise.spec.request import Request
+from reprise.eval.replay.replay import replay
+from reprise.eval.replay.reprise_drafter import RepriseDrafter
+from reprise.eval.replay.results import run_of_counts
+from reprise.eval.replay.token_rows import IntArray, TokenRow, load_tokenizer, tokenize_rows
+from reprise.eval.replay.traces import load_trace
+from reprise.retrieval.api.answer import AnswerUpdate
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.config import DraftConfig
+from reprise.spec.batching.request import Request
 
 COST = 0.02
 MOST = 64

@@ -16,13 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reprise.eval.demo_model import demo_tokenizer_path
-from reprise.eval.demo_trace import make_demo_trace
-from reprise.eval.frontier import Frontiers, num_frontier_replays, trace_frontiers
-from reprise.eval.frontier_plot import PlotError, check_plot, plot_svg, save_plot
-from reprise.eval.html_report import write_html
-from reprise.eval.machine import describe_machine
-from reprise.eval.methods import (
+from reprise.eval.demo_data.demo_model import demo_tokenizer_path
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.replay.frontier import Frontiers, num_frontier_replays, trace_frontiers
+from reprise.eval.replay.methods import (
     ALL_METHODS,
     MethodError,
     ReplaySettings,
@@ -31,11 +28,14 @@ from reprise.eval.methods import (
     parse_methods,
     replay_method,
 )
-from reprise.eval.progress import Stage, progress_stages
-from reprise.eval.results import Run, write_results
-from reprise.eval.results_table import print_results
-from reprise.eval.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
-from reprise.eval.traces import TraceError, TraceRow, load_trace
+from reprise.eval.replay.results import Run, write_results
+from reprise.eval.replay.results_table import print_results
+from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
+from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
+from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, save_plot
+from reprise.eval.report.html_report import write_html
+from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.progress import Stage, progress_stages
 
 DEMO_TRACE = "demo"
 
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traces = _load_traces(options.trace, options.limit)
         _quieten_libraries()
         if options.engine == "vllm":
-            from reprise.eval.engine_turns import LiveError
-            from reprise.eval.live import run_live
+            from reprise.eval.live.engine_turns import LiveError
+            from reprise.eval.live.live import run_live
 
             try:
                 engine_config, runs = run_live(options, methods, traces)

@@ -1,4 +1,4 @@
-"""Learn the weights that drafting starts from, and write spec/start_weights.npz.
+"""Learn the weights that drafting starts from, and write spec/predictor/start_weights.npz.
 
     python eval/train_drafts.py --tokenizer gpt2.json
 
@@ -23,12 +23,12 @@ import numpy as np
 import tokenizers
 import typer
 
-from reprise.eval.demo_trace import make_demo_trace
-from reprise.retrieval.embedding import Embedder
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.features import FIRST_SQUARE, HASHED_TOKEN, Weights, prior_weights
-from reprise.spec.near_answer import PlainNearAnswer
-from reprise.spec.weights import START_WEIGHTS, load_weights, save_weights
+from reprise.spec.api.near_answer import PlainNearAnswer
+from reprise.spec.predictor.features import FIRST_SQUARE, HASHED_TOKEN, Weights, prior_weights
+from reprise.spec.predictor.weights import START_WEIGHTS, load_weights, save_weights
 
 SOURCES = (
     "scipy/stats", "scipy/signal", "torch/nn", "torch/distributions", "numpy/lib",

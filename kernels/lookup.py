@@ -80,9 +80,9 @@ def lookup_drafts(
         raise ValueError(f"expected backend 'auto', 'torch' or 'triton', came {backend!r}")
 
     if backend == "triton" or (backend == "auto" and tail_token_ids.is_cuda):
-        from .lookup_triton import lookup_drafts_triton as run
+        from reprise.kernels.lookup_triton import lookup_drafts_triton as run
     else:
-        from .lookup_torch import lookup_drafts_torch as run
+        from reprise.kernels.lookup_torch import lookup_drafts_torch as run
     return run(
         tail_token_ids,
         answer_token_ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .lookup import MAX_MATCH
+from reprise.kernels.lookup import MAX_MATCH
 
 
 def lookup_drafts_torch(

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .lookup import MAX_MATCH
+from reprise.kernels.lookup import MAX_MATCH
 
 BLOCK = 1024
 """Positions of an answer that are compared at a time."""

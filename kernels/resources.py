@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import lookup, lookup_triton, restrict_triton, verify_triton
+from reprise.kernels import lookup, lookup_triton, restrict_triton, verify_triton
 
 _POINTERS = {
     "logits_ptr": "*bf16",

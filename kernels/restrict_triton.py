@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles_triton import (
+from reprise.kernels.tiles_triton import (
     GREEDY,
     LOG2E,
     PER_REQUEST,

@@ -98,7 +98,7 @@ def verify_drafts(
         top_k = top_p = min_p = seeds = offsets = None
 
     if backend == "auto" and temperature is None and not logits.is_cuda:
-        from .verify_greedy import verify_drafts_greedy
+        from reprise.kernels.verify_greedy import verify_drafts_greedy
 
         verified = verify_drafts_greedy(
             logits, draft_token_ids, cu_num_draft_tokens, max_draft=max_draft
@@ -106,9 +106,9 @@ def verify_drafts(
         if verified is not None:
             return verified
     if backend == "triton" or (backend == "auto" and logits.is_cuda):
-        from .verify_triton import verify_drafts_triton as run
+        from reprise.kernels.verify_triton import verify_drafts_triton as run
     else:
-        from .verify_torch import verify_drafts_torch as run
+        from reprise.kernels.verify_torch import verify_drafts_torch as run
     return run(
         logits,
         draft_token_ids,

@@ -3,7 +3,7 @@
 """Verification on the CPU where every request is greedy: numpy's argmax and a compiled walk.
 
 On one core numpy finds the largest of a row's logits several times as fast as torch does; all in
-all this takes a third to a half of vLLM's time (`eval/bench_verify_cpu.py`).
+all this takes a third to a half of vLLM's time (`eval/benchmarks/bench_verify_cpu.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import torch
 
-from .verify import PADDING_TOKEN_ID
+from reprise.kernels.verify import PADDING_TOKEN_ID
 
 
 def verify_drafts_greedy(

@@ -22,8 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .restrict_triton import KEY_SHIFT, restrict_kernel
-from .tiles_triton import (
+from reprise.kernels.restrict_triton import KEY_SHIFT, restrict_kernel
+from reprise.kernels.tiles_triton import (
     GREEDY,
     LOG2E,
     PER_REQUEST,

@@ -1,10 +1,9 @@
 """From a prompt to near answers. Imports neither vLLM nor the other folders."""
 
-from .answer import Answer, AnswerUpdate
-from .config import RetrievalConfig
-from .exact_key import exact_key
-from .near_answer import NearAnswer
-from .retriever import RetrievalHealth, RetrievalStats, Retriever
+from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 
 __all__ = [
     "Answer",
@@ -14,5 +13,4 @@ __all__ = [
     "RetrievalHealth",
     "RetrievalStats",
     "Retriever",
-    "exact_key",
 ]

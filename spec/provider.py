@@ -11,13 +11,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .alignment import FIRST_HIT
-from .batch import BatchRunner, Tables
-from .config import DraftConfig
-from .corpora import Corpora
-from .draft_length import DraftLength, Turn, cut_drafts
-from .features import weights_table
-from .layout import (
+from reprise.spec.api.config import DraftConfig
+from reprise.spec.api.near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
+from reprise.spec.api.stats import SOURCES, ProviderStats, RequestStats
+from reprise.spec.batching.batch import BatchRunner, Tables
+from reprise.spec.batching.request import Request
+from reprise.spec.corpus.corpora import Corpora
+from reprise.spec.lengths.draft_length import DraftLength, Turn, cut_drafts
+from reprise.spec.predictor.alignment import FIRST_HIT
+from reprise.spec.predictor.features import weights_table
+from reprise.spec.predictor.trail import make_trail, trail_table
+from reprise.spec.predictor.weights import (
+    SECRET_BYTES,
+    load_weights,
+    salt_of,
+    save_weights,
+    start_weights,
+)
+from reprise.spec.runtime.layout import (
     ACCEPTED_CONTEXT,
     CORPUS_ROW,
     DRAFTED,
@@ -27,12 +38,7 @@ from .layout import (
     REQUEST_FIELDS,
     STEPS,
 )
-from .near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
-from .request import Request
-from .stats import SOURCES, ProviderStats, RequestStats
-from .step_lock import StepLock
-from .trail import make_trail, trail_table
-from .weights import SECRET_BYTES, load_weights, salt_of, save_weights, start_weights
+from reprise.spec.runtime.step_lock import StepLock
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # shares out keys among threads rounds by the batch.
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
-from reprise.eval.demo_model import DEMO_DTYPE, demo_model_path
-from reprise.eval.engine_environment import engine_environment
+from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
+from reprise.eval.live.engine_environment import engine_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.

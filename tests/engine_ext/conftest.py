@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from reprise.eval.demo_model import DEMO_DTYPE
-from reprise.eval.engine_environment import engine_environment
+from reprise.eval.demo_data.demo_model import DEMO_DTYPE
+from reprise.eval.live.engine_environment import engine_environment
 
 API_KEYS = ("key-of-one", "key-of-another")
 ADMIN_TOKEN = "token-of-the-operator"
@@ -89,7 +89,7 @@ class Server:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
-        command = [sys.executable, "-m", "reprise.engine_ext.vllm_serve", str(model)]
+        command = [sys.executable, "-m", "reprise.engine_ext.cli.vllm_serve", str(model)]
         command += ["--served-model-name", MODEL_NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
         command += ["--max-num-seqs", "32", "--max-model-len", "1024", "--dtype", DEMO_DTYPE]

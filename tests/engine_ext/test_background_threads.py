@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from reprise.engine_ext import weights_keeper
-from reprise.engine_ext.answer_learner import AnswerLearner, FinishedRequest
-from reprise.engine_ext.swallowed import SwallowedErrors
-from reprise.engine_ext.weights_keeper import WeightsKeeper
-from reprise.retrieval.token_overlap import TokenOverlap
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.worker import weights_keeper
+from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
+from reprise.engine_ext.worker.weights_keeper import WeightsKeeper
+from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
 
 

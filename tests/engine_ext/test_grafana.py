@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from reprise.engine_ext.exact_memory import ExactMemoryStats
-from reprise.engine_ext.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
+from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
 REPORT = {

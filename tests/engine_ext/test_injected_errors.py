@@ -16,28 +16,25 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.metrics.stats import IterationStats
 
-from reprise.engine_ext import async_llm, front_end, one_token_outputs
-from reprise.engine_ext.adapter_epochs import AdapterEpochs
+from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
-from reprise.engine_ext.config import load_config
-from reprise.engine_ext.exact_memory import ExactMemory
-from reprise.engine_ext.front_end import FrontEnd
-from reprise.engine_ext.generation import Generation
-from reprise.engine_ext.http_exchange import HttpExchange
-from reprise.engine_ext.near_answers import NearAnswers
-from reprise.engine_ext.one_token_outputs import OneTokenOutputs
-from reprise.engine_ext.replay import Feeder, Replayer
-from reprise.engine_ext.request_control import RequestControl
-from reprise.engine_ext.request_hints import (
-    RequestHints,
-    has_hints,
-    read_hints,
-)
-from reprise.engine_ext.request_info import InfoCollector
-from reprise.engine_ext.request_plan import RequestPlan
-from reprise.engine_ext.serving_metrics import ServingMetrics
-from reprise.engine_ext.single_flight import SingleFlight
-from reprise.engine_ext.spans import Spans
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.core.request_hints import RequestHints, has_hints, read_hints
+from reprise.engine_ext.frontend import front_end, one_token_outputs
+from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.front_end import FrontEnd
+from reprise.engine_ext.frontend.generation import Generation
+from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs
+from reprise.engine_ext.frontend.replay import Feeder, Replayer
+from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.single_flight import SingleFlight
+from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
+from reprise.engine_ext.request.http_exchange import HttpExchange
+from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_info import InfoCollector
+from reprise.engine_ext.request.request_plan import RequestPlan
 
 TOKENS = [5, 6, 7, 8]
 # Where vLLM calls in; what they call is what may fail. The others are no part of a request's way.
@@ -201,7 +198,7 @@ async def read_or_error(queue: RequestOutputCollector) -> list[int] | str:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reprise.engine_ext.swallowed.logger.error", lambda *_a, **_k: None)
+    monkeypatch.setattr("reprise.engine_ext.core.swallowed.logger.error", lambda *_a, **_k: None)
     monkeypatch.setattr(one_token_outputs._parsers_built, "any", True)
 
 

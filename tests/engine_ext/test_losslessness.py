@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from reprise.eval.demo_trace import make_demo_trace
-from reprise.eval.settled_report import settled_report
-from reprise.spec.weights import load_weights, save_weights, start_weights
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.live.settled_report import settled_report
+from reprise.spec.predictor.weights import load_weights, save_weights, start_weights
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -218,7 +218,7 @@ def _accepted_from_others(llm: Any) -> int:
 
 def test_on_a_recorded_support_desk(shared_folder: Path, llm_builder: Callable[..., Any]) -> None:
     """The trained support model on recorded questions, a wall of 8 at once."""
-    from reprise.eval.traces import load_trace
+    from reprise.eval.replay.traces import load_trace
 
     rows = load_trace(shared_folder / "traces" / "support.jsonl")
     warm = [row.prompt for row in rows if row.warm][:60]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from reprise.eval import engine_turns, methods
 from reprise.eval.acceptance_rate import main
-from reprise.eval.demo_trace import make_demo_trace
-from reprise.eval.traces import save_trace
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.live import engine_turns
+from reprise.eval.replay import methods
+from reprise.eval.replay.traces import save_trace
 
 RUN_KEYS = {
     *("trace", "method", "requests", "steps", "emitted_tokens", "drafted_tokens"),

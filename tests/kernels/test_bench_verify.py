@@ -25,7 +25,9 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_it_checks_and_says_that_nothing_is_timed(tmp_path):
-    done = run("from reprise.eval.bench_verify import main; raise SystemExit(main())", tmp_path)
+    done = run(
+        "from reprise.eval.benchmarks.bench_verify import main; raise SystemExit(main())", tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "checked 12 shapes against the reference: 0 wrong" in done.stdout
     assert "no CUDA device" in done.stdout

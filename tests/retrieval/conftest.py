@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from reprise.eval.redis_server import Proxy, RedisServer, redis_executable
+from reprise.eval.live.redis_server import Proxy, RedisServer, redis_executable
 
 
 @pytest.fixture

@@ -13,38 +13,38 @@ import msgspec
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
-from reprise.retrieval.circuit_breaker import CircuitBreaker
-from reprise.retrieval.embedding import Embedder
-from reprise.retrieval.local_retriever import LocalRetriever
-from reprise.retrieval.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.memory_tier import MemoryTier
-from reprise.retrieval.near_search import NearSearch
-from reprise.retrieval.process_retriever import ProcessRetriever
-from reprise.retrieval.retrieval_client import RetrievalClient, connect
-from reprise.retrieval.retrieval_process import Orders, RetrievalServer
-from reprise.retrieval.shared_results import ResultReader, ResultWriter
-from reprise.retrieval.sqlite_tier import SqliteTier
-from reprise.retrieval.tier_sync import TierSync
-from reprise.retrieval.wire import RESPONSES, Left, Reply, Sender, Status, Welcome, receive
+from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.near_search import NearSearch
+from reprise.retrieval.service.local_retriever import LocalRetriever
+from reprise.retrieval.service.process_retriever import ProcessRetriever
+from reprise.retrieval.service.retrieval_client import RetrievalClient, connect
+from reprise.retrieval.service.retrieval_process import Orders, RetrievalServer
+from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
+from reprise.retrieval.service.wire import RESPONSES, Left, Reply, Sender, Status, Welcome, receive
+from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.tier_sync import TierSync
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here (or why none) sees them go on.
 THREADS = {
-    "retrieval/local_retriever.py": "test_the_worker_of_retrieval",
-    "retrieval/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
-    "retrieval/process_retriever.py": "test_the_keeper",
-    "retrieval/retrieval_client.py": "test_the_client_connects_again",
-    "retrieval/retrieval_process.py": "test_the_server",
-    "retrieval/snapshot_keeper.py": "a thread a file, which catches all",
-    "retrieval/tier_sync.py": "test_reading_and_writing_a_tier",
-    "retrieval/wire.py": "test_the_sender",
-    "engine_ext/answer_learner.py": "catches all in its loop",
-    "engine_ext/weights_keeper.py": "catches all in its loop",
-    "spec/batch.py": "stays in compiled code, which raises nothing",
-    "eval/engine_turns.py": "a benchmark's",
-    "eval/live_worker.py": "a benchmark's",
-    "eval/redis_server.py": "a benchmark's",
-    "eval/bench_retrieval_snapshot.py": "a benchmark's",
+    "retrieval/service/local_retriever.py": "test_the_worker_of_retrieval",
+    "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
+    "retrieval/service/process_retriever.py": "test_the_keeper",
+    "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
+    "retrieval/service/retrieval_process.py": "test_the_server",
+    "retrieval/search/snapshot_keeper.py": "a thread a file, which catches all",
+    "retrieval/tiers/tier_sync.py": "test_reading_and_writing_a_tier",
+    "retrieval/service/wire.py": "test_the_sender",
+    "engine_ext/worker/answer_learner.py": "catches all in its loop",
+    "engine_ext/worker/weights_keeper.py": "catches all in its loop",
+    "spec/batching/batch.py": "stays in compiled code, which raises nothing",
+    "eval/live/engine_turns.py": "a benchmark's",
+    "eval/live/live_worker.py": "a benchmark's",
+    "eval/live/redis_server.py": "a benchmark's",
+    "eval/benchmarks/bench_retrieval_snapshot.py": "a benchmark's",
 }
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
 
@@ -294,7 +294,7 @@ def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
 
 @pytest.mark.usefixtures("server")
 def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_until):
-    from reprise.retrieval import retrieval_process
+    from reprise.retrieval.service import retrieval_process
 
     monkeypatch.setattr(retrieval_process, "receive", failing_once(receive))
     client = connect(str(tmp_path / "socket"))
@@ -306,7 +306,7 @@ def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_
 @pytest.mark.usefixtures("server")
 def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
     """As where there are no file descriptors or threads left for a moment."""
-    from reprise.retrieval import retrieval_process
+    from reprise.retrieval.service import retrieval_process
 
     monkeypatch.setattr(retrieval_process, "_Client", failing_once(retrieval_process._Client, 2))
     client = connect(str(tmp_path / "socket"))

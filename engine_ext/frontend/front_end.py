@@ -1,0 +1,392 @@
+"""What the engine client does with the cache: one per API server process, on its event loop."""
+
+import time
+from collections import Counter
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from vllm.exceptions import GracefulHTTPError
+from vllm.logger import init_logger
+from vllm.v1.engine import FinishReason
+
+from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.core.request_hints import attach_hints, read_hints
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.frontend.exact_hits import (
+    ExactKeys,
+    exact_keys,
+    is_determined,
+    refusal,
+    unsupported_engine,
+)
+from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.generation import Generation
+from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs, watch_parsers
+from reprise.engine_ext.frontend.replay import Ending, Replayer
+from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
+from reprise.engine_ext.request.request_plan import RequestPlan
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.host import steady_clock
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.retrieval.api.retriever import Retriever
+
+logger = init_logger(__name__)
+
+
+class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
+    """The request is to be answered from the cache only, and the cache has no answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no cached answer, and the request asked for only-if-cached",
+            HTTPStatus.GATEWAY_TIMEOUT,
+        )
+
+
+class FrontEnd:
+    """Exact hits and single flight over one vLLM output processor."""
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        config: "RepriseConfig",
+        processor: "OutputProcessor",
+        *,
+        num_api_servers: int = 1,
+        retriever: "Retriever | None" = None,
+    ) -> None:
+        serving = config.serving
+        self.config = config
+        self._processor = processor
+        self.errors = SwallowedErrors()
+        lives_s = [s for s in (serving.ttl_s, config.retrieval.ttl_s) if s is not None]
+        self.memory = ExactMemory(
+            max_bytes=serving.exact_memory_bytes, ttl_s=min(lives_s, default=None)
+        )
+        self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
+        self.counts: Counter[str] = Counter()
+        """exact, followed, miss; stored; tokens_saved."""
+        self.refusals: Counter[str] = Counter()
+        """Requests that could not be answered from the cache, by reason."""
+        watch_parsers()
+        # Before anything else takes the place of the processor's methods: what they are given,
+        # these are given token by token.
+        OneTokenOutputs(processor, errors=self.errors)
+        self._replayer = Replayer(
+            processor, chunk_tokens=serving.replay_chunk_tokens, errors=self.errors
+        )
+        self.spans = Spans(enabled=processor.tracing_enabled)
+        self.flights = SingleFlight(processor, self._replayer, errors=self.errors)
+        self.near_answers = (
+            NearAnswers(
+                retriever,
+                model_key=model_key_of(vllm_config),
+                tokenizer_key=tokenizer_key_of(vllm_config),
+            )
+            if retriever is not None
+            else None
+        )
+        """None: the workers search by themselves."""
+        self._vllm_config = vllm_config
+        self._num_api_servers = num_api_servers
+        self._model_key = model_key_of(vllm_config)
+        self.weights_epoch = 0
+        self.adapters = AdapterEpochs()
+        self._unsupported = unsupported_engine(vllm_config)
+        if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
+            self._unsupported = "weights may change through another API server process"
+        if self._unsupported is not None and serving.exact_hits != "off":
+            logger.warning("Reprise: no exact hits, because %s.", self._unsupported)
+
+    def answer(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+        plan: RequestPlan,
+    ) -> bool:
+        """Answer `request` without the engine if that can be done exactly.
+
+        Returns:
+            False: the engine has to generate. The search for near answers has begun then, and
+            what the engine emits for this id is recorded.
+
+        Raises:
+            NotCachedError: it has to, and the request forbids it.
+        """
+        started_s = time.perf_counter()
+        generation: Generation | None = None
+        kind = "miss"
+        # Of streaming input, each piece comes here.
+        is_new = not self._processor.has_request(request.request_id)
+        try:
+            generation = Generation(self, request, plan)
+            kind = self._take(request, prompt, queue, generation)
+        except Exception as error:
+            self.errors.swallow("exact_hit", error)
+            if is_new:
+                self._withdraw(request.request_id, queue)
+        try:
+            self._record(request, plan, generation, kind, time.perf_counter() - started_s)
+        except Exception as error:
+            self.errors.swallow("front_end_records", error)
+        if kind != "miss":
+            return True
+        if plan.control.only_if_cached:
+            raise NotCachedError
+        try:
+            if generation is not None:
+                self._watch(request, generation)
+        except Exception as error:
+            self.errors.swallow("watch", error)
+        return False
+
+    def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
+        """An error has left the request half taken: vLLM must find it as it came."""
+        try:
+            self.flights.leave(request_id)
+            self._replayer.withdraw(request_id, queue)
+        except Exception as error:
+            self.errors.swallow("withdraw", error)
+
+    def _record(
+        self,
+        request: "EngineCoreRequest",
+        plan: RequestPlan,
+        generation: Generation | None,
+        kind: str,
+        took_s: float,
+    ) -> None:
+        """Count the request, and tell whoever asked how it was taken."""
+        if generation is not None:
+            if kind != "miss":
+                generation.kind = "exact"
+            if plan.exchange is not None:
+                plan.exchange.add_outcome(lambda: generation.kind)
+            if plan.info is not None:
+                plan.info.add(generation)
+        self.counts[kind] += 1
+        self.metrics.request(kind, took_s)
+        self.spans.exact_lookup(request.trace_headers, kind=kind, took_s=took_s)
+
+    def not_admitted(self, request_id: str, error: Exception) -> None:
+        """vLLM refused the request: nobody may wait for it."""
+        try:
+            self.flights.cancel(request_id, error)
+        except Exception as own_error:
+            self.errors.swallow("not_admitted", own_error)
+
+    def model_changed(self) -> None:
+        """Weights were loaded, moved or replaced: what was answered before is not repeated."""
+        self.weights_epoch += 1
+        self.memory.clear()
+
+    def progress(self) -> int:
+        """A number that changes with every request taken and every answer stored."""
+        return self.counts.total()
+
+    def report(self, workers: list[Any] | None) -> None:
+        """Bring the metrics up to date; `workers` are their reports, in one process only."""
+        self.metrics.memory(self.memory.stats())
+        self.metrics.errors("front_end", self.errors.counts())
+        if self.near_answers is not None:
+            self.metrics.retrieval(self.near_answers.stats())
+        if workers is not None:
+            self.metrics.workers(workers)
+
+    def close(self) -> None:
+        """Stop replays in progress."""
+        self._replayer.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Plain figures since this process started."""
+        return {
+            "counts": dict(self.counts),
+            "refusals": dict(self.refusals),
+            "memory": self.memory.stats()._asdict(),
+            "flights": len(self.flights),
+            "errors": self.errors.counts(),
+            "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
+        }
+
+    def _take(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+        generation: Generation,
+    ) -> str:
+        """exact, followed or miss."""
+        control = generation.plan.control
+        if not generation.plan.shares:
+            self._refuse("nobody knows whose request it is")
+            return "miss"
+        if not control.look_up and not control.store:
+            return "miss"
+        reason = self._unsupported or refusal(request, self.config.serving.exact_hits)
+        reason = reason or self._adapter_refusal(request)
+        if reason is not None:
+            self._refuse(reason)
+            return "miss"
+        try:
+            keys = exact_keys(
+                request,
+                namespace=generation.plan.namespace,
+                model_key=self._model_key_of(request),
+            )
+        except ValueError:
+            self._refuse("a setting without an encoding")
+            return "miss"
+        generation.keys = keys
+        if control.look_up:
+            stored = self._find(keys, request, control.max_age_s)
+            if stored is not None:
+                if self._replay(stored, request, prompt, queue):
+                    return "exact"
+                # It would fail the next time as well.
+                self.memory.remove([stored])
+            if self.flights.join(keys.limited, request, prompt, queue):
+                return "followed"
+        return "miss"
+
+    def _watch(self, request: "EngineCoreRequest", generation: Generation) -> None:
+        """Begin the search for near answers; record what the engine will emit."""
+        assert request.sampling_params is not None
+        hints = read_hints(request.sampling_params)
+        may_draft = hints.drafts and hints.max_draft != 0 and generation.plan.shares
+        if self.near_answers is not None and may_draft and not request.resumable:
+            generation.retrieves = self.near_answers.begin(request, generation.plan.namespace)
+            if generation.retrieves:
+                hints = msgspec.structs.replace(hints, retrieval_id=request.request_id)
+                attach_hints(request.sampling_params, hints)
+        keys = generation.keys
+        if keys is None and not generation.retrieves:
+            return
+        may_be_followed = (
+            keys is not None
+            and generation.plan.control.look_up
+            and is_determined(request.sampling_params)
+        )
+        self.flights.lead(
+            keys.limited if keys is not None and may_be_followed else None,
+            request.request_id,
+            watcher=generation,
+            priority=request.priority,
+        )
+
+    def _refuse(self, reason: str) -> None:
+        self.refusals[reason] += 1
+        self.metrics.refused(reason)
+
+    def _save(self, num_tokens: int) -> None:
+        self.counts["tokens_saved"] += num_tokens
+        self.metrics.saved(num_tokens)
+
+    def _find(
+        self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
+    ) -> Answer | None:
+        assert request.sampling_params is not None
+        max_tokens = request.sampling_params.max_tokens
+        complete = self.memory.get(keys.complete)
+        if complete is not None and not _has_room(complete, max_tokens):
+            complete = None
+        answer = complete if complete is not None else self.memory.get(keys.limited)
+        if (
+            answer is None
+            or max_age_s is None
+            or steady_clock.now_s() - answer.created_s <= max_age_s
+        ):
+            return answer
+        return None
+
+    def _replay(
+        self,
+        answer: Answer,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+    ) -> bool:
+        token_ids: list[int] = answer.response_token_ids.tolist()
+        ending = Ending(_REASONS[answer.finish_reason or ""], answer.stop_reason)
+        replayed = self._replayer.replay(
+            request, prompt, queue, token_ids, ending, self.flights.weight_version
+        )
+        if replayed:
+            self._save(len(token_ids))
+        return replayed
+
+    def keep(self, generation: Generation, finished: FinishedFlight) -> None:
+        """A generation came to its own end: keep what it gave, as its request allows."""
+        self._save(finished.num_followers * len(finished.token_ids))
+        control = generation.plan.control
+        if not control.store:
+            return
+        if generation.retrieves and self.near_answers is not None:
+            self.near_answers.learn(
+                generation.prompt_token_ids, finished, generation.plan.namespace
+            )
+        keys = generation.keys
+        weight_version = self.flights.weight_version
+        same_weights = (
+            generation.weights_epoch == self.weights_epoch
+            and generation.weight_version in (None, weight_version)
+        )
+        if keys is None or not same_weights:
+            return
+        cut = finished.ending.finish_reason is FinishReason.LENGTH
+        answer = Answer.create(
+            prompt_token_ids=generation.prompt_token_ids,
+            response_token_ids=finished.token_ids,
+            namespace=generation.plan.namespace,
+            model_key=self._model_key,
+            finish_reason=str(finished.ending.finish_reason),
+            stop_reason=finished.ending.stop_reason,
+            exact_key=keys.limited if cut else keys.complete,
+        )
+        self.memory.put(answer, ttl_s=control.ttl_s)
+        self.counts["stored"] += 1
+        self.metrics.stored()
+        self.metrics.memory(self.memory.stats())
+
+    def _adapter_refusal(self, request: "EngineCoreRequest") -> str | None:
+        adapter = request.lora_request
+        if adapter is None:
+            return None
+        if self._num_api_servers > 1:
+            return "adapters may change through another API server process"
+        return self.adapters.refusal(adapter)
+
+    def _model_key_of(self, request: "EngineCoreRequest") -> str:
+        adapter = request.lora_request
+        if adapter is None:
+            return f"{self._model_key}:{self.weights_epoch}"
+        with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
+        return f"{with_adapter}:{self.weights_epoch}:{self.adapters.key(adapter)}"
+
+
+_REASONS = {
+    str(reason): reason
+    for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION)
+}
+
+
+def _has_room(answer: Answer, max_tokens: int | None) -> bool:
+    """Whether an answer that ended by itself would have ended so within `max_tokens`."""
+    if max_tokens is None:
+        return True
+    num_tokens = len(answer.response_tokens) // 4
+    # vLLM looks for repetition last: at the limit the limit is the reason.
+    if answer.finish_reason == str(FinishReason.REPETITION):
+        return num_tokens < max_tokens
+    return num_tokens <= max_tokens

@@ -1,0 +1,48 @@
+"""What `/reprise/health` tells, without asking the workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.retrieval.api.retriever import RetrievalHealth
+
+
+def health_report(
+    *,
+    is_dead: bool,
+    errors: SwallowedErrors | None,
+    retrieval: Sequence[RetrievalHealth],
+    num_pending: int,
+) -> dict[str, Any]:
+    """The state of the whole and of its parts.
+
+    Args:
+        is_dead: Whether the engine is.
+        errors: Of the front end; what failed long ago does not count.
+        retrieval: Of each retrieval process that is known.
+        num_pending: Invalidations that some store has yet to carry out.
+
+    Returns:
+        `state` is `dead`, `degraded` (requests are answered, something of ours does not work) or
+        `ready`; `components` tells of each part; `errors` are those of late, by place.
+    """
+    recent = {} if errors is None else errors.recent()
+    components: dict[str, dict[str, Any]] = {
+        "engine": {"state": "dead" if is_dead else "ready"},
+        "front_end": {"state": "degraded" if recent else "ready"},
+        "forgetting": {"state": "degraded" if num_pending else "ready", "pending": num_pending},
+    }
+    for number, health in enumerate(retrieval):
+        name = "retrieval" if len(retrieval) == 1 else f"retrieval_{number}"
+        components[name] = {"state": health.state, "detail": health.detail}
+        if health.tier:
+            is_open = any(state != "closed" for state in health.breakers.values())
+            components[f"{name}_tier"] = {
+                "state": "degraded" if is_open else "ready",
+                "tier": health.tier,
+                "breakers": dict(health.breakers),
+            }
+    works = ("ready", "starting")
+    is_degraded = any(part["state"] not in works for part in components.values())
+    state = "dead" if is_dead else "degraded" if is_degraded else "ready"
+    return {"state": state, "components": components, "errors": recent}

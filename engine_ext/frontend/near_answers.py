@@ -1,0 +1,76 @@
+"""Retrieval as the front end uses it: begun when a request arrives, waited for by nothing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from reprise.retrieval.api.answer import Answer
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+
+    from reprise.engine_ext.frontend.single_flight import FinishedFlight
+    from reprise.retrieval.api.retriever import Retriever
+
+
+class NearAnswers:
+    """One retriever, shared with the workers, which pick up what is searched for here."""
+
+    def __init__(self, retriever: "Retriever", *, model_key: str, tokenizer_key: str) -> None:
+        self._retriever = retriever
+        self._model_key = model_key
+        self._tokenizer_key = tokenizer_key
+
+    def begin(self, request: "EngineCoreRequest", namespace: str) -> bool:
+        """Begin the search under the request's id. False: there is nothing to search by."""
+        if request.prompt_token_ids is None or request.mm_features:
+            return False
+        self._retriever.submit(
+            request.request_id, namespace=namespace, prompt_token_ids=request.prompt_token_ids
+        )
+        return True
+
+    def kind(self, request_id: str) -> str:
+        """What there is by now: `semantic`, `clause` (for parts of the prompt only) or `miss`."""
+        found = self._retriever.poll(request_id)
+        if not found:
+            return "miss"
+        return "semantic" if any(answer.kind == "whole" for answer in found) else "clause"
+
+    def found_s(self, request_id: str) -> float | None:
+        """When the search was over, in seconds of `time.monotonic`; None: not yet."""
+        return self._retriever.found_s(request_id)
+
+    def learn(
+        self, prompt_token_ids: Sequence[int], finished: "FinishedFlight", namespace: str
+    ) -> None:
+        """Let a finished answer join, for drafts."""
+        if not finished.token_ids:
+            return
+        self._retriever.store(
+            Answer.create(
+                prompt_token_ids=prompt_token_ids,
+                response_token_ids=finished.token_ids,
+                namespace=namespace,
+                model_key=self._model_key,
+                tokenizer_key=self._tokenizer_key,
+                response_text=finished.text,
+                finish_reason=str(finished.ending.finish_reason),
+                stop_reason=finished.ending.stop_reason,
+            )
+        )
+
+    def end(self, request_id: str) -> None:
+        """The request is over."""
+        self._retriever.discard(request_id)
+
+    def stats(self) -> dict[str, Any]:
+        """The retriever's figures and state."""
+        health = self._retriever.health()
+        return {
+            **asdict(self._retriever.stats()),
+            "state": health.state,
+            "detail": health.detail,
+            "tier": health.tier,
+            "breakers": dict(health.breakers),
+        }

@@ -1,0 +1,230 @@
+"""Prometheus metrics beside vLLM's own, correct with several API server processes.
+
+What happens in this process is counted as it happens, in every process. What happens in the
+workers comes from their reports, which exactly one process (the first) turns into counts: with
+`prometheus_client`'s multi-process mode the sums over all files are then right.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
+
+_BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
+_LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)
+
+
+@cache
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"reprise:{name}", text, ("model_name", *labels))
+
+
+@cache
+def _gauge(name: str, text: str, *labels: str, mode: str = "livesum") -> Gauge:
+    return Gauge(
+        f"reprise:{name}",
+        text,
+        ("model_name", *labels),
+        multiprocess_mode=mode,  # type: ignore[arg-type]
+    )
+
+
+@cache
+def _lookup_histogram() -> Histogram:
+    return Histogram(
+        "reprise:exact_lookup_seconds",
+        "Time to decide whether a request is an exact hit.",
+        ("model_name",),
+        buckets=_LOOKUP_BUCKETS_S,
+    )
+
+
+class _Increments:
+    """Turns totals that somebody else keeps into increments."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], float] = {}
+
+    def of(self, key: tuple[str, ...], total: float) -> float:
+        """What has been added since last time; after a restart of the source, all of it."""
+        before = self._seen.get(key, 0.0)
+        self._seen[key] = total
+        return total - before if total >= before else total
+
+
+class ServingMetrics:
+    """The metrics of one model in one API server process."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model = model_name
+        self._increments = _Increments()
+
+    def request(self, kind: str, lookup_s: float) -> None:
+        """A request was taken: `exact`, `followed` or `miss`."""
+        text = "Requests by how the cache took them: exact, followed or miss."
+        _counter("requests", text, "kind").labels(self._model, kind).inc()
+        _lookup_histogram().labels(self._model).observe(lookup_s)
+
+    def refused(self, reason: str) -> None:
+        """A request could not be answered from the cache whatever it holds."""
+        text = "Requests that had to be generated, by reason."
+        _counter("passed_through", text, "reason").labels(self._model, reason).inc()
+
+    def saved(self, num_tokens: int) -> None:
+        """Tokens handed out without an engine step."""
+        text = "Output tokens handed out without generating them."
+        _counter("tokens_saved", text).labels(self._model).inc(num_tokens)
+
+    def stored(self) -> None:
+        """An answer joined the exact memory."""
+        text = "Answers stored for exact hits."
+        _counter("answers_stored", text).labels(self._model).inc()
+
+    def memory(self, stats: ExactMemoryStats) -> None:
+        """What this process's exact memory holds."""
+        _gauge("exact_memory_bytes", "Bytes of answers held for exact hits.").labels(
+            self._model
+        ).set(stats.bytes)
+        _gauge("exact_memory_answers", "Answers held for exact hits.").labels(self._model).set(
+            stats.answers
+        )
+        counter = _counter(
+            "exact_evictions", "Answers that left for want of room or by age.", "why"
+        )
+        for why, total in (("room", stats.evicted), ("age", stats.expired)):
+            counter.labels(self._model, why).inc(self._increments.of(("evicted", why), total))
+
+    def errors(self, where: str, counts: Mapping[str, int]) -> None:
+        """Errors that were swallowed, by place; `where` is `front_end` or `worker`."""
+        counter = _counter("errors", "Errors swallowed, by process and place.", "where", "place")
+        for place, total in counts.items():
+            counter.labels(self._model, where, place).inc(
+                self._increments.of(("errors", where, place), total)
+            )
+
+    def workers(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        """The workers' reports, as `CacheHitProposer.report` gives them; empty ones are skipped."""
+        for rank, report in enumerate(report for report in reports if report):
+            self._worker(str(rank), report)
+
+    def _worker(self, rank: str, report: Mapping[str, Any]) -> None:
+        provider = _mapping(report.get("provider"))
+        steps = float(provider.get("steps", 0))
+        self._add("draft_steps", "Verification steps of requests with drafts.", rank, steps)
+        by_source = _mapping(provider.get("by_source"))
+        for field, text in (
+            ("drafted", "Tokens proposed, by source."),
+            ("accepted", "Proposed tokens that the model accepted, by source."),
+        ):
+            counter = _counter(f"{field}_tokens", text, "source")
+            for source, figures in by_source.items():
+                total = float(_mapping(figures).get(field, 0))
+                increment = self._increments.of((field, rank, source), total)
+                counter.labels(self._model, source).inc(increment)
+        if steps:
+            accepted = float(provider.get("accepted", 0))
+            _gauge(
+                "mean_acceptance_length",
+                "Tokens per verification step since the start, bonus included.",
+                mode="mostrecent",
+            ).labels(self._model).set(1 + accepted / steps)
+        in_time = _counter(
+            "near_answers_in_time",
+            "Requests that had near answers at their first decode step, by what had found them.",
+            "found_by",
+        )
+        for found_by, total in _mapping(report.get("near_answers_in_time")).items():
+            increment = self._increments.of(("in_time", rank, found_by), float(total))
+            in_time.labels(self._model, found_by).inc(increment)
+        self._add(
+            "near_answers_late",
+            "Requests whose near answers came later, or never.",
+            rank,
+            float(report.get("near_answers_late", 0)),
+        )
+        propose = _mapping(report.get("propose_us"))
+        self._add("propose_calls", "Calls of propose.", rank, float(propose.get("count", 0)))
+        self._add(
+            "propose_seconds", "Time spent in propose.", rank, float(propose.get("sum", 0)) / 1e6
+        )
+        gauge = _gauge(
+            "propose_latency_seconds", "Latency of propose.", "quantile", mode="mostrecent"
+        )
+        for quantile, field in (("0.5", "p50"), ("0.99", "p99")):
+            gauge.labels(self._model, quantile).set(float(propose.get(field, 0)) / 1e6)
+        self.errors("worker", _mapping(report.get("errors")))
+
+    def near_answers(self, kind: str) -> None:
+        """What was there when a request's first token came: `semantic`, `clause` or `miss`."""
+        text = "Generated requests by the near answers that were there at their first token."
+        _counter("near_answers", text, "kind").labels(self._model, kind).inc()
+
+    def retrieval(self, stats: Mapping[str, Any]) -> None:
+        """The figures of the retrieval process that this front end has started."""
+        for field, text in (
+            ("submitted", "Searches for near answers begun."),
+            ("abandoned", "Searches that were not begun: their request was over."),
+            ("found", "Searches that found a near answer."),
+            ("stored", "Answers that joined retrieval."),
+            ("evicted", "Answers evicted from retrieval."),
+            ("evicted_early", "Answers evicted before they were indexed and written."),
+            ("resyncs", "Times that updates were not picked up in time and told again."),
+            ("dropped", "Prompts and answers dropped because a queue was full."),
+            ("errors", "Errors of retrieval."),
+            ("restarts", "Times that the retrieval process was started again."),
+            ("hangs", "Times that the retrieval process was killed: it did not answer."),
+            ("embed_s", "Seconds spent embedding."),
+            ("search_s", "Seconds spent searching."),
+        ):
+            if field in stats:
+                name = f"retrieval_{field.removesuffix('_s')}" + "_seconds" * field.endswith("_s")
+                self._add(name, text, "front_end", float(stats[field]))
+        for field, text in (
+            ("answers", "Answers held."),
+            ("namespaces", "Namespaces that hold answers."),
+            ("bytes", "Bytes charged for answers held, their indexes and their namespaces."),
+        ):
+            if field in stats:
+                _gauge(f"retrieval_{field}", text, mode="mostrecent").labels(self._model).set(
+                    float(stats[field])
+                )
+
+        self._tier(stats)
+
+    def _tier(self, stats: Mapping[str, Any]) -> None:
+        """The tier behind the retrieval process's memory, where there is one."""
+        if not (tier := stats.get("tier")):
+            return
+        gauge = _gauge(
+            "tier_breaker_state",
+            "Circuit breakers of the tier behind memory: 0 closed, 1 half-open, 2 open.",
+            "tier",
+            "operation",
+            mode="mostrecent",
+        )
+        for operation, state in _mapping(stats.get("breakers")).items():
+            gauge.labels(self._model, tier, operation).set(_BREAKER_STATES[state])
+        for field, text in (
+            ("unwritten", "Answers that the tier never got: its write queue was full."),
+            ("uncredited", "Answers whose uses the tier never got."),
+            ("unreadable", "Records of the tier that were damaged or a newer version's."),
+        ):
+            if field in stats:
+                increment = self._increments.of((field, tier), float(stats[field]))
+                _counter(f"tier_{field}", text, "tier").labels(self._model, tier).inc(increment)
+
+    def _add(self, name: str, text: str, rank: str, total: float) -> None:
+        _counter(name, text).labels(self._model).inc(self._increments.of((name, rank), total))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """A dict, or the fields of a dataclass-like record, as they come over vLLM's wire or not."""
+    if isinstance(value, Mapping):
+        return value
+    for attribute in ("__dataclass_fields__", "__struct_fields__"):
+        if (names := getattr(value, attribute, None)) is not None:
+            return {name: getattr(value, name) for name in names}
+    return {}

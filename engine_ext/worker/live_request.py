@@ -1,0 +1,102 @@
+"""What the proposer keeps of a request between steps: how far it may draft, and what is stored."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vllm.sampling_params import SamplingType
+
+from reprise.engine_ext.compat.undrafted_settings import must_not_be_drafted
+from reprise.engine_ext.core.request_hints import read_hints
+from reprise.engine_ext.worker.row_tracker import IntArray
+from reprise.retrieval.api.near_answer import NearAnswer
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+
+class LiveRequest:
+    """A request that a worker drafts for, from its arrival to its end."""
+
+    __slots__ = (
+        "has_ended",
+        "hints",
+        "near_by_tokens",
+        "num_prompt_tokens",
+        "params",
+        "prompt_token_ids",
+        "stops",
+    )
+
+    def __init__(
+        self,
+        params: "SamplingParams | None",
+        prompt_token_ids: Sequence[int] | IntArray | None,
+    ) -> None:
+        self.params = params
+        self.prompt_token_ids = prompt_token_ids
+        self.hints = read_hints(params)
+        self.stops = _stop_token_ids(params)
+        self.near_by_tokens: list[NearAnswer] = []
+        self.num_prompt_tokens = 0
+        self.has_ended = False
+
+    def within_answer(self, emitted: list[int], num_tokens: int) -> list[int]:
+        """Of the tokens that were emitted last, `num_tokens` being prompt and output so far, those
+        up to where the scheduler ends the answer: the runner may go a draft and a step further."""
+        if self.has_ended:
+            return []
+        num_before = num_tokens - self.num_prompt_tokens - len(emitted)
+        kept, self.has_ended = self._up_to_the_end(emitted, num_before)
+        return kept
+
+    def _up_to_the_end(self, tokens: list[int], num_before: int) -> tuple[list[int], bool]:
+        """Of the output after its first `num_before` tokens, what comes up to the answer's end, and
+        whether the end is there."""
+        most = self.params.max_tokens if self.params is not None else None
+        has_ended = most is not None and num_before + len(tokens) >= most
+        if most is not None and has_ended:
+            tokens = tokens[: max(0, most - num_before)]
+        if self.stops and not self.stops.isdisjoint(tokens):
+            end = next(i for i, token in enumerate(tokens) if token in self.stops)
+            return tokens[: end + 1], True
+        return tokens, has_ended
+
+    def draft_limit(self, num_tokens: int, room: int) -> int:
+        """Most tokens that a draft can be of use for: `num_tokens` prompt and output so far, `room`
+        being what fits."""
+        if self.params is None:
+            return 0 if self.has_ended else max(0, room)
+        if self.has_ended or self._promises_a_sample():
+            return 0
+        if must_not_be_drafted(self.params):
+            return 0
+        num_output_tokens = num_tokens - self.num_prompt_tokens
+        if self.params.max_tokens is not None:
+            # The last token of an answer is the bonus token of some step: no draft for it.
+            room = min(room, self.params.max_tokens - num_output_tokens - 1)
+        if num_output_tokens < self.params.min_tokens:
+            # vLLM forbids the bonus token to end an answer that was shorter than `min_tokens`
+            # when the step began, so the bonus token must not lie beyond them.
+            room = min(room, self.params.min_tokens - num_output_tokens - 1)
+        return max(0, room)
+
+    def _promises_a_sample(self) -> bool:
+        """Whether a seed promises the same sample every time: vLLM's rejection sampling spends the
+        request's random numbers differently when there are drafts. Greedy answers take none."""
+        if self.params is None or self.params.seed is None:
+            return False
+        return self.params.sampling_type is not SamplingType.GREEDY
+
+    def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
+        """The output up to where the scheduler ends it."""
+        return self._up_to_the_end(list(output_token_ids), 0)[0]
+
+
+def _stop_token_ids(params: "SamplingParams | None") -> frozenset[int]:
+    """Token ids that end the answer of a request with these sampling params."""
+    if params is None:
+        return frozenset()
+    stops = set(params.stop_token_ids or ())
+    if not params.ignore_eos and params.eos_token_id is not None:
+        stops.add(params.eos_token_id)
+    return frozenset(stops)

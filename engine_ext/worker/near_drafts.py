@@ -1,0 +1,139 @@
+"""Near answers in a worker: asked for when a request arrives, drafted from when they are there."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.worker.live_request import LiveRequest
+from reprise.retrieval.api.retriever import Retriever
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.provider import DraftProvider
+
+
+class NearDrafts:
+    """Attaches to live requests what is near: in meaning, as soon as that is known, and until then
+    by shared tokens. Never waits and never raises: a request for which something fails goes on
+    without near answers.
+
+    Args:
+        provider: drafts from what is attached.
+        retriever: finds what is near in meaning.
+        overlap: finds what shares tokens.
+        most: near answers of a request.
+        errors: counts what goes wrong.
+    """
+
+    def __init__(
+        self,
+        provider: DraftProvider,
+        retriever: Retriever,
+        overlap: TokenOverlap,
+        *,
+        most: int,
+        errors: SwallowedErrors,
+    ) -> None:
+        self._errors = errors
+        self._provider = provider
+        self._retriever = retriever
+        self._overlap = overlap
+        self._most = most
+        self._awaiting: dict[str, LiveRequest] = {}
+        self._seen_progress = -1
+        self._in_time = {"meaning": 0, "tokens": 0}
+        self._late = 0
+
+    def begin(self, request_id: str, live: LiveRequest, namespace: str) -> None:
+        """Start the search by meaning, unless the front end already has."""
+        if not live.hints.drafts or live.prompt_token_ids is None:
+            return
+        with self._swallowing(request_id):
+            if live.hints.retrieval_id is None:
+                self._retriever.submit(
+                    request_id, namespace=namespace, prompt_token_ids=live.prompt_token_ids
+                )
+            self._awaiting[request_id] = live
+
+    def attach_first(self, request_id: str, live: LiveRequest, namespace: str) -> None:
+        """Attach what there is to a request whose drafts begin."""
+        if request_id not in self._awaiting:
+            return
+        with self._swallowing(request_id):
+            if self._attach(request_id, live):
+                self._in_time["meaning"] += 1
+            elif self._attach_by_tokens(request_id, live, namespace):
+                self._in_time["tokens"] += 1
+            else:
+                self._late += 1
+
+    def attach_arrived(self) -> None:
+        """Attach what has been found since the last call to requests whose drafts have begun."""
+        if not self._awaiting:
+            return
+        with self._errors.swallowing("near answers"):
+            progress = self._retriever.progress()
+            if progress == self._seen_progress:
+                return
+            self._seen_progress = progress
+        for request_id, live in tuple(self._awaiting.items()):
+            if live.num_prompt_tokens:
+                with self._swallowing(request_id):
+                    self._attach(request_id, live)
+
+    def end(
+        self,
+        request_id: str,
+        live: LiveRequest,
+        namespace: str,
+        accepted_by_answer: Mapping[str, int],
+    ) -> None:
+        """The request is over; its accepted tokens, by answer, are to the answers' credit."""
+        self._awaiting.pop(request_id, None)
+        with self._errors.swallowing("near answers"):
+            self._retriever.discard(live.hints.retrieval_id or request_id)
+        with self._errors.swallowing("near answers"):
+            if accepted_by_answer:
+                self._retriever.credit(namespace, accepted_by_answer)
+
+    def forget(self, request_id: str) -> None:
+        """Attach nothing to this request any more."""
+        self._awaiting.pop(request_id, None)
+
+    def report(self) -> dict[str, Any]:
+        """Figures since the start."""
+        figures: dict[str, Any] = {
+            "near_answers_in_time": self._in_time,
+            "near_answers_late": self._late,
+        }
+        # Where API server processes that have no retrieval of their own tell it to forget.
+        address = getattr(self._retriever, "address", None)
+        return figures if address is None else {**figures, "retrieval_address": address}
+
+    @contextmanager
+    def _swallowing(self, request_id: str) -> Iterator[None]:
+        """What fails for a request is not tried again for it."""
+        try:
+            yield
+        except Exception as error:
+            self._awaiting.pop(request_id, None)
+            self._errors.swallow("near answers", error)
+
+    def _attach(self, request_id: str, live: LiveRequest) -> bool:
+        """What is near in meaning, if that is known by now."""
+        near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
+        if near_answers is None:
+            return False
+        del self._awaiting[request_id]
+        # What shares tokens and is not near in meaning may be of use all the same.
+        self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
+        return True
+
+    def _attach_by_tokens(self, request_id: str, live: LiveRequest, namespace: str) -> bool:
+        """What shares tokens, if there is any."""
+        assert live.prompt_token_ids is not None
+        live.near_by_tokens = self._overlap.search(
+            namespace, live.prompt_token_ids, count=self._most
+        )
+        if live.near_by_tokens:
+            self._provider.attach(request_id, live.near_by_tokens)
+        return bool(live.near_by_tokens)

@@ -1,0 +1,356 @@
+"""Figures of serving, from real OpenAI servers: exact hits, what a miss costs, methods compared.
+
+    python eval/benchmarks/bench_serving.py   every section, on the demo model
+    python eval/benchmarks/bench_serving.py --only exact,miss   these
+    python eval/benchmarks/bench_serving.py --model FOLDER --trace FILE.jsonl --warm 100
+    python eval/benchmarks/bench_serving.py --vllm-bench   vLLM's own `bench serve` as well
+
+Sections: `exact` (time to first token and speed of exact hits), `miss` (throughput of what is not
+in the cache against plain vLLM), `methods` (throughput and latency by method and concurrency, and
+near answers in time). The servers that are compared run side by side and are asked in rounds,
+forwards and backwards by turns, while the others stand still. Rows are appended to a CSV.
+"""
+
+import argparse
+import asyncio
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reprise.eval.benchmarks.serving_load import (
+    MODEL_NAME,
+    SPECULATIVE,
+    Server,
+    Timing,
+    alone,
+    ask_all,
+    load_of,
+    running,
+)
+from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
+from reprise.eval.report.serving_report import ROOT, append_csv, save_plots, show
+
+SECTIONS = ("exact", "miss", "methods")
+# Every request generates, and its answer joins: drafting is measured, not repetition.
+_GENERATE = {"x-reprise-cache": "refresh"}
+_GENERATE_WITHOUT_DRAFTS = {**_GENERATE, "x-reprise-drafts": "off"}
+
+
+def bench_exact(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+    """Exact hits against generating, one request at a time."""
+    questions = [row.prompt for row in rows][: settings.requests]
+    asked: dict[str, Any] = {"concurrency": 1, "max_tokens": settings.max_tokens}
+    with running(settings.model, "reprise", dtype=settings.dtype) as (server,):
+        asyncio.run(ask_all(server, questions[:4], **asked, headers=_GENERATE))
+        generated, _ = asyncio.run(
+            ask_all(server, questions, **asked, headers=_GENERATE_WITHOUT_DRAFTS)
+        )
+        hits, _ = asyncio.run(ask_all(server, questions, **asked, headers={}))
+    changed = sum(hit.text != made.text for hit, made in zip(hits, generated, strict=True))
+    if changed:
+        raise RuntimeError(f"{changed} of {len(hits)} exact hits differ from what was generated")
+    return [
+        _row("exact", "first token of a hit, p50", _p50_ms([hit.first_token_s for hit in hits])),
+        _row("exact", "whole hit, p50", _p50_ms([hit.whole_s for hit in hits])),
+        _row("exact", "whole generation, p50", _p50_ms([made.whole_s for made in generated])),
+        _row(
+            "exact",
+            "generation / hit, median",
+            statistics.median(
+                made.whole_s / hit.whole_s for made, hit in zip(generated, hits, strict=True)
+            ),
+            unit="x",
+        ),
+        _row("exact", "identical answers", 100.0, unit="%"),
+    ]
+
+
+class Contender(NamedTuple):
+    """A way to serve."""
+
+    name: str
+    server: Server
+    headers: dict[str, str]
+
+
+class Round(NamedTuple):
+    """What one contender made of one round's questions."""
+
+    timings: list[Timing]
+    wall_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second."""
+        return load_of(self.timings, self.wall_s).tokens_per_s
+
+
+def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+    """Throughput of misses against plain vLLM.
+
+    `drafts off`: a server of ours that looks up, generates and stores. `nothing to reuse`: all of
+    it, search and drafts included, each request in a namespace that has seen nothing.
+    """
+    questions = [row.prompt for row in rows][: settings.requests]
+    found = []
+    with running(settings.model, "none", "reprise", dtype=settings.dtype) as (plain, ours):
+        contenders = (
+            Contender("plain vLLM", plain, {}),
+            Contender("drafts off", ours, _GENERATE_WITHOUT_DRAFTS),
+            Contender("nothing to reuse", ours, {}),
+        )
+        for each in contenders:
+            asyncio.run(ask_all(each.server, questions, concurrency=8, max_tokens=8, headers={}))
+        for concurrency in settings.concurrency:
+            questions_by_round = [questions] * settings.rounds
+            rounds = _alternate(settings, contenders, questions_by_round, concurrency, walled=True)
+            wanted = _texts(rounds[0]["plain vLLM"])
+            for by_name in rounds:
+                for name, given in by_name.items():
+                    if _texts(given) != wanted:
+                        raise RuntimeError(
+                            f"at concurrency {concurrency} answers of {name!r} differ from plain "
+                            "vLLM's"
+                        )
+            for each in contenders:
+                row = _tokens_per_s("miss", "throughput, median", rounds, each.name)
+                found.append({**row, "method": each.name, "concurrency": concurrency})
+                if each.server is not plain:
+                    row = _ratio("miss", rounds, each.name, "plain vLLM")
+                    found.append({**row, "method": each.name, "concurrency": concurrency})
+    return found
+
+
+def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+    """Each method on a warm server of its own; each round has questions of its own."""
+    warm = [row.prompt for row in rows if row.warm]
+    fresh = warm[settings.warm :] + [row.prompt for row in rows if not row.warm]
+    warm = warm[: settings.warm] or fresh[:4]
+    num_rounds = settings.rounds * len(settings.concurrency)
+    if len(fresh) < num_rounds:
+        raise RuntimeError(
+            f"expected a question for each of {num_rounds} rounds beside the {len(warm)} that fill "
+            f"the cache, came {len(fresh)}"
+        )
+    found = []
+    with running(settings.model, *settings.methods, dtype=settings.dtype) as servers:
+        contenders = [
+            Contender(method, server, _GENERATE)
+            for method, server in zip(settings.methods, servers, strict=True)
+        ]
+        _alternate(settings, contenders, [warm], 8)
+        questions_by_round = [fresh[n::num_rounds][: settings.requests] for n in range(num_rounds)]
+        for index, concurrency in enumerate(settings.concurrency):
+            own = questions_by_round[index :: len(settings.concurrency)]
+            before = {each.name: _near_answers(each) for each in contenders}
+            rounds = _alternate(settings, contenders, own, concurrency)
+            for each in contenders:
+                figures = _figures_of_method(rounds, each.name, settings.methods[0])
+                for name, share in _shares_in_time(before[each.name], _near_answers(each)).items():
+                    figures.append(_row("methods", name, share, unit="%"))
+                found += [
+                    {**row, "method": each.name, "concurrency": concurrency} for row in figures
+                ]
+        if settings.vllm_bench:
+            for each in contenders:
+                with alone(each.server, servers):
+                    _run_vllm_bench(each.server, settings)
+    return found
+
+
+def _alternate(
+    settings: argparse.Namespace,
+    contenders: Sequence[Contender],
+    questions_by_round: Sequence[Sequence[str]],
+    concurrency: int,
+    *,
+    walled: bool = False,
+) -> list[dict[str, Round]]:
+    """Every round by contender; every other one runs backwards, so that what drifts evenly on the
+    machine cancels. `walled`: each question in a namespace of its own."""
+    servers = [each.server for each in contenders]
+    rounds = []
+    for number, questions in enumerate(questions_by_round):
+        by_name = {}
+        for each in contenders[:: -1 if number % 2 else 1]:
+            walls = f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if walled else None
+            with alone(each.server, servers):
+                timings, wall_s = asyncio.run(
+                    ask_all(
+                        each.server,
+                        questions,
+                        concurrency=concurrency,
+                        max_tokens=settings.max_tokens,
+                        headers=each.headers,
+                        walls=walls,
+                    )
+                )
+            by_name[each.name] = Round(timings, wall_s)
+        rounds.append(by_name)
+    return rounds
+
+
+def _figures_of_method(
+    rounds: Sequence[dict[str, Round]], name: str, first: str
+) -> list[dict[str, Any]]:
+    """A method's speed, and what its requests took; `first` is the method it is compared with."""
+    timings = [timing for by_name in rounds for timing in by_name[name].timings]
+    load = load_of(timings, sum(by_name[name].wall_s for by_name in rounds))
+    wanted = [text for by_name in rounds for text in _texts(by_name[first])]
+    answers = [timing.text for timing in timings]
+    same = sum(map(str.__eq__, answers, wanted))
+    return [
+        _tokens_per_s("methods", "tokens_per_s", rounds, name),
+        *([] if name == first else [_ratio("methods", rounds, name, first)]),
+        _row("methods", "first_token_ms_p50", load.first_token_ms_p50),
+        _row("methods", "whole_ms_p50", load.whole_ms_p50),
+        _row("methods", "whole_ms_p99", load.whole_ms_p99),
+        _row("methods", f"answers as with {first}", 100.0 * same / len(answers), unit="%"),
+    ]
+
+
+def _texts(given: Round) -> list[str]:
+    return [timing.text for timing in given.timings]
+
+
+def _tokens_per_s(
+    section: str, figure: str, rounds: Sequence[dict[str, Round]], name: str
+) -> dict[str, Any]:
+    speeds = [by_name[name].tokens_per_s for by_name in rounds]
+    note = f"{min(speeds):.0f} to {max(speeds):.0f}"
+    return _row(section, figure, statistics.median(speeds), unit="tok/s", note=note)
+
+
+def _ratio(
+    section: str, rounds: Sequence[dict[str, Round]], name: str, first: str
+) -> dict[str, Any]:
+    ratios = [by_name[name].tokens_per_s / by_name[first].tokens_per_s for by_name in rounds]
+    note = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    figure = f"throughput / {first}, median of rounds"
+    return _row(section, figure, statistics.median(ratios), unit="x", note=note)
+
+
+def _near_answers(contender: Contender) -> dict[str, Any] | None:
+    """Of a server of ours: how many requests had near answers in time so far."""
+    return contender.server.worker() if contender.name == "reprise" else None
+
+
+def _shares_in_time(
+    before: dict[str, Any] | None, after: dict[str, Any] | None
+) -> dict[str, float]:
+    """Per cent of requests that had near answers at their first decode step, by who found them."""
+    if before is None or after is None:
+        return {}
+    found = {
+        found_by: after["near_answers_in_time"][found_by] - count
+        for found_by, count in before["near_answers_in_time"].items()
+    }
+    late = after["near_answers_late"] - before["near_answers_late"]
+    total = max(1, sum(found.values()) + late)
+    shares = {f"near answers in time, by {name}": 100.0 * n / total for name, n in found.items()}
+    return {"near answers in time": sum(shares.values()), **shares}
+
+
+def _run_vllm_bench(server: Server, settings: argparse.Namespace) -> None:
+    """vLLM's own load generator, its report straight to the terminal."""
+    command = "from vllm.benchmarks.serve import add_cli_args, main\n"
+    command += "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+    command += "parser = FlexibleArgumentParser()\nadd_cli_args(parser)\nmain(parser.parse_args())"
+    arguments = ["--base-url", server.url, "--model", MODEL_NAME, "--tokenizer", settings.model]
+    arguments += ["--dataset-name", "random", "--random-input-len", "64", "--temperature", "0"]
+    arguments += ["--random-output-len", "64", "--num-prompts", str(settings.requests)]
+    subprocess.run([sys.executable, "-c", command, *arguments], check=True)
+
+
+def _row(
+    section: str, name: str, value: float, *, unit: str = "ms", note: str = ""
+) -> dict[str, Any]:
+    return {"section": section, "name": name, "value": value, "unit": unit, "note": note}
+
+
+def _p50_ms(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds) * 1e3
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="default: the demo model")
+    parser.add_argument("--dtype", help="default: float32 for the demo model, else the model's own")
+    parser.add_argument("--trace", type=Path, help="default: the demo trace")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by commas")
+    parser.add_argument("--methods", default=",".join(SPECULATIVE), help="by commas")
+    parser.add_argument(
+        "--concurrency", type=_counts, default="1,8,32", help="requests at once, by commas"
+    )
+    parser.add_argument("--requests", type=int, default=64, help="most requests in one run")
+    parser.add_argument("--warm", type=int, default=400, help="most requests that fill the cache")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5, help="of each concurrency")
+    parser.add_argument("--csv", type=Path, default=ROOT / "eval" / "results" / "bench_serving.csv")
+    parser.add_argument("--plot", type=Path, help="write `methods` to PLOT.png and PLOT.svg")
+    parser.add_argument("--vllm-bench", action="store_true", help="vLLM's own bench serve as well")
+    settings = parser.parse_args(arguments)
+    settings.methods = settings.methods.split(",")
+    settings.only = settings.only.split(",")
+    for given, known in ((settings.methods, tuple(SPECULATIVE)), (settings.only, SECTIONS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"unknown {', '.join(sorted(unknown))}; expected {', '.join(known)}")
+    return settings
+
+
+def _counts(text: str) -> list[int]:
+    """Numbers by commas, each at least 1."""
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on, got {text!r}")
+    return counts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sections asked for."""
+    settings = parse(arguments)
+    # Servers are stopped on the way out, whoever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if settings.model is None:
+        from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
+
+        settings.model = str(demo_model_path())
+        settings.dtype = settings.dtype or DEMO_DTYPE
+    elif Path(settings.model).is_dir():
+        # The servers start in a folder of their own.
+        settings.model = str(Path(settings.model).resolve())
+    settings.dtype = settings.dtype or "auto"
+    if settings.trace is None:
+        from reprise.eval.demo_data.demo_trace import make_demo_trace
+
+        rows = make_demo_trace()
+    else:
+        try:
+            rows = load_trace(settings.trace)
+        except TraceError as error:
+            print(f"bench_serving: {error}", file=sys.stderr)
+            return 2
+    sections = {"exact": bench_exact, "miss": bench_miss, "methods": bench_methods}
+    for name in settings.only:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            measured = sections[name](settings, rows)
+        except RuntimeError as error:
+            print(f"bench_serving: {name}: {error}", file=sys.stderr)
+            return 1
+        show(measured)
+        append_csv(settings.csv, measured, settings)
+        if settings.plot is not None and name == "methods":
+            save_plots(settings.plot, measured)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

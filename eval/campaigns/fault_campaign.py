@@ -1,0 +1,302 @@
+"""Faults against real servers, and whether any reply noticed.
+
+    python eval/campaigns/fault_campaign.py                           200 faults of all kinds
+    python eval/campaigns/fault_campaign.py --faults 2000 --seed 1 --log campaign.log
+    python eval/campaigns/fault_campaign.py --only "Redis frozen,client aborts"
+
+Two servers with Reprise run on this machine, one with a real Redis behind a proxy, one with an
+SQLite file on a small file system of its own, and few KV blocks. Faults are drawn at random; while
+each lasts, requests of several tenants are answered. Every reply is compared with what plain vLLM
+answers to the same request, token counts included; one request of each batch comes from a
+namespace that has seen nothing, and must be drafted for from nothing. In the end the servers are
+told to stop, and every process, file and block of shared memory that is left is counted. Exit
+status 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from reprise.eval.benchmarks.serving_load import MODEL_NAME, Server
+from reprise.eval.campaigns.campaign_requests import (
+    TENANTS,
+    Asked,
+    Outcome,
+    Question,
+    Verdict,
+    abandoned,
+    judged,
+    long_question,
+    make_questions,
+    outcomes,
+)
+from reprise.eval.campaigns.fault_ground import SERVER_OPTIONS, Ground, standing
+from reprise.eval.campaigns.fault_kinds import ABORTS, BURST, DISK_FULL, FAULT_KINDS, FaultKind
+
+_NUM_QUESTIONS = 96
+_NUM_LONG = 8
+_PER_FAULT = 5
+_BURST = 12
+_REPORT_EVERY_S = 10.0
+
+
+class Count(NamedTuple):
+    """What came of the faults of one kind."""
+
+    faults: int = 0
+    requests: int = 0
+    wrong: int = 0
+    lost: int = 0
+    crossed: int = 0
+
+    def plus(self, verdicts: Sequence[Verdict]) -> Count:
+        """Return the count with one more fault."""
+        return Count(
+            self.faults + 1,
+            self.requests + len(verdicts),
+            self.wrong + sum(each.wrong is not None for each in verdicts),
+            self.lost + sum(each.lost is not None for each in verdicts),
+            self.crossed + sum(each.crossed is not None for each in verdicts),
+        )
+
+
+class Report(NamedTuple):
+    """What a campaign found."""
+
+    by_kind: dict[str, Count]
+    leftovers: list[str]
+
+    @property
+    def total(self) -> Count:
+        """All kinds together."""
+        return Count(*(sum(column) for column in zip(*self.by_kind.values(), strict=True)))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was wrong, lost, crossed or left."""
+        return not (any(self.total[2:]) or self.leftovers)
+
+
+class Log:
+    """Writes lines with the time to standard error, and to a file if there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def __call__(self, line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        print(stamped, file=sys.stderr, flush=True)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                print(stamped, file=file)
+
+
+class Campaign:
+    """Draws faults, lives through them, and counts.
+
+    Args:
+        ground: the servers.
+        wanted: each question's outcome.
+        kinds: the faults to draw from.
+        seed: of faults and requests.
+        log: what is told of each reply that is not as it should be.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        wanted: dict[Question, Outcome],
+        kinds: Sequence[FaultKind],
+        *,
+        seed: int,
+        log: Log,
+    ) -> None:
+        self.by_kind: dict[str, Count] = {}
+        self._ground = ground
+        self._wanted = wanted
+        self._kinds = kinds
+        self._random = random.Random(seed)
+        self._log = log
+        self._num_salts = 0
+        self._long = [each for each in wanted if each.is_long]
+        self._short = [each for each in wanted if not each.is_long]
+
+    def live_through_one(self) -> None:
+        """Draw a fault, begin it, ask, and end it.
+
+        Raises:
+            RuntimeError: a server has ended; with the end of its log.
+        """
+        [kind] = self._random.choices(self._kinds, [kind.weight for kind in self._kinds])
+        target = self._ground.targets[self._random.choice(kind.targets)]
+        server = self._ground.servers[target.name]
+        asked = self._requests(kind)
+        with kind.begin(target, self._random):
+            verdicts = asyncio.run(self._ask(server, kind, asked))
+        self.by_kind[kind.name] = self.by_kind.get(kind.name, Count()).plus(verdicts)
+        for each, verdict in zip(asked, verdicts, strict=True):
+            if not verdict.is_good:
+                self._log(f"{kind.name}, {target.name}: {verdict} for {each}")
+        if server.has_ended():
+            raise RuntimeError(
+                f"the server with {target.name} has ended after {kind.name!r}; its log ends with:\n"
+                f"{server.log_end()}"
+            )
+
+    async def _ask(self, server: Server, kind: FaultKind, asked: list[Asked]) -> list[Verdict]:
+        seed = self._random.randrange(1 << 30)
+        replies = judged(server.url, MODEL_NAME, asked, self._wanted, seed)
+        if kind.name != ABORTS:
+            return await replies
+        # Others ask the same and leave: the first of them may be whom the rest wait for.
+        leaving = [each for each in asked if each.cache_salt is None]
+        after_s = self._random.uniform(0.0, 0.15)
+        gone = abandoned(server.url, MODEL_NAME, leaving, after_s=after_s)
+        _, verdicts = await asyncio.gather(gone, replies)
+        return verdicts
+
+    def _requests(self, kind: FaultKind) -> list[Asked]:
+        choose = self._random.choice
+        asked = []
+        if kind.name == BURST:
+            asked = [Asked(choose(self._long), choose(TENANTS)) for _ in range(_BURST)]
+        half = len(self._short) // 2
+        by_tenant = dict(zip(TENANTS, (self._short[:half], self._short[half:]), strict=True))
+        for _ in range(_PER_FAULT):
+            tenant = choose(TENANTS)
+            asked.append(Asked(choose(by_tenant[tenant]), tenant))
+        self._num_salts += 1
+        salt = f"nobody-{self._num_salts}"
+        return [*asked, Asked(choose(self._short), choose(TENANTS), cache_salt=salt)]
+
+
+def wanted_outcomes(model: str, seed: int) -> dict[Question, Outcome]:
+    """Ask plain vLLM everything that the campaign will ask.
+
+    Raises:
+        RuntimeError: it did not start, or did not answer.
+    """
+    questions = make_questions(seed, _NUM_QUESTIONS)
+    questions += list(dict.fromkeys(long_question(each) for each in questions[:_NUM_LONG]))
+    server = Server(model, None, dtype="float32", options=SERVER_OPTIONS)
+    try:
+        server.wait()
+        found = asyncio.run(outcomes(server.url, MODEL_NAME, questions, concurrency=8))
+    finally:
+        server.stop()
+    return dict(zip(questions, found, strict=True))
+
+
+def run(options: argparse.Namespace, kinds: Sequence[FaultKind], log: Log) -> Report:
+    """Run a campaign.
+
+    Raises:
+        RuntimeError: a server did not start, or has ended.
+    """
+    log("asking plain vLLM")
+    wanted = wanted_outcomes(options.model, options.seed)
+    log(f"{len(wanted)} questions answered; starting servers with Reprise")
+    with standing(options.model, options.embedding_model) as ground:
+        if not ground.can_fill_disk:
+            kinds = [kind for kind in kinds if kind.name != DISK_FULL]
+            log(f"no file system may be mounted here: {DISK_FULL!r} is left out")
+        campaign = Campaign(ground, wanted, kinds, seed=options.seed, log=log)
+        told_s = time.monotonic()
+        for number in range(1, options.faults + 1):
+            campaign.live_through_one()
+            if time.monotonic() - told_s > _REPORT_EVERY_S or number == options.faults:
+                told_s = time.monotonic()
+                total = Report(campaign.by_kind, []).total
+                log(
+                    f"{number} of {options.faults} faults; of {total.requests} replies "
+                    f"{total.wrong} wrong, {total.lost} lost, {total.crossed} crossed"
+                )
+        log("stopping the servers")
+        return Report(campaign.by_kind, ground.stop())
+
+
+def show(report: Report) -> None:
+    """Print the table."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("fault", "faults", "replies", "wrong", "lost", "crossings"):
+        table.add_column(heading, justify="left" if heading == "fault" else "right")
+    for name, count in sorted(report.by_kind.items()):
+        table.add_row(name, *map(str, count))
+    table.add_row("all", *map(str, report.total), style="bold")
+    console = Console()
+    console.print(table)
+    console.print(f"left behind after shutdown: {len(report.leftovers)}")
+    for each in report.leftovers:
+        console.print(f"  {each}", soft_wrap=True)
+
+
+def _as_json(options: argparse.Namespace, report: Report) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "config": {"faults": options.faults, "seed": options.seed},
+        "by_kind": {name: count._asdict() for name, count in report.by_kind.items()},
+        "leftovers": report.leftovers,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command: 0; 1 if a reply, a process or a file is not as it should be; 2 for bad
+    input or a machine on which servers do not start."""
+    names = [kind.name for kind in FAULT_KINDS]
+    parser = argparse.ArgumentParser(
+        prog="fault_campaign.py",
+        description="Faults against real servers, and whether any reply noticed.",
+        epilog=f"Faults: {', '.join(names)}.",
+    )
+    parser.add_argument("--faults", type=int, default=200, metavar="N", help="default: 200")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of faults and requests")
+    parser.add_argument("--only", metavar="LIST", help="these faults, separated by commas")
+    parser.add_argument("--model", help="a name or folder; default: the demo model")
+    parser.add_argument(
+        "--embedding-model",
+        default="lexical",
+        help="as the setting; default: lexical, which a killed process loads at once",
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append progress to it")
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    options = parser.parse_args(arguments)
+    if options.faults < 1:
+        parser.error(f"--faults: expected a number from 1 on, got {options.faults}")
+    chosen = [name.strip() for name in options.only.split(",")] if options.only else names
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"--only: unknown fault {unknown[0]!r}; there are: {', '.join(names)}")
+    if options.model is None:
+        from reprise.eval.demo_data.demo_model import demo_model_path
+
+        options.model = str(demo_model_path())
+    # Ended by a signal, it leaves through its own clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    kinds = [kind for kind in FAULT_KINDS if kind.name in chosen]
+    try:
+        report = run(options, kinds, Log(options.log))
+    except RuntimeError as error:
+        print(f"fault_campaign.py: error: {error}", file=sys.stderr)
+        return 2
+    show(report)
+    if options.output is not None:
+        options.output.write_text(json.dumps(_as_json(options, report), indent=1) + "\n")
+    return 0 if report.is_good else 1
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)

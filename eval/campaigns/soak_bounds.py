@@ -1,0 +1,248 @@
+"""Soak of the bounds: many small answers of many namespaces through a real retrieval process.
+
+    python eval/campaigns/soak_bounds.py                                     # some minutes
+    python eval/campaigns/soak_bounds.py --answers 6000 --namespaces 600     # what the tests run
+
+Answers are stored as an engine's worker stores them, and their updates are taken in as it does,
+once with the SQLite file behind memory and once with a real Redis. At every look the memory of both
+processes, the files, what Redis uses and the shared memory must be within what the settings say.
+The exit status is 1 if anything was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reprise.eval.live.redis_server import RedisServer
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.retrieval.service.process_retriever import ProcessRetriever
+
+MIB = 1 << 20
+TIERS = ("sqlite", "redis")
+# What Python, its libraries and allocators may take beyond what is charged for.
+_SLACK = 1.35
+_SLACK_BYTES = 64 * MIB
+# A put only hands the answer over; looks at a loaded machine must not fail for that.
+_MOST_PUT_P50_US, _MOST_PUT_P99_US = 200.0, 5000.0
+_LOOKS = 20
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The settings that are soaked."""
+
+    memory_bytes: int
+    tier_bytes: int
+    max_namespaces: int
+    shared_bytes: int = 16 * MIB
+    queue_bytes: int = 8 * MIB
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The most that was seen of something, and what it may be at most."""
+
+    tier: str
+    what: str
+    most: float
+    bound: float
+    unit: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was within its bound."""
+        return self.most <= self.bound
+
+
+def small_answer(number: int, num_namespaces: int) -> Answer:
+    """An answer of some 60 tokens; namespaces come as users do, some of them much more often."""
+    random = np.random.default_rng(number)
+    # Every namespace comes to its turn, and half of the answers are of a tenth of them.
+    tenth = max(1, num_namespaces // 10)
+    namespace = number % num_namespaces if number % 2 else (number // 2) % tenth
+    return Answer.create(
+        prompt_token_ids=random.integers(0, 30_000, 24),
+        response_token_ids=random.integers(0, 30_000, 40),
+        prompt_text=f"question {number} about {random.integers(1000)}",
+        namespace=f"salt-{namespace:08d}",
+        exact_key=number.to_bytes(16, "little"),
+    )
+
+
+def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Figure]:
+    """Store answers and look, some 20 times, at what everything takes."""
+    with contextlib.ExitStack() as stack:
+        url = "memory://" if tier == "sqlite" else stack.enter_context(RedisServer()).url
+        config = RetrievalConfig(
+            url=url,
+            embedding_model="lexical",
+            clauses=False,
+            memory_bytes=bounds.memory_bytes,
+            tier_bytes=bounds.tier_bytes,
+            max_namespaces=bounds.max_namespaces,
+            shared_bytes=bounds.shared_bytes,
+            queue_bytes=bounds.queue_bytes,
+        )
+        retriever = stack.enter_context(contextlib.closing(ProcessRetriever(config)))
+        overlap = TokenOverlap()
+        overlap.warm_up()
+        if not retriever.flush(120):
+            raise RuntimeError("the retrieval process did not start")
+        redis = _redis_client(url) if tier == "redis" else None
+        before = _look(retriever, redis) | {"shared": 0.0}
+        most: dict[str, float] = {}
+        took_us: list[float] = []
+        for number in range(answers):
+            one = small_answer(number, namespaces)
+            began_s = time.perf_counter()
+            retriever.store(one)
+            took_us.append(1e6 * (time.perf_counter() - began_s))
+            if number % 500 == 499:  # no faster than answers are indexed, so that none is dropped
+                retriever.flush(120)
+                for update in retriever.updates():
+                    overlap.apply(update)
+                retriever.credit(one.namespace, {one.answer_id: 30})
+            if number % max(1, answers // _LOOKS) == 0 or number == answers - 1:
+                for what, value in _look(retriever, redis).items():
+                    most[what] = max(most.get(what, 0.0), value - before.get(what, 0.0))
+        return list(_figures(tier, bounds, most, took_us, retriever, overlap))
+
+
+def _figures(
+    tier: str,
+    bounds: Bounds,
+    most: dict[str, float],
+    took_us: list[float],
+    retriever: ProcessRetriever,
+    overlap: TokenOverlap,
+) -> Iterator[Figure]:
+    stats = retriever.stats()
+    process = _SLACK * bounds.memory_bytes + bounds.queue_bytes + _SLACK_BYTES
+    if tier == "sqlite":  # whose index is copied while its file is written
+        process += bounds.memory_bytes / 2
+    # The owner holds the answers for exact hits, and a worker's index of shared tokens.
+    owner = _SLACK * (bounds.memory_bytes + overlap.num_bytes) + bounds.queue_bytes + _SLACK_BYTES
+    for what, bound in (("process RSS grown by", process), ("owner RSS grown by", owner)):
+        yield Figure(tier, what, most[what] / MIB, bound / MIB, "MiB")
+    yield Figure(tier, "shared memory", most["shared"] / MIB, bounds.shared_bytes / MIB + 1, "MiB")
+    if tier == "sqlite":
+        yield Figure(tier, "files", most["files"] / MIB, bounds.tier_bytes / MIB, "MiB")
+        # Vectors of what memory holds, twice while a new file is written.
+        index = most.get("index", 0.0)
+        yield Figure(tier, "index files", index / MIB, bounds.memory_bytes / MIB, "MiB")
+    else:
+        # The stream, its nodes, and buffers of connections are beside what answers are charged.
+        room = bounds.tier_bytes / MIB + 24
+        yield Figure(tier, "used_memory grown by", most["redis"] / MIB, room, "MiB")
+    yield Figure(tier, "memory charged", stats.bytes / MIB, bounds.memory_bytes / MIB, "MiB")
+    yield Figure(tier, "namespaces", stats.namespaces, bounds.max_namespaces, "")
+    yield Figure(tier, "answers lost unsaid", _lost(stats), 0, "")
+    yield Figure(tier, "put, p50", statistics.median(took_us), _MOST_PUT_P50_US, "us")
+    p99_us = statistics.quantiles(took_us, n=100)[98]
+    yield Figure(tier, "put, p99", p99_us, _MOST_PUT_P99_US, "us")
+    yield Figure(
+        tier, "worker's index", overlap.num_bytes / MIB, bounds.memory_bytes / MIB * 3, "MiB"
+    )
+
+
+def _lost(stats: Any) -> float:
+    """Answers whose fate no counter tells."""
+    return float(abs(stats.stored - stats.evicted - stats.answers))
+
+
+def _look(retriever: ProcessRetriever, redis: Any | None) -> dict[str, float]:
+    folder = Path(retriever.address).parent
+    found = {
+        "process RSS grown by": _rss(retriever.pid or 0),
+        "owner RSS grown by": _rss("self"),
+        "files": _bytes_of(folder, "answers.sqlite", "answers.sqlite-wal"),
+        "index": _bytes_of(folder, "*.index*"),
+    }
+    if redis is not None:
+        found["redis"] = float(redis.info("memory")["used_memory"])
+    shared = [path for path in Path("/dev/shm").glob("*") if folder.name in path.name]
+    # Of the whole block, not of what has been written to it so far.
+    return {key: value for key, value in found.items() if value} | {
+        "shared": float(sum(path.stat().st_size for path in shared)) if shared else 0.0
+    }
+
+
+def _bytes_of(folder: Path, *patterns: str) -> float:
+    total = 0
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        with contextlib.suppress(OSError):  # replaced or removed meanwhile
+            total += path.stat().st_size
+    return float(total)
+
+
+def _rss(pid: int | str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024.0 * int(line.split()[1])
+    return 0.0
+
+
+def _redis_client(url: str) -> Any:
+    import redis
+
+    return redis.Redis.from_url(url)
+
+
+def print_figures(figures: list[Figure]) -> None:
+    """Print a table on standard output."""
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for name, justify in (
+        ("tier", "left"),
+        ("figure", "left"),
+        ("most", "right"),
+        ("bound", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    table.add_column("")
+    for figure in figures:
+        verdict = "" if figure.holds else "EXCEEDED"
+        table.add_row(
+            figure.tier,
+            figure.what,
+            f"{figure.most:,.1f}",
+            f"{figure.bound:,.1f}",
+            figure.unit,
+            verdict,
+        )
+    Console(width=100).print(table)
+
+
+def main(
+    answers: Annotated[int, typer.Option(min=100)] = 200_000,
+    namespaces: Annotated[int, typer.Option(min=1)] = 20_000,
+    tiers: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(TIERS),
+    memory_mib: Annotated[int, typer.Option(min=1)] = 128,
+    tier_mib: Annotated[int, typer.Option(min=1)] = 64,
+    max_namespaces: Annotated[int, typer.Option(min=1)] = 16_000,
+) -> None:
+    """Store many small answers and check what everything takes."""
+    bounds = Bounds(memory_mib * MIB, tier_mib * MIB, max_namespaces)
+    figures: list[Figure] = []
+    for tier in tiers.split(","):
+        if tier not in TIERS:
+            raise typer.BadParameter(f"tiers must be of {', '.join(TIERS)}, got {tier!r}")
+        figures += soak(tier, bounds, answers=answers, namespaces=namespaces)
+    print_figures(figures)
+    raise typer.Exit(0 if all(figure.holds for figure in figures) else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,435 @@
+"""A campaign against vLLM's step: requests that end in every way at once, token for token.
+
+    python eval/campaigns/step_campaign.py --requests 400 --seeds 5
+    python eval/campaigns/step_campaign.py --requests 20000 --seeds 50 \\
+        --model my-model --trace requests.jsonl
+
+Small contexts, few KV blocks and priorities: requests end at the end of the context, at their last
+block, by a stop string, by a grammar and by abort, while others are preempted, in the same steps.
+What each says is compared with what vLLM says without speculation, both in float32, where a token
+does not depend on what is computed beside it. Requests are drawn from a seed; the same one gives
+the same requests again. The exit status is 1 if a token was wrong, a request was lost, an engine
+ended, or an error was swallowed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reprise.eval.demo_data.demo_model import demo_model_path
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.live.settled_report import settled_report
+from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
+from reprise.eval.replay.traces import TraceError, load_trace
+
+_BLOCK = 32
+_PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
+_MAX_STEPS_WITHOUT_OUTPUT = 5_000
+_GRAMMARS = ("[a-z ]{4,12}\\.", "(yes|no|maybe) [0-9]{1,4}")
+
+Settings = dict[str, Any]
+
+
+class Way(NamedTuple):
+    """An engine to run the campaign against."""
+
+    name: str
+    settings: Settings
+    runs_ahead: bool = False
+    """As on a GPU: engine core and model runner in one process."""
+
+
+_TIGHT: Settings = {"block_size": _BLOCK, "max_num_seqs": 12, "enforce_eager": True}
+WAYS = (
+    Way(
+        "scheduled ahead, priorities, few blocks",
+        {
+            **_TIGHT,
+            "max_model_len": 96,
+            "num_gpu_blocks_override": 10,
+            "scheduling_policy": "priority",
+        },
+    ),
+    Way(
+        "scheduled ahead, prompts in pieces, fewest blocks, nothing cached",
+        {
+            **_TIGHT,
+            "max_model_len": 128,
+            "num_gpu_blocks_override": 10,
+            "max_num_batched_tokens": 48,
+            "enable_prefix_caching": False,
+        },
+    ),
+    Way(
+        "step by step, priorities, few blocks",
+        {
+            **_TIGHT,
+            "max_model_len": 96,
+            "num_gpu_blocks_override": 10,
+            "scheduling_policy": "priority",
+            "async_scheduling": False,
+        },
+    ),
+    Way(
+        "run ahead, priorities, few blocks",
+        {
+            **_TIGHT,
+            "max_model_len": 96,
+            "num_gpu_blocks_override": 10,
+            "scheduling_policy": "priority",
+        },
+        runs_ahead=True,
+    ),
+)
+
+
+class Question(NamedTuple):
+    """What is asked, and how; the answer is the same whenever it is asked."""
+
+    prompt: tuple[int, ...]
+    kind: str
+    params: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One request of a campaign."""
+
+    question: Question
+    priority: int
+    abort_after: int | None
+    """Steps after its arrival, after which it is aborted."""
+
+
+@dataclass
+class Outcome:
+    """What became of a way's requests."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """By kind of end."""
+    wrong: list[str] = field(default_factory=list)
+    lost: int = 0
+    preemptions: int = 0
+    accepted: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.wrong or self.lost or self.errors)
+
+
+def draw_questions(
+    texts: Sequence[Sequence[int]], max_model_len: int, random: np.random.Generator, count: int
+) -> list[Question]:
+    """Questions about pieces of `texts`, most of which end where it hurts."""
+    questions = []
+    for _ in range(count):
+        kind = str(random.choice(list(_KINDS), p=list(_KINDS.values())))
+        text = texts[int(random.integers(len(texts)))]
+        # Few starts and many equal pieces: answers come again, and are drafted.
+        length = _prompt_length(kind, max_model_len, random)
+        begin = _BLOCK * int(random.integers(4))
+        prompt = tuple(int(token) for token in np.resize(text[begin:] or text, length))
+        params = _params(kind, length, max_model_len, random)
+        questions.append(Question(prompt, kind, tuple(params.items())))
+    return questions
+
+
+_KINDS = {
+    "end of context": 0.30,
+    "last block": 0.20,
+    "end of answer": 0.13,
+    "prompt of whole blocks": 0.10,
+    "stop string": 0.08,
+    "min_tokens": 0.05,
+    "greedy with a seed": 0.05,
+    "penalties": 0.04,
+    "grammar": 0.05,
+}
+
+
+def _prompt_length(kind: str, max_model_len: int, random: np.random.Generator) -> int:
+    if kind == "prompt of whole blocks":
+        return 1 + _BLOCK * int(random.integers(1, max_model_len // _BLOCK))
+    if kind == "end of context":
+        return max_model_len - int(random.choice([1, 2, 3, 5, 8, 13, 17, 18, 24, 40, 60, 75]))
+    return int(random.integers(3, max_model_len - 20))
+
+
+def _params(kind: str, length: int, max_model_len: int, random: np.random.Generator) -> Settings:
+    room = max_model_len - length
+    few = int(random.integers(1, 25))
+    if kind == "end of context":
+        return {"max_tokens": None, "ignore_eos": True}
+    if kind == "last block":
+        to_its_end = -length % _BLOCK + int(random.integers(-1, 2))
+        return {"max_tokens": min(room, max(1, to_its_end)), "ignore_eos": True}
+    if kind == "stop string":
+        return {"max_tokens": min(room, 40), "stop": ("e", "you", "order")[few % 3]}
+    if kind == "min_tokens":
+        return {"max_tokens": room, "min_tokens": min(few, room)}
+    if kind == "greedy with a seed":
+        return {"max_tokens": min(room, few), "seed": few}
+    if kind == "penalties":
+        return {"max_tokens": min(room, few), "repetition_penalty": 1.3}
+    if kind == "grammar":
+        return {"max_tokens": min(room, 30), "regex": _GRAMMARS[few % len(_GRAMMARS)]}
+    return {"max_tokens": min(room, 40)}
+
+
+def draw_requests(
+    questions: Sequence[Question], random: np.random.Generator, count: int
+) -> list[Planned]:
+    """Requests for some of the questions, many of them more than once."""
+    return [
+        Planned(
+            questions[int(random.integers(len(questions)))],
+            priority=int(random.integers(4)),
+            abort_after=int(random.integers(1, 40)) if random.random() < 0.15 else None,
+        )
+        for _ in range(count)
+    ]
+
+
+def sampling_params(question: Question) -> Any:
+    """vLLM's, greedy."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    given = dict(question.params)
+    if (regex := given.pop("regex", None)) is not None:
+        given["structured_outputs"] = StructuredOutputsParams(regex=regex)
+    return SamplingParams(temperature=0.0, **given)
+
+
+Said = tuple[tuple[int, ...], str | None]
+"""Tokens, and why they end."""
+
+
+def plain_answers(model: str, settings: Settings, questions: Sequence[Question]) -> list[Said]:
+    """What vLLM says without speculation, with room enough."""
+    keep = {"max_model_len", "block_size", "enforce_eager"}
+    llm = _engine(model, {name: settings[name] for name in settings.keys() & keep})
+    try:
+        outputs = llm.generate(
+            [{"prompt_token_ids": list(question.prompt)} for question in questions],
+            [sampling_params(question) for question in questions],
+            use_tqdm=False,
+        )
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+    completions = [output.outputs[0] for output in outputs]
+    return [(tuple(one.token_ids), one.finish_reason) for one in completions]
+
+
+def _engine(model: str, settings: Settings) -> Any:
+    from vllm import LLM
+
+    return LLM(model=model, dtype="float32", disable_log_stats=False, **settings)
+
+
+@contextmanager
+def reprise_engine(model: str, way: Way) -> Iterator[Any]:
+    """An engine with our proposer, which drafts as much as it can."""
+    from reprise.engine_ext.compat import async_scheduling
+
+    async_scheduling.install()
+    was_overlapping = async_scheduling.is_overlapping
+    was_multiprocessing = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    if way.runs_ahead:
+        async_scheduling.is_overlapping = lambda: True
+        # vLLM reads a number; its CPU platform, which wants another executor, a "1".
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "01"
+    try:
+        llm = _engine(
+            model,
+            way.settings
+            | {
+                "speculative_config": {"model": _PROPOSER, "num_speculative_tokens": 16},
+                "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}},
+            },
+        )
+    finally:
+        async_scheduling.is_overlapping = was_overlapping
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = was_multiprocessing
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def run_requests(
+    llm: Any,
+    requests: Sequence[Planned],
+    expected: dict[Question, Said],
+    random: np.random.Generator,
+    outcome: Outcome,
+    *,
+    name: str,
+) -> None:
+    """Ask all requests, some twenty at a time, and compare what is said."""
+    engine = llm.llm_engine
+    waiting = list(enumerate(requests))[::-1]
+    live: dict[str, tuple[Planned, int]] = {}
+    said: dict[str, Said] = {}
+    idle = 0
+    while waiting or live:
+        while waiting and len(live) < int(random.integers(12, 28)):
+            number, planned = waiting.pop()
+            request_id = f"{name}-{number}"
+            prompt = {"prompt_token_ids": list(planned.question.prompt)}
+            params = sampling_params(planned.question)
+            engine.add_request(request_id, prompt, params, priority=planned.priority)
+            live[request_id] = planned, outcome.steps
+        outputs = engine.step()
+        outcome.steps += 1
+        idle = 0 if outputs else idle + 1
+        if idle > _MAX_STEPS_WITHOUT_OUTPUT:
+            outcome.lost += len(live)
+            return
+        for output in outputs:
+            one = output.outputs[0]
+            said[output.request_id] = tuple(one.token_ids), one.finish_reason
+            if output.finished:
+                planned, _ = live.pop(output.request_id)
+                outcome.requests[planned.question.kind] += 1
+                _compare(said[output.request_id], expected[planned.question], planned, outcome)
+        for request_id, (planned, arrived) in tuple(live.items()):
+            if planned.abort_after is not None and outcome.steps - arrived >= planned.abort_after:
+                engine.abort_request([request_id])
+                del live[request_id]
+                outcome.requests["abort"] += 1
+                tokens, _ = said.get(request_id, ((), None))
+                whole, _ = expected[planned.question]
+                _compare((tokens, None), (whole[: len(tokens)], None), planned, outcome)
+
+
+def _compare(said: Said, expected: Said, planned: Planned, outcome: Outcome) -> None:
+    if said != expected:
+        question = planned.question
+        outcome.wrong.append(
+            f"{question.kind}, prompt of {len(question.prompt)}, {dict(question.params)}: "
+            f"{said}, expected {expected}"
+        )
+
+
+def run_way(
+    way: Way, model: str, texts: Sequence[Sequence[int]], seeds: Sequence[int], count: int
+) -> Outcome:
+    """All seeds of a way against one engine, which so has seen the questions of those before."""
+    outcome = Outcome()
+    random = np.random.default_rng(0)
+    max_model_len = way.settings["max_model_len"]
+    questions = draw_questions(
+        texts, max_model_len, random, min(1500, 40 + count * len(seeds) // 3)
+    )
+    questions = list(dict.fromkeys(questions))
+    expected = dict(zip(questions, plain_answers(model, way.settings, questions), strict=True))
+    began_s = time.perf_counter()
+    with _complaints(outcome), reprise_engine(model, way) as llm:
+        for seed in seeds:
+            random = np.random.default_rng(seed)
+            requests = draw_requests(questions, random, count)
+            run_requests(llm, requests, expected, random, outcome, name=f"{seed}")
+        try:
+            report = settled_report(llm, timeout_s=60.0)
+        except TimeoutError:  # counted below
+            (report,) = llm.collective_rpc("reprise_stats")
+        outcome.errors += [f"{name}: {times}" for name, times in report["errors"].items()]
+        outcome.lost += report["live_requests"]
+        outcome.accepted = report["provider"]["accepted"]
+        metrics = {one.name: one.value for one in llm.get_metrics() if hasattr(one, "value")}
+        outcome.preemptions = int(metrics["vllm:num_preemptions"])
+    outcome.seconds = time.perf_counter() - began_s
+    return outcome
+
+
+@contextmanager
+def _complaints(outcome: Outcome) -> Iterator[None]:
+    """What an engine's processes complain of, of ours or in the end, goes into the outcome."""
+    with tempfile.TemporaryFile() as log:
+        kept = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            outcome.errors.append(f"the engine ended: {error}".splitlines()[0])
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines()
+            outcome.errors += [line for line in lines if "Reprise: " in line and "failed" in line]
+            if outcome.errors:
+                outcome.errors += lines[-40:]
+
+
+def main(
+    requests: Annotated[int, typer.Option(min=1, help="in all")] = 400,
+    seeds: Annotated[int, typer.Option(min=1, help="the requests are drawn from 0 to here")] = 4,
+    model: Annotated[str, typer.Option(help="without, the demo model")] = "",
+    trace: Annotated[Path | None, typer.Option(help="without, the demo trace")] = None,
+    way: Annotated[int | None, typer.Option(help="only this one of the engines, from 0 on")] = None,
+) -> None:
+    """Run the campaign and print a row for each engine."""
+    # Set before vLLM is imported: quiet but for errors.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    model = model or str(demo_model_path())
+    try:
+        tokenizer = load_tokenizer(model)
+        rows = make_demo_trace(seed=0) if trace is None else load_trace(trace)
+    except (TokenizerError, TraceError) as error:
+        _fail(str(error))
+    texts = [tokenizer.encode(row.prompt + " " + row.response).tolist() for row in rows[:200]]
+    texts = [text for text in texts if len(text) > 3 * _BLOCK]
+    if not texts:
+        _fail("--trace: expected longer texts")
+    chosen = [one for number, one in enumerate(WAYS) if way in (None, number)]
+    if not chosen:
+        _fail(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
+    count = -(-requests // seeds)
+    table = Table(title=f"{count} requests of each of {seeds} seeds")
+    columns = ("requests", "wrong", "lost", "errors", "preemptions", "accepted", "steps", "s")
+    for name in ("engine", *columns):
+        table.add_column(name, justify="left" if name == "engine" else "right")
+    ends: Counter[str] = Counter()
+    is_good = True
+    for number, one in enumerate(chosen):
+        outcome = run_way(one, model, texts, range(seeds)[number :: len(chosen)], count)
+        ends += outcome.requests
+        is_good &= outcome.is_good
+        found = [outcome.requests.total(), len(outcome.wrong), outcome.lost, len(outcome.errors)]
+        found += [outcome.preemptions, outcome.accepted, outcome.steps, round(outcome.seconds)]
+        table.add_row(one.name, *map(str, found))
+        for line in [*outcome.wrong[:10], *outcome.errors]:
+            typer.echo(line, err=True)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print("ends:", ", ".join(f"{kind} {count}" for kind, count in ends.most_common()))
+    raise SystemExit(0 if is_good else 1)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"step_campaign.py: error: {message}", err=True)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    typer.run(main)

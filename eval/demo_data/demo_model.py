@@ -1,0 +1,165 @@
+"""The demo model: a small Llama, trained on the demo trace.
+
+What the current recipe makes lies beside this file, so that everybody has the same weights:
+training gives others on each kind of processor. Only a recipe that somebody has changed is trained,
+and cached under its hash. After such a change,
+`python -m reprise.eval.demo_data.demo_model --bundle` trains it and puts it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from reprise.eval.demo_data.demo_trace import make_demo_trace, training_rows
+
+DEMO_DTYPE = "float32"
+"""What engines compute it in where answers are compared. In bfloat16 two tokens can tie, and which
+of them wins depends on what else is in the batch and on the processor, drafts or not."""
+BUNDLED = Path(__file__).resolve().parent / "demo_model_files"
+"""In a checkout; the installed package leaves it out."""
+_HASH_FILE = "recipe_hash"
+_HASHED_TRAINING_ROWS = 1000
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """All that decides what the demo model is. Change a value and a new model is trained."""
+
+    version: int = 2
+    """Goes up with every change to how tokenizer or model are trained."""
+    seed: int = 0
+    vocab_size: int = 1536
+    max_tokens: int = 1024
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_layers: int = 3
+    num_heads: int = 3
+    steps: int = 800
+    rows_per_step: int = 16
+    matrix_lr: float = 0.02
+    vector_lr: float = 3e-3
+    dtype: str = "bfloat16"
+
+
+RECIPE = Recipe()
+
+
+def demo_model_path(recipe: Recipe = RECIPE) -> Path:
+    """Folder of the demo model, with tokenizer and chat template: the bundled one, if it is of this
+    recipe, else one that is trained if it is not there.
+
+    Training takes a few minutes on two cores, shows a progress bar on standard error and happens
+    once: the result is kept under the user's cache directory. Processes that ask at the same time
+    wait for the one that trains.
+    """
+    recipe_hash = _recipe_hash(recipe)
+    if recipe_hash == bundled_recipe_hash():
+        return BUNDLED
+    from reprise.eval.demo_data.demo_training import train_demo_model
+
+    return _cached(
+        f"demo-model-{recipe_hash}",
+        lambda folder: train_demo_model(recipe, folder),
+        doing="training the demo model",
+    )
+
+
+def demo_tokenizer_path(recipe: Recipe = RECIPE) -> Path:
+    """The demo model's tokenizer file alone, which takes a second to make instead of minutes."""
+    recipe_hash = _recipe_hash(recipe)
+    if recipe_hash == bundled_recipe_hash():
+        return BUNDLED / "tokenizer.json"
+    from reprise.eval.demo_data.demo_training import train_demo_tokenizer
+
+    def build(folder: Path) -> None:
+        train_demo_tokenizer(recipe).save(str(folder / "tokenizer.json"))
+
+    name = f"demo-tokenizer-{recipe_hash}"
+    return _cached(name, build, doing="training the demo tokenizer") / "tokenizer.json"
+
+
+def bundled_recipe_hash() -> str | None:
+    """Of which recipe the bundled model is; None: there is none."""
+    file = BUNDLED / _HASH_FILE
+    return file.read_text().strip() if file.is_file() else None
+
+
+def bundle() -> Path:
+    """Have the current recipe's model lie beside this file, training it if need be; its folder."""
+    trained = demo_model_path()
+    if trained != BUNDLED:
+        shutil.rmtree(BUNDLED, ignore_errors=True)
+        shutil.copytree(trained, BUNDLED)
+        (BUNDLED / _HASH_FILE).write_text(_recipe_hash(RECIPE) + "\n")
+    return BUNDLED
+
+
+def cache_folder() -> Path:
+    """Where Reprise keeps what it made for this user."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "reprise"
+
+
+def _recipe_hash(recipe: Recipe) -> str:
+    digest = hashlib.sha256(msgspec.json.encode(recipe))
+    rows = itertools.chain(
+        make_demo_trace(recipe.seed),
+        itertools.islice(training_rows(recipe.seed), _HASHED_TRAINING_ROWS),
+    )
+    for row in rows:
+        digest.update(msgspec.json.encode(row))
+    return digest.hexdigest()[:12]
+
+
+def _cached(name: str, build: Callable[[Path], None], *, doing: str) -> Path:
+    """Folder `name` of the cache; made by `build` in a folder beside it, then renamed, so that it
+    is there whole or not at all."""
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder.with_suffix(".lock"), doing=doing):
+        if folder.is_dir():
+            return folder
+        scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
+        try:
+            build(scratch)
+            scratch.chmod(0o755)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path, *, doing: str) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it even if this process is killed."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Console(stderr=True).print(f"Waiting for another process that is {doing} ...")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    """Train it if need be, and print where it is."""
+    parser = argparse.ArgumentParser(description="Where the demo model is.")
+    parser.add_argument("--bundle", action="store_true", help="put it into this checkout")
+    print(bundle() if parser.parse_args().bundle else demo_model_path())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Engines of several methods at once, of which one runs while the others stand still.
+
+A shared machine's speed changes by tens of percent within minutes. Engines measured one after
+another each get a different machine; engines that take turns of a second get the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import msgspec
+
+from reprise.eval.live.engine_environment import engine_environment
+from reprise.eval.live.live_worker import LiveJob, LiveMessage, LiveOutcome
+
+_TURN_S = 1.0
+_EXIT_S = 60.0
+_GROUP_EXIT_S = 15.0
+# What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
+_ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class LiveError(RuntimeError):
+    """An engine that could not be started or that stopped; the message is one line."""
+
+
+def serve(
+    jobs: Sequence[LiveJob], *, on_request: Callable[[], None] = lambda: None
+) -> list[LiveOutcome]:
+    """Serve each job with an engine in a process of its own.
+
+    One job's engine has the machine to itself. Those of several take turns, the one that has
+    finished the fewest timed requests next, so all go through the trace side by side; their
+    `wall_s` are what their own turns took.
+
+    Args:
+        jobs: At least one.
+        on_request: Called for each request that any of them finishes.
+
+    Raises:
+        LiveError: An engine failed.
+    """
+    turn_s = _TURN_S if len(jobs) > 1 else None
+    with _leaving_on_sigterm(), contextlib.ExitStack() as stack:
+        engines: list[_Engine] = []
+        for job in jobs:
+            job = msgspec.structs.replace(job, num_engines=len(jobs))
+            engine = stack.enter_context(_Engine(job, on_request))
+            engine.get_ready()
+            engines.append(engine)
+            if turn_s is not None:
+                engine.stop()
+        for engine in engines:
+            engine.let_go()
+        while waiting := [engine for engine in engines if not engine.has_served]:
+            min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
+        return [engine.outcome() for engine in engines]
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process by way of its context managers, which end the engines."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Engine:
+    """A worker process, `reprise.eval.live.live_worker`, and what it has said so far."""
+
+    def __init__(self, job: LiveJob, on_request: Callable[[], None]) -> None:
+        self._job, self._on_request = job, on_request
+        self._messages: queue.SimpleQueue[LiveMessage | None] = queue.SimpleQueue()
+        self._outcome: LiveOutcome | None = None
+        self._turns_s = 0.0
+        self._has_stopped = False
+        self.is_ready = self.has_served = False
+        self.num_finished = 0
+
+    def __enter__(self) -> _Engine:
+        self._folder = tempfile.TemporaryDirectory(prefix="reprise-live-")
+        job_file = Path(self._folder.name) / "job.json"
+        self._log_file = Path(self._folder.name) / "engine.log"
+        job_file.write_bytes(msgspec.json.encode(self._job))
+        reading, writing = os.pipe()
+        with self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "reprise.eval.live.live_worker",
+                    str(job_file),
+                    str(writing),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writing,),
+                env=engine_environment(
+                    {**_ENGINE_ENVIRONMENT, **os.environ}, with_reprise=self._job.uses_reprise
+                ),
+                # With all that it starts it is stopped as one. Should this process die, it ends
+                # itself; not a session of its own, for the kernel then ends what stands still.
+                process_group=0,
+            )
+        os.close(writing)
+        threading.Thread(
+            target=self._listen, args=(os.fdopen(reading, "rb"),), name="reprise-live", daemon=True
+        ).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        if self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+            try:
+                self._process.wait(_EXIT_S)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGKILL)
+                self._process.wait()
+        self._end_group()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._folder.cleanup()
+
+    def get_ready(self) -> None:
+        """Run until the warm requests are learned."""
+        self._run_until(lambda: self.is_ready)
+
+    def let_go(self) -> None:
+        """Let it begin with the timed requests, as soon as it runs."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+
+    def stop(self) -> None:
+        """Let it stand still."""
+        self._signal(signal.SIGSTOP)
+        self._has_stopped = True
+
+    def take_turn(self, turn_s: float | None) -> None:
+        """Run for so long, or until the timed requests are served."""
+        began_s = time.perf_counter()
+        self._go_on()
+        self._run_until(lambda: self.has_served, None if turn_s is None else began_s + turn_s)
+        if turn_s is not None:
+            self.stop()
+        self._turns_s += time.perf_counter() - began_s
+
+    def outcome(self) -> LiveOutcome:
+        """What it reports in the end, when it has ended."""
+        self._go_on()
+        self._run_until(lambda: self._outcome is not None)
+        assert self._outcome is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_S)
+        self._outcome.wall_s = self._turns_s
+        return self._outcome
+
+    def _run_until(self, done: Callable[[], bool], deadline_s: float | None = None) -> None:
+        """Take in what it says until `done`, or the deadline by `perf_counter`."""
+        while not done():
+            left_s = None if deadline_s is None else deadline_s - time.perf_counter()
+            if left_s is not None and left_s <= 0:
+                return
+            with contextlib.suppress(queue.Empty):
+                self._take_in(self._messages.get(timeout=left_s))
+
+    def _take_in(self, message: LiveMessage | None) -> None:
+        failure = message.failure if message else "the engine's process ended without a word"
+        if failure is not None:
+            raise LiveError(f"model {self._job.model}: {_cause(failure, self._log_file)}")
+        assert message is not None
+        self.is_ready |= message.is_ready
+        self.has_served |= message.has_served
+        self._outcome = message.outcome or self._outcome
+        if message.request_finished:
+            self.num_finished += self.is_ready
+            self._on_request()
+
+    def _listen(self, pipe: IO[bytes]) -> None:
+        try:
+            with pipe:
+                for line in pipe:
+                    self._messages.put(msgspec.json.decode(line, type=LiveMessage))
+        finally:
+            self._messages.put(None)
+
+    def _go_on(self) -> None:
+        if self._has_stopped:
+            self._signal(signal.SIGCONT)
+            self._has_stopped = False
+
+    def _end_group(self) -> None:
+        """What was ended while it started may leave its engine behind: that gets time to end."""
+        deadline_s = time.monotonic() + _GROUP_EXIT_S
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline_s:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.1)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def _cause(message: str, log: Path) -> str:
+    """The message, or, where vLLM only says that the engine failed, the last error in its log."""
+    if "Engine core initialization failed" not in message or not log.is_file():
+        return message
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if "Error: " in line and "Engine core init" not in line]
+    return errors[-1].split("] ", 1)[-1].strip() if errors else message

@@ -1,0 +1,174 @@
+"""Methods against each other on real vLLM engines: one process a method and trace."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
+from reprise.eval.live.engine_turns import LiveError, serve
+from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
+from reprise.eval.replay.methods import MethodError
+from reprise.eval.replay.results import Percentiles, Run
+from reprise.eval.replay.semantic_cache import cached_rows
+from reprise.eval.replay.traces import TraceRow
+from reprise.eval.report.progress import progress_stages
+from reprise.retrieval.search.embedding import Embedder
+
+LIVE_METHODS = ("none", "ngram", "suffix", "suffix-long", "semantic-cache", "reprise")
+
+
+def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
+    """Those that an engine can run; raises MethodError if one that was named cannot."""
+    kept = [method for method in methods if method in LIVE_METHODS]
+    if named and len(kept) < len(methods):
+        dropped = next(method for method in methods if method not in LIVE_METHODS)
+        raise MethodError(f"method {dropped!r} runs with --engine replay only")
+    return kept
+
+
+def run_live(
+    options: argparse.Namespace,
+    methods: Sequence[str],
+    traces: Mapping[str, Sequence[TraceRow]],
+) -> tuple[dict[str, Any], list[Run]]:
+    """Serve every trace with every method; settings and results.
+
+    Raises LiveError if vLLM is missing or the model does not load.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise LiveError("--engine vllm needs vLLM, which is not installed")
+    methods = live_methods(methods, named=options.methods is not None)
+    model = options.model or str(demo_model_path())
+    runs: list[Run] = []
+    with progress_stages(quiet=options.quiet) as stage:
+        for trace, rows in traces.items():
+            reference: list[list[int]] | None = None
+            for group in method_groups(methods, take_turns=options.take_turns):
+                name = f"{trace}: {', '.join(group)} (vLLM)"
+                with stage(name, len(group) * len(rows)) as tick:
+                    if group == ["semantic-cache"]:
+                        runs.append(
+                            _run_semantic_cache(options, model, trace, rows, reference, tick)
+                        )
+                        continue
+                    jobs = [_live_job(options, model, method, rows) for method in group]
+                    outcomes = serve(jobs, on_request=tick)
+                for method, outcome in zip(group, outcomes, strict=True):
+                    if method == "none":
+                        reference = outcome.output_token_ids
+                    run = run_of_outcome(trace, method, outcome, reference, cost=options.cost)
+                    runs.append(run)
+    settings = {
+        "model": model,
+        "concurrency": options.concurrency,
+        "take_turns": options.take_turns,
+    }
+    return settings, runs
+
+
+def method_groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]]:
+    """Which methods run at once, in order.
+
+    The reference first: the others count how many of their outputs are identical to it. The
+    semantic cache embeds its questions here, outside of its engine, and so has no turns.
+    """
+    first = sorted(methods, key=lambda method: method != "none")
+    if not take_turns:
+        return [[method] for method in first]
+    alone = [method for method in first if method == "semantic-cache"]
+    groups = [[method for method in first if method not in alone], alone]
+    return [group for group in groups if group]
+
+
+def _live_job(
+    options: argparse.Namespace, model: str, method: str, rows: Sequence[TraceRow]
+) -> LiveJob:
+    return LiveJob(
+        model=model,
+        speculative_config=speculative_config(method, options.num_speculative_tokens),
+        rows=list(rows),
+        concurrency=options.concurrency,
+        seed=options.seed,
+        dtype=options.dtype or (DEMO_DTYPE if model == str(demo_model_path()) else "auto"),
+    )
+
+
+def _run_semantic_cache(
+    options: argparse.Namespace,
+    model: str,
+    trace: str,
+    rows: Sequence[TraceRow],
+    reference: Sequence[Sequence[int]] | None,
+    tick: Callable[[], None],
+) -> Run:
+    """An engine without speculation behind a semantic cache: it is sent what misses."""
+    embedder = Embedder()
+    began = time.perf_counter()
+    served_from = cached_rows(rows, embedder=embedder, threshold=options.threshold)
+    embedding_s = time.perf_counter() - began
+    timed = [number for number, row in enumerate(rows) if not row.warm]
+    missed = [n for n, found in zip(timed, served_from, strict=True) if found is None]
+    warm = [number for number, row in enumerate(rows) if row.warm]
+    sent = {*warm, *missed}
+    kept = [row for number, row in enumerate(rows) if number in sent]
+    job = _live_job(options, model, "none", kept)
+    (outcome,) = serve([job], on_request=tick)
+    answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
+    answers.update(zip(missed, outcome.output_token_ids, strict=True))
+    outcome.output_token_ids = [
+        answers[number if found is None else found]
+        for number, found in zip(timed, served_from, strict=True)
+    ]
+    outcome.wall_s += embedding_s
+    for _ in range(len(timed) - len(missed)):
+        tick()
+    run = run_of_outcome(trace, "semantic-cache", outcome, reference, cost=options.cost)
+    hits = run.requests - len(missed)
+    run.hit_rate = hits / run.requests if run.requests else 0.0
+    if run.identical_outputs is not None:
+        changed = run.requests - run.identical_outputs
+        run.changed_answers = changed / hits if hits else 0.0
+    return run
+
+
+def run_of_outcome(
+    trace: str,
+    method: str,
+    outcome: LiveOutcome,
+    reference: Sequence[Sequence[int]] | None,
+    *,
+    cost: float,
+) -> Run:
+    """The run that an outcome makes; `reference` are the outputs without speculation."""
+    outputs, steps, drafted = outcome.output_token_ids, outcome.steps, outcome.drafted_tokens
+    tokens = sum(map(len, outputs))
+    emitted = tokens - sum(map(bool, outputs))
+    spent = steps + cost * drafted
+    propose = outcome.propose_us
+    return Run(
+        trace=trace,
+        method=method,
+        requests=len(outputs),
+        steps=steps,
+        emitted_tokens=emitted,
+        drafted_tokens=drafted,
+        accepted_tokens=outcome.accepted_tokens,
+        mean_acceptance_length=1 + outcome.accepted_tokens / steps if steps else None,
+        acceptance_rate=outcome.accepted_tokens / drafted if drafted else None,
+        drafted_per_step=drafted / steps if steps else None,
+        model_speedup=emitted / spent if spent else None,
+        propose_us=Percentiles(propose["p50"], propose["p99"]) if propose else None,
+        bytes_per_cached_token=outcome.bytes_per_cached_token,
+        by_source=outcome.by_source,
+        wall_s=outcome.wall_s,
+        output_tokens_per_s=tokens / outcome.wall_s,
+        identical_outputs=(
+            None
+            if reference is None
+            else sum(a == b for a, b in zip(outputs, reference, strict=True))
+        ),
+    )

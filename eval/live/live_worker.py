@@ -1,0 +1,291 @@
+"""One method on one trace with a real vLLM engine, in a process of its own.
+
+A clean process for each method is the only way to a clean engine: caches, compiled code, patched
+classes and memory all go when it ends. It is started as a module of its own, with light imports,
+because vLLM's processes import their parent's main module once more, and vLLM 0.32's CPU worker
+does not start where that has brought in numba.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reprise.eval.live.settled_report import settled_report
+from reprise.eval.replay.traces import TraceRow
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+MAX_OUTPUT_TOKENS = 512
+_FLUSH_S = 60.0
+_WARM_UP_TOKENS = 8
+
+
+class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker process is to do."""
+
+    model: str
+    speculative_config: dict[str, Any] | None
+    rows: list[TraceRow]
+    concurrency: int
+    seed: int
+    dtype: str = "auto"
+    """As for vLLM; `auto`: what the model's folder says."""
+    num_engines: int = 1
+    """How many there are at a time, this one included; they share the memory of a GPU."""
+
+    @property
+    def uses_reprise(self) -> bool:
+        """Whether our proposer drafts."""
+        return "reprise." in str(self.speculative_config)
+
+
+class LiveOutcome(msgspec.Struct, kw_only=True):
+    """What the timed requests of one method came to."""
+
+    output_token_ids: list[list[int]]
+    """Of each timed row, in order."""
+    warm_output_token_ids: list[list[int]]
+    """Of each warm row, in order."""
+    steps: int
+    """Engine steps that emitted for a request, summed over requests; the prefill's is none."""
+    drafted_tokens: int
+    accepted_tokens: int
+    wall_s: float = 0.0
+    """Of the timed requests; measured by who gave them, who may have stopped the engine between."""
+    by_source: dict[str, dict[str, int]] = {}
+    propose_us: dict[str, float] | None = None
+    bytes_per_cached_token: float | None = None
+
+
+class LiveMessage(msgspec.Struct, omit_defaults=True):
+    """One line from a worker process: how far it is, or how it all ended."""
+
+    is_ready: bool = False
+    """The warm rows are learned; the timed ones wait for a line on standard input."""
+    request_finished: bool = False
+    has_served: bool = False
+    """The last timed request has finished."""
+    outcome: LiveOutcome | None = None
+    failure: str | None = None
+
+
+def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] | None:
+    """What a user would pass to vLLM for this method."""
+    from reprise.eval.replay.peer_drafters import NGRAM_DRAFT_LENGTH, SUFFIX_LONG
+
+    if method == "none":
+        return None
+    if method == "ngram":
+        return {"method": "ngram", "num_speculative_tokens": draft_length or NGRAM_DRAFT_LENGTH}
+    if method == "reprise":
+        return {
+            "model": "reprise.engine_ext.proposer.CacheHitProposer",
+            "num_speculative_tokens": draft_length or 16,
+        }
+    config: dict[str, Any] = {"method": "suffix"}
+    if draft_length is not None:
+        config["num_speculative_tokens"] = draft_length
+    if method == "suffix-long":
+        config["suffix_decoding_max_spec_factor"] = SUFFIX_LONG.max_spec_factor
+        config["suffix_decoding_max_tree_depth"] = SUFFIX_LONG.max_tree_depth
+    return config
+
+
+def _serve(
+    job: LiveJob, send: Callable[[LiveMessage], None], may_begin: threading.Event
+) -> LiveOutcome:
+    def tick() -> None:
+        send(LiveMessage(request_finished=True))
+
+    llm = _build_engine(job)
+    prompts = [_prompt_token_ids(llm, row.prompt) for row in job.rows]
+    warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
+    timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
+    # Before the warm rows: no method may pay for whatever an engine does on its first request. Not
+    # a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/amx_tiles.py).
+    _generate(llm, [[1] * _WARM_UP_TOKENS], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
+    warm_outputs, _ = _generate(llm, warm, job, tick=tick)
+    uses_reprise = job.uses_reprise
+    if uses_reprise:
+        settled_report(llm, timeout_s=_FLUSH_S)
+    before, drafting_before = _counters(llm), _drafting_report(llm) if uses_reprise else {}
+    send(LiveMessage(is_ready=True))
+    may_begin.wait()
+    outputs, steps = _generate(llm, timed, job, tick=tick)
+    send(LiveMessage(has_served=True))
+    after = _counters(llm)
+    outcome = LiveOutcome(
+        output_token_ids=outputs,
+        warm_output_token_ids=warm_outputs,
+        steps=steps,
+        drafted_tokens=after["drafted"] - before["drafted"],
+        accepted_tokens=after["accepted"] - before["accepted"],
+    )
+    if uses_reprise:
+        _add_drafting_report(outcome, drafting_before, _drafting_report(llm))
+    return outcome
+
+
+def _build_engine(job: LiveJob) -> LLM:
+    import torch
+    from vllm import LLM
+
+    has_gpu = torch.cuda.is_available()
+    return LLM(
+        model=job.model,
+        dtype=job.dtype,
+        # A CPU has nothing to gain from graphs, and starts twice as fast without.
+        enforce_eager=not has_gpu,
+        max_num_seqs=job.concurrency,
+        seed=job.seed,
+        disable_log_stats=False,
+        speculative_config=job.speculative_config,
+        # vLLM's own default is nine tenths; on a CPU another setting says how much.
+        **({"gpu_memory_utilization": 0.9 / job.num_engines} if has_gpu else {}),
+    )
+
+
+def _prompt_token_ids(llm: LLM, prompt: str) -> list[int]:
+    """Through the model's chat template where it has one."""
+    tokenizer: Any = llm.get_tokenizer()
+    if not getattr(tokenizer, "chat_template", None):
+        ids: list[int] = tokenizer.encode(prompt)
+        return ids
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def _generate(
+    llm: LLM,
+    prompts: Sequence[Sequence[int]],
+    job: LiveJob,
+    *,
+    tick: Callable[[], None],
+    max_tokens: int = MAX_OUTPUT_TOKENS,
+) -> tuple[list[list[int]], int]:
+    """Greedy answers to all prompts, at most `job.concurrency` at once, and the steps they took.
+
+    A closed loop, as of that many clients: the next request comes when one has finished, and so
+    may draft from its answer.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    engine = llm.llm_engine
+    room = engine.model_config.max_model_len
+    outputs: list[list[int]] = [[] for _ in prompts]
+    steps, sent, finished = 0, 0, 0
+    while finished < len(prompts):
+        while sent < len(prompts) and sent - finished < job.concurrency:
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=max(1, min(max_tokens, room - len(prompts[sent]))),
+                # A delta is what one step emitted, so that steps can be counted from outside.
+                output_kind=RequestOutputKind.DELTA,
+            )
+            prompt = {"prompt_token_ids": list(prompts[sent])}
+            engine.add_request(f"{len(prompts)}-{sent}", prompt, params)
+            sent += 1
+        for output in engine.step():
+            number = int(output.request_id.split("-")[1])
+            token_ids = output.outputs[0].token_ids
+            steps += bool(token_ids) and bool(outputs[number])
+            outputs[number].extend(token_ids)
+            if output.finished:
+                finished += 1
+                tick()
+    return outputs, steps
+
+
+def _counters(llm: LLM) -> dict[str, int]:
+    """vLLM's own counters of speculation."""
+    names = {
+        "vllm:spec_decode_num_draft_tokens": "drafted",
+        "vllm:spec_decode_num_accepted_tokens": "accepted",
+    }
+    counts = {"drafted": 0, "accepted": 0}
+    for metric in llm.get_metrics():
+        if metric.name in names:
+            counts[names[metric.name]] += int(metric.value)
+    return counts
+
+
+def _drafting_report(llm: LLM) -> dict[str, Any]:
+    report: dict[str, Any] = llm.collective_rpc("reprise_stats")[0]
+    return report
+
+
+def _add_drafting_report(
+    outcome: LiveOutcome, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    if not after:
+        return
+    # Dataclasses cross vLLM's process boundary as dictionaries.
+    earlier, stats = before["provider"], after["provider"]
+    outcome.by_source = {
+        source: {
+            name: counts[name] - earlier["by_source"][source][name]
+            for name in ("drafted", "accepted")
+        }
+        for source, counts in stats["by_source"].items()
+    }
+    outcome.propose_us = after["propose_us"]
+    if stats["cached_tokens"]:
+        outcome.bytes_per_cached_token = stats["bytes"] / stats["cached_tokens"]
+
+
+def main() -> None:
+    """Arguments: the file of the job, and the descriptor of a pipe for messages, one a line."""
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LiveJob)
+    descriptor = int(sys.argv[2])
+    may_begin = threading.Event()
+    threading.Thread(target=_listen, args=(may_begin,), name="reprise-live", daemon=True).start()
+    os.set_inheritable(descriptor, False)  # the engine's processes must not keep the pipe open
+    with os.fdopen(descriptor, "wb") as pipe:
+
+        def send(message: LiveMessage) -> None:
+            pipe.write(msgspec.json.encode(message) + b"\n")
+            pipe.flush()
+
+        try:
+            outcome = _serve(job, send, may_begin)
+        except Exception as error:
+            send(LiveMessage(failure=_reason(error)))
+            raise
+        send(LiveMessage(outcome=outcome))
+
+
+def _listen(may_begin: threading.Event) -> None:
+    """Wait for the word to begin; then for the end of who gave it, and end with all that runs here.
+
+    Ended without a chance to say so, it would leave an engine that keeps the cores busy.
+    """
+    if sys.stdin.readline():
+        may_begin.set()
+        sys.stdin.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _reason(error: Exception) -> str:
+    """One line: what a validator objected to, else the first line of the message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    objections = [line.strip() for line in lines if "Value error, " in line]
+    if not objections:
+        return lines[0]
+    return objections[0].partition(" [type=")[0].removeprefix("Value error, ")
+
+
+if __name__ == "__main__":
+    main()

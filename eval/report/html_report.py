@@ -1,0 +1,106 @@
+"""Results as one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from reprise.eval.replay.results import Run
+from reprise.eval.replay.results_table import result_columns
+
+_STYLE = """
+:root { --ink: #1c1917; --soft: #78716c; --line: #e7e5e4; --paper: #fafaf9; --best: #c2410c; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 64px; }
+h1 { font-size: 28px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
+h2 { font-size: 17px; margin: 40px 0 8px; }
+p { max-width: 70ch; color: var(--soft); margin: 0 0 8px; }
+.card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 8px 16px;
+  overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 7px 10px; text-align: right; white-space: nowrap; }
+th { font-size: 12px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+tbody tr + tr td { border-top: 1px solid var(--line); }
+tr.reprise td { font-weight: 600; }
+td.best { color: var(--best); font-weight: 700; }
+svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 20px; font-size: 13px; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+_GLOSSARY = (
+    "MAL is the mean acceptance length: tokens emitted for each verification step, the one that the"
+    " model adds itself included. Acceptance is the share of drafted tokens that the model agreed"
+    " with. Speedup counts emitted tokens against steps, where verifying one drafted token costs"
+    " the given fraction of a step; tokens/s, where shown, was measured instead."
+)
+
+
+def write_html(
+    path: str | Path, config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str | None
+) -> None:
+    """Write the page; `plot_svg` is an SVG element or None."""
+    Path(path).write_text(render_html(config, runs, plot_svg=plot_svg), encoding="utf-8")
+
+
+def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str | None) -> str:
+    """The page: a table for each trace, the frontier plot, and the settings."""
+    cost = float(config["cost"])
+    sections = [
+        f"<h2>{html.escape(trace)}</h2>\n<div class=card>{_table(list(group), cost=cost)}</div>"
+        for trace, group in groupby(runs, key=lambda run: run.trace)
+    ]
+    if plot_svg is not None:
+        sections.append(
+            "<h2>What a drafted token buys</h2>\n<p>Each line joins one method's settings; a ring"
+            " marks the setting of the tables. Higher is better, further left is cheaper.</p>\n"
+            f"<div class=card>{plot_svg}</div>"
+        )
+    settings = "".join(
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
+        for name, value in config.items()
+        if value is not None
+    )
+    engine = "recorded answers" if config["engine"] == "replay" else "a real engine"
+    return (
+        "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
+        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
+        f"<title>Reprise: acceptance rates</title>\n<style>{_STYLE}</style>\n<main>\n"
+        f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {_GLOSSARY}</p>\n"
+        + "\n".join(sections)
+        + f"\n<h2>Settings</h2>\n<div class=card><dl>{settings}</dl></div>\n</main>\n</html>\n"
+    )
+
+
+def _table(runs: Sequence[Run], *, cost: float) -> str:
+    columns = result_columns(runs, cost=cost)
+    del columns["trace"]
+    ranked = "tokens/s" if "tokens/s" in columns else f"speedup at {cost:g}"
+    best = _best_row(runs, by_speed="tokens/s" in columns)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = []
+    for number, run in enumerate(runs):
+        cells = "".join(
+            f"<td{' class=best' if name == ranked and number == best else ''}>"
+            f"{html.escape(cells[number])}</td>"
+            for name, cells in columns.items()
+        )
+        body.append(f"<tr class={html.escape(run.method)}>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _best_row(runs: Sequence[Run], *, by_speed: bool) -> int:
+    """The fastest of the runs that give the model's own answers."""
+
+    def speed(number: int) -> float:
+        run = runs[number]
+        if run.changed_answers:
+            return 0.0
+        return (run.output_tokens_per_s if by_speed else run.model_speedup) or 0.0
+
+    return max(range(len(runs)), key=speed)

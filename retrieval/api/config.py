@@ -1,0 +1,86 @@
+"""The one configuration of retrieval."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from reprise.retrieval.api.tier_url import check_url
+
+
+def _checked(url: str) -> str:
+    check_url(url)
+    return url
+
+
+class RetrievalConfig(BaseModel):
+    """Settings of retrieval; every field is bounded and unknown keys are refused."""
+
+    # A URL may hold a password: neither an error nor a log line shows it.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    url: Annotated[str, AfterValidator(_checked), Field(repr=False)] = "memory://"
+    """Where answers outlive this process: memory:// (nowhere), sqlite:///path, redis://..."""
+
+    embedding_model: str = "all-MiniLM-L6-v2"
+    """A sentence-transformers name or folder; `lexical` for hashed words, without a model."""
+
+    near_answers: Annotated[int, Field(ge=1, le=256)] = 32
+    """Most near answers handed over for one request."""
+
+    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
+    """Cosine from which an answer counts as near; a wrong one only costs a little speed."""
+
+    memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
+    """Bound on the answers held in memory, with what their indexes and their namespaces take."""
+
+    max_namespaces: Annotated[int, Field(ge=1)] = 20_000
+    """Most namespaces held, in memory and behind it; beyond, the least valuable leaves whole."""
+
+    tier_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Bound on what the SQLite file or our keys in Redis take; the least valuable answers leave."""
+
+    ttl_s: Annotated[float, Field(gt=0)] | None = None
+    """Age in seconds at which an answer is dropped; None keeps it until it is evicted."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Most prompts embedded together."""
+
+    queue_length: Annotated[int, Field(ge=1)] = 4096
+    """Most prompts, and separately most answers, waiting; what comes beyond is dropped, counted."""
+
+    queue_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    """Most bytes waiting in each queue, between threads or processes, whatever their number."""
+
+    exact_search_limit: Annotated[int, Field(ge=256)] = 20_000
+    """Answers of one namespace searched one by one; beyond, they move into an HNSW graph."""
+
+    gpu_index: bool = False
+    """Beyond `exact_search_limit`, search one by one on the first GPU; without one, as usual."""
+
+    index_snapshot: str | None = None
+    """File in which the vector index outlives restarts; None: beside the SQLite file, if any."""
+
+    look_up_s: Annotated[float, Field(gt=0, le=5.0)] = 0.05
+    """Most seconds that a look-up beyond this process's memory may take."""
+
+    poll_s: Annotated[float, Field(gt=0, le=10.0)] = 0.2
+    """How often to look for what other replicas stored."""
+
+    stream_length: Annotated[int, Field(ge=100)] = 50_000
+    """About how many changes, of all namespaces, Redis keeps for replicas to read."""
+
+    clauses: bool = True
+    """Search for the parts of a compound question too."""
+
+    clause_pipeline: str | None = None
+    """A trained spaCy pipeline to find clauses with; None uses the rules for English, Chinese."""
+
+    embedding_threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Torch threads of the retrieval process."""
+
+    shared_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 34)] = 64 << 20
+    """Shared memory for near answers between the retrieval process and its clients."""

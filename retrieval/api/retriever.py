@@ -1,0 +1,160 @@
+"""The seam that engines use: hand in prompts and answers, pick up near answers, never wait."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
+from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.invalidation import Forgetting, Invalidation
+from reprise.retrieval.api.near_answer import NearAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalStats:
+    """Counts since the start, but for `answers`, `namespaces`, `bytes` and `waiting`, of now."""
+
+    submitted: int = 0
+    abandoned: int = 0
+    """Requests that were over before the search for them began."""
+    found: int = 0
+    """Requests that got at least one near answer."""
+    stored: int = 0
+    """Answers that joined, those of other replicas included."""
+    evicted: int = 0
+    evicted_early: int = 0
+    """Answers that left memory before they were indexed and written, which they never will be."""
+    foreign: int = 0
+    """Answers refused because another tokenizer made them."""
+    dropped: int = 0
+    """Prompts and answers dropped because a queue was full."""
+    unwritten: int = 0
+    """Answers that the tier behind memory never got."""
+    uncredited: int = 0
+    """Answers whose uses it never got."""
+    embedded: int = 0
+    """Answers that had to be embedded when they joined."""
+    restored: int = 0
+    """Answers whose vectors came from the index's snapshot."""
+    refused_snapshots: int = 0
+    """Snapshots of the index that were damaged or made otherwise."""
+    resyncs: int = 0
+    """Times that updates were not picked up before their queue was full, and were told again."""
+    unreadable: int = 0
+    """Records and stream entries of the tier that were skipped: damaged, or a newer version's."""
+    errors: int = 0
+    restarts: int = 0
+    """Times that the retrieval process was started again."""
+    hangs: int = 0
+    """Of these, times that it had not answered and was killed."""
+    answers: int = 0
+    namespaces: int = 0
+    bytes: int = 0
+    waiting: int = 0
+    """Answers found by comparing one by one until they have moved into the graph."""
+    embed_s: float = 0.0
+    search_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalHealth:
+    """What works now."""
+
+    state: Literal["starting", "ready", "degraded", "closed"]
+    """degraded: near answers come, but without the embedding model or a tier that was asked for."""
+    embedder: str = ""
+    detail: str = ""
+    tier: str = ""
+    """The tier behind memory: sqlite, redis or none."""
+    breakers: dict[str, Literal["closed", "open", "half-open"]] = field(default_factory=dict)
+    """Of that tier's circuit breakers: read, look up, write."""
+
+
+class Retriever(ABC):
+    """From prompts to near answers. Thread-safe; only `flush`, `forget`, `close` and
+    `look_up_exact` ever wait.
+
+    Nothing here raises after construction: what goes wrong is counted in `stats` and logged, and
+    costs hits.
+    """
+
+    @abstractmethod
+    def submit(
+        self,
+        request_id: str,
+        *,
+        namespace: str,
+        text: str | None = None,
+        prompt_token_ids: ArrayLike | None = None,  # [p] integers
+    ) -> None:
+        """Begin the search for near answers.
+
+        `text` is the query itself, embedded as it is; without it the query is cut out of the
+        decoded `prompt_token_ids`. Submitting a live id again replaces it.
+        """
+
+    @abstractmethod
+    def poll(self, request_id: str) -> list[NearAnswer] | None:
+        """The near answers, best first; None while they are not there (or for an unknown id)."""
+
+    @abstractmethod
+    def progress(self) -> int:
+        """A number that is another one whenever `poll` has more to give than before: who waits for
+        many requests asks for each only then."""
+
+    def found_s(self, request_id: str) -> float | None:  # noqa: ARG002 - few know
+        """When a request's near answers were there, in seconds of `time.monotonic`; None: they
+        are not, or it is not known."""
+        return None
+
+    @abstractmethod
+    def discard(self, request_id: str) -> None:
+        """Forget a request; its near answers may still be in use by who polled them."""
+
+    @abstractmethod
+    def store(self, answer: Answer) -> None:
+        """Let an answer join. `find_exact` sees it at once, near-answer searches soon after."""
+
+    @abstractmethod
+    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
+        """The answer stored under an exact key, from memory alone."""
+
+    @abstractmethod
+    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
+        """The same, from the tier behind memory too: waits up to the look-up budget."""
+
+    @abstractmethod
+    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+        """Tell how many tokens drafted from each answer id were accepted: keeps what is useful.
+
+        With 0 an answer was of use otherwise, as an exact hit.
+        """
+
+    @abstractmethod
+    def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
+        """Forget answers here, in the tier and on all replicas; waits for the tier up to
+        `timeout_s`. What cannot be done now is done as soon as it can be."""
+
+    @abstractmethod
+    def updates(self) -> list[AnswerUpdate]:
+        """Answers that joined or left, here or on other replicas, since the last call."""
+
+    @abstractmethod
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was submitted and stored so far is done; False if it took longer."""
+
+    @abstractmethod
+    def stats(self) -> RetrievalStats:
+        """Counts so far."""
+
+    @abstractmethod
+    def health(self) -> RetrievalHealth:
+        """What works now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop; answers on their way to a tier are written first. Idempotent."""

@@ -1,0 +1,88 @@
+"""Compound questions to their sub-questions, in English and Chinese.
+
+"How do I cancel my order and will I get a refund?" asks two things that were probably answered
+apart. A clause is a part that asks something by itself; a question that asks one thing has none.
+The rules run over spaCy's tokens, without trained weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger(__name__)
+MAX_CLAUSES = 6
+# Rules read questions, not documents.
+_MAX_CHARACTERS = 2000
+# spaCy peels punctuation off a word sign by sign, reading all of it each time.
+_MAX_WORD_CHARACTERS = 100
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_WORD_CHARACTER = re.compile(r"\w")
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """A part of a question: `text[start:end]`, after what it shares with an earlier part."""
+
+    start: int
+    end: int
+    shared: str = ""
+    """Words of an earlier clause that this one leaves out: "How do I" of "... and get it back"."""
+
+    def read(self, text: str) -> str:
+        """The clause as a question of its own."""
+        return self.shared + text[self.start : self.end]
+
+
+class ClauseSplitter:
+    """Finds the clauses of questions; not thread-safe.
+
+    Args:
+        pipeline: Name of a trained spaCy pipeline, whose parts of speech then tell what is a
+            verb; None uses a word list.
+
+    Without spaCy, or if the pipeline cannot be loaded, no question has clauses (or the word list
+    is used); either is logged once, here.
+    """
+
+    def __init__(self, pipeline: str | None = None) -> None:
+        self._english: Any = None
+        self._chinese: Any = None
+        try:
+            import spacy
+
+            from reprise.retrieval.query.clauses_en import EnglishRules
+            from reprise.retrieval.query.clauses_zh import ChineseRules
+        except ImportError:
+            logger.warning("spaCy is not installed: compound questions are searched as one.")
+            return
+        english, chinese = spacy.blank("en"), spacy.blank("zh")
+        if pipeline is not None:
+            try:
+                trained = spacy.load(pipeline)
+            except (OSError, ValueError, ImportError) as error:
+                logger.warning("No spaCy pipeline %r (%s): using rules.", pipeline, error)
+            else:
+                if trained.lang == "zh":
+                    chinese = trained
+                else:
+                    english = trained
+        self._english = EnglishRules(english)
+        self._chinese = ChineseRules(chinese)
+
+    def clauses(self, text: str) -> list[Clause]:
+        """At least two clauses in the order of the text, or none."""
+        if self._english is None or not text or len(text) > _MAX_CHARACTERS:
+            return []
+        chinese = 2 * len(_CHINESE.findall(text)) > len(_WORD_CHARACTER.findall(text))
+        if not chinese and max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS:
+            return []
+        rules = self._chinese if chinese else self._english
+        found: list[Clause] = rules.clauses(text)
+        return found[:MAX_CLAUSES] if len(found) > 1 else []
+
+    def split(self, text: str) -> list[str]:
+        """The clauses as questions of their own; none for a simple question."""
+        return [clause.read(text) for clause in self.clauses(text)]

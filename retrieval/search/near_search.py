@@ -1,0 +1,280 @@
+"""From queries to near answers: embedding, clauses, vector search, ranking. Not thread-safe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.host.loop_errors import LoopErrors
+from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.gpu_index import gpu_indexes
+from reprise.retrieval.search.snapshot_keeper import SnapshotKeeper
+from reprise.retrieval.tiers.memory_tier import MemoryTier
+
+FloatArray = NDArray[np.float32]
+SplitClauses = Callable[[str], list[str]]
+# A clause is shorter than a whole prompt, so that chance likenesses score higher: each further
+# clause must be closer to count.
+_CLAUSE_MARGIN = 0.15
+_MARGIN_PER_CLAUSE = 0.05
+_MAX_CLAUSE_SIMILARITY = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request's search."""
+
+    namespace: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one pass of the embedding model came to."""
+
+    places: list[int]
+    """Of the queries that it was for."""
+    near: list[list[NearAnswer]]
+    """For each of them, best first."""
+    embed_s: float
+    search_s: float
+
+
+class NearSearch:
+    """Near answers for queries, among the answers of a memory tier.
+
+    Args:
+        config: How many, how near.
+        embedder: Texts to vectors.
+        memory: Where the answers are held.
+        split_clauses: A compound question to its sub-questions, none for a simple one.
+        snapshot: File that the index is restored from and written to; None keeps it in memory.
+    """
+
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        embedder: Embedder,
+        memory: MemoryTier,
+        *,
+        split_clauses: SplitClauses | None = None,
+        snapshot: Path | None = None,
+    ) -> None:
+        self._config, self._memory, self._split = config, memory, split_clauses
+        self.embedder = embedder
+        gpu = gpu_indexes(config.gpu_index)
+        self._index = AnswerIndex(
+            embedder.dim, exact_search_limit=config.exact_search_limit, gpu=gpu
+        )
+        self._changes, self._settled = 0, False
+        self.num_embedded = self.num_restored = 0
+        self._keeper: SnapshotKeeper | None = None
+        if snapshot is not None:
+            identity = f"{embedder.identity}:{'hnsw' if gpu is None else 'gpu'}"
+            self._keeper = SnapshotKeeper(snapshot, identity=identity)
+            self._keeper.restore(self._index)
+        self._split_errors = LoopErrors("Finding the clauses of a question")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
+
+    def search(self, queries: Sequence[Query]) -> Iterator[Found]:
+        """Near answers for the queries, pass by pass, so that none waits for longer ones."""
+        for places in self.embedder.passes([query.text for query in queries]):
+            yield self._search(places, [queries[place] for place in places])
+
+    def _search(self, places: list[int], queries: Sequence[Query]) -> Found:
+        began_s = time.perf_counter()
+        texts = [query.text for query in queries]
+        namespaces = [query.namespace for query in queries]
+        # Splitting is Python, embedding mostly is not: they run side by side.
+        splitting = self._pool.submit(self._clauses, texts)
+        wholes = self.embedder.encode(texts, namespaces)
+        clauses = splitting.result()
+        flat = [
+            (clause, namespace)
+            for found, namespace in zip(clauses, namespaces, strict=True)
+            for clause in found
+        ]
+        parts = iter(self.embedder.encode([c for c, _ in flat], [n for _, n in flat]))
+        embedded_s = time.perf_counter()
+        near = []
+        for query, whole, found in zip(queries, wholes, clauses, strict=True):
+            vectors = np.stack([whole, *(next(parts) for _ in found)])
+            near.append(self._rank(query.namespace, vectors))
+        return Found(places, near, embedded_s - began_s, time.perf_counter() - embedded_s)
+
+    def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
+        """Make answers findable by their texts; returns the new ones, with embeddings."""
+        identity = self.embedder.identity
+        marks = [prompt_mark(answer) for answer in answers]
+        restored = [
+            self._index.claim(answer.namespace, answer.answer_id, mark)
+            for answer, mark in zip(answers, marks, strict=True)
+        ]
+        known = [
+            self._vector_of(answer) if vector is None else vector
+            for answer, vector in zip(answers, restored, strict=True)
+        ]
+        missing = [
+            (text, answer.namespace)
+            for answer, text, vector in zip(answers, texts, known, strict=True)
+            if vector is None
+        ]
+        fresh = iter(self.embedder.encode([t for t, _ in missing], [n for _, n in missing]))
+        self.num_embedded += len(missing)
+        joined = []
+        for answer, mark, claimed, held in zip(answers, marks, restored, known, strict=True):
+            vector = next(fresh) if held is None else held
+            if claimed is not None:
+                self.num_restored += 1
+            elif self._index.add(answer.namespace, answer.answer_id, vector, mark):
+                self._changes += 1
+            else:
+                continue
+            joined.append(
+                msgspec.structs.replace(
+                    answer, embedding=vector.astype("<f2").tobytes(), embedder=identity
+                )
+            )
+        return joined
+
+    def leave(self, namespace: str, answer_id: str) -> bool:
+        """Make an answer unfindable; returns whether it was findable."""
+        left = self._index.remove(namespace, answer_id)
+        self._changes += left
+        return left
+
+    def erase(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Leave no trace of answers (namespace, id) that have left: no vector of theirs in the
+        index or, soon, its snapshot, and nothing remembered of their namespaces' texts."""
+        namespaces = {namespace for namespace, _ in keys}
+        for namespace in namespaces:
+            self._index.erase_removed(namespace)
+        self.embedder.forget(namespaces)
+        self._changes += 1
+        if self._keeper is not None:
+            self._keeper.hurry()
+
+    def drop_unclaimed(self) -> None:
+        """Remove what the snapshot held and nobody joined: it was removed in the meantime."""
+        if not self._settled:
+            self._settled = True
+            dropped = self._index.drop_unclaimed()
+            if dropped:
+                self.erase(dropped)
+
+    def maintain(self) -> bool:
+        """A step of the index's upkeep, some 15 ms; returns whether there is more to do."""
+        keeper = self._keeper
+        if keeper is not None and self._changes and keeper.is_due:
+            self._write_snapshot(keeper)
+        # While it is being written, the graph must stay as it is.
+        return not (keeper is not None and keeper.writing) and self._index.maintain()
+
+    @property
+    def num_refused_snapshots(self) -> int:
+        """Snapshots that could not be used."""
+        return 0 if self._keeper is None else self._keeper.num_refused
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that upkeep has yet to move into the graph."""
+        return self._index.num_waiting
+
+    def close(self) -> None:
+        """Stop the helper thread, and write the snapshot if there is something to write."""
+        self._pool.shutdown(wait=False)
+        if self._keeper is not None and self._changes:
+            self._write_snapshot(self._keeper, wait=True)
+
+    def _write_snapshot(self, keeper: SnapshotKeeper, *, wait: bool = False) -> None:
+        self._changes = 0
+        keeper.write(self._index, wait=wait)
+
+    def _vector_of(self, answer: Answer) -> FloatArray | None:
+        """The vector that an answer brings; None if it has none by this embedder."""
+        if answer.embedder != self.embedder.identity:
+            return None
+        return _unpack(answer.embedding, self.embedder.dim)
+
+    def _clauses(self, texts: Iterable[str]) -> list[list[str]]:
+        return [self._clauses_of(text) for text in texts]
+
+    def _clauses_of(self, text: str) -> list[str]:
+        try:
+            return [] if self._split is None else self._split(text)
+        except Exception as error:  # one question must not take the batch's others along
+            self._split_errors.failed(error)
+            return []
+
+    def _rank(self, namespace: str, vectors: FloatArray) -> list[NearAnswer]:
+        """Near answers for float32 [1 + clauses, dim]: each answer once, by its best likeness."""
+        count = self._config.near_answers
+        best: dict[str, tuple[float, int]] = {}
+        for clause, row in enumerate(self._index.search(namespace, vectors, count)):
+            least = self._least_similarity(clause, len(vectors) - 1)
+            for answer_id, cosine in row:
+                if cosine >= least and cosine > best.get(answer_id, (-2.0, 0))[0]:
+                    best[answer_id] = (cosine, clause)
+        ranked = sorted(best.items(), key=lambda item: -item[1][0])
+        ranked = _with_each_clause(ranked, count)
+        answers = self._memory.get(namespace, [answer_id for answer_id, _ in ranked])
+        return [
+            NearAnswer(
+                answer_id=answer_id,
+                similarity=cosine,
+                prompt_token_ids=answer.prompt_token_ids,
+                response_token_ids=answer.response_token_ids,
+                clause=clause,
+                namespace=namespace,
+            )
+            for (answer_id, (cosine, clause)), answer in zip(ranked, answers, strict=True)
+            if answer is not None
+        ]
+
+    def _least_similarity(self, clause: int, num_clauses: int) -> float:
+        least = self._config.min_similarity
+        if clause == 0:
+            return least
+        stricter = least + _CLAUSE_MARGIN + _MARGIN_PER_CLAUSE * num_clauses
+        return max(least, min(stricter, _MAX_CLAUSE_SIMILARITY))
+
+
+def _with_each_clause(
+    ranked: list[tuple[str, tuple[float, int]]], count: int
+) -> list[tuple[str, tuple[float, int]]]:
+    """The first `count`, but none of the clauses crowded out by a better one's hits."""
+    if len(ranked) <= count:
+        return ranked
+    share = max(1, count // (1 + max(clause for _, (_, clause) in ranked)))
+    taken: dict[int, int] = {}
+    first: list[tuple[str, tuple[float, int]]] = []
+    rest: list[tuple[str, tuple[float, int]]] = []
+    for item in ranked:
+        clause = item[1][1]
+        taken[clause] = taken.get(clause, 0) + 1
+        (first if taken[clause] <= share else rest).append(item)
+    kept = [*first, *rest][:count]
+    return sorted(kept, key=lambda item: -item[1][0])
+
+
+def _unpack(embedding: bytes, dim: int) -> FloatArray | None:
+    """Float32 [dim] of length 1 (or 0); None if these bytes are no such vector."""
+    if len(embedding) != 2 * dim:
+        return None
+    vector = np.frombuffer(embedding, dtype="<f2").astype(np.float32)
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length):
+        return None
+    unit: FloatArray = vector / np.float32(length or 1.0)
+    return unit

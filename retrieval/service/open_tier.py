@@ -1,0 +1,45 @@
+"""From a URL to a tier."""
+
+from __future__ import annotations
+
+from reprise.retrieval.api.tier_url import check_url, sqlite_path
+from reprise.retrieval.tiers.tier import Tier
+
+
+def open_tier(
+    url: str,
+    *,
+    ttl_s: float | None = None,
+    look_up_s: float = 0.05,
+    stream_length: int = 50_000,
+    max_bytes: int | None = None,
+    max_namespaces: int | None = None,
+) -> Tier | None:
+    """The tier behind this process's memory; None for memory://, which has none.
+
+    Without `max_bytes` and `max_namespaces` nothing leaves for want of room: that is for tools,
+    which must not trim by bounds that are not the servers'.
+
+    Raises:
+        ValueError: An unknown kind of URL, or redis-py is missing.
+        TierError: The SQLite file cannot be opened. (Redis may be absent: it is tried later.)
+    """
+    scheme = check_url(url)
+    if scheme == "memory":
+        return None
+    if scheme == "sqlite":
+        from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+
+        return SqliteTier(
+            sqlite_path(url), ttl_s=ttl_s, max_bytes=max_bytes, max_namespaces=max_namespaces
+        )
+    from reprise.retrieval.tiers.redis.redis_tier import RedisTier
+
+    return RedisTier(
+        url,
+        ttl_s=ttl_s,
+        timeout_s=look_up_s,
+        stream_length=stream_length,
+        max_bytes=max_bytes,
+        max_namespaces=max_namespaces,
+    )

@@ -1,0 +1,67 @@
+"""A tier that could not be opened yet: its file's disk is full, read-only, or the file damaged."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, Uses
+
+
+class LateTier(Tier):
+    """Opens a tier when it is first needed, and tries again at each call until that works.
+
+    So a tier that fails at start is one that fails later: answers wait, and are written once it
+    is there.
+
+    Args:
+        name: The tier's.
+        open_tier: Opens the tier, or raises `TierError`.
+    """
+
+    def __init__(self, name: str, open_tier: Callable[[], Tier]) -> None:
+        self.name = name
+        self._open_tier = open_tier
+        self._opened: Tier | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
+        return self._tier().put(answers)
+
+    def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
+        return self._tier().remove(namespace, answer_ids)
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        self._tier().credit(namespace, earned)
+
+    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
+        return self._tier().find_exact(namespace, exact_key)
+
+    def answers(self, namespace: str) -> Iterator[Answer]:
+        return self._tier().answers(namespace)
+
+    def namespaces(self) -> list[str]:
+        return self._tier().namespaces()
+
+    def changes(self, *, anew: bool = False) -> TierChanges:
+        return self._tier().changes(anew=anew)
+
+    @property
+    def num_damaged(self) -> int:
+        return 0 if self._opened is None else self._opened.num_damaged
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            if self._opened is not None:
+                self._opened.close()
+
+    def _tier(self) -> Tier:
+        with self._lock:
+            if self._is_closed:
+                raise TierError(f"{self.name} is closed")
+            if self._opened is None:
+                self._opened = self._open_tier()
+            return self._opened

@@ -1,0 +1,82 @@
+"""Forgetting in a tier that is written to behind: what waits for it, and what is just too late."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Invalidation
+
+_REMEMBERED_S = 5.0
+_MOST_REMEMBERED = 4096
+
+
+class PendingForget:
+    """An invalidation that a tier has yet to carry out."""
+
+    def __init__(self, invalidation: Invalidation) -> None:
+        self.invalidation = invalidation
+        self.done = threading.Event()
+        self.removed: tuple[tuple[str, str], ...] = ()
+        """(namespace, answer id) that were there, once done."""
+
+    def is_of(self, invalidation: Invalidation) -> bool:
+        """Whether it is this one."""
+        return self.invalidation.invalidation_id == invalidation.invalidation_id
+
+
+class LateWrites:
+    """Answers that were written, or are being written, when word came that they are to be
+    forgotten; the caller guards it.
+
+    Between another process's removal and our reading of it we may have written an answer that is
+    meant. So what was written lately is looked through again, and removed once more.
+    """
+
+    def __init__(self) -> None:
+        self._written: deque[tuple[float, Answer]] = deque(maxlen=_MOST_REMEMBERED)
+        self._stale: dict[tuple[str, str], None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._stale)
+
+    def wrote(self, answers: Iterable[Answer]) -> None:
+        """Remember answers that are in the tier now."""
+        self._written.extend((time.monotonic(), answer) for answer in answers)
+        self.drop_old()
+
+    def drop_old(self) -> None:
+        """Remember nothing for longer than it takes word to arrive."""
+        while self._written and time.monotonic() - self._written[0][0] > _REMEMBERED_S:
+            self._written.popleft()
+
+    def forget(self, invalidation: Invalidation, being_written: Sequence[Answer]) -> None:
+        """Have removed what is meant of what was or is being written."""
+        for answer in (*being_written, *(answer for _, answer in self._written)):
+            if invalidation.means(answer):
+                self._stale[answer.namespace, answer.answer_id] = None
+        kept = [pair for pair in self._written if _key(pair[1]) not in self._stale]
+        self._written = deque(kept, maxlen=_MOST_REMEMBERED)
+
+    def add(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Have these (namespace, answer id) removed."""
+        self._stale.update(dict.fromkeys(keys))
+
+    def take(self) -> dict[str, list[str]]:
+        """Answer ids to remove, by namespace; they are gone from here."""
+        by_namespace: dict[str, list[str]] = {}
+        for namespace, answer_id in self._stale:
+            by_namespace.setdefault(namespace, []).append(answer_id)
+        self._stale.clear()
+        return by_namespace
+
+    def without(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Those that are not to be removed."""
+        return [answer for answer in answers if _key(answer) not in self._stale]
+
+
+def _key(answer: Answer) -> tuple[str, str]:
+    return (answer.namespace, answer.answer_id)

@@ -1,0 +1,305 @@
+"""Answers in this process's memory: bounded in bytes, the least valuable evicted first."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.host import steady_clock
+from reprise.retrieval.tiers.name_heap import NameHeap
+from reprise.retrieval.tiers.tier import Tier, Uses
+from reprise.retrieval.tiers.value import add_worth, rank_of
+
+# Eviction compares this many answers drawn at random: as good as an ordering, without its cost.
+_SAMPLE = 24
+# What a namespace with one answer takes here beside the answer, as measured.
+_NAMESPACE_BYTES = 800
+
+
+@dataclass(slots=True)
+class _Entry:
+    answer: Answer
+    num_bytes: int
+    last_used_s: float
+    uses: int
+    accepted_tokens: int
+    position: int = 0
+
+    @property
+    def rank(self) -> float:
+        """The answer of the lowest rank is the least valuable, see `value`."""
+        return rank_of(
+            uses=self.uses,
+            accepted_tokens=self.accepted_tokens,
+            num_bytes=self.num_bytes,
+            used_s=self.last_used_s,
+        )
+
+
+@dataclass(slots=True)
+class _Namespace:
+    entries: dict[str, _Entry] = field(default_factory=dict)
+    by_exact_key: dict[bytes, str] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    """The same ids, for drawing at random."""
+    num_bytes: int = 0
+
+
+class MemoryTier(Tier):
+    """Thread-safe; every call names its namespace and touches no other.
+
+    When full, the namespace that holds most gives way, so that a tenant that floods the cache
+    evicts its own answers before anybody else's. Beyond `max_namespaces` the least valuable one
+    leaves as a whole. However many there are, finding either takes O(log namespaces).
+
+    Args:
+        max_bytes: Bound on what answers, namespaces and their indexes take.
+        index_bytes: What indexes take beside, for each answer; counts towards the bound.
+        namespace_bytes: What indexes take beside, for each namespace; the same.
+        max_namespaces: Bound on their number; None for no other than their bytes.
+        ttl_s: Age in seconds at which an answer is gone; None for never.
+        seed: Of the random draws of eviction.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        index_bytes: int = 0,
+        namespace_bytes: int = 0,
+        max_namespaces: int | None = None,
+        ttl_s: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, bound in (("max_bytes", max_bytes), ("max_namespaces", max_namespaces)):
+            if bound is not None and bound < 1:
+                raise ValueError(f"{name} must be positive, got {bound}")
+        self._max_bytes, self._index_bytes, self._ttl_s = max_bytes, index_bytes, ttl_s
+        self._namespace_bytes = namespace_bytes + _NAMESPACE_BYTES
+        self._max_namespaces = math.inf if max_namespaces is None else max_namespaces
+        self._namespaces: dict[str, _Namespace] = {}
+        # The negative of what each namespace holds, so that the largest comes first; and its rank.
+        self._sizes, self._ranks = NameHeap(), NameHeap()
+        self._num_bytes = self._num_answers = 0
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
+        with self._lock:
+            now_s = steady_clock.now_s()
+            return [gone for answer in answers for gone in self._put(answer, now_s)]
+
+    def get(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer | None]:
+        """The answers of these ids; None for those not held or too old."""
+        with self._lock:
+            return [self._live(namespace, answer_id) for answer_id in answer_ids]
+
+    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            answer_id = held.by_exact_key.get(exact_key) if held else None
+            if held is None or answer_id is None:
+                return None
+            answer = self._live(namespace, answer_id)
+            if answer is not None:
+                entry = held.entries[answer_id]
+                entry.uses += 1
+                entry.last_used_s = steady_clock.now_s()
+                self._raise_rank(namespace, 1, entry.last_used_s)
+            return answer
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            now_s, worth = steady_clock.now_s(), 0
+            for answer_id, uses in earned.items():
+                entry = held.entries.get(answer_id) if held else None
+                if entry is not None:
+                    entry.uses += uses.uses
+                    entry.accepted_tokens += uses.accepted_tokens
+                    entry.last_used_s = now_s
+                    worth += max(0, sum(uses))
+            self._raise_rank(namespace, worth, now_s)
+
+    def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
+        with self._lock:
+            return sum(self._drop(namespace, answer_id) for answer_id in answer_ids)
+
+    def expired(self) -> list[tuple[str, str]]:
+        """Drop what is past its time to live; returns the (namespace, id) dropped."""
+        if self._ttl_s is None:
+            return []
+        oldest_s = steady_clock.now_s() - self._ttl_s
+        with self._lock:
+            gone = [
+                (namespace, answer_id)
+                for namespace, held in self._namespaces.items()
+                for answer_id, entry in held.entries.items()
+                if entry.answer.created_s < oldest_s
+            ]
+            for namespace, answer_id in gone:
+                self._drop(namespace, answer_id)
+        return gone
+
+    def set_prompt_text(self, namespace: str, answer_id: str, prompt_text: str) -> None:
+        """Hold the text of an answer's prompt too, if it is still there."""
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            entry = held.entries.get(answer_id) if held else None
+            if held is None or entry is None:
+                return
+            before = entry.answer.num_bytes
+            entry.answer = msgspec.structs.replace(entry.answer, prompt_text=prompt_text)
+            more = entry.answer.num_bytes - before
+            entry.num_bytes += more
+            held.num_bytes += more
+            self._num_bytes += more
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            return [] if held is None else list(held.entries)
+
+    def answers(self, namespace: str) -> Iterator[Answer]:
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            entries = [] if held is None else list(held.entries.values())
+        for entry in entries:
+            if not self._too_old(entry.answer):
+                yield msgspec.structs.replace(
+                    entry.answer, uses=entry.uses, accepted_tokens=entry.accepted_tokens
+                )
+
+    def namespaces(self) -> list[str]:
+        with self._lock:
+            return list(self._namespaces)
+
+    def close(self) -> None:
+        with self._lock:
+            self._namespaces.clear()
+            self._sizes.clear()
+            self._ranks.clear()
+            self._num_bytes = self._num_answers = 0
+
+    @property
+    def num_answers(self) -> int:
+        """Answers held, over all namespaces."""
+        return self._num_answers
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes charged for, over all namespaces."""
+        return self._num_bytes
+
+    @property
+    def num_namespaces(self) -> int:
+        """Namespaces that hold answers."""
+        return len(self._namespaces)
+
+    def holds(self, namespace: str, answer_id: str) -> bool:
+        """Whether an answer is there, too old or not."""
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            return held is not None and answer_id in held.entries
+
+    def keys(self) -> list[tuple[str, str]]:
+        """(namespace, id) of all that is held."""
+        with self._lock:
+            return [(name, i) for name, held in self._namespaces.items() for i in held.entries]
+
+    def _live(self, namespace: str, answer_id: str) -> Answer | None:
+        held = self._namespaces.get(namespace)
+        entry = held.entries.get(answer_id) if held else None
+        return None if entry is None or self._too_old(entry.answer) else entry.answer
+
+    def _too_old(self, answer: Answer) -> bool:
+        return self._ttl_s is not None and answer.created_s < steady_clock.now_s() - self._ttl_s
+
+    def _put(self, answer: Answer, now_s: float) -> list[tuple[str, str]]:
+        num_bytes = answer.num_bytes + self._index_bytes
+        if num_bytes + self._namespace_bytes > self._max_bytes:
+            self._drop(answer.namespace, answer.answer_id)
+            return [(answer.namespace, answer.answer_id)]
+        held = self._namespaces.get(answer.namespace)
+        if held is None:
+            held = self._namespaces[answer.namespace] = _Namespace()
+            self._charge(answer.namespace, held, self._namespace_bytes)
+        old = held.entries.get(answer.answer_id)
+        if self._ttl_s is not None and answer.created_s > now_s:
+            # By a clock that was ahead: it would outlive the others.
+            answer = msgspec.structs.replace(answer, created_s=now_s)
+        uses, accepted = answer.uses, answer.accepted_tokens
+        if old is not None:
+            uses, accepted = max(uses, old.uses), max(accepted, old.accepted_tokens)
+            self._take_out(answer.namespace, held, answer.answer_id)
+        else:
+            self._raise_rank(answer.namespace, 1 + uses + accepted, now_s)
+        held.entries[answer.answer_id] = _Entry(
+            answer, num_bytes, now_s, uses, accepted, len(held.order)
+        )
+        held.order.append(answer.answer_id)
+        if answer.exact_key is not None:
+            held.by_exact_key[answer.exact_key] = answer.answer_id
+        self._num_answers += 1
+        self._charge(answer.namespace, held, num_bytes)
+        return self._evict(answer.namespace)
+
+    def _drop(self, namespace: str, answer_id: str) -> bool:
+        held = self._namespaces.get(namespace)
+        if held is None or answer_id not in held.entries:
+            return False
+        self._take_out(namespace, held, answer_id)
+        if not held.entries:
+            self._num_bytes -= held.num_bytes
+            del self._namespaces[namespace]
+            self._sizes.discard(namespace)
+            self._ranks.discard(namespace)
+        return True
+
+    def _take_out(self, namespace: str, held: _Namespace, answer_id: str) -> None:
+        entry = held.entries.pop(answer_id)
+        last = held.order.pop()
+        if last != answer_id:
+            held.order[entry.position] = last
+            held.entries[last].position = entry.position
+        key = entry.answer.exact_key
+        if key is not None and held.by_exact_key.get(key) == answer_id:
+            del held.by_exact_key[key]
+        self._num_answers -= 1
+        self._charge(namespace, held, -entry.num_bytes)
+
+    def _charge(self, namespace: str, held: _Namespace, num_bytes: int) -> None:
+        held.num_bytes += num_bytes
+        self._num_bytes += num_bytes
+        self._sizes.set(namespace, -held.num_bytes)
+
+    def _raise_rank(self, namespace: str, worth: int, now_s: float) -> None:
+        if worth > 0 and namespace in self._namespaces:
+            rank = self._ranks.get(namespace)
+            self._ranks.set(namespace, add_worth(-math.inf if rank is None else rank, worth, now_s))
+
+    def _evict(self, newcomer: str) -> list[tuple[str, str]]:
+        evicted: list[tuple[str, str]] = []
+        while len(self._namespaces) > self._max_namespaces:
+            # A newcomer is of little value yet, and would never come to any.
+            name = self._ranks.lowest(but=newcomer) or newcomer
+            for answer_id in list(self._namespaces[name].entries):
+                self._drop(name, answer_id)
+                evicted.append((name, answer_id))
+        while self._num_bytes > self._max_bytes:
+            largest = self._sizes.lowest()
+            assert largest is not None
+            held = self._namespaces[largest]
+            drawn = self._random.choices(held.order, k=min(_SAMPLE, len(held.order)))
+            victim = min(drawn, key=lambda answer_id: held.entries[answer_id].rank)
+            self._drop(largest, victim)
+            evicted.append((largest, victim))
+        return evicted

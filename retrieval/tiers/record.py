@@ -1,0 +1,152 @@
+"""An answer as bytes: versioned, checksummed, compressed when that pays.
+
+Layout: `RA`, version (1 byte), flags (1 byte: 1 = compressed), CRC-32 of the rest (4 bytes, little
+endian), then the fields as a MessagePack array. Never pickle: what another program wrote under our
+key is refused, not run.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from reprise.retrieval.api.answer import Answer
+
+logger = logging.getLogger(__name__)
+VERSION = 1
+_MAGIC = b"RA"
+_HEADER_BYTES = 8
+_COMPRESSED = 1
+# Below this, compression costs more time than the bytes are worth.
+_COMPRESS_FROM_BYTES = 512
+# A damaged length must not make the reader allocate without bound.
+_MAX_RECORD_BYTES = 64 << 20
+
+
+class RecordError(ValueError):
+    """These bytes are no record of ours, of this version, undamaged."""
+
+
+class _Fields(msgspec.Struct, array_like=True, frozen=True):
+    answer_id: str
+    namespace: str
+    model_key: str
+    prompt_tokens: bytes
+    response_tokens: bytes
+    prompt_text: str
+    response_text: str
+    finish_reason: str | None
+    stop_reason: int | str | None
+    sampling: dict[str, Any]
+    exact_key: bytes | None
+    tokenizer_key: str
+    created_s: float
+    uses: int
+    accepted_tokens: int
+    embedding: bytes
+    embedder: str
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(_Fields)
+
+
+def encode_record(answer: Answer) -> bytes:
+    """The answer as a record.
+
+    Raises:
+        ValueError: Its sampling fields are not plain values.
+    """
+    values = [getattr(answer, name) for name in _Fields.__struct_fields__]
+    fields = _Fields(*values)
+    narrow = msgspec.structs.replace(
+        fields,
+        prompt_tokens=_narrow(answer.prompt_tokens),
+        response_tokens=_narrow(answer.response_tokens),
+    )
+    try:
+        body = _ENCODER.encode(narrow)
+    except TypeError as error:
+        raise ValueError(f"answer must hold plain values, got {error}") from error
+    flags = 0
+    if len(body) >= _COMPRESS_FROM_BYTES:
+        smaller = zlib.compress(body, level=1)
+        if len(smaller) < 0.9 * len(body):
+            body, flags = smaller, _COMPRESSED
+    return _MAGIC + bytes((VERSION, flags)) + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def decode_record(record: bytes) -> Answer:
+    """The answer in a record.
+
+    Raises:
+        RecordError: Damaged, of another version, or not ours.
+    """
+    if not isinstance(record, bytes) or len(record) < _HEADER_BYTES or record[:2] != _MAGIC:
+        # Not its beginning: what is no record may still be a secret.
+        raise RecordError(f"expected a record, got {type(record).__name__} of another kind")
+    version, flags = record[2], record[3]
+    if version != VERSION:
+        raise RecordError(f"expected record version {VERSION}, got {version}")
+    body = record[_HEADER_BYTES:]
+    if zlib.crc32(body) != int.from_bytes(record[4:8], "little"):
+        raise RecordError("checksum does not match")
+    try:
+        if flags & _COMPRESSED:
+            body = zlib.decompressobj().decompress(body, _MAX_RECORD_BYTES)
+        fields = _DECODER.decode(body)
+        values = msgspec.structs.asdict(fields)
+        values["prompt_tokens"] = _widen(fields.prompt_tokens)
+        values["response_tokens"] = _widen(fields.response_tokens)
+        return Answer(**values)
+    except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+        raise RecordError(f"unreadable record: {error}") from error
+
+
+class RecordReader:
+    """Decodes records, skipping those that cannot be read: counted, and logged once.
+
+    Args:
+        where: Names the tier in the log.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.num_damaged = 0
+        self._where = where
+
+    def read(self, record: bytes, *, namespace: str) -> Answer | None:
+        """The answer, or None if it is damaged, foreign, or of another namespace."""
+        try:
+            answer = decode_record(record)
+            if answer.namespace != namespace:
+                raise RecordError("it belongs to another namespace")
+        except RecordError as error:
+            self.num_damaged += 1
+            if self.num_damaged == 1:
+                logger.warning(
+                    "Skipping a record in %s: %s. Further ones are only counted.",
+                    self._where,
+                    error,
+                )
+            return None
+        return answer
+
+
+def _narrow(tokens: bytes) -> bytes:
+    """int32 bytes as width byte (2 or 4) + ids: most vocabularies' ids fit 16 bits."""
+    ids = np.frombuffer(tokens, dtype="<i4")
+    if ids.size == 0 or int(ids.max()) < 1 << 16:
+        return b"\x02" + ids.astype("<u2").tobytes()
+    return b"\x04" + tokens
+
+
+def _widen(tokens: bytes) -> bytes:
+    if tokens[:1] == b"\x02":
+        return np.frombuffer(tokens[1:], dtype="<u2").astype("<i4").tobytes()
+    if tokens[:1] == b"\x04" and len(tokens) % 4 == 1:
+        return tokens[1:]
+    raise RecordError("token ids are of unknown width")

@@ -1,0 +1,97 @@
+"""The keys of one namespace in Redis, and what its bookkeeping says of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from reprise.retrieval.api.answer import Answer, digest
+from reprise.retrieval.tiers.redis import redis_ledger as ledger
+from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
+from reprise.retrieval.tiers.tier import Uses
+
+
+class Held(NamedTuple):
+    """What the hash `ids` says of an answer."""
+
+    num_bytes: int
+    suffix: bytes
+    """Of the key of its record."""
+
+    @classmethod
+    def of(cls, value: bytes) -> Held:
+        num_bytes, _, suffix = value.partition(b" ")
+        return cls(int(num_bytes) if num_bytes.isdigit() else 0, suffix)
+
+    def key(self, tag: str) -> bytes:
+        return tag.encode() + b":" + self.suffix
+
+
+class Known(NamedTuple):
+    """What Redis knows of answers of one namespace."""
+
+    stale_bytes: int
+    """Charged for a namespace all of which has expired since."""
+    num_bytes: dict[str, int]
+    """By answer id; 0 for those that are not there."""
+    uses: dict[str, Uses]
+
+
+def tag_of(namespace: str) -> str:
+    return PREFIX + "{" + digest(namespace.encode()).hex() + "}"
+
+
+def suffix_of(answer: Answer) -> str:
+    """Of the key of an answer's record."""
+    return f"a:{answer.answer_id}" if answer.exact_key is None else f"x:{answer.exact_key.hex()}"
+
+
+def read_held(client: Any, namespace: str, answer_ids: Sequence[str]) -> dict[str, Held | None]:
+    values = client.hmget(f"{tag_of(namespace)}:ids", list(answer_ids))
+    return {
+        answer_id: None if value is None else Held.of(value)
+        for answer_id, value in zip(answer_ids, values, strict=True)
+    }
+
+
+def read_known(
+    client: Any, by_namespace: Mapping[str, Sequence[tuple[Answer, bytes]]]
+) -> dict[str, Known]:
+    """What is known of answers that are to be written, in one round trip."""
+    pipe = client.pipeline(transaction=False)
+    ids = {name: [a.answer_id for a, _ in members] for name, members in by_namespace.items()}
+    for namespace, answer_ids in ids.items():
+        pipe.exists(f"{tag_of(namespace)}:ids")
+        ledger.queue_bytes_of(pipe, namespace)
+        pipe.hmget(f"{tag_of(namespace)}:ids", answer_ids)
+        queue_uses(pipe, tag_of(namespace), answer_ids)
+    replies = iter(pipe.execute())
+    known = {}
+    for namespace, answer_ids in ids.items():
+        exists, charged = next(replies), int(next(replies) or 0)
+        held = [0 if value is None else Held.of(value).num_bytes for value in next(replies)]
+        earned = uses_of(next(replies), next(replies))
+        known[namespace] = Known(
+            0 if exists else charged,
+            dict(zip(answer_ids, held, strict=True)),
+            dict(zip(answer_ids, earned, strict=True)),
+        )
+    return known
+
+
+def queue_uses(pipe: Any, tag: str, answer_ids: list[str]) -> None:
+    """Ask for what `_uses_of` reads: two replies."""
+    pipe.hmget(f"{tag}:uses", answer_ids)
+    pipe.hmget(f"{tag}:accepted", answer_ids)
+
+
+def uses_of(uses: list[bytes | None], accepted: list[bytes | None]) -> list[Uses]:
+    return [Uses(_count(u), _count(a)) for u, a in zip(uses, accepted, strict=True)]
+
+
+def _count(value: bytes | None) -> int:
+    """A count in a hash; what is none counts as 0."""
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0

@@ -1,0 +1,447 @@
+"""Answers in one file, so that a restart on the same machine is warm."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
+from reprise.retrieval.host import steady_clock
+from reprise.retrieval.host.private_files import claim_file
+from reprise.retrieval.tiers.change_log import LOG_LENGTH, ChangeLog
+from reprise.retrieval.tiers.record import RecordReader, encode_record
+from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, Uses, with_uses
+from reprise.retrieval.tiers.value import add_worth, rank_of
+
+_PAGE = 500
+# Of the bound, what the write-ahead log may take beside the file: it is begun anew at a quarter of
+# that, and the rest is room for one transaction, which is kept small enough for it.
+_LOG_SHARE = 1 / 4
+_MAX_LOG_BYTES = 16 << 20
+_LOG_PAGES_PER_ANSWER = 8
+_MAX_BATCH = 128
+_BATCH_SHARE = 1 / 64
+_MIN_BYTES = 1 << 20
+# An answer's row beside its record: ids, key, rank and what the indexes repeat of them.
+_OVERHEAD_BYTES = 400
+_COLUMNS = {"namespace", "answer_id", "exact_key", "created_s", "record", "rank"}
+_SCHEMA = """
+create table if not exists answers (
+  namespace text not null,
+  answer_id text not null,
+  exact_key blob,
+  created_s real not null,
+  record blob not null,
+  rank real not null default 0,
+  primary key (namespace, answer_id)
+);
+create index if not exists by_exact_key on answers (namespace, exact_key)
+  where exact_key is not null;
+create index if not exists by_age on answers (created_s);
+create index if not exists by_rank on answers (namespace, rank);
+create table if not exists credits (
+  namespace text not null,
+  answer_id text not null,
+  uses integer not null,
+  accepted_tokens integer not null,
+  primary key (namespace, answer_id)
+) without rowid;
+create table if not exists namespaces (
+  namespace text primary key,
+  num_bytes integer not null,
+  rank real not null default -1e6
+) without rowid;
+create index if not exists by_size on namespaces (num_bytes);
+create index if not exists by_worth on namespaces (rank);
+create trigger if not exists answer_joined after insert on answers begin
+  insert into namespaces (namespace, num_bytes) values (new.namespace, length(new.record) + 400)
+    on conflict (namespace) do update set num_bytes = num_bytes + excluded.num_bytes;
+end;
+create trigger if not exists answer_left after delete on answers begin
+  update namespaces set num_bytes = num_bytes - length(old.record) - 400
+    where namespace = old.namespace;
+  delete from namespaces where namespace = old.namespace and num_bytes <= 0;
+end;
+"""
+# Of (seconds, namespace, answer id): the answer was used then.
+_RANK = """
+update answers set rank = rank_of(
+  coalesce((select uses from credits c
+    where c.namespace = answers.namespace and c.answer_id = answers.answer_id), 0),
+  coalesce((select accepted_tokens from credits c
+    where c.namespace = answers.namespace and c.answer_id = answers.answer_id), 0),
+  length(record), ?)
+where namespace = ? and answer_id = ?
+"""
+# Of (worth, seconds, namespace): it has come to more worth then.
+_WORTH = "update namespaces set rank = add_worth(rank, ?, ?) where namespace = ?"
+
+
+class SqliteTier(Tier):
+    """A tier in an SQLite file; thread-safe, and safe to share between processes.
+
+    Args:
+        path: The file; its folder must exist.
+        ttl_s: Age in seconds at which an answer is gone; None for never.
+        timeout_s: How long to wait for another process's write.
+        max_bytes: Bound on the file and its write-ahead log together; answers of the least value
+            leave the namespace that holds most. None leaves the trimming to others.
+        max_namespaces: Bound on the namespaces; the least valuable leaves as a whole.
+
+    Raises:
+        ValueError: The bound is too small for a file.
+        TierError: The file cannot be opened.
+    """
+
+    name = "sqlite"
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        ttl_s: float | None = None,
+        timeout_s: float = 1.0,
+        max_bytes: int | None = None,
+        max_namespaces: int | None = None,
+    ) -> None:
+        if max_bytes is not None and max_bytes < _MIN_BYTES:
+            raise ValueError(f"max_bytes must be at least {_MIN_BYTES}, got {max_bytes}")
+        self._ttl_s, self._max_bytes, self._max_namespaces = ttl_s, max_bytes, max_namespaces
+        self._reader = RecordReader(str(path))
+        self._lock = threading.Lock()
+        try:
+            # Also its -wal and -shm, which SQLite gives the same mode.
+            claim_file(Path(path))
+            self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
+            # Before there are tables: pages that become free can be given back.
+            self._db.execute("pragma auto_vacuum=incremental")
+            self._db.execute("pragma journal_mode=wal")
+            # A power cut may lose the last answers, never damage the file: a cache needs no more.
+            self._db.execute("pragma synchronous=normal")
+            # What is replaced leaves, as triggers see it.
+            self._db.execute("pragma recursive_triggers=on")
+            self._db.create_function("rank_of", 4, _rank_of, deterministic=True)
+            self._db.create_function("add_worth", 3, add_worth, deterministic=True)
+            self._upgrade()
+            # What is removed is overwritten, not only no longer found.
+            self._db.execute("pragma secure_delete=on")
+            self._db.executescript(_SCHEMA)
+            # The log takes its share of a small bound, and no more.
+            length = LOG_LENGTH if max_bytes is None else min(LOG_LENGTH, max_bytes // 2048)
+            self._log = ChangeLog(self._db, length=length)
+            self._wal_holds_forgotten = False
+            if ttl_s is not None:
+                # What was written by a clock that was ahead would outlive the others.
+                self._db.execute(
+                    "update answers set created_s = ?1 where created_s > ?1",
+                    (steady_clock.now_s(),),
+                )
+                self._delete_expired(self._db)
+            self._db.commit()
+            self._bound()
+        except (sqlite3.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TierError(f"sqlite file {path}: {reason}") from error
+
+    def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
+        left: list[tuple[str, str]] = []
+        batch: list[tuple[Answer, bytes]] = []
+        num_bytes = 0
+        for answer in answers:
+            record = encode_record(answer)
+            size = len(record) + _OVERHEAD_BYTES
+            if size > self._batch_bytes:
+                left += [(answer.namespace, answer.answer_id)]
+                continue
+            if num_bytes + size > self._batch_bytes or len(batch) == self._batch_answers:
+                left += self._put(batch, num_bytes)
+                batch, num_bytes = [], 0
+            batch.append((answer, record))
+            num_bytes += size
+        if batch:
+            left += self._put(batch, num_bytes)
+        return left
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        with self._session() as db:
+            db.executemany(
+                "insert into credits select namespace, answer_id, ?, ? from answers"
+                " where namespace = ? and answer_id = ?"
+                " on conflict (namespace, answer_id) do update set"
+                " uses = uses + excluded.uses,"
+                " accepted_tokens = accepted_tokens + excluded.accepted_tokens",
+                [(*uses, namespace, answer_id) for answer_id, uses in earned.items()],
+            )
+            now_s = steady_clock.now_s()
+            db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in earned])
+            worth = sum(max(0, sum(uses)) for uses in earned.values())
+            db.executemany(_WORTH, [(worth, now_s, namespace)] if worth else [])
+
+    def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
+        removed = 0
+        with self._session() as db:
+            for answer_id in answer_ids:
+                key = (namespace, answer_id)
+                db.execute("delete from credits where namespace = ? and answer_id = ?", key)
+                removed += db.execute(
+                    "delete from answers where namespace = ? and answer_id = ?", key
+                ).rowcount
+            self._log.note(db, "-", [(namespace, answer_id) for answer_id in answer_ids])
+        return removed
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        with self._session() as db:
+            rows = db.execute("select answer_id from answers where namespace = ?", (namespace,))
+            return [row[0] for row in rows]
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        self.expire()  # what is past its time is no answer any more, and not to be counted
+        gone = super().forget(invalidation, text_of=text_of)
+        self._wal_holds_forgotten = True
+        self._empty_wal()
+        return gone
+
+    def announce(self, invalidation: Invalidation) -> None:
+        with self._session() as db:
+            self._log.announce(db, invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        with self._session() as db:
+            page = self._log.invalidations(db, after)
+        # Whoever carried it out may not have been able to empty it while we read.
+        self._wal_holds_forgotten |= bool(page.invalidations)
+        return page
+
+    def changes(self, *, anew: bool = False) -> TierChanges:
+        with self._session() as db:
+            logged = self._log.changes(db, anew=anew)
+        added = [answer for key in logged.added if (answer := self._answer(*key)) is not None]
+        return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
+
+    def expire(self) -> None:
+        if self._ttl_s is not None:
+            with self._session() as db:
+                self._delete_expired(db)
+        if self._wal_holds_forgotten:
+            self._empty_wal()
+
+    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
+        with self._session() as db:
+            row = db.execute(
+                "select record from answers where namespace = ? and exact_key = ?"
+                " and created_s >= ? order by created_s desc limit 1",
+                (namespace, exact_key, self._oldest_s()),
+            ).fetchone()
+        return None if row is None else self._reader.read(row[0], namespace=namespace)
+
+    def answers(self, namespace: str) -> Iterator[Answer]:
+        last = ""
+        while True:
+            with self._session() as db:
+                rows = db.execute(
+                    "select answer_id, record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                    " from answers left join credits using (namespace, answer_id)"
+                    " where namespace = ? and answer_id > ? and created_s >= ?"
+                    " order by answer_id limit ?",
+                    (namespace, last, self._oldest_s(), _PAGE),
+                ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            for _, record, uses, accepted_tokens in rows:
+                answer = self._reader.read(record, namespace=namespace)
+                if answer is not None:
+                    yield with_uses(answer, Uses(uses, accepted_tokens))
+
+    def namespaces(self) -> list[str]:
+        with self._session() as db:
+            return [row[0] for row in db.execute("select namespace from namespaces")]
+
+    @property
+    def num_damaged(self) -> int:
+        return self._reader.num_damaged
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def _answer(self, namespace: str, answer_id: str) -> Answer | None:
+        with self._session() as db:
+            row = db.execute(
+                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                " from answers left join credits using (namespace, answer_id)"
+                " where namespace = ? and answer_id = ? and created_s >= ?",
+                (namespace, answer_id, self._oldest_s()),
+            ).fetchone()
+        answer = None if row is None else self._reader.read(row[0], namespace=namespace)
+        return None if answer is None else with_uses(answer, Uses(*row[1:]))
+
+    def _delete_expired(self, db: sqlite3.Connection) -> None:
+        gone = db.execute(
+            "delete from answers where created_s < ? returning namespace, answer_id",
+            (self._oldest_s(),),
+        ).fetchall()
+        db.executemany("delete from credits where namespace = ? and answer_id = ?", gone)
+        self._wal_holds_forgotten |= bool(gone)
+
+    def _empty_wal(self) -> None:
+        """Move what the write-ahead log holds into the file and leave nothing there: it still has
+        the pages as they were. Readers in other processes may stand in the way for a moment."""
+        with self._lock:
+            try:
+                busy = self._db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+            except sqlite3.Error:
+                busy = 1
+            self._wal_holds_forgotten = bool(busy)
+
+    def _put(self, batch: Sequence[tuple[Answer, bytes]], num_bytes: int) -> list[tuple[str, str]]:
+        now_s, left = steady_clock.now_s(), self._make_room(num_bytes)
+        with self._session() as db:
+            db.executemany(
+                "insert or replace into answers"
+                " (namespace, answer_id, exact_key, created_s, record) values (?, ?, ?, ?, ?)",
+                [(a.namespace, a.answer_id, a.exact_key, a.created_s, r) for a, r in batch],
+            )
+            db.executemany(
+                "insert into credits values (?, ?, ?, ?)"
+                " on conflict (namespace, answer_id) do update set"
+                " uses = max(uses, excluded.uses),"
+                " accepted_tokens = max(accepted_tokens, excluded.accepted_tokens)",
+                [
+                    (a.namespace, a.answer_id, a.uses, a.accepted_tokens)
+                    for a, _ in batch
+                    if a.uses or a.accepted_tokens
+                ],
+            )
+            db.executemany(_RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
+            self._log.note(db, "+", [(a.namespace, a.answer_id) for a, _ in batch])
+            joined = Counter(a.namespace for a, _ in batch)
+            db.executemany(_WORTH, [(count, now_s, name) for name, count in joined.items()])
+        return left + self._trim_namespaces(joined)
+
+    def _trim_namespaces(self, joined: Counter[str]) -> list[tuple[str, str]]:
+        """Let the least valuable namespaces leave, those that just joined last of all."""
+        left: list[tuple[str, str]] = []
+        while self._max_namespaces is not None:
+            with self._session() as db:
+                db.execute("begin immediate")
+                count = db.execute("select count(*) from namespaces").fetchone()[0]
+                if count <= self._max_namespaces:
+                    break
+                lowest = [
+                    row[0]
+                    for row in db.execute(
+                        "select namespace from namespaces order by rank limit ?", (len(joined) + 1,)
+                    )
+                ]
+                victim = next((name for name in lowest if name not in joined), lowest[0])
+                left += self._leave(db, victim)
+        return left
+
+    def _leave(self, db: sqlite3.Connection, namespace: str) -> list[tuple[str, str]]:
+        """Delete answers of the least value of a namespace; (namespace, id) of those."""
+        gone = db.execute(
+            "select namespace, answer_id from answers where namespace = ? order by rank limit ?",
+            (namespace, self._batch_answers),
+        ).fetchall()
+        for table in ("answers", "credits"):
+            db.executemany(f"delete from {table} where namespace = ? and answer_id = ?", gone)
+        self._log.note(db, "-", gone)
+        if not gone:  # a row that another version left
+            db.execute("delete from namespaces where namespace = ?", (namespace,))
+        return gone
+
+    def _make_room(self, num_bytes: int) -> list[tuple[str, str]]:
+        """Let answers of least value leave until so many bytes fit; (namespace, id) of those."""
+        left: list[tuple[str, str]] = []
+        while self._max_bytes is not None:
+            with self._session() as db:
+                db.execute("begin immediate")
+                if self._room(db) >= num_bytes:
+                    break
+                largest = db.execute(
+                    "select namespace from namespaces order by num_bytes desc limit 1"
+                ).fetchone()
+                if largest is None:
+                    break
+                left += self._leave(db, largest[0])
+        return left
+
+    def _room(self, db: sqlite3.Connection) -> int:
+        """Bytes of the file that are free or may still be added to it, but for a reserve.
+
+        Rows fill pages by three quarters or so, and indexes split: a batch may need twice its size.
+        """
+        used = _number(db, "page_count") - _number(db, "freelist_count")
+        return (self._max_pages - used) * self._page_bytes - self._batch_bytes
+
+    def _upgrade(self) -> None:
+        """Let a file of an earlier version have what this one needs."""
+        columns = [row[1] for row in self._db.execute("pragma table_info(answers)")]
+        if unknown := set(columns) - _COLUMNS:
+            raise sqlite3.DatabaseError(f"a newer version's: unknown columns {sorted(unknown)}")
+        if not columns or "rank" in columns:
+            return
+        self._db.execute("alter table answers add column rank real not null default 0")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(
+            "insert or replace into namespaces (namespace, num_bytes)"
+            " select namespace, sum(length(record) + 400) from answers group by namespace"
+        )
+        self._db.execute("update answers set rank = rank_of(0, 0, length(record), created_s)")
+        self._db.commit()
+
+    def _bound(self) -> None:
+        """Have SQLite itself keep the file and its log within the bound."""
+        self._page_bytes = _number(self._db, "page_size")
+        if self._max_bytes is None:
+            self._batch_bytes, self._batch_answers = 1 << 40, _MAX_BATCH
+            return
+        log_bytes = min(_MAX_LOG_BYTES, int(_LOG_SHARE * self._max_bytes))
+        log_pages = log_bytes // self._page_bytes
+        self._max_pages = (self._max_bytes - log_bytes) // self._page_bytes
+        self._batch_bytes = int(_BATCH_SHARE * self._max_bytes)
+        self._batch_answers = min(_MAX_BATCH, max(1, log_pages // _LOG_PAGES_PER_ANSWER))
+        self._db.execute(f"pragma wal_autocheckpoint={max(1, log_pages // 4)}")
+        self._db.execute(f"pragma journal_size_limit={log_bytes}")
+        if _number(self._db, "page_count") > self._max_pages:
+            self._shrink()
+        self._db.execute(f"pragma max_page_count={self._max_pages}")
+
+    def _shrink(self) -> None:
+        """Let a file that was larger, by an earlier version or setting, become small."""
+        self._make_room(self._batch_bytes)
+        if _number(self._db, "auto_vacuum"):
+            # Not `execute`, which leaves it after one page.
+            self._db.executescript("pragma incremental_vacuum")
+        else:
+            self._db.execute("pragma auto_vacuum=incremental")
+            self._db.execute("vacuum")
+        self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+    def _oldest_s(self) -> float:
+        return 0.0 if self._ttl_s is None else steady_clock.now_s() - self._ttl_s
+
+    @contextmanager
+    def _session(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                with self._db:  # commits, or rolls back
+                    yield self._db
+            except sqlite3.Error as error:
+                raise TierError(f"sqlite: {error}") from error
+
+
+def _rank_of(uses: int, accepted_tokens: int, num_bytes: int, used_s: float) -> float:
+    return rank_of(uses=uses, accepted_tokens=accepted_tokens, num_bytes=num_bytes, used_s=used_s)
+
+
+def _number(db: sqlite3.Connection, pragma: str) -> int:
+    return int(db.execute(f"pragma {pragma}").fetchone()[0])

@@ -1,0 +1,139 @@
+"""The interface of a place that keeps answers, and how a URL names one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
+
+TextOf = Callable[[Answer], str]
+_FORGET_BATCH = 256
+
+
+class TierError(Exception):
+    """The tier could not do it now; trying later may work."""
+
+
+class Uses(NamedTuple):
+    """What an answer was good for."""
+
+    uses: int = 0
+    accepted_tokens: int = 0
+
+    def plus(self, other: Uses) -> Uses:
+        """The sum of both."""
+        return Uses(self.uses + other.uses, self.accepted_tokens + other.accepted_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class TierChanges:
+    """What other replicas did to a tier since the last look."""
+
+    added: tuple[Answer, ...] = ()
+    removed: tuple[tuple[str, str], ...] = ()
+    """(namespace, answer id)"""
+    complete: bool = True
+    """False: more changed than the tier remembers, and only comparing all of it will tell."""
+
+
+def with_uses(answer: Answer, earned: Uses) -> Answer:
+    """The answer with what it earned since its record was written, if that is more."""
+    uses = max(answer.uses, earned.uses)
+    accepted_tokens = max(answer.accepted_tokens, earned.accepted_tokens)
+    if (uses, accepted_tokens) == (answer.uses, answer.accepted_tokens):
+        return answer
+    return msgspec.structs.replace(answer, uses=uses, accepted_tokens=accepted_tokens)
+
+
+class Tier(ABC):
+    """Answers by namespace and id, and by exact key. No call looks beyond its namespace.
+
+    All methods may raise `TierError`; none waits longer than the tier's own timeouts.
+    """
+
+    name: str
+
+    @abstractmethod
+    def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
+        """Keep answers, replacing those of the same id; the (namespace, id) that had to leave."""
+
+    @abstractmethod
+    def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
+        """Forget answers; how many of them were there."""
+
+    @abstractmethod
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        """Add to the `uses` and `accepted_tokens` of answers by id; unknown ids are left out.
+
+        Putting an answer anew keeps the larger of what it brings and what it had.
+        """
+
+    @abstractmethod
+    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
+        """The latest answer stored under an exact key, in at most one round trip."""
+
+    @abstractmethod
+    def answers(self, namespace: str) -> Iterator[Answer]:
+        """All answers of a namespace, in no particular order, read in pages."""
+
+    @abstractmethod
+    def namespaces(self) -> list[str]:
+        """Those that hold answers."""
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        """Ids of all answers of a namespace, of those that cannot be read too."""
+        return [answer.answer_id for answer in self.answers(namespace)]
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        """Tell the replicas, then remove what is meant; the (namespace, id) that were there.
+
+        `text_of` gives an answer's query, where its record may be without.
+        Records that cannot be read are only removed where their namespace and id say enough.
+        """
+        self.announce(invalidation)
+        gone = []
+        for namespace in filter(invalidation.covers, self.namespaces()):
+            if invalidation.needs_contents or invalidation.is_late:
+                answers = self.answers(namespace)
+                ids = [a.answer_id for a in answers if invalidation.means(a, text_of(a))]
+            else:
+                ids = [i for i in self.answer_ids(namespace) if invalidation.names(namespace, i)]
+            for begin in range(0, len(ids), _FORGET_BATCH):
+                batch = ids[begin : begin + _FORGET_BATCH]
+                self.remove(namespace, batch)
+                gone += [(namespace, answer_id) for answer_id in batch]
+        return gone
+
+    def announce(self, invalidation: Invalidation) -> None:  # noqa: B027 - memory has no replicas
+        """Add an invalidation to the log that replicas follow."""
+
+    def invalidations(self, after: str | None) -> InvalidationPage:  # noqa: ARG002
+        """The log of invalidations beyond a position; None begins now and returns none."""
+        return InvalidationPage()
+
+    def expire(self) -> None:  # noqa: B027 - not every tier has to be told
+        """Remove what is past its time to live; called about once a second."""
+
+    def changes(self, *, anew: bool = False) -> TierChanges:  # noqa: ARG002
+        """What other replicas added and removed since the last call.
+
+        The first call, and one with `anew`, begins now and returns nothing.
+        """
+        return TierChanges()
+
+    @property
+    def num_damaged(self) -> int:
+        """Records skipped because they could not be read."""
+        return 0
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held. Idempotent."""

@@ -1,0 +1,481 @@
+"""Between memory and the tier behind it: writes behind, catch-up, what other replicas did.
+
+Everything here runs in threads of its own. A tier that fails or hangs costs hits, never time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+import tenacity
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Forgotten, Invalidation, InvalidationPage
+from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker, State
+from reprise.retrieval.tiers.late_writes import LateWrites, PendingForget
+from reprise.retrieval.tiers.pending_credits import PendingCredits
+from reprise.retrieval.tiers.tier import Tier, TierError, Uses
+
+OnAdded = Callable[[Sequence[Answer]], None]
+OnForgotten = Callable[[Forgotten], None]
+Key = tuple[str, str]
+Result = TypeVar("Result")
+_WRITE_BATCH = 128
+_READ_BATCH = 500
+_LOOK_UPS_AT_ONCE = 4
+_RETRY_S = 0.25
+# Uses are added up for so long before they are written: nothing but eviction waits for them.
+_CREDIT_EVERY_S = 1.0
+# What was removed during an outage is to be gone within a second of its end.
+_MAX_RETRY_S = 0.8
+# Nothing is written unless what others removed was read this recently.
+_FOLLOWED_WITHIN_S = 1.0
+_MOST_LOST = 100_000
+
+
+class TierSync:
+    """Keeps a tier and this process's memory in step.
+
+    Args:
+        tier: Where answers are kept; closed with this.
+        on_added: Called with answers found in the tier: all at start, then what others add. May
+            wait, which slows the reading down.
+        on_forgotten: Called with what others removed or had forgotten.
+        held: The (namespace, answer id) held here that the tier should have, or had.
+        queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
+        queue_bytes: Most bytes of them; the same.
+        poll_s: How often to look for what other replicas did.
+        look_up_s: Most seconds that a look-up may take.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        on_added: OnAdded,
+        on_forgotten: OnForgotten,
+        held: Callable[[], set[Key]] = set,
+        queue_length: int = 4096,
+        queue_bytes: int = 64 << 20,
+        poll_s: float = 0.2,
+        look_up_s: float = 0.05,
+    ) -> None:
+        self._tier, self._on_added, self._on_forgotten = tier, on_added, on_forgotten
+        self._held = held
+        self._queue: deque[Answer] = deque()
+        self._queue_length, self._poll_s, self._look_up_s = queue_length, poll_s, look_up_s
+        self._queue_bytes, self._waiting_bytes = queue_bytes, 0
+        self._credits = PendingCredits(queue_length)
+        self._credited_s, self._draining = time.monotonic(), 0
+        self._unwritten = 0
+        self._lost: dict[Key, None] = {}
+        self._batch: list[Answer] = []
+        self._forgets: deque[PendingForget] = deque()
+        self._late = LateWrites()
+        self._removed_meanwhile: set[Key] = set()
+        self._position: str | None = None
+        self._behind = False
+        self._followed_s = float("-inf")
+        self._writing = self._closing = False
+        self._changed = threading.Condition()
+        self.caught_up = threading.Event()
+        # Reads and writes fail apart: a full Redis refuses writes and still answers.
+        self._reads = CircuitBreaker(f"Reading from {tier.name}", max_retry_s=_MAX_RETRY_S)
+        self._look_ups = CircuitBreaker(f"Look-up in {tier.name}")
+        self._writes = CircuitBreaker(f"Writing to {tier.name}", max_retry_s=_MAX_RETRY_S)
+        self._pool = ThreadPoolExecutor(_LOOK_UPS_AT_ONCE, thread_name_prefix="reprise-look-up")
+        self._pending = threading.BoundedSemaphore(_LOOK_UPS_AT_ONCE)
+        self._write_errors = LoopErrors(f"Writing to {tier.name}")
+        self._read_errors = LoopErrors(f"Reading from {tier.name}")
+        self._threads = [
+            threading.Thread(
+                target=keep_going, args=(loop, errors), kwargs={"pause": self._pause}, name=name
+            )
+            for loop, errors, name in (
+                (self._write_loop, self._write_errors, "reprise-writer"),
+                (self._read_loop, self._read_errors, "reprise-reader"),
+            )
+        ]
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    @property
+    def unwritten(self) -> int:
+        """Answers that the tier never got."""
+        return self._unwritten
+
+    @property
+    def uncredited(self) -> int:
+        """Answers whose uses the tier never got."""
+        return self._credits.lost
+
+    @property
+    def unreadable(self) -> int:
+        """Records and other entries of the tier that were skipped."""
+        return self._tier.num_damaged
+
+    @property
+    def tier_name(self) -> str:
+        """sqlite or redis."""
+        return self._tier.name
+
+    @property
+    def breakers(self) -> dict[str, State]:
+        """The state of each circuit breaker: read, look up and write fail apart."""
+        return {
+            "read": self._reads.state,
+            "look up": self._look_ups.state,
+            "write": self._writes.state,
+        }
+
+    @property
+    def degraded(self) -> str:
+        """What does not work now; empty if all does."""
+        failing = [verb for verb, state in self.breakers.items() if state != "closed"]
+        return f"{self._tier.name}: cannot {', '.join(failing)}" if failing else ""
+
+    def write(self, answers: Iterable[Answer]) -> None:
+        """Have answers written soon; returns at once."""
+        with self._changed:
+            for answer in answers:
+                self._queue.append(answer)
+                self._waiting_bytes += answer.num_bytes
+            self._drop_oldest()
+            self._changed.notify_all()
+
+    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+        """Have uses added to those in the tier soon; returns at once."""
+        with self._changed:
+            self._credits.add(namespace, earned)
+
+    def forget(self, invalidation: Invalidation, timeout_s: float) -> PendingForget:
+        """Have the tier forget; waits for it up to `timeout_s`, and tries on after that."""
+        with self._changed:
+            pending = next((each for each in self._forgets if each.is_of(invalidation)), None)
+            if pending is None:
+                pending = PendingForget(invalidation)
+                self._drop_waiting(invalidation.means)
+                self._forgets.append(pending)
+                self._changed.notify_all()
+        pending.done.wait(timeout_s)
+        return pending
+
+    @property
+    def position(self) -> str | None:
+        """How far the tier's log of invalidations has been followed; None: not yet."""
+        return self._position
+
+    def invalidations(self, after: str) -> InvalidationPage:
+        """The log of invalidations beyond an earlier position.
+
+        Raises:
+            TierError: It cannot be read now.
+        """
+        return self._reads.call(lambda: self._tier.invalidations(after))
+
+    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
+        """Look an exact key up within the budget; None too if the tier fails or is slow."""
+        if not self._pending.acquire(blocking=False):
+            return None  # the tier hangs, and enough threads wait for it already
+        began_s = time.monotonic()
+        future = self._pool.submit(
+            self._look_ups.call, lambda: self._tier.find_exact(namespace, exact_key)
+        )
+        future.add_done_callback(lambda _: self._pending.release())
+        try:
+            return future.result(timeout=self._look_up_s)
+        except FutureTimeoutError:
+            self._look_ups.failed(f"no reply in {time.monotonic() - began_s:.3f} s")
+        except TierError:
+            pass
+        except Exception as error:
+            self._read_errors.failed(error)
+        return None
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all answers and uses are written; False if it took longer."""
+        with self._changed:
+            self._draining += 1
+            self._changed.notify_all()
+            done = self._changed.wait_for(
+                lambda: (
+                    not (self._queue or self._credits or self._forgets or self._late)
+                    and not self._writing
+                ),
+                timeout_s,
+            )
+            self._draining -= 1
+            return done
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what is waiting, if that takes no longer than `timeout_s`, and stop."""
+        if self._writes.state == "closed" and self._may_write():
+            self.drain(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        with self._changed:
+            # Only now: a batch that fails on its way is put back.
+            self._unwritten += len(self._queue)
+            self._credits.lost += len(self._credits)
+            self._credits.take()
+            self._queue.clear()
+            self._waiting_bytes = 0
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tier.close()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether the threads are to end."""
+        with self._changed:
+            self._writing = False  # whoever drains need not wait for what was lost
+            return self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _write_loop(self) -> None:
+        kept_s = time.monotonic()
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work, _CREDIT_EVERY_S)
+                if self._closing:
+                    return
+                earned = self._due_credits()
+                count = min(_WRITE_BATCH, len(self._queue)) if self._may_write() else 0
+                self._batch = batch = [self._queue.popleft() for _ in range(count)]
+                self._waiting_bytes -= sum(answer.num_bytes for answer in batch)
+                forgets, stale = list(self._forgets), self._late.take()
+                self._writing = True
+            forgotten = self._try_remove(stale) & self._try_forget(forgets)
+            written = not batch or self._try_write(partial(self._put, batch), len(batch))
+            # After the answers: they may be what was used.
+            unpaid = self._try_credit(earned) if written else earned
+            if time.monotonic() - kept_s >= _CREDIT_EVERY_S:
+                kept_s = time.monotonic()
+                self._try_write(self._tier.expire, 0)
+            with self._changed:
+                self._put_back(batch, written, unpaid)
+                if unpaid or not written or not forgotten:
+                    self._changed.wait_for(lambda: self._closing, _RETRY_S)
+                self._changed.notify_all()
+
+    def _put_back(
+        self, batch: list[Answer], written: bool, unpaid: dict[str, dict[str, Uses]]
+    ) -> None:
+        """A turn of writing is over, what failed is to be tried again; the caller holds the
+        lock."""
+        self._writing, self._batch = False, []
+        for namespace, uses in unpaid.items():
+            self._credits.add(namespace, uses)
+        if written:
+            self._late.wrote(batch)
+        else:
+            kept = self._late.without(batch)
+            self._queue.extendleft(reversed(kept))
+            self._waiting_bytes += sum(answer.num_bytes for answer in kept)
+            self._drop_oldest()
+
+    def _put(self, answers: Sequence[Answer]) -> None:
+        """Write answers; those that had to make room for them leave memory too."""
+        gone = self._tier.put(answers)
+        if gone:
+            self._on_forgotten(Forgotten(removed=tuple(gone)))
+
+    def _drop_oldest(self) -> None:
+        """Keep the queue within its bounds; the caller holds the lock."""
+        while len(self._queue) > self._queue_length or self._waiting_bytes > self._queue_bytes:
+            oldest = self._queue.popleft()
+            self._waiting_bytes -= oldest.num_bytes
+            self._lose(oldest)
+
+    def _has_work(self) -> bool:
+        waits = (self._queue and self._may_write()) or self._forgets or self._late
+        return bool(waits) or self._closing or self._credits_are_due()
+
+    def _may_write(self) -> bool:
+        """Whether what others removed is known: what they removed during an outage must not be
+        written again after it."""
+        within_s = _FOLLOWED_WITHIN_S + 5 * self._poll_s
+        return time.monotonic() - self._followed_s < within_s
+
+    def _credits_are_due(self) -> bool:
+        waited_s = time.monotonic() - self._credited_s
+        return bool(self._credits) and (self._draining > 0 or waited_s >= _CREDIT_EVERY_S)
+
+    def _due_credits(self) -> dict[str, dict[str, Uses]]:
+        """Uses to write now; the caller holds the lock."""
+        if not self._credits_are_due():
+            return {}
+        self._credited_s = time.monotonic()
+        return self._credits.take()
+
+    def _try_forget(self, forgets: Sequence[PendingForget]) -> bool:
+        """False if it should be tried again."""
+        for pending in forgets:
+            forget = partial(self._tier.forget, pending.invalidation)
+            try:
+                pending.removed = tuple(self._writes.call(partial(_patiently, forget)))
+                pending.done.set()
+            except TierError:
+                return False
+            except Exception as error:  # a fault of ours: it will not go better the next time
+                self._write_errors.failed(error)
+            with self._changed:
+                self._forgets.remove(pending)
+                self._removed_meanwhile.update(pending.removed)
+        return True
+
+    def _try_remove(self, stale: dict[str, list[str]]) -> bool:
+        """False if it should be tried again."""
+        for namespace, answer_ids in stale.items():
+            if not self._try_write(partial(self._tier.remove, namespace, answer_ids), 0):
+                with self._changed:
+                    self._late.add((n, i) for n, ids in stale.items() for i in ids)
+                return False
+        return True
+
+    def _try_credit(self, earned: dict[str, dict[str, Uses]]) -> dict[str, dict[str, Uses]]:
+        """What should be tried again."""
+        unpaid = dict(earned)
+        for namespace, uses in earned.items():
+            if not self._try_write(partial(self._tier.credit, namespace, uses), 0):
+                break
+            del unpaid[namespace]
+        return unpaid
+
+    def _try_write(self, write: Callable[[], object], num_answers: int) -> bool:
+        """False if it should be tried again."""
+        try:
+            self._writes.call(partial(_patiently, write))
+        except TierError:
+            return False
+        except Exception as error:  # an answer that has no encoding, say: never again
+            self._write_errors.failed(error)
+            self._unwritten += num_answers
+        return True
+
+    def _lose(self, answer: Answer) -> None:
+        """The tier never gets this answer; the caller holds the lock."""
+        self._unwritten += 1
+        self._lost[answer.namespace, answer.answer_id] = None
+        if len(self._lost) > _MOST_LOST:
+            del self._lost[next(iter(self._lost))]
+
+    def _drop_waiting(self, is_meant: Callable[[Answer], bool]) -> None:
+        """Do not write answers after all; the caller holds the lock."""
+        self._queue = deque(answer for answer in self._queue if not is_meant(answer))
+        self._waiting_bytes = sum(answer.num_bytes for answer in self._queue)
+
+    def _read_loop(self) -> None:
+        caught_up = False
+        while not self._closing:
+            more = False
+            try:
+                if caught_up:
+                    more = self._reads.call(self._follow)
+                    caught_up = not self._behind
+                else:
+                    self._reads.call(self._catch_up)
+                    caught_up = True
+                    self.caught_up.set()
+            except TierError:
+                # What was read before it failed is lost; what was removed meanwhile is unknown.
+                caught_up = False
+            except Exception as error:  # the breaker has counted it too
+                caught_up = False
+                self._read_errors.failed(error)
+            with self._changed:
+                self._late.drop_old()
+                if caught_up:
+                    self._removed_meanwhile.clear()
+                if not more:
+                    self._changed.wait_for(lambda: self._closing, self._poll_s)
+
+    def _catch_up(self) -> None:
+        """Take all that the tier holds, and let go of what it no longer does."""
+        self._behind = False
+        self._follow_invalidations()
+        with self._changed:
+            self._removed_meanwhile.clear()
+        self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
+        expected = self._held() - self._never_written()
+        present: set[Key] = set()
+        for namespace in self._tier.namespaces():
+            answers = self._tier.answers(namespace)
+            while batch := list(islice(answers, _READ_BATCH)):
+                if self._closing:
+                    return
+                present.update((answer.namespace, answer.answer_id) for answer in batch)
+                self._on_added(batch)
+                self._follow_invalidations()
+        gone = expected - present - self._never_written()
+        with self._changed:
+            # Read before we had it removed, it may have been taken after that.
+            gone |= self._removed_meanwhile
+            self._removed_meanwhile.clear()
+        if gone:
+            self._on_forgotten(Forgotten(removed=tuple(gone)))
+
+    def _never_written(self) -> set[Key]:
+        """What the tier cannot have: it waits here, or was lost."""
+        with self._changed:
+            waiting = (*self._queue, *self._batch)
+            return {*self._lost, *((answer.namespace, answer.answer_id) for answer in waiting)}
+
+    def _follow(self) -> bool:
+        self._follow_invalidations()
+        changes = self._tier.changes()
+        if changes.added:
+            self._on_added(changes.added)
+        if changes.removed:
+            removed = set(changes.removed)
+            with self._changed:
+                self._drop_waiting(lambda answer: (answer.namespace, answer.answer_id) in removed)
+            self._on_forgotten(Forgotten(removed=changes.removed))
+        self._behind |= not changes.complete
+        return bool(changes.added)
+
+    def _follow_invalidations(self) -> None:
+        began_s, is_first = time.monotonic(), self._position is None
+        page = self._tier.invalidations(self._position)
+        with self._changed:
+            for each in page.invalidations:
+                self._drop_waiting(each.means)
+                self._late.forget(each, self._batch)
+            if not page.complete:
+                # Any of them may be meant.
+                self._behind = True
+                for answer in self._queue:
+                    self._lose(answer)
+                self._queue.clear()
+                self._waiting_bytes = 0
+                self._lost.clear()
+        is_news = page.position is not None and is_first
+        if page.invalidations or is_news or not page.complete:
+            self._on_forgotten(
+                Forgotten(page.invalidations, position=page.position, complete=page.complete)
+            )
+        self._position = page.position
+        with self._changed:
+            self._followed_s = began_s
+            self._changed.notify_all()
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(TierError),
+    stop=tenacity.stop_after_attempt(2),
+    wait=tenacity.wait_fixed(0.05),
+    reraise=True,
+)
+def _patiently(write: Callable[[], Result]) -> Result:
+    """One more try costs nobody anything here, and spares the breaker a dropped connection."""
+    return write()

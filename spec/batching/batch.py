@@ -1,0 +1,147 @@
+# mypy: allow-untyped-calls
+"""The compiled step of a batch, shared out over threads."""
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reprise.spec.batching.shares import (
+    DRAFT,
+    EMITTED,
+    ENDS,
+    JOB_FIELDS,
+    KIND,
+    LEARN_SHARES,
+    LIMITS,
+    NUM_EMITTED,
+    NUM_SLOTS,
+    OBSERVE,
+    REQUESTS,
+    SEMAPHORE_INTS,
+    SLOTS,
+    STOP,
+    WEIGHTS_FIELDS,
+    init_semaphores,
+    post_all,
+    work,
+)
+from reprise.spec.predictor.scratch import make_scratch, scratch_table
+
+LEAST_TO_DRAFT = 2
+LEAST_TO_LEARN = 8
+LEAST_TO_OBSERVE = 32
+"""Requests per thread below which waking one costs more than it saves: drafting for a request takes
+some 90 us, learning from it 8 and observing it 1."""
+
+FIRST_ROOM = 256
+
+Ints = npt.NDArray[np.int64]
+
+
+class Tables(NamedTuple):
+    """What all requests share, as compiled code takes it."""
+
+    requests: Ints  # [slots, REQUEST_FIELDS]
+    corpora: Ints  # [corpora, CORPUS_FIELDS]
+    trail: Ints  # of trail_table
+    weights: Ints  # of weights_table
+
+
+class BatchRunner:
+    """Runs observing, learning and drafting; the result is the same for any number of threads.
+
+    The threads start with the first job that is shared out and end with the runner. One job at a
+    time: whoever calls holds the provider's lock.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._scratches = [make_scratch() for _ in range(num_threads)]
+        self._job = np.zeros(JOB_FIELDS, np.int64)
+        self._least = np.zeros(1)
+        self._semaphores = np.zeros((num_threads, SEMAPHORE_INTS), np.int64)
+        init_semaphores(self._semaphores)
+        post_all(self._semaphores[:1])  # nobody: compiled now, and not when all is over
+        scratch_tables = np.stack([scratch_table(scratch) for scratch in self._scratches])
+        self._arrays = (self._job, self._least, self._semaphores, scratch_tables)
+        self._tables: Tables | None = None
+        self._has_started = False
+        self._make_room(FIRST_ROOM)
+
+    def observe(
+        self,
+        slots: Sequence[int],  # [B]
+        emitted: Sequence[int],  # [t]
+        ends: Sequence[int],  # [B]: request i emitted emitted[ends[i - 1]:ends[i]]
+        tables: Tables,
+        *,
+        much: bool,
+    ) -> None:
+        """Take in what was emitted and learn from it; `much`: tokens were predicted, so that there
+        is something to learn, and something to share out over threads."""
+        self._begin(slots, tables, room=len(emitted))
+        self._emitted[: len(emitted)] = emitted
+        self._ends[: len(ends)] = ends
+        self._job[NUM_EMITTED] = len(emitted)
+        shares = self._shares(len(slots), LEAST_TO_OBSERVE) if much else 1
+        learn_shares = min(2, self._shares(len(slots), LEAST_TO_LEARN)) if much else 1
+        self._do(OBSERVE, shares, learn_shares)
+
+    def draft(
+        self, slots: Sequence[int], limits: Sequence[int], least: float, tables: Tables
+    ) -> None:
+        """Draft at most limits [B] tokens for slots [B], while a token's chance is `least`.
+
+        The drafts lie in the trail, their lengths in the request table.
+        """
+        self._begin(slots, tables)
+        self._limits[: len(limits)] = limits
+        self._least[0] = least
+        self._do(DRAFT, self._shares(len(slots), LEAST_TO_DRAFT))
+
+    def _shares(self, size: int, least: int) -> int:
+        return max(1, min(self._num_threads, size // least))
+
+    def _begin(self, slots: Sequence[int], tables: Tables, *, room: int = 0) -> None:
+        if max(len(slots), room) > len(self._slots):
+            self._make_room(2 * max(len(slots), room))
+        self._slots[: len(slots)] = slots
+        self._job[NUM_SLOTS] = len(slots)
+        if tables is not self._tables:
+            self._tables = tables
+            self._job[REQUESTS : WEIGHTS_FIELDS + 1] = [
+                value for table in tables for value in (table.ctypes.data, len(table))
+            ]
+
+    def _make_room(self, size: int) -> None:
+        """For so many requests and tokens."""
+        self._slots, self._ends, self._limits = np.zeros((3, size), np.int64)
+        self._emitted = np.zeros(size, np.int32)
+        self._job[SLOTS] = self._slots.ctypes.data
+        self._job[ENDS] = self._ends.ctypes.data
+        self._job[LIMITS] = self._limits.ctypes.data
+        self._job[EMITTED] = self._emitted.ctypes.data
+
+    def _do(self, kind: int, shares: int, learn_shares: int = 0) -> None:
+        if max(shares, learn_shares) > 1 and not self._has_started:
+            self._start()
+        self._job[KIND : LEARN_SHARES + 1] = kind, shares, learn_shares
+        work(0, *self._arrays)
+
+    def _start(self) -> None:
+        self._has_started = True
+        for number in range(1, self._num_threads):
+            # A daemon, as it sleeps in compiled code when the interpreter ends.
+            threading.Thread(
+                target=work, args=(number, *self._arrays), name="reprise-draft", daemon=True
+            ).start()
+        weakref.finalize(self, _stop, self._job, self._semaphores)
+
+
+def _stop(job: Ints, semaphores: Ints) -> None:
+    job[KIND] = STOP
+    post_all(semaphores)

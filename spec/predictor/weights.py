@@ -1,0 +1,86 @@
+# mypy: allow-untyped-calls
+"""The learned weights on disk: those shipped to start from, and what was learned since.
+
+Weights that are hashed by token are found with a salt of their namespace (`salt_of`), which takes a
+secret: where no tenant knows it, none can aim at another's weights. So the secret is kept with what
+was learned under it.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from reprise.spec.predictor.features import Weights, prior_weights
+
+FORMAT = 2
+START_WEIGHTS = Path(__file__).with_name("start_weights.npz")
+SECRET_BYTES = 16
+
+
+def salt_of(namespace: str, secret: bytes) -> int:
+    """32 bits for the hashes of a namespace's tokens; 0 for the one without a name."""
+    if not namespace:
+        return 0
+    name = namespace.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(name, key=secret, digest_size=4).digest(), "little")
+
+
+def start_weights() -> Weights:
+    """The shipped start values: eval/train_drafts.py says what they were learned from."""
+    weights = prior_weights()
+    load_weights(weights, START_WEIGHTS)
+    return weights
+
+
+def save_weights(weights: Weights, path: str | Path, *, secret: bytes = b"") -> None:
+    """Write the weights to `path` (numpy's .npz, whatever the name ends in), for this user only;
+    whoever reads it sees the old file or the new one, whole.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    members = {**weights._asdict(), "secret": np.frombuffer(secret, np.uint8)}
+    try:
+        part.unlink(missing_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(part, flags, 0o600), "w+b") as file:
+            np.savez_compressed(file, format=np.int64(FORMAT), **members)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_weights(weights: Weights, path: str | Path) -> bytes:
+    """Read into `weights` what `save_weights` wrote; the secret that was kept with it, if any.
+
+    Raises:
+        ValueError: if the file is damaged, of another format, or was written for other tables;
+            `weights` are as they were.
+        OSError: the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            stored = dict(archive)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile's, zlib's and numpy's, of many kinds
+        raise ValueError(f"{path}: expected a file of weights: {error}") from None
+    found = int(stored["format"]) if "format" in stored else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: expected weights of format {FORMAT}, came {found}")
+    for name, table in weights._asdict().items():
+        if name not in stored or stored[name].shape != table.shape:
+            came = stored[name].shape if name in stored else "none"
+            raise ValueError(f"{path}: {name}: expected shape {table.shape}, came {came}")
+        if not np.isfinite(stored[name]).all():
+            raise ValueError(f"{path}: {name}: expected finite numbers")
+    secret = stored["secret"].tobytes() if "secret" in stored else b""
+    if len(secret) not in (0, SECRET_BYTES):
+        raise ValueError(f"{path}: secret: expected {SECRET_BYTES} bytes, came {len(secret)}")
+    for name, table in weights._asdict().items():
+        table[:] = stored[name]
+    return secret

@@ -1,0 +1,70 @@
+"""What the doctor finds on a machine where everything is there, and where something is not."""
+
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from reprise.engine_ext.cli import doctor as doctor_module
+from reprise.engine_ext.cli.doctor import (
+    Finding,
+    check_front_end,
+    check_plugins,
+    check_redis,
+    check_settings,
+    check_shared_memory,
+    check_vllm,
+    doctor,
+)
+
+
+def run() -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(doctor)
+    result = CliRunner().invoke(app, [])
+    return result.exit_code, result.output
+
+
+def problems(findings: Iterator[Finding]) -> list[str]:
+    return [finding.problem for finding in findings if finding.problem is not None]
+
+
+def test_nothing_is_broken_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "reprise")
+    for check in (check_settings, check_vllm, check_plugins, check_front_end, check_shared_memory):
+        assert problems(check()) == []
+    assert list(check_redis()) == []
+
+
+def test_what_is_wrong_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRISE_SERVING__EXACT_HITS", "perhaps")
+    assert "exact_hits" in problems(check_settings())[0]
+    monkeypatch.delenv("REPRISE_SERVING__EXACT_HITS")
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    assert problems(check_plugins()) == ["'another' shuts Reprise out"]
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    assert problems(check_front_end()) == ["VLLM_USE_RUST_FRONTEND is set"]
+    monkeypatch.setenv("REPRISE_RETRIEVAL__URL", "redis://127.0.0.1:1/0")
+    (finding,) = check_redis()
+    assert finding.problem is not None
+    assert "REPRISE_RETRIEVAL__URL" in finding.detail
+
+
+def test_status_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fine() -> Iterator[Finding]:
+        yield Finding("one", None, "there")
+        yield Finding("two", "small", "make it larger", is_fatal=False)
+
+    def failing() -> Iterator[Finding]:
+        raise RuntimeError("it fell over")
+
+    monkeypatch.setattr(doctor_module, "CHECKS", (fine,))
+    status, output = run()
+    assert status == 0
+    assert "ok       one: there" in output
+    assert "warning  two: small" in output
+    monkeypatch.setattr(doctor_module, "CHECKS", (fine, failing))
+    status, output = run()
+    assert status == 1
+    assert "RuntimeError: it fell over" in output

@@ -1,0 +1,147 @@
+"""Whatever fails in our part of a method of vLLM's, the method answers, and runs once."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from reprise.engine_ext.compat import guarded
+from reprise.engine_ext.compat.guarded import Original, place_of, wrap_step_method
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+
+
+class Runner:
+    """Of vLLM's: counts its steps."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.steps = 0
+        self.fails = fails
+
+    def step(self, number: int, *, double: bool = False) -> int:
+        """Of the runner."""
+        self.steps += 1
+        if self.fails:
+            raise ArithmeticError("vLLM's own")
+        return number * (2 if double else 1)
+
+
+@pytest.fixture
+def runner_class(monkeypatch: pytest.MonkeyPatch) -> type[Runner]:
+    """A class of its own to be wrapped, and no errors yet."""
+
+    class Fresh(Runner):
+        step = Runner.step
+
+    monkeypatch.setattr(guarded, "step_errors", SwallowedErrors())
+    return Fresh
+
+
+def wraps(ours: Any) -> Any:
+    return lambda original, *_, **__: ours(original)
+
+
+def before(_: Original) -> int:
+    raise KeyError("before")
+
+
+def after(original: Original) -> int:
+    original()
+    raise KeyError("after")
+
+
+def instead(original: Original) -> int:
+    original.instead(lambda: 40)
+    raise KeyError("instead")
+
+
+def twice(original: Original) -> int:
+    original()
+    return int(original())
+
+
+@pytest.mark.parametrize(
+    ("ours", "found", "steps"),
+    [(before, 14, 1), (after, 14, 1), (twice, 14, 1), (instead, 40, 0)],
+)
+def test_what_fails_of_ours_is_counted_and_vllms_result_stands(
+    runner_class: type[Runner], ours: Any, found: int, steps: int
+) -> None:
+    assert wrap_step_method(runner_class, "step", wraps(ours))
+    runner = runner_class()
+    for time in range(1, 4):
+        assert runner.step(7, double=True) == found
+        assert runner.steps == time * steps
+        assert guarded.step_errors.counts() == {"Fresh.step": time}
+
+
+def test_our_result_stands_if_nothing_fails(runner_class: type[Runner]) -> None:
+    wrap_step_method(runner_class, "step", lambda original, *_, **__: original() + 1)
+    assert runner_class().step(7) == 8
+    assert guarded.step_errors.counts() == {}
+
+
+@pytest.mark.parametrize("ours", [after, lambda original: original(), twice])
+def test_what_fails_of_vllms_goes_on_to_the_engine(runner_class: type[Runner], ours: Any) -> None:
+    wrap_step_method(runner_class, "step", wraps(ours))
+    runner = runner_class(fails=True)
+    with pytest.raises(ArithmeticError, match="vLLM's own"):
+        runner.step(7)
+    assert runner.steps == 1
+    assert guarded.step_errors.counts() == {}
+
+
+def test_vllms_error_is_not_hidden_by_one_of_ours(runner_class: type[Runner]) -> None:
+    def ours(original: Original) -> int:
+        try:
+            return int(original())
+        finally:
+            raise KeyError("ours")
+
+    wrap_step_method(runner_class, "step", wraps(ours))
+    with pytest.raises(ArithmeticError, match="vLLM's own"):
+        runner_class(fails=True).step(7)
+
+
+@pytest.mark.parametrize(("fails_too", "found"), [(False, 107), (True, 7)])
+def test_another_part_takes_over_where_vllms_alone_is_not_enough(
+    runner_class: type[Runner], fails_too: bool, found: int
+) -> None:
+    def otherwise(original: Original) -> int:
+        if fails_too:
+            raise KeyError("otherwise")
+        return int(original()) + 100
+
+    wrap_step_method(runner_class, "step", wraps(before), otherwise=wraps(otherwise))
+    runner = runner_class()
+    assert (runner.step(7), runner.steps) == (found, 1)
+    # It does not where the original has run.
+    del runner_class.step
+    runner_class.step = Runner.step  # type: ignore[method-assign]
+    wrap_step_method(runner_class, "step", wraps(after), otherwise=wraps(otherwise))
+    assert (runner.step(7), runner.steps) == (7, 2)
+
+
+def test_a_class_and_its_objects_are_wrapped_once_each(runner_class: type[Runner]) -> None:
+    def add(original: Original, *_: Any, **__: Any) -> int:
+        return int(original()) + 1
+
+    runner = runner_class()
+    assert wrap_step_method(runner_class, "step", add)
+    assert not wrap_step_method(runner_class, "step", add)
+    assert wrap_step_method(runner, "step", add)
+    assert not wrap_step_method(runner, "step", add)
+    assert (runner.step(1), runner_class().step(1)) == (3, 2)
+    assert place_of(runner_class.step) == "Fresh.step"
+    assert place_of(runner.step) == "Fresh().step"
+    assert place_of(Runner.step) is None
+    assert runner_class.step.__doc__ == "Of the runner."
+
+
+def test_an_error_that_is_none_of_ours_to_swallow_passes(runner_class: type[Runner]) -> None:
+    def ends(_: Original) -> int:
+        raise SystemExit("the worker ends")
+
+    wrap_step_method(runner_class, "step", wraps(ends))
+    with pytest.raises(SystemExit):
+        runner_class().step(7)

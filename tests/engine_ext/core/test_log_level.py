@@ -1,0 +1,41 @@
+"""Our warnings are seen in vLLM's server, whatever that loads."""
+
+import logging
+import subprocess
+import sys
+
+from reprise.engine_ext.core import log_level
+
+SERVER = """
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.entrypoints.launchers.api_server import entry
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+entry.build_app(args, ("generate",), None)
+from vllm.logger import init_logger
+init_logger("reprise.engine_ext.request.tenants").warning("seen")
+"""
+
+
+def test_a_warning_is_seen_after_vllms_app_is_built() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER], capture_output=True, text=True, timeout=200, check=True
+    )
+    assert "seen" in done.stderr.splitlines()
+
+
+def test_a_level_that_somebody_chose_stays() -> None:
+    ours = logging.getLogger("reprise")
+    before = ours.level
+    try:
+        for chosen in (logging.DEBUG, logging.ERROR):
+            ours.setLevel(chosen)
+            log_level.install()
+            assert ours.level == chosen
+        ours.setLevel(logging.NOTSET)
+        log_level.install()
+        assert ours.level != logging.NOTSET
+    finally:
+        ours.setLevel(before)

@@ -1,0 +1,160 @@
+"""Exact memories of several replicas, behind real retrieval processes that share one tier."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
+from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.invalidation import Forgotten, Invalidation
+from reprise.retrieval.cli.cache_cli import app
+from reprise.retrieval.service.process_retriever import ProcessRetriever
+
+
+class Tokenizer:
+    """Characters for tokens, and no chat template."""
+
+    def decode(self, token_ids: list[int], **_: Any) -> str:
+        return "".join(map(chr, token_ids))
+
+
+def answer(prompt: str, *, namespace: str = "person", exact: bool = True) -> Answer:
+    return Answer.create(
+        prompt_token_ids=[ord(c) for c in prompt],
+        response_token_ids=[1, 2],
+        namespace=namespace,
+        prompt_text="" if exact else prompt,
+        exact_key=(namespace + prompt).encode() if exact else None,
+    )
+
+
+class Replica:
+    """What an API server process has of the cache; without `url`, a sibling of `other`."""
+
+    def __init__(self, url: str | None, other: "Replica | None" = None) -> None:
+        self.memory = ExactMemory(max_bytes=1 << 20)
+        self.errors = SwallowedErrors()
+        self.retrieval: ProcessRetriever | None = None
+        if url is not None:
+            config = RetrievalConfig(url=url, embedding_model="lexical", clauses=False)
+            self.retrieval = ProcessRetriever(config, for_front_end=True)
+
+        async def find() -> list[str]:
+            assert other is not None
+            assert other.retrieval is not None
+            return [other.retrieval.address]
+
+        self.forgetting = ExactForgetting(
+            self.memory,
+            tokenizer=Tokenizer,
+            retrieval=self.retrieval,
+            find_retrieval=find,
+            errors=self.errors,
+        )
+        self.forgetting.start()
+
+    @property
+    def prompts(self) -> set[str]:
+        return {Tokenizer().decode(a.prompt_token_ids.tolist()) for a in self.memory.answers()}
+
+    def close(self) -> None:
+        self.forgetting.close()
+        if self.retrieval is not None:
+            self.retrieval.close()
+
+
+async def eventually(condition: Callable[[], Any], *, within_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/answers.sqlite"
+
+
+@pytest.fixture
+async def replicas(url: str) -> AsyncIterator[list[Replica]]:
+    """Two replicas with retrieval, and an API server process beside the first."""
+    first, second = Replica(url), Replica(url)
+    made = [first, second, Replica(None, first)]
+    try:
+        for replica in made:
+            await eventually(lambda r=replica: r.forgetting.health())
+            await eventually(lambda r=replica: r.forgetting.health()[0].state == "ready")
+        for client in made[0].forgetting._clients, made[2].forgetting._clients:
+            await eventually(lambda c=client: all(each._position for each in c.values()))
+        await eventually(lambda: second.retrieval is not None and second.retrieval._position)
+        for replica in made:
+            for each in ("asked", "asked too"):
+                replica.memory.put(answer(each))
+            replica.memory.put(answer("asked", namespace="other"))
+        yield made
+    finally:
+        for replica in made:
+            replica.close()
+
+
+async def test_what_one_process_is_asked_to_forget_all_forget(replicas: list[Replica]) -> None:
+    first, _, sibling = replicas
+    assert first.retrieval is not None
+    first.retrieval.store(answer("asked", exact=False))
+    assert await asyncio.to_thread(first.retrieval.flush, 60)
+    # Both processes of the replica hold it, and so does retrieval: one answer all the same.
+    report = await sibling.forgetting.forget(Invalidation.create(tenant="person", prompt="asked"))
+    assert report == (1, 1, 1, False)
+    for replica in replicas:
+        await eventually(lambda r=replica: r.memory.stats().answers == 2, within_s=2.0)
+        assert {a.namespace for a in replica.memory.answers()} == {"person", "other"}
+        assert replica.errors.counts() == {}
+    # What is asked again is kept again: an invalidation is applied once.
+    sibling.memory.put(answer("asked"))
+    await asyncio.sleep(0.5)
+    assert sibling.memory.stats().answers == 3
+
+
+async def test_what_the_command_line_removes_leaves_exact_memories(
+    replicas: list[Replica], url: str
+) -> None:
+    result = CliRunner().invoke(app, ["invalidate", "--url", url, "--namespace", "person"])
+    assert result.output.strip() == "0 answers removed"  # of the tier, which has none
+    for replica in replicas:
+        await eventually(lambda r=replica: r.memory.namespaces() == {"other": 1}, within_s=2.0)
+
+
+async def test_a_log_with_a_gap_leaves_nothing_to_repeat(replicas: list[Replica]) -> None:
+    first = replicas[0]
+    assert first.retrieval is not None
+    first.retrieval._forgotten.append(Forgotten(complete=False))
+    await eventually(lambda: first.memory.stats().answers == 0, within_s=2.0)
+
+
+async def test_answers_removed_by_id_and_past_their_time_go(replicas: list[Replica]) -> None:
+    first = replicas[0]
+    assert first.retrieval is not None
+    first.memory.put(answer("brief"), ttl_s=0.05)
+    name = ("person", answer("asked").answer_id)
+    first.retrieval._forgotten.append(Forgotten(removed=(name,)))
+    await eventually(lambda: first.prompts == {"asked", "asked too"}, within_s=2.0)
+    assert {a.namespace for a in first.memory.answers()} == {"person", "other"}
+    assert first.memory.stats().expired == 1
+
+
+async def test_without_retrieval_the_answer_is_pending(replicas: list[Replica]) -> None:
+    first = replicas[0]
+    assert first.retrieval is not None
+    await asyncio.to_thread(first.retrieval.close)
+    report = await first.forgetting.forget(Invalidation.create(everything=True))
+    assert report.exact == 3
+    assert report.is_pending
+    assert first.forgetting.num_pending == 1

@@ -1,0 +1,295 @@
+"""What the front end keeps, serves and forgets, with vLLM's output processor and no engine."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.frontend import front_end
+from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError, RequestPlan
+from reprise.engine_ext.request.http_exchange import HttpExchange
+from reprise.engine_ext.request.request_control import RequestControl
+from reprise.retrieval.host import steady_clock
+
+PLAN = RequestPlan(RequestControl(), "")
+
+
+def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
+    model = SimpleNamespace(
+        model="m",
+        served_model_name="m",
+        revision=None,
+        quantization=None,
+        dtype="d",
+        tokenizer="m",
+        tokenizer_revision="",
+    )
+    config = SimpleNamespace(
+        model_config=model, kv_transfer_config=None, weight_transfer_config=None
+    )
+    processor = OutputProcessor(None, log_stats=False)
+    settings = load_config({"serving": serving})
+    return FrontEnd(config, settings, processor, num_api_servers=num_api_servers)
+
+
+class Client:
+    """Sends requests to a front end and plays the engine behind it."""
+
+    def __init__(self, front_end: FrontEnd) -> None:
+        self.front_end = front_end
+        self._count = 0
+
+    def ask(
+        self,
+        *,
+        plan: RequestPlan = PLAN,
+        emits: tuple[int, ...] = (5, 6, 7),
+        reason: FinishReason = FinishReason.STOP,
+        lora: LoRARequest | None = None,
+        **params: Any,
+    ) -> tuple[str, list[int]]:
+        """`exact` or `miss`, and the tokens that came back."""
+        self._count += 1
+        request_id = f"r{self._count}"
+        request = EngineCoreRequest(
+            request_id=request_id,
+            external_req_id=request_id,
+            prompt_token_ids=[1, 2, 3],
+            mm_features=None,
+            sampling_params=SamplingParams(
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                detokenize=False,
+                **{"temperature": 0, "max_tokens": 10, **params},
+            ),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=lora,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
+        hit = self.front_end.answer(request, None, queue, plan)
+        processor = self.front_end._replayer._processor
+        if not hit:
+            processor.add_request(request, None, None, 0, queue)
+            output = EngineCoreOutput(
+                request_id=request_id, new_token_ids=list(emits), finish_reason=reason
+            )
+            processor.process_outputs([output], None, None, "default")
+        output = queue.get_nowait()
+        assert output is not None
+        return "exact" if hit else "miss", list(output.outputs[0].token_ids)
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client(make_front_end())
+
+
+def test_the_second_time_comes_from_the_cache(client: Client) -> None:
+    assert client.ask() == ("miss", [5, 6, 7])
+    assert client.ask(emits=(9,)) == ("exact", [5, 6, 7])
+    stats = client.front_end.stats()
+    assert stats["counts"] == {"miss": 1, "stored": 1, "exact": 1, "tokens_saved": 3}
+    assert stats["flights"] == 0
+    assert stats["errors"] == {}
+
+
+def test_a_whole_answer_serves_every_limit_that_has_room(client: Client) -> None:
+    client.ask(max_tokens=10)
+    assert client.ask(max_tokens=3)[0] == "exact"
+    assert client.ask(max_tokens=400)[0] == "exact"
+    assert client.ask(max_tokens=2, emits=(5, 6), reason=FinishReason.LENGTH)[0] == "miss"
+
+
+def test_a_cut_answer_serves_its_own_limit_only(client: Client) -> None:
+    client.ask(max_tokens=3, reason=FinishReason.LENGTH)
+    assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])
+    assert client.ask(max_tokens=4, emits=(5, 6, 7, 8))[0] == "miss"
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+def test_what_did_not_end_by_itself_is_not_kept(client: Client, reason: FinishReason) -> None:
+    client.ask(reason=reason)
+    assert client.ask()[0] == "miss"
+
+
+def test_control_words(client: Client) -> None:
+    def plan(**fields: Any) -> RequestPlan:
+        return RequestPlan(RequestControl(**fields), "")
+
+    client.ask(plan=plan(store=False))
+    assert client.ask(plan=plan(look_up=False, store=False))[0] == "miss"
+    assert client.ask()[0] == "miss"
+    assert client.ask(plan=plan(look_up=False), emits=(8,)) == ("miss", [8])
+    assert client.ask() == ("exact", [8])
+    assert client.ask(plan=plan(only_if_cached=True)) == ("exact", [8])
+    with pytest.raises(NotCachedError, match="only-if-cached") as refused:
+        client.ask(plan=plan(only_if_cached=True), max_tokens=10, stop_token_ids=[4])
+    assert refused.value.http_status == 504
+    assert client.front_end.stats()["flights"] == 0
+
+
+def test_namespaces_do_not_share(client: Client) -> None:
+    client.ask(plan=RequestPlan(RequestControl(), "a"))
+    assert client.ask(plan=RequestPlan(RequestControl(), "b"))[0] == "miss"
+    assert client.ask()[0] == "miss"
+    assert client.ask(plan=RequestPlan(RequestControl(), "a"))[0] == "exact"
+
+
+def test_seeded_and_sampled(client: Client) -> None:
+    client.ask(temperature=0.9, seed=1)
+    assert client.ask(temperature=0.9, seed=1)[0] == "exact"
+    assert client.ask(temperature=0.9, seed=2)[0] == "miss"
+    client.ask(temperature=0.9)
+    assert client.ask(temperature=0.9)[0] == "miss"
+    always = Client(make_front_end(exact_hits="always"))
+    always.ask(temperature=0.9)
+    assert always.ask(temperature=0.9)[0] == "exact"
+    off = Client(make_front_end(exact_hits="off"))
+    off.ask()
+    assert off.ask()[0] == "miss"
+
+
+def test_other_weights_other_answers(client: Client) -> None:
+    client.ask()
+    client.front_end.model_changed()
+    assert client.ask()[0] == "miss"
+
+
+def test_an_answer_from_before_a_change_of_weights_is_not_kept(client: Client) -> None:
+    front_end = client.front_end
+    original = front_end.flights.process_outputs
+
+    def change_midway(outputs: Any, *others: Any) -> Any:
+        front_end.model_changed()
+        return original(outputs, *others)
+
+    front_end._replayer._processor.process_outputs = change_midway
+    client.ask()
+    front_end._replayer._processor.process_outputs = original
+    assert client.ask()[0] == "miss"
+
+
+def test_a_reloaded_adapter_is_another_model(client: Client) -> None:
+    adapter = LoRARequest("a", 1, "/adapters/a")
+    client.ask(lora=adapter)
+    assert client.ask(lora=adapter)[0] == "exact"
+    assert client.ask()[0] == "miss"
+    with client.front_end.adapters.change(1, loads=True):
+        # A generation that begins while it loads may have either weights.
+        assert client.ask(lora=adapter)[0] == "miss"
+        assert client.ask(lora=adapter)[0] == "miss"
+    assert client.ask(lora=adapter)[0] == "miss"
+    assert client.ask(lora=adapter)[0] == "exact"
+    several = Client(make_front_end(num_api_servers=2))
+    several.ask(lora=adapter)
+    assert several.ask(lora=adapter)[0] == "miss"
+
+
+def test_an_adapter_reloaded_in_place_has_hits_again(client: Client, tmp_path: Path) -> None:
+    """vLLM's requests for it say `load_inplace` from then on, and its worker reads the files
+    whenever one of them is scheduled."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"old")
+    in_place = LoRARequest("a", 1, str(tmp_path), load_inplace=True)
+    # Not loaded by way of the engine client: nobody knows when its weights change.
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "miss"
+    with client.front_end.adapters.change(1, loads=True):
+        pass
+    assert client.ask(lora=in_place)[0] == "miss"
+    assert client.ask(lora=in_place)[0] == "exact"
+    with (
+        pytest.raises(RuntimeError, match="no such adapter"),
+        client.front_end.adapters.change(1, loads=True),
+    ):
+        raise RuntimeError("no such adapter")
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "miss"
+    with client.front_end.adapters.change(1, loads=True):
+        pass
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "exact"
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
+    assert client.ask(lora=in_place)[0] == "miss"
+    with client.front_end.adapters.change(1, loads=False):
+        pass
+    client.ask(lora=in_place)
+    assert client.ask(lora=in_place)[0] == "miss"
+
+
+def test_an_answer_that_ended_by_repetition_needs_room_for_one_more(client: Client) -> None:
+    """At the limit, vLLM calls the limit the reason."""
+    repetition = FinishReason.REPETITION
+    client.ask(max_tokens=10, reason=repetition)
+    assert client.ask(max_tokens=4)[0] == "exact"
+    assert client.ask(max_tokens=3)[0] == "miss"
+    client.ask(max_tokens=10, reason=FinishReason.STOP, stop_token_ids=[7])
+    assert client.ask(max_tokens=3, stop_token_ids=[7])[0] == "exact"
+
+
+def test_an_answer_older_than_the_request_accepts_is_generated_anew(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.ask()
+    young = RequestPlan(RequestControl(max_age_s=60.0), "")
+    assert client.ask(plan=young)[0] == "exact"
+    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 61)
+    assert client.ask()[0] == "exact"
+    assert client.ask(plan=young, emits=(9,)) == ("miss", [9])
+    assert client.ask(plan=young) == ("exact", [9])
+
+
+def test_outcomes_are_told_to_the_exchange(client: Client) -> None:
+    exchange = HttpExchange({}, None)
+    client.ask(plan=RequestPlan(RequestControl(), "", exchange))
+    assert exchange.outcome() == "miss"
+    exchange = HttpExchange({}, None)
+    client.ask(plan=RequestPlan(RequestControl(), "", exchange))
+    assert exchange.outcome() == "exact"
+
+
+def test_an_error_of_ours_becomes_a_generation(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.ask()
+
+    def broken(_key: bytes) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(client.front_end.memory, "get", broken)
+    assert client.ask(emits=(4,)) == ("miss", [4])
+    assert client.front_end.stats()["errors"] == {"exact_hit": 1}
+
+
+def test_an_error_of_ours_does_not_end_streaming_input(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = client.front_end._processor
+    params = SamplingParams(output_kind=RequestOutputKind.DELTA, detokenize=False)
+    request = EngineCoreRequest(
+        request_id="r",
+        external_req_id="r",
+        prompt_token_ids=[1, 2],
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        resumable=True,
+    )
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
+    processor.add_request(request, None, None, 0, queue)
+    monkeypatch.setattr(front_end, "refusal", None)
+    assert not client.front_end.answer(request, None, queue, PLAN)
+    assert client.front_end.stats()["errors"] == {"exact_hit": 1}
+    assert processor.has_request("r")
+    assert processor.request_states["r"].queue is queue

@@ -1,0 +1,157 @@
+"""What a client is told of its request, and how the counts come from the worker."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from reprise.engine_ext.frontend import draft_counts_fetcher
+from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.request.request_info import (
+    DraftCounts,
+    DraftCountsKeeper,
+    InfoCollector,
+    RequestInfo,
+    SourceCounts,
+    merged,
+)
+from reprise.spec.api.stats import RequestStats
+
+
+class Known:
+    """One generation."""
+
+    def __init__(self, kind: str, retrieval_ms: float | None) -> None:
+        self.kind = kind
+        self._retrieval_ms = retrieval_ms
+
+    def retrieval_ms(self) -> float | None:
+        return self._retrieval_ms
+
+
+def stats(steps: int, drafted: int, accepted: int) -> RequestStats:
+    found = RequestStats(steps=steps)
+    found.by_source["near_answer"].drafted = drafted
+    found.by_source["near_answer"].accepted = accepted
+    return found
+
+
+class Workers:
+    """Two workers, of which the second drafts; a request is over at the n-th time of asking."""
+
+    def __init__(self, over_at: int = 1) -> None:
+        self.keeper = DraftCountsKeeper()
+        self.asked: list[list[str]] = []
+        self._over_at = over_at
+
+    async def ask(self, request_ids: Sequence[str]) -> list[Any]:
+        self.asked.append(list(request_ids))
+        if len(self.asked) == self._over_at:
+            self.keeper.keep("a", stats(5, 20, 9))
+            self.keeper.keep("b", None)
+        return [{}, self.keeper.take(request_ids)]
+
+
+async def test_counts_come_from_whichever_worker_has_them() -> None:
+    collector, workers = InfoCollector(), Workers()
+    collector.add(Known("semantic", 2.5))
+    collector.generates("a")
+    collector.generates("b")
+    told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
+    assert told.cache == ("semantic",)
+    assert told.retrieval_ms == 2.5
+    assert told.drafts is not None
+    assert told.drafts.steps == 5
+    assert told.drafts.by_source["near_answer"] == SourceCounts(20, 9)
+    assert workers.keeper.take(["a", "b"]) == {}
+
+
+async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> None:
+    collector, workers = InfoCollector(), Workers(over_at=3)
+    collector.generates("a")
+    told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
+    assert told.drafts is not None
+    assert workers.asked == [["a"]] * 3
+
+
+async def test_a_worker_that_never_tells_costs_a_second_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert draft_counts_fetcher._GIVES_UP_S <= 1
+    monkeypatch.setattr(draft_counts_fetcher, "_GIVES_UP_S", 0.1)
+    collector, workers = InfoCollector(), Workers(over_at=99)
+    collector.generates("a")
+    assert (await collector.collect(DraftCountsFetcher(workers.ask).fetch)).drafts is None
+    assert 2 <= len(workers.asked) <= 4
+
+
+async def test_however_many_ask_the_workers_are_asked_for_all_together() -> None:
+    """A question is a step's wait for everybody: there is one at a time, and a pause after it."""
+    asked: list[int] = []
+    at_once = 0
+
+    async def ask(request_ids: Sequence[str]) -> list[Any]:
+        nonlocal at_once
+        at_once += 1
+        assert at_once == 1
+        asked.append(len(request_ids))
+        await asyncio.sleep(0.005)
+        at_once -= 1
+        # Each is over at its second time of asking.
+        over = [id_ for id_ in request_ids if id_ in seen]
+        seen.update(request_ids)
+        return [{id_: {"steps": 1, "by_source": {}} for id_ in over}]
+
+    seen: set[str] = set()
+    fetcher = DraftCountsFetcher(ask)
+    begun_s = time.monotonic()
+    found = await asyncio.gather(*(fetcher.fetch([str(number)]) for number in range(100)))
+    took_s = time.monotonic() - begun_s
+    assert [list(one) for one in found] == [[str(number)] for number in range(100)]
+    assert len(asked) <= 2 + took_s / draft_counts_fetcher._MIN_PAUSE_S
+    assert len(asked) < 10
+    await asyncio.sleep(2 * draft_counts_fetcher._MIN_PAUSE_S)
+    assert fetcher._task is None
+
+
+async def test_workers_that_cannot_be_asked_are_an_error_for_those_who_wait_only() -> None:
+    async def fail(_request_ids: Sequence[str]) -> list[Any]:
+        raise RuntimeError("the engine is dead")
+
+    fetcher = DraftCountsFetcher(fail)
+    with pytest.raises(RuntimeError, match="dead"):
+        await fetcher.fetch(["a", "b"])
+    workers = Workers()
+    fetcher._ask_workers = workers.ask
+    assert list(await fetcher.fetch(["a"])) == ["a"]
+
+
+async def test_an_exact_hit_asks_no_worker() -> None:
+    collector, workers = InfoCollector(), Workers()
+    collector.add(Known("exact", None))
+    assert await collector.collect(DraftCountsFetcher(workers.ask).fetch) == RequestInfo(
+        ("exact",), DraftCounts(), None
+    )
+    assert workers.asked == []
+
+
+def test_what_nobody_asks_for_gives_way() -> None:
+    keeper = DraftCountsKeeper()
+    for number in range(3000):
+        keeper.keep(str(number), None)
+    assert keeper.take(["0"]) == {}
+    assert keeper.take(["2999"]) == {"2999": {"steps": 0, "by_source": {}}}
+
+
+def test_several_requests_are_told_together() -> None:
+    one = RequestInfo(("miss",), DraftCounts(1, {"corpus": SourceCounts(4, 2)}), 3.0)
+    other = RequestInfo(("exact",), DraftCounts(2, {"context": SourceCounts(1, 1)}), 5.0)
+    both = merged([one, other])
+    assert both.cache == ("exact", "miss")
+    assert both.drafts == DraftCounts(
+        3, {"corpus": SourceCounts(4, 2), "context": SourceCounts(1, 1)}
+    )
+    assert both.retrieval_ms == 5.0
+    assert merged([one, RequestInfo(("miss",), None, None)]).drafts is None

@@ -1,0 +1,214 @@
+"""What is settled about a request before the engine sees it: whose it is, and what follows."""
+
+from collections.abc import AsyncGenerator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.engine.protocol import StreamingInput
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.core.request_hints import EXTRA_ARGS_KEY, RequestHints, read_hints
+from reprise.engine_ext.proposer import CacheHitProposer
+from reprise.engine_ext.request import tenants
+from reprise.engine_ext.request.http_exchange import HttpExchange, current_exchange
+from reprise.engine_ext.request.request_plan import RequestPlan, behind_wall, settle, with_plan
+from reprise.engine_ext.request.tenants import SOLE_TENANT, ServerTenants, is_private, key_namespace
+from reprise.spec.predictor.weights import salt_of
+
+KEYED = ServerTenants(["a", "b"])
+KEYLESS = ServerTenants()
+NOT_SEEN = ServerTenants(others_check=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tenants, "_told", set())
+    token = current_exchange.set(None)
+    yield
+    current_exchange.reset(token)
+
+
+def plan_of(
+    server: ServerTenants | None = None,
+    authorization: str | None = None,
+    *,
+    salt: str | None = None,
+    is_sole_tenant: bool = False,
+    headers: dict[str, str] | None = None,
+    params: SamplingParams | None = None,
+    **settings: Any,
+) -> RequestPlan:
+    """The plan of a request to a server; without one, past it."""
+    if server is not None:
+        current_exchange.set(HttpExchange(headers or {}, server.tenant_of(authorization)))
+    prompt = {"prompt_token_ids": [1], **({"cache_salt": salt} if salt else {})}
+    return settle(
+        load_config(settings),
+        prompt,
+        params or SamplingParams(),
+        None,
+        is_sole_tenant=is_sole_tenant,
+    )
+
+
+@pytest.mark.parametrize(
+    ("server", "authorization", "salt", "namespace"),
+    [
+        (KEYED, "Bearer a", None, key_namespace("a")),
+        (KEYED, "Bearer a", "s", key_namespace("a") + ".salt-s"),
+        (KEYED, "Bearer c", None, None),
+        (KEYED, None, None, None),
+        (KEYED, None, "s", "salt-s"),
+        (KEYLESS, "Bearer a", None, SOLE_TENANT),
+        (KEYLESS, None, "s", "salt-s"),
+        (NOT_SEEN, "Bearer a", None, None),
+        (NOT_SEEN, "Bearer a", "s", "salt-s"),
+        (None, None, None, None),
+        (None, None, "s", "salt-s"),
+    ],
+)
+def test_whose_a_request_is(
+    server: ServerTenants | None,
+    authorization: str | None,
+    salt: str | None,
+    namespace: str | None,
+) -> None:
+    plan = plan_of(server, authorization, salt=salt)
+    hints = read_hints(with_plan(SamplingParams(), plan))
+    assert hints.namespace == namespace
+    if namespace is None:
+        assert is_private(plan.namespace)
+        assert not plan.shares
+        assert (plan.control.look_up, plan.control.store, hints.store) == (False, False, False)
+        assert plan.cache_salt is None
+    else:
+        assert plan.namespace == namespace
+        assert plan.shares
+        assert plan.control.look_up
+    # Whatever the server is like, the operator's word puts everything into one.
+    assert plan_of(server, authorization, salt=salt, namespace="all").namespace == "all"
+
+
+def test_a_program_may_say_that_its_requests_are_one_tenants() -> None:
+    assert plan_of(is_sole_tenant=True).namespace == SOLE_TENANT
+    assert plan_of(is_sole_tenant=True, salt="s").namespace == "salt-s"
+    # What comes through a server with keys all the same has its key's.
+    assert plan_of(KEYED, "Bearer a", is_sole_tenant=True).namespace == key_namespace("a")
+    assert not plan_of(KEYED, "Bearer c", is_sole_tenant=True).shares
+
+
+def test_a_client_names_its_namespace_only_where_the_operator_allows_it() -> None:
+    named = {"headers": {"x-reprise-namespace": "mine"}}
+    assert plan_of(KEYED, "Bearer a", **named).namespace == key_namespace("a")
+    allowed = {"serving": {"client_namespaces": True}}
+    assert plan_of(KEYED, "Bearer a", **named, **allowed).namespace == "mine"
+    assert plan_of(KEYED, "Bearer a", **named, **allowed, namespace="all").namespace == "all"
+    xargs = SamplingParams(extra_args={"reprise_namespace": "theirs"})
+    assert plan_of(KEYED, "Bearer a", params=xargs).namespace == key_namespace("a")
+
+
+def test_two_private_requests_have_nothing_in_common() -> None:
+    assert plan_of(KEYED).namespace != plan_of(KEYED).namespace
+
+
+def test_what_a_client_puts_under_our_key_is_gone() -> None:
+    forged = SamplingParams(extra_args={EXTRA_ARGS_KEY: {"namespace": "another's"}, "other": 1})
+    hinted = with_plan(forged, plan_of(KEYED, "Bearer a", params=forged))
+    assert read_hints(hinted) == RequestHints(namespace=key_namespace("a"))
+    assert hinted.extra_args["other"] == 1
+
+
+def test_the_log_tells_once_for_each_way_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[Any] = []
+    monkeypatch.setattr(tenants.logger, "warning", lambda *words: lines.append(words))
+    for _ in range(3):
+        plan_of(KEYED, "Bearer a")
+        plan_of(KEYED, namespace="all")
+        plan_of(KEYED, salt="s")
+    assert lines == []
+    for _ in range(3):
+        plan_of(KEYED)
+        current_exchange.set(None)
+        plan_of()
+    assert len(lines) == 2
+
+
+def core_request(salt: str | None) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id="r",
+        prompt_token_ids=[1],
+        mm_features=None,
+        sampling_params=SamplingParams(),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=salt,
+        data_parallel_rank=None,
+    )
+
+
+@pytest.mark.parametrize("salt", [None, "s", key_namespace("b")])
+async def test_prefix_caches_are_as_far_apart_as_namespaces(salt: str | None) -> None:
+    """vLLM shares prefixes by salt alone: two keys may give the same."""
+
+    async def stream() -> AsyncGenerator[StreamingInput, None]:
+        yield StreamingInput(prompt={"prompt_token_ids": [1]}, sampling_params=SamplingParams())
+        yield StreamingInput(prompt={"prompt_token_ids": [1]})
+
+    salts = {}
+    for key in ("a", "b"):
+        plan = plan_of(KEYED, f"Bearer {key}", salt=salt)
+        params = with_plan(SamplingParams(), plan)
+        given = {"prompt_token_ids": [1], **({"cache_salt": salt} if salt else {})}
+        walled = behind_wall(given, plan, params)
+        core = behind_wall(core_request(salt), plan, params)
+        parts = [part async for part in behind_wall(stream(), plan, params)]
+        assert "cache_salt" not in given or given["cache_salt"] == salt
+        assert core.cache_salt == walled["cache_salt"] == plan.cache_salt
+        assert {part.prompt["cache_salt"] for part in parts} == {plan.cache_salt}
+        assert read_hints(parts[0].sampling_params).namespace == plan.namespace
+        assert parts[1].sampling_params is None
+        salts[key] = walled["cache_salt"]
+    assert salts["a"] != salts["b"]
+    assert salt not in salts.values()
+
+
+def test_a_private_request_keeps_the_salt_that_it_has_none_of() -> None:
+    plan = plan_of(KEYED)
+    prompt = {"prompt_token_ids": [1]}
+    assert behind_wall(prompt, plan, SamplingParams()) == prompt
+    assert behind_wall(core_request(None), plan, SamplingParams()).cache_salt is None
+
+
+def worker(*, namespace: str | None = None, has_ids: bool = True) -> CacheHitProposer:
+    """As much of a worker as decides on namespaces."""
+    proposer = CacheHitProposer.__new__(CacheHitProposer)
+    proposer._namespace = namespace
+    proposer._ids = SimpleNamespace() if has_ids else None  # type: ignore[assignment]
+    return proposer
+
+
+def test_in_the_worker_no_hints_are_nobodys() -> None:
+    hints = RequestHints(namespace="n")
+    assert worker()._namespace_of(hints) == "n"
+    assert worker()._namespace_of(RequestHints(namespace="")) == SOLE_TENANT
+    assert worker(namespace="all")._namespace_of(hints) == "all"
+    assert worker(namespace="all")._namespace_of(RequestHints()) == "all"
+    assert worker(namespace="all", has_ids=False)._namespace_of(RequestHints()) == "all"
+    for nobodys in (
+        worker()._namespace_of(RequestHints()),
+        # Where the runner tells no ids, no hints can be trusted to be this row's.
+        worker(has_ids=False)._namespace_of(RequestHints()),
+        worker(has_ids=False)._namespace_of(hints),
+    ):
+        assert is_private(nobodys)
+
+
+def test_learned_weights_of_private_requests_are_nobody_elses() -> None:
+    """They are found by a salt of the namespace; 0 is that of the one without a name."""
+    secret = b"s" * 16
+    salts = [salt_of(worker()._namespace_of(RequestHints()), secret) for _ in range(20)]
+    assert len({*salts, 0, salt_of("n", secret)}) == 22

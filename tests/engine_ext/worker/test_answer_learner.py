@@ -1,0 +1,134 @@
+"""What finished requests wait in is bounded, and what a worker has learned it also forgets: no
+trace of a removed answer in any of its stores."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
+from reprise.retrieval import Answer
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.retrieval.service.local_retriever import LocalRetriever
+from reprise.spec.provider import DraftProvider
+
+PROMPT = list(range(50_000, 50_040))
+RESPONSE = list(range(60_000, 60_040))
+NEEDLES = [
+    np.array(tokens[10:16], dtype).tobytes()
+    for tokens in (PROMPT, RESPONSE)
+    for dtype in ("<i4", "<i8", "<u2")
+]
+
+
+def contents(root: object) -> Iterator[bytes]:
+    """The bytes of every array, text and bytes that can be reached through attributes."""
+    seen: set[int] = set()
+    waiting: deque[object] = deque([root])
+    while waiting:
+        item = waiting.popleft()
+        if id(item) in seen or isinstance(item, type | Callable):  # type: ignore[arg-type]
+            continue
+        seen.add(id(item))
+        if isinstance(item, np.ndarray):
+            if item.dtype != object:
+                yield np.ascontiguousarray(item).tobytes()
+        elif isinstance(item, bytes | bytearray):
+            yield bytes(item)
+        elif isinstance(item, str):
+            yield item.encode()
+        elif isinstance(item, Mapping):
+            waiting.extend([*item.keys(), *item.values()])
+        elif isinstance(item, list | tuple | set | frozenset | deque):
+            waiting.extend(item)
+        else:
+            names = {*getattr(item, "__dict__", ()), *slots_of(item)}
+            waiting.extend(getattr(item, name) for name in names if hasattr(item, name))
+
+
+def slots_of(item: object) -> Iterator[str]:
+    for kind in type(item).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        yield from [slots] if isinstance(slots, str) else slots
+
+
+def holds_secret(*roots: object) -> bool:
+    return any(needle in data for root in roots for data in contents(root) for needle in NEEDLES)
+
+
+def test_no_trace_of_a_removed_answer_is_left() -> None:
+    provider, overlap, errors = DraftProvider(), TokenOverlap(), SwallowedErrors()
+    config = RetrievalConfig(embedding_model="lexical", clauses=False)
+    retriever = LocalRetriever(
+        config, embedder=Embedder("lexical"), decode=lambda ids: " ".join(map(str, ids))
+    )
+    learner = AnswerLearner(provider, retriever, overlap, errors=errors)
+
+    def learn(namespace: str, prompt: list[int], response: list[int]) -> None:
+        learner.learn(FinishedRequest(namespace, "m", "", prompt, response))
+
+    try:
+        learn("person", PROMPT, RESPONSE)
+        for number in range(300):
+            learn("other", [number, 7, 8], [number] * 50)
+            learn("person", [number, 7, 8], [number] * 50)
+        assert learner.flush(60)
+        stores = (provider, overlap, retriever)
+        assert [holds_secret(store) for store in stores] == [True] * 3
+        answer_id = overlap.search("person", PROMPT, count=1)[0].answer_id
+        gone = retriever.forget(Invalidation.create(answer_id=answer_id), timeout_s=10).removed
+        assert gone == (("person", answer_id),)
+        assert learner.flush(60)
+        deadline_s = time.monotonic() + 5
+        while holds_secret(*stores):
+            assert time.monotonic() < deadline_s, [holds_secret(store) for store in stores]
+            time.sleep(0.05)
+        assert len(overlap) == 600
+        assert retriever.stats().answers == 600
+        assert errors.counts() == {}
+    finally:
+        retriever.close()
+
+
+@pytest.mark.parametrize("root", [{"a": [np.array(PROMPT, np.int32)]}, (np.array(RESPONSE),)])
+def test_what_is_there_is_found(root: Any) -> None:
+    assert holds_secret(root)
+
+
+class HeldUp(LocalRetriever):
+    """Takes no answer until it is told to."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        config = RetrievalConfig(embedding_model="lexical", clauses=False)
+        super().__init__(config, embedder=Embedder("lexical"))
+
+    def store(self, answer: Answer) -> None:
+        self.goes_on.wait(60)
+        super().store(answer)
+
+
+def test_long_requests_are_refused_before_they_fill_the_memory() -> None:
+    retriever, errors = HeldUp(), SwallowedErrors()
+    learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
+    prompt = np.zeros(131_072, np.int32)
+    for number in range(100):
+        answer = np.full(10, number, np.int32)
+        learner.learn(FinishedRequest("", "", "", prompt, answer))
+    # Fifteen fit two million tokens; one of them is on its way, and still counts.
+    assert sum(errors.counts().values()) == 85
+    retriever.goes_on.set()
+    assert learner.flush(60)
+    assert retriever.stats().answers == 15
+    learner.learn(FinishedRequest("", "", "", prompt, np.ones(3, np.int32)))
+    assert learner.flush(60)
+    assert retriever.stats().answers == 16
+    retriever.close()

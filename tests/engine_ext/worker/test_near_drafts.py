@@ -1,0 +1,152 @@
+"""When near answers are attached to a live request, and which: with a real retriever."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+
+from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.worker.live_request import LiveRequest
+from reprise.engine_ext.worker.near_drafts import NearDrafts
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.retrieval.service.local_retriever import LocalRetriever
+from reprise.spec.api.config import DraftConfig
+from reprise.spec.provider import DraftProvider
+
+QUESTION = "how do I cancel my order"
+REPLY = list(b"open your orders and press cancel")
+
+
+class Blocked(Embedder):
+    """Does not embed before it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__("lexical")
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def encode(self, texts: Sequence[str], *args: Any) -> Any:
+        assert self.go_on.wait(30)
+        return super().encode(texts, *args)
+
+
+class World:
+    """One namespace `n` with one answer, and what a worker has around it."""
+
+    def __init__(self) -> None:
+        self.embedder = Blocked()
+        config = RetrievalConfig(embedding_model="lexical")
+        self.retriever = LocalRetriever(config, embedder=self.embedder)
+        self.provider = DraftProvider(DraftConfig(verify_cost=0.0))
+        self.overlap = TokenOverlap()
+        self.errors = SwallowedErrors()
+        self.near = NearDrafts(
+            self.provider, self.retriever, self.overlap, most=4, errors=self.errors
+        )
+        self.retriever.store(
+            Answer.create(
+                answer_id="cancelling",
+                prompt_token_ids=list(QUESTION.encode()),
+                response_token_ids=REPLY,
+                prompt_text=QUESTION,
+                namespace="n",
+            )
+        )
+        assert self.retriever.flush(60)
+        for update in self.retriever.updates():
+            self.overlap.apply(update)
+
+    def arrive(self, prompt: str, **hints: Any) -> LiveRequest:
+        """A request that the front end has searched for, by text, and that has not started."""
+        params = with_hints(SamplingParams(), RequestHints(retrieval_id="front-1", **hints))
+        live = LiveRequest(params, list(prompt.encode()))
+        self.retriever.submit("front-1", namespace="n", text=prompt)
+        self.near.begin("r", live, "n")
+        return live
+
+    def start(self, live: LiveRequest) -> None:
+        assert live.prompt_token_ids is not None
+        live.num_prompt_tokens = len(live.prompt_token_ids)
+        self.provider.start("r", live.prompt_token_ids, namespace="n")
+        self.near.attach_first("r", live, "n")
+
+    def draft(self) -> list[int]:
+        return self.provider.step(["r"], [REPLY[:1]])[0]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.embedder.go_on.set()
+    made.retriever.close()
+
+
+def test_what_is_near_in_meaning_is_drafted_from_the_first_token_on(world: World) -> None:
+    live = world.arrive("please cancel my order")
+    assert world.retriever.flush(60)
+    world.start(live)
+    draft = world.draft()
+    assert draft == REPLY[1 : 1 + len(draft)] != []
+    assert world.near.report() == {
+        "near_answers_in_time": {"meaning": 1, "tokens": 0},
+        "near_answers_late": 0,
+    }
+
+
+def test_shared_tokens_stand_in_until_meaning_is_there(world: World) -> None:
+    world.embedder.go_on.clear()
+    live = world.arrive(QUESTION)
+    world.start(live)
+    assert [near.answer_id for near in live.near_by_tokens] == ["cancelling"]
+    assert world.near.report()["near_answers_in_time"] == {"meaning": 0, "tokens": 1}
+    world.near.attach_arrived()
+    world.embedder.go_on.set()
+    assert world.retriever.flush(60)
+    world.near.attach_arrived()
+    assert world.near._awaiting == {}
+    assert world.near.report()["near_answers_in_time"] == {"meaning": 0, "tokens": 1}
+
+
+def test_where_nothing_is_there_yet_the_request_goes_on_and_gets_it_later(world: World) -> None:
+    world.embedder.go_on.clear()
+    live = world.arrive("CANCEL-ORDER")  # no byte of it is one of the answer's prompt
+    world.start(live)
+    assert world.near.report()["near_answers_late"] == 1
+    assert world.draft() == []
+    world.embedder.go_on.set()
+    assert world.retriever.flush(60)
+    world.near.attach_arrived()
+    draft = world.provider.step(["r"], [REPLY[1:2]])[0]
+    assert draft == REPLY[2 : 2 + len(draft)] != []
+
+
+def test_who_wants_no_drafts_is_not_searched_for(world: World) -> None:
+    live = world.arrive(QUESTION, drafts=False)
+    world.start(live)
+    assert world.near.report() == {
+        "near_answers_in_time": {"meaning": 0, "tokens": 0},
+        "near_answers_late": 0,
+    }
+
+
+def test_what_is_over_is_forgotten_and_its_answers_get_their_credit(world: World) -> None:
+    live = world.arrive("please cancel my order")
+    assert world.retriever.flush(60)
+    world.start(live)
+    drafted = world.draft()
+    world.provider.step(["r"], [[*drafted, 0]])
+    stats = world.provider.finish("r")
+    assert stats is not None
+    assert stats.accepted_by_answer == {"cancelling": len(drafted)}
+    world.near.end("r", live, "n", stats.accepted_by_answer)
+    assert world.near._awaiting == {}
+    assert world.retriever.poll("front-1") is None

@@ -1,0 +1,70 @@
+"""Which steps say what drafts cost, and how long they took without the drafter."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from reprise.engine_ext.worker.step_clock import Pace, StepClock
+from reprise.spec.lengths.draft_length import Turn
+
+STEP_S, DRAFTING_S = 0.02, 0.01
+
+
+def scheduled(drafts: dict[str, list[int]], *, prompt: int = 0) -> SimpleNamespace:
+    """A step of two decoding requests with these drafts, and of `prompt` tokens of a third."""
+    counts = {name: 1 + len(drafts.get(name, ())) for name in ("a", "b")}
+    if prompt:
+        counts["c"] = prompt
+    return SimpleNamespace(
+        scheduled_spec_decode_tokens=drafts,
+        num_scheduled_tokens=counts,
+        total_num_scheduled_tokens=sum(counts.values()),
+    )
+
+
+def run(clock: StepClock, step: SimpleNamespace) -> float | None:
+    """A step, and the drafter after it; what it is told."""
+    time.sleep(STEP_S)
+    clock.note_step(step)
+    told = clock.take_step_time_s()
+    time.sleep(DRAFTING_S)
+    clock.note_drafted()
+    return told
+
+
+def test_a_step_that_was_waited_for_took_what_lies_between_two_drafts() -> None:
+    clock = StepClock()
+    run(clock, scheduled({}))
+    told = run(clock, scheduled({"a": [5, 6]}))
+    assert told is not None
+    assert STEP_S <= told < STEP_S + DRAFTING_S
+    assert clock.num_drafted_tokens == 2
+    assert clock.report()["steps"] == {"waited_for": 2, "run_ahead": 0}
+    assert clock.report()["propose_us"]["count"] == 2
+
+
+def test_a_step_that_prefills_and_one_that_was_not_told_of_say_nothing() -> None:
+    clock = StepClock()
+    run(clock, scheduled({}))
+    assert run(clock, scheduled({"a": [5]}, prompt=3)) is None
+    assert clock.take_step_time_s() is None
+    assert run(clock, scheduled({})) is not None
+    assert clock.take_step_time_s() is None
+
+
+def test_of_steps_that_run_ahead_only_those_without_a_gap_count_drafting_included() -> None:
+    clock = StepClock()
+    clock.may_run_ahead()
+    assert clock.pace == Pace(Turn.SETTLED)
+    run(clock, scheduled({}))
+    with clock.at(Pace(Turn.AHEAD, is_late=True)):
+        assert run(clock, scheduled({})) is None
+    with clock.at(Pace(Turn.AHEAD, is_late=True, was_ahead=True)):
+        told = run(clock, scheduled({}))
+    assert told is not None
+    assert told >= STEP_S + DRAFTING_S
+    assert clock.pace == Pace(Turn.SETTLED)
+    assert clock.report()["steps"] == {"waited_for": 1, "run_ahead": 2}

@@ -1,0 +1,330 @@
+"""The wiring of verification: which batches qualify, what noise they get, and a live engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="needs vLLM")
+
+from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.rejection_sampler import RejectionSampler
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+from reprise.engine_ext.worker import verification
+from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
+from reprise.kernels.config import VerifyConfig
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _vllm_kernels() -> None:
+    use_vllms_cpu_kernels()
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Verification by the torch backend, on for sampling too, taken away again after the test."""
+    monkeypatch.setattr(RejectionSampler, "forward", RejectionSampler.forward)
+    monkeypatch.setattr(verification, "_installed", verification._Installation())
+    verification.install(VerifyConfig(enabled=True, backend="torch"))
+    return verification._installed
+
+
+class Batch:
+    """What vLLM's model runner hands to its rejection sampler."""
+
+    def __init__(self, drafts: list[list[int]], vocab: int = 50, **sampling: Any) -> None:
+        generator = torch.Generator().manual_seed(len(drafts))
+        batch = len(drafts)
+        self.logits = torch.randn(sum(map(len, drafts)) + batch, vocab, generator=generator)
+        self.drafts = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
+        place = np.arange(self.logits.shape[0])
+        is_bonus = np.isin(place, np.cumsum([len(draft) + 1 for draft in drafts]) - 1)
+        self.drafts.target_logits_indices = torch.tensor(place[~is_bonus], dtype=torch.int32)
+        self.drafts.bonus_logits_indices = torch.tensor(place[is_bonus], dtype=torch.int32)
+        self.draft_probs: torch.Tensor | None = None
+        self.sampling = replace(greedy_metadata(batch), **sampling)
+        self.sampler = RejectionSampler(Sampler())
+
+    def sample(self) -> list[list[int]]:
+        """What the sampler emits, without padding."""
+        output = self.sampler(self.drafts, self.draft_probs, self.logits, self.sampling)
+        return [[token for token in row if token >= 0] for row in output.sampled_token_ids.tolist()]
+
+    def reason(self) -> str | None:
+        """Why it is left to vLLM."""
+        return verification.reason_to_fall_through(
+            self.sampler, self.drafts, self.draft_probs, self.logits, self.sampling
+        )
+
+
+def greedy_metadata(batch: int) -> SamplingMetadata:
+    return SamplingMetadata(
+        temperature=None,
+        all_greedy=True,
+        all_random=False,
+        top_p=None,
+        top_k=None,
+        generators={},
+        max_num_logprobs=None,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=torch.zeros(batch),
+        presence_penalties=torch.zeros(batch),
+        repetition_penalties=torch.ones(batch),
+        output_token_ids=[],
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=LogitsProcessors(),
+    )
+
+
+def sampled(batch: int) -> dict[str, Any]:
+    temperature = torch.full((batch,), 0.9)
+    return {"temperature": temperature, "all_greedy": False, "all_random": True}
+
+
+def test_greedy_output_is_that_of_vllm(installed: Any) -> None:
+    batch = Batch([[1, 2, 3], [], [4], [5, 6]])
+    best = batch.logits.argmax(dim=1)
+    batch.drafts.draft_token_ids = best[[0, 1, 9, 5, 7, 4]].int()
+    ours = batch.sample()
+    installed.active = False
+    assert ours == batch.sample()
+    assert [len(row) for row in ours] == [3, 1, 2, 2]
+    assert installed.counts.verified == 1
+    assert not installed.counts.fallen_through
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_greedy_takes_logits_that_are_no_numbers_as_vllm_does(installed: Any, bad: float) -> None:
+    batch = Batch([[7, 0], [6], [7]])
+    batch.logits[0, slice(None) if bad < 0 else slice(7, 9)] = bad
+    batch.logits[3, 6:] = bad
+    batch.logits[5, 7] = bad
+    ours = batch.sample()
+    installed.active = False
+    assert ours == batch.sample()
+
+
+def test_sampled_output_follows_the_settings_of_each_request(installed: Any) -> None:
+    settings = sampled(4) | {"top_k": torch.tensor([1, 50, 1, 50]).int()}
+    settings |= {"top_p": torch.tensor([1.0, 1e-6, 0.5, 1.0])}
+    batch = Batch([[1], [2], [], [3]], **settings)
+    best = batch.logits.argmax(dim=1).tolist()
+    firsts = [[row[0] for row in batch.sample()] for _ in range(20)]
+    assert {tuple(row[:3]) for row in firsts} == {(best[0], best[2], best[4])}
+    assert len({row[3] for row in firsts}) > 5
+    assert installed.counts.verified == 20
+
+
+@pytest.mark.usefixtures("installed")
+def test_noise_is_fresh_and_follows_the_engines_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    first, second = verification.draw_noise(3), verification.draw_noise(3)
+    assert len({*first[0].tolist(), *second[0].tolist()}) == 6
+    monkeypatch.setattr(verification._installed, "noise", None)
+    assert torch.equal(verification.draw_noise(3), first)
+    torch.manual_seed(6)
+    monkeypatch.setattr(verification._installed, "noise", None)
+    assert not (verification.draw_noise(3)[0] == first[0]).any()
+
+
+UNQUALIFIED = {
+    "seeds": sampled(2) | {"generators": {1: torch.Generator()}},
+    "penalties": {"no_penalties": False, "prompt_token_ids": torch.zeros(2, 1).long()},
+    "bad words": {"bad_words_token_ids": {0: [[3]]}},
+    "allowed tokens": {"allowed_token_ids_mask": torch.zeros(2, 50).bool()},
+    "logprobs": {"max_num_logprobs": 0},
+    "logits processors": {"logitsprocs": LogitsProcessors([SimpleNamespace(
+        is_argmax_invariant=lambda: True)])},
+    "thinking budget": {"thinking_budget_state_holder": SimpleNamespace(
+        has_tracked_requests=lambda: True)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "sampling"), UNQUALIFIED.items(), ids=UNQUALIFIED)
+def test_a_batch_that_does_not_qualify_is_left_to_vllm(reason: str, sampling: dict) -> None:
+    assert Batch([[1], [2]], **sampling).reason() == reason
+
+
+def test_what_vllm_verifies_in_another_way_is_left_to_it() -> None:
+    batch = Batch([[1], [2]])
+    assert batch.reason() is None
+    batch.draft_probs = torch.zeros(2, 50)
+    assert batch.reason() == "draft probabilities"
+    batch.sampler.use_fp64_gumbel = True
+    assert batch.reason() == "noise of 64 bits"
+    batch.sampler.synthetic_mode = True
+    assert batch.reason() == "synthetic acceptance"
+    other = Batch([[1], [2]])
+    other.logits = other.logits[:3]
+    assert other.reason() == "shape"
+
+
+def test_a_seed_does_not_matter_where_nothing_is_sampled() -> None:
+    assert Batch([[1], [2]], generators={0: torch.Generator()}).reason() is None
+
+
+def test_minimum_lengths_matter_only_while_they_are_unmet() -> None:
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4))
+    processor = MinTokensLogitsProcessor(config, torch.device("cpu"), False)
+    batch = Batch([[1]], logitsprocs=LogitsProcessors([processor]))
+    assert batch.reason() is None
+    processor.min_toks[0] = (5, [], {2}, False)
+    assert batch.reason() == "logits processors"
+
+
+def test_falling_through_is_counted_and_gives_vllms_output(installed: Any) -> None:
+    batch = Batch([[1], [2]], bad_words_token_ids={0: [[3]]})
+    batch.sampling.output_token_ids = [[], []]
+    batch.sampling.spec_token_ids = [[1], [2]]
+    assert batch.sample()[1][0] == int(batch.logits[2].argmax())
+    assert installed.counts.fallen_through == {"bad words": 1}
+    assert installed.counts.verified == 0
+
+
+def test_a_failing_backend_is_reported_once_and_vllm_goes_on(
+    installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "verify_drafts", None)
+    batch = Batch([[1], [2]])
+    for _ in range(2):
+        assert [row[0] for row in batch.sample()] == batch.logits[[0, 2]].argmax(dim=1).tolist()
+    assert installed.counts.fallen_through == {"error": 1}
+
+
+@pytest.mark.usefixtures("installed")
+def test_warming_up_meets_every_kernel_that_serving_will_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    met = set()
+
+    def record(logits: torch.Tensor, *_args: Any, max_draft: int, **given: Any) -> None:
+        names = tuple(name for name in ("temperature", "top_k", "top_p") if given[name] is not None)
+        met.add((logits.numel() >= 4096 * 4096, max_draft, names))
+
+    monkeypatch.setattr(verification, "verify_drafts", record)
+    verification.warm_up(torch.zeros(1, 4096 * 4))
+    kinds = [(), ("temperature",), ("temperature", "top_k"), ("temperature", "top_p")]
+    kinds.append(("temperature", "top_k", "top_p"))
+    assert {(False, 1, kind) for kind in kinds} <= met
+    assert {(True, 1, kind) for kind in kinds[:2]} <= met
+    assert {(False, most, ()) for most in (0, 1, 3, 7, 15, 31)} <= met
+
+
+def test_on_a_cpu_sampling_is_left_to_vllm_unless_asked_for(installed: Any) -> None:
+    verification.install(VerifyConfig())
+    assert Batch([[1], [2]]).reason() is None
+    assert Batch([[1], [2]], **sampled(2)).reason() == "sampling on a CPU"
+    verification.install(VerifyConfig(enabled=True))
+    assert installed.samples
+    assert Batch([[1], [2]], **sampled(2)).reason() is None
+
+
+def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
+    batch = Batch([[], []], max_num_logprobs=2)
+    output = batch.sampler(batch.drafts, None, batch.logits.clone(), batch.sampling)
+    plain = Sampler()(logits=batch.logits.clone(), sampling_metadata=batch.sampling)
+    assert output.sampled_token_ids.tolist() == plain.sampled_token_ids.tolist()
+    for ours, vllms in zip(output.logprobs_tensors, plain.logprobs_tensors, strict=True):
+        assert ours is vllms or torch.equal(ours, vllms)
+    assert (installed.counts.undrafted, installed.counts.verified) == (1, 0)
+    assert not installed.counts.fallen_through
+
+
+def test_off_where_it_is_switched_off_and_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RejectionSampler, "forward", RejectionSampler.forward)
+    monkeypatch.setattr(verification, "_installed", verification._Installation())
+    before = RejectionSampler.forward
+    verification.install(VerifyConfig(enabled=False))
+    assert RejectionSampler.forward is before
+    verification.install(VerifyConfig(enabled=True))
+    wrapped = RejectionSampler.forward
+    verification.install(VerifyConfig(enabled=True, backend="torch"))
+    assert RejectionSampler.forward is wrapped
+    assert verification._installed.config.backend == "torch"
+    verification.install(VerifyConfig(enabled=False))
+    Batch([[1]]).sample()
+    assert verification.verification_counts() == verification.VerificationCounts()
+
+
+def test_an_unknown_vllm_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def another_forward(self: Any, logits: Any) -> Any:
+        return self, logits
+
+    monkeypatch.setattr(RejectionSampler, "forward", another_forward)
+    monkeypatch.setattr(verification, "_installed", verification._Installation())
+    with pytest.raises(RuntimeError, match=r"expected vLLM .* came .* forward\(self, logits\)"):
+        verification.install(VerifyConfig(enabled=True))
+    assert not verification._installed.active
+
+
+LIVE = """
+import json, sys
+from vllm import LLM, SamplingParams
+from reprise.engine_ext import sampling_repair, verification
+from reprise.kernels.config import VerifyConfig
+
+sampling_repair.install()  # without it, top-k beside drafts crashes vLLM's own sampler on a CPU
+llm = LLM(model=sys.argv[1], enforce_eager=True, max_num_seqs=4, max_model_len=512, seed=3,
+    dtype="float32", enable_prefix_caching=False,
+    speculative_config={"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3,
+        "prompt_lookup_min": 1})
+prompts = [f"Hello, my order {n} has not come. My order {n} has not come." for n in range(6)]
+
+def run(prompts, **sampling):
+    params = SamplingParams(max_tokens=40, ignore_eos=True, **sampling)
+    return [list(one.outputs[0].token_ids) for one in llm.generate(prompts, params, use_tqdm=False)]
+
+greedy = {"temperature": 0.0}
+warm = {"temperature": 0.8, "top_p": 0.95, "top_k": 50}
+results = {"vllm": run(prompts, **greedy)}
+verification.install(VerifyConfig(enabled=True, backend="torch"))
+results["ours"] = run(prompts, **greedy)
+results["sampled"] = [run(prompts, **warm) for _ in range(2)]
+counts = verification.verification_counts()
+results["counts"] = [counts.verified, sum(counts.fallen_through.values())]
+run(prompts[:2], logprobs=1, **greedy)
+run(prompts[:2], seed=11, **warm)
+results["fallen_through"] = dict(counts.fallen_through)
+print("RESULTS" + json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # may have to train the demo model first
+def test_a_live_engine_gives_the_same_greedy_output(demo_model: Any) -> None:
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", LIVE, str(demo_model)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    line = next(one for one in done.stdout.splitlines() if one.startswith("RESULTS"))
+    results = json.loads(line.removeprefix("RESULTS"))
+    assert results["ours"] == results["vllm"]
+    one, other = results["sampled"]
+    assert one != other
+    assert {len(row) for row in one + other} == {40}
+    verified, fallen_through = results["counts"]
+    assert verified > 20
+    assert fallen_through == 0
+    assert set(results["fallen_through"]) == {"logprobs", "seeds"}

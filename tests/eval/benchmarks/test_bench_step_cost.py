@@ -1,0 +1,54 @@
+"""The benchmark of an engine's steps: its arithmetic, its complaints, and a real engine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reprise.eval.benchmarks.bench_step_cost import cost_per_token
+
+SCRIPT = Path(__file__).resolve().parents[3] / "eval" / "benchmarks" / "bench_step_cost.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=os.environ | {"NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_a_step_twice_as_long_with_four_tokens_each_costs_a_quarter_a_token() -> None:
+    assert cost_per_token({(8, 0): 0.004, (8, 4): 0.008}, 8, 4) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("batch", ["", "0", "1,x"])
+def test_batches_that_are_none_are_named(batch: str) -> None:
+    done = run("--batch", batch)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "bench_step_cost.py: error: --batch: expected whole numbers from 1 on with commas between, "
+        f"got {batch!r}"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_context_that_leaves_no_room_is_named(demo_model: Path) -> None:
+    done = run("--model", str(demo_model), "--context", "100000")
+    assert done.returncode == 2
+    assert "--context 100000: expected at most" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_real_engine_is_timed_at_each_batch(demo_model: Path) -> None:
+    done = run("--model", str(demo_model), "--batch", "1,4", "--drafted", "2", "--context", "32")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [int(row[0]) for row in rows] == [1, 4]
+    assert all(float(row[1]) > 0 and "(" in row[2] for row in rows)

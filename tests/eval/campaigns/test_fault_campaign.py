@@ -1,0 +1,148 @@
+"""The fault campaign: it sees what is wrong, and finds nothing wrong with real servers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reprise.eval.campaigns.campaign_requests import (
+    TENANTS,
+    Outcome,
+    Verdict,
+    _crossing,
+    _of_stream,
+    long_question,
+    make_questions,
+)
+from reprise.eval.campaigns.fault_campaign import (
+    Campaign,
+    Count,
+    Log,
+    Report,
+    main,
+    wanted_outcomes,
+)
+from reprise.eval.campaigns.fault_ground import leftovers, standing
+from reprise.eval.campaigns.fault_kinds import FAULT_KINDS, FaultKind, no_fault
+
+OUTCOME = Outcome("text", "stop", None, 3, 4)
+
+
+def test_questions_depend_on_the_seed_alone() -> None:
+    questions = make_questions(1, 60)
+    assert questions == make_questions(1, 60)
+    assert questions != make_questions(2, 60)
+    assert len(set(questions)) == len(questions) > 40
+    long = long_question(questions[0])
+    assert long.is_long
+    assert long.fields()["ignore_eos"]
+    assert "seed" not in long.fields()
+
+
+@pytest.mark.parametrize(
+    ("cache", "info", "is_crossing"),
+    [
+        ("miss", {}, False),
+        (None, {}, False),
+        ("miss", {"drafts": {"by_source": {"context": {"drafted": 3, "accepted": 1}}}}, False),
+        ("exact", {}, True),
+        ("semantic", {}, True),
+        ("miss", {"cache": ["clause"]}, True),
+        ("miss", {"drafts": {"by_source": {"near_answer": {"drafted": 1, "accepted": 0}}}}, True),
+        ("miss", {"drafts": {"by_source": {"corpus": {"drafted": 2, "accepted": 0}}}}, True),
+    ],
+)
+def test_a_crossing_is_seen(cache: str | None, info: dict[str, object], is_crossing: bool) -> None:
+    assert (_crossing(cache, info) is not None) == is_crossing
+
+
+def event(choice: dict[str, object] | None, usage: dict[str, int] | None = None) -> str:
+    body = {"choices": [choice] if choice else [], "usage": usage}
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def test_a_stream_that_ends_early_is_no_reply() -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    whole = (
+        event({"delta": {"content": "te"}, "finish_reason": None})
+        + event({"delta": {"content": "xt"}, "finish_reason": "stop", "stop_reason": None})
+        + event(None, usage)
+    )
+    assert _of_stream(whole + "data: [DONE]\n\n") == OUTCOME
+    with pytest.raises(Exception, match="ended early"):
+        _of_stream(whole)
+    with pytest.raises(Exception, match="an error in the stream"):
+        _of_stream('data: {"error": {"message": "no"}}\n\n' + whole + "data: [DONE]\n\n")
+
+
+def test_counts_add_up() -> None:
+    verdicts = [
+        Verdict(),
+        Verdict(lost="TimeoutError"),
+        Verdict(wrong=(OUTCOME, OUTCOME._replace(text="x"))),
+        Verdict(crossed="exact"),
+    ]
+    count = Count().plus(verdicts).plus([Verdict()])
+    assert count == (2, 5, 1, 1, 1)
+    assert not Report({"one": count}, []).is_good
+    good = Count().plus([Verdict()])
+    assert Report({"one": good, "two": good}, []).total == (2, 2, 0, 0, 0)
+    assert Report({"one": good}, []).is_good
+    assert not Report({"one": good}, ["process 1"]).is_good
+
+
+def test_what_is_left_is_named(tmp_path: Path) -> None:
+    stays = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        (tmp_path / "reprise-1-socket").touch()
+        process = psutil.Process(stays.pid)
+        found = leftovers([process], tmp_path, ends_within_s=0.1)
+        assert len(found) == 2
+        assert str(stays.pid) in found[0]
+        assert "reprise-1-socket" in found[1]
+    finally:
+        stays.kill()
+        stays.wait()
+    (tmp_path / "reprise-1-socket").unlink()
+    assert leftovers([process], tmp_path, ends_within_s=5) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--faults", "0"], "--faults"), (["--only", "earthquake"], "earthquake"), (["-x"], "-x")],
+)
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.redis
+@pytest.mark.timeout(900)
+def test_no_reply_notices_a_fault(demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, log = str(demo_model), Log(None)
+    wanted = wanted_outcomes(model, 0)
+    assert len({outcome.text for outcome in wanted.values()}) > len(wanted) / 2
+    with standing(model, "lexical") as ground:
+        kinds = FAULT_KINDS if ground.can_fill_disk else FAULT_KINDS[:-3]
+        campaign = Campaign(ground, wanted, kinds, seed=5, log=log)
+        for _ in range(60):
+            campaign.live_through_one()
+        report = Report(campaign.by_kind, [])
+        assert report.is_good, capsys.readouterr().err
+        assert len(report.by_kind) > 10
+        # It can fail: another answer is wanted than is given.
+        other = {each: outcome._replace(text="x") for each, outcome in wanted.items()}
+        failing = Campaign(ground, other, [FaultKind("none", no_fault)], seed=1, log=log)
+        failing.live_through_one()
+        count = failing.by_kind["none"]
+        assert count.wrong == count.requests > 0
+        assert ground.stop() == []
+    assert TENANTS[0] in capsys.readouterr().err

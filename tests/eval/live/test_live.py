@@ -1,0 +1,86 @@
+"""What a live run reports, and the demo's sentence, from outcomes made up by hand."""
+
+import pytest
+
+from reprise.eval.demo import summary
+from reprise.eval.live.live import live_methods, method_groups, run_of_outcome
+from reprise.eval.live.live_worker import LiveOutcome, speculative_config
+from reprise.eval.replay.methods import MethodError
+from reprise.eval.replay.results import Run
+
+
+def outcome(outputs: list[list[int]], *, steps: int, drafted: int, accepted: int) -> LiveOutcome:
+    return LiveOutcome(
+        output_token_ids=outputs,
+        warm_output_token_ids=[],
+        steps=steps,
+        drafted_tokens=drafted,
+        accepted_tokens=accepted,
+        wall_s=2.0,
+    )
+
+
+def test_a_live_run_counts_as_a_replay_does() -> None:
+    reference = [[1, 2, 3, 4], [5, 6, 7], [8]]
+    drafted = outcome([[1, 2, 3, 4], [5, 6, 9], [8]], steps=3, drafted=8, accepted=2)
+    run = run_of_outcome("t", "reprise", drafted, reference, cost=0.125)
+    assert run.emitted_tokens == 5
+    assert run.mean_acceptance_length == pytest.approx(5 / 3)
+    assert run.acceptance_rate == 0.25
+    assert run.model_speedup == pytest.approx(5 / 4)
+    assert run.output_tokens_per_s == 4.0
+    assert run.identical_outputs == 2
+    assert run_of_outcome("t", "m", drafted, None, cost=0).identical_outputs is None
+
+
+def test_methods_of_an_engine() -> None:
+    every = ["none", "semantic-cache", "suffix-best", "reprise"]
+    assert live_methods(every, named=False) == ["none", "semantic-cache", "reprise"]
+    with pytest.raises(MethodError, match="'suffix-best' runs with --engine replay only"):
+        live_methods(["none", "suffix-best"], named=True)
+
+
+def test_which_engines_run_at_once() -> None:
+    methods = ["suffix", "semantic-cache", "reprise", "none"]
+    one_by_one = [["none"], ["suffix"], ["semantic-cache"], ["reprise"]]
+    assert method_groups(methods, take_turns=False) == one_by_one
+    turns = [["none", "suffix", "reprise"], ["semantic-cache"]]
+    assert method_groups(methods, take_turns=True) == turns
+    assert method_groups(["semantic-cache"], take_turns=True) == [["semantic-cache"]]
+
+
+def test_speculative_configs() -> None:
+    assert speculative_config("none", 9) is None
+    assert speculative_config("suffix", None) == {"method": "suffix"}
+    assert speculative_config("ngram", 3) == {"method": "ngram", "num_speculative_tokens": 3}
+    long = speculative_config("suffix-long", 7)
+    assert long is not None
+    assert long["suffix_decoding_max_tree_depth"] == 64
+    assert long["num_speculative_tokens"] == 7
+    reprise = speculative_config("reprise", None)
+    assert reprise is not None
+    assert reprise["model"].endswith(".CacheHitProposer")
+
+
+def live_run(method: str, *, tokens_per_s: float, steps: int, identical: int = 4) -> Run:
+    drafted = outcome([[1, 2]] * 4, steps=steps, drafted=0, accepted=0)
+    run = run_of_outcome("demo", method, drafted, None, cost=0)
+    run.output_tokens_per_s, run.identical_outputs = tokens_per_s, identical
+    return run
+
+
+def test_the_demos_sentence_says_good_and_bad() -> None:
+    none = live_run("none", tokens_per_s=100.0, steps=1000)
+    suffix = live_run("suffix", tokens_per_s=200.0, steps=400)
+    good = summary([none, suffix, live_run("reprise", tokens_per_s=300.0, steps=250)])
+    assert good == (
+        "With Reprise vLLM gave the same 4 answers 3.00 times faster than without speculation,"
+        " in 75% fewer steps, and was 50% ahead of the best peer, SuffixDecoding."
+    )
+    bad = summary([none, suffix, live_run("reprise", tokens_per_s=50.0, steps=1100, identical=3)])
+    assert bad == (
+        "With Reprise vLLM gave answers of which only 3 of 4 were the same 2.00 times slower than"
+        " without speculation, in 10% more steps, and was 75% behind the best peer,"
+        " SuffixDecoding."
+    )
+    assert summary([none, live_run("reprise", tokens_per_s=150.0, steps=500)]).endswith("steps.")

@@ -1,0 +1,152 @@
+"""Whatever holds prompts, answers or weights is for its owner alone, whatever the umask."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.host.private_files import check_ours, claim_file, claim_folder, open_new
+from reprise.retrieval.host.shared_block import owner_prefix
+from reprise.retrieval.search.index_snapshot import SnapshotError, read_snapshot
+from reprise.retrieval.service.process_retriever import ProcessRetriever
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.tier import TierError
+from reprise.spec.predictor.weights import load_weights, save_weights, start_weights
+
+
+@pytest.fixture(autouse=True)
+def no_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def answer(number):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number],
+        prompt_text=f"question number {number}",
+        answer_id=f"id{number}",
+    )
+
+
+def modes(*roots):
+    """Path -> mode of everything at and under some paths; what goes away meanwhile left out."""
+    found = {}
+    for path in [p for root in roots for p in (root, *root.rglob("*"))]:
+        try:
+            found[path] = stat.S_IMODE(path.lstat().st_mode)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["memory", "sqlite"])
+def test_all_that_a_running_system_creates_is_private(scheme, tmp_path, wait_until):
+    data = tmp_path / "data"
+    data.mkdir(0o700)
+    url = "memory://" if scheme == "memory" else f"sqlite:///{data}/answers.sqlite"
+    retriever = ProcessRetriever(RetrievalConfig(url=url, embedding_model="lexical", clauses=False))
+    try:
+        wait_until(lambda: retriever.health().state == "ready")
+        retriever.store(answer(1))
+        assert retriever.flush(60)
+        save_weights(start_weights(), data / "answers.weights")
+        folder = Path(retriever.address).parent
+        blocks = list(Path("/dev/shm").glob(owner_prefix(os.getpid()) + "*"))
+        found = modes(folder, data, *blocks)
+    finally:
+        retriever.close()
+    found |= modes(data)  # the index's snapshot is written at the end
+    kinds = {path.name.partition("answers.sqlite")[2] for path in found if path.is_absolute()}
+    if scheme == "sqlite":
+        assert {"-wal", "-shm", ".index"} <= kinds
+        assert data / "answers.weights" in found
+    else:
+        assert folder / "answers.sqlite-wal" in found
+    assert folder / "socket" in found
+    assert blocks
+    too_open = {
+        str(path): oct(mode)
+        for path, mode in found.items()
+        if mode not in ((0o700,) if path in (folder, data) else (0o600,))
+    }
+    assert too_open == {}
+
+
+def test_files_of_before_are_closed_to_others(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    tier = SqliteTier(path)
+    tier.put([answer(1)])
+    for each in (path, *tmp_path.glob("answers.sqlite-*")):
+        each.chmod(0o666)
+    SqliteTier(path).close()
+    assert [a.answer_id for a in tier.answers("")] == ["id1"]
+    tier.close()
+    assert set(modes(path).values()) == {0o600}
+
+
+def test_a_link_where_others_may_write_is_refused(tmp_path):
+    open_to_all = tmp_path / "tmp"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o1777)
+    target = tmp_path / "target"
+    target.write_bytes(b"important")
+    link = open_to_all / "answers.sqlite"
+    link.symlink_to(target)
+    for refuses in (check_ours, claim_file):
+        with pytest.raises(PermissionError, match="a link in a folder that others may write to"):
+            refuses(link)
+    with pytest.raises(TierError, match=r"answers.sqlite: is a link in a folder that others"):
+        SqliteTier(link)
+    with pytest.raises(PermissionError):
+        read_snapshot(link, identity="", dim=1)
+    with open_new(link) as file:  # in its place, not through it
+        file.write(b"new")
+    assert target.read_bytes() == b"important"
+    assert not link.is_symlink()
+
+
+def test_a_link_in_a_folder_of_ones_own_is_fine(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "answers.sqlite")
+    SqliteTier(tmp_path / "link").close()
+    assert (tmp_path / "answers.sqlite").is_file()
+    with pytest.raises(SnapshotError):
+        read_snapshot(tmp_path / "link", identity="", dim=1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_what_somebody_else_has_put_there_is_refused(tmp_path):
+    tmp_path.chmod(0o1777)
+    theirs = tmp_path / "theirs"
+    theirs.touch()
+    os.chown(theirs, 12345, 12345)
+    with pytest.raises(PermissionError, match="another user's file"):
+        claim_file(theirs)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(PermissionError, match="not this user's own folder"):
+        claim_folder(folder)
+
+
+def test_folders_are_made_or_closed_to_others(tmp_path):
+    claim_folder(tmp_path / "new")
+    (tmp_path / "old").mkdir(0o755)
+    claim_folder(tmp_path / "old")
+    assert set(modes(tmp_path / "new", tmp_path / "old").values()) == {0o700}
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    with pytest.raises(PermissionError):
+        claim_folder(tmp_path / "link")
+
+
+def test_weights_are_written_in_place_of_a_link(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"important")
+    part = tmp_path / f"w.{os.getpid()}.part"
+    part.symlink_to(target)
+    save_weights(start_weights(), tmp_path / "w")
+    assert target.read_bytes() == b"important"
+    assert load_weights(start_weights(), tmp_path / "w") == b""

@@ -1,0 +1,108 @@
+"""Clauses: chosen cases, and a labelled set in each language with precision and recall."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from reprise.retrieval.query.clauses import MAX_CLAUSES, ClauseSplitter
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="module")
+def splitter():
+    return ClauseSplitter()
+
+
+def labelled(language):
+    """(text, where its further clauses begin) for each line; `|` marks the beginnings."""
+    lines = (DATA / f"clauses_{language}.txt").read_text().splitlines()
+    rows = []
+    for line in lines:
+        parts = line.replace(" | ", " |").split("|")
+        begins, length = [], 0
+        for part in parts[:-1]:
+            length += len(part)
+            begins.append(length)
+        rows.append(("".join(parts), begins))
+    return rows
+
+
+def score(splitter, rows):
+    """(precision, recall) of the cuts, and the share of questions without any mistake."""
+    right = found = wanted = perfect = 0
+    for text, begins in rows:
+        clauses = splitter.clauses(text)
+        cuts = [(one.end, two.start) for one, two in itertools.pairwise(clauses)]
+        hits = sum(any(end - 1 <= begin <= start for begin in begins) for end, start in cuts)
+        right += hits
+        found += len(cuts)
+        wanted += len(begins)
+        perfect += hits == len(cuts) == len(begins)
+    return right / found, right / wanted, perfect / len(rows)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_labelled_questions(splitter, language, record_property):
+    rows = labelled(language)
+    assert len({text for text, _ in rows}) >= 150
+    assert 0.4 < sum(bool(begins) for _, begins in rows) / len(rows) < 0.6
+    precision, recall, perfect = score(splitter, rows)
+    print(f"{language}: precision {precision:.3f}, recall {recall:.3f}, perfect {perfect:.3f}")
+    record_property("precision", precision)
+    record_property("recall", recall)
+    assert precision > 0.9
+    assert recall > 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "clauses"),
+    [
+        (
+            "How do I cancel my order and will I get a refund?",
+            ["How do I cancel my order", "will I get a refund?"],
+        ),
+        (
+            "How do I cancel my order and get my money back?",
+            ["How do I cancel my order", "How do I get my money back?"],
+        ),
+        ("如何取消订单，以及多久能退款？", ["如何取消订单", "多久能退款"]),
+        ("如何取消订单并申请退款", ["如何取消订单", "如何申请退款"]),
+        ("What are the terms and conditions?", []),
+        ("订单取消后，多久能退款？", []),
+        ("", []),
+        ("and and and or or ???", []),
+        ("，，、并并以及？", []),
+    ],
+)
+def test_clauses_are_questions_of_their_own(splitter, text, clauses):
+    assert splitter.split(text) == clauses
+
+
+def test_long_and_endless_texts_are_bounded(splitter):
+    assert len(splitter.split("Where is my parcel? " * 40)) == MAX_CLAUSES
+    assert splitter.split("How do I cancel my order and will I get a refund? " * 100) == []
+
+
+def test_a_missing_pipeline_is_announced_and_rules_go_on(caplog):
+    splitter = ClauseSplitter("no_such_pipeline")
+    assert "No spaCy pipeline 'no_such_pipeline'" in caplog.text
+    assert len(splitter.split("How do I cancel my order and will I get a refund?")) == 2
+
+
+def test_a_named_pipelines_parts_of_speech_are_used(tmp_path):
+    import spacy
+
+    pipeline = spacy.blank("en")
+    ruler = pipeline.add_pipe("attribute_ruler")
+    for word in ("frobnicate", "cancel"):
+        ruler.add([[{"LOWER": word}]], {"POS": "VERB"})
+    ruler.add([[{"LOWER": {"NOT_IN": ["frobnicate", "cancel"]}}]], {"POS": "NOUN"})
+    pipeline.to_disk(tmp_path / "pipeline")
+    text = "How do I cancel my order and frobnicate the voucher?"
+    assert ClauseSplitter().split(text) == []
+    assert ClauseSplitter(str(tmp_path / "pipeline")).split(text) == [
+        "How do I cancel my order",
+        "How do I frobnicate the voucher?",
+    ]

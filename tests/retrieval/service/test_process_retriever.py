@@ -1,0 +1,184 @@
+"""The retrieval process: the same seam, from two processes' points of view, and its death."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.host.owned_folder import make_folder, sweep_folders
+from reprise.retrieval.host.shared_block import owner_prefix
+from reprise.retrieval.service.process_retriever import ProcessRetriever
+from reprise.retrieval.service.retrieval_client import connect
+
+CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
+
+
+def answer(number, *, namespace="acme"):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * 20,
+        prompt_text=f"question number {number}",
+        namespace=namespace,
+        answer_id=f"id{number}",
+        exact_key=b"key%d" % number,
+    )
+
+
+@pytest.fixture
+def retriever(wait_until):
+    retriever = ProcessRetriever(CONFIG)
+    wait_until(lambda: retriever.health().state == "ready")
+    yield retriever
+    retriever.close()
+
+
+@pytest.fixture
+def client(retriever, wait_until):
+    client = connect(retriever.address)
+    wait_until(lambda: client.health().state == "ready")
+    yield client
+    client.close()
+
+
+def ask(who, request_id, text, wait_until, namespace="acme"):
+    who.submit(request_id, namespace=namespace, text=text)
+    wait_until(lambda: who.poll(request_id) is not None)
+    return who.poll(request_id)
+
+
+def test_owner_and_client_share_answers_and_results(retriever, client, wait_until):
+    retriever.store(answer(1))
+    client.store(answer(2))
+    assert retriever.flush(200)
+    assert client.flush(200)
+    # One submits, the other polls: so a front end begins the search and a worker uses it.
+    before = client.progress()
+    retriever.submit("r", namespace="acme", text="question number 2")
+    wait_until(lambda: client.progress() != before)
+    assert [n.answer_id for n in client.poll("r")] == ["id2", "id1"]
+    assert client.poll("r")[0].response_token_ids.tolist() == [2] * 20
+    assert ask(client, "other", "question number 2", wait_until, namespace="zeta") == []
+    for who in (retriever, client):
+        assert {u.answer_id for u in who.updates() if u.added} == {"id1", "id2"}
+        assert who.updates() == []
+        assert who.stats().answers == 2
+
+
+def test_exact_hits_are_near_at_hand_for_the_owner(retriever, client, wait_until):
+    client.store(answer(3))
+    wait_until(lambda: retriever.find_exact(b"key3", namespace="acme") is not None)
+    assert retriever.find_exact(b"key3", namespace="zeta") is None
+    assert client.find_exact(b"key3", namespace="acme") is None
+    wait_until(lambda: client.look_up_exact(b"key3", namespace="acme") is not None)
+    assert client.look_up_exact(b"key3", namespace="zeta") is None
+
+
+def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, caplog):
+    for number in range(30):
+        retriever.store(answer(number))
+    assert retriever.flush(200)
+    assert len(ask(client, "before", "question number 7", wait_until)) == 30
+    assert len(client.updates()) == 30
+    killed, progress = retriever.pid, client.progress()
+    os.kill(killed, signal.SIGKILL)
+    # While it is gone nothing waits, nothing raises.
+    client.submit("lost", namespace="acme", text="question number 7")
+    assert client.poll("lost") is None
+    client.store(answer(99))
+    client.credit("acme", {"id1": 5})
+    client.look_up_exact(b"key1", namespace="acme")
+    wait_until(lambda: retriever.pid not in (None, killed))
+    wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30)
+    assert client.progress() > progress
+    assert len(ask(client, "after", "question number 7", wait_until)) >= 30
+    assert not [u for u in client.updates() if not u.added]
+    assert retriever.restarts == 1
+    assert "is started again" in caplog.text
+
+
+def test_nothing_is_left_behind(wait_until):
+    retriever = ProcessRetriever(CONFIG)
+    wait_until(lambda: retriever.health().state == "ready")
+    folder = Path(retriever.address).parent
+    pid = retriever.pid
+    assert list(Path("/dev/shm").glob(owner_prefix(os.getpid()) + "*"))
+    retriever.close()
+    assert not list(Path("/dev/shm").glob(owner_prefix(os.getpid()) + "*"))
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert retriever.health().state == "closed"
+
+
+@pytest.mark.slow
+def test_it_ends_with_its_owner_even_if_that_is_killed(wait_until):
+    program = (
+        "import time\n"
+        "from reprise.retrieval import RetrievalConfig\n"
+        "from reprise.retrieval.service.process_retriever import ProcessRetriever\n"
+        "r = ProcessRetriever(RetrievalConfig(embedding_model='lexical', clauses=False))\n"
+        "while r.health().state != 'ready': time.sleep(0.05)\n"
+        "print(r.pid, r.address, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        pid, address = owner.stdout.readline().split()
+        assert Path(address).exists()
+        owner.kill()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not Path(address).parent.exists()
+
+
+def test_folders_of_owners_that_are_no_more_are_swept():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = Path(tempfile.gettempdir()) / f"{owner_prefix(gone.pid)}x"
+    left.mkdir()
+    (left / "answers.sqlite").touch()
+    ours = make_folder()
+    assert sweep_folders() >= 1
+    assert not left.exists()
+    assert ours.is_dir()
+    ours.rmdir()
+
+
+def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):
+    client = connect(str(tmp_path / "nowhere"))
+    client.submit("r", namespace="", text="hello")
+    client.store(answer(1))
+    assert client.poll("r") is None
+    assert client.look_up_exact(b"k", namespace="") is None
+    assert client.flush(0.05) is False
+    assert client.updates() == []
+    assert client.stats().dropped == 2  # the prompt and the look-up; the answer waits
+    assert client.health().state == "starting"
+    client.close()
+
+
+def test_answers_wait_for_the_process_as_many_as_fill_half_its_queue():
+    config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_length=16)
+    retriever = ProcessRetriever(config)
+    try:
+        assert retriever.health().state == "starting"
+        for i in range(10):
+            retriever.store(answer(i))
+        assert retriever.stats().dropped == 2
+        assert retriever.flush(30.0)
+        found = {update.answer_id for update in retriever.updates()}
+        assert found == {answer(i).answer_id for i in range(8)}
+    finally:
+        retriever.close()
+
+
+def test_a_wrong_url_fails_in_the_owner():
+    with pytest.raises(ValueError, match="cache URL must be"):
+        ProcessRetriever(RetrievalConfig(url="nonsense"))
+    with pytest.raises(ValueError, match="there is no folder /nowhere"):
+        ProcessRetriever(RetrievalConfig(url="sqlite:///nowhere/answers.sqlite"))

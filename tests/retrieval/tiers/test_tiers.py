@@ -1,0 +1,260 @@
+"""The three tiers by one contract; above all, that nothing crosses a namespace."""
+
+import time
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reprise.retrieval import Answer
+from reprise.retrieval.api.tier_url import redact
+from reprise.retrieval.service.open_tier import open_tier
+from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.redis.redis_tier import RedisTier
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.tier import Uses
+
+# Names that a careless key or pattern would mix up.
+NAMESPACES = ["", "acme", "acme:", "{acme}", "*", "acme%"]
+
+
+def answer(number, *, namespace="", exact=True, created_s=None, size=3):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * size,
+        namespace=namespace,
+        answer_id=f"id{number}",
+        response_text=namespace,
+        exact_key=b"key%d" % number if exact else None,
+        created_s=created_s,
+    )
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def make_tier(request, tmp_path):
+    opened = []
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+
+    def make(**options):
+        if request.param == "memory":
+            opened.append(MemoryTier(max_bytes=1 << 24, **options))
+        elif request.param == "sqlite":
+            opened.append(SqliteTier(tmp_path / "answers.sqlite", **options))
+        else:
+            opened.append(RedisTier(server.url, timeout_s=2.0, **options))
+        return opened[-1]
+
+    yield make
+    for tier in opened:
+        tier.close()
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "exact", "remove", "list", "credit"]),
+        st.sampled_from(NAMESPACES),
+        st.integers(0, 1),
+    ),
+    min_size=20,  # few answers and many operations, so that one answer meets several
+    max_size=60,
+)
+
+
+def check_namespace_holds(tier, namespace, credits_by_number):
+    """Exactly these answers, each with what it was credited and nothing of anybody else's."""
+    found = list(tier.answers(namespace))
+    accepted = {f"id{number}": 2 * n for number, n in credits_by_number.items()}
+    assert {a.answer_id: a.accepted_tokens for a in found} == accepted
+    assert all(a.namespace == a.response_text == namespace for a in found)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(operations=OPERATIONS)
+def test_random_operations_never_cross_a_wall(make_tier, operations):
+    tier = make_tier()
+    for namespace in NAMESPACES:  # hypothesis shares the tier between its examples
+        tier.remove(namespace, ["id0", "id1"])
+    model: dict[str, dict[int, int]] = {namespace: {} for namespace in NAMESPACES}
+    for operation, namespace, number in operations:
+        if operation == "put":
+            assert tier.put([answer(number, namespace=namespace)]) == []
+            model[namespace].setdefault(number, 0)
+        elif operation == "exact":
+            found = tier.find_exact(namespace, b"key%d" % number)
+            assert (found is not None) == (number in model[namespace])
+            assert found is None or found.namespace == found.response_text == namespace
+        elif operation == "remove":
+            assert tier.remove(namespace, [f"id{number}"]) == (number in model[namespace])
+            model[namespace].pop(number, None)
+        elif operation == "credit":
+            tier.credit(namespace, {f"id{number}": Uses(1, 2)})
+            if number in model[namespace]:
+                model[namespace][number] += 1
+        else:
+            check_namespace_holds(tier, namespace, model[namespace])
+    for namespace in NAMESPACES:
+        check_namespace_holds(tier, namespace, model[namespace])
+    assert set(tier.namespaces()) >= {name for name, numbers in model.items() if numbers}
+
+
+def test_answers_come_back_as_they_were(make_tier):
+    tier = make_tier()
+    originals = [answer(1), answer(2, exact=False), answer(3, namespace="租户", size=4000)]
+    tier.put(originals)
+    assert tier.find_exact("", b"key1") == originals[0]
+    assert tier.find_exact("", b"key2") is None
+    assert sorted(a.answer_id for a in tier.answers("")) == ["id1", "id2"]
+    assert list(tier.answers("租户")) == [originals[2]]
+
+
+def test_the_same_id_replaces(make_tier):
+    tier = make_tier()
+    tier.put([answer(1, size=3)])
+    tier.put([answer(1, size=9)])
+    assert [len(a.response_token_ids) for a in tier.answers("")] == [9]
+    assert len(tier.find_exact("", b"key1").response_token_ids) == 9
+
+
+def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
+    tier = make_tier()
+    tier.put([answer(1), answer(2, namespace="acme"), answer(3, exact=False)])
+    tier.credit("", {"id1": Uses(1, 5), "id3": Uses(2, 0), "unknown": Uses(9, 9)})
+    tier.credit("", {"id1": Uses(1, 7)})
+    tier.put([answer(1)])  # the same answer once more: what it earned stays
+
+    def earned(namespace=""):
+        return {a.answer_id: (a.uses, a.accepted_tokens) for a in tier.answers(namespace)}
+
+    assert earned() == {"id1": (2, 12), "id3": (2, 0)}
+    assert earned("acme") == {"id2": (0, 0)}
+    tier.put([msgspec.structs.replace(answer(1), uses=5, accepted_tokens=3)])  # an import
+    assert earned()["id1"] == (5, 12)
+    tier.credit("", {"id1": Uses(1, 1)})
+    assert earned()["id1"] == (6, 13)
+    tier.remove("", ["id1"])
+    tier.put([answer(1)])  # a new life
+    assert earned()["id1"] == (0, 0)
+
+
+def test_more_answers_than_a_page(make_tier):
+    tier = make_tier()
+    tier.put([answer(number, exact=number % 2 == 0) for number in range(1203)])
+    assert {a.answer_id for a in tier.answers("")} == {f"id{n}" for n in range(1203)}
+
+
+def test_answers_past_their_time_are_gone(make_tier):
+    tier = make_tier(ttl_s=0.3)
+    tier.put([answer(1)])
+    assert tier.find_exact("", b"key1") is not None
+    time.sleep(0.4)
+    assert tier.find_exact("", b"key1") is None
+    assert list(tier.answers("")) == []
+
+
+def test_a_file_survives_its_process_and_damage(tmp_path):
+    first = SqliteTier(tmp_path / "a.sqlite")
+    first.put([answer(1), answer(2)])
+    first.close()
+    again = SqliteTier(tmp_path / "a.sqlite")
+    again._db.execute("update answers set record = x'00ff' where answer_id = 'id1'")
+    again._db.commit()
+    assert [a.answer_id for a in again.answers("")] == ["id2"]
+    assert again.find_exact("", b"key1") is None
+    assert again.num_damaged == 2
+    again.close()
+
+
+def test_look_ups_in_a_file_do_not_read_other_namespaces(tmp_path):
+    """By what SQLite says it reads, not by the clock."""
+    tier = SqliteTier(tmp_path / "a.sqlite", ttl_s=60.0)
+    tier.put([answer(number, namespace="large") for number in range(300)])
+    statements = []
+    tier._db.set_trace_callback(statements.append)
+    assert tier.find_exact("small", b"key1") is None
+    assert list(tier.answers("small")) == []
+    tier._db.set_trace_callback(None)
+    selects = [statement for statement in statements if statement.startswith("select")]
+    assert len(selects) == 2
+    for select in selects:
+        plan = [row[3] for row in tier._db.execute(f"explain query plan {select}")]
+        assert any("SEARCH answers USING" in step and "namespace=?" in step for step in plan), plan
+        assert not any(step.startswith("SCAN") for step in plan), plan
+    tier.close()
+
+
+@pytest.mark.redis
+def test_every_key_of_a_namespace_lies_in_one_cluster_slot(redis_server):
+    import redis
+
+    tier = RedisTier(redis_server.url)
+    tier.put([answer(1, namespace="acme"), answer(2, namespace="acme", exact=False)])
+    client = redis.Redis.from_url(redis_server.url)
+    keys = {key.decode() for key in client.keys("reprise:*") if b"{all}" not in key}
+    assert len(keys) == 4
+    assert len({key.partition("{")[2].partition("}")[0] for key in keys}) == 1
+    # A look-up is one command, and nothing walks the key space.
+    client.config_resetstat()
+    tier.find_exact("acme", b"key1")
+    list(tier.answers("acme"))
+    used = set(client.info("commandstats"))
+    assert "cmdstat_get" in used
+    assert not used & {"cmdstat_keys", "cmdstat_scan"}
+    assert client.info("commandstats")["cmdstat_get"]["calls"] == 1
+    client.close()
+    tier.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "cache URL must be"),
+        ("mysql://x", "cache URL must be"),
+        ("sqlite://relative", "sqlite URL must be"),
+        ("sqlite:///", "sqlite URL must be"),
+    ],
+)
+def test_urls_that_name_no_tier_are_refused(url, message):
+    with pytest.raises(ValueError, match=message):
+        open_tier(url)
+
+
+def test_urls_open_tiers(tmp_path):
+    assert open_tier("memory://") is None
+    tier = open_tier(f"sqlite:///{tmp_path}/x.sqlite")
+    assert (tmp_path / "x.sqlite").is_file()
+    tier.close()
+
+
+def test_passwords_are_never_shown():
+    assert redact("redis://me:s3cret@host:6379/0") == "redis://me:***@host:6379/0"
+    with pytest.raises(ValueError, match=r"rediz://me:\*\*\*@host"):
+        open_tier("rediz://me:s3cret@host")
+
+
+@pytest.mark.redis
+def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
+    """One node that holds all slots refuses calls across slots as any cluster does."""
+    import redis
+
+    server = start_redis("--cluster-enabled", "yes")
+    node = redis.Redis.from_url(server.url)
+    node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+    wait_until(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO"))
+    node.close()
+    tier = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
+    other = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
+    assert other.changes().added == ()
+    originals = [answer(n, namespace=f"tenant{n % 3}", exact=n % 2 == 0) for n in range(12)]
+    tier.put(originals)
+    assert tier.find_exact("tenant0", b"key0") == originals[0]
+    assert sorted(tier.namespaces()) == ["tenant0", "tenant1", "tenant2"]
+    assert {a.answer_id for a in tier.answers("tenant1")} == {"id1", "id4", "id7", "id10"}
+    assert {a.answer_id for a in other.changes().added} == {a.answer_id for a in originals}
+    assert tier.remove("tenant2", ["id2", "id5"]) == 2
+    assert set(other.changes().removed) == {("tenant2", "id2"), ("tenant2", "id5")}
+    tier.close()
+    other.close()

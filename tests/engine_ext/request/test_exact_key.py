@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprise.retrieval.api.namespace import check_namespace
 from reprise.engine_ext.request import exact_key
+from reprise.retrieval.api.namespace import check_namespace
 
 BASE = {
     "namespace": "acme",

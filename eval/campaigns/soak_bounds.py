@@ -77,7 +77,6 @@ def small_answer(number: int, num_namespaces: int) -> Answer:
         response_token_ids=random.integers(0, 30_000, 40),
         prompt_text=f"question {number} about {random.integers(1000)}",
         namespace=f"salt-{namespace:08d}",
-        exact_key=number.to_bytes(16, "little"),
     )
 
 

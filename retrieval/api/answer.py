@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from array import array as array_of_c
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -61,10 +59,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     response_text: str = ""
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
-    """The sampling fields that are part of the exact key."""
     exact_key: bytes | None = None
-    """None: never served as an exact hit, only drafted from."""
+    """By which the front end serves it verbatim; None: it is only drafted from. No tier looks
+    answers up by it."""
     tokenizer_key: str = ""
     """Drafts only for requests of the same tokenizer."""
     created_s: float = 0.0
@@ -87,7 +84,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         response_text: str = "",
         finish_reason: str | None = None,
         stop_reason: int | str | None = None,
-        sampling: Mapping[str, Any] | None = None,
         exact_key: bytes | None = None,
         tokenizer_key: str = "",
         created_s: float | None = None,
@@ -112,7 +108,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             response_text=response_text,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
-            sampling=dict(sampling or {}),
             exact_key=exact_key,
             tokenizer_key=tokenizer_key,
             created_s=now_s() if created_s is None else created_s,

@@ -64,9 +64,6 @@ class RetrievalConfig(BaseModel):
     index_snapshot: str | None = None
     """File in which the vector index outlives restarts; None: beside the SQLite file, if any."""
 
-    look_up_s: Annotated[float, Field(gt=0, le=5.0)] = 0.05
-    """Most seconds that a look-up beyond this process's memory may take."""
-
     poll_s: Annotated[float, Field(gt=0, le=10.0)] = 0.2
     """How often to look for what other replicas stored."""
 

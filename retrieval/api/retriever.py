@@ -71,12 +71,12 @@ class RetrievalHealth:
     tier: str = ""
     """The tier behind memory: sqlite, redis or none."""
     breakers: dict[str, Literal["closed", "open", "half-open"]] = field(default_factory=dict)
-    """Of that tier's circuit breakers: read, look up, write."""
+    """Of that tier's circuit breakers: read, write."""
 
 
 class Retriever(ABC):
-    """From prompts to near answers. Thread-safe; only `flush`, `forget`, `close` and
-    `look_up_exact` ever wait.
+    """From prompts to near answers. Thread-safe; only `flush`, `forget` and `close` ever
+    wait.
 
     Nothing here raises after construction: what goes wrong is counted in `stats` and logged, and
     costs hits.
@@ -117,22 +117,11 @@ class Retriever(ABC):
 
     @abstractmethod
     def store(self, answer: Answer) -> None:
-        """Let an answer join. `find_exact` sees it at once, near-answer searches soon after."""
-
-    @abstractmethod
-    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        """The answer stored under an exact key, from memory alone."""
-
-    @abstractmethod
-    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        """The same, from the tier behind memory too: waits up to the look-up budget."""
+        """Let an answer join: searches find it soon after."""
 
     @abstractmethod
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
-        """Tell how many tokens drafted from each answer id were accepted: keeps what is useful.
-
-        With 0 an answer was of use otherwise, as an exact hit.
-        """
+        """Tell how many tokens drafted from each answer id were accepted: keeps what is useful."""
 
     @abstractmethod
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:

@@ -11,7 +11,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 import msgspec
 
@@ -51,8 +51,6 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
     query: str | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
-    exact_key: str | None = None
     created_s: float | None = None
     uses: int = 0
     accepted_tokens: int = 0
@@ -61,11 +59,10 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
 def row_of(answer: Answer) -> bytes:
     """One line of JSON, without the embedding: that is computed again where it is needed."""
     row = msgspec.structs.asdict(answer)
-    for name in ("prompt_tokens", "response_tokens", "embedding", "embedder"):
+    for name in ("prompt_tokens", "response_tokens", "exact_key", "embedding", "embedder"):
         del row[name]
     row["prompt_token_ids"] = answer.prompt_token_ids.tolist()
     row["response_token_ids"] = answer.response_token_ids.tolist()
-    row["exact_key"] = None if answer.exact_key is None else answer.exact_key.hex()
     return msgspec.json.encode(row)
 
 
@@ -139,7 +136,7 @@ def _answers(
         return
     row = msgspec.convert(plain, _Row)
     if namespace is not None:
-        row.namespace, row.exact_key = namespace, None
+        row.namespace = namespace
     if tokenizer_key is not None:
         row.tokenizer_key = tokenizer_key
     yield _answer(row, tokenizer)
@@ -186,8 +183,6 @@ def _answer(row: _Row, tokenizer: TextTokenizer | None) -> Answer:
         response_text=row.response_text or response,
         finish_reason=row.finish_reason,
         stop_reason=row.stop_reason,
-        sampling=row.sampling,
-        exact_key=None if row.exact_key is None else bytes.fromhex(row.exact_key),
         tokenizer_key=row.tokenizer_key,
         created_s=row.created_s,
     )

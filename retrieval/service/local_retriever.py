@@ -158,20 +158,6 @@ class LocalRetriever(Retriever):
             else:
                 self._admit([answer], ours=True)
 
-    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self._memory.find_exact(namespace, exact_key)  # counts the use itself
-        if answer is not None and self._tiers is not None:
-            self._tiers.credit(namespace, {answer.answer_id: Uses(1)})
-        return answer
-
-    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self.find_exact(exact_key, namespace=namespace)
-        if answer is None and self._tiers is not None:
-            answer = self._tiers.find_exact(namespace, exact_key)
-            if answer is not None:
-                self._tiers.credit(namespace, {answer.answer_id: Uses(1)})
-        return answer
-
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         earned = {i: Uses(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
         self._memory.credit(namespace, earned)
@@ -286,7 +272,6 @@ class LocalRetriever(Retriever):
             open_tier,
             self._config.url,
             ttl_s=self._config.ttl_s,
-            look_up_s=self._config.look_up_s,
             stream_length=self._config.stream_length,
             max_bytes=self._config.tier_bytes,
             max_namespaces=self._config.max_namespaces,
@@ -306,7 +291,6 @@ class LocalRetriever(Retriever):
             queue_length=self._config.queue_length,
             queue_bytes=self._config.queue_bytes,
             poll_s=self._config.poll_s,
-            look_up_s=self._config.look_up_s,
         )
 
     def _arrived(self, answers: Sequence[Answer]) -> None:

@@ -10,7 +10,6 @@ def open_tier(
     url: str,
     *,
     ttl_s: float | None = None,
-    look_up_s: float = 0.05,
     stream_length: int = 50_000,
     max_bytes: int | None = None,
     max_namespaces: int | None = None,
@@ -38,7 +37,6 @@ def open_tier(
     return RedisTier(
         url,
         ttl_s=ttl_s,
-        timeout_s=look_up_s,
         stream_length=stream_length,
         max_bytes=max_bytes,
         max_namespaces=max_namespaces,

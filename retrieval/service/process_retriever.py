@@ -56,8 +56,8 @@ class ProcessRetriever(RetrievalClient):
         tokenizer: Name or folder of the tokenizer that prompts given as token ids are decoded
             with; its chat template tells where the last user turn is.
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
-        for_front_end: The owner takes no updates and no exact hits from here, but forgets what is
-            to be forgotten.
+        for_front_end: The owner takes no updates from here, but forgets what is to be
+            forgotten.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -113,7 +113,6 @@ class ProcessRetriever(RetrievalClient):
         super().__init__(
             self._orders.address,
             config=config,
-            keep_exact=not for_front_end,
             wants_updates=not for_front_end,
             wants_forgotten=for_front_end,
         )

@@ -38,7 +38,6 @@ from reprise.retrieval.service.wire import (
     Hello,
     Joined,
     Left,
-    LookUp,
     Reply,
     Request,
     Response,
@@ -49,8 +48,7 @@ from reprise.retrieval.service.wire import (
     Welcome,
     receive,
 )
-from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.record import RecordReader, decode_record, encode_record
+from reprise.retrieval.tiers.record import decode_record, encode_record
 
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
@@ -67,7 +65,6 @@ class RetrievalClient(Retriever):
     Args:
         address: What the process was started with.
         config: The process's; gives the bounds of queues and budgets.
-        keep_exact: Hold answers that have exact keys here too, so that `find_exact` finds them.
         wants_updates: Have `updates` tell of answers that join and leave; they wait for the call.
         wants_forgotten: Have `forgotten` tell of what is to be forgotten.
     """
@@ -77,23 +74,15 @@ class RetrievalClient(Retriever):
         address: str,
         *,
         config: RetrievalConfig | None = None,
-        keep_exact: bool = False,
         wants_updates: bool = True,
         wants_forgotten: bool = False,
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
-        self._keep_exact = keep_exact
         self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
         self._forgotten: deque[Forgotten] = deque()
         self._position: str | None = None
         self._unconfirmed: dict[str, Invalidation] = {}
-        self._exact = MemoryTier(
-            max_bytes=self._config.memory_bytes,
-            max_namespaces=self._config.max_namespaces,
-            ttl_s=self._config.ttl_s,
-        )
-        self._records = RecordReader("messages of the retrieval process")
         self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
         self._known: set[tuple[str, str]] = set()
         # Whether answers joined that nobody was told of, for want of room.
@@ -152,8 +141,6 @@ class RetrievalClient(Retriever):
         self._send(Discard(request_id))
 
     def store(self, answer: Answer) -> None:
-        if self._keep_exact and answer.exact_key is not None:
-            self._exact.put([answer])
         try:
             record = encode_record(answer)
         except ValueError:
@@ -161,24 +148,6 @@ class RetrievalClient(Retriever):
             self._dropped += 1
             return
         self._send(Store(record))
-
-    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self._exact.find_exact(namespace, exact_key)
-        if answer is not None:
-            self.credit(namespace, {answer.answer_id: 0})
-        return answer
-
-    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self.find_exact(exact_key, namespace=namespace)
-        if answer is not None:
-            return answer
-        ticket = next(self._tickets)
-        # The process keeps the budget itself; the margin is for the way there and back.
-        reply = self._ask(LookUp(ticket, namespace, exact_key), ticket, self._config.look_up_s)
-        if not isinstance(reply, Reply) or reply.record is None:
-            return None
-        found = self._records.read(reply.record, namespace=namespace)
-        return found if found is not None and found.exact_key == exact_key else None
 
     def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         if accepted_tokens:
@@ -341,7 +310,6 @@ class RetrievalClient(Retriever):
         sender = Sender(connection, max_bytes=self._config.queue_bytes)
         sender.send(
             Hello(
-                self._keep_exact,
                 pinned_cores(os.getpid()),
                 self._wants_updates,
                 self._wants_forgotten,
@@ -421,17 +389,12 @@ class RetrievalClient(Retriever):
 
     def _joined(self, joined: Joined) -> None:
         update = joined.update
-        if joined.record is not None and self._keep_exact:
-            answer = self._records.read(joined.record, namespace=update.namespace)
-            if answer is not None:
-                self._exact.put([answer])
         key = (update.namespace, update.answer_id)
         if key not in self._known:
             self._known.add(key)
             self._tell(update)
 
     def _left(self, left: Left) -> None:
-        self._exact.remove(left.namespace, [left.answer_id])
         key = (left.namespace, left.answer_id)
         if key in self._known:
             self._known.remove(key)
@@ -460,10 +423,3 @@ def _is_meant(store: Store, invalidation: Invalidation) -> bool:
     if invalidation.needs_text and not answer.prompt_text:
         return invalidation.covers(answer.namespace)
     return invalidation.means(answer)
-
-
-def connect(
-    address: str, *, config: RetrievalConfig | None = None, keep_exact: bool = False
-) -> RetrievalClient:
-    """A client of the retrieval process at `address`; returns at once, connected or not."""
-    return RetrievalClient(address, config=config, keep_exact=keep_exact)

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.near_answer import NearAnswer
@@ -45,7 +45,6 @@ from reprise.retrieval.service.wire import (
     Hello,
     Joined,
     Left,
-    LookUp,
     Reply,
     Request,
     Response,
@@ -56,7 +55,7 @@ from reprise.retrieval.service.wire import (
     Welcome,
     receive,
 )
-from reprise.retrieval.tiers.record import decode_record, encode_record
+from reprise.retrieval.tiers.record import decode_record
 from reprise.retrieval.tiers.tier import TierError
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,6 @@ class _Client:
     def __init__(self, connection: socket.socket, *, queue_bytes: int) -> None:
         self.connection = connection
         self.sender = Sender(connection, max_bytes=queue_bytes)
-        self.wants_records = False
         self.wants_updates = True
         self.wants_forgotten = False
         self.greeted = False
@@ -212,7 +210,7 @@ class RetrievalServer:
                 self.retriever.discard(request_id)
             case Credit(namespace, accepted_tokens):
                 self.retriever.credit(namespace, accepted_tokens)
-            case Flush() | LookUp() | Forget():
+            case Flush() | Forget():
                 # These wait; what the client says next must not.
                 threading.Thread(
                     target=self._reply, args=(client, message), name="reprise-reply", daemon=True
@@ -222,7 +220,6 @@ class RetrievalServer:
         """Tell a client of all answers, at its own pace; what happens meanwhile it is told too."""
         with self._lock:
             self._broadcast(self.retriever.updates())
-            client.wants_records = hello.wants_records
             client.wants_updates = hello.wants_updates
             client.wants_forgotten = hello.wants_forgotten
             client.sender.send(Welcome(self._writer.name))
@@ -250,7 +247,7 @@ class RetrievalServer:
                 for key in keys[begin : begin + _GREETING_PAGE]:
                     answer = self.retriever.answer(*key)
                     if answer is not None:
-                        self._send(client, _joined(answer, client.wants_records))
+                        self._send(client, Joined(AnswerUpdate.joined(answer)))
         with self._lock:
             client.greeted = True
             self._next_status_s = 0.0
@@ -292,33 +289,28 @@ class RetrievalServer:
                 return
             waits_s = _FORGET_AGAIN_S
 
-    def _reply(self, client: _Client, message: Flush | LookUp | Forget) -> None:
+    def _reply(self, client: _Client, message: Flush | Forget) -> None:
         try:
             self._reply_to(client, message)
         except Exception as error:
             self._errors["reply"].failed(error)
             client.sender.send(Reply(message.ticket, False))
 
-    def _reply_to(self, client: _Client, message: Flush | LookUp | Forget) -> None:
+    def _reply_to(self, client: _Client, message: Flush | Forget) -> None:
         if isinstance(message, Forget):
             self._forget(client, message)
             return
-        if isinstance(message, Flush):
-            deadline_s = time.monotonic() + message.timeout_s
-            done = self.retriever.flush(message.timeout_s)
-            # What was stored before it was greeted it is told of in the greeting.
-            while not client.greeted and client in self._clients:
-                if time.monotonic() > deadline_s:
-                    done = False
-                    break
-                time.sleep(_UPDATE_S)
-            self._next_status_s = 0.0
-            self._pass_updates_on()
-            client.sender.send(Reply(message.ticket, done))
-            return
-        answer = self.retriever.look_up_exact(message.exact_key, namespace=message.namespace)
-        record = None if answer is None else encode_record(answer)
-        client.sender.send(Reply(message.ticket, True, record))
+        deadline_s = time.monotonic() + message.timeout_s
+        done = self.retriever.flush(message.timeout_s)
+        # What was stored before it was greeted it is told of in the greeting.
+        while not client.greeted and client in self._clients:
+            if time.monotonic() > deadline_s:
+                done = False
+                break
+            time.sleep(_UPDATE_S)
+        self._next_status_s = 0.0
+        self._pass_updates_on()
+        client.sender.send(Reply(message.ticket, done))
 
     def _pass_updates_on(self) -> None:
         with self._lock:
@@ -344,7 +336,7 @@ class RetrievalServer:
                 if update.added:
                     if answer is None:
                         continue  # gone already
-                    message = _joined(answer, client.wants_records)
+                    message = Joined(AnswerUpdate.joined(answer))
                 self._send(client, message)
 
     def _send(self, client: _Client, message: Response) -> None:
@@ -354,11 +346,6 @@ class RetrievalServer:
             self._resyncs += 1
             logger.warning("A client does not keep up with the answers and is told all anew.")
             client.sender.close()
-
-
-def _joined(answer: Answer, wants_record: bool) -> Joined:
-    whole = wants_record and answer.exact_key is not None
-    return Joined(AnswerUpdate.joined(answer), encode_record(answer) if whole else None)
 
 
 def _tokenizer(name: str | None) -> PromptTokenizer | None:

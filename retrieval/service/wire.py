@@ -25,8 +25,6 @@ _MESSAGE_OVERHEAD_BYTES = 64
 class Hello(msgspec.Struct, tag=True, frozen=True):
     """The client's first word."""
 
-    wants_records: bool
-    """Send whole answers that have exact keys."""
     pinned_cores: tuple[int, ...] = ()
     """Cores that the client was pinned to, and that retrieval keeps off."""
     wants_updates: bool = True
@@ -62,12 +60,6 @@ class Flush(msgspec.Struct, tag=True, frozen=True):
     timeout_s: float
 
 
-class LookUp(msgspec.Struct, tag=True, frozen=True):
-    ticket: int
-    namespace: str
-    exact_key: bytes
-
-
 class Forget(msgspec.Struct, tag=True, frozen=True):
     ticket: int
     invalidation: Invalidation
@@ -82,7 +74,6 @@ class Welcome(msgspec.Struct, tag=True, frozen=True):
 
 class Joined(msgspec.Struct, tag=True, frozen=True):
     update: AnswerUpdate
-    record: bytes | None
 
 
 class Left(msgspec.Struct, tag=True, frozen=True):
@@ -91,11 +82,10 @@ class Left(msgspec.Struct, tag=True, frozen=True):
 
 
 class Reply(msgspec.Struct, tag=True, frozen=True):
-    """To a Flush (`done`) or a LookUp (`record`)."""
+    """To a Flush."""
 
     ticket: int
     done: bool
-    record: bytes | None = None
 
 
 class Forgot(msgspec.Struct, tag=True, frozen=True):
@@ -118,7 +108,7 @@ class Status(msgspec.Struct, tag=True, frozen=True):
     health: RetrievalHealth
 
 
-Request = Hello | Submit | Discard | Store | Credit | Flush | LookUp | Forget
+Request = Hello | Submit | Discard | Store | Credit | Flush | Forget
 Response = Welcome | Joined | Left | Reply | Forgot | Gone | Status
 _ENCODER = msgspec.msgpack.Encoder()
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

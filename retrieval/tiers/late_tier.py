@@ -36,9 +36,6 @@ class LateTier(Tier):
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         self._tier().credit(namespace, earned)
 
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        return self._tier().find_exact(namespace, exact_key)
-
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().answers(namespace)
 

@@ -45,7 +45,6 @@ class _Entry:
 @dataclass(slots=True)
 class _Namespace:
     entries: dict[str, _Entry] = field(default_factory=dict)
-    by_exact_key: dict[bytes, str] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     """The same ids, for drawing at random."""
     num_bytes: int = 0
@@ -101,20 +100,6 @@ class MemoryTier(Tier):
         """The answers of these ids; None for those not held or too old."""
         with self._lock:
             return [self._live(namespace, answer_id) for answer_id in answer_ids]
-
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        with self._lock:
-            held = self._namespaces.get(namespace)
-            answer_id = held.by_exact_key.get(exact_key) if held else None
-            if held is None or answer_id is None:
-                return None
-            answer = self._live(namespace, answer_id)
-            if answer is not None:
-                entry = held.entries[answer_id]
-                entry.uses += 1
-                entry.last_used_s = steady_clock.now_s()
-                self._raise_rank(namespace, 1, entry.last_used_s)
-            return answer
 
     def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
         with self._lock:
@@ -246,8 +231,6 @@ class MemoryTier(Tier):
             answer, num_bytes, now_s, uses, accepted, len(held.order)
         )
         held.order.append(answer.answer_id)
-        if answer.exact_key is not None:
-            held.by_exact_key[answer.exact_key] = answer.answer_id
         self._num_answers += 1
         self._charge(answer.namespace, held, num_bytes)
         return self._evict(answer.namespace)
@@ -270,9 +253,6 @@ class MemoryTier(Tier):
         if last != answer_id:
             held.order[entry.position] = last
             held.entries[last].position = entry.position
-        key = entry.answer.exact_key
-        if key is not None and held.by_exact_key.get(key) == answer_id:
-            del held.by_exact_key[key]
         self._num_answers -= 1
         self._charge(namespace, held, -entry.num_bytes)
 

@@ -29,19 +29,18 @@ _BATCH_SHARE = 1 / 64
 _MIN_BYTES = 1 << 20
 # An answer's row beside its record: ids, key, rank and what the indexes repeat of them.
 _OVERHEAD_BYTES = 400
+# The exact key is an earlier version's: nobody asks for it any more.
 _COLUMNS = {"namespace", "answer_id", "exact_key", "created_s", "record", "rank"}
 _SCHEMA = """
 create table if not exists answers (
   namespace text not null,
   answer_id text not null,
-  exact_key blob,
   created_s real not null,
   record blob not null,
   rank real not null default 0,
   primary key (namespace, answer_id)
 );
-create index if not exists by_exact_key on answers (namespace, exact_key)
-  where exact_key is not null;
+drop index if exists by_exact_key;
 create index if not exists by_age on answers (created_s);
 create index if not exists by_rank on answers (namespace, rank);
 create table if not exists credits (
@@ -232,15 +231,6 @@ class SqliteTier(Tier):
         if self._wal_holds_forgotten:
             self._empty_wal()
 
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        with self._session() as db:
-            row = db.execute(
-                "select record from answers where namespace = ? and exact_key = ?"
-                " and created_s >= ? order by created_s desc limit 1",
-                (namespace, exact_key, self._oldest_s()),
-            ).fetchone()
-        return None if row is None else self._reader.read(row[0], namespace=namespace)
-
     def answers(self, namespace: str) -> Iterator[Answer]:
         last = ""
         while True:
@@ -306,8 +296,8 @@ class SqliteTier(Tier):
         with self._session() as db:
             db.executemany(
                 "insert or replace into answers"
-                " (namespace, answer_id, exact_key, created_s, record) values (?, ?, ?, ?, ?)",
-                [(a.namespace, a.answer_id, a.exact_key, a.created_s, r) for a, r in batch],
+                " (namespace, answer_id, created_s, record) values (?, ?, ?, ?)",
+                [(a.namespace, a.answer_id, a.created_s, r) for a, r in batch],
             )
             db.executemany(
                 "insert into credits values (?, ?, ?, ?)"

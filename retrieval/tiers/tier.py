@@ -52,7 +52,7 @@ def with_uses(answer: Answer, earned: Uses) -> Answer:
 
 
 class Tier(ABC):
-    """Answers by namespace and id, and by exact key. No call looks beyond its namespace.
+    """Answers by namespace and id. No call looks beyond its namespace.
 
     All methods may raise `TierError`; none waits longer than the tier's own timeouts.
     """
@@ -73,10 +73,6 @@ class Tier(ABC):
 
         Putting an answer anew keeps the larger of what it brings and what it had.
         """
-
-    @abstractmethod
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        """The latest answer stored under an exact key, in at most one round trip."""
 
     @abstractmethod
     def answers(self, namespace: str) -> Iterator[Answer]:

@@ -9,8 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -31,7 +29,6 @@ Key = tuple[str, str]
 Result = TypeVar("Result")
 _WRITE_BATCH = 128
 _READ_BATCH = 500
-_LOOK_UPS_AT_ONCE = 4
 _RETRY_S = 0.25
 # Uses are added up for so long before they are written: nothing but eviction waits for them.
 _CREDIT_EVERY_S = 1.0
@@ -54,7 +51,6 @@ class TierSync:
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
         poll_s: How often to look for what other replicas did.
-        look_up_s: Most seconds that a look-up may take.
     """
 
     def __init__(
@@ -67,12 +63,11 @@ class TierSync:
         queue_length: int = 4096,
         queue_bytes: int = 64 << 20,
         poll_s: float = 0.2,
-        look_up_s: float = 0.05,
     ) -> None:
         self._tier, self._on_added, self._on_forgotten = tier, on_added, on_forgotten
         self._held = held
         self._queue: deque[Answer] = deque()
-        self._queue_length, self._poll_s, self._look_up_s = queue_length, poll_s, look_up_s
+        self._queue_length, self._poll_s = queue_length, poll_s
         self._queue_bytes, self._waiting_bytes = queue_bytes, 0
         self._credits = PendingCredits(queue_length)
         self._credited_s, self._draining = time.monotonic(), 0
@@ -90,10 +85,7 @@ class TierSync:
         self.caught_up = threading.Event()
         # Reads and writes fail apart: a full Redis refuses writes and still answers.
         self._reads = CircuitBreaker(f"Reading from {tier.name}", max_retry_s=_MAX_RETRY_S)
-        self._look_ups = CircuitBreaker(f"Look-up in {tier.name}")
         self._writes = CircuitBreaker(f"Writing to {tier.name}", max_retry_s=_MAX_RETRY_S)
-        self._pool = ThreadPoolExecutor(_LOOK_UPS_AT_ONCE, thread_name_prefix="reprise-look-up")
-        self._pending = threading.BoundedSemaphore(_LOOK_UPS_AT_ONCE)
         self._write_errors = LoopErrors(f"Writing to {tier.name}")
         self._read_errors = LoopErrors(f"Reading from {tier.name}")
         self._threads = [
@@ -134,7 +126,6 @@ class TierSync:
         """The state of each circuit breaker: read, look up and write fail apart."""
         return {
             "read": self._reads.state,
-            "look up": self._look_ups.state,
             "write": self._writes.state,
         }
 
@@ -183,25 +174,6 @@ class TierSync:
         """
         return self._reads.call(lambda: self._tier.invalidations(after))
 
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        """Look an exact key up within the budget; None too if the tier fails or is slow."""
-        if not self._pending.acquire(blocking=False):
-            return None  # the tier hangs, and enough threads wait for it already
-        began_s = time.monotonic()
-        future = self._pool.submit(
-            self._look_ups.call, lambda: self._tier.find_exact(namespace, exact_key)
-        )
-        future.add_done_callback(lambda _: self._pending.release())
-        try:
-            return future.result(timeout=self._look_up_s)
-        except FutureTimeoutError:
-            self._look_ups.failed(f"no reply in {time.monotonic() - began_s:.3f} s")
-        except TierError:
-            pass
-        except Exception as error:
-            self._read_errors.failed(error)
-        return None
-
     def drain(self, timeout_s: float) -> bool:
         """Wait until all answers and uses are written; False if it took longer."""
         with self._changed:
@@ -233,7 +205,6 @@ class TierSync:
             self._credits.take()
             self._queue.clear()
             self._waiting_bytes = 0
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._tier.close()
 
     def _pause(self, seconds: float) -> bool:

@@ -18,7 +18,7 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.service.retrieval_client import RetrievalClient, connect
+from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.retrieval_process import Orders, RetrievalServer
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
 from reprise.retrieval.service.wire import RESPONSES, Left, Reply, Sender, Status, Welcome, receive
@@ -149,7 +149,7 @@ def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
         retriever.store(answer(1))
         assert retriever.flush(60)
         failing = failing_once(getattr(RetrievalClient, method))
-        client = connect(retriever.address)
+        client = RetrievalClient(retriever.address)
         wait_until(lambda: client.stats().answers == 1)
         monkeypatch.setattr(RetrievalClient, method, lambda *a: failing(*a))
         if method == "_welcomed":
@@ -280,7 +280,7 @@ def server(tmp_path):
 @pytest.mark.parametrize("method", ["_pass_updates_on", "_handle", "_reply_to"])
 def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
     monkeypatch.setattr(server, method, failing_once(getattr(server, method)))
-    client = connect(str(tmp_path / "socket"))
+    client = RetrievalClient(str(tmp_path / "socket"))
     try:
         wait_until(lambda: client.health().state == "ready")
         client.flush(0.5)  # may be the one that fails
@@ -297,7 +297,7 @@ def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_
     from reprise.retrieval.service import retrieval_process
 
     monkeypatch.setattr(retrieval_process, "receive", failing_once(receive))
-    client = connect(str(tmp_path / "socket"))
+    client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     wait_until(lambda: client.stats().errors == 1)
     client.close()
@@ -309,7 +309,7 @@ def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
     from reprise.retrieval.service import retrieval_process
 
     monkeypatch.setattr(retrieval_process, "_Client", failing_once(retrieval_process._Client, 2))
-    client = connect(str(tmp_path / "socket"))
+    client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     wait_until(lambda: client.stats().errors == 2)
     client.close()
@@ -382,7 +382,7 @@ def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
 
 def test_a_reply_that_fails_is_a_reply(server, tmp_path, monkeypatch, wait_until):
     monkeypatch.setattr(server.retriever, "flush", failing_once(server.retriever.flush))
-    client = connect(str(tmp_path / "socket"))
+    client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     began_s = time.monotonic()
     assert client.flush(60) is False

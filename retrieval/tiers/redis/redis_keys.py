@@ -32,8 +32,8 @@ class Known(NamedTuple):
 
     stale_bytes: int
     """Charged for a namespace all of which has expired since."""
-    num_bytes: dict[str, int]
-    """By answer id; 0 for those that are not there."""
+    held: dict[str, Held | None]
+    """By answer id; None for those that are not there."""
     uses: dict[str, Uses]
 
 
@@ -42,8 +42,8 @@ def tag_of(namespace: str) -> str:
 
 
 def suffix_of(answer: Answer) -> str:
-    """Of the key of an answer's record."""
-    return f"a:{answer.answer_id}" if answer.exact_key is None else f"x:{answer.exact_key.hex()}"
+    """Return the end of the key of an answer's record."""
+    return f"a:{answer.answer_id}"
 
 
 def read_held(client: Any, namespace: str, answer_ids: Sequence[str]) -> dict[str, Held | None]:
@@ -69,7 +69,7 @@ def read_known(
     known = {}
     for namespace, answer_ids in ids.items():
         exists, charged = next(replies), int(next(replies) or 0)
-        held = [0 if value is None else Held.of(value).num_bytes for value in next(replies)]
+        held = [None if value is None else Held.of(value) for value in next(replies)]
         earned = uses_of(next(replies), next(replies))
         known[namespace] = Known(
             0 if exists else charged,

@@ -3,12 +3,13 @@
 Keys of one namespace carry one hash tag, so that each call works on Redis Cluster; nothing ever
 walks the key space:
 
-    reprise:2:{<namespace digest>}:x:<exact key>   record of an answer that has an exact key
-    reprise:2:{<namespace digest>}:a:<answer id>   record of an answer that has none
+    reprise:2:{<namespace digest>}:a:<answer id>   an answer's record
     reprise:2:{<namespace digest>}:ids             hash: answer id -> bytes, key of its record
     reprise:2:{<namespace digest>}:uses            hash: answer id -> uses
     reprise:2:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
     reprise:2:{<namespace digest>}:value           sorted set: answer id -> its rank, see `value`
+
+Earlier versions kept records under `x:<exact key>`; the hash `ids` says where each one lies.
 
 What joins and leaves, in any namespace, is announced in one stream (`redis_stream`), what was to be
 forgotten in another (`redis_invalidations`), and what all of them hold is entered in one ledger
@@ -72,8 +73,7 @@ class RedisTier(Tier):
     Args:
         url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster.
         ttl_s: Time to live in seconds that Redis itself enforces; None for none.
-        timeout_s: Most seconds that one look-up waits for Redis.
-        bulk_timeout_s: The same for writes and for reading many answers.
+        timeout_s: Most seconds that one command waits for Redis.
         stream_length: About how many changes the stream keeps.
         max_bytes: Bound on what all answers take in Redis, about; those of the least value leave
             the namespace that holds most. None leaves the trimming to others.
@@ -90,8 +90,7 @@ class RedisTier(Tier):
         url: str,
         *,
         ttl_s: float | None = None,
-        timeout_s: float = 0.05,
-        bulk_timeout_s: float = 2.0,
+        timeout_s: float = 2.0,
         stream_length: int = 50_000,
         max_bytes: int | None = None,
         max_namespaces: int | None = None,
@@ -102,8 +101,8 @@ class RedisTier(Tier):
         self._reader = RecordReader("redis")
         parsed = parse_redis_url(url)
         self._url, self._cluster = parsed.url, parsed.is_cluster
-        self._timeouts_s = {"look_up": timeout_s, "bulk": bulk_timeout_s}
-        self._clients: dict[str, Any] = {}
+        self._timeout_s = timeout_s
+        self._connected: Any = None
         self._lock = threading.Lock()
         self._cursor: str | None = None
         self._num_skipped = 0
@@ -113,7 +112,7 @@ class RedisTier(Tier):
         for answer in answers:
             pair = (answer, encode_record(answer))
             by_namespace.setdefault(answer.namespace, []).append(pair)
-        with self._client("bulk") as client:
+        with self._client() as client:
             known = read_known(client, by_namespace)
             with self._transaction(client) as (pipe, notes):
                 for namespace, members in by_namespace.items():
@@ -126,7 +125,7 @@ class RedisTier(Tier):
         if not earned:
             return
         tag = tag_of(namespace)
-        with self._client("bulk") as client:
+        with self._client() as client:
             found = read_held(client, namespace, list(earned))
             held = {i: entry for i, entry in found.items() if entry is not None}
             if not held:
@@ -153,23 +152,15 @@ class RedisTier(Tier):
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         if not answer_ids:
             return 0
-        with self._client("bulk") as client:
+        with self._client() as client:
             held = read_held(client, namespace, answer_ids)
             return self._drop(client, namespace, held)
-
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        with self._client("look_up") as client:
-            record = client.get(f"{tag_of(namespace)}:x:{exact_key.hex()}")
-        if record is None:
-            return None
-        answer = self._reader.read(record, namespace=namespace)
-        return answer if answer is not None and answer.exact_key == exact_key else None
 
     def answers(self, namespace: str) -> Iterator[Answer]:
         tag = tag_of(namespace)
         cursor = 0
         while True:
-            with self._client("bulk") as client:
+            with self._client() as client:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
             suffixes = {i.decode(): Held.of(value).suffix for i, value in page.items()}
             yield from self._fetch({namespace: suffixes})
@@ -177,11 +168,11 @@ class RedisTier(Tier):
                 return
 
     def namespaces(self) -> list[str]:
-        with self._client("bulk") as client:
+        with self._client() as client:
             return ledger.namespaces(client)
 
     def changes(self, *, anew: bool = False) -> TierChanges:
-        with self._client("bulk") as client:
+        with self._client() as client:
             if anew or self._cursor is None:
                 self._cursor = redis_stream.last_id(client)
                 return TierChanges()
@@ -204,7 +195,7 @@ class RedisTier(Tier):
 
     def answer_ids(self, namespace: str) -> list[str]:
         tag, cursor, found = tag_of(namespace), 0, []
-        with self._client("bulk") as client:
+        with self._client() as client:
             while True:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
                 found += self._with_a_record(client, tag, page)
@@ -212,11 +203,11 @@ class RedisTier(Tier):
                     return found
 
     def announce(self, invalidation: Invalidation) -> None:
-        with self._client("bulk") as client:
+        with self._client() as client:
             redis_invalidations.announce(client, invalidation)
 
     def invalidations(self, after: str | None) -> InvalidationPage:
-        with self._client("bulk") as client:
+        with self._client() as client:
             return redis_invalidations.read_invalidations(client, after)
 
     @property
@@ -234,9 +225,8 @@ class RedisTier(Tier):
 
     def close(self) -> None:
         with self._lock:
-            clients = list(self._clients.values())
-            self._clients.clear()
-        for client in clients:
+            client, self._connected = self._connected, None
+        if client is not None:
             client.close()
 
     def _time_to_live(self, answer: Answer) -> dict[str, Any]:
@@ -271,12 +261,15 @@ class RedisTier(Tier):
     ) -> None:
         """Queue the writing of answers, and what the ledger is to say of them."""
         tag, now_s, growth = tag_of(namespace), steady_clock.now_s(), -known.stale_bytes
-        sizes = dict(known.num_bytes)
+        held = {i: entry for i, entry in known.held.items() if entry is not None}
+        sizes = {i: entry.num_bytes for i, entry in held.items()}
         for answer, record in members:
             answer_id, suffix = answer.answer_id, suffix_of(answer)
             num_bytes = len(record) + len(namespace.encode()) + _OVERHEAD_BYTES
-            growth += num_bytes - sizes[answer_id]
+            growth += num_bytes - sizes.get(answer_id, 0)
             sizes[answer_id] = num_bytes
+            if answer_id in held and held[answer_id].suffix != suffix.encode():
+                pipe.delete(held[answer_id].key(tag))  # an earlier version's record
             pipe.set(f"{tag}:{suffix}", record, **self._time_to_live(answer))
             pipe.hset(f"{tag}:ids", answer_id, f"{num_bytes} {suffix}")
             # Imported answers bring what they earned elsewhere; those just made bring nothing.
@@ -399,7 +392,7 @@ class RedisTier(Tier):
         if not wanted:
             return []
         answers = []
-        with self._client("bulk") as client:
+        with self._client() as client:
             pipe = client.pipeline(transaction=False)
             for namespace, suffixes in wanted.items():
                 tag = tag_of(namespace)
@@ -421,7 +414,7 @@ class RedisTier(Tier):
                     )
                 for answer_id, record, uses in zip(suffixes, records, earned, strict=True):
                     answer = record and self._reader.read(record, namespace=namespace)
-                    # An exact key's record may by now be a later answer's.
+                    # An earlier version's, under an exact key, may be a later answer's.
                     if answer is not None and answer.answer_id == answer_id:
                         answers.append(with_uses(answer, uses))
         return answers
@@ -441,12 +434,12 @@ class RedisTier(Tier):
             notes.execute()
 
     @contextmanager
-    def _client(self, purpose: str) -> Iterator[Any]:
+    def _client(self) -> Iterator[Any]:
         try:
             with self._lock:
-                client = self._clients.get(purpose)
-                if client is None:
-                    client = self._clients[purpose] = self._connect(self._timeouts_s[purpose])
+                if self._connected is None:
+                    self._connected = self._connect()
+                client = self._connected
             yield client
         except TierError:
             raise
@@ -454,10 +447,10 @@ class RedisTier(Tier):
             text = " ".join(f"redis: {type(error).__name__}: {error}".split())
             raise TierError(hide_secrets(text, self._url)) from None
 
-    def _connect(self, timeout_s: float) -> Any:
+    def _connect(self) -> Any:
         options: dict[str, Any] = {
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": timeout_s,
+            "socket_timeout": self._timeout_s,
+            "socket_connect_timeout": self._timeout_s,
             "retry": Retry(NoBackoff(), 0),
         }
         if self._cluster:

@@ -40,8 +40,8 @@ while retriever.health().state != "ready":
 child = '''
 import os, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from reprise.retrieval.service.retrieval_client import connect
-client = connect(sys.argv[1])
+from reprise.retrieval.service.retrieval_client import RetrievalClient
+client = RetrievalClient(sys.argv[1])
 while client.health().state != "ready":
     time.sleep(0.1)
 '''

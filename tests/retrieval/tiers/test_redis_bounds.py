@@ -13,13 +13,12 @@ from reprise.retrieval.tiers.tier import Uses
 pytestmark = pytest.mark.redis
 
 
-def answer(number, *, namespace="acme", size=20, exact=True):
+def answer(number, *, namespace="acme", size=20):
     return Answer.create(
         prompt_token_ids=[number],
         response_token_ids=[number] * size,
         namespace=namespace,
         answer_id=f"id{number}",
-        exact_key=b"key%d" % number if exact else None,
     )
 
 
@@ -75,7 +74,7 @@ def test_entries_that_nobody_understands_are_skipped_and_counted(client, make_ti
         {"op": "+"},
         {"what": "else"},
         {"op": "+", "ns": "acme", "id": "id1"},
-        {"op": "=", "ns": "acme", "id": "id1", "key": "x:00"},
+        {"op": "=", "ns": "acme", "id": "id1", "key": "a:id1"},
         {"op": "-", "ns": b"\xff", "id": "id1"},
     ):
         client.xadd(stream, fields)
@@ -83,6 +82,26 @@ def test_entries_that_nobody_understands_are_skipped_and_counted(client, make_ti
     assert [a.answer_id for a in tier.changes().added] == ["id1"]
     assert tier.changes().added == tier.changes().removed == ()
     assert tier.num_damaged == 5
+
+
+def test_records_of_earlier_versions_are_read_and_leave_nothing_behind(client, make_tier):
+    """They lie under the exact keys that answers then had."""
+    tier = make_tier()
+    tier.put([answer(1), answer(2)])
+    [hash_of_ids] = client.keys("*:ids")
+    tag = hash_of_ids.removesuffix(b":ids")
+    for number in (1, 2):
+        client.rename(tag + b":a:id%d" % number, tag + b":x:0%d" % number)
+        size = client.hget(hash_of_ids, f"id{number}").partition(b" ")[0]
+        client.hset(hash_of_ids, f"id{number}", size + b" x:0%d" % number)
+    assert ids(tier, "acme") == set(tier.answer_ids("acme")) == {"id1", "id2"}
+    before = total(client)
+    tier.put([answer(1)])
+    assert total(client) == before
+    assert ids(tier, "acme") == {"id1", "id2"}
+    assert client.keys("*:x:*") == [tag + b":x:02"]
+    assert tier.remove("acme", ["id1", "id2"]) == 2
+    assert client.keys("*:x:*") == client.keys("*:a:*") == []
 
 
 def test_what_was_of_use_stays_and_the_rest_makes_room(client, make_tier):
@@ -96,7 +115,7 @@ def test_what_was_of_use_stays_and_the_rest_makes_room(client, make_tier):
     assert held >= {f"id{n}" for n in range(10)}
     assert 20 < len(held) < 80
     # Nothing is left behind of what went: not a record, nor a use.
-    assert client.hlen(client.keys("*:ids")[0]) == len(held) == len(client.keys("*:x:*"))
+    assert client.hlen(client.keys("*:ids")[0]) == len(held) == len(client.keys("*:a:*"))
     assert client.zcard(client.keys("*:value")[0]) == len(held)
 
 

@@ -1,5 +1,6 @@
 """An SQLite file and its log stay within their bound, whatever is written."""
 
+import contextlib
 import sqlite3
 
 import pytest
@@ -15,7 +16,6 @@ def answer(number, *, namespace="acme", size=200):
         response_token_ids=[(number * 7919 + k * k * 31) % 60_000 for k in range(size)],
         namespace=namespace,
         answer_id=f"{number * 2654435761 % 2**32:08x}-{number}",
-        exact_key=b"key%d" % number,
     )
 
 
@@ -152,10 +152,26 @@ def write_earlier_version(path, answers):
     )
     database.executemany(
         "insert into answers values (?, ?, ?, ?, ?)",
-        [(a.namespace, a.answer_id, a.exact_key, a.created_s, encode_record(a)) for a in answers],
+        [(a.namespace, a.answer_id, b"key", a.created_s, encode_record(a)) for a in answers],
     )
     database.commit()
     database.close()
+
+
+def test_a_file_with_exact_keys_opens(tmp_path, make_tier):
+    make_tier().put([answer(1)])
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite")) as database:
+        database.executescript(
+            "alter table answers add column exact_key blob;"
+            "create index by_exact_key on answers (namespace, exact_key)"
+            " where exact_key is not null;"
+            "update answers set exact_key = x'01';"
+        )
+    tier = make_tier()
+    tier.put([answer(2)])
+    assert ids(tier, "acme") == {answer(1).answer_id, answer(2).answer_id}
+    indexes = tier._db.execute("select name from sqlite_master where type = 'index'").fetchall()
+    assert ("by_exact_key",) not in indexes
 
 
 def test_a_bound_too_small_for_a_file_is_refused(tmp_path):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
 from typing import Any
+
+from reprise.retrieval.query.clause import Clause
 
 logger = logging.getLogger(__name__)
 MAX_CLAUSES = 6
@@ -20,20 +21,6 @@ _MAX_CHARACTERS = 2000
 _MAX_WORD_CHARACTERS = 100
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _WORD_CHARACTER = re.compile(r"\w")
-
-
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """A part of a question: `text[start:end]`, after what it shares with an earlier part."""
-
-    start: int
-    end: int
-    shared: str = ""
-    """Words of an earlier clause that this one leaves out: "How do I" of "... and get it back"."""
-
-    def read(self, text: str) -> str:
-        """The clause as a question of its own."""
-        return self.shared + text[self.start : self.end]
 
 
 class ClauseSplitter:

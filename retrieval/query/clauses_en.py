@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reprise.retrieval.query.clauses import Clause
+from reprise.retrieval.query.clause import Clause
 
 _SENTENCE_ENDS = {".", "?", "!", ";", "\n", "...", "…"}
 _CONNECTIVES = {"and", "or", "but", "plus", "&", "then", "also", "additionally", "besides", "well"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from reprise.retrieval.query.clauses import Clause
+from reprise.retrieval.query.clause import Clause
 
 _PUNCTUATION = set("，,；;。.？?！!\n")
 _STOPS = set("。？?！!\n")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
 
 from reprise.retrieval.query.clause import Clause
+from reprise.retrieval.query.clauses_en import EnglishRules
+from reprise.retrieval.query.clauses_zh import ChineseRules
 
 logger = logging.getLogger(__name__)
 MAX_CLAUSES = 6
@@ -35,13 +36,10 @@ class ClauseSplitter:
     """
 
     def __init__(self, pipeline: str | None = None) -> None:
-        self._english: Any = None
-        self._chinese: Any = None
+        self._english: EnglishRules | None = None
+        self._chinese: ChineseRules | None = None
         try:
             import spacy
-
-            from reprise.retrieval.query.clauses_en import EnglishRules
-            from reprise.retrieval.query.clauses_zh import ChineseRules
         except ImportError:
             logger.warning("spaCy is not installed: compound questions are searched as one.")
             return
@@ -59,17 +57,29 @@ class ClauseSplitter:
         self._english = EnglishRules(english)
         self._chinese = ChineseRules(chinese)
 
+    def may_be_compound(self, text: str) -> bool:
+        """Tell quickly whether `split` might find clauses; only then is it worth a call."""
+        rules = self._rules_for(text)
+        return rules is not None and rules.may_be_compound(text)
+
     def clauses(self, text: str) -> list[Clause]:
-        """At least two clauses in the order of the text, or none."""
-        if self._english is None or not text or len(text) > _MAX_CHARACTERS:
+        """Find at least two clauses, in the order of the text, or none."""
+        rules = self._rules_for(text)
+        if rules is None or not rules.may_be_compound(text):
             return []
-        chinese = 2 * len(_CHINESE.findall(text)) > len(_WORD_CHARACTER.findall(text))
-        if not chinese and max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS:
-            return []
-        rules = self._chinese if chinese else self._english
-        found: list[Clause] = rules.clauses(text)
+        found = rules.clauses(text)
         return found[:MAX_CLAUSES] if len(found) > 1 else []
 
     def split(self, text: str) -> list[str]:
-        """The clauses as questions of their own; none for a simple question."""
+        """Return the clauses as questions of their own; none for a simple question."""
         return [clause.read(text) for clause in self.clauses(text)]
+
+    def _rules_for(self, text: str) -> EnglishRules | ChineseRules | None:
+        """Return the rules of the text's language; None for a text that is not read."""
+        if self._english is None or not text or len(text) > _MAX_CHARACTERS:
+            return None
+        chinese = len(_CHINESE.findall(text))
+        if chinese and 2 * chinese > len(_WORD_CHARACTER.findall(text)):
+            return self._chinese
+        too_long = max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS
+        return None if too_long else self._english

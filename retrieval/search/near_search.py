@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.host.loop_errors import LoopErrors
+from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.gpu_index import gpu_indexes
@@ -23,7 +24,6 @@ from reprise.retrieval.search.snapshot_keeper import SnapshotKeeper
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 FloatArray = NDArray[np.float32]
-SplitClauses = Callable[[str], list[str]]
 # A clause is shorter than a whole prompt, so that chance likenesses score higher: each further
 # clause must be closer to count.
 _CLAUSE_MARGIN = 0.15
@@ -58,7 +58,7 @@ class NearSearch:
         config: How many, how near.
         embedder: Texts to vectors.
         memory: Where the answers are held.
-        split_clauses: A compound question to its sub-questions, none for a simple one.
+        splitter: Finds the clauses of compound questions; None searches each as one.
         snapshot: File that the index is restored from and written to; None keeps it in memory.
     """
 
@@ -68,10 +68,10 @@ class NearSearch:
         embedder: Embedder,
         memory: MemoryTier,
         *,
-        split_clauses: SplitClauses | None = None,
+        splitter: ClauseSplitter | None = None,
         snapshot: Path | None = None,
     ) -> None:
-        self._config, self._memory, self._split = config, memory, split_clauses
+        self._config, self._memory, self._splitter = config, memory, splitter
         self.embedder = embedder
         gpu = gpu_indexes(config.gpu_index)
         self._index = AnswerIndex(
@@ -96,10 +96,14 @@ class NearSearch:
         began_s = time.perf_counter()
         texts = [query.text for query in queries]
         namespaces = [query.namespace for query in queries]
-        # Splitting is Python, embedding mostly is not: they run side by side.
-        splitting = self._pool.submit(self._clauses, texts)
+        clauses: list[list[str]] = [[]] * len(texts)
+        splitting = None
+        if any(map(self._may_be_compound, texts)):
+            # Splitting is Python, embedding mostly is not: they run side by side.
+            splitting = self._pool.submit(self._clauses, texts)
         wholes = self.embedder.encode(texts, namespaces)
-        clauses = splitting.result()
+        if splitting is not None:
+            clauses = splitting.result()
         flat = [
             (clause, namespace)
             for found, namespace in zip(clauses, namespaces, strict=True)
@@ -212,10 +216,17 @@ class NearSearch:
 
     def _clauses_of(self, text: str) -> list[str]:
         try:
-            return [] if self._split is None else self._split(text)
+            return [] if self._splitter is None else self._splitter.split(text)
         except Exception as error:  # one question must not take the batch's others along
             self._split_errors.failed(error)
             return []
+
+    def _may_be_compound(self, text: str) -> bool:
+        try:
+            return self._splitter is not None and self._splitter.may_be_compound(text)
+        except Exception as error:
+            self._split_errors.failed(error)
+            return False
 
     def _rank(self, namespace: str, vectors: FloatArray) -> list[NearAnswer]:
         """Near answers for float32 [1 + clauses, dim]: each answer once, by its best likeness."""

@@ -465,12 +465,11 @@ class LocalRetriever(Retriever):
             config.embedding_model, threads=self._threads, batch_size=config.batch_size
         )
         as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
-        splitter = ClauseSplitter(config.clause_pipeline) if config.clauses else None
         return NearSearch(
             config,
             embedder,
             self._memory,
-            split_clauses=splitter.split if splitter else None,
+            splitter=ClauseSplitter(config.clause_pipeline) if config.clauses else None,
             # What hashed words stand in for is not to be overwritten.
             snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
         )

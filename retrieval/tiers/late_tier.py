@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, Uses
+from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
+from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, Uses
 
 
 class LateTier(Tier):
@@ -41,6 +42,23 @@ class LateTier(Tier):
 
     def namespaces(self) -> list[str]:
         return self._tier().namespaces()
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        return self._tier().answer_ids(namespace)
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        return self._tier().forget(invalidation, text_of=text_of)
+
+    def announce(self, invalidation: Invalidation) -> None:
+        self._tier().announce(invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        return self._tier().invalidations(after)
+
+    def expire(self) -> None:
+        self._tier().expire()
 
     def changes(self, *, anew: bool = False) -> TierChanges:
         return self._tier().changes(anew=anew)

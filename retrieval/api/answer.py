@@ -20,7 +20,7 @@ PROMPT_END = 512
 
 
 def token_bytes(token_ids: ArrayLike) -> bytes:
-    """Token ids (any integer type, [n]) as little-endian int32 bytes.
+    """Return token ids (any integer type, [n]) as little-endian int32 bytes.
 
     Raises:
         ValueError: Not one-dimensional, not integers, or outside [0, 2**31).
@@ -147,8 +147,8 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
     response_tokens: bytes = b""
 
     @classmethod
-    def joined(cls, answer: Answer) -> AnswerUpdate:
-        """That this answer joined."""
+    def addition(cls, answer: Answer) -> AnswerUpdate:
+        """Say that this answer joined."""
         return cls(
             answer_id=answer.answer_id,
             namespace=answer.namespace,
@@ -158,8 +158,8 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def left(cls, namespace: str, answer_id: str) -> AnswerUpdate:
-        """That the answer of this id left."""
+    def removal(cls, namespace: str, answer_id: str) -> AnswerUpdate:
+        """Say that the answer of this id left."""
         return cls(answer_id=answer_id, namespace=namespace, added=False)
 
     @property
@@ -174,12 +174,12 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def content_id(namespace: str, model_key: str, prompt: bytes, response: bytes) -> str:
-    """32 hexadecimal digits that name this content in this namespace."""
+    """Return 32 hexadecimal digits that name this content in this namespace."""
     return digest(namespace.encode(), model_key.encode(), prompt, response).hex()
 
 
 def digest(*parts: bytes, size: int = 16) -> bytes:
-    """BLAKE2b of the parts, each preceded by its length, so that no two lists collide."""
+    """Return BLAKE2b of the parts, each preceded by its length, so that no two lists collide."""
     hasher = hashlib.blake2b(digest_size=size)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))

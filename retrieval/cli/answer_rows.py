@@ -29,10 +29,10 @@ class TextTokenizer(Protocol):
     """Makes token ids of text, as `PromptTokenizer` does."""
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text."""
+        """Return the token ids of a text."""
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids of the prompt that asks for the next message of a chat."""
+        """Return the token ids of the prompt that asks for the next message of a chat."""
 
 
 class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
@@ -57,7 +57,7 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
 
 
 def row_of(answer: Answer) -> bytes:
-    """One line of JSON, without the embedding: that is computed again where it is needed."""
+    """Return one line of JSON, without the embedding: that is computed again where it is needed."""
     row = msgspec.structs.asdict(answer)
     for name in ("prompt_tokens", "response_tokens", "exact_key", "embedding", "embedder"):
         del row[name]
@@ -74,7 +74,7 @@ def read_rows(
     tokenizer_key: str | None = None,
     on_empty: Callable[[], None] = lambda: None,
 ) -> Iterator[Answer]:
-    """The answers of a file, row by row.
+    """Yield the answers of a file, row by row.
 
     Args:
         path: JSON Lines, or a JSON array.
@@ -106,7 +106,7 @@ def read_rows(
 
 
 def _raw_rows(file: BinaryIO) -> Iterator[tuple[str, bytes | msgspec.Raw]]:
-    """(which line, its JSON) for each row."""
+    """Yield (which line, its JSON) for each row."""
     for number, line in enumerate(file, start=1):
         stripped = line.strip()
         if not stripped:
@@ -145,7 +145,7 @@ def _answers(
 def _answer_of(
     exchange: Exchange, tokenizer: TextTokenizer | None, namespace: str, tokenizer_key: str
 ) -> Answer:
-    """The answer of a chat log."""
+    """Return the answer of a chat log."""
     if tokenizer is None:
         raise ValueError("a chat log needs --tokenizer")
     if exchange.messages is None:

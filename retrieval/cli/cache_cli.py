@@ -269,7 +269,7 @@ def check(url: Url) -> None:
 
 @contextmanager
 def _opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
-    """The tier of a URL; what goes wrong with it is one line."""
+    """Yield the tier of a URL; what goes wrong with it is one line."""
     try:
         path = sqlite_path(url) if url.startswith("sqlite:") else None
         # A mistyped path would read as an empty cache.
@@ -307,7 +307,7 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _tracked(items: Iterable[Item], doing: str) -> Iterable[Item]:
-    """Shows progress to a person, and nothing to a pipe."""
+    """Show progress to a person, and nothing to a pipe."""
     hidden = not _progress.is_terminal
     return track(items, doing, console=_progress, transient=True, disable=hidden)
 
@@ -317,7 +317,7 @@ def _answers(count: int) -> str:
 
 
 def _embedder(model: str) -> Embedder:
-    """The model itself: what stands in for it would overwrite better embeddings."""
+    """Return the model itself: what stands in for it would overwrite better embeddings."""
     announcing = logging.getLogger(Embedder.__module__)
     announcing.disabled = True  # the error below says it
     try:

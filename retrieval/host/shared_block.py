@@ -21,7 +21,8 @@ def _untracked() -> Any:
     """Keep Python's resource tracker out of it.
 
     It unlinks a block when any process that attached to it exits, which would pull an engine
-    worker's block away with the first client that leaves. What is left behind is swept instead.
+    worker's block away with the first client that leaves. Instead, the next owner to start removes
+    what is left behind.
     """
     with _UNTRACKED:
         register, unregister = resource_tracker.register, resource_tracker.unregister
@@ -33,7 +34,7 @@ def _untracked() -> Any:
 
 
 def owner_prefix(pid: int) -> str:
-    """What the names of an owner's blocks begin with.
+    """Return what the names of an owner's blocks begin with.
 
     The process-id namespace is part of it: containers may share the memory but not the ids.
     """
@@ -41,7 +42,7 @@ def owner_prefix(pid: int) -> str:
 
 
 def create_block(prefix: str, num_bytes: int) -> shared_memory.SharedMemory:
-    """A new block, readable by this user only.
+    """Return a new block, readable by this user only.
 
     Raises:
         OSError: Shared memory is full.
@@ -61,7 +62,7 @@ def create_block(prefix: str, num_bytes: int) -> shared_memory.SharedMemory:
 
 
 def free_bytes() -> int:
-    """Shared memory that is free; without bound where that cannot be told."""
+    """Return the free bytes of shared memory; `sys.maxsize` where that is unknown."""
     try:
         return shutil.disk_usage(_FOLDER).free
     except OSError:
@@ -69,7 +70,7 @@ def free_bytes() -> int:
 
 
 def attach_block(name: str) -> shared_memory.SharedMemory:
-    """An existing block.
+    """Return an existing block.
 
     Raises:
         OSError: There is none of that name.
@@ -89,18 +90,18 @@ def unlink_blocks(prefix: str) -> int:
     return removed
 
 
-def sweep_blocks() -> int:
+def remove_stale_blocks() -> int:
     """Remove the blocks of owners that are no more; how many there were."""
     removed = 0
-    for path in left_behind(_FOLDER):
+    for path in stale_paths(_FOLDER):
         with contextlib.suppress(OSError):
             path.unlink()
             removed += 1
     return removed
 
 
-def left_behind(folder: Path) -> list[Path]:
-    """What lies in a folder under the prefix of an owner that is no more."""
+def stale_paths(folder: Path) -> list[Path]:
+    """Return what lies in a folder under the prefix of an owner that is no more."""
     begins = f"reprise-{_pid_namespace()}-"
     found: list[Path] = []
     with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ _MAX_ADDRESS_BYTES = 107
 
 @contextlib.contextmanager
 def short_address(path: str) -> Iterator[str]:
-    """A name for the socket at `path` that the kernel takes; good inside the block only.
+    """Yield a name for the socket at `path` that the kernel takes; good inside the block only.
 
     Not an abstract socket: those have no permissions, and what is said here are prompts.
 

@@ -15,5 +15,5 @@ class Clause:
     """Words of an earlier clause that this one leaves out: "How do I" of "... and get it back"."""
 
     def read(self, text: str) -> str:
-        """The clause as a question of its own."""
+        """Return the clause as a question of its own."""
         return self.shared + text[self.start : self.end]

@@ -58,7 +58,7 @@ class ClauseSplitter:
         self._chinese = ChineseRules(chinese)
 
     def may_be_compound(self, text: str) -> bool:
-        """Tell quickly whether `split` might find clauses; only then is it worth a call."""
+        """Return whether `split` might find clauses, in some 20 us."""
         rules = self._rules_for(text)
         return rules is not None and rules.may_be_compound(text)
 

@@ -145,7 +145,7 @@ class EnglishRules:
         self._pipeline = pipeline
 
     def may_be_compound(self, text: str) -> bool:
-        """Tell in some 10 us, without spaCy, whether `text` might have two clauses.
+        """Return, in some 10 us and without spaCy, whether `text` might have two clauses.
 
         Counts where a sentence, or what follows a comma or a connective in it, begins as something
         that asks does: `clauses` cuts nowhere else.
@@ -194,7 +194,7 @@ def _sentences(tokens: list[Any]) -> list[list[Any]]:
 
 
 def _clauses_of(text: str, sentence: list[Any]) -> list[Clause]:
-    """The asking parts of one sentence."""
+    """Return the asking parts of one sentence."""
     parts: list[tuple[int, int, str]] = []  # token range, words shared with an earlier part
     begin, shared = 0, ""
     for at in range(1, len(sentence) - 1 if len(sentence) <= _MAX_SENTENCE_TOKENS else 1):
@@ -240,14 +240,14 @@ def _lower(tokens: list[Any], at: int) -> str:
 
 
 def _is_verb(token: Any) -> bool:
-    """By the pipeline if it knows parts of speech, by the word list if not."""
+    """Judge by the pipeline if it knows parts of speech, by the word list if not."""
     if token.pos_:
         return bool(token.pos_ == "VERB")
     return token.lower_ in _VERBS
 
 
 def _begins_to_ask(sentence: list[Any], at: int, before: list[Any]) -> bool:
-    """Whether something that asks by itself begins here."""
+    """Return whether something that asks by itself begins here."""
     word, following = _lower(sentence, at), _lower(sentence, at + 1)
     comma = bool(before) and at > 0 and _lower(sentence, at - 1) == ","
     if word in _QUESTION_WORDS:
@@ -281,7 +281,7 @@ def _question_word_asks(word: str, following: str, before: list[Any], *, comma: 
 
 
 def _asks(words: list[Any], shared: str) -> bool:
-    """Whether these words ask something."""
+    """Return whether these words ask something."""
     if shared:
         return True
     at = _skip_fillers(words, 0) if words else 0
@@ -307,7 +307,7 @@ def _main_question_follows(words: list[Any], at: int) -> bool:
 
 
 def _opening(text: str, before: list[Any]) -> str:
-    """What a second verb would share: "How do I " of "How do I cancel my order"."""
+    """Return what a second verb would share: "How do I " of "How do I cancel my order"."""
     first = _skip_fillers(before, 0, only_leading=True)
     for start in range(first, min(first + 3, len(before))):
         for pattern in _OPENINGS:
@@ -322,7 +322,7 @@ def _opening(text: str, before: list[Any]) -> str:
 
 
 def _second_verb(sentence: list[Any], at: int, before: list[Any], shared: bool) -> bool:
-    """Whether a verb with an object of its own begins here, and one precedes."""
+    """Return whether a verb with an object of its own begins here, and one precedes."""
     if not _is_verb(sentence[at]) and not sentence[at].lower_.endswith("ing"):
         return False
     mine = _objects(sentence[at + 1 :])
@@ -336,7 +336,7 @@ def _second_verb(sentence: list[Any], at: int, before: list[Any], shared: bool) 
 
 
 def _objects(words: list[Any]) -> list[Any]:
-    """Words that say what a verb is about, up to where the next part may begin."""
+    """Return words that say what a verb is about, up to where the next part may begin."""
     found = []
     for word in words:
         if word.lower_ in _CONNECTIVES | {","}:
@@ -347,7 +347,7 @@ def _objects(words: list[Any]) -> list[Any]:
 
 
 def _hangs_on_another(words: list[Any]) -> bool:
-    """Whether this only asks with the help of another part: "is that possible?"."""
+    """Return whether this only asks with the help of another part: "is that possible?"."""
     kept = [word.lower_ for word in words if word.text[:1].isalnum() or word.text[:1] in "'’"]
     start = 0
     while start < len(kept) - 1 and kept[start] in _FILLERS - {"please"}:

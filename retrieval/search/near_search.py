@@ -41,11 +41,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one pass of the embedding model came to."""
+    """What one batch of the embedding model came to."""
 
     places: list[int]
     """Of the queries that it was for."""
-    near: list[list[NearAnswer]]
+    near_answers: list[list[NearAnswer]]
     """For each of them, best first."""
     embed_s: float
     search_s: float
@@ -88,8 +88,9 @@ class NearSearch:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
 
     def search(self, queries: Sequence[Query]) -> Iterator[Found]:
-        """Near answers for the queries, pass by pass, so that none waits for longer ones."""
-        for places in self.embedder.passes([query.text for query in queries]):
+        """Yield near answers for the queries, batch by batch, so that none waits for longer
+        ones."""
+        for places in self.embedder.batches([query.text for query in queries]):
             yield self._search(places, [queries[place] for place in places])
 
     def _search(self, places: list[int], queries: Sequence[Query]) -> Found:
@@ -111,11 +112,11 @@ class NearSearch:
         ]
         parts = iter(self.embedder.encode([c for c, _ in flat], [n for _, n in flat]))
         embedded_s = time.perf_counter()
-        near = []
+        near_answers = []
         for query, whole, found in zip(queries, wholes, clauses, strict=True):
             vectors = np.stack([whole, *(next(parts) for _ in found)])
-            near.append(self._rank(query.namespace, vectors))
-        return Found(places, near, embedded_s - began_s, time.perf_counter() - embedded_s)
+            near_answers.append(self._rank(query.namespace, vectors))
+        return Found(places, near_answers, embedded_s - began_s, time.perf_counter() - embedded_s)
 
     def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
         """Make answers findable by their texts; returns the new ones, with embeddings."""
@@ -178,7 +179,7 @@ class NearSearch:
                 self.erase(dropped)
 
     def maintain(self) -> bool:
-        """A step of the index's upkeep, some 15 ms; returns whether there is more to do."""
+        """Do a step of the index's upkeep, some 15 ms; return whether there is more to do."""
         keeper = self._keeper
         if keeper is not None and self._changes and keeper.is_due:
             self._write_snapshot(keeper)
@@ -206,7 +207,7 @@ class NearSearch:
         keeper.write(self._index, wait=wait)
 
     def _vector_of(self, answer: Answer) -> FloatArray | None:
-        """The vector that an answer brings; None if it has none by this embedder."""
+        """Return the vector that an answer brings; None if it has none by this embedder."""
         if answer.embedder != self.embedder.identity:
             return None
         return _unpack(answer.embedding, self.embedder.dim)
@@ -229,13 +230,14 @@ class NearSearch:
             return False
 
     def _rank(self, namespace: str, vectors: FloatArray) -> list[NearAnswer]:
-        """Near answers for float32 [1 + clauses, dim]: each answer once, by its best likeness."""
+        """Return near answers for float32 [1 + clauses, dim]: each answer once, by its best
+        likeness."""
         count = self._config.near_answers
         best: dict[str, tuple[float, int]] = {}
         for clause, row in enumerate(self._index.search(namespace, vectors, count)):
-            least = self._least_similarity(clause, len(vectors) - 1)
+            min_similarity = self._min_similarity(clause, len(vectors) - 1)
             for answer_id, cosine in row:
-                if cosine >= least and cosine > best.get(answer_id, (-2.0, 0))[0]:
+                if cosine >= min_similarity and cosine > best.get(answer_id, (-2.0, 0))[0]:
                     best[answer_id] = (cosine, clause)
         ranked = sorted(best.items(), key=lambda item: -item[1][0])
         ranked = _with_each_clause(ranked, count)
@@ -253,18 +255,18 @@ class NearSearch:
             if answer is not None
         ]
 
-    def _least_similarity(self, clause: int, num_clauses: int) -> float:
-        least = self._config.min_similarity
+    def _min_similarity(self, clause: int, num_clauses: int) -> float:
+        min_similarity = self._config.min_similarity
         if clause == 0:
-            return least
-        stricter = least + _CLAUSE_MARGIN + _MARGIN_PER_CLAUSE * num_clauses
-        return max(least, min(stricter, _MAX_CLAUSE_SIMILARITY))
+            return min_similarity
+        stricter = min_similarity + _CLAUSE_MARGIN + _MARGIN_PER_CLAUSE * num_clauses
+        return max(min_similarity, min(stricter, _MAX_CLAUSE_SIMILARITY))
 
 
 def _with_each_clause(
     ranked: list[tuple[str, tuple[float, int]]], count: int
 ) -> list[tuple[str, tuple[float, int]]]:
-    """The first `count`, but none of the clauses crowded out by a better one's hits."""
+    """Return the first `count`, but none of the clauses crowded out by a better one's hits."""
     if len(ranked) <= count:
         return ranked
     share = max(1, count // (1 + max(clause for _, (_, clause) in ranked)))
@@ -280,7 +282,7 @@ def _with_each_clause(
 
 
 def _unpack(embedding: bytes, dim: int) -> FloatArray | None:
-    """Float32 [dim] of length 1 (or 0); None if these bytes are no such vector."""
+    """Return float32 [dim] of length 1 (or 0); None if these bytes are no such vector."""
     if len(embedding) != 2 * dim:
         return None
     vector = np.frombuffer(embedding, dtype="<f2").astype(np.float32)

@@ -31,7 +31,7 @@ from reprise.retrieval.service.update_queue import UpdateQueue
 from reprise.retrieval.service.work_queue import Prompt, Work, WorkQueue
 from reprise.retrieval.tiers.late_tier import LateTier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.tier import Tier, TierError, Uses
+from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
 from reprise.retrieval.tiers.tier_sync import TierSync
 
 Decode = Callable[[Sequence[int]], str]
@@ -44,7 +44,7 @@ _INDEX_BYTES = 2200
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 _EXPIRE_EVERY_S = 0.5
-_MOST_APPLIED = 1000
+_MAX_APPLIED = 1000
 # So long an answer may be on its way from the engine.
 _ON_ITS_WAY_S = 2.0
 
@@ -86,7 +86,7 @@ class LocalRetriever(Retriever):
         self._tokenizer_key, self._threads = tokenizer_key, threads
         self._on_found, self._on_gone, self._on_forgotten = on_found, on_gone, on_forgotten
         self._applied: dict[str, None] = {}
-        self._just_applied: deque[Invalidation] = deque(maxlen=_MOST_APPLIED)
+        self._just_applied: deque[Invalidation] = deque(maxlen=_MAX_APPLIED)
         self._to_erase: set[tuple[str, str]] = set()
         self._joining: list[tuple[Answer, bool]] = []
         self._search: NearSearch | None = None
@@ -100,10 +100,10 @@ class LocalRetriever(Retriever):
         self._queue = WorkQueue(
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
-        self._results = AwaitedResults(most=4 * self._config.queue_length)
+        self._results = AwaitedResults(max_requests=4 * self._config.queue_length)
         self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
-        # (namespace, id) of answers that joined and that the queue had no room to tell of.
-        self._untold: dict[tuple[str, str], None] = {}
+        # (namespace, id) of answers that joined and that the update queue had no room for.
+        self._unreported: dict[tuple[str, str], None] = {}
         self._stats = RetrievalStats()
         self._waiting = 0
         self._closing = False
@@ -152,21 +152,21 @@ class LocalRetriever(Retriever):
     def store(self, answer: Answer) -> None:
         with self._changed:
             if answer.tokenizer_key != self._tokenizer_key:
-                self._count(foreign=1)
+                self._count(wrong_tokenizer=1)
             elif self._closing or not self._queue.takes_answers:
                 self._count(dropped=1)
             else:
                 self._admit([answer], ours=True)
 
-    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
-        earned = {i: Uses(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
-        self._memory.credit(namespace, earned)
+    def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+        usage = {i: UsageCounts(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
+        self._memory.record_usage(namespace, usage)
         if self._tiers is not None:
-            self._tiers.credit(namespace, earned)
+            self._tiers.record_usage(namespace, usage)
 
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
         gone = self._forget_here(invalidation)
-        self._tell_forgotten(Forgotten((invalidation,)))
+        self._notify_forgotten(Forgotten((invalidation,)))
         if self._tiers is None:
             return Forgetting(tuple(gone), done=True)
         pending = self._tiers.forget(invalidation, timeout_s)
@@ -181,7 +181,7 @@ class LocalRetriever(Retriever):
         return None if self._tiers is None else self._tiers.position
 
     def invalidations(self, after: str) -> InvalidationPage:
-        """The tier's log of invalidations beyond an earlier position.
+        """Return the tier's log of invalidations beyond an earlier position.
 
         Raises:
             TierError: It cannot be read now.
@@ -190,7 +190,7 @@ class LocalRetriever(Retriever):
 
     def updates(self) -> list[AnswerUpdate]:
         with self._changed:
-            return [*self._updates.take(), *self._tell_again()]
+            return [*self._updates.take(), *self._report_again()]
 
     def flush(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
@@ -229,7 +229,7 @@ class LocalRetriever(Retriever):
         embedder = search.embedder
         troubles = [] if tiers is None else [tiers.degraded]
         if embedder.name == LEXICAL and self._config.embedding_model != LEXICAL:
-            troubles.append(f"{self._config.embedding_model} is not to be had")
+            troubles.append(f"{self._config.embedding_model} is unavailable")
         detail = "; ".join(trouble for trouble in troubles if trouble)
         state: Literal["degraded", "ready"] = "degraded" if detail else "ready"
         if tiers is None:
@@ -246,15 +246,15 @@ class LocalRetriever(Retriever):
         return self.flush(max(0.0, deadline_s - time.monotonic()))
 
     def answer(self, namespace: str, answer_id: str) -> Answer | None:
-        """An answer held in memory."""
+        """Return an answer held in memory."""
         return self._memory.get(namespace, [answer_id])[0]
 
     def answers(self) -> list[Answer]:
-        """All answers held in memory."""
+        """Return all answers held in memory."""
         return [a for name in self._memory.namespaces() for a in self._memory.answers(name)]
 
     def keys(self) -> list[tuple[str, str]]:
-        """(namespace, answer id) of all answers held in memory."""
+        """Return (namespace, answer id) of all answers held in memory."""
         return self._memory.keys()
 
     def close(self) -> None:
@@ -294,27 +294,27 @@ class LocalRetriever(Retriever):
         )
 
     def _arrived(self, answers: Sequence[Answer]) -> None:
-        """Answers from the tier; waits while the worker has its hands full."""
+        """Admit answers from the tier; wait while the worker has its hands full."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue.takes_answers or self._closing)
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
-            self._count(foreign=len(answers) - len(own))
+            self._count(wrong_tokenizer=len(answers) - len(own))
             self._admit([a for a in own if not self.answer(a.namespace, a.answer_id)], ours=False)
 
     def _forgotten(self, forgotten: Forgotten) -> None:
-        """What other replicas removed, or had forgotten."""
+        """Forget what other replicas removed, or had forgotten."""
         for invalidation in forgotten.invalidations:
             if invalidation.invalidation_id not in self._applied:
                 self._forget_here(invalidation)
         self._remove(forgotten.removed)
-        self._tell_forgotten(forgotten)
+        self._notify_forgotten(forgotten)
 
     def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
             self._applied[invalidation.invalidation_id] = None
             self._just_applied.append(invalidation)
-            if len(self._applied) > _MOST_APPLIED:
+            if len(self._applied) > _MAX_APPLIED:
                 del self._applied[next(iter(self._applied))]
         meant = [
             (answer.namespace, answer.answer_id)
@@ -347,12 +347,12 @@ class LocalRetriever(Retriever):
             self._to_erase.update(keys)
             self._changed.notify_all()
 
-    def _tell_forgotten(self, forgotten: Forgotten) -> None:
+    def _notify_forgotten(self, forgotten: Forgotten) -> None:
         if self._on_forgotten is not None:
             self._on_forgotten(forgotten)
 
     def _held(self) -> set[tuple[str, str]]:
-        """What is held here and is not on its way to the tier."""
+        """Return what is held here and is not on its way to the tier."""
         with self._changed:
             under_way = {
                 (answer.namespace, answer.answer_id)
@@ -364,7 +364,7 @@ class LocalRetriever(Retriever):
             return held - under_way
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
-        """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
+        """Hold answers, report them, and have the worker index them; the caller holds the lock."""
         if ours:
             answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
@@ -374,14 +374,15 @@ class LocalRetriever(Retriever):
         gone = dict.fromkeys(self._memory.put(bare))
         for key, answer in new.items():
             if key not in gone:
-                self._tell(AnswerUpdate.joined(answer))
+                self._report(AnswerUpdate.addition(answer))
                 self._count(stored=1)
         self._note_gone([key for key in gone if key not in new])
         self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
 
     def _was_just_forgotten(self, answer: Answer) -> bool:
-        """Whether it was on its way here when it was to be forgotten; the caller holds the lock."""
+        """Return whether it was on its way here when it was to be forgotten; the caller holds the
+        lock."""
         earliest_s = steady_clock.now_s() - _ON_ITS_WAY_S
         while self._just_applied and self._just_applied[0].made_s < earliest_s:
             self._just_applied.popleft()
@@ -391,36 +392,37 @@ class LocalRetriever(Retriever):
         )
 
     def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
-        """Tell that answers (namespace, id) left memory; the caller holds the lock."""
+        """Report that answers (namespace, id) left memory; the caller holds the lock."""
         for key in gone:
-            if key in self._untold:
-                del self._untold[key]
+            if key in self._unreported:
+                del self._unreported[key]
             else:
-                self._tell(AnswerUpdate.left(*key))
+                self._report(AnswerUpdate.removal(*key))
         self._queue.put_gone(gone)
         self._count(evicted=len(gone))
 
-    def _tell(self, update: AnswerUpdate) -> None:
+    def _report(self, update: AnswerUpdate) -> None:
         """Have an update picked up; the caller holds the lock."""
-        untold = self._updates.put(update)
-        self._count(resyncs=bool(untold) and not self._untold)
-        self._untold.update(dict.fromkeys(untold))
+        unreported = self._updates.put(update)
+        self._count(resyncs=bool(unreported) and not self._unreported)
+        self._unreported.update(dict.fromkeys(unreported))
 
-    def _tell_again(self) -> list[AnswerUpdate]:
-        """Of what there was no room for, as much as there is room for now; under the lock."""
-        told: list[AnswerUpdate] = []
+    def _report_again(self) -> list[AnswerUpdate]:
+        """Return, of what there was no room for, as much as there is room for now; under the
+        lock."""
+        reported: list[AnswerUpdate] = []
         num_bytes = 0
-        while self._untold and num_bytes < self._config.queue_bytes:
-            key = next(iter(self._untold))
-            del self._untold[key]
+        while self._unreported and num_bytes < self._config.queue_bytes:
+            key = next(iter(self._unreported))
+            del self._unreported[key]
             answer = self.answer(*key)
             if answer is not None:
-                told.append(AnswerUpdate.joined(answer))
+                reported.append(AnswerUpdate.addition(answer))
                 num_bytes += answer.num_bytes
-        return told
+        return reported
 
     def _work(self, embedder: Embedder | None) -> None:
-        """The worker thread: load the models, then do what there is to do until closed."""
+        """Load the models, then do what there is to do until closed: the worker thread."""
         if self._search is None:
             self._search = self._load(embedder)
         search, next_expiry_s, upkeep = self._search, 0.0, False
@@ -447,10 +449,10 @@ class LocalRetriever(Retriever):
                         self._to_erase.update(expired)
                         self._results.forget(set(expired))
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
-                upkeep = self._turn(search, work)
+                upkeep = self._process_batch(search, work)
                 if erased:
                     search.erase(erased)
-                    self._tell_gone(tuple(erased))
+                    self._notify_gone(tuple(erased))
                 if settled:
                     search.drop_unclaimed()
             except Exception as error:
@@ -459,7 +461,7 @@ class LocalRetriever(Retriever):
                 upkeep = False  # what failed at once would fail at once again
 
     def _load(self, embedder: Embedder | None) -> NearSearch:
-        """The search, with its models."""
+        """Return the search, with its models."""
         config = self._config
         embedder = embedder or Embedder(
             config.embedding_model, threads=self._threads, batch_size=config.batch_size
@@ -483,19 +485,19 @@ class LocalRetriever(Retriever):
         return bool(self._queue) or bool(self._to_erase) or self._closing
 
     def _has_settled(self) -> bool:
-        """Whether all that the tier holds has been taken; the caller holds the lock."""
+        """Return whether all that the tier holds has been taken; the caller holds the lock."""
         tiers = self._tiers
         if tiers is None or self._closing:
             return False
         return tiers.caught_up.is_set() and not self._queue.num_answers
 
-    def _turn(self, search: NearSearch, work: Work) -> bool:
+    def _process_batch(self, search: NearSearch, work: Work) -> bool:
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
         for namespace, answer_id in work.gone:
             # It may have come back since.
             if not self.answer(namespace, answer_id):
                 search.leave(namespace, answer_id)
-        self._tell_gone(work.gone)
+        self._notify_gone(work.gone)
         # Prompts first: a request waits for them, nobody waits for an answer to join.
         if work.prompts:
             self._answer_prompts(search, work.prompts)
@@ -505,34 +507,34 @@ class LocalRetriever(Retriever):
         self._waiting = search.num_waiting
         return more
 
-    def _tell_gone(self, keys: Sequence[tuple[str, str]]) -> None:
+    def _notify_gone(self, keys: Sequence[tuple[str, str]]) -> None:
         if self._on_gone is not None and keys:
             self._on_gone(keys)
 
     def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
         with self._changed:
-            # Under load some requests are over before their turn comes.
+            # Under load some requests are over before their batch comes.
             awaited = [p for p in prompts if self._results.is_awaited(p.request_id)]
             self._count(submitted=len(prompts), abandoned=len(prompts) - len(awaited))
         if not awaited:
             return
         queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in awaited]
         for found in search.search(queries):
-            for place, near in zip(found.places, found.near, strict=True):
-                self._publish(awaited[place], near)
+            for place, near_answers in zip(found.places, found.near_answers, strict=True):
+                self._publish(awaited[place], near_answers)
             with self._changed:
                 self._count(
-                    found=sum(bool(near) for near in found.near),
+                    found=sum(map(bool, found.near_answers)),
                     embed_s=found.embed_s,
                     search_s=found.search_s,
                 )
 
-    def _publish(self, prompt: Prompt, near: list[NearAnswer]) -> None:
+    def _publish(self, prompt: Prompt, near_answers: list[NearAnswer]) -> None:
         with self._changed:
             # The request may be gone, or submitted anew, by now.
-            given = self._results.give(prompt.request_id, near)
+            given = self._results.give(prompt.request_id, near_answers)
         if given and self._on_found is not None:
-            self._on_found(prompt.request_id, prompt.namespace, near)
+            self._on_found(prompt.request_id, prompt.namespace, near_answers)
 
     def _answer_with_nothing(self, prompts: list[Prompt]) -> None:
         with self._changed:
@@ -564,7 +566,8 @@ class LocalRetriever(Retriever):
                 self._joining = []
 
     def _with_prompt_text(self, answer: Answer) -> Answer:
-        """The answer with its query for text, by which people name it, if it came without."""
+        """Return the answer with its query for text, by which people name it, if it came
+        without."""
         if answer.prompt_text:
             return answer
         text = self._query(None, answer.prompt_token_ids)

@@ -14,7 +14,7 @@ def open_tier(
     max_bytes: int | None = None,
     max_namespaces: int | None = None,
 ) -> Tier | None:
-    """The tier behind this process's memory; None for memory://, which has none.
+    """Return the tier behind this process's memory; None for memory://, which has none.
 
     Without `max_bytes` and `max_namespaces` nothing leaves for want of room: that is for tools,
     which must not trim by bounds that are not the servers'.

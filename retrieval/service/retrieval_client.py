@@ -29,16 +29,16 @@ from reprise.retrieval.service.shared_results import ResultReader
 from reprise.retrieval.service.update_queue import UpdateQueue
 from reprise.retrieval.service.wire import (
     RESPONSES,
-    Credit,
+    AnswerAdded,
+    AnswerRemoved,
     Discard,
     Flush,
+    FlushReply,
     Forget,
-    Forgot,
-    Gone,
+    ForgetReply,
     Hello,
-    Joined,
-    Left,
-    Reply,
+    InvalidationNotice,
+    RecordUsage,
     Request,
     Response,
     Sender,
@@ -53,7 +53,7 @@ from reprise.retrieval.tiers.record import decode_record, encode_record
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 _RECONNECT_S = 0.1
-_MOST_FORGOTTEN = 10_000
+_MAX_FORGOTTEN = 10_000
 
 
 class RetrievalClient(Retriever):
@@ -65,8 +65,8 @@ class RetrievalClient(Retriever):
     Args:
         address: What the process was started with.
         config: The process's; gives the bounds of queues and budgets.
-        wants_updates: Have `updates` tell of answers that join and leave; they wait for the call.
-        wants_forgotten: Have `forgotten` tell of what is to be forgotten.
+        wants_updates: Have `updates` return answers that join and leave; they wait for the call.
+        wants_forgotten: Have `forgotten` return what is to be forgotten.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RetrievalClient(Retriever):
         self._unconfirmed: dict[str, Invalidation] = {}
         self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
         self._known: set[tuple[str, str]] = set()
-        # Whether answers joined that nobody was told of, for want of room.
+        # Whether answers joined that `updates` did not return, for want of room.
         self._missed = False
         self._resyncs = 0
         self._sender: Sender | None = None
@@ -95,12 +95,12 @@ class RetrievalClient(Retriever):
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
         self._dropped = 0
-        self._replies: dict[int, Reply | Forgot] = {}
+        self._replies: dict[int, FlushReply | ForgetReply] = {}
         self._awaited: set[int] = set()
         self._tickets = itertools.count()
         self._changed = threading.Condition()
         self._closing = False
-        self._errors = LoopErrors("Understanding the retrieval process")
+        self._errors = LoopErrors("Talking to the retrieval process")
         self._odd_messages = LoopErrors("Reading a message of the retrieval process")
         self._unsent = 0
         self._thread = threading.Thread(
@@ -144,18 +144,17 @@ class RetrievalClient(Retriever):
         try:
             record = encode_record(answer)
         except ValueError:
-            logger.exception("An answer that cannot be encoded was dropped.")
+            logger.exception("Dropped an answer that cannot be encoded.")
             self._dropped += 1
             return
         self._send(Store(record))
 
-    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+    def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         if accepted_tokens:
-            self._send(Credit(namespace, dict(accepted_tokens)))
+            self._send(RecordUsage(namespace, dict(accepted_tokens)))
 
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
-        """As `Retriever.forget`. Until the process confirms it, it is told of it again whenever it
-        is there anew."""
+        """As `Retriever.forget`; sent again to every new process until one confirms it."""
         with self._changed:
             self._unconfirmed[invalidation.invalidation_id] = invalidation
             kept = [store for store in self._held if not _is_meant(store, invalidation)]
@@ -163,12 +162,12 @@ class RetrievalClient(Retriever):
         ticket = next(self._tickets)
         # The margin is for the way there and back.
         reply = self._ask(Forget(ticket, invalidation, timeout_s), ticket, timeout_s + 0.5)
-        if not isinstance(reply, Forgot):
+        if not isinstance(reply, ForgetReply):
             return Forgetting((), done=False)
         return Forgetting(reply.removed, reply.done)
 
     def forgotten(self) -> list[Forgotten]:
-        """What is to be forgotten wherever it is held, since the last call."""
+        """Return what is to be forgotten wherever it is held, since the last call."""
         with self._changed:
             taken = list(self._forgotten)
             self._forgotten.clear()
@@ -182,7 +181,7 @@ class RetrievalClient(Retriever):
     def updates(self) -> list[AnswerUpdate]:
         updates = self._updates.take()
         if self._missed:
-            # Connecting again, it is told of all that is there.
+            # Connecting again, it is sent all that is there.
             self._missed = False
             self._resyncs += 1
             if (sender := self._sender) is not None:
@@ -195,7 +194,7 @@ class RetrievalClient(Retriever):
                 return False
         ticket = next(self._tickets)
         reply = self._ask(Flush(ticket, timeout_s), ticket, timeout_s)
-        return isinstance(reply, Reply) and reply.done
+        return isinstance(reply, FlushReply) and reply.done
 
     def stats(self) -> RetrievalStats:
         stats, sender = self._status.stats, self._sender
@@ -245,9 +244,9 @@ class RetrievalClient(Retriever):
         try:
             sent = sender is not None and sender.send(message)
         except Exception:  # a text that has no encoding, say
-            logger.exception("A message that cannot be encoded was dropped.")
+            logger.exception("Dropped a message that cannot be encoded.")
             sent = False
-        if not sent and not isinstance(message, Discard | Credit | Forget):
+        if not sent and not isinstance(message, Discard | RecordUsage | Forget):
             self._dropped += 1
         return sent
 
@@ -265,7 +264,9 @@ class RetrievalClient(Retriever):
             self._held_bytes = num_bytes
             return True
 
-    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | Forgot | None:
+    def _ask(
+        self, message: Request, ticket: int, timeout_s: float
+    ) -> FlushReply | ForgetReply | None:
         with self._changed:
             self._awaited.add(ticket)
         try:
@@ -299,7 +300,7 @@ class RetrievalClient(Retriever):
             return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _heard(self, pid: int, response: Response) -> None:
-        """Called in the client's thread with all that the process `pid` says."""
+        """Take note, in the client's thread, of all that the process `pid` says."""
 
     def _serve(self, connection: socket.socket) -> None:
         """Take messages in until the process is gone.
@@ -329,9 +330,9 @@ class RetrievalClient(Retriever):
                 if isinstance(response, Status) and present is not None:
                     # The first status ends the list of what is there now.
                     for namespace, answer_id in self._known - present:
-                        self._left(Left(answer_id, namespace))
+                        self._on_removed(AnswerRemoved(answer_id, namespace))
                     present = None
-                if isinstance(response, Joined) and present is not None:
+                if isinstance(response, AnswerAdded) and present is not None:
                     present.add((response.update.namespace, response.update.answer_id))
                 self._handle(response, sender)
         finally:
@@ -349,17 +350,17 @@ class RetrievalClient(Retriever):
         match response:
             case Welcome(block_name):
                 self._welcomed(ResultReader(block_name), sender)
-            case Joined():
-                self._joined(response)
-            case Left():
-                self._left(response)
+            case AnswerAdded(update):
+                self._on_added(update)
+            case AnswerRemoved():
+                self._on_removed(response)
             case Status():
                 self._status = response
-            case Gone(forgotten):
+            case InvalidationNotice(forgotten):
                 self._is_to_forget(forgotten)
-            case Reply(ticket) | Forgot(ticket):
+            case FlushReply(ticket) | ForgetReply(ticket):
                 with self._changed:
-                    if isinstance(response, Forgot) and response.done:
+                    if isinstance(response, ForgetReply) and response.done:
                         self._unconfirmed.pop(response.invalidation_id, None)
                     if ticket in self._awaited:
                         self._replies[ticket] = response
@@ -382,33 +383,32 @@ class RetrievalClient(Retriever):
         with self._changed:
             self._position = forgotten.position or self._position
             self._forgotten.append(forgotten)
-            if len(self._forgotten) > _MOST_FORGOTTEN:
+            if len(self._forgotten) > _MAX_FORGOTTEN:
                 # Nobody takes them: whoever does at last is to forget everything.
                 self._forgotten.clear()
                 self._forgotten.append(Forgotten(complete=False))
 
-    def _joined(self, joined: Joined) -> None:
-        update = joined.update
+    def _on_added(self, update: AnswerUpdate) -> None:
         key = (update.namespace, update.answer_id)
         if key not in self._known:
             self._known.add(key)
-            self._tell(update)
+            self._report(update)
 
-    def _left(self, left: Left) -> None:
-        key = (left.namespace, left.answer_id)
+    def _on_removed(self, removed: AnswerRemoved) -> None:
+        key = (removed.namespace, removed.answer_id)
         if key in self._known:
             self._known.remove(key)
-            self._tell(AnswerUpdate.left(left.namespace, left.answer_id))
+            self._report(AnswerUpdate.removal(removed.namespace, removed.answer_id))
 
-    def _tell(self, update: AnswerUpdate) -> None:
+    def _report(self, update: AnswerUpdate) -> None:
         """Have an update picked up; what there is no room for is asked for again later."""
-        untold = self._updates.put(update)
-        self._known.difference_update(untold)
-        self._missed = self._missed or bool(untold)
+        unreported = self._updates.put(update)
+        self._known.difference_update(unreported)
+        self._missed = self._missed or bool(unreported)
 
 
 def _peer_pid(connection: socket.socket) -> int:
-    """The process at the other end."""
+    """Return the process at the other end."""
     size = struct.calcsize("3i")
     pid, _, _ = struct.unpack(
         "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
@@ -417,8 +417,8 @@ def _peer_pid(connection: socket.socket) -> int:
 
 
 def _is_meant(store: Store, invalidation: Invalidation) -> bool:
-    """Whether an answer that waits here is to be forgotten; where its text is not known, and a
-    prompt is asked for, it goes too."""
+    """Return whether an answer that waits here is to be forgotten; where its text is not known, and
+    a prompt is asked for, it goes too."""
     answer = decode_record(store.record)
     if invalidation.needs_text and not answer.prompt_text:
         return invalidation.covers(answer.namespace)

@@ -1,7 +1,7 @@
 """The retrieval process: a local retriever behind a Unix socket and a block of shared memory.
 
 Run by `ProcessRetriever` as `python -m reprise.retrieval.service.retrieval_process`, with its
-orders as JSON on standard input. It ends when its owner does.
+launch as JSON on standard input. It ends when its owner does.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.shared_results import ResultWriter
 from reprise.retrieval.service.wire import (
     REQUESTS,
-    Credit,
+    AnswerAdded,
+    AnswerRemoved,
     Discard,
     Flush,
+    FlushReply,
     Forget,
-    Forgot,
-    Gone,
+    ForgetReply,
     Hello,
-    Joined,
-    Left,
-    Reply,
+    InvalidationNotice,
+    RecordUsage,
     Request,
     Response,
     Sender,
@@ -63,13 +63,13 @@ _UPDATE_S = 0.05
 _STATUS_S = 0.5
 _FORGET_AGAIN_S = 60.0
 _NICENESS = 10
-# Of the answers that a client is told of when it connects, those looked up together.
+# Answers read together when a client connects.
 _GREETING_PAGE = 32
-_LEAST_SHARED_BYTES = 1 << 20
+_MIN_SHARED_BYTES = 1 << 20
 
 
-class Orders(msgspec.Struct, frozen=True):
-    """What the owner tells the process at its start."""
+class LaunchConfig(msgspec.Struct, frozen=True):
+    """What the owner hands to the process at its start."""
 
     config: dict[str, object]
     address: str
@@ -78,7 +78,7 @@ class Orders(msgspec.Struct, frozen=True):
     tokenizer: str | None = None
     tokenizer_key: str = ""
     is_first: bool = True
-    """Of a row of starts: what goes wrong at each of them is said once."""
+    """Of a row of starts: what fails at each of them is logged once."""
 
 
 class _Client:
@@ -90,27 +90,27 @@ class _Client:
         self.wants_updates = True
         self.wants_forgotten = False
         self.greeted = False
-        """Whether it was told of all that was there when it came."""
+        """Whether it was sent all that was there when it came."""
 
 
 class RetrievalServer:
-    """Serves clients at `orders.address` until closed."""
+    """Serves clients at `launch.address` until closed."""
 
-    def __init__(self, orders: Orders) -> None:
-        config = RetrievalConfig.model_validate(orders.config)
-        self._writer = _writer(orders.block_prefix, config.shared_bytes)
+    def __init__(self, launch: LaunchConfig) -> None:
+        config = RetrievalConfig.model_validate(launch.config)
+        self._writer = _writer(launch.block_prefix, config.shared_bytes)
         self._clients: list[_Client] = []
         self._lock = threading.Lock()
-        tokenizer = _tokenizer(orders.tokenizer)
+        tokenizer = _tokenizer(launch.tokenizer)
         self.retriever = LocalRetriever(
             config,
             decode=tokenizer.decode if tokenizer else None,
             query_of=tokenizer.query_of if tokenizer else None,
-            tokenizer_key=orders.tokenizer_key,
+            tokenizer_key=launch.tokenizer_key,
             threads=config.embedding_threads,
             on_found=self._publish,
             on_gone=self._writer.forget,
-            on_forgotten=self._pass_forgotten_on,
+            on_forgotten=self._forward_forgotten,
         )
         self._queue_bytes = config.queue_bytes
         self._resyncs = 0
@@ -118,7 +118,7 @@ class RetrievalServer:
         self._errors = {
             name: LoopErrors(doing)
             for name, doing in (
-                ("update", "Telling the clients of retrieval what is new"),
+                ("update", "Sending updates to the clients of retrieval"),
                 ("accept", "Accepting clients of retrieval"),
                 ("message", "Reading a message to retrieval"),
                 ("reply", "Replying to a client of retrieval"),
@@ -126,11 +126,11 @@ class RetrievalServer:
         }
         self._closing = threading.Event()
         with contextlib.suppress(OSError):
-            os.unlink(orders.address)
+            os.unlink(launch.address)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with short_address(orders.address) as address:
+        with short_address(launch.address) as address:
             self._listener.bind(address)
-        os.chmod(orders.address, PRIVATE)
+        os.chmod(launch.address, PRIVATE)
         self._listener.listen()
         threading.Thread(
             target=keep_going,
@@ -141,11 +141,11 @@ class RetrievalServer:
         ).start()
 
     def serve(self, owner_pid: int) -> None:
-        """Pass updates on until the owner is gone."""
+        """Forward updates until the owner is gone."""
         while os.getppid() == owner_pid:
             time.sleep(_UPDATE_S)
             try:
-                self._pass_updates_on()
+                self._forward_updates()
             except Exception as error:
                 time.sleep(self._errors["update"].failed(error))
 
@@ -160,8 +160,8 @@ class RetrievalServer:
         stats = self.retriever.stats()
         return replace(stats, errors=stats.errors + sum(e.num for e in self._errors.values()))
 
-    def _publish(self, request_id: str, namespace: str, near: list[NearAnswer]) -> None:
-        self._writer.publish(request_id, near, namespace=namespace)
+    def _publish(self, request_id: str, namespace: str, near_answers: list[NearAnswer]) -> None:
+        self._writer.publish(request_id, near_answers, namespace=namespace)
         self.retriever.discard(request_id)
 
     def _accept(self) -> None:
@@ -208,8 +208,8 @@ class RetrievalServer:
                 self.retriever.store(decode_record(record))
             case Discard(request_id):
                 self.retriever.discard(request_id)
-            case Credit(namespace, accepted_tokens):
-                self.retriever.credit(namespace, accepted_tokens)
+            case RecordUsage(namespace, accepted_tokens):
+                self.retriever.record_usage(namespace, accepted_tokens)
             case Flush() | Forget():
                 # These wait; what the client says next must not.
                 threading.Thread(
@@ -217,7 +217,7 @@ class RetrievalServer:
                 ).start()
 
     def _greet(self, client: _Client, hello: Hello) -> None:
-        """Tell a client of all answers, at its own pace; what happens meanwhile it is told too."""
+        """Send a client all answers, at its own pace, and what happens meanwhile."""
         with self._lock:
             self._broadcast(self.retriever.updates())
             client.wants_updates = hello.wants_updates
@@ -225,60 +225,60 @@ class RetrievalServer:
             client.sender.send(Welcome(self._writer.name))
             self._clients.append(client)
             keys = self.retriever.keys() if hello.wants_updates else []
-        # What the client says meanwhile must not wait for what it is told.
+        # What the client sends meanwhile must not wait for what it is sent.
         threading.Thread(
-            target=self._tell_all, args=(client, keys), name="reprise-greeting", daemon=True
+            target=self._send_all, args=(client, keys), name="reprise-greeting", daemon=True
         ).start()
         if hello.wants_forgotten:
             threading.Thread(
-                target=self._bring_up_to_date,
+                target=self._catch_up,
                 args=(client, hello.position),
                 name="reprise-forgotten",
                 daemon=True,
             ).start()
 
-    def _tell_all(self, client: _Client, keys: list[tuple[str, str]]) -> None:
-        """Tell of these answers, as many as are still there, and that these were all."""
+    def _send_all(self, client: _Client, keys: list[tuple[str, str]]) -> None:
+        """Send these answers, as many as are still there; the status after them ends the list."""
         for begin in range(0, len(keys), _GREETING_PAGE):
             if not client.sender.wait_for_room():
                 return
-            # Under the lock: an answer that leaves now is spoken of after it was told of.
+            # Under the lock: an answer that leaves now is sent before its removal.
             with self._lock:
                 for key in keys[begin : begin + _GREETING_PAGE]:
                     answer = self.retriever.answer(*key)
                     if answer is not None:
-                        self._send(client, Joined(AnswerUpdate.joined(answer)))
+                        self._send(client, AnswerAdded(AnswerUpdate.addition(answer)))
         with self._lock:
             client.greeted = True
             self._next_status_s = 0.0
 
-    def _bring_up_to_date(self, client: _Client, after: str | None) -> None:
-        """Tell a client that comes back what was to be forgotten while it was away."""
+    def _catch_up(self, client: _Client, after: str | None) -> None:
+        """Send a client that comes back what was to be forgotten while it was away."""
         while client in self._clients:
             position = self.retriever.position
             if position is not None and after is None:
-                self._send(client, Gone(Forgotten(position=position)))
+                self._send(client, InvalidationNotice(Forgotten(position=position)))
                 return
             if position is not None and after is not None:
                 with contextlib.suppress(TierError):
                     page = self.retriever.invalidations(after)
                     forgotten = Forgotten(page.invalidations, (), page.position, page.complete)
-                    self._send(client, Gone(forgotten))
+                    self._send(client, InvalidationNotice(forgotten))
                     return
             time.sleep(_UPDATE_S)
 
-    def _pass_forgotten_on(self, forgotten: Forgotten) -> None:
+    def _forward_forgotten(self, forgotten: Forgotten) -> None:
         with self._lock:
             for client in self._clients:
                 if client.wants_forgotten:
-                    self._send(client, Gone(forgotten))
+                    self._send(client, InvalidationNotice(forgotten))
 
     def _forget(self, client: _Client, message: Forget) -> None:
         waits_s = message.timeout_s
         while client in self._clients:
             outcome = self.retriever.forget(message.invalidation, timeout_s=waits_s)
             client.sender.send(
-                Forgot(
+                ForgetReply(
                     message.ticket,
                     message.invalidation.invalidation_id,
                     outcome.removed,
@@ -294,7 +294,7 @@ class RetrievalServer:
             self._reply_to(client, message)
         except Exception as error:
             self._errors["reply"].failed(error)
-            client.sender.send(Reply(message.ticket, False))
+            client.sender.send(FlushReply(message.ticket, False))
 
     def _reply_to(self, client: _Client, message: Flush | Forget) -> None:
         if isinstance(message, Forget):
@@ -302,17 +302,17 @@ class RetrievalServer:
             return
         deadline_s = time.monotonic() + message.timeout_s
         done = self.retriever.flush(message.timeout_s)
-        # What was stored before it was greeted it is told of in the greeting.
+        # What was stored before it was greeted is part of the greeting.
         while not client.greeted and client in self._clients:
             if time.monotonic() > deadline_s:
                 done = False
                 break
             time.sleep(_UPDATE_S)
         self._next_status_s = 0.0
-        self._pass_updates_on()
-        client.sender.send(Reply(message.ticket, done))
+        self._forward_updates()
+        client.sender.send(FlushReply(message.ticket, done))
 
-    def _pass_updates_on(self) -> None:
+    def _forward_updates(self) -> None:
         with self._lock:
             self._broadcast(self.retriever.updates())
             if time.monotonic() >= self._next_status_s:
@@ -321,22 +321,22 @@ class RetrievalServer:
                 stats = replace(stats, resyncs=stats.resyncs + self._resyncs)
                 status = Status(stats, self.retriever.health())
                 for client in self._clients:
-                    # The first one says that all has been told that was there.
+                    # The first one says that all that was there has been sent.
                     if client.greeted:
                         client.sender.send(status)
 
     def _broadcast(self, updates: list[AnswerUpdate]) -> None:
-        """Tell all clients; the caller holds the lock."""
+        """Send updates to all clients; the caller holds the lock."""
         for update in updates:
             answer = self.retriever.answer(update.namespace, update.answer_id)
             for client in self._clients:
                 if not client.wants_updates:
                     continue
-                message: Response = Left(update.answer_id, update.namespace)
+                message: Response = AnswerRemoved(update.answer_id, update.namespace)
                 if update.added:
                     if answer is None:
                         continue  # gone already
-                    message = Joined(AnswerUpdate.joined(answer))
+                    message = AnswerAdded(AnswerUpdate.addition(answer))
                 self._send(client, message)
 
     def _send(self, client: _Client, message: Response) -> None:
@@ -344,7 +344,9 @@ class RetrievalServer:
         told anew of all that is there."""
         if not client.sender.send(message) and not client.sender.closed:
             self._resyncs += 1
-            logger.warning("A client does not keep up with the answers and is told all anew.")
+            logger.warning(
+                "A client does not keep up with the updates: it reconnects and gets all again."
+            )
             client.sender.close()
 
 
@@ -359,16 +361,16 @@ def _tokenizer(name: str | None) -> PromptTokenizer | None:
 
 
 def _writer(prefix: str, num_bytes: int) -> ResultWriter:
-    """A block of shared memory, smaller where there is no room for it.
+    """Return a block of shared memory, smaller where there is no room for it.
 
     Raises:
         OSError: There is next to no shared memory.
     """
     wanted = num_bytes
     # All of the block is taken at once; half of what is free is left to vLLM's own rings.
-    while num_bytes > max(_LEAST_SHARED_BYTES, free_bytes() // 2):
+    while num_bytes > max(_MIN_SHARED_BYTES, free_bytes() // 2):
         num_bytes //= 2
-    writer = ResultWriter(prefix, num_bytes=max(num_bytes, _LEAST_SHARED_BYTES))
+    writer = ResultWriter(prefix, num_bytes=max(num_bytes, _MIN_SHARED_BYTES))
     if num_bytes < wanted:
         logger.warning(
             "Shared memory is short: near answers share %.0f MiB of it, not %.0f as configured "
@@ -386,27 +388,27 @@ def main() -> None:
     # The owner's wish to end is an orderly one: answers on their way are written first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
-    leave_pinned_cores(orders.owner_pid)
+    launch = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchConfig)
+    leave_pinned_cores(launch.owner_pid)
     # Whoever decodes goes first where cores are few.
     os.nice(_NICENESS)
     try:
-        server = RetrievalServer(orders)
+        server = RetrievalServer(launch)
     except (OSError, ValueError) as error:
-        if orders.is_first:
+        if launch.is_first:
             logger.warning(
                 "Retrieval cannot start, near answers are missing until it can: %s", error
             )
         sys.exit(1)
     try:
-        server.serve(orders.owner_pid)
+        server.serve(launch.owner_pid)
     finally:
         server.close()
         with contextlib.suppress(OSError):
-            Path(orders.address).unlink()
-        if os.getppid() != orders.owner_pid:
+            Path(launch.address).unlink()
+        if os.getppid() != launch.owner_pid:
             # Nobody is left to start another process with what lies there.
-            shutil.rmtree(Path(orders.address).parent, ignore_errors=True)
+            shutil.rmtree(Path(launch.address).parent, ignore_errors=True)
 
 
 if __name__ == "__main__":

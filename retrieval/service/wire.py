@@ -28,9 +28,9 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
     pinned_cores: tuple[int, ...] = ()
     """Cores that the client was pinned to, and that retrieval keeps off."""
     wants_updates: bool = True
-    """Tell of answers that join and leave."""
+    """Send answers that join and leave."""
     wants_forgotten: bool = False
-    """Tell of what is to be forgotten."""
+    """Send what is to be forgotten."""
     position: str | None = None
     """How far the client has followed that before."""
 
@@ -50,7 +50,7 @@ class Store(msgspec.Struct, tag=True, frozen=True):
     record: bytes
 
 
-class Credit(msgspec.Struct, tag=True, frozen=True):
+class RecordUsage(msgspec.Struct, tag=True, frozen=True):
     namespace: str
     accepted_tokens: dict[str, int]
 
@@ -72,23 +72,27 @@ class Welcome(msgspec.Struct, tag=True, frozen=True):
     block_name: str
 
 
-class Joined(msgspec.Struct, tag=True, frozen=True):
+class AnswerAdded(msgspec.Struct, tag=True, frozen=True):
+    """An answer joined, here or on another replica."""
+
     update: AnswerUpdate
 
 
-class Left(msgspec.Struct, tag=True, frozen=True):
+class AnswerRemoved(msgspec.Struct, tag=True, frozen=True):
+    """An answer left."""
+
     answer_id: str
     namespace: str
 
 
-class Reply(msgspec.Struct, tag=True, frozen=True):
+class FlushReply(msgspec.Struct, tag=True, frozen=True):
     """To a Flush."""
 
     ticket: int
     done: bool
 
 
-class Forgot(msgspec.Struct, tag=True, frozen=True):
+class ForgetReply(msgspec.Struct, tag=True, frozen=True):
     """To a Forget, once the process has done it, and once more when the tier has, if later."""
 
     ticket: int
@@ -97,7 +101,7 @@ class Forgot(msgspec.Struct, tag=True, frozen=True):
     done: bool
 
 
-class Gone(msgspec.Struct, tag=True, frozen=True):
+class InvalidationNotice(msgspec.Struct, tag=True, frozen=True):
     """What is to be forgotten wherever it is held."""
 
     forgotten: Forgotten
@@ -108,8 +112,10 @@ class Status(msgspec.Struct, tag=True, frozen=True):
     health: RetrievalHealth
 
 
-Request = Hello | Submit | Discard | Store | Credit | Flush | Forget
-Response = Welcome | Joined | Left | Reply | Forgot | Gone | Status
+Request = Hello | Submit | Discard | Store | RecordUsage | Flush | Forget
+Response = (
+    Welcome | AnswerAdded | AnswerRemoved | FlushReply | ForgetReply | InvalidationNotice | Status
+)
 _ENCODER = msgspec.msgpack.Encoder()
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
@@ -195,7 +201,8 @@ class Sender:
                     self._changed.notify_all()
 
     def _encode(self, message: Request | Response) -> bytes | None:
-        """The message's bytes; None, counted, if it has none that the other side would take."""
+        """Return the message's bytes; None, counted, if it has none that the other side would
+        take."""
         try:
             body = _ENCODER.encode(message)
             if len(body) > _MAX_MESSAGE_BYTES:
@@ -207,7 +214,7 @@ class Sender:
 
 
 def receive(connection: socket.socket) -> bytes | None:
-    """The next message's bytes; None once the other side is gone."""
+    """Return the next message's bytes; None once the other side is gone."""
     header = _receive_exactly(connection, 4)
     if header is None:
         return None

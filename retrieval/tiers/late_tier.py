@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
-from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, Uses
+from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, UsageCounts
 
 
 class LateTier(Tier):
@@ -34,8 +34,8 @@ class LateTier(Tier):
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         return self._tier().remove(namespace, answer_ids)
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
-        self._tier().credit(namespace, earned)
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
+        self._tier().record_usage(namespace, usage)
 
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().answers(namespace)

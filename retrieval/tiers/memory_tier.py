@@ -13,7 +13,7 @@ import msgspec
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.name_heap import NameHeap
-from reprise.retrieval.tiers.tier import Tier, Uses
+from reprise.retrieval.tiers.tier import Tier, UsageCounts
 from reprise.retrieval.tiers.value import add_worth, rank_of
 
 # Eviction compares this many answers drawn at random: as good as an ordering, without its cost.
@@ -97,15 +97,15 @@ class MemoryTier(Tier):
             return [gone for answer in answers for gone in self._put(answer, now_s)]
 
     def get(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer | None]:
-        """The answers of these ids; None for those not held or too old."""
+        """Return the answers of these ids; None for those not held or too old."""
         with self._lock:
             return [self._live(namespace, answer_id) for answer_id in answer_ids]
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         with self._lock:
             held = self._namespaces.get(namespace)
             now_s, worth = steady_clock.now_s(), 0
-            for answer_id, uses in earned.items():
+            for answer_id, uses in usage.items():
                 entry = held.entries.get(answer_id) if held else None
                 if entry is not None:
                     entry.uses += uses.uses
@@ -190,13 +190,13 @@ class MemoryTier(Tier):
         return len(self._namespaces)
 
     def holds(self, namespace: str, answer_id: str) -> bool:
-        """Whether an answer is there, too old or not."""
+        """Return whether an answer is there, too old or not."""
         with self._lock:
             held = self._namespaces.get(namespace)
             return held is not None and answer_id in held.entries
 
     def keys(self) -> list[tuple[str, str]]:
-        """(namespace, id) of all that is held."""
+        """Return (namespace, id) of all that is held."""
         with self._lock:
             return [(name, i) for name, held in self._namespaces.items() for i in held.entries]
 

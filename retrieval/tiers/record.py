@@ -57,7 +57,7 @@ _DECODER = msgspec.msgpack.Decoder(_Fields)
 
 
 def encode_record(answer: Answer) -> bytes:
-    """The answer as a record.
+    """Return the answer as a record.
 
     Raises:
         ValueError: A text of it has no encoding.
@@ -75,7 +75,7 @@ def encode_record(answer: Answer) -> bytes:
 
 
 def decode_record(record: bytes) -> Answer:
-    """The answer in a record.
+    """Return the answer in a record.
 
     Raises:
         RecordError: Damaged, of another version, or not ours.
@@ -114,7 +114,7 @@ class RecordReader:
         self._where = where
 
     def read(self, record: bytes, *, namespace: str) -> Answer | None:
-        """The answer, or None if it is damaged, foreign, or of another namespace."""
+        """Return the answer, or None if it is damaged, no record, or of another namespace."""
         try:
             answer = decode_record(record)
             if answer.namespace != namespace:
@@ -132,7 +132,7 @@ class RecordReader:
 
 
 def _narrow(tokens: bytes) -> bytes:
-    """int32 bytes as width byte (2 or 4) + ids: most vocabularies' ids fit 16 bits."""
+    """Pack int32 bytes as width byte (2 or 4) + ids: most vocabularies' ids fit 16 bits."""
     ids = np.frombuffer(tokens, dtype="<i4")
     if ids.size == 0 or int(ids.max()) < 1 << 16:
         return b"\x02" + ids.astype("<u2").tobytes()

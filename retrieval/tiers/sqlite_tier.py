@@ -15,7 +15,14 @@ from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.private_files import claim_file
 from reprise.retrieval.tiers.change_log import LOG_LENGTH, ChangeLog
 from reprise.retrieval.tiers.record import RecordReader, encode_record
-from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, Uses, with_uses
+from reprise.retrieval.tiers.tier import (
+    TextOf,
+    Tier,
+    TierChanges,
+    TierError,
+    UsageCounts,
+    with_usage,
+)
 from reprise.retrieval.tiers.value import add_worth, rank_of
 
 _PAGE = 500
@@ -166,7 +173,7 @@ class SqliteTier(Tier):
             left += self._put(batch, num_bytes)
         return left
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         with self._session() as db:
             db.executemany(
                 "insert into credits select namespace, answer_id, ?, ? from answers"
@@ -174,11 +181,11 @@ class SqliteTier(Tier):
                 " on conflict (namespace, answer_id) do update set"
                 " uses = uses + excluded.uses,"
                 " accepted_tokens = accepted_tokens + excluded.accepted_tokens",
-                [(*uses, namespace, answer_id) for answer_id, uses in earned.items()],
+                [(*uses, namespace, answer_id) for answer_id, uses in usage.items()],
             )
             now_s = steady_clock.now_s()
-            db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in earned])
-            worth = sum(max(0, sum(uses)) for uses in earned.values())
+            db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in usage])
+            worth = sum(max(0, sum(uses)) for uses in usage.values())
             db.executemany(_WORTH, [(worth, now_s, namespace)] if worth else [])
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
@@ -248,7 +255,7 @@ class SqliteTier(Tier):
             for _, record, uses, accepted_tokens in rows:
                 answer = self._reader.read(record, namespace=namespace)
                 if answer is not None:
-                    yield with_uses(answer, Uses(uses, accepted_tokens))
+                    yield with_usage(answer, UsageCounts(uses, accepted_tokens))
 
     def namespaces(self) -> list[str]:
         with self._session() as db:
@@ -271,7 +278,7 @@ class SqliteTier(Tier):
                 (namespace, answer_id, self._oldest_s()),
             ).fetchone()
         answer = None if row is None else self._reader.read(row[0], namespace=namespace)
-        return None if answer is None else with_uses(answer, Uses(*row[1:]))
+        return None if answer is None else with_usage(answer, UsageCounts(*row[1:]))
 
     def _delete_expired(self, db: sqlite3.Connection) -> None:
         gone = db.execute(
@@ -365,7 +372,7 @@ class SqliteTier(Tier):
         return left
 
     def _room(self, db: sqlite3.Connection) -> int:
-        """Bytes of the file that are free or may still be added to it, but for a reserve.
+        """Return bytes of the file that are free or may still be added to it, but for a reserve.
 
         Rows fill pages by three quarters or so, and indexes split: a batch may need twice its size.
         """

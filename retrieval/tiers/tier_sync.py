@@ -20,8 +20,8 @@ from reprise.retrieval.api.invalidation import Forgotten, Invalidation, Invalida
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker, State
 from reprise.retrieval.tiers.late_writes import LateWrites, PendingForget
-from reprise.retrieval.tiers.pending_credits import PendingCredits
-from reprise.retrieval.tiers.tier import Tier, TierError, Uses
+from reprise.retrieval.tiers.pending_usage import PendingUsage
+from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
 
 OnAdded = Callable[[Sequence[Answer]], None]
 OnForgotten = Callable[[Forgotten], None]
@@ -30,13 +30,13 @@ Result = TypeVar("Result")
 _WRITE_BATCH = 128
 _READ_BATCH = 500
 _RETRY_S = 0.25
-# Uses are added up for so long before they are written: nothing but eviction waits for them.
-_CREDIT_EVERY_S = 1.0
+# Usage is added up for so long before it is written: nothing but eviction waits for them.
+_USAGE_EVERY_S = 1.0
 # What was removed during an outage is to be gone within a second of its end.
 _MAX_RETRY_S = 0.8
 # Nothing is written unless what others removed was read this recently.
 _FOLLOWED_WITHIN_S = 1.0
-_MOST_LOST = 100_000
+_MAX_LOST = 100_000
 
 
 class TierSync:
@@ -51,6 +51,17 @@ class TierSync:
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
         poll_s: How often to look for what other replicas did.
+
+    Example:
+        >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
+        >>> tier = MemoryTier(max_bytes=1 << 20)
+        >>> sync = TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None)
+        >>> sync.write([Answer.create(prompt_token_ids=[1], response_token_ids=[2])])
+        >>> sync.drain(timeout_s=60)
+        True
+        >>> tier.num_answers
+        1
+        >>> sync.close()
     """
 
     def __init__(
@@ -69,8 +80,8 @@ class TierSync:
         self._queue: deque[Answer] = deque()
         self._queue_length, self._poll_s = queue_length, poll_s
         self._queue_bytes, self._waiting_bytes = queue_bytes, 0
-        self._credits = PendingCredits(queue_length)
-        self._credited_s, self._draining = time.monotonic(), 0
+        self._usage = PendingUsage(queue_length)
+        self._usage_written_s, self._draining = time.monotonic(), 0
         self._unwritten = 0
         self._lost: dict[Key, None] = {}
         self._batch: list[Answer] = []
@@ -109,7 +120,7 @@ class TierSync:
     @property
     def uncredited(self) -> int:
         """Answers whose uses the tier never got."""
-        return self._credits.lost
+        return self._usage.lost
 
     @property
     def unreadable(self) -> int:
@@ -144,10 +155,10 @@ class TierSync:
             self._drop_oldest()
             self._changed.notify_all()
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         """Have uses added to those in the tier soon; returns at once."""
         with self._changed:
-            self._credits.add(namespace, earned)
+            self._usage.add(namespace, usage)
 
     def forget(self, invalidation: Invalidation, timeout_s: float) -> PendingForget:
         """Have the tier forget; waits for it up to `timeout_s`, and tries on after that."""
@@ -167,7 +178,7 @@ class TierSync:
         return self._position
 
     def invalidations(self, after: str) -> InvalidationPage:
-        """The log of invalidations beyond an earlier position.
+        """Return the log of invalidations beyond an earlier position.
 
         Raises:
             TierError: It cannot be read now.
@@ -181,7 +192,7 @@ class TierSync:
             self._changed.notify_all()
             done = self._changed.wait_for(
                 lambda: (
-                    not (self._queue or self._credits or self._forgets or self._late)
+                    not (self._queue or self._usage or self._forgets or self._late)
                     and not self._writing
                 ),
                 timeout_s,
@@ -201,8 +212,8 @@ class TierSync:
         with self._changed:
             # Only now: a batch that fails on its way is put back.
             self._unwritten += len(self._queue)
-            self._credits.lost += len(self._credits)
-            self._credits.take()
+            self._usage.lost += len(self._usage)
+            self._usage.take()
             self._queue.clear()
             self._waiting_bytes = 0
         self._tier.close()
@@ -217,10 +228,10 @@ class TierSync:
         kept_s = time.monotonic()
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work, _CREDIT_EVERY_S)
+                self._changed.wait_for(self._has_work, _USAGE_EVERY_S)
                 if self._closing:
                     return
-                earned = self._due_credits()
+                usage = self._due_usage()
                 count = min(_WRITE_BATCH, len(self._queue)) if self._may_write() else 0
                 self._batch = batch = [self._queue.popleft() for _ in range(count)]
                 self._waiting_bytes -= sum(answer.num_bytes for answer in batch)
@@ -229,24 +240,23 @@ class TierSync:
             forgotten = self._try_remove(stale) & self._try_forget(forgets)
             written = not batch or self._try_write(partial(self._put, batch), len(batch))
             # After the answers: they may be what was used.
-            unpaid = self._try_credit(earned) if written else earned
-            if time.monotonic() - kept_s >= _CREDIT_EVERY_S:
+            pending = self._try_record_usage(usage) if written else usage
+            if time.monotonic() - kept_s >= _USAGE_EVERY_S:
                 kept_s = time.monotonic()
                 self._try_write(self._tier.expire, 0)
             with self._changed:
-                self._put_back(batch, written, unpaid)
-                if unpaid or not written or not forgotten:
+                self._put_back(batch, written, pending)
+                if pending or not written or not forgotten:
                     self._changed.wait_for(lambda: self._closing, _RETRY_S)
                 self._changed.notify_all()
 
     def _put_back(
-        self, batch: list[Answer], written: bool, unpaid: dict[str, dict[str, Uses]]
+        self, batch: list[Answer], written: bool, pending: dict[str, dict[str, UsageCounts]]
     ) -> None:
-        """A turn of writing is over, what failed is to be tried again; the caller holds the
-        lock."""
+        """End a batch of writing: what failed is tried again; the caller holds the lock."""
         self._writing, self._batch = False, []
-        for namespace, uses in unpaid.items():
-            self._credits.add(namespace, uses)
+        for namespace, uses in pending.items():
+            self._usage.add(namespace, uses)
         if written:
             self._late.wrote(batch)
         else:
@@ -270,27 +280,27 @@ class TierSync:
 
     def _has_work(self) -> bool:
         waits = (self._queue and self._may_write()) or self._forgets or self._late
-        return bool(waits) or self._closing or self._credits_are_due()
+        return bool(waits) or self._closing or self._usage_is_due()
 
     def _may_write(self) -> bool:
-        """Whether what others removed is known: what they removed during an outage must not be
-        written again after it."""
+        """Return whether what others removed is known: what they removed during an outage must not
+        be written again after it."""
         within_s = _FOLLOWED_WITHIN_S + 5 * self._poll_s
         return time.monotonic() - self._followed_s < within_s
 
-    def _credits_are_due(self) -> bool:
-        waited_s = time.monotonic() - self._credited_s
-        return bool(self._credits) and (self._draining > 0 or waited_s >= _CREDIT_EVERY_S)
+    def _usage_is_due(self) -> bool:
+        waited_s = time.monotonic() - self._usage_written_s
+        return bool(self._usage) and (self._draining > 0 or waited_s >= _USAGE_EVERY_S)
 
-    def _due_credits(self) -> dict[str, dict[str, Uses]]:
-        """Uses to write now; the caller holds the lock."""
-        if not self._credits_are_due():
+    def _due_usage(self) -> dict[str, dict[str, UsageCounts]]:
+        """Return usage to write now; the caller holds the lock."""
+        if not self._usage_is_due():
             return {}
-        self._credited_s = time.monotonic()
-        return self._credits.take()
+        self._usage_written_s = time.monotonic()
+        return self._usage.take()
 
     def _try_forget(self, forgets: Sequence[PendingForget]) -> bool:
-        """False if it should be tried again."""
+        """Return False if it should be tried again."""
         for pending in forgets:
             forget = partial(self._tier.forget, pending.invalidation)
             try:
@@ -306,7 +316,7 @@ class TierSync:
         return True
 
     def _try_remove(self, stale: dict[str, list[str]]) -> bool:
-        """False if it should be tried again."""
+        """Return False if it should be tried again."""
         for namespace, answer_ids in stale.items():
             if not self._try_write(partial(self._tier.remove, namespace, answer_ids), 0):
                 with self._changed:
@@ -314,17 +324,19 @@ class TierSync:
                 return False
         return True
 
-    def _try_credit(self, earned: dict[str, dict[str, Uses]]) -> dict[str, dict[str, Uses]]:
-        """What should be tried again."""
-        unpaid = dict(earned)
-        for namespace, uses in earned.items():
-            if not self._try_write(partial(self._tier.credit, namespace, uses), 0):
+    def _try_record_usage(
+        self, usage: dict[str, dict[str, UsageCounts]]
+    ) -> dict[str, dict[str, UsageCounts]]:
+        """Return what should be tried again."""
+        pending = dict(usage)
+        for namespace, uses in usage.items():
+            if not self._try_write(partial(self._tier.record_usage, namespace, uses), 0):
                 break
-            del unpaid[namespace]
-        return unpaid
+            del pending[namespace]
+        return pending
 
     def _try_write(self, write: Callable[[], object], num_answers: int) -> bool:
-        """False if it should be tried again."""
+        """Return False if it should be tried again."""
         try:
             self._writes.call(partial(_patiently, write))
         except TierError:
@@ -335,10 +347,10 @@ class TierSync:
         return True
 
     def _lose(self, answer: Answer) -> None:
-        """The tier never gets this answer; the caller holds the lock."""
+        """Note that the tier never gets this answer; the caller holds the lock."""
         self._unwritten += 1
         self._lost[answer.namespace, answer.answer_id] = None
-        if len(self._lost) > _MOST_LOST:
+        if len(self._lost) > _MAX_LOST:
             del self._lost[next(iter(self._lost))]
 
     def _drop_waiting(self, is_meant: Callable[[Answer], bool]) -> None:
@@ -372,7 +384,7 @@ class TierSync:
                     self._changed.wait_for(lambda: self._closing, self._poll_s)
 
     def _catch_up(self) -> None:
-        """Take all that the tier holds, and let go of what it no longer does."""
+        """Take all that the tier holds, and forget what it no longer does."""
         self._behind = False
         self._follow_invalidations()
         with self._changed:
@@ -397,7 +409,7 @@ class TierSync:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
 
     def _never_written(self) -> set[Key]:
-        """What the tier cannot have: it waits here, or was lost."""
+        """Return what the tier cannot have: it waits here, or was lost."""
         with self._changed:
             waiting = (*self._queue, *self._batch)
             return {*self._lost, *((answer.namespace, answer.answer_id) for answer in waiting)}
@@ -448,5 +460,6 @@ class TierSync:
     reraise=True,
 )
 def _patiently(write: Callable[[], Result]) -> Result:
-    """One more try costs nobody anything here, and spares the breaker a dropped connection."""
+    """Try once more: that costs nobody anything here, and spares the breaker a dropped
+    connection."""
     return write()

@@ -20,9 +20,16 @@ from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
-from reprise.retrieval.service.retrieval_process import Orders, RetrievalServer
+from reprise.retrieval.service.retrieval_process import LaunchConfig, RetrievalServer
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
-from reprise.retrieval.service.wire import RESPONSES, Left, Sender, Status, Welcome, receive
+from reprise.retrieval.service.wire import (
+    RESPONSES,
+    AnswerRemoved,
+    Sender,
+    Status,
+    Welcome,
+    receive,
+)
 from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
@@ -116,11 +123,11 @@ def test_a_breaker_is_not_stuck_half_open_by_an_unexpected_error():
 def test_the_sender():
     ours, theirs = socket.socketpair()
     sender = Sender(ours, max_bytes=1 << 16)
-    sender.send(Left("\ud800", ""))  # no UTF-8
-    sender.send(Left("a", ""))
-    assert RESPONSES.decode(receive(theirs)) == Left("a", "")
+    sender.send(AnswerRemoved("\ud800", ""))  # no UTF-8
+    sender.send(AnswerRemoved("a", ""))
+    assert RESPONSES.decode(receive(theirs)) == AnswerRemoved("a", "")
     assert sender.num_errors == 1
-    assert sender.send(Left("b", ""))
+    assert sender.send(AnswerRemoved("b", ""))
     sender.close()
     theirs.close()
     ours.close()
@@ -135,9 +142,9 @@ def test_a_sender_whose_connection_fails_is_closed(wait_until):
             pass
 
     sender = Sender(Broken(), max_bytes=1 << 16)
-    assert sender.send(Left("a", ""))
+    assert sender.send(AnswerRemoved("a", ""))
     # Not queueing for ever: who sends is told, and connects again.
-    wait_until(lambda: not sender.send(Left("b", "")))
+    wait_until(lambda: not sender.send(AnswerRemoved("b", "")))
     assert sender.num_errors == 1
 
 
@@ -266,19 +273,19 @@ def test_the_keeper(monkeypatch, wait_until, caplog):
 
 @pytest.fixture
 def server(tmp_path):
-    orders = Orders(
+    launch = LaunchConfig(
         config=CONFIG.model_dump(),
         address=str(tmp_path / "socket"),
         block_prefix=f"reprise-test-{os.getpid()}-",
         owner_pid=os.getppid(),
     )
-    server = RetrievalServer(orders)
+    server = RetrievalServer(launch)
     threading.Thread(target=server.serve, args=(os.getppid(),), daemon=True).start()
     yield server
     server.close()
 
 
-@pytest.mark.parametrize("method", ["_pass_updates_on", "_handle", "_reply_to"])
+@pytest.mark.parametrize("method", ["_forward_updates", "_handle", "_reply_to"])
 def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
     monkeypatch.setattr(server, method, failing_once(getattr(server, method)))
     client = RetrievalClient(str(tmp_path / "socket"))
@@ -316,7 +323,7 @@ def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
     client.close()
 
 
-@pytest.mark.parametrize("method", ["_load", "_turn", "_has_settled"])
+@pytest.mark.parametrize("method", ["_load", "_process_batch", "_has_settled"])
 def test_the_worker_of_retrieval(method, monkeypatch, wait_until, caplog):
     failing = failing_once(getattr(LocalRetriever, method))
     monkeypatch.setattr(LocalRetriever, method, lambda *a: failing(*a))
@@ -349,7 +356,7 @@ def test_a_question_whose_clauses_fail_costs_itself_only():
     search.close()
 
 
-@pytest.mark.parametrize("method", ["changes", "namespaces", "put", "credit"])
+@pytest.mark.parametrize("method", ["changes", "namespaces", "put", "record_usage"])
 def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     tier = SqliteTier(tmp_path / "answers.sqlite")
     tier.put([answer(1)])
@@ -358,7 +365,7 @@ def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
     wait_until(lambda: arrived)
     sync.write([answer(2)])
-    sync.credit("", {"id1": (1, 1)})
+    sync.record_usage("", {"id1": (1, 1)})
     assert sync.drain(30)
     sync.write([answer(3)])
     assert sync.drain(30)

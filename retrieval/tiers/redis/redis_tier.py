@@ -1,4 +1,4 @@
-"""Answers in Redis, shared by all replicas, which tell each other of new ones by a stream.
+"""Answers in Redis, shared by all replicas, which announce new ones to each other in a stream.
 
 Keys of one namespace carry one hash tag, so that each call works on Redis Cluster; nothing ever
 walks the key space:
@@ -39,15 +39,15 @@ from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis.redis_keys import (
     Held,
     Known,
-    queue_uses,
+    queue_usage,
     read_held,
     read_known,
     suffix_of,
     tag_of,
-    uses_of,
+    usage_of,
 )
 from reprise.retrieval.tiers.redis.redis_ledger import Charge
-from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, Uses, with_uses
+from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, UsageCounts, with_usage
 from reprise.retrieval.tiers.value import rank_of
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ _BY_ID = ("ids", "uses", "accepted")
 _OVERHEAD_BYTES = 800
 # Of the answers looked at together when some have to go.
 _TRIM_PAGE = 256
-# Passes in one call: the next call goes on.
-_TRIM_PASSES = 40
+# Rounds in one call: the next call goes on.
+_TRIM_ROUNDS = 40
 # Trimmed a little further than the bound, so that not every answer that joins trims.
 _TRIM_SLACK = 0.01
 
@@ -118,23 +118,23 @@ class RedisTier(Tier):
                 for namespace, members in by_namespace.items():
                     self._put(pipe, notes, namespace, members, known[namespace])
             if self._ttl_ms is not None:
-                self._sweep(client, by_namespace)
+                self._remove_expired(client, by_namespace)
             return self._trim(client, by_namespace)
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
-        if not earned:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
+        if not usage:
             return
         tag = tag_of(namespace)
         with self._client() as client:
-            found = read_held(client, namespace, list(earned))
+            found = read_held(client, namespace, list(usage))
             held = {i: entry for i, entry in found.items() if entry is not None}
             if not held:
                 return
             pipe = client.pipeline(transaction=False)
             for answer_id in held:
-                pipe.hincrby(f"{tag}:uses", answer_id, earned[answer_id].uses)
-                pipe.hincrby(f"{tag}:accepted", answer_id, earned[answer_id].accepted_tokens)
-            worth = sum(sum(earned[answer_id]) for answer_id in held)
+                pipe.hincrby(f"{tag}:uses", answer_id, usage[answer_id].uses)
+                pipe.hincrby(f"{tag}:accepted", answer_id, usage[answer_id].accepted_tokens)
+            worth = sum(sum(usage[answer_id]) for answer_id in held)
             ledger.charge(pipe, Charge(namespace, 0, worth))
             sums = pipe.execute()
             now_s = steady_clock.now_s()
@@ -230,14 +230,15 @@ class RedisTier(Tier):
             client.close()
 
     def _time_to_live(self, answer: Answer) -> dict[str, Any]:
-        """Options of SET: from when the answer was made; as it was, where none is configured."""
+        """Return options of SET: from when the answer was made; as it was, where none is
+        configured."""
         if self._ttl_ms is None:
             return {"keepttl": True}
         age_ms = int((steady_clock.now_s() - answer.created_s) * 1000)
         return {"px": max(1, self._ttl_ms - age_ms)}
 
     def _with_a_record(self, client: Any, tag: str, page: Mapping[bytes, bytes]) -> list[str]:
-        """Of these ids, by what is known of them, those whose record has not expired."""
+        """Return, of these ids, by what is known of them, those whose record has not expired."""
         pipe = client.pipeline(transaction=False)
         for value in page.values():
             pipe.exists(Held.of(value).key(tag))
@@ -245,7 +246,7 @@ class RedisTier(Tier):
         return [i.decode() for i, exists in zip(page, there, strict=True) if exists]
 
     def _has_gap(self, client: Any, page: redis_stream.Page) -> bool:
-        """Whether changes may have left the stream before they were read."""
+        """Return whether changes may have left the stream before they were read."""
         if not page.changes and not page.num_skipped:
             return False
         assert self._cursor is not None
@@ -273,13 +274,13 @@ class RedisTier(Tier):
             pipe.set(f"{tag}:{suffix}", record, **self._time_to_live(answer))
             pipe.hset(f"{tag}:ids", answer_id, f"{num_bytes} {suffix}")
             # Imported answers bring what they earned elsewhere; those just made bring nothing.
-            earned = with_uses(answer, known.uses[answer_id])
-            if earned.uses or earned.accepted_tokens:
-                pipe.hset(f"{tag}:uses", answer_id, str(earned.uses))
-                pipe.hset(f"{tag}:accepted", answer_id, str(earned.accepted_tokens))
+            used = with_usage(answer, known.uses[answer_id])
+            if used.uses or used.accepted_tokens:
+                pipe.hset(f"{tag}:uses", answer_id, str(used.uses))
+                pipe.hset(f"{tag}:accepted", answer_id, str(used.accepted_tokens))
             rank = rank_of(
-                uses=earned.uses,
-                accepted_tokens=earned.accepted_tokens,
+                uses=used.uses,
+                accepted_tokens=used.accepted_tokens,
                 num_bytes=num_bytes,
                 used_s=now_s,
             )
@@ -323,19 +324,19 @@ class RedisTier(Tier):
         if self._max_bytes is None and self._max_namespaces is None:
             return []
         left: list[tuple[str, str]] = []
-        most_bytes = float("inf") if self._max_bytes is None else self._max_bytes
-        most_namespaces = float("inf") if self._max_namespaces is None else self._max_namespaces
-        for _ in range(_TRIM_PASSES):
+        max_bytes = float("inf") if self._max_bytes is None else self._max_bytes
+        max_namespaces = float("inf") if self._max_namespaces is None else self._max_namespaces
+        for _ in range(_TRIM_ROUNDS):
             namespace: str | None
             held = ledger.holdings(client)
-            if held.num_namespaces > most_namespaces:
+            if held.num_namespaces > max_namespaces:
                 # A newcomer is of little value yet, and would never come to any.
                 lowest = ledger.least_valuable(client, len(written) + 1)
                 namespace = next((name for name in lowest if name not in written), lowest[0])
                 excess = float("inf")
-            elif held.num_bytes > most_bytes:
+            elif held.num_bytes > max_bytes:
                 namespace = ledger.largest(client)
-                excess = held.num_bytes - (1 - _TRIM_SLACK) * most_bytes
+                excess = held.num_bytes - (1 - _TRIM_SLACK) * max_bytes
             else:
                 break
             if namespace is None:
@@ -359,7 +360,7 @@ class RedisTier(Tier):
         self._drop(client, namespace, victims)
         return [(namespace, answer_id) for answer_id in victims]
 
-    def _sweep(self, client: Any, written: Mapping[str, Sequence[object]]) -> None:
+    def _remove_expired(self, client: Any, written: Mapping[str, Sequence[object]]) -> None:
         """Forget some answers that have expired: each call more than it wrote, so that what is
         known of them does not pile up."""
         for namespace in [*written, *ledger.least_valuable(client, 2)]:
@@ -384,7 +385,8 @@ class RedisTier(Tier):
         redis_stream.announce(pipe, operation, namespace, answer_id, suffix, length=length)
 
     def _fetch(self, wanted: Mapping[str, Mapping[str, bytes]]) -> list[Answer]:
-        """The answers of these ids, by namespace; ids whose record has expired are forgotten.
+        """Return the answers of these ids, by namespace; ids whose record has expired are
+        forgotten.
 
         However many namespaces they are of, that takes one round trip.
         """
@@ -402,26 +404,27 @@ class RedisTier(Tier):
                         pipe.get(key)
                 else:
                     pipe.mget(keys)
-                queue_uses(pipe, tag, list(suffixes))
+                queue_usage(pipe, tag, list(suffixes))
             replies = iter(pipe.execute())
             for namespace, suffixes in wanted.items():
                 records = [next(replies) for _ in suffixes] if self._cluster else next(replies)
-                earned = uses_of(next(replies), next(replies))
+                usage = usage_of(next(replies), next(replies))
                 gone = [i for i, record in zip(suffixes, records, strict=True) if record is None]
                 if gone:
                     self._drop(
                         client, namespace, read_held(client, namespace, gone), announced=False
                     )
-                for answer_id, record, uses in zip(suffixes, records, earned, strict=True):
+                for answer_id, record, uses in zip(suffixes, records, usage, strict=True):
                     answer = record and self._reader.read(record, namespace=namespace)
                     # An earlier version's, under an exact key, may be a later answer's.
                     if answer is not None and answer.answer_id == answer_id:
-                        answers.append(with_uses(answer, uses))
+                        answers.append(with_usage(answer, uses))
         return answers
 
     @contextmanager
     def _transaction(self, client: Any) -> Iterator[tuple[Any, Any]]:
-        """Pipelines for the keys of namespaces and for those that all share, executed at the end.
+        """Return pipelines for the keys of namespaces and for those that all share, executed at the
+        end.
 
         One and the same transaction, but on a cluster, where the former come first: what is
         announced is there.

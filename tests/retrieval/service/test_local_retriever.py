@@ -179,7 +179,7 @@ def test_another_tokenizers_answers_are_refused(make):
     retriever = make(tokenizer_key="mine")
     retriever.store(answer("hello", "hi", tokenizer_key="theirs"))
     assert near(retriever, "hello") == []
-    assert retriever.stats().foreign == 1
+    assert retriever.stats().wrong_tokenizer == 1
 
 
 def test_a_failing_decode_costs_the_batch_and_no_more(make, caplog):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.host.owned_folder import make_folder, sweep_folders
+from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
 from reprise.retrieval.host.shared_block import owner_prefix
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
@@ -80,7 +80,7 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, ca
     client.submit("lost", namespace="acme", text="question number 7")
     assert client.poll("lost") is None
     client.store(answer(99))
-    client.credit("acme", {"id1": 5})
+    client.record_usage("acme", {"id1": 5})
     wait_until(lambda: retriever.pid not in (None, killed))
     wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30)
     assert client.progress() > progress
@@ -132,7 +132,7 @@ def test_folders_of_owners_that_are_no_more_are_swept():
     left.mkdir()
     (left / "answers.sqlite").touch()
     ours = make_folder()
-    assert sweep_folders() >= 1
+    assert remove_stale_folders() >= 1
     assert not left.exists()
     assert ours.is_dir()
     ours.rmdir()

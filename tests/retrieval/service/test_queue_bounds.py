@@ -13,7 +13,7 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
-from reprise.retrieval.service.retrieval_process import Orders, RetrievalServer
+from reprise.retrieval.service.retrieval_process import LaunchConfig, RetrievalServer
 from reprise.retrieval.service.wire import Hello, Sender, Store, Submit, receive
 from reprise.retrieval.service.work_queue import Prompt, WorkQueue
 from reprise.retrieval.tiers.memory_tier import MemoryTier
@@ -158,12 +158,12 @@ def test_answers_evicted_before_their_turn_are_counted(monkeypatch):
 def server(tmp_path):
     config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_bytes=1 << 20)
     address = str(tmp_path / "socket")
-    server = RetrievalServer(Orders(config.model_dump(), address, "reprise-test-bounds-", 0))
+    server = RetrievalServer(LaunchConfig(config.model_dump(), address, "reprise-test-bounds-", 0))
     stop = threading.Event()
 
     def pass_on():
         while not stop.wait(0.02):
-            server._pass_updates_on()
+            server._forward_updates()
 
     thread = threading.Thread(target=pass_on)
     thread.start()

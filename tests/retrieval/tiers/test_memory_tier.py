@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 
 def answer(number, *, namespace="", size=10, created_s=None):
@@ -29,7 +29,7 @@ def test_the_least_valuable_leaves_first():
     for number in range(10):
         assert tier.put([answer(number)]) == []
         if number != 3:
-            tier.credit("", {f"a{number}": Uses(1, 50)})
+            tier.record_usage("", {f"a{number}": UsageCounts(1, 50)})
     assert tier.put([answer(10)]) in ([("", "a3")], [("", "a10")])
 
 
@@ -89,7 +89,7 @@ def test_the_least_valuable_namespace_leaves_as_a_whole():
     for tenant in range(5):
         tier.put([answer(n, namespace=f"t{tenant}") for n in range(3)])
         if tenant != 2:
-            tier.credit(f"t{tenant}", {"a0": Uses(1, 20)})
+            tier.record_usage(f"t{tenant}", {"a0": UsageCounts(1, 20)})
     assert sorted(tier.put([answer(1, namespace="new")])) == [("t2", f"a{n}") for n in range(3)]
     assert sorted(tier.namespaces()) == ["new", "t0", "t1", "t3", "t4"]
     # The newcomer is worth least, and stays until the next one comes.
@@ -130,7 +130,7 @@ def test_the_largest_namespace_is_found_among_many():
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "get", "remove", "credit"]),
+        st.sampled_from(["put", "get", "remove", "record_usage"]),
         st.sampled_from(["", "acme", "zeta"]),
         st.integers(0, 12),
     ),
@@ -158,7 +158,7 @@ def test_random_operations_keep_bounds_and_walls(operations, capacity):
             assert tier.remove(namespace, [key]) == ((namespace, key) in held)
             held.discard((namespace, key))
         else:
-            tier.credit(namespace, {key: Uses(1, 3)})
+            tier.record_usage(namespace, {key: UsageCounts(1, 3)})
         assert tier.num_bytes <= limit
         assert tier.num_answers == len(held)
     assert sorted(tier.namespaces()) == sorted({namespace for namespace, _ in held})

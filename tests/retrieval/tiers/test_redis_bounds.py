@@ -8,7 +8,7 @@ import redis
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 pytestmark = pytest.mark.redis
 
@@ -107,7 +107,7 @@ def test_records_of_earlier_versions_are_read_and_leave_nothing_behind(client, m
 def test_what_was_of_use_stays_and_the_rest_makes_room(client, make_tier):
     tier = make_tier(max_bytes=60_000)
     tier.put([answer(n) for n in range(10)])
-    tier.credit("acme", {f"id{n}": Uses(1, 50) for n in range(10)})
+    tier.record_usage("acme", {f"id{n}": UsageCounts(1, 50) for n in range(10)})
     for begin in range(10, 400, 10):
         tier.put([answer(n) for n in range(begin, begin + 10)])
         assert total(client) <= 60_000
@@ -145,7 +145,7 @@ def test_the_least_valuable_namespace_leaves_as_a_whole(client, make_tier):
     for tenant in range(10):
         tier.put([answer(n, namespace=f"tenant{tenant}") for n in range(3)])
         if tenant != 4:
-            tier.credit(f"tenant{tenant}", {"id0": Uses(1, 40)})
+            tier.record_usage(f"tenant{tenant}", {"id0": UsageCounts(1, 40)})
     gone = tier.put([answer(1, namespace="new")])
     assert {namespace for namespace, _ in gone} == {"tenant4"}
     assert len(gone) == 3

@@ -7,7 +7,7 @@ import pytest
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 
 def answer(number, *, namespace="acme", size=200):
@@ -61,7 +61,7 @@ def test_files_stay_within_their_bound(tmp_path, make_tier, size, num_namespaces
 def test_what_was_of_use_stays(make_tier):
     tier = make_tier(max_bytes=1 << 20)
     tier.put([answer(n) for n in range(20)])
-    tier.credit("acme", {answer(n).answer_id: Uses(1, 50) for n in range(20)})
+    tier.record_usage("acme", {answer(n).answer_id: UsageCounts(1, 50) for n in range(20)})
     for begin in range(20, 1600, 40):
         tier.put([answer(n) for n in range(begin, begin + 40)])
     held = ids(tier, "acme")
@@ -83,7 +83,7 @@ def test_the_least_valuable_namespace_leaves_as_a_whole(make_tier):
     for tenant in range(5):
         tier.put([answer(n, namespace=f"t{tenant}") for n in range(3)])
         if tenant != 2:
-            tier.credit(f"t{tenant}", {answer(0).answer_id: Uses(1, 20)})
+            tier.record_usage(f"t{tenant}", {answer(0).answer_id: UsageCounts(1, 20)})
     gone = tier.put([answer(1, namespace="new")])
     assert sorted(gone) == sorted(("t2", answer(n).answer_id) for n in range(3))
     assert sorted(tier.namespaces()) == ["new", "t0", "t1", "t3", "t4"]

@@ -5,7 +5,7 @@ import threading
 from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.tier import TierError, Uses
+from reprise.retrieval.tiers.tier import TierError, UsageCounts
 from reprise.retrieval.tiers.tier_sync import TierSync
 
 
@@ -31,19 +31,19 @@ class FailingOnce(MemoryTier):
         super().__init__(max_bytes=1 << 20)
         self.refusals = 0
 
-    def credit(self, namespace, earned):
+    def record_usage(self, namespace, earned):
         if namespace == "zeta" and self.refusals < 2:
             self.refusals += 1
             raise TierError("not now")
-        super().credit(namespace, earned)
+        super().record_usage(namespace, earned)
 
 
 def test_what_failed_is_tried_again_and_what_did_not_is_not():
     tier = FailingOnce()
     tier.put([answer(1), answer(1, namespace="zeta")])
     sync = sync_of(tier)
-    sync.credit("acme", {"id1": Uses(1, 3)})
-    sync.credit("zeta", {"id1": Uses(1, 4)})
+    sync.record_usage("acme", {"id1": UsageCounts(1, 3)})
+    sync.record_usage("zeta", {"id1": UsageCounts(1, 4)})
     assert sync.drain(20)
     [mine], [theirs] = tier.answers("acme"), tier.answers("zeta")
     assert (mine.uses, mine.accepted_tokens) == (1, 3)

@@ -13,7 +13,7 @@ from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 # Names that a careless key or pattern would mix up.
 NAMESPACES = ["", "acme", "acme:", "{acme}", "*", "acme%"]
@@ -52,7 +52,7 @@ def make_tier(request, tmp_path):
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "put", "remove", "list", "credit"]),
+        st.sampled_from(["put", "put", "remove", "list", "record_usage"]),
         st.sampled_from(NAMESPACES),
         st.integers(0, 1),
     ),
@@ -85,8 +85,8 @@ def test_random_operations_never_cross_a_wall(make_tier, operations):
         elif operation == "remove":
             assert tier.remove(namespace, [f"id{number}"]) == (number in model[namespace])
             model[namespace].pop(number, None)
-        elif operation == "credit":
-            tier.credit(namespace, {f"id{number}": Uses(1, 2)})
+        elif operation == "record_usage":
+            tier.record_usage(namespace, {f"id{number}": UsageCounts(1, 2)})
             if number in model[namespace]:
                 model[namespace][number] += 1
         else:
@@ -114,8 +114,10 @@ def test_the_same_id_replaces(make_tier):
 def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
     tier = make_tier()
     tier.put([answer(1), answer(2, namespace="acme"), answer(3)])
-    tier.credit("", {"id1": Uses(1, 5), "id3": Uses(2, 0), "unknown": Uses(9, 9)})
-    tier.credit("", {"id1": Uses(1, 7)})
+    tier.record_usage(
+        "", {"id1": UsageCounts(1, 5), "id3": UsageCounts(2, 0), "unknown": UsageCounts(9, 9)}
+    )
+    tier.record_usage("", {"id1": UsageCounts(1, 7)})
     tier.put([answer(1)])  # the same answer once more: what it earned stays
 
     def earned(namespace=""):
@@ -125,7 +127,7 @@ def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
     assert earned("acme") == {"id2": (0, 0)}
     tier.put([msgspec.structs.replace(answer(1), uses=5, accepted_tokens=3)])  # an import
     assert earned()["id1"] == (5, 12)
-    tier.credit("", {"id1": Uses(1, 1)})
+    tier.record_usage("", {"id1": UsageCounts(1, 1)})
     assert earned()["id1"] == (6, 13)
     tier.remove("", ["id1"])
     tier.put([answer(1)])  # a new life

@@ -10,8 +10,8 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.tiers.pending_credits import PendingCredits
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.pending_usage import PendingUsage
+from reprise.retrieval.tiers.tier import UsageCounts
 
 pytestmark = pytest.mark.redis
 
@@ -63,7 +63,7 @@ def test_a_restarted_replica_evicts_by_what_was_useful_before(url, start):
     assert first.flush(200)
     bytes_each = first.stats().bytes // 200
     useful = {f"id{number}" for number in range(0, 200, 10)}
-    first.credit("acme", dict.fromkeys(useful, 40))
+    first.record_usage("acme", dict.fromkeys(useful, 40))
     first.close()
 
     second = start(url, memory_bytes=100 * bytes_each)
@@ -79,8 +79,8 @@ def test_all_kinds_of_use_are_added_up(url, start):
         retriever.store(answer(number))
     assert retriever.flush(200)
     for _ in range(3):
-        retriever.credit("acme", {"id0": 7, "id1": 0, "unknown": 5})
-    retriever.credit("zeta", {"id0": 100})  # nobody's
+        retriever.record_usage("acme", {"id0": 7, "id1": 0, "unknown": 5})
+    retriever.record_usage("zeta", {"id0": 100})  # nobody's
     assert retriever.flush(200)
     assert kept(url) == {"id0": (3, 21), "id1": (3, 0), "id2": (0, 0)}
     assert kept(url, "zeta") == {}
@@ -92,7 +92,7 @@ def test_two_replicas_add_to_the_same_answer(url, start):
     first.store(answer(1))
     assert first.flush(200)
     for retriever in (first, second):
-        retriever.credit("acme", {"id1": 5})
+        retriever.record_usage("acme", {"id1": 5})
         assert retriever.flush(200)
     assert kept(url)["id1"] == (2, 10)
 
@@ -104,7 +104,7 @@ def test_what_a_client_credits_counts(url, wait_until):
         wait_until(lambda: retriever.health().state == "ready")
         retriever.store(answer(1))
         assert retriever.flush(200)
-        retriever.credit("acme", {"id1": 5})
+        retriever.record_usage("acme", {"id1": 5})
         assert retriever.flush(200)
         assert kept(url)["id1"] == (1, 5)
     finally:
@@ -115,7 +115,7 @@ def test_uses_are_written_without_being_asked_for(redis_server, start, wait_unti
     retriever = start(redis_server.url)
     retriever.store(answer(1))
     assert retriever.flush(200)
-    retriever.credit("acme", {"id1": 5})
+    retriever.record_usage("acme", {"id1": 5})
     wait_until(lambda: kept(redis_server.url)["id1"] == (1, 5), 10)
 
 
@@ -128,7 +128,7 @@ def test_many_uses_are_few_commands(redis_server, start):
     client.config_resetstat()
     began_s = time.monotonic()
     for _ in range(1000):
-        retriever.credit("acme", {f"id{n}": 2 for n in range(4)})
+        retriever.record_usage("acme", {f"id{n}": 2 for n in range(4)})
     took_s = time.monotonic() - began_s
     assert retriever.flush(200)
     calls = client.info("commandstats")["cmdstat_hincrby"]["calls"]
@@ -144,22 +144,24 @@ def test_uses_outlast_an_outage_and_what_is_lost_is_counted(redis_server, start,
     assert retriever.flush(200)
     redis_server.freeze()
     try:
-        retriever.credit("acme", {"id1": 5})
+        retriever.record_usage("acme", {"id1": 5})
         assert not retriever.flush(0.5)
     finally:
         redis_server.thaw()
     # A write that was given up on may have arrived all the same: then it counts twice.
     wait_until(lambda: kept(redis_server.url)["id1"][0] >= 1)
     redis_server.kill()
-    retriever.credit("acme", {"id1": 5, "id2": 5})
+    retriever.record_usage("acme", {"id1": 5, "id2": 5})
     retriever.close()
     assert retriever.stats().uncredited == 2
 
 
 def test_pending_uses_are_bounded():
-    pending = PendingCredits(3)
-    pending.add("", {f"id{n}": Uses(1, 1) for n in range(5)})
-    pending.add("", {"id0": Uses(2, 0)})
+    pending = PendingUsage(3)
+    pending.add("", {f"id{n}": UsageCounts(1, 1) for n in range(5)})
+    pending.add("", {"id0": UsageCounts(2, 0)})
     assert (len(pending), pending.lost) == (3, 2)
-    assert pending.take() == {"": {"id0": Uses(3, 1), "id1": Uses(1, 1), "id2": Uses(1, 1)}}
+    assert pending.take() == {
+        "": {"id0": UsageCounts(3, 1), "id1": UsageCounts(1, 1), "id2": UsageCounts(1, 1)}
+    }
     assert (len(pending), pending.take()) == (0, {})

@@ -17,10 +17,11 @@ from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
+from reprise.retrieval.service.launch_config import LaunchConfig
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
-from reprise.retrieval.service.retrieval_process import LaunchConfig, RetrievalServer
+from reprise.retrieval.service.retrieval_server import RetrievalServer
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
 from reprise.retrieval.service.wire import (
     RESPONSES,
@@ -42,7 +43,7 @@ THREADS = {
     "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
-    "retrieval/service/retrieval_process.py": "test_the_server",
+    "retrieval/service/retrieval_server.py": "test_the_server",
     "retrieval/search/snapshot_keeper.py": "a thread a file, which catches all",
     "retrieval/tiers/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
@@ -302,9 +303,9 @@ def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
 
 @pytest.mark.usefixtures("server")
 def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_until):
-    from reprise.retrieval.service import retrieval_process
+    from reprise.retrieval.service import retrieval_server
 
-    monkeypatch.setattr(retrieval_process, "receive", failing_once(receive))
+    monkeypatch.setattr(retrieval_server, "receive", failing_once(receive))
     client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     wait_until(lambda: client.stats().errors == 1)
@@ -314,9 +315,9 @@ def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_
 @pytest.mark.usefixtures("server")
 def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
     """As where there are no file descriptors or threads left for a moment."""
-    from reprise.retrieval.service import retrieval_process
+    from reprise.retrieval.service import retrieval_server
 
-    monkeypatch.setattr(retrieval_process, "_Client", failing_once(retrieval_process._Client, 2))
+    monkeypatch.setattr(retrieval_server, "_Client", failing_once(retrieval_server._Client, 2))
     client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     wait_until(lambda: client.stats().errors == 2)

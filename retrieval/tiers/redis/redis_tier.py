@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,8 @@ from reprise.retrieval.tiers.redis.redis_keys import (
     usage_of,
 )
 from reprise.retrieval.tiers.redis.redis_ledger import Charge
+from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
+from reprise.retrieval.tiers.redis.stream_entry import ADDED
 from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, UsageCounts, with_usage
 from reprise.retrieval.tiers.value import rank_of
 
@@ -56,12 +58,6 @@ _PAGE = 500
 _BY_ID = ("ids", "uses", "accepted")
 # What Redis takes for an answer beside its record, as measured with few answers a namespace.
 _OVERHEAD_BYTES = 800
-# Of the answers looked at together when some have to go.
-_TRIM_PAGE = 256
-# Rounds in one call: the next call goes on.
-_TRIM_ROUNDS = 40
-# Trimmed a little further than the bound, so that not every answer that joins trims.
-_TRIM_SLACK = 0.01
 
 
 class RedisTier(Tier):
@@ -95,11 +91,16 @@ class RedisTier(Tier):
         max_bytes: int | None = None,
         max_namespaces: int | None = None,
     ) -> None:
+        parsed = parse_redis_url(url)
         self._ttl_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
         self._stream_length = stream_length
-        self._max_bytes, self._max_namespaces = max_bytes, max_namespaces
+        self._removal = RedisRemoval(
+            max_bytes=max_bytes,
+            max_namespaces=max_namespaces,
+            stream_length=stream_length,
+            cluster=parsed.is_cluster,
+        )
         self._reader = RecordReader("redis")
-        parsed = parse_redis_url(url)
         self._url, self._cluster = parsed.url, parsed.is_cluster
         self._timeout_s = timeout_s
         self._connected: Any = None
@@ -118,8 +119,8 @@ class RedisTier(Tier):
                 for namespace, members in by_namespace.items():
                     self._put(pipe, notes, namespace, members, known[namespace])
             if self._ttl_ms is not None:
-                self._remove_expired(client, by_namespace)
-            return self._trim(client, by_namespace)
+                self._removal.remove_expired(client, by_namespace)
+            return self._removal.trim(client, by_namespace)
 
     def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         if not usage:
@@ -154,7 +155,7 @@ class RedisTier(Tier):
             return 0
         with self._client() as client:
             held = read_held(client, namespace, answer_ids)
-            return self._drop(client, namespace, held)
+            return self._removal.drop(client, namespace, held)
 
     def answers(self, namespace: str) -> Iterator[Answer]:
         tag = tag_of(namespace)
@@ -285,104 +286,13 @@ class RedisTier(Tier):
                 used_s=now_s,
             )
             pipe.zadd(f"{tag}:value", {answer_id: rank})
-            self._announce(notes, "+", namespace, answer_id, suffix)
+            redis_stream.announce(
+                notes, ADDED, namespace, answer_id, suffix, length=self._stream_length
+            )
         if self._ttl_ms is not None:
             for name in (*_BY_ID, "value"):
                 pipe.pexpire(f"{tag}:{name}", self._ttl_ms)
         ledger.charge(notes, Charge(namespace, growth, len(members)))
-
-    def _drop(
-        self,
-        client: Any,
-        namespace: str,
-        held: Mapping[str, Held | None],
-        *,
-        announced: bool = True,
-    ) -> int:
-        """Remove answers; how many were there. What two replicas remove at once, one counts."""
-        tag = tag_of(namespace)
-        pipe = client.pipeline(transaction=not self._cluster)
-        for answer_id, found in held.items():
-            pipe.hdel(f"{tag}:ids", answer_id)
-            pipe.hdel(f"{tag}:uses", answer_id)
-            pipe.hdel(f"{tag}:accepted", answer_id)
-            pipe.zrem(f"{tag}:value", answer_id)
-            pipe.delete(f"{tag}:a:{answer_id}" if found is None else found.key(tag))
-        replies = pipe.execute()[::5]
-        pipe = client.pipeline(transaction=False)
-        for answer_id in held if announced else ():
-            self._announce(pipe, "-", namespace, answer_id)
-        gone = [found for found, there in zip(held.values(), replies, strict=True) if there]
-        if gone:
-            freed = sum(found.num_bytes for found in gone if found is not None)
-            ledger.charge(pipe, Charge(namespace, -freed))
-        pipe.execute()
-        return len(gone)
-
-    def _trim(self, client: Any, written: Collection[str]) -> list[tuple[str, str]]:
-        """Remove what is of least value until the bounds hold; (namespace, id) of what left."""
-        if self._max_bytes is None and self._max_namespaces is None:
-            return []
-        left: list[tuple[str, str]] = []
-        max_bytes = float("inf") if self._max_bytes is None else self._max_bytes
-        max_namespaces = float("inf") if self._max_namespaces is None else self._max_namespaces
-        for _ in range(_TRIM_ROUNDS):
-            namespace: str | None
-            held = ledger.holdings(client)
-            if held.num_namespaces > max_namespaces:
-                # A newcomer is of little value yet, and would never come to any.
-                lowest = ledger.least_valuable(client, len(written) + 1)
-                namespace = next((name for name in lowest if name not in written), lowest[0])
-                excess = float("inf")
-            elif held.num_bytes > max_bytes:
-                namespace = ledger.largest(client)
-                excess = held.num_bytes - (1 - _TRIM_SLACK) * max_bytes
-            else:
-                break
-            if namespace is None:
-                break
-            left.extend(self._trim_namespace(client, namespace, excess))
-        return left
-
-    def _trim_namespace(self, client: Any, namespace: str, excess: float) -> list[tuple[str, str]]:
-        """Remove a page of the least valuable answers, or fewer if they are worth `excess`."""
-        tag = tag_of(namespace)
-        ids = [i.decode() for i in client.zrange(f"{tag}:value", 0, _TRIM_PAGE - 1)]
-        if not ids:  # all has expired, and the ledger does not know
-            ledger.charge(client, Charge(namespace, -ledger.bytes_of(client, namespace)))
-            return []
-        victims: dict[str, Held | None] = {}
-        for answer_id, held in read_held(client, namespace, ids).items():
-            if excess <= 0:
-                break
-            victims[answer_id] = held
-            excess -= 0 if held is None else held.num_bytes
-        self._drop(client, namespace, victims)
-        return [(namespace, answer_id) for answer_id in victims]
-
-    def _remove_expired(self, client: Any, written: Mapping[str, Sequence[object]]) -> None:
-        """Forget some answers that have expired: each call more than it wrote, so that what is
-        known of them does not pile up."""
-        for namespace in [*written, *ledger.least_valuable(client, 2)]:
-            tag, count = tag_of(namespace), 8 + 2 * len(written.get(namespace, ()))
-            ids = [i.decode() for i in client.zrange(f"{tag}:value", 0, count - 1)]
-            if not ids:
-                ledger.charge(client, Charge(namespace, -ledger.bytes_of(client, namespace)))
-                continue
-            held = read_held(client, namespace, ids)
-            pipe = client.pipeline(transaction=False)
-            for answer_id, found in held.items():
-                pipe.exists(f"{tag}:a:{answer_id}" if found is None else found.key(tag))
-            there = pipe.execute()
-            gone = {i: held[i] for i, exists in zip(held, there, strict=True) if not exists}
-            if gone:
-                self._drop(client, namespace, gone)
-
-    def _announce(
-        self, pipe: Any, operation: str, namespace: str, answer_id: str, suffix: str = ""
-    ) -> None:
-        length = self._stream_length
-        redis_stream.announce(pipe, operation, namespace, answer_id, suffix, length=length)
 
     def _fetch(self, wanted: Mapping[str, Mapping[str, bytes]]) -> list[Answer]:
         """Return the answers of these ids, by namespace; ids whose record has expired are
@@ -411,7 +321,7 @@ class RedisTier(Tier):
                 usage = usage_of(next(replies), next(replies))
                 gone = [i for i, record in zip(suffixes, records, strict=True) if record is None]
                 if gone:
-                    self._drop(
+                    self._removal.drop(
                         client, namespace, read_held(client, namespace, gone), announced=False
                     )
                 for answer_id, record, uses in zip(suffixes, records, usage, strict=True):

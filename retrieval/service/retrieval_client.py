@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,8 +22,9 @@ from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.pinned_cores import pinned_cores
-from reprise.retrieval.host.socket_address import short_address
+from reprise.retrieval.host.socket_address import peer_pid, short_address
 from reprise.retrieval.query.turns import clip, prompt_tail
+from reprise.retrieval.service.held_answers import HeldAnswers
 from reprise.retrieval.service.shared_results import ResultReader
 from reprise.retrieval.service.update_queue import UpdateQueue
 from reprise.retrieval.service.wire import (
@@ -48,7 +48,7 @@ from reprise.retrieval.service.wire import (
     Welcome,
     receive,
 )
-from reprise.retrieval.tiers.record import decode_record, encode_record
+from reprise.retrieval.tiers.record import encode_record
 
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
@@ -89,8 +89,10 @@ class RetrievalClient(Retriever):
         self._missed = False
         self._resyncs = 0
         self._sender: Sender | None = None
-        self._held: deque[Store] = deque()
-        self._held_bytes = 0
+        # Once there is a process, others want to be heard beside them.
+        self._held = HeldAnswers(
+            max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
+        )
         self._results: ResultReader | None = None
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
@@ -157,8 +159,7 @@ class RetrievalClient(Retriever):
         """As `Retriever.forget`; sent again to every new process until one confirms it."""
         with self._changed:
             self._unconfirmed[invalidation.invalidation_id] = invalidation
-            kept = [store for store in self._held if not _is_meant(store, invalidation)]
-            self._held = deque(kept)
+            self._held.forget(invalidation)
         ticket = next(self._tickets)
         # The margin is for the way there and back.
         reply = self._ask(Forget(ticket, invalidation, timeout_s), ticket, timeout_s + 0.5)
@@ -254,15 +255,7 @@ class RetrievalClient(Retriever):
         """Keep an answer until there is a process to send it to; False if there is one already, or
         no room."""
         with self._changed:
-            waits = self._sender is None and not self._closing
-            # Once there is a process, others want to be heard beside them.
-            full = len(self._held) >= self._config.queue_length // 2
-            num_bytes = self._held_bytes + len(message.record)
-            if not waits or full or num_bytes > self._config.queue_bytes // 2:
-                return False
-            self._held.append(message)
-            self._held_bytes = num_bytes
-            return True
+            return self._sender is None and not self._closing and self._held.put(message)
 
     def _ask(
         self, message: Request, ticket: int, timeout_s: float
@@ -319,7 +312,7 @@ class RetrievalClient(Retriever):
         )
         present: set[tuple[str, str]] | None = set()
         try:
-            pid = _peer_pid(connection)
+            pid = peer_pid(connection)
             while (message := receive(connection)) is not None:
                 try:
                     response = RESPONSES.decode(message)
@@ -368,9 +361,7 @@ class RetrievalClient(Retriever):
 
     def _welcomed(self, results: ResultReader, sender: Sender) -> None:
         with self._changed:
-            self._dropped += sum(not sender.send(answer) for answer in self._held)
-            self._held.clear()
-            self._held_bytes = 0
+            self._dropped += sum(not sender.send(answer) for answer in self._held.take())
             self._results, self._sender = results, sender
             self._connections += 1
             for invalidation in self._unconfirmed.values():
@@ -405,21 +396,3 @@ class RetrievalClient(Retriever):
         unreported = self._updates.put(update)
         self._known.difference_update(unreported)
         self._missed = self._missed or bool(unreported)
-
-
-def _peer_pid(connection: socket.socket) -> int:
-    """Return the process at the other end."""
-    size = struct.calcsize("3i")
-    pid, _, _ = struct.unpack(
-        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    )
-    return int(pid)
-
-
-def _is_meant(store: Store, invalidation: Invalidation) -> bool:
-    """Return whether an answer that waits here is to be forgotten; where its text is not known, and
-    a prompt is asked for, it goes too."""
-    answer = decode_record(store.record)
-    if invalidation.needs_text and not answer.prompt_text:
-        return invalidation.covers(answer.namespace)
-    return invalidation.means(answer)

@@ -13,8 +13,6 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-import tenacity
-
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgotten, Invalidation, InvalidationPage
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
@@ -22,21 +20,21 @@ from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker, State
 from reprise.retrieval.tiers.late_writes import LateWrites, PendingForget
 from reprise.retrieval.tiers.pending_usage import PendingUsage
 from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
+from reprise.retrieval.tiers.write_queue import Key, WriteQueue
 
 OnAdded = Callable[[Sequence[Answer]], None]
 OnForgotten = Callable[[Forgotten], None]
-Key = tuple[str, str]
 Result = TypeVar("Result")
 _WRITE_BATCH = 128
 _READ_BATCH = 500
 _RETRY_S = 0.25
+_SECOND_TRY_S = 0.05
 # Usage is added up for so long before it is written: nothing but eviction waits for them.
 _USAGE_EVERY_S = 1.0
 # What was removed during an outage is to be gone within a second of its end.
 _MAX_RETRY_S = 0.8
 # Nothing is written unless what others removed was read this recently.
 _FOLLOWED_WITHIN_S = 1.0
-_MAX_LOST = 100_000
 
 
 class TierSync:
@@ -77,14 +75,10 @@ class TierSync:
     ) -> None:
         self._tier, self._on_added, self._on_forgotten = tier, on_added, on_forgotten
         self._held = held
-        self._queue: deque[Answer] = deque()
-        self._queue_length, self._poll_s = queue_length, poll_s
-        self._queue_bytes, self._waiting_bytes = queue_bytes, 0
+        self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
+        self._poll_s = poll_s
         self._usage = PendingUsage(queue_length)
         self._usage_written_s, self._draining = time.monotonic(), 0
-        self._unwritten = 0
-        self._lost: dict[Key, None] = {}
-        self._batch: list[Answer] = []
         self._forgets: deque[PendingForget] = deque()
         self._late = LateWrites()
         self._removed_meanwhile: set[Key] = set()
@@ -115,7 +109,7 @@ class TierSync:
     @property
     def unwritten(self) -> int:
         """Answers that the tier never got."""
-        return self._unwritten
+        return self._queue.num_lost
 
     @property
     def uncredited(self) -> int:
@@ -149,10 +143,7 @@ class TierSync:
     def write(self, answers: Iterable[Answer]) -> None:
         """Have answers written soon; returns at once."""
         with self._changed:
-            for answer in answers:
-                self._queue.append(answer)
-                self._waiting_bytes += answer.num_bytes
-            self._drop_oldest()
+            self._queue.put(answers)
             self._changed.notify_all()
 
     def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
@@ -166,7 +157,7 @@ class TierSync:
             pending = next((each for each in self._forgets if each.is_of(invalidation)), None)
             if pending is None:
                 pending = PendingForget(invalidation)
-                self._drop_waiting(invalidation.means)
+                self._queue.drop(invalidation.means)
                 self._forgets.append(pending)
                 self._changed.notify_all()
         pending.done.wait(timeout_s)
@@ -211,11 +202,9 @@ class TierSync:
             thread.join(timeout_s)
         with self._changed:
             # Only now: a batch that fails on its way is put back.
-            self._unwritten += len(self._queue)
+            self._queue.lose_all()
             self._usage.lost += len(self._usage)
             self._usage.take()
-            self._queue.clear()
-            self._waiting_bytes = 0
         self._tier.close()
 
     def _pause(self, seconds: float) -> bool:
@@ -232,9 +221,7 @@ class TierSync:
                 if self._closing:
                     return
                 usage = self._due_usage()
-                count = min(_WRITE_BATCH, len(self._queue)) if self._may_write() else 0
-                self._batch = batch = [self._queue.popleft() for _ in range(count)]
-                self._waiting_bytes -= sum(answer.num_bytes for answer in batch)
+                batch = self._queue.take(_WRITE_BATCH if self._may_write() else 0)
                 forgets, stale = list(self._forgets), self._late.take()
                 self._writing = True
             forgotten = self._try_remove(stale) & self._try_forget(forgets)
@@ -254,29 +241,19 @@ class TierSync:
         self, batch: list[Answer], written: bool, pending: dict[str, dict[str, UsageCounts]]
     ) -> None:
         """End a batch of writing: what failed is tried again; the caller holds the lock."""
-        self._writing, self._batch = False, []
+        self._writing, self._queue.being_written = False, []
         for namespace, uses in pending.items():
             self._usage.add(namespace, uses)
         if written:
             self._late.wrote(batch)
         else:
-            kept = self._late.without(batch)
-            self._queue.extendleft(reversed(kept))
-            self._waiting_bytes += sum(answer.num_bytes for answer in kept)
-            self._drop_oldest()
+            self._queue.put_back(self._late.without(batch))
 
     def _put(self, answers: Sequence[Answer]) -> None:
         """Write answers; those that had to make room for them leave memory too."""
         gone = self._tier.put(answers)
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
-
-    def _drop_oldest(self) -> None:
-        """Keep the queue within its bounds; the caller holds the lock."""
-        while len(self._queue) > self._queue_length or self._waiting_bytes > self._queue_bytes:
-            oldest = self._queue.popleft()
-            self._waiting_bytes -= oldest.num_bytes
-            self._lose(oldest)
 
     def _has_work(self) -> bool:
         waits = (self._queue and self._may_write()) or self._forgets or self._late
@@ -343,20 +320,8 @@ class TierSync:
             return False
         except Exception as error:  # an answer that has no encoding, say: never again
             self._write_errors.failed(error)
-            self._unwritten += num_answers
+            self._queue.num_lost += num_answers
         return True
-
-    def _lose(self, answer: Answer) -> None:
-        """Note that the tier never gets this answer; the caller holds the lock."""
-        self._unwritten += 1
-        self._lost[answer.namespace, answer.answer_id] = None
-        if len(self._lost) > _MAX_LOST:
-            del self._lost[next(iter(self._lost))]
-
-    def _drop_waiting(self, is_meant: Callable[[Answer], bool]) -> None:
-        """Do not write answers after all; the caller holds the lock."""
-        self._queue = deque(answer for answer in self._queue if not is_meant(answer))
-        self._waiting_bytes = sum(answer.num_bytes for answer in self._queue)
 
     def _read_loop(self) -> None:
         caught_up = False
@@ -390,7 +355,9 @@ class TierSync:
         with self._changed:
             self._removed_meanwhile.clear()
         self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
-        expected = self._held() - self._never_written()
+        held = self._held()
+        with self._changed:
+            expected = held - self._queue.unwritten
         present: set[Key] = set()
         for namespace in self._tier.namespaces():
             answers = self._tier.answers(namespace)
@@ -400,19 +367,13 @@ class TierSync:
                 present.update((answer.namespace, answer.answer_id) for answer in batch)
                 self._on_added(batch)
                 self._follow_invalidations()
-        gone = expected - present - self._never_written()
         with self._changed:
+            gone = expected - present - self._queue.unwritten
             # Read before we had it removed, it may have been taken after that.
             gone |= self._removed_meanwhile
             self._removed_meanwhile.clear()
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
-
-    def _never_written(self) -> set[Key]:
-        """Return what the tier cannot have: it waits here, or was lost."""
-        with self._changed:
-            waiting = (*self._queue, *self._batch)
-            return {*self._lost, *((answer.namespace, answer.answer_id) for answer in waiting)}
 
     def _follow(self) -> bool:
         self._follow_invalidations()
@@ -422,7 +383,7 @@ class TierSync:
         if changes.removed:
             removed = set(changes.removed)
             with self._changed:
-                self._drop_waiting(lambda answer: (answer.namespace, answer.answer_id) in removed)
+                self._queue.drop(lambda answer: (answer.namespace, answer.answer_id) in removed)
             self._on_forgotten(Forgotten(removed=changes.removed))
         self._behind |= not changes.complete
         return bool(changes.added)
@@ -432,16 +393,12 @@ class TierSync:
         page = self._tier.invalidations(self._position)
         with self._changed:
             for each in page.invalidations:
-                self._drop_waiting(each.means)
-                self._late.forget(each, self._batch)
+                self._queue.drop(each.means)
+                self._late.forget(each, self._queue.being_written)
             if not page.complete:
                 # Any of them may be meant.
                 self._behind = True
-                for answer in self._queue:
-                    self._lose(answer)
-                self._queue.clear()
-                self._waiting_bytes = 0
-                self._lost.clear()
+                self._queue.lose_all()
         is_news = page.position is not None and is_first
         if page.invalidations or is_news or not page.complete:
             self._on_forgotten(
@@ -453,13 +410,10 @@ class TierSync:
             self._changed.notify_all()
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_type(TierError),
-    stop=tenacity.stop_after_attempt(2),
-    wait=tenacity.wait_fixed(0.05),
-    reraise=True,
-)
 def _patiently(write: Callable[[], Result]) -> Result:
-    """Try once more: that costs nobody anything here, and spares the breaker a dropped
-    connection."""
-    return write()
+    """Try twice: that holds nobody up here, and spares the breaker a dropped connection."""
+    try:
+        return write()
+    except TierError:
+        time.sleep(_SECOND_TRY_S)
+        return write()

@@ -8,13 +8,13 @@ import os
 import re
 import socket
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class Embedder:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._batch_size = batch_size
-        self._remembered: OrderedDict[tuple[str, str], FloatArray] = OrderedDict()
+        # float32 [dim] by (namespace, text)
+        self._remembered: LRUCache[tuple[str, str], FloatArray] = LRUCache(_LRU_LENGTH)
         self._encode: Encode = _lexical
         self.name, self.dim = LEXICAL, _LEXICAL_DIM
         if model != LEXICAL:
@@ -105,13 +106,7 @@ class Embedder:
         for row, key in enumerate(keys):
             if key[1].strip():
                 vectors[row] = fresh[key] if key in fresh else self._remembered[key]
-        for key in keys:
-            if key in fresh:
-                self._remembered[key] = fresh[key]
-            if key in self._remembered:
-                self._remembered.move_to_end(key)
-        while len(self._remembered) > _LRU_LENGTH:
-            self._remembered.popitem(last=False)
+        self._remembered.update(fresh)
         return vectors
 
 

@@ -126,7 +126,6 @@ class ResultWriter:
 
     @property
     def _memory(self) -> memoryview:
-        assert self._block.buf is not None
         return self._block.buf
 
     def forget(self, keys: Iterable[tuple[str, str]]) -> None:
@@ -258,7 +257,6 @@ class ResultReader:
 
     @property
     def _memory(self) -> memoryview:
-        assert self._block.buf is not None
         return self._block.buf
 
     def _request_entry(self, request_id: str) -> _RequestEntry | list[NearAnswer] | None:

@@ -44,7 +44,7 @@ def make_tier(tmp_path):
 def test_files_stay_within_their_bound(tmp_path, make_tier, size, num_namespaces):
     bound = 2 << 20
     tier, most, num_left = make_tier(max_bytes=bound), 0, 0
-    for begin in range(0, (3 << 20) // (2 * size + 500), 50):
+    for begin in range(0, (5 << 20) // (2 * size + 500), 50):
         batch = [
             answer(n, namespace=f"tenant{n % num_namespaces}", size=size)
             for n in range(begin, begin + 50)

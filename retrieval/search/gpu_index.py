@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import faiss
+from reprise.retrieval.search.faiss_library import faiss
 
 logger = logging.getLogger(__name__)
 # faiss would take 1.5 GiB for its scratch, which belongs to the model; a search needs far less.

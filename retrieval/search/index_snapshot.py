@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import faiss
 import msgspec
 import numpy as np
 
 from reprise.retrieval.host.private_files import check_ours, open_new
 from reprise.retrieval.search.answer_index import NamespaceParts
+from reprise.retrieval.search.faiss_library import faiss
 
 _MAGIC = b"RPINDEX1"
 _TRAILER_BYTES = 12

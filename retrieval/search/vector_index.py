@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from reprise.retrieval.search.faiss_library import faiss
 from reprise.retrieval.search.gpu_index import GpuIndexes
 
 FloatArray = NDArray[np.float32]

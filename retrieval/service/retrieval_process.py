@@ -18,7 +18,6 @@ import msgspec
 
 from reprise.retrieval.host.pinned_cores import leave_pinned_cores
 from reprise.retrieval.service.launch_config import LaunchConfig
-from reprise.retrieval.service.retrieval_server import RetrievalServer
 
 logger = logging.getLogger(__name__)
 _NICENESS = 10
@@ -36,8 +35,11 @@ def main() -> None:
     # Whoever decodes goes first where cores are few.
     os.nice(_NICENESS)
     try:
+        # Only now: an import that fails is to be one line in the log, once.
+        from reprise.retrieval.service.retrieval_server import RetrievalServer
+
         server = RetrievalServer(launch)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         if launch.is_first:
             logger.warning(
                 "Retrieval cannot start, near answers are missing until it can: %s", error

@@ -149,7 +149,7 @@ def test_a_sender_whose_connection_fails_is_closed(wait_until):
     assert sender.num_errors == 1
 
 
-@pytest.mark.parametrize("method", ["_handle", "_joined", "_welcomed", "_left"])
+@pytest.mark.parametrize("method", ["_handle", "_on_added", "_welcomed", "_on_removed"])
 def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
     retriever = ProcessRetriever(CONFIG)
     client = None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal
 
 import msgspec
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
@@ -19,34 +18,30 @@ from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidati
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 from reprise.retrieval.api.tier_url import snapshot_path
-from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.query.clauses import ClauseSplitter
-from reprise.retrieval.query.turns import QueryOf, clip, prompt_tail
+from reprise.retrieval.query.query_reader import Decode, QueryReader
+from reprise.retrieval.query.turns import QueryOf, prompt_tail
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
-from reprise.retrieval.search.near_search import NearSearch, Query
+from reprise.retrieval.search.near_search import NearSearch
+from reprise.retrieval.service.answer_reports import AnswerReports
+from reprise.retrieval.service.applied_invalidations import AppliedInvalidations
 from reprise.retrieval.service.awaited_results import AwaitedResults
-from reprise.retrieval.service.open_tier import open_tier
-from reprise.retrieval.service.update_queue import UpdateQueue
+from reprise.retrieval.service.batch_processor import BatchProcessor, OnFound
+from reprise.retrieval.service.open_tier import open_now_or_later
 from reprise.retrieval.service.work_queue import Prompt, Work, WorkQueue
-from reprise.retrieval.tiers.late_tier import LateTier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
+from reprise.retrieval.tiers.tier import UsageCounts
 from reprise.retrieval.tiers.tier_sync import TierSync
 
-Decode = Callable[[Sequence[int]], str]
 OnForgotten = Callable[[Forgotten], None]
 OnGone = Callable[[Sequence[tuple[str, str]]], None]
-OnFound = Callable[[str, str, list[NearAnswer]], None]
 _IDLE_S = 0.25
 # Vector of 384 dimensions, graph links and dictionary entries, as measured.
 _INDEX_BYTES = 2200
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 _EXPIRE_EVERY_S = 0.5
-_MAX_APPLIED = 1000
-# So long an answer may be on its way from the engine.
-_ON_ITS_WAY_S = 2.0
 
 
 class LocalRetriever(Retriever):
@@ -82,11 +77,10 @@ class LocalRetriever(Retriever):
         on_forgotten: OnForgotten | None = None,
     ) -> None:
         self._config = config or RetrievalConfig()
-        self._decode, self._query_of = decode, query_of or clip
+        self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._threads = tokenizer_key, threads
-        self._on_found, self._on_gone, self._on_forgotten = on_found, on_gone, on_forgotten
-        self._applied: dict[str, None] = {}
-        self._just_applied: deque[Invalidation] = deque(maxlen=_MAX_APPLIED)
+        self._on_gone, self._on_forgotten = on_gone, on_forgotten
+        self._applied = AppliedInvalidations()
         self._to_erase: set[tuple[str, str]] = set()
         self._joining: list[tuple[Answer, bool]] = []
         self._search: NearSearch | None = None
@@ -101,14 +95,20 @@ class LocalRetriever(Retriever):
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
         self._results = AwaitedResults(max_requests=4 * self._config.queue_length)
-        self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
-        # (namespace, id) of answers that joined and that the update queue had no room for.
-        self._unreported: dict[tuple[str, str], None] = {}
+        self._reports = AnswerReports(max_bytes=self._config.queue_bytes)
         self._stats = RetrievalStats()
         self._waiting = 0
         self._closing = False
         self._busy = True  # until the models are loaded
         self._changed = threading.Condition()
+        self._batches = BatchProcessor(
+            memory=self._memory,
+            results=self._results,
+            queries=self._queries,
+            changed=self._changed,
+            count=self._count,
+            on_found=on_found,
+        )
         self._tiers = self._open_tiers()
         self._errors = LoopErrors("A batch of retrieval work")
         self._worker = threading.Thread(
@@ -190,7 +190,7 @@ class LocalRetriever(Retriever):
 
     def updates(self) -> list[AnswerUpdate]:
         with self._changed:
-            return [*self._updates.take(), *self._report_again()]
+            return self._reports.take(self.answer)
 
     def flush(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
@@ -268,19 +268,7 @@ class LocalRetriever(Retriever):
             self._tiers.close()
 
     def _open_tiers(self) -> TierSync | None:
-        open_configured = partial(
-            open_tier,
-            self._config.url,
-            ttl_s=self._config.ttl_s,
-            stream_length=self._config.stream_length,
-            max_bytes=self._config.tier_bytes,
-            max_namespaces=self._config.max_namespaces,
-        )
-        try:
-            tier = open_configured()
-        except TierError:  # the first use says why, and those after it try again
-            name = self._config.url.partition(":")[0]
-            tier = LateTier(name, cast("Callable[[], Tier]", open_configured))
+        tier = open_now_or_later(self._config)
         if tier is None:
             return None
         return TierSync(
@@ -304,7 +292,7 @@ class LocalRetriever(Retriever):
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""
         for invalidation in forgotten.invalidations:
-            if invalidation.invalidation_id not in self._applied:
+            if invalidation not in self._applied:
                 self._forget_here(invalidation)
         self._remove(forgotten.removed)
         self._notify_forgotten(forgotten)
@@ -312,10 +300,7 @@ class LocalRetriever(Retriever):
     def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
-            self._applied[invalidation.invalidation_id] = None
-            self._just_applied.append(invalidation)
-            if len(self._applied) > _MAX_APPLIED:
-                del self._applied[next(iter(self._applied))]
+            self._applied.add(invalidation)
         meant = [
             (answer.namespace, answer.answer_id)
             for namespace in filter(invalidation.covers, self._memory.namespaces())
@@ -327,7 +312,7 @@ class LocalRetriever(Retriever):
     def _is_meant(self, answer: Answer, invalidation: Invalidation) -> bool:
         text = None
         if invalidation.needs_text and not answer.prompt_text:
-            text = self._query(None, answer.prompt_token_ids)
+            text = self._queries.read(None, answer.prompt_token_ids)
         return invalidation.means(answer, text)
 
     def _remove(self, keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -374,8 +359,7 @@ class LocalRetriever(Retriever):
         gone = dict.fromkeys(self._memory.put(bare))
         for key, answer in new.items():
             if key not in gone:
-                self._report(AnswerUpdate.addition(answer))
-                self._count(stored=1)
+                self._count(stored=1, resyncs=self._reports.joined(answer))
         self._note_gone([key for key in gone if key not in new])
         self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
@@ -383,43 +367,17 @@ class LocalRetriever(Retriever):
     def _was_just_forgotten(self, answer: Answer) -> bool:
         """Return whether it was on its way here when it was to be forgotten; the caller holds the
         lock."""
-        earliest_s = steady_clock.now_s() - _ON_ITS_WAY_S
-        while self._just_applied and self._just_applied[0].made_s < earliest_s:
-            self._just_applied.popleft()
         return any(
             answer.created_s <= each.made_s and self._is_meant(answer, each)
-            for each in self._just_applied
+            for each in self._applied.made_lately()
         )
 
     def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
         """Report that answers (namespace, id) left memory; the caller holds the lock."""
         for key in gone:
-            if key in self._unreported:
-                del self._unreported[key]
-            else:
-                self._report(AnswerUpdate.removal(*key))
+            self._count(resyncs=self._reports.left(key))
         self._queue.put_gone(gone)
         self._count(evicted=len(gone))
-
-    def _report(self, update: AnswerUpdate) -> None:
-        """Have an update picked up; the caller holds the lock."""
-        unreported = self._updates.put(update)
-        self._count(resyncs=bool(unreported) and not self._unreported)
-        self._unreported.update(dict.fromkeys(unreported))
-
-    def _report_again(self) -> list[AnswerUpdate]:
-        """Return, of what there was no room for, as much as there is room for now; under the
-        lock."""
-        reported: list[AnswerUpdate] = []
-        num_bytes = 0
-        while self._unreported and num_bytes < self._config.queue_bytes:
-            key = next(iter(self._unreported))
-            del self._unreported[key]
-            answer = self.answer(*key)
-            if answer is not None:
-                reported.append(AnswerUpdate.addition(answer))
-                num_bytes += answer.num_bytes
-        return reported
 
     def _work(self, embedder: Embedder | None) -> None:
         """Load the models, then do what there is to do until closed: the worker thread."""
@@ -457,7 +415,7 @@ class LocalRetriever(Retriever):
                     search.drop_unclaimed()
             except Exception as error:
                 self._errors.failed(error)
-                self._answer_with_nothing(work.prompts)
+                self._batches.give_nothing(work.prompts)
                 upkeep = False  # what failed at once would fail at once again
 
     def _load(self, embedder: Embedder | None) -> NearSearch:
@@ -493,16 +451,13 @@ class LocalRetriever(Retriever):
 
     def _process_batch(self, search: NearSearch, work: Work) -> bool:
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
-        for namespace, answer_id in work.gone:
-            # It may have come back since.
-            if not self.answer(namespace, answer_id):
-                search.leave(namespace, answer_id)
+        self._batches.leave(search, work.gone)
         self._notify_gone(work.gone)
         # Prompts first: a request waits for them, nobody waits for an answer to join.
         if work.prompts:
-            self._answer_prompts(search, work.prompts)
+            self._batches.answer(search, work.prompts)
         if work.answers:
-            self._join(search, work.answers)
+            self._write(self._batches.join(search, work.answers))
         more = search.maintain()
         self._waiting = search.num_waiting
         return more
@@ -511,75 +466,13 @@ class LocalRetriever(Retriever):
         if self._on_gone is not None and keys:
             self._on_gone(keys)
 
-    def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
-        with self._changed:
-            # Under load some requests are over before their batch comes.
-            awaited = [p for p in prompts if self._results.is_awaited(p.request_id)]
-            self._count(submitted=len(prompts), abandoned=len(prompts) - len(awaited))
-        if not awaited:
+    def _write(self, answers: Sequence[Answer]) -> None:
+        """Have answers that joined written to the tier, but for what was forgotten meanwhile."""
+        if self._tiers is None:
             return
-        queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in awaited]
-        for found in search.search(queries):
-            for place, near_answers in zip(found.places, found.near_answers, strict=True):
-                self._publish(awaited[place], near_answers)
-            with self._changed:
-                self._count(
-                    found=sum(map(bool, found.near_answers)),
-                    embed_s=found.embed_s,
-                    search_s=found.search_s,
-                )
-
-    def _publish(self, prompt: Prompt, near_answers: list[NearAnswer]) -> None:
         with self._changed:
-            # The request may be gone, or submitted anew, by now.
-            given = self._results.give(prompt.request_id, near_answers)
-        if given and self._on_found is not None:
-            self._on_found(prompt.request_id, prompt.namespace, near_answers)
-
-    def _answer_with_nothing(self, prompts: list[Prompt]) -> None:
-        with self._changed:
-            for prompt in prompts:
-                self._results.give(prompt.request_id, [])
-
-    def _join(self, search: NearSearch, batch: list[tuple[Answer, bool]]) -> None:
-        held = [
-            (self._with_prompt_text(answer), ours)
-            for answer, ours in batch
-            if self.answer(answer.namespace, answer.answer_id)
-        ]
-        if len(held) < len(batch):
-            lost = sum(ours for _, ours in batch) - sum(ours for _, ours in held)
-            with self._changed:
-                self._count(evicted_early=lost)
-        texts = [self._query(answer.prompt_text, None) for answer, _ in held]
-        joined = search.join([answer for answer, _ in held], texts)
-        ours = {(a.namespace, a.answer_id) for a, ours in held if ours}
-        if self._tiers is not None:
-            with self._changed:
-                # What was forgotten meanwhile is not written.
-                self._tiers.write(
-                    a
-                    for a in joined
-                    if (a.namespace, a.answer_id) in ours
-                    and self.answer(a.namespace, a.answer_id) is not None
-                )
-                self._joining = []
-
-    def _with_prompt_text(self, answer: Answer) -> Answer:
-        """Return the answer with its query for text, by which people name it, if it came
-        without."""
-        if answer.prompt_text:
-            return answer
-        text = self._query(None, answer.prompt_token_ids)
-        self._memory.set_prompt_text(answer.namespace, answer.answer_id, text)
-        return msgspec.structs.replace(answer, prompt_text=text)
-
-    def _query(self, text: str | None, prompt_token_ids: NDArray[Any] | None) -> str:
-        if text is not None:
-            return clip(text)
-        if self._decode is None or prompt_token_ids is None:
-            return ""
-        return self._query_of(self._decode(prompt_token_ids.tolist()))
+            self._tiers.write(a for a in answers if self.answer(a.namespace, a.answer_id))
+            self._joining = []
 
     def _count(self, **increments: float) -> None:
         """Add to the counters; the caller holds the lock."""

@@ -28,9 +28,8 @@ from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folder
 from reprise.retrieval.host.private_files import claim_folder
 from reprise.retrieval.host.shared_block import owner_prefix, remove_stale_blocks, unlink_blocks
 from reprise.retrieval.host.watchdog import MAX_SILENCE_S, Watchdog
-from reprise.retrieval.service.launch_config import LaunchConfig
 from reprise.retrieval.service.retrieval_client import RetrievalClient
-from reprise.retrieval.service.wire import Response, Status
+from reprise.retrieval.service.wire import LaunchConfig, Response, Status
 
 logger = logging.getLogger(__name__)
 _LOOK_S = 0.1

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from reprise.retrieval.host.pinned_cores import leave_pinned_cores
-from reprise.retrieval.service.launch_config import LaunchConfig
+from reprise.retrieval.service.wire import LaunchConfig
 
 logger = logging.getLogger(__name__)
 _NICENESS = 10

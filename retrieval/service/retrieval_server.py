@@ -23,7 +23,6 @@ from reprise.retrieval.host.private_files import PRIVATE
 from reprise.retrieval.host.shared_block import free_bytes
 from reprise.retrieval.host.socket_address import short_address
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
-from reprise.retrieval.service.launch_config import LaunchConfig
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.shared_results import ResultWriter
 from reprise.retrieval.service.wire import (
@@ -37,6 +36,7 @@ from reprise.retrieval.service.wire import (
     ForgetReply,
     Hello,
     InvalidationNotice,
+    LaunchConfig,
     RecordUsage,
     Request,
     Response,

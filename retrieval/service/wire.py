@@ -22,6 +22,19 @@ _MAX_MESSAGE_BYTES = 256 << 20
 _MESSAGE_OVERHEAD_BYTES = 64
 
 
+class LaunchConfig(msgspec.Struct, frozen=True):
+    """What the owner hands to the process at its start."""
+
+    config: dict[str, object]
+    address: str
+    block_prefix: str
+    owner_pid: int
+    tokenizer: str | None = None
+    tokenizer_key: str = ""
+    is_first: bool = True
+    """Of a row of starts: what fails at each of them is logged once."""
+
+
 class Hello(msgspec.Struct, tag=True, frozen=True):
     """The client's first word."""
 

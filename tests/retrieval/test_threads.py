@@ -17,7 +17,6 @@ from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
-from reprise.retrieval.service.launch_config import LaunchConfig
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
@@ -26,6 +25,7 @@ from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
 from reprise.retrieval.service.wire import (
     RESPONSES,
     AnswerRemoved,
+    LaunchConfig,
     Sender,
     Status,
     Welcome,
@@ -163,7 +163,7 @@ def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
         monkeypatch.setattr(RetrievalClient, method, lambda *a: failing(*a))
         if method == "_welcomed":
             client._sender.close()
-        elif method == "_left":
+        elif method == "_on_removed":
             client._known.add(("", "gone"))  # left while there was no connection
             client._sender.close()
         else:

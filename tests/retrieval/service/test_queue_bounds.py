@@ -11,11 +11,10 @@ from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
-from reprise.retrieval.service.launch_config import LaunchConfig
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.retrieval_server import RetrievalServer
-from reprise.retrieval.service.wire import Hello, Sender, Store, Submit, receive
+from reprise.retrieval.service.wire import Hello, LaunchConfig, Sender, Store, Submit, receive
 from reprise.retrieval.service.work_queue import Prompt, WorkQueue
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.record import encode_record

@@ -7,7 +7,7 @@ import sys
 import msgspec
 import pytest
 
-from reprise.retrieval.service.launch_config import LaunchConfig
+from reprise.retrieval.service.wire import LaunchConfig
 
 # An owner pinned as vLLM pins a worker on the CPU: by affinity, and by OpenMP's variable.
 _OWNER = """

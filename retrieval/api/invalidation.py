@@ -114,7 +114,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def needs_contents(self) -> bool:
-        """Whether an answer's namespace and id do not tell if it is meant."""
+        """Whether it takes more than an answer's namespace and id to say if it is meant."""
         conditions = (self.prompt_digest, self.created_before_s, self.model_key)
         return any(condition is not None for condition in conditions)
 
@@ -153,7 +153,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     @property
     def is_late(self) -> bool:
         """Whether so much time has passed since it was made, in an outage say, that answers made
-        meanwhile have to be told apart."""
+        meanwhile have to be distinguished."""
         return steady_clock.now_s() - self.made_s > _ARRIVES_WITHIN_S
 
     def means(self, answer: Answer, text: str | None = None) -> bool:

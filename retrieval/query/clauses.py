@@ -28,7 +28,7 @@ class ClauseSplitter:
     """Finds the clauses of questions; not thread-safe.
 
     Args:
-        pipeline: Name of a trained spaCy pipeline, whose parts of speech then tell what is a
+        pipeline: Name of a trained spaCy pipeline, whose parts of speech then say what is a
             verb; None uses a word list.
 
     Without spaCy, or if the pipeline cannot be loaded, no question has clauses (or the word list

@@ -91,7 +91,7 @@ class Embedder:
         """Return float32 [n, dim], each row of length 1; an empty text is like nothing: zeros.
 
         With `namespaces`, one for each text, what is remembered is remembered for that namespace
-        alone: how long an embedding takes must not tell one tenant what another asked.
+        alone: how long an embedding takes must not show one tenant what another asked.
         """
         owners = namespaces or [""] * len(texts)
         keys = list(zip(owners, texts, strict=True))

@@ -53,7 +53,7 @@ class ProcessRetriever(RetrievalClient):
     Args:
         config: Settings of the process.
         tokenizer: Name or folder of the tokenizer that prompts given as token ids are decoded
-            with; its chat template tells where the last user turn is.
+            with; its chat template shows where the last user turn is.
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
         for_front_end: The owner takes no updates from here, but forgets what is to be
             forgotten.

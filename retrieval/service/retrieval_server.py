@@ -319,7 +319,7 @@ class RetrievalServer:
 
     def _send(self, client: _Client, message: Response) -> None:
         """Send what must not be missed: a client that has no room for it connects again, and is
-        told anew of all that is there."""
+        sent all that is there."""
         if not client.sender.send(message) and not client.sender.closed:
             self._resyncs += 1
             logger.warning(

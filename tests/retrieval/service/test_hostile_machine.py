@@ -185,8 +185,9 @@ def test_a_file_that_cannot_be_opened_is_tried_again(
         retriever.submit("r", namespace="", text="question number 1")
         wait_until(lambda: retriever.poll("r"))
         time.sleep(1.0)
-        starts = sorted(line.partition(":")[0] for line in lines(caplog))
-        assert starts == [f"{what} sqlite fails, going on without it" for what in WHAT_FAILS]
+        # Nothing is written before it is known what others removed: only reading is tried.
+        starts = [line.partition(":")[0] for line in lines(caplog)]
+        assert starts == ["Reading from sqlite fails, going on without it"]
         if damage == "read-only":
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         elif damage == "no database":
@@ -201,9 +202,6 @@ def test_a_file_that_cannot_be_opened_is_tried_again(
         assert path.stat().st_size
     finally:
         retriever.close()
-
-
-WHAT_FAILS = ("Reading from", "Writing to")
 
 
 def test_a_snapshot_that_cannot_be_written_is_said_once(tmp_path, caplog):

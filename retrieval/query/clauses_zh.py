@@ -47,7 +47,9 @@ _NOT_CONNECTIVE_BEFORE = set("合归吞兼火一")
 _NOT_CONNECTIVE_AFTER = set("发行列非不没未购联")
 _MIN_CHARACTERS = 3
 # What a text may be cut at; at its end that cuts nothing.
-_MAY_CUT = re.compile("[，,；;。.？?！!\n并]|" + "|".join(_CONNECTIVES))
+_MAY_CUT = re.compile(
+    "[，,；;。.？?！!\\n并且和与]|以及|同时|还有|另外|此外|然后|其次|顺便|或者|还想|也想|再问"
+)
 _CUT_OFF = "".join(_PUNCTUATION) + " "
 # What stands left of each connective is read again: in longer pieces that would take too long.
 _MAX_PIECE_CHARACTERS = 200

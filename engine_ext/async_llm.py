@@ -173,7 +173,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             headers = exchange.headers if exchange is not None else {}
             is_told = wants_info(headers, sampling_params.extra_args)
         except Exception as error:
-            self.front_end.errors.swallow("info", error)
+            self.front_end.errors.record("info", error)
             is_told = False
         return self._with_info(outputs, InfoCollector()) if is_told else outputs
 
@@ -201,7 +201,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         try:
             output.reprise_info = await collector.collect(self._draft_counts.fetch)
         except Exception as error:
-            self.front_end.errors.swallow("info", error)
+            self.front_end.errors.record("info", error)
             return
         if (exchange := current_exchange.get()) is not None:
             exchange.add_info(output.reprise_info)
@@ -240,7 +240,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         except VLLMClientError:
             raise
         except Exception as error:
-            self.front_end.errors.swallow("plan", error)
+            self.front_end.errors.record("plan", error)
             prompt, params = alone(prompt, params)
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if params.n > 1 and plan.exchange is not None:
@@ -431,7 +431,7 @@ async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_
         try:
             await engine.report()
         except Exception as error:
-            engine.front_end.errors.swallow("report", error)
+            engine.front_end.errors.record("report", error)
         reported = progress
         del engine
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vllm.logger import init_logger
 from vllm.utils.async_utils import cancel_task_threadsafe
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
@@ -60,7 +60,7 @@ class ExactForgetting:
         tokenizer: Callable[[], Any],
         retrieval: RetrievalClient | None,
         find_retrieval: FindRetrieval,
-        errors: SwallowedErrors,
+        errors: ErrorCounter,
     ) -> None:
         self._memory, self._get_tokenizer, self._errors = memory, tokenizer, errors
         self._clients = {} if retrieval is None else {retrieval.address: retrieval}
@@ -146,7 +146,7 @@ class ExactForgetting:
                 for forgotten in client.forgotten():
                     await self._apply(forgotten)
         except Exception as error:
-            self._errors.swallow("forget", error)
+            self._errors.record("forget", error)
 
     async def _apply(self, forgotten: Forgotten) -> None:
         if not forgotten.complete:

@@ -10,9 +10,9 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
 
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
-from reprise.engine_ext.core.swallowed import SwallowedErrors
 from reprise.engine_ext.frontend.exact_hits import (
     ExactKeys,
     exact_keys,
@@ -69,7 +69,7 @@ class FrontEnd:
         serving = config.serving
         self.config = config
         self._processor = processor
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         lives_s = [s for s in (serving.ttl_s, config.retrieval.ttl_s) if s is not None]
         self.memory = ExactMemory(
             max_bytes=serving.exact_memory_bytes, ttl_s=min(lives_s, default=None)
@@ -134,13 +134,13 @@ class FrontEnd:
             generation = Generation(self, request, plan)
             kind = self._take(request, prompt, queue, generation)
         except Exception as error:
-            self.errors.swallow("exact_hit", error)
+            self.errors.record("exact_hit", error)
             if is_new:
                 self._withdraw(request.request_id, queue)
         try:
             self._record(request, plan, generation, kind, time.perf_counter() - started_s)
         except Exception as error:
-            self.errors.swallow("front_end_records", error)
+            self.errors.record("front_end_records", error)
         if kind != "miss":
             return True
         if plan.control.only_if_cached:
@@ -149,7 +149,7 @@ class FrontEnd:
             if generation is not None:
                 self._watch(request, generation)
         except Exception as error:
-            self.errors.swallow("watch", error)
+            self.errors.record("watch", error)
         return False
 
     def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
@@ -158,7 +158,7 @@ class FrontEnd:
             self.flights.leave(request_id)
             self._replayer.withdraw(request_id, queue)
         except Exception as error:
-            self.errors.swallow("withdraw", error)
+            self.errors.record("withdraw", error)
 
     def _record(
         self,
@@ -185,7 +185,7 @@ class FrontEnd:
         try:
             self.flights.cancel(request_id, error)
         except Exception as own_error:
-            self.errors.swallow("not_admitted", own_error)
+            self.errors.record("not_admitted", own_error)
 
     def model_changed(self) -> None:
         """Weights were loaded, moved or replaced: what was answered before is not repeated."""

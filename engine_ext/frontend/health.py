@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.retrieval.api.retriever import RetrievalHealth
 
 
 def health_report(
     *,
     is_dead: bool,
-    errors: SwallowedErrors | None,
+    errors: ErrorCounter | None,
     retrieval: Sequence[RetrievalHealth],
     num_pending: int,
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import msgspec
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import OutputProcessorOutput, RequestOutputCollector
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.request.http_exchange import current_exchange
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def empty(queue: RequestOutputCollector) -> None:
 class OneTokenOutputs:
     """Stands before vLLM's output processor and splits what such streams are given."""
 
-    def __init__(self, processor: "OutputProcessor", *, errors: SwallowedErrors) -> None:
+    def __init__(self, processor: "OutputProcessor", *, errors: ErrorCounter) -> None:
         """Take the place of `add_request` and `process_outputs` on this one processor."""
         self._processor = processor
         self._errors = errors
@@ -159,7 +159,7 @@ class OneTokenOutputs:
             if queue is not None and parser_may_read(request):
                 OneTokenCollector.take_over(queue)
         except Exception as error:
-            self._errors.swallow("one_token_outputs", error)
+            self._errors.record("one_token_outputs", error)
         self._add_request(request, prompt, parent_req, request_index, queue)
 
     def process_outputs(
@@ -176,7 +176,7 @@ class OneTokenOutputs:
             try:
                 pieces = self._pieces_of(output)
             except Exception as error:
-                self._errors.swallow("one_token_outputs", error)
+                self._errors.record("one_token_outputs", error)
                 pieces = None
             if pieces is None:
                 whole.append(output)

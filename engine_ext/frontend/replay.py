@@ -15,7 +15,7 @@ from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.one_token_outputs import empty
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Replayer:
         processor: "OutputProcessor",
         *,
         chunk_tokens: int,
-        errors: SwallowedErrors,
+        errors: ErrorCounter,
     ) -> None:
         self._processor = processor
         self._feeder = Feeder(processor)
@@ -130,7 +130,7 @@ class Replayer:
             self._live.add(request_id)
             self._feed(request_id, first, None if rest else ending, prefill, weight_version)
         except Exception as error:
-            self._errors.swallow("replay", error)
+            self._errors.record("replay", error)
             if not self._processor.has_request(request_id) and queue.output is not None:
                 # All of it is on its way already.
                 self._live.discard(request_id)
@@ -192,7 +192,7 @@ class Replayer:
             try:
                 self._feed(request_id, chunk, last, None, weight_version)
             except Exception as error:
-                self._errors.swallow("replay", error)
+                self._errors.record("replay", error)
                 self._live.discard(request_id)
                 if state is not None:
                     self.fail(state, error)

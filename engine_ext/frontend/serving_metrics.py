@@ -98,8 +98,13 @@ class ServingMetrics:
             counter.labels(self._model, why).inc(self._increments.of(("evicted", why), total))
 
     def errors(self, where: str, counts: Mapping[str, int]) -> None:
-        """Errors that were swallowed, by place; `where` is `front_end` or `worker`."""
-        counter = _counter("errors", "Errors swallowed, by process and place.", "where", "place")
+        """Count errors that were caught, by place; `where` is `front_end` or `worker`."""
+        counter = _counter(
+            "errors",
+            "Errors caught, by process and place.",
+            "where",
+            "place",
+        )
         for place, total in counts.items():
             counter.labels(self._model, where, place).inc(
                 self._increments.of(("errors", where, place), total)

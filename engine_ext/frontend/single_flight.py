@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.one_token_outputs import latest_output
 from reprise.engine_ext.frontend.replay import Ending, Feeder, Replayer
 
@@ -78,7 +78,7 @@ class SingleFlight:
     """Stands between the engine's outputs and vLLM's output processor. Event loop only."""
 
     def __init__(
-        self, processor: "OutputProcessor", replayer: Replayer, *, errors: SwallowedErrors
+        self, processor: "OutputProcessor", replayer: Replayer, *, errors: ErrorCounter
     ) -> None:
         """Take the place of `process_outputs` and `abort_requests` on this one processor."""
         self._processor = processor
@@ -149,7 +149,7 @@ class SingleFlight:
             if flight.token_ids:
                 self._feed(flight, request_id, flight.token_ids, None)
         except Exception as error:
-            self._errors.swallow("single_flight", error)
+            self._errors.record("single_flight", error)
             self._replayer.withdraw(request_id, queue)
             return False
         flight.follower_ids[request_id] = None
@@ -185,7 +185,7 @@ class SingleFlight:
                 if (flight := self._by_request.get(output.request_id)) is not None
             ]
         except Exception as error:
-            self._errors.swallow("single_flight", error)
+            self._errors.record("single_flight", error)
             recorded = []
             for output in engine_core_outputs:
                 self.cancel(output.request_id, error)
@@ -207,13 +207,13 @@ class SingleFlight:
         error: Exception,
     ) -> None:
         """A flight has failed here: its leader goes on alone, as vLLM would have it."""
-        self._errors.swallow("single_flight", error)
+        self._errors.record("single_flight", error)
         self._by_request.pop(flight.request_id, None)
         try:
             for state in self._forget(flight):
                 self._fail(state, error)
         except Exception as another:
-            self._errors.swallow("single_flight", another)
+            self._errors.record("single_flight", another)
         if flight.leader_is_gone and not output.finished:
             result.reqs_to_abort.append(flight.request_id)
 
@@ -225,7 +225,7 @@ class SingleFlight:
                 to_stop += self._stops_with(request_id)
             except Exception as error:
                 # The engine makes nothing of an id that it does not know.
-                self._errors.swallow("single_flight", error)
+                self._errors.record("single_flight", error)
                 to_stop.append(request_id)
         return to_stop
 
@@ -319,7 +319,7 @@ class SingleFlight:
         try:
             self._feed(flight, follower_id, token_ids, ending)
         except Exception as error:
-            self._errors.swallow("single_flight", error)
+            self._errors.record("single_flight", error)
             flight.follower_ids.pop(follower_id, None)
             self._by_follower.pop(follower_id, None)
             self._fail(state, error)
@@ -363,4 +363,4 @@ class SingleFlight:
         try:
             call(*args)
         except Exception as error:
-            self._errors.swallow("flight_watcher", error)
+            self._errors.record("flight_watcher", error)

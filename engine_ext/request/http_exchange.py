@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.request.request_control import HEADER_PREFIX
 from reprise.engine_ext.request.request_info import CACHE_KINDS, RequestInfo, merged
 from reprise.engine_ext.request.tenants import ServerTenants
@@ -70,7 +70,7 @@ class ExchangeMiddleware:
         """`tenants` tells whose requests are; without it nobody knows."""
         self._app = app
         self._tenants = tenants or ServerTenants(others_check=True)
-        self._errors = SwallowedErrors()
+        self._errors = ErrorCounter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection. What is sent to a WebSocket passes as it is."""
@@ -114,7 +114,7 @@ class _Reply:
     at the end only is then a comment line before the end, which clients skip.
     """
 
-    def __init__(self, exchange: HttpExchange, send: Send, *, errors: SwallowedErrors) -> None:
+    def __init__(self, exchange: HttpExchange, send: Send, *, errors: ErrorCounter) -> None:
         self._exchange = exchange
         self._send = send
         self._errors = errors
@@ -158,14 +158,14 @@ class _Reply:
         try:
             return self._exchange.outcome()
         except Exception as error:
-            self._errors.swallow("reply_header", error)
+            self._errors.record("reply_header", error)
             return ""
 
     def _info(self) -> bytes | None:
         try:
             return self._exchange.take_info()
         except Exception as error:
-            self._errors.swallow("reply_header", error)
+            self._errors.record("reply_header", error)
             return None
 
 

@@ -198,7 +198,9 @@ async def read_or_error(queue: RequestOutputCollector) -> list[int] | str:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reprise.engine_ext.core.swallowed.logger.error", lambda *_a, **_k: None)
+    monkeypatch.setattr(
+        "reprise.engine_ext.core.error_counter.logger.error", lambda *_a, **_k: None
+    )
     monkeypatch.setattr(one_token_outputs._parsers_built, "any", True)
 
 

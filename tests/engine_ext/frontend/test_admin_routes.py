@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from reprise.engine_ext.core.config import engine_config, load_config
-from reprise.engine_ext.core.swallowed import RECENT_S, SwallowedErrors
+from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter
 from reprise.engine_ext.frontend.admin_routes import AdminRoutes, SharedReply
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
@@ -64,7 +64,7 @@ class Engine:
             tokenizer=Tokenizer,
             retrieval=None,
             find_retrieval=nowhere,
-            errors=SwallowedErrors(),
+            errors=ErrorCounter(),
         )
 
     async def get_worker_stats(self) -> list[Any]:
@@ -263,7 +263,7 @@ async def test_however_many_ask_the_workers_are_asked_once_in_a_while() -> None:
 
 def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
     now = [1000.0]
-    errors = SwallowedErrors(clock=lambda: now[0])
+    errors = ErrorCounter(clock=lambda: now[0])
 
     def report(*retrieval: RetrievalHealth, **given: Any) -> dict[str, Any]:
         options = {"is_dead": False, "errors": errors, "num_pending": 0, **given}
@@ -281,7 +281,7 @@ def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
     assert report(good, gone)["components"]["retrieval_1"]["detail"] == "no retrieval process"
     assert report(good, num_pending=1)["state"] == "degraded"
     assert report(good, is_dead=True)["state"] == "dead"
-    errors.swallow("watch", ValueError("once"))
+    errors.record("watch", ValueError("once"))
     assert report(good)["errors"] == {"watch": 1}
     assert report(good)["state"] == "degraded"
     now[0] += RECENT_S + 1

@@ -21,7 +21,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.outputs import LogprobsLists
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend import one_token_outputs
 from reprise.engine_ext.frontend.one_token_outputs import (
     OneTokenCollector,
@@ -203,7 +203,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.processor = OutputProcessor(TOKENIZER, log_stats=True)
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         OneTokenOutputs(self.processor, errors=self.errors)
         self.replayer = Replayer(self.processor, chunk_tokens=16, errors=self.errors)
         self.flights = SingleFlight(self.processor, self.replayer, errors=self.errors)

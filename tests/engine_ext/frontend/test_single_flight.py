@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.replay import Ending, Replayer
 from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 
@@ -38,7 +38,7 @@ class Desk:
 
     def __init__(self, *, log_stats: bool = True) -> None:
         self.processor = OutputProcessor(TOKENIZER, log_stats=log_stats)
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         self.replayer = Replayer(self.processor, chunk_tokens=3, errors=self.errors)
         self.flights = SingleFlight(self.processor, self.replayer, errors=self.errors)
         self.finished: list[FinishedFlight] = []

@@ -1,17 +1,10 @@
 """EnhancedAsyncLLM: vLLM's engine client, with the cache in front of the engine."""
 
 import asyncio
-import os
 import shutil
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    aclosing,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +18,13 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext.compat import http_front_door
+from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.health import health_report
-from reprise.engine_ext.request.http_exchange import current_exchange
-from reprise.engine_ext.request.request_control import wants_info
-from reprise.engine_ext.request.request_info import InfoCollector
+from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
 from reprise.engine_ext.request.request_plan import (
     RequestPlan,
     alone,
@@ -43,8 +34,6 @@ from reprise.engine_ext.request.request_plan import (
     with_plan,
 )
 from reprise.engine_ext.request.tenants import tell_of_private_requests
-from reprise.engine_ext.worker.worker_retriever import ADDRESS_VARIABLE, start_retrieval
-from reprise.retrieval.host.owned_folder import make_folder
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -61,8 +50,6 @@ logger = init_logger(__name__)
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
 _current_plan: ContextVar[RequestPlan | None] = ContextVar("reprise_plan", default=None)
-# From `generate`, which hands outputs on, to `add_request`.
-_current_info: ContextVar[InfoCollector | None] = ContextVar("reprise_info", default=None)
 
 
 class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
@@ -77,7 +64,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """Whether what comes past an HTTP server is one tenant's: of the program that says so. What
     comes without a tenant otherwise is private."""
     _config: "RepriseConfig | None" = None
-    _draft_counts: DraftCountsFetcher | None = None
+    _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
@@ -97,7 +84,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
                 "miss where they would say semantic.",
                 self._num_api_servers,
             )
-        with _announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
+        with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
         usage = kwargs.get("usage_context")
@@ -146,6 +133,11 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             retriever=self._retriever,
         )
         # Not the methods themselves: they would hold this engine when nobody else does.
+        ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
+        self._info_reporter = InfoReporter(
+            lambda ids: ask_for_draft_counts()(ids),  # type: ignore[misc]
+            errors=self.front_end.errors,
+        )
         get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
         find_retrieval = weakref.WeakMethod(self._find_retrieval)
         self.exact_forgetting = ExactForgetting(
@@ -166,45 +158,9 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         )
         if isinstance(prompt, EngineCoreRequest):
             sampling_params = prompt.sampling_params or sampling_params
-        if self.front_end is None:
+        if self._info_reporter is None or not self._info_reporter.is_wanted(sampling_params):
             return outputs
-        try:
-            exchange = current_exchange.get()
-            headers = exchange.headers if exchange is not None else {}
-            is_told = wants_info(headers, sampling_params.extra_args)
-        except Exception as error:
-            self.front_end.errors.record("info", error)
-            is_told = False
-        return self._with_info(outputs, InfoCollector()) if is_told else outputs
-
-    async def _with_info(
-        self, outputs: "AsyncGenerator[RequestOutput, None]", collector: InfoCollector
-    ) -> "AsyncGenerator[RequestOutput, None]":
-        async with aclosing(outputs):
-            token = _current_info.set(collector)
-            try:
-                # The request is added on the way to its first output. What its caller's task does
-                # after that, or after a refusal, is none of this request.
-                output = await anext(outputs, None)
-            finally:
-                _current_info.reset(token)
-            while output is not None:
-                if output.finished:
-                    await self._add_info(output, collector)
-                yield output
-                output = await anext(outputs, None)
-
-    async def _add_info(self, output: "RequestOutput", collector: InfoCollector) -> None:
-        assert self.front_end is not None
-        if self._draft_counts is None:
-            self._draft_counts = DraftCountsFetcher(self._ask_for_draft_counts)
-        try:
-            output.reprise_info = await collector.collect(self._draft_counts.fetch)
-        except Exception as error:
-            self.front_end.errors.record("info", error)
-            return
-        if (exchange := current_exchange.get()) is not None:
-            exchange.add_info(output.reprise_info)
+        return self._info_reporter.add_to(outputs)
 
     async def _ask_for_draft_counts(self, request_ids: Sequence[str]) -> list[Any]:
         return await self._ask_workers("reprise_draft_counts", list(request_ids))
@@ -232,7 +188,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
                 self._config,
                 prompt,
                 params,
-                _current_info.get(),
+                current_info.get(),
                 is_sole_tenant=self.is_sole_tenant,
             )
             params = with_plan(params, plan)
@@ -390,31 +346,6 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     def _model_changed(self) -> None:
         if self.front_end is not None:
             self.front_end.model_changed()
-
-
-@contextmanager
-def _announced_retrieval(*, wanted: bool) -> Iterator[Path | None]:
-    """Tell the workers that start meanwhile where retrieval will be found.
-
-    The socket there is linked once the workers run: what retrieval needs in this process, threads
-    and numba among it, must not be forked into them. Their clients try until it is there.
-    """
-    if not wanted:
-        yield None
-        return
-    folder = make_folder()
-    before = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = str(folder / "retrieval")
-    try:
-        yield folder / "retrieval"
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        if before is None:
-            del os.environ[ADDRESS_VARIABLE]
-        else:
-            os.environ[ADDRESS_VARIABLE] = before
 
 
 async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_s: float) -> None:

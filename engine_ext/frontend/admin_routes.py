@@ -10,7 +10,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from fastapi import APIRouter, FastAPI, HTTPException, Request
@@ -26,7 +26,8 @@ from reprise.retrieval.api.invalidation import CONDITIONS, Invalidation
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
-    from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+    from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
+    from reprise.engine_ext.frontend.front_end import FrontEnd
 
 logger = init_logger(__name__)
 
@@ -70,10 +71,21 @@ class SharedReply:
             self._over_s = time.monotonic()
 
 
+class _Engine(Protocol):
+    """What the routes need of the engine client: `EnhancedAsyncLLM` has it."""
+
+    front_end: "FrontEnd | None"
+    exact_forgetting: "ExactForgetting | None"
+
+    async def get_worker_stats(self) -> list[Any]: ...
+
+    async def health_check(self) -> dict[str, Any]: ...
+
+
 class _Admin:
     """What the routes need."""
 
-    def __init__(self, engine: "EnhancedAsyncLLM", access: AdminAccess) -> None:
+    def __init__(self, engine: _Engine, access: AdminAccess) -> None:
         self.engine = engine
         self.access = access
         self.worker_stats = SharedReply(engine.get_worker_stats, max_age_s=_STATS_EVERY_S)

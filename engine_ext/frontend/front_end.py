@@ -13,13 +13,6 @@ from vllm.v1.engine import FinishReason
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
-from reprise.engine_ext.frontend.exact_hits import (
-    ExactKeys,
-    exact_keys,
-    is_determined,
-    refusal,
-    unsupported_engine,
-)
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.generation import Generation
 from reprise.engine_ext.frontend.near_answers import NearAnswers
@@ -29,6 +22,13 @@ from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
+from reprise.engine_ext.request.exact_hits import (
+    ExactKeys,
+    exact_keys,
+    is_determined,
+    refusal,
+    unsupported_engine,
+)
 from reprise.engine_ext.request.request_plan import RequestPlan
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.host import steady_clock
@@ -131,7 +131,16 @@ class FrontEnd:
         # Of streaming input, each piece comes here.
         is_new = not self._processor.has_request(request.request_id)
         try:
-            generation = Generation(self, request, plan)
+            generation = Generation(
+                request,
+                plan,
+                weights_epoch=self.weights_epoch,
+                weight_version=self.flights.weight_version,
+                near_answers=self.near_answers,
+                metrics=self.metrics,
+                spans=self.spans,
+                on_answer=self.keep,
+            )
             kind = self._take(request, prompt, queue, generation)
         except Exception as error:
             self.errors.record("exact_hit", error)

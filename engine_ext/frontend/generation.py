@@ -1,25 +1,48 @@
 """One request that the engine generates for, as the front end sees it."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from reprise.engine_ext.frontend.exact_hits import ExactKeys
+from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import FinishedFlight
+from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.request.exact_hits import ExactKeys
 from reprise.engine_ext.request.request_plan import RequestPlan
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
-    from reprise.engine_ext.frontend.front_end import FrontEnd
-
 
 class Generation:
-    """One request that the engine generates for: a `FlightWatcher` and an `InfoSource`."""
+    """One request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
+
+    Args:
+        request: As the engine gets it.
+        plan: Of this request.
+        weights_epoch: Of the front end, as the request comes.
+        weight_version: vLLM's label of the weights, as the request comes; None: not known yet.
+        near_answers: Where near answers are searched for; None: the workers do that.
+        on_answer: Called with this object and the whole answer, if there is one.
+    """
 
     def __init__(
-        self, front_end: "FrontEnd", request: "EngineCoreRequest", plan: RequestPlan
+        self,
+        request: "EngineCoreRequest",
+        plan: RequestPlan,
+        *,
+        weights_epoch: int,
+        weight_version: str | None,
+        near_answers: NearAnswers | None,
+        metrics: ServingMetrics,
+        spans: Spans,
+        on_answer: "Callable[[Generation, FinishedFlight], None]",
     ) -> None:
-        self._front_end = front_end
+        self._near_answers = near_answers
+        self._metrics = metrics
+        self._spans = spans
+        self._on_answer = on_answer
         self._request_id = request.request_id
         self._trace_headers = request.trace_headers
         self._begun_s = time.monotonic()
@@ -31,36 +54,36 @@ class Generation:
         """Whether near answers are searched for here."""
         self.kind = "miss"
         """What the reply tells: exact, semantic, clause or miss."""
-        self.weights_epoch = front_end.weights_epoch
-        self.weight_version = front_end.flights.weight_version
+        self.weights_epoch = weights_epoch
+        self.weight_version = weight_version
 
     def on_first_token(self) -> None:
-        """Near answers that are there now help from the first decode step on."""
-        near_answers = self._front_end.near_answers
-        if self.retrieves and near_answers is not None:
-            self.kind = near_answers.kind(self._request_id)
-            self._front_end.metrics.near_answers(self.kind)
+        """Note which near answers are there: those help from the first decode step on."""
+        if self.retrieves and self._near_answers is not None:
+            self.kind = self._near_answers.kind(self._request_id)
+            self._metrics.near_answers(self.kind)
 
     def on_finish(self, finished: FinishedFlight) -> None:
         """Hand the answer on."""
-        self._front_end.keep(self, finished)
+        self._on_answer(self, finished)
 
     def on_end(self) -> None:
-        """Let go of the near answers."""
-        near_answers = self._front_end.near_answers
-        if self.retrieves and near_answers is not None:
-            self._front_end.spans.retrieval(
+        """Release the near answers."""
+        if self.retrieves and self._near_answers is not None:
+            self._spans.retrieval(
                 self._trace_headers,
                 kind=self.kind,
                 begun_s=self._begun_s,
-                found_s=near_answers.found_s(self._request_id),
+                found_s=self._near_answers.found_s(self._request_id),
             )
-            near_answers.end(self._request_id)
+            self._near_answers.end(self._request_id)
 
     def retrieval_ms(self) -> float | None:
-        """From here until near answers were there; None: not searched for here, or not yet."""
-        near_answers = self._front_end.near_answers
-        if not self.retrieves or near_answers is None:
+        """Return the time from here until near answers were there, in milliseconds.
+
+        None: they are not searched for here, or the search has not ended.
+        """
+        if not self.retrieves or self._near_answers is None:
             return None
-        found_s = near_answers.found_s(self._request_id)
+        found_s = self._near_answers.found_s(self._request_id)
         return (found_s - self._begun_s) * 1e3 if found_s is not None else None

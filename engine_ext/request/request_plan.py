@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.frontend.exact_hits import is_greedy
+from reprise.engine_ext.request.exact_hits import is_greedy
 from reprise.engine_ext.request.http_exchange import HttpExchange, current_exchange
 from reprise.engine_ext.request.request_control import (
     RequestControl,

@@ -21,11 +21,11 @@ from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_syste
 from reprise.engine_ext.compat import http_front_door, replacement, vllm_expectations
 from reprise.engine_ext.compat.replacement import install
 from reprise.engine_ext.compat.vllm_expectations import unexpected_in_vllm
+from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
 from reprise.engine_ext.request.http_exchange import current_exchange
 from reprise.engine_ext.request.tenants import SOLE_TENANT, key_namespace
-from reprise.engine_ext.worker.worker_retriever import ADDRESS_VARIABLE
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import RequestHints, has_hints, read_hints
-from reprise.engine_ext.frontend import front_end, one_token_outputs
+from reprise.engine_ext.frontend import front_end, info_reporter, one_token_outputs
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.generation import Generation
+from reprise.engine_ext.frontend.info_reporter import InfoReporter
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs
 from reprise.engine_ext.frontend.replay import Feeder, Replayer
@@ -260,6 +261,9 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
     def __init__(self, world: World) -> None:
         self.front_end = world.front_end
         self._config = world.front_end.config
+        self._info_reporter = InfoReporter(
+            self._ask_for_draft_counts, errors=world.front_end.errors
+        )
         self.is_sole_tenant = True
         self.output_processor = world.processor
         self.log_requests = False
@@ -323,7 +327,7 @@ async def test_info_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     engine = Engine(World())
     monkeypatch.setattr(InfoCollector, "collect", fail)
     assert await outputs_of(engine, reprise_info="on") == [output]
-    monkeypatch.setattr(async_llm, "wants_info", fail)
+    monkeypatch.setattr(info_reporter, "wants_info", fail)
     assert await outputs_of(engine) == [output]
     assert engine.front_end.errors.counts() == {"info": 2}  # type: ignore[union-attr]
 
@@ -335,11 +339,11 @@ async def test_a_refused_request_leaves_nothing_in_its_callers_task(
     seen: list[Any] = []
 
     async def generate(_self: Any, *_args: Any, **_kwargs: Any) -> Any:
-        seen.append(async_llm._current_info.get())
+        seen.append(info_reporter.current_info.get())
         if len(seen) == 1:
             raise RuntimeError("refused")
         yield SimpleNamespace(finished=False)
-        seen.append(async_llm._current_info.get())
+        seen.append(info_reporter.current_info.get())
         yield SimpleNamespace(finished=False)
 
     monkeypatch.setattr(AsyncLLM, "generate", generate)
@@ -347,7 +351,7 @@ async def test_a_refused_request_leaves_nothing_in_its_callers_task(
     with pytest.raises(RuntimeError, match="refused"):
         await outputs_of(engine, reprise_info="on")
     assert seen[0] is not None
-    assert async_llm._current_info.get() is None
+    assert info_reporter.current_info.get() is None
     await outputs_of(engine, reprise_info="on")
     assert isinstance(seen[1], InfoCollector)
     assert seen[1] is not seen[0]

@@ -12,7 +12,7 @@ from vllm.sampling_params import (
 )
 from vllm.v1.engine import EngineCoreRequest
 
-from reprise.engine_ext.frontend.exact_hits import (
+from reprise.engine_ext.request.exact_hits import (
     KEYED_FIELDS,
     REFUSED_FIELDS,
     REQUEST_FIELDS_IN_KEY_OTHERWISE,

@@ -25,15 +25,15 @@ from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.health import health_report
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
-from reprise.engine_ext.request.request_plan import (
-    RequestPlan,
-    alone,
-    behind_wall,
-    isolate,
-    settle,
-    with_plan,
+from reprise.engine_ext.request.request_policy import (
+    RequestPolicy,
+    fully_isolated,
+    resolve_isolation,
+    resolve_policy,
+    with_cache_salt,
+    with_policy,
 )
-from reprise.engine_ext.request.tenants import tell_of_private_requests
+from reprise.engine_ext.request.tenants import warn_of_private_requests
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -49,7 +49,7 @@ logger = init_logger(__name__)
 
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
-_current_plan: ContextVar[RequestPlan | None] = ContextVar("reprise_plan", default=None)
+_current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
 
 
 class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
@@ -93,11 +93,11 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         # Also where the rest of the front end is off: tenants have drafts of their own even then.
         has_front_door = http_front_door.install()
         if not has_front_door and usage is UsageContext.OPENAI_API_SERVER:
-            self._tell_of_private_requests()
+            self._warn_of_private_requests()
 
-    def _tell_of_private_requests(self) -> None:
+    def _warn_of_private_requests(self) -> None:
         if self._config is not None and self._config.namespace is None:
-            tell_of_private_requests("this server's HTTP front end, if it has one, was not found")
+            warn_of_private_requests("this server's HTTP front end, if it has one, was not found")
 
     def _run_output_handler(self) -> None:
         # Called from `__init__` where a loop runs already: outputs must not be handled before
@@ -178,38 +178,38 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         if self._config is None or not isinstance(params, SamplingParams):
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if self.front_end is None:
-            isolation = isolate(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
+            isolation = resolve_isolation(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
             params = with_hints(params, RequestHints(namespace=isolation.namespace))
             if isinstance(prompt, EngineCoreRequest):
                 prompt.sampling_params = params
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         try:
-            plan = settle(
+            policy = resolve_policy(
                 self._config,
                 prompt,
                 params,
                 current_info.get(),
                 is_sole_tenant=self.is_sole_tenant,
             )
-            params = with_plan(params, plan)
-            prompt = behind_wall(prompt, plan, params)
+            params = with_policy(params, policy)
+            prompt = with_cache_salt(prompt, policy, params)
         except VLLMClientError:
             raise
         except Exception as error:
-            self.front_end.errors.record("plan", error)
-            prompt, params = alone(prompt, params)
+            self.front_end.errors.record("policy", error)
+            prompt, params = fully_isolated(prompt, params)
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        if params.n > 1 and plan.exchange is not None:
-            plan.exchange.add_outcome(lambda: "miss")
-        token = _current_plan.set(plan)
+        if params.n > 1 and policy.http_context is not None:
+            policy.http_context.add_outcome(lambda: "miss")
+        token = _current_policy.set(policy)
         try:
             queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
         finally:
-            _current_plan.reset(token)
-        if plan.info is not None and params.n > 1:
+            _current_policy.reset(token)
+        if policy.info is not None and params.n > 1:
             for index in range(params.n):
                 # As vLLM's `ParentRequest` names them.
-                plan.info.generates(f"{index}_{queue.request_id}")
+                policy.info.generates(f"{index}_{queue.request_id}")
         return queue
 
     async def _add_request(
@@ -220,17 +220,17 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         index: int,
         queue: "RequestOutputCollector",
     ) -> None:
-        plan = _current_plan.get()
+        policy = _current_policy.get()
         front_end = self.front_end
-        if front_end is None or plan is None or parent_req is not None:
+        if front_end is None or policy is None or parent_req is not None:
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
-        if front_end.answer(request, prompt, queue, plan):
+        if front_end.answer(request, prompt, queue, policy):
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)
             return
-        if plan.info is not None:
-            plan.info.generates(request.request_id)
+        if policy.info is not None:
+            policy.info.generates(request.request_id)
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
         except Exception as error:
@@ -375,7 +375,7 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
 
     The engine is the calling program's, which is one tenant: what it asks without a `cache_salt`
     shares cached answers. A program that serves several gives each prompt its tenant's
-    `cache_salt`, or puts `ExchangeMiddleware` with its API keys into its app.
+    `cache_salt`, or puts `HttpContextMiddleware` with its API keys into its app.
 
     Raises:
         ValueError: a setting is unknown or out of bounds.

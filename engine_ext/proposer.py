@@ -10,7 +10,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import RequestHints
-from reprise.engine_ext.request.request_info import DraftCountsKeeper
+from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
 from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
@@ -68,7 +68,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = ErrorCounter()
         self._live: dict[str, LiveRequest] = {}
-        self._draft_counts = DraftCountsKeeper()
+        self._draft_counts = DraftCountsStore()
         self._clock = StepClock()
         self._previous_ids: frozenset[str] = frozenset()
         self._kernels_up_to = 0
@@ -333,7 +333,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             return
         with self._errors.recording("end request"):
             if live.hints.info:
-                self._draft_counts.keep(request_id, stats)
+                self._draft_counts.put(request_id, stats)
         with self._errors.recording("end request"):
             self._hand_on(request_id, live, output_token_ids, stats)
 

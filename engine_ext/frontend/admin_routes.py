@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _STATE = "reprise_admin"
-_MOST_LISTED = 1000
-_LISTED = 100
+_MAX_LISTED = 1000
+_DEFAULT_LISTED = 100
 _STATS_EVERY_S = 2.0
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -116,12 +116,12 @@ async def look_up(request: Request) -> Response:
     """Answers held for exact hits in this process, most recently used first."""
     admin = _admin(request)
     given = _parameters(request.query_params.multi_items())
-    limit = _whole_number(given.pop("limit", str(_LISTED)), "limit")
+    limit = _whole_number(given.pop("limit", str(_DEFAULT_LISTED)), "limit")
     wants_texts = _switch(given.pop("texts", "false"), "texts")
     forgetting = admin.engine.exact_forgetting
     assert forgetting is not None
     found = await forgetting.find(_conditions(given or {"everything": True}))
-    listed = found[: min(limit, _MOST_LISTED)]
+    listed = found[: min(limit, _MAX_LISTED)]
     rows = [_describe(answer) for answer in listed]
     if wants_texts:
         for row, (prompt, response) in zip(rows, await forgetting.texts_of(listed), strict=True):

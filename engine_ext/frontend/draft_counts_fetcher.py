@@ -13,7 +13,7 @@ import msgspec
 from reprise.engine_ext.request.request_info import DraftCounts
 
 AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
-"""From request ids to what each worker's `DraftCountsKeeper.take` gives."""
+"""From request ids to what each worker's `DraftCountsStore.take` gives."""
 
 # The worker lets go of a request one step after its last output, or after the abort at a stop
 # string: until then there is nothing to fetch.

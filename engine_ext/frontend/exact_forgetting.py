@@ -27,7 +27,7 @@ _LOOK_EVERY_S = 0.1
 _FIND_EVERY_S, _MAX_FIND_EVERY_S = 5.0, 300.0
 _STARTS_WITHIN_S = 300.0
 _TIER_WITHIN_S = 2.0
-_MOST_APPLIED = 1000
+_MAX_APPLIED = 1000
 
 
 class ForgetReport(NamedTuple):
@@ -163,7 +163,7 @@ class ExactForgetting:
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         self._applied[invalidation.invalidation_id] = None
-        if len(self._applied) > _MOST_APPLIED:
+        if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]
         return self._memory.remove(await self.find(invalidation))
 

@@ -14,13 +14,13 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
-from reprise.engine_ext.frontend.generation import Generation
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.frontend.replay import Ending, Replayer
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.exact_hits import (
     ExactKeys,
@@ -29,7 +29,7 @@ from reprise.engine_ext.request.exact_hits import (
     refusal,
     unsupported_engine,
 )
-from reprise.engine_ext.request.request_plan import RequestPlan
+from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.host import steady_clock
 
@@ -114,7 +114,7 @@ class FrontEnd:
         request: "EngineCoreRequest",
         prompt: str | None,
         queue: "RequestOutputCollector",
-        plan: RequestPlan,
+        policy: RequestPolicy,
     ) -> bool:
         """Answer `request` without the engine if that can be done exactly.
 
@@ -126,37 +126,37 @@ class FrontEnd:
             NotCachedError: it has to, and the request forbids it.
         """
         started_s = time.perf_counter()
-        generation: Generation | None = None
+        tracked: TrackedRequest | None = None
         kind = "miss"
         # Of streaming input, each piece comes here.
         is_new = not self._processor.has_request(request.request_id)
         try:
-            generation = Generation(
+            tracked = TrackedRequest(
                 request,
-                plan,
+                policy,
                 weights_epoch=self.weights_epoch,
                 weight_version=self.flights.weight_version,
                 near_answers=self.near_answers,
                 metrics=self.metrics,
                 spans=self.spans,
-                on_answer=self.keep,
+                on_answer=self._store_answer,
             )
-            kind = self._take(request, prompt, queue, generation)
+            kind = self._take(request, prompt, queue, tracked)
         except Exception as error:
             self.errors.record("exact_hit", error)
             if is_new:
                 self._withdraw(request.request_id, queue)
         try:
-            self._record(request, plan, generation, kind, time.perf_counter() - started_s)
+            self._record(request, policy, tracked, kind, time.perf_counter() - started_s)
         except Exception as error:
             self.errors.record("front_end_records", error)
         if kind != "miss":
             return True
-        if plan.control.only_if_cached:
+        if policy.control.only_if_cached:
             raise NotCachedError
         try:
-            if generation is not None:
-                self._watch(request, generation)
+            if tracked is not None:
+                self._watch(request, tracked)
         except Exception as error:
             self.errors.record("watch", error)
         return False
@@ -172,19 +172,19 @@ class FrontEnd:
     def _record(
         self,
         request: "EngineCoreRequest",
-        plan: RequestPlan,
-        generation: Generation | None,
+        policy: RequestPolicy,
+        tracked: TrackedRequest | None,
         kind: str,
         took_s: float,
     ) -> None:
         """Count the request, and tell whoever asked how it was taken."""
-        if generation is not None:
+        if tracked is not None:
             if kind != "miss":
-                generation.kind = "exact"
-            if plan.exchange is not None:
-                plan.exchange.add_outcome(lambda: generation.kind)
-            if plan.info is not None:
-                plan.info.add(generation)
+                tracked.kind = "exact"
+            if policy.http_context is not None:
+                policy.http_context.add_outcome(lambda: tracked.kind)
+            if policy.info is not None:
+                policy.info.add(tracked)
         self.counts[kind] += 1
         self.metrics.request(kind, took_s)
         self.spans.exact_lookup(request.trace_headers, kind=kind, took_s=took_s)
@@ -234,11 +234,11 @@ class FrontEnd:
         request: "EngineCoreRequest",
         prompt: str | None,
         queue: "RequestOutputCollector",
-        generation: Generation,
+        tracked: TrackedRequest,
     ) -> str:
         """exact, followed or miss."""
-        control = generation.plan.control
-        if not generation.plan.shares:
+        control = tracked.policy.control
+        if not tracked.policy.shares:
             self._refuse("nobody knows whose request it is")
             return "miss"
         if not control.look_up and not control.store:
@@ -251,13 +251,13 @@ class FrontEnd:
         try:
             keys = exact_keys(
                 request,
-                namespace=generation.plan.namespace,
+                namespace=tracked.policy.namespace,
                 model_key=self._model_key_of(request),
             )
         except ValueError:
             self._refuse("a setting without an encoding")
             return "miss"
-        generation.keys = keys
+        tracked.keys = keys
         if control.look_up:
             stored = self._find(keys, request, control.max_age_s)
             if stored is not None:
@@ -269,28 +269,28 @@ class FrontEnd:
                 return "followed"
         return "miss"
 
-    def _watch(self, request: "EngineCoreRequest", generation: Generation) -> None:
+    def _watch(self, request: "EngineCoreRequest", tracked: TrackedRequest) -> None:
         """Begin the search for near answers; record what the engine will emit."""
         assert request.sampling_params is not None
         hints = read_hints(request.sampling_params)
-        may_draft = hints.drafts and hints.max_draft != 0 and generation.plan.shares
+        may_draft = hints.drafts and hints.max_draft != 0 and tracked.policy.shares
         if self.near_answers is not None and may_draft and not request.resumable:
-            generation.retrieves = self.near_answers.begin(request, generation.plan.namespace)
-            if generation.retrieves:
+            tracked.retrieves = self.near_answers.begin(request, tracked.policy.namespace)
+            if tracked.retrieves:
                 hints = msgspec.structs.replace(hints, retrieval_id=request.request_id)
                 attach_hints(request.sampling_params, hints)
-        keys = generation.keys
-        if keys is None and not generation.retrieves:
+        keys = tracked.keys
+        if keys is None and not tracked.retrieves:
             return
         may_be_followed = (
             keys is not None
-            and generation.plan.control.look_up
+            and tracked.policy.control.look_up
             and is_determined(request.sampling_params)
         )
         self.flights.lead(
             keys.limited if keys is not None and may_be_followed else None,
             request.request_id,
-            watcher=generation,
+            watcher=tracked,
             priority=request.priority,
         )
 
@@ -335,29 +335,27 @@ class FrontEnd:
             self._save(len(token_ids))
         return replayed
 
-    def keep(self, generation: Generation, finished: FinishedFlight) -> None:
-        """A generation came to its own end: keep what it gave, as its request allows."""
+    def _store_answer(self, tracked: TrackedRequest, finished: FinishedFlight) -> None:
+        """Store the answer of a request that came to its own end, as far as it allows that."""
         self._save(finished.num_followers * len(finished.token_ids))
-        control = generation.plan.control
+        control = tracked.policy.control
         if not control.store:
             return
-        if generation.retrieves and self.near_answers is not None:
-            self.near_answers.learn(
-                generation.prompt_token_ids, finished, generation.plan.namespace
-            )
-        keys = generation.keys
+        if tracked.retrieves and self.near_answers is not None:
+            self.near_answers.learn(tracked.prompt_token_ids, finished, tracked.policy.namespace)
+        keys = tracked.keys
         weight_version = self.flights.weight_version
-        same_weights = (
-            generation.weights_epoch == self.weights_epoch
-            and generation.weight_version in (None, weight_version)
+        same_weights = tracked.weights_epoch == self.weights_epoch and tracked.weight_version in (
+            None,
+            weight_version,
         )
         if keys is None or not same_weights:
             return
         cut = finished.ending.finish_reason is FinishReason.LENGTH
         answer = Answer.create(
-            prompt_token_ids=generation.prompt_token_ids,
+            prompt_token_ids=tracked.prompt_token_ids,
             response_token_ids=finished.token_ids,
-            namespace=generation.plan.namespace,
+            namespace=tracked.policy.namespace,
             model_key=self._model_key,
             finish_reason=str(finished.ending.finish_reason),
             stop_reason=finished.ending.stop_reason,

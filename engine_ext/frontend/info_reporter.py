@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
-from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.request.http_context import current_http_context
 from reprise.engine_ext.request.request_control import wants_info
 from reprise.engine_ext.request.request_info import InfoCollector
 
@@ -39,8 +39,8 @@ class InfoReporter:
     def is_wanted(self, params: "SamplingParams") -> bool:
         """Return whether the client of the request with these params asks for its information."""
         try:
-            exchange = current_exchange.get()
-            headers = exchange.headers if exchange is not None else {}
+            http_context = current_http_context.get()
+            headers = http_context.headers if http_context is not None else {}
             return wants_info(headers, params.extra_args)
         except Exception as error:
             self._errors.record("info", error)
@@ -71,5 +71,5 @@ class InfoReporter:
         except Exception as error:
             self._errors.record("info", error)
             return
-        if (exchange := current_exchange.get()) is not None:
-            exchange.add_info(output.reprise_info)
+        if (http_context := current_http_context.get()) is not None:
+            http_context.add_info(output.reprise_info)

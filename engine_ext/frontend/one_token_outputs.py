@@ -21,7 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import OutputProcessorOutput, RequestOutputCollector
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.request.http_context import current_http_context
 
 if TYPE_CHECKING:
     from vllm.outputs import PoolingRequestOutput, RequestOutput
@@ -71,8 +71,8 @@ def parser_may_read(request: "EngineCoreRequest") -> bool:
     params = request.sampling_params
     if params is None or params.output_kind is not RequestOutputKind.DELTA:
         return False
-    exchange = current_exchange.get()
-    path = exchange.path if exchange is not None else ""
+    http_context = current_http_context.get()
+    path = http_context.path if http_context is not None else ""
     if path.endswith(_PATHS_OF_FOREIGN_PARSERS):
         return True
     return _parsers_built.any and not path.endswith(_PATHS_WITHOUT_PARSERS)

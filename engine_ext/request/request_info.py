@@ -13,7 +13,7 @@ import msgspec
 if TYPE_CHECKING:
     from reprise.spec.api.stats import RequestStats
 
-_MOST_KEPT = 1024
+_MAX_STORED = 1024
 CACHE_KINDS = ("exact", "semantic", "clause", "miss")
 """How the cache took a request, in the order in which that is told."""
 
@@ -94,17 +94,17 @@ class InfoCollector:
         )
 
 
-class DraftCountsKeeper:
+class DraftCountsStore:
     """The worker's side: counts of finished requests, each until it is asked for.
 
     The oldest give way: a client that left never asks.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, DraftCounts] = OrderedDict()
+        self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
 
-    def keep(self, request_id: str, stats: "RequestStats | None") -> None:
-        """A request that asked is over; None: nothing was drafted for it."""
+    def put(self, request_id: str, stats: "RequestStats | None") -> None:
+        """Store the counts of a request that asked and is over; None: nothing was drafted."""
         counts = DraftCounts()
         if stats is not None:
             by_source = {
@@ -112,13 +112,13 @@ class DraftCountsKeeper:
                 for source, count in stats.by_source.items()
             }
             counts = DraftCounts(stats.steps, by_source)
-        self._kept[request_id] = counts
-        while len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+        self._counts[request_id] = counts
+        while len(self._counts) > _MAX_STORED:
+            self._counts.popitem(last=False)
 
     def take(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """The counts of those of these requests that are over, as plain values; once."""
-        found = {id_: self._kept.pop(id_) for id_ in request_ids if id_ in self._kept}
+        found = {id_: self._counts.pop(id_) for id_ in request_ids if id_ in self._counts}
         plain: dict[str, Any] = msgspec.to_builtins(found)
         return plain
 

@@ -115,7 +115,7 @@ class ServerTenants:
 _told: set[str] = set()
 
 
-def tell_of_private_requests(reason: str) -> None:
+def warn_of_private_requests(reason: str) -> None:
     """Say, once for each reason, that requests share nothing, and what to do about it."""
     if reason not in _told:
         _told.add(reason)

@@ -24,7 +24,7 @@ from reprise.engine_ext.compat.vllm_expectations import unexpected_in_vllm
 from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
-from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.request.http_context import current_http_context
 from reprise.engine_ext.request.tenants import SOLE_TENANT, key_namespace
 
 
@@ -183,8 +183,8 @@ async def test_vllms_app_has_the_middleware_and_it_the_keys(
     seen = []
 
     async def health(_request: Any) -> PlainTextResponse:
-        exchange = current_exchange.get()
-        seen.append(exchange.tenant if exchange is not None else "no exchange")
+        http_context = current_http_context.get()
+        seen.append(http_context.tenant if http_context is not None else "no context")
         return PlainTextResponse("")
 
     monkeypatch.setattr(entry, "build_app", entry.build_app)

@@ -23,7 +23,6 @@ from reprise.engine_ext.core.request_hints import RequestHints, has_hints, read_
 from reprise.engine_ext.frontend import front_end, info_reporter, one_token_outputs
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.front_end import FrontEnd
-from reprise.engine_ext.frontend.generation import Generation
 from reprise.engine_ext.frontend.info_reporter import InfoReporter
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs
@@ -31,11 +30,12 @@ from reprise.engine_ext.frontend.replay import Feeder, Replayer
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
-from reprise.engine_ext.request.http_exchange import HttpExchange
+from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_info import InfoCollector
-from reprise.engine_ext.request.request_plan import RequestPlan
+from reprise.engine_ext.request.request_policy import RequestPolicy
 
 TOKENS = [5, 6, 7, 8]
 # Where vLLM calls in; what they call is what may fail. The others are no part of a request's way.
@@ -51,9 +51,9 @@ _ENTRANCES = {
 _ELSEWHERE = {
     (ExactMemory, "clear find namespaces"),
     (FrontEnd, "close model_changed progress report stats"),
-    (HttpExchange, "add_info outcome take_info"),
+    (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates"),
-    (Generation, "retrieval_ms"),
+    (TrackedRequest, "retrieval_ms"),
     (NearAnswers, "stats"),
     (Replayer, "close"),
     (ServingMetrics, "errors retrieval workers _add _tier _worker"),
@@ -71,8 +71,8 @@ _OURS = (
     ExactMemory,
     Feeder,
     FrontEnd,
-    Generation,
-    HttpExchange,
+    TrackedRequest,
+    HttpRequestContext,
     InfoCollector,
     NearAnswers,
     OneTokenOutputs,
@@ -83,7 +83,7 @@ _OURS = (
 )
 _FUNCTIONS = [
     (front_end, name)
-    for name in ("refusal", "exact_keys", "is_determined", "_has_room", "Generation")
+    for name in ("refusal", "exact_keys", "is_determined", "_has_room", "TrackedRequest")
 ] + [(one_token_outputs, name) for name in ("parser_may_read", "one_token_each")]
 
 
@@ -152,8 +152,8 @@ class World:
 
     def ask(self, kind: RequestOutputKind, **params: Any) -> RequestOutputCollector:
         request, queue = self.make(kind, **params)
-        plan = RequestPlan(RequestControl(), "", HttpExchange({}, None), InfoCollector())
-        if not self.front_end.answer(request, None, queue, plan):
+        policy = RequestPolicy(RequestControl(), "", HttpRequestContext({}, None), InfoCollector())
+        if not self.front_end.answer(request, None, queue, policy):
             self.processor.add_request(request, None, None, 0, queue)
             self.generating[request.request_id] = list(TOKENS)
         return queue
@@ -275,7 +275,7 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
         self.aborted += self.output_processor.abort_requests([request_id], internal)
 
 
-@pytest.mark.parametrize("name", ["settle", "with_plan"])
+@pytest.mark.parametrize("name", ["resolve_policy", "with_policy"])
 @pytest.mark.parametrize("prompt", [{"prompt": "x"}, {"prompt": "x", "cache_salt": "s"}])
 async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, prompt: dict[str, str]
@@ -300,7 +300,7 @@ async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
     assert has_hints(params_a)
     assert read_hints(params_a) == RequestHints(drafts=False, store=False)
     assert len({"s", prompt_a["cache_salt"], prompt_b["cache_salt"]}) == 3
-    assert engine.front_end.errors.counts() == {"plan": 2}  # type: ignore[union-attr]
+    assert engine.front_end.errors.counts() == {"policy": 2}  # type: ignore[union-attr]
 
 
 async def test_what_a_client_asks_wrongly_is_refused_all_the_same() -> None:
@@ -374,11 +374,11 @@ async def test_nobody_waits_for_a_leader_that_left_while_it_was_admitted(
 
     async def admit() -> None:
         request, queue = world.make(RequestOutputKind.DELTA)
-        token = async_llm._current_plan.set(RequestPlan(RequestControl(), ""))
+        token = async_llm._current_policy.set(RequestPolicy(RequestControl(), ""))
         try:
             await engine._add_request(request, None, None, 0, queue)
         finally:
-            async_llm._current_plan.reset(token)
+            async_llm._current_policy.reset(token)
 
     task = asyncio.create_task(admit())
     await admitting.wait()

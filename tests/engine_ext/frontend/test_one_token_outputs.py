@@ -32,7 +32,7 @@ from reprise.engine_ext.frontend.one_token_outputs import (
 )
 from reprise.engine_ext.frontend.replay import Ending, Replayer
 from reprise.engine_ext.frontend.single_flight import SingleFlight
-from reprise.engine_ext.request.http_exchange import HttpExchange, current_exchange
+from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 
 # Answers in each parser's own format, two calls where it knows several; the answers' markers, which
 # models have as tokens.
@@ -479,11 +479,13 @@ def test_which_streams_a_parser_may_read(
     request, _ = make("r")
     assert request.sampling_params is not None
     request.sampling_params.output_kind = kind
-    token = current_exchange.set(HttpExchange({}, None, path=path) if path is not None else None)
+    token = current_http_context.set(
+        HttpRequestContext({}, None, path=path) if path is not None else None
+    )
     try:
         assert parser_may_read(request) is reads
     finally:
-        current_exchange.reset(token)
+        current_http_context.reset(token)
 
 
 def test_a_server_with_a_parser_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.request.exact_hits import is_greedy
-from reprise.engine_ext.request.http_exchange import HttpExchange, current_exchange
+from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 from reprise.engine_ext.request.request_control import (
     RequestControl,
     parse_control,
@@ -25,20 +25,20 @@ from reprise.engine_ext.request.tenants import (
     is_private,
     isolation_of,
     private_namespace,
-    tell_of_private_requests,
+    warn_of_private_requests,
 )
 
 if TYPE_CHECKING:
     from reprise.engine_ext.core.config import RepriseConfig
 
 
-class RequestPlan(msgspec.Struct, frozen=True):
+class RequestPolicy(msgspec.Struct, frozen=True):
     """One request's wishes and its wall."""
 
     control: RequestControl
     namespace: str
     """One of its own where nobody knows whose it is."""
-    exchange: HttpExchange | None = None
+    http_context: HttpRequestContext | None = None
     info: InfoCollector | None = None
     """Where the client wants to be told of this request."""
     cache_salt: str | None = None
@@ -50,15 +50,15 @@ class RequestPlan(msgspec.Struct, frozen=True):
         return not is_private(self.namespace)
 
 
-def settle(
+def resolve_policy(
     config: "RepriseConfig",
     prompt: Any,
     params: SamplingParams,
     info: InfoCollector | None,
     *,
     is_sole_tenant: bool,
-) -> RequestPlan:
-    """The plan that the request's headers, arguments and the settings add up to.
+) -> RequestPolicy:
+    """The policy that the request's headers, arguments and the settings add up to.
 
     Args:
         config: the settings.
@@ -70,24 +70,24 @@ def settle(
     Raises:
         VLLMValidationError: the client asks of the cache what makes no sense.
     """
-    exchange = current_exchange.get()
-    control = parse_control(exchange.headers if exchange else {}, params.extra_args)
+    http_context = current_http_context.get()
+    control = parse_control(http_context.headers if http_context else {}, params.extra_args)
     clients = control.namespace if config.serving.client_namespaces else None
-    isolation = isolate(config, prompt, clients=clients, is_sole_tenant=is_sole_tenant)
+    isolation = resolve_isolation(config, prompt, clients=clients, is_sole_tenant=is_sole_tenant)
     namespace = isolation.namespace
     if namespace is None:
         namespace = private_namespace()
         control = msgspec.structs.replace(control, look_up=False, store=False)
-    return RequestPlan(control, namespace, exchange, info, isolation.cache_salt)
+    return RequestPolicy(control, namespace, http_context, info, isolation.cache_salt)
 
 
-def isolate(
+def resolve_isolation(
     config: "RepriseConfig", prompt: Any, *, clients: str | None = None, is_sole_tenant: bool
 ) -> Isolation:
     """The isolation of a request to the engine client; the log tells of what is nobody's."""
-    exchange = current_exchange.get()
-    if exchange is not None:
-        tenant = exchange.tenant
+    http_context = current_http_context.get()
+    if http_context is not None:
+        tenant = http_context.tenant
         reason = (
             "a request came with none of the API keys that this server checks, or the server may "
             "tell clients apart by a middleware or by certificates"
@@ -99,7 +99,7 @@ def isolate(
         operators=config.namespace, clients=clients, tenant=tenant, cache_salt=_cache_salt(prompt)
     )
     if isolation.namespace is None:
-        tell_of_private_requests(reason)
+        warn_of_private_requests(reason)
     return isolation
 
 
@@ -109,20 +109,20 @@ def _cache_salt(prompt: Any) -> Any:
     return getattr(prompt, "cache_salt", None)
 
 
-def with_plan(params: SamplingParams, plan: RequestPlan) -> SamplingParams:
+def with_policy(params: SamplingParams, policy: RequestPolicy) -> SamplingParams:
     """A copy of `params` that tells the worker what it has to know, and nothing else of ours."""
-    control = plan.control
+    control = policy.control
     # Verifying drafts draws random numbers: a seeded sample would no longer be the one that the
     # seed gives without drafts.
     keeps_its_draws = is_greedy(params) or params.seed is None
     hinted = with_hints(
         params,
         RequestHints(
-            namespace=plan.namespace if plan.shares else None,
+            namespace=policy.namespace if policy.shares else None,
             drafts=control.drafts and keeps_its_draws,
             max_draft=control.max_draft,
             store=control.store,
-            info=plan.info is not None,
+            info=policy.info is not None,
         ),
     )
     hinted.extra_args = without_control(hinted.extra_args)
@@ -130,36 +130,36 @@ def with_plan(params: SamplingParams, plan: RequestPlan) -> SamplingParams:
     return hinted
 
 
-def behind_wall(prompt: Any, plan: RequestPlan, params: SamplingParams) -> Any:
-    """The prompt with the plan's cache salt: the time of a prefill must not tell what another
+def with_cache_salt(prompt: Any, policy: RequestPolicy, params: SamplingParams) -> Any:
+    """The prompt with the policy's cache salt: the time of a prefill must not tell what another
     tenant has asked, whatever salts the two give."""
     if isinstance(prompt, EngineCoreRequest):
         prompt.sampling_params = params
-        prompt.cache_salt = plan.cache_salt or prompt.cache_salt
-    elif isinstance(prompt, dict) and plan.cache_salt:
-        return {**prompt, "cache_salt": plan.cache_salt}
+        prompt.cache_salt = policy.cache_salt or prompt.cache_salt
+    elif isinstance(prompt, dict) and policy.cache_salt:
+        return {**prompt, "cache_salt": policy.cache_salt}
     elif isinstance(prompt, AsyncGenerator):
-        return _each_behind_wall(prompt, plan)
+        return _each_with_cache_salt(prompt, policy)
     return prompt
 
 
-async def _each_behind_wall(
-    inputs: AsyncGenerator[StreamingInput, None], plan: RequestPlan
+async def _each_with_cache_salt(
+    inputs: AsyncGenerator[StreamingInput, None], policy: RequestPolicy
 ) -> AsyncGenerator[StreamingInput, None]:
     async with aclosing(inputs):
         async for part in inputs:
             own = part.sampling_params
-            params = with_plan(own, plan) if isinstance(own, SamplingParams) else own
+            params = with_policy(own, policy) if isinstance(own, SamplingParams) else own
             prompt: Any = part.prompt
-            if isinstance(prompt, dict) and plan.cache_salt:
-                prompt = {**prompt, "cache_salt": plan.cache_salt}
+            if isinstance(prompt, dict) and policy.cache_salt:
+                prompt = {**prompt, "cache_salt": policy.cache_salt}
             yield StreamingInput(prompt=prompt, sampling_params=params)
 
 
-def alone(prompt: Any, params: SamplingParams) -> tuple[Any, SamplingParams]:
-    """Prompt and params of a request whose plan could not be made: it shares nothing with any
+def fully_isolated(prompt: Any, params: SamplingParams) -> tuple[Any, SamplingParams]:
+    """Prompt and params of a request whose policy could not be made: it shares nothing with any
     other, neither answers nor prefixes."""
     control = RequestControl(look_up=False, store=False, drafts=False)
-    plan = RequestPlan(control, private_namespace(), cache_salt=f"alone-{uuid4().hex}")
+    policy = RequestPolicy(control, private_namespace(), cache_salt=f"alone-{uuid4().hex}")
     hinted = with_hints(params, RequestHints(drafts=False, store=False))
-    return behind_wall(prompt, plan, hinted), hinted
+    return with_cache_salt(prompt, policy, hinted), hinted

@@ -21,10 +21,10 @@ INFO_HEADER = b"x-reprise-info"
 _HEADERS_THAT_ASK = frozenset({REPLY_HEADER.decode(), INFO_HEADER.decode()})
 _STREAM_END = b"data: [DONE]"
 # Messages of a stream that wait for the outcome; vLLM sends two before it asks the engine.
-_MOST_HELD = 4
+_MAX_HELD_MESSAGES = 4
 
 
-class HttpExchange:
+class HttpRequestContext:
     """What the middleware knows of a request and the engine client adds to it."""
 
     def __init__(self, headers: dict[str, str], tenant: str | None, *, path: str = "") -> None:
@@ -60,11 +60,13 @@ class HttpExchange:
         return merged(infos).as_json().encode() if infos else None
 
 
-current_exchange: ContextVar[HttpExchange | None] = ContextVar("reprise_exchange", default=None)
+current_http_context: ContextVar[HttpRequestContext | None] = ContextVar(
+    "reprise_http_context", default=None
+)
 
 
-class ExchangeMiddleware:
-    """Makes the exchange known to the engine client and tells its outcome in the reply."""
+class HttpContextMiddleware:
+    """Makes the context known to the engine client and tells its outcome in the reply."""
 
     def __init__(self, app: AsgiApp, tenants: ServerTenants | None = None) -> None:
         """`tenants` tells whose requests are; without it nobody knows."""
@@ -77,16 +79,16 @@ class ExchangeMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = self._exchange_of(scope)
+        http_context = self._context_of(scope)
         if scope["type"] == "http":
-            send = _Reply(exchange, send, errors=self._errors).send
-        token = current_exchange.set(exchange)
+            send = _Reply(http_context, send, errors=self._errors).send
+        token = current_http_context.set(http_context)
         try:
             await self._app(scope, receive, send)
         finally:
-            current_exchange.reset(token)
+            current_http_context.reset(token)
 
-    def _exchange_of(self, scope: Scope) -> HttpExchange:
+    def _context_of(self, scope: Scope) -> HttpRequestContext:
         headers: dict[str, str] = {}
         authorization = None
         for raw_name, raw_value in scope["headers"]:
@@ -98,7 +100,7 @@ class ExchangeMiddleware:
             elif name == "authorization" and authorization is None:  # vLLM takes the first too
                 authorization = raw_value.decode("latin-1")
         tenant = self._tenants_of(scope).tenant_of(authorization)
-        return HttpExchange(headers, tenant, path=scope.get("path", ""))
+        return HttpRequestContext(headers, tenant, path=scope.get("path", ""))
 
     def _tenants_of(self, scope: Scope) -> ServerTenants:  # noqa: ARG002 - a server's own may ask
         return self._tenants
@@ -114,8 +116,10 @@ class _Reply:
     at the end only is then a comment line before the end, which clients skip.
     """
 
-    def __init__(self, exchange: HttpExchange, send: Send, *, errors: ErrorCounter) -> None:
-        self._exchange = exchange
+    def __init__(
+        self, http_context: HttpRequestContext, send: Send, *, errors: ErrorCounter
+    ) -> None:
+        self._http_context = http_context
         self._send = send
         self._errors = errors
         self._held: list[Message] = []
@@ -125,7 +129,7 @@ class _Reply:
         """What the app sends, in its order, with what there is to tell."""
         if message["type"] == "http.response.start":
             self._is_stream = _is_event_stream(message)
-            if self._is_stream and not self._exchange.wants_outcome:
+            if self._is_stream and not self._http_context.wants_outcome:
                 await self._send(message)
             else:
                 self._held.append(message)
@@ -134,7 +138,7 @@ class _Reply:
             self._held.append(message)
             # The events of `/v1/responses` begin before the engine is asked.
             may_wait = self._is_stream and message.get("more_body")
-            if may_wait and len(self._held) <= _MOST_HELD and self._outcome() is None:
+            if may_wait and len(self._held) <= _MAX_HELD_MESSAGES and self._outcome() is None:
                 return
             held, self._held = self._held, []
             held[0]["headers"] = [*held[0].get("headers", ()), *self._told()]
@@ -156,14 +160,14 @@ class _Reply:
     def _outcome(self) -> str | None:
         """None: not known yet."""
         try:
-            return self._exchange.outcome()
+            return self._http_context.outcome()
         except Exception as error:
             self._errors.record("reply_header", error)
             return ""
 
     def _info(self) -> bytes | None:
         try:
-            return self._exchange.take_info()
+            return self._http_context.take_info()
         except Exception as error:
             self._errors.record("reply_header", error)
             return None

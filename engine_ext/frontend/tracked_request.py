@@ -9,18 +9,18 @@ from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import FinishedFlight
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.request.exact_hits import ExactKeys
-from reprise.engine_ext.request.request_plan import RequestPlan
+from reprise.engine_ext.request.request_policy import RequestPolicy
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 
-class Generation:
+class TrackedRequest:
     """One request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
 
     Args:
         request: As the engine gets it.
-        plan: Of this request.
+        policy: Of this request.
         weights_epoch: Of the front end, as the request comes.
         weight_version: vLLM's label of the weights, as the request comes; None: not known yet.
         near_answers: Where near answers are searched for; None: the workers do that.
@@ -30,14 +30,14 @@ class Generation:
     def __init__(
         self,
         request: "EngineCoreRequest",
-        plan: RequestPlan,
+        policy: RequestPolicy,
         *,
         weights_epoch: int,
         weight_version: str | None,
         near_answers: NearAnswers | None,
         metrics: ServingMetrics,
         spans: Spans,
-        on_answer: "Callable[[Generation, FinishedFlight], None]",
+        on_answer: "Callable[[TrackedRequest, FinishedFlight], None]",
     ) -> None:
         self._near_answers = near_answers
         self._metrics = metrics
@@ -47,7 +47,7 @@ class Generation:
         self._trace_headers = request.trace_headers
         self._begun_s = time.monotonic()
         self.prompt_token_ids = request.prompt_token_ids or []
-        self.plan = plan
+        self.policy = policy
         self.keys: ExactKeys | None = None
         """Where its answer will lie; None: it is no exact answer."""
         self.retrieves = False

@@ -1,4 +1,4 @@
-"""EnhancedAsyncLLM: vLLM's engine client, with the cache in front of the engine."""
+"""Extends vLLM's engine client with the cache in front of the engine: `EnhancedAsyncLLM`."""
 
 import asyncio
 import shutil
@@ -53,16 +53,16 @@ _current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy",
 
 
 class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
-    """An `AsyncLLM` that answers repeated requests from the cache, token for token.
+    """Answers repeated requests from the cache, token for token, as an `AsyncLLM` otherwise.
 
-    It stands wherever an `AsyncLLM` stands; see `front_end` for what it adds.
+    It replaces an `AsyncLLM` anywhere; see `front_end` for what it adds.
     """
 
     front_end: FrontEnd | None = None
     exact_forgetting: ExactForgetting | None = None
     is_sole_tenant = False
-    """Whether what comes past an HTTP server is one tenant's: of the program that says so. What
-    comes without a tenant otherwise is private."""
+    """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
+    Otherwise a request without a tenant is private."""
     _config: "RepriseConfig | None" = None
     _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
@@ -80,8 +80,8 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         starts_workers = not kwargs.get("client_addresses")
         if self._is_first_api_server and not starts_workers:
             logger.info(
-                "Reprise: the workers of these %d API servers search by themselves; replies say "
-                "miss where they would say semantic.",
+                "Reprise: with %d API servers the workers search for near answers themselves; "
+                "replies report miss in place of semantic.",
                 self._num_api_servers,
             )
         with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
@@ -97,7 +97,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
     def _warn_of_private_requests(self) -> None:
         if self._config is not None and self._config.namespace is None:
-            warn_of_private_requests("this server's HTTP front end, if it has one, was not found")
+            warn_of_private_requests("vLLM's HTTP server was not found in this process")
 
     def _run_output_handler(self) -> None:
         # Called from `__init__` where a loop runs already: outputs must not be handled before
@@ -132,7 +132,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
         )
-        # Not the methods themselves: they would hold this engine when nobody else does.
+        # Not the methods themselves: they would keep this engine alive.
         ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
         self._info_reporter = InfoReporter(
             lambda ids: ask_for_draft_counts()(ids),  # type: ignore[misc]
@@ -151,8 +151,8 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
     ) -> "AsyncGenerator[RequestOutput, None]":
-        """As `AsyncLLM.generate`; where the client asks to be told of its request, the last output
-        carries a `RequestInfo` as `reprise_info`."""
+        """As `AsyncLLM.generate`; for a client that asks for information on its request, the last
+        output carries a `RequestInfo` as `reprise_info`."""
         outputs: AsyncGenerator[RequestOutput, None] = super().generate(
             prompt, sampling_params, *args, **kwargs
         )
@@ -168,10 +168,10 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> "RequestOutputCollector":
-        """As `AsyncLLM.add_request`; settles namespace and control before anything else.
+        """As `AsyncLLM.add_request`; resolves the request's policy first.
 
         Raises:
-            VLLMValidationError: the client asks of the cache what makes no sense.
+            VLLMValidationError: the client sends an invalid header or argument of ours.
         """
         if isinstance(prompt, EngineCoreRequest):
             params = prompt.sampling_params or params
@@ -237,8 +237,8 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             front_end.not_admitted(request.request_id, error)
             raise
         except BaseException:
-            # Its client left in this moment, and the engine may never have heard of it.
-            left = RuntimeError("the client whose generation it followed has left")
+            # Its client disconnected just now, and the engine may never have received it.
+            left = RuntimeError("the client of the request that it followed has disconnected")
             front_end.not_admitted(request.request_id, left)
             await self.abort(request.request_id, internal=True)
             raise
@@ -267,7 +267,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         self.front_end.report(workers)
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
-        """What each worker of every data parallel engine returns.
+        """Return what each worker of every data parallel engine returns.
 
         Without a time limit: a worker that answered after it would leave its answer in the
         executor's queue, where the next step would take it for its own, and the engine would die.
@@ -278,22 +278,22 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         return [worker for workers in per_engine for worker in workers]
 
     async def get_stats(self) -> dict[str, Any]:
-        """Figures of this front end and of the engine's workers, plain values."""
+        """Return figures of this front end and of the engine's workers, plain values."""
         front_end = self.front_end.stats() if self.front_end is not None else {}
         return {"front_end": front_end, "workers": await self.get_worker_stats()}
 
     async def get_worker_stats(self) -> list[Any]:
-        """Figures of each worker, plain values; asked for between two steps of the engine."""
+        """Return figures of each worker, plain values; the call runs between two engine steps."""
         return await self._ask_workers("reprise_stats")
 
     async def _find_retrieval(self) -> list[str]:
-        """Where the workers have retrieval processes of their own."""
+        """Return the addresses of the workers' own retrieval processes."""
         reports = await self.get_worker_stats()
         addresses = [report.get("retrieval_address") for report in reports]
         return [address for address in addresses if address]
 
     async def health_check(self) -> dict[str, Any]:
-        """Whether the engine and the cache work, see `health_report`; asks nobody."""
+        """Return the health of engine and cache, see `health_report`; calls no worker."""
         forgetting = self.exact_forgetting
         return health_report(
             is_dead=self.errored,
@@ -349,7 +349,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
 
 async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_s: float) -> None:
-    """Report while there is traffic, and once after. Holds no engine that nobody else holds."""
+    """Report while there is traffic, and once after; this task does not keep the engine alive."""
     reported = -1
     while True:
         await asyncio.sleep(interval_s)
@@ -373,8 +373,8 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
 
     Engine args without a speculative config get ours, with up to 16 tokens a draft.
 
-    The engine is the calling program's, which is one tenant: what it asks without a `cache_salt`
-    shares cached answers. A program that serves several gives each prompt its tenant's
+    The engine is the calling program's, which is one tenant: its requests without a `cache_salt`
+    share cached answers. A program that serves several gives each prompt its tenant's
     `cache_salt`, or puts `HttpContextMiddleware` with its API keys into its app.
 
     Raises:

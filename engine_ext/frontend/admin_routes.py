@@ -1,4 +1,4 @@
-"""`/reprise/health`, `/reprise/stats` and `/reprise/cache`: an endpoint plugin of vLLM.
+"""Serves `/reprise/health`, `/reprise/stats` and `/reprise/cache`: an endpoint plugin of vLLM.
 
 vLLM adds routes of plugins only if `VLLM_PLUGINS` names them; who may use ours, `admin_access`
 decides. They are the operator's: tenants, with their API keys, have no part in them.
@@ -39,7 +39,7 @@ _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 class SharedReply:
-    """What one slow call gave, for all who ask: never two at a time, and none too often.
+    """Shares the result of one slow call among all who ask: one at a time, and not too often.
 
     Args:
         call: What is called; here, once between two steps of the engine.
@@ -52,7 +52,7 @@ class SharedReply:
         self._over_s = -math.inf
 
     async def get(self) -> Any:
-        """What the call in flight will give, or what the last one gave.
+        """Return what the call in flight will return, or what the last one returned.
 
         Raises:
             Exception: Whatever the call raised.
@@ -61,7 +61,7 @@ class SharedReply:
         is_old = time.monotonic() - self._over_s >= self._max_age_s
         if task is None or (task.done() and is_old):
             task = self._task = asyncio.create_task(self._make())
-        # Who leaves must not end it for the others.
+        # A client that disconnects must not cancel it for the others.
         return await asyncio.shield(task)
 
     async def _make(self) -> Any:
@@ -96,7 +96,7 @@ router = APIRouter(prefix="/reprise")
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Whether engine and cache work: 200, or 503 when the engine is dead."""
+    """Report whether engine and cache work: 200, or 503 when the engine is dead."""
     admin = _admin(request)
     report = await admin.engine.health_check()
     return _json(report, status=503 if report["state"] == "dead" else 200)
@@ -104,7 +104,7 @@ async def health(request: Request) -> Response:
 
 @router.get("/stats")
 async def stats(request: Request) -> Response:
-    """Figures of this API server process and, at most two seconds old, of the workers."""
+    """Return figures of this API server process and, up to two seconds old, of the workers."""
     admin = _admin(request)
     assert admin.engine.front_end is not None
     workers = await admin.worker_stats.get()
@@ -113,7 +113,7 @@ async def stats(request: Request) -> Response:
 
 @router.get("/cache")
 async def look_up(request: Request) -> Response:
-    """Answers held for exact hits in this process, most recently used first."""
+    """List answers held for exact hits in this process, most recently used first."""
     admin = _admin(request)
     given = _parameters(request.query_params.multi_items())
     limit = _whole_number(given.pop("limit", str(_DEFAULT_LISTED)), "limit")
@@ -131,12 +131,12 @@ async def look_up(request: Request) -> Response:
 
 @router.delete("/cache")
 async def invalidate(request: Request) -> Response:
-    """Forget the answers that meet every given condition, in this process, in retrieval, in the
+    """Remove the answers that meet every given condition, in this process, in retrieval, in the
     tier and on all replicas.
 
     Conditions come in the query or, so that no access log holds them, as a JSON object in the
-    body. 400 without any, and with any that makes no sense; 202 where a store is out of reach and
-    follows later.
+    body. 400 without any, and for an invalid one; 202 if a store is unreachable and will follow
+    later.
     """
     admin = _admin(request)
     given = _parameters(request.query_params.multi_items())
@@ -168,7 +168,7 @@ class AdminRoutes:
     async def init_state(
         self, engine_client: "EngineClient | None", state: State, args: Namespace
     ) -> None:
-        """Hand the routes the engine client."""
+        """Pass the engine client to the routes."""
         front_end = getattr(engine_client, "front_end", None)
         if front_end is None:
             logger.warning(
@@ -181,7 +181,7 @@ class AdminRoutes:
 
 
 def _admin(request: Request) -> _Admin:
-    """Of this server, for a caller who may use it."""
+    """Return what the routes need, if the caller is admitted."""
     admin = getattr(request.app.state, _STATE, None)
     if not isinstance(admin, _Admin):
         raise HTTPException(503, "this engine has no Reprise front end")
@@ -211,7 +211,7 @@ def _body_conditions(body: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conditions(given: Mapping[str, Any]) -> Invalidation:
-    """The conditions as they came; what makes no sense is refused and means nothing."""
+    """Return the conditions as given; an invalid one is refused, never ignored."""
     values = dict(given)
     for name in values:
         if name not in CONDITIONS:

@@ -1,4 +1,4 @@
-"""How an API server process forgets: what it is asked to, and what it hears from elsewhere."""
+"""Invalidates answers in an API server process: at its own request, and at that of others."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ _MAX_APPLIED = 1000
 
 
 class ForgetReport(NamedTuple):
-    """What came of an invalidation."""
+    """The outcome of an invalidation."""
 
     removed: int
     """Answers that were there, in whichever stores."""
@@ -44,11 +44,11 @@ class ForgetReport(NamedTuple):
 
 
 class ExactForgetting:
-    """Between an exact memory and the retrieval processes of its engine. On the event loop.
+    """Keeps an exact memory in step with the retrieval processes of its engine. Event loop only.
 
     Args:
         memory: Of this process.
-        tokenizer: Gives the engine's tokenizer, for conditions on prompts.
+        tokenizer: Returns the engine's tokenizer, for conditions on prompts.
         retrieval: This process's own client, if it has one.
         find_retrieval: Otherwise: where the engine's workers have theirs.
     """
@@ -73,7 +73,7 @@ class ExactForgetting:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Follow from now on, on the running loop. Idempotent."""
+        """Follow invalidations from now on, on the running loop. Idempotent."""
         if self._task is None:
             self._task = asyncio.create_task(_follow(weakref.ref(self)))
 
@@ -85,7 +85,7 @@ class ExactForgetting:
             client.close()
 
     def health(self) -> "list[RetrievalHealth]":
-        """Of each retrieval process that is known."""
+        """Return the health of each retrieval process that is known."""
         found = [client.health() for client in self._clients.values()]
         if time.monotonic() - self._began_s < _STARTS_WITHIN_S:
             return found
@@ -101,12 +101,12 @@ class ExactForgetting:
         return sum(client.num_unconfirmed for client in self._clients.values())
 
     async def find(self, invalidation: Invalidation) -> list[Answer]:
-        """Answers of the exact memory that are meant, most recently used first."""
+        """Return the answers here that meet the conditions, most recently used first."""
         # Decoding thousands of prompts must not hold up the event loop.
         return await asyncio.to_thread(self._find, self._memory.answers(), invalidation)
 
     async def texts_of(self, answers: list[Answer]) -> list[tuple[str, str]]:
-        """Prompt and response of each, decoded."""
+        """Return prompt and response of each, decoded."""
         decode = self._get_tokenizer().decode
 
         def texts() -> list[tuple[str, str]]:
@@ -118,7 +118,7 @@ class ExactForgetting:
         return await asyncio.to_thread(texts)
 
     async def forget(self, invalidation: Invalidation) -> ForgetReport:
-        """Forget in this process, in the tier and on all replicas."""
+        """Remove the answers in this process, in the tier and on all replicas."""
         if not self._clients:
             await self._look_for_retrieval()
         exact = await self._forget_here(invalidation)
@@ -137,7 +137,7 @@ class ExactForgetting:
         )
 
     async def follow_once(self) -> None:
-        """Apply what was heard since the last time, and drop what is past its time."""
+        """Apply the invalidations since the last call, and drop expired answers."""
         try:
             self._memory.expire()
             if not self._clients and time.monotonic() >= self._look_s:
@@ -151,8 +151,8 @@ class ExactForgetting:
     async def _apply(self, forgotten: Forgotten) -> None:
         if not forgotten.complete:
             logger.warning(
-                "Reprise: what was removed elsewhere is not all known; no answer is repeated that "
-                "was given before now."
+                "Reprise: some removals by other processes are not known here, so this process "
+                "drops all its answers for exact hits."
             )
             self._memory.clear()
             return
@@ -191,7 +191,7 @@ class ExactForgetting:
 
 
 async def _follow(forgetting_ref: "weakref.ref[ExactForgetting]") -> None:
-    """Holds no engine that nobody else holds."""
+    """Follow until the object is gone; this task does not keep it alive."""
     while (forgetting := forgetting_ref()) is not None:
         await forgetting.follow_once()
         del forgetting

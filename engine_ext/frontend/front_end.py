@@ -1,4 +1,4 @@
-"""What the engine client does with the cache: one per API server process, on its event loop."""
+"""Answers requests from the cache: one object per API server process, on its event loop."""
 
 import time
 from collections import Counter
@@ -45,7 +45,7 @@ logger = init_logger(__name__)
 
 
 class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
-    """The request is to be answered from the cache only, and the cache has no answer."""
+    """Raised if a request may only be answered from the cache, which has no answer."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -55,7 +55,7 @@ class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
 
 
 class FrontEnd:
-    """Exact hits and single flight over one vLLM output processor."""
+    """Serves exact hits and single flight through one vLLM output processor."""
 
     def __init__(
         self,
@@ -80,8 +80,7 @@ class FrontEnd:
         self.refusals: Counter[str] = Counter()
         """Requests that could not be answered from the cache, by reason."""
         watch_parsers()
-        # Before anything else takes the place of the processor's methods: what they are given,
-        # these are given token by token.
+        # Innermost of what replaces the processor's methods: it splits what the others pass on.
         OneTokenOutputs(processor, errors=self.errors)
         self._replayer = Replayer(
             processor, chunk_tokens=serving.replay_chunk_tokens, errors=self.errors
@@ -162,7 +161,7 @@ class FrontEnd:
         return False
 
     def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
-        """An error has left the request half taken: vLLM must find it as it came."""
+        """Undo what was done for a request before an error: vLLM must find it as it came."""
         try:
             self.flights.leave(request_id)
             self._replayer.withdraw(request_id, queue)
@@ -177,7 +176,7 @@ class FrontEnd:
         kind: str,
         took_s: float,
     ) -> None:
-        """Count the request, and tell whoever asked how it was taken."""
+        """Count the request, and report how it was answered to the client that asked."""
         if tracked is not None:
             if kind != "miss":
                 tracked.kind = "exact"
@@ -190,19 +189,19 @@ class FrontEnd:
         self.spans.exact_lookup(request.trace_headers, kind=kind, took_s=took_s)
 
     def not_admitted(self, request_id: str, error: Exception) -> None:
-        """vLLM refused the request: nobody may wait for it."""
+        """End the flight of a request that vLLM refused: no other may wait for it."""
         try:
             self.flights.cancel(request_id, error)
         except Exception as own_error:
             self.errors.record("not_admitted", own_error)
 
     def model_changed(self) -> None:
-        """Weights were loaded, moved or replaced: what was answered before is not repeated."""
+        """Drop all answers: weights were loaded, moved or replaced."""
         self.weights_epoch += 1
         self.memory.clear()
 
     def progress(self) -> int:
-        """A number that changes with every request taken and every answer stored."""
+        """Return a number that changes with every request and every answer stored."""
         return self.counts.total()
 
     def report(self, workers: list[Any] | None) -> None:
@@ -219,7 +218,7 @@ class FrontEnd:
         self._replayer.close()
 
     def stats(self) -> dict[str, Any]:
-        """Plain figures since this process started."""
+        """Return plain figures since this process started."""
         return {
             "counts": dict(self.counts),
             "refusals": dict(self.refusals),
@@ -236,10 +235,10 @@ class FrontEnd:
         queue: "RequestOutputCollector",
         tracked: TrackedRequest,
     ) -> str:
-        """exact, followed or miss."""
+        """Answer the request if possible; return exact, followed or miss."""
         control = tracked.policy.control
         if not tracked.policy.shares:
-            self._refuse("nobody knows whose request it is")
+            self._refuse("unknown tenant")
             return "miss"
         if not control.look_up and not control.store:
             return "miss"
@@ -342,7 +341,7 @@ class FrontEnd:
         if not control.store:
             return
         if tracked.retrieves and self.near_answers is not None:
-            self.near_answers.learn(tracked.prompt_token_ids, finished, tracked.policy.namespace)
+            self.near_answers.store(tracked.prompt_token_ids, finished, tracked.policy.namespace)
         keys = tracked.keys
         weight_version = self.flights.weight_version
         same_weights = tracked.weights_epoch == self.weights_epoch and tracked.weight_version in (
@@ -389,7 +388,7 @@ _REASONS = {
 
 
 def _has_room(answer: Answer, max_tokens: int | None) -> bool:
-    """Whether an answer that ended by itself would have ended so within `max_tokens`."""
+    """Return whether an answer that ended by itself would have done so within `max_tokens`."""
     if max_tokens is None:
         return True
     num_tokens = len(answer.response_tokens) // 4

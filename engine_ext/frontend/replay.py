@@ -1,8 +1,8 @@
-"""Stored token ids as a request's output, made by vLLM's own output processor.
+"""Replays stored token ids as a request's output, through vLLM's own output processor.
 
 A request that is answered without the engine gets the same `RequestState` as any other: vLLM's
 code detokenises, finds stop strings and shapes the outputs (`DELTA`, `CUMULATIVE`, `FINAL_ONLY`),
-so that nothing can tell a replayed answer from a generated one but its speed.
+so that only its speed distinguishes a replayed answer from a generated one.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Ending(NamedTuple):
 
 
 class Feeder:
-    """Gives requests tokens as if the engine had just emitted them."""
+    """Passes tokens to requests as if the engine had just emitted them."""
 
     def __init__(self, processor: "OutputProcessor") -> None:
         """Made before anything takes the place of the processor's methods."""
@@ -56,7 +56,7 @@ class Feeder:
         prefill_stats: PrefillStats | None = None,
         weight_version: str | None = None,
     ) -> None:
-        """One step's tokens.
+        """Pass on one step's tokens.
 
         Args:
             request_id: a request that the processor knows and the engine does not.
@@ -144,8 +144,8 @@ class Replayer:
         return True
 
     def fail(self, state: "RequestState", error: Exception) -> None:
-        """End a request of the processor's that the engine does not know: its client gets `error`
-        after whatever it has been given."""
+        """End a request that the processor knows and the engine does not: its client gets `error`
+        after the outputs so far."""
         # Without its queue no last output is made, which would look like an end.
         queue, state.queue = state.queue, None
         self._abort_requests([state.request_id], internal=True)
@@ -153,7 +153,7 @@ class Replayer:
             queue.put(error)
 
     def withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
-        """Make a request unknown to the processor again, of which its client has seen nothing."""
+        """Remove a request, of which its client has seen nothing, from the processor."""
         self._live.discard(request_id)
         state = self._processor.request_states.get(request_id)
         if state is not None:
@@ -163,7 +163,7 @@ class Replayer:
         empty(queue)
 
     def forget(self, request_id: str) -> bool:
-        """The request was aborted. Whether it was one of these, unknown to the engine."""
+        """Drop an aborted request; return whether it was one of these, unknown to the engine."""
         if request_id not in self._live:
             return False
         self._live.discard(request_id)

@@ -1,4 +1,4 @@
-"""One request that the engine generates for, as the front end sees it."""
+"""Tracks one request that the engine generates for: its near answers, its time, its answer."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TrackedRequest:
-    """One request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
+    """Tracks one request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
 
     Args:
         request: As the engine gets it.
@@ -49,11 +49,11 @@ class TrackedRequest:
         self.prompt_token_ids = request.prompt_token_ids or []
         self.policy = policy
         self.keys: ExactKeys | None = None
-        """Where its answer will lie; None: it is no exact answer."""
+        """What its answer will be stored under; None: not for exact hits."""
         self.retrieves = False
         """Whether near answers are searched for here."""
         self.kind = "miss"
-        """What the reply tells: exact, semantic, clause or miss."""
+        """What the reply reports: exact, semantic, clause or miss."""
         self.weights_epoch = weights_epoch
         self.weight_version = weight_version
 
@@ -64,7 +64,7 @@ class TrackedRequest:
             self._metrics.near_answers(self.kind)
 
     def on_finish(self, finished: FinishedFlight) -> None:
-        """Hand the answer on."""
+        """Pass the answer on."""
         self._on_answer(self, finished)
 
     def on_end(self) -> None:

@@ -1,4 +1,4 @@
-"""One HTTP request, as the engine client sees it: what its headers ask, and what came of it."""
+"""Carries an HTTP request's headers to the engine client, and its outcome back to the reply."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
@@ -25,37 +25,37 @@ _MAX_HELD_MESSAGES = 4
 
 
 class HttpRequestContext:
-    """What the middleware knows of a request and the engine client adds to it."""
+    """What the middleware knows of an HTTP request, and what the engine client adds to that."""
 
     def __init__(self, headers: dict[str, str], tenant: str | None, *, path: str = "") -> None:
         self.headers = headers
         """Ours only, names in lower case."""
         self.tenant = tenant
-        """Whose request it is, as `ServerTenants` tells; None: unknown."""
+        """The request's tenant according to `ServerTenants`; None: unknown."""
         self.path = path
         self._kinds: list[Callable[[], str]] = []
         self._infos: list[RequestInfo] = []
 
     @property
     def wants_outcome(self) -> bool:
-        """Whether the client has shown that it wants to be told, be it by an empty header."""
+        """Whether the client asks for the outcome, be it by an empty header."""
         return not self.headers.keys().isdisjoint(_HEADERS_THAT_ASK)
 
     def add_outcome(self, kind: Callable[[], str]) -> None:
-        """One generation of this request; `kind` tells, when asked, how the cache took it."""
+        """Add one request to the engine; `kind` returns how the cache took it."""
         self._kinds.append(kind)
 
     def outcome(self) -> str | None:
-        """The value of the reply's `x-reprise-cache`; None where nothing was generated."""
+        """Return the value of the reply's `x-reprise-cache`; None: the engine was not asked."""
         kinds = {kind() for kind in self._kinds}
         return ", ".join(kind for kind in CACHE_KINDS if kind in kinds) or None
 
     def add_info(self, info: RequestInfo) -> None:
-        """What one request to the engine client, now over, was."""
+        """Add the information on one request to the engine client that is over."""
         self._infos.append(info)
 
     def take_info(self) -> bytes | None:
-        """What there is to tell of the requests that are over, once; None: nothing."""
+        """Remove and return the information on the requests that are over; None: there is none."""
         infos, self._infos = self._infos, []
         return merged(infos).as_json().encode() if infos else None
 
@@ -66,10 +66,10 @@ current_http_context: ContextVar[HttpRequestContext | None] = ContextVar(
 
 
 class HttpContextMiddleware:
-    """Makes the context known to the engine client and tells its outcome in the reply."""
+    """Sets the context for the engine client and reports its outcome in the reply."""
 
     def __init__(self, app: AsgiApp, tenants: ServerTenants | None = None) -> None:
-        """`tenants` tells whose requests are; without it nobody knows."""
+        """Wrap `app`; without `tenants`, the tenant of every request is unknown."""
         self._app = app
         self._tenants = tenants or ServerTenants(others_check=True)
         self._errors = ErrorCounter()
@@ -107,10 +107,10 @@ class HttpContextMiddleware:
 
 
 class _Reply:
-    """One reply on its way to the client.
+    """Sends one reply to the client, with headers of ours.
 
     The head of a reply that is no stream waits for the first piece of its body, which comes with
-    it; by then all is known that there is to tell. The head of a stream leaves at once, as vLLM
+    it; by then all that is reported is known. The head of a stream leaves at once, as vLLM
     sends it: clients and proxies wait for heads. It is held back until the cache has been asked
     only for a client that has sent one of the two headers, and so wants to know; and what is known
     at the end only is then a comment line before the end, which clients skip.
@@ -126,7 +126,7 @@ class _Reply:
         self._is_stream = False
 
     async def send(self, message: Message) -> None:
-        """What the app sends, in its order, with what there is to tell."""
+        """Send what the app sends, in its order, with our headers and comments."""
         if message["type"] == "http.response.start":
             self._is_stream = _is_event_stream(message)
             if self._is_stream and not self._http_context.wants_outcome:
@@ -141,7 +141,7 @@ class _Reply:
             if may_wait and len(self._held) <= _MAX_HELD_MESSAGES and self._outcome() is None:
                 return
             held, self._held = self._held, []
-            held[0]["headers"] = [*held[0].get("headers", ()), *self._told()]
+            held[0]["headers"] = [*held[0].get("headers", ()), *self._headers()]
             for one in held[:-1]:
                 await self._send(one)
         if self._is_stream and _is_end(message) and (info := self._info()) is not None:
@@ -149,16 +149,16 @@ class _Reply:
             message["body"] = comment + message.get("body", b"")
         await self._send(message)
 
-    def _told(self) -> list[tuple[bytes, bytes]]:
-        told = []
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = []
         if outcome := self._outcome():
-            told.append((REPLY_HEADER, outcome.encode("latin-1")))
+            headers.append((REPLY_HEADER, outcome.encode("latin-1")))
         if not self._is_stream and (info := self._info()) is not None:
-            told.append((INFO_HEADER, info))
-        return told
+            headers.append((INFO_HEADER, info))
+        return headers
 
     def _outcome(self) -> str | None:
-        """None: not known yet."""
+        """Return the outcome; None: not known yet."""
         try:
             return self._http_context.outcome()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What is settled about a request before the engine sees it."""
+"""Resolves, before the engine sees a request, what it may share and what it asks of the cache."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 
 class RequestPolicy(msgspec.Struct, frozen=True):
-    """One request's wishes and its wall."""
+    """What one request asks of the cache, and its isolation from other tenants."""
 
     control: RequestControl
     namespace: str
-    """One of its own where nobody knows whose it is."""
+    """One of its own where its tenant is unknown."""
     http_context: HttpRequestContext | None = None
     info: InfoCollector | None = None
-    """Where the client wants to be told of this request."""
+    """Set where the client asks for information on this request."""
     cache_salt: str | None = None
-    """What vLLM's prefix cache is to keep apart; None: as the request has it."""
+    """For vLLM's prefix cache; None: as the request has it."""
 
     @property
     def shares(self) -> bool:
-        """Whether the request may give to others of its namespace, and take from them."""
+        """Whether the request may share answers with others of its namespace."""
         return not is_private(self.namespace)
 
 
@@ -58,17 +58,17 @@ def resolve_policy(
     *,
     is_sole_tenant: bool,
 ) -> RequestPolicy:
-    """The policy that the request's headers, arguments and the settings add up to.
+    """Return the policy that follows from the request's headers and arguments and the settings.
 
     Args:
         config: the settings.
         prompt: as the engine client gets it.
         params: as the client asks.
-        info: where the client wants to be told of this request.
-        is_sole_tenant: whether what comes past an HTTP server is one tenant's.
+        info: set where the client asks for information on this request.
+        is_sole_tenant: whether requests that bypass an HTTP server belong to one tenant.
 
     Raises:
-        VLLMValidationError: the client asks of the cache what makes no sense.
+        VLLMValidationError: the client sends an invalid header or argument.
     """
     http_context = current_http_context.get()
     control = parse_control(http_context.headers if http_context else {}, params.extra_args)
@@ -84,17 +84,17 @@ def resolve_policy(
 def resolve_isolation(
     config: "RepriseConfig", prompt: Any, *, clients: str | None = None, is_sole_tenant: bool
 ) -> Isolation:
-    """The isolation of a request to the engine client; the log tells of what is nobody's."""
+    """Return the isolation of a request to the engine client; log if its tenant is unknown."""
     http_context = current_http_context.get()
     if http_context is not None:
         tenant = http_context.tenant
         reason = (
-            "a request came with none of the API keys that this server checks, or the server may "
-            "tell clients apart by a middleware or by certificates"
+            "a request has none of the API keys that this server checks, or the server may "
+            "distinguish clients by a middleware or by certificates"
         )
     else:
         tenant = SOLE_TENANT if is_sole_tenant else None
-        reason = "a request came another way than through vLLM's HTTP server"
+        reason = "a request did not come through vLLM's HTTP server"
     isolation = isolation_of(
         operators=config.namespace, clients=clients, tenant=tenant, cache_salt=_cache_salt(prompt)
     )
@@ -110,16 +110,16 @@ def _cache_salt(prompt: Any) -> Any:
 
 
 def with_policy(params: SamplingParams, policy: RequestPolicy) -> SamplingParams:
-    """A copy of `params` that tells the worker what it has to know, and nothing else of ours."""
+    """Return a copy of `params` that carries hints for the worker, and nothing else of ours."""
     control = policy.control
     # Verifying drafts draws random numbers: a seeded sample would no longer be the one that the
     # seed gives without drafts.
-    keeps_its_draws = is_greedy(params) or params.seed is None
+    may_draft = is_greedy(params) or params.seed is None
     hinted = with_hints(
         params,
         RequestHints(
             namespace=policy.namespace if policy.shares else None,
-            drafts=control.drafts and keeps_its_draws,
+            drafts=control.drafts and may_draft,
             max_draft=control.max_draft,
             store=control.store,
             info=policy.info is not None,
@@ -131,8 +131,10 @@ def with_policy(params: SamplingParams, policy: RequestPolicy) -> SamplingParams
 
 
 def with_cache_salt(prompt: Any, policy: RequestPolicy, params: SamplingParams) -> Any:
-    """The prompt with the policy's cache salt: the time of a prefill must not tell what another
-    tenant has asked, whatever salts the two give."""
+    """Return the prompt with the policy's cache salt.
+
+    The time of a prefill must not reveal what another tenant has asked, whatever salts the two
+    give."""
     if isinstance(prompt, EngineCoreRequest):
         prompt.sampling_params = params
         prompt.cache_salt = policy.cache_salt or prompt.cache_salt
@@ -157,8 +159,9 @@ async def _each_with_cache_salt(
 
 
 def fully_isolated(prompt: Any, params: SamplingParams) -> tuple[Any, SamplingParams]:
-    """Prompt and params of a request whose policy could not be made: it shares nothing with any
-    other, neither answers nor prefixes."""
+    """Return prompt and params of a request whose policy could not be resolved.
+
+    It shares nothing with any other request, neither answers nor prefixes."""
     control = RequestControl(look_up=False, store=False, drafts=False)
     policy = RequestPolicy(control, private_namespace(), cache_salt=f"alone-{uuid4().hex}")
     hinted = with_hints(params, RequestHints(drafts=False, store=False))

@@ -64,7 +64,7 @@ _FOR_ERRORS = {
     (ExactMemory, "remove remove_ids answers"),
     (FrontEnd, "_withdraw"),
     (Replayer, "fail withdraw"),
-    (SingleFlight, "leave _fail _give_up _tell"),
+    (SingleFlight, "leave _fail _give_up _notify"),
 }
 _OURS = (
     AdapterEpochs,
@@ -386,7 +386,7 @@ async def test_nobody_waits_for_a_leader_that_left_while_it_was_admitted(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert "has left" in await read_or_error(follower)
+    assert "has disconnected" in await read_or_error(follower)
     assert engine.aborted == ["r1"]
     assert world.processor.request_states == {}
     assert len(world.front_end.flights) == 0

@@ -57,7 +57,7 @@ async def test_headers_and_key_reach_the_engine_client_and_the_outcome_the_reply
     assert current_http_context.get() is None
 
 
-async def test_several_generations_are_told_together_and_none_is_not_told() -> None:
+async def test_outcomes_of_several_requests_are_one_header_and_none_is_no_header() -> None:
     async def several(_scope: Any, _receive: Any, send: Any) -> None:
         http_context = current_http_context.get()
         assert http_context is not None

@@ -79,8 +79,8 @@ async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> 
 async def test_a_worker_that_never_tells_costs_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert draft_counts_fetcher._GIVES_UP_S <= 1
-    monkeypatch.setattr(draft_counts_fetcher, "_GIVES_UP_S", 0.1)
+    assert draft_counts_fetcher._TIMEOUT_S <= 1
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 0.1)
     collector, workers = InfoCollector(), Workers(over_at=99)
     collector.generates("a")
     assert (await collector.collect(DraftCountsFetcher(workers.ask).fetch)).drafts is None

@@ -29,8 +29,8 @@ NOT_SEEN = ServerTenants(others_check=True)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tenants, "_told", set())
+def _nothing_warned_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tenants, "_warned", set())
     token = current_http_context.set(None)
     yield
     current_http_context.reset(token)

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -326,7 +326,39 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     async def wake_up(self, *args: Any, **kwargs: Any) -> Any:
         """As `AsyncLLM.wake_up`."""
         self._model_changed()
-        return await super().wake_up(*args, **kwargs)
+        is_awake = await super().wake_up(*args, **kwargs)
+        if self.front_end is not None and self.front_end.is_paused:
+            # Waking up may end a pause.
+            await self.is_paused()
+        return is_awake
+
+    # A paused engine answers nothing, neither does the cache: vLLM 0.32 queues what arrives, vLLM
+    # 0.33 refuses it, to be sent again.
+
+    async def pause_generation(self, **kwargs: Any) -> None:
+        """As `AsyncLLM.pause_generation`; until it ends, no request is answered from the cache."""
+        self._set_paused(True)
+        try:
+            await super().pause_generation(**kwargs)
+        except Exception:
+            with suppress(Exception):
+                await self.is_paused()
+            raise
+
+    async def resume_generation(self) -> None:
+        """As `AsyncLLM.resume_generation`."""
+        await super().resume_generation()
+        self._set_paused(False)
+
+    async def is_paused(self) -> bool:
+        """As `AsyncLLM.is_paused`."""
+        paused = bool(await super().is_paused())
+        self._set_paused(paused)
+        return paused
+
+    def _set_paused(self, paused: bool) -> None:
+        if self.front_end is not None:
+            self.front_end.is_paused = paused
 
     async def add_lora(self, lora_request: Any) -> bool:
         """As `AsyncLLM.add_lora`."""

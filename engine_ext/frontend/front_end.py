@@ -101,6 +101,8 @@ class FrontEnd:
         self._num_api_servers = num_api_servers
         self._model_key = model_key_of(vllm_config)
         self.weights_epoch = 0
+        self.is_paused = False
+        """Whether the engine's generation is paused: it decides then on every request."""
         self.adapters = AdapterEpochs()
         self._unsupported = unsupported_engine(vllm_config)
         if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
@@ -241,6 +243,9 @@ class FrontEnd:
             self._refuse("unknown tenant")
             return "miss"
         if not control.look_up and not control.store:
+            return "miss"
+        if self.is_paused:
+            self._refuse("paused engine")
             return "miss"
         reason = self._unsupported or refusal(request, self.config.serving.exact_hits)
         reason = reason or self._adapter_refusal(request)

@@ -125,6 +125,10 @@ REQUEST_FIELDS_UNKEYED = frozenset(
 )
 """Those that say where, when and for whom an answer is generated, not what it is."""
 
+# Of vLLM's `rejection_sample_method`: synthetic, and FLy from 0.33 on, accept drafts that the model
+# would not have sampled, so that an answer depends on what happened to be drafted.
+_LOSSLESS_METHODS = frozenset({"standard", "block"})
+
 _ENGINE_TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
@@ -158,6 +162,10 @@ def unsupported_engine(vllm_config: Any) -> str | None:
         return "the engine returns sampling masks"
     if getattr(model, "is_diffusion", False):
         return "the model does not generate token by token"
+    speculative = getattr(vllm_config, "speculative_config", None)
+    method = getattr(speculative, "rejection_sample_method", "standard")
+    if method not in _LOSSLESS_METHODS:
+        return f"the rejection sampling method {method!r} may change outputs"
     return None
 
 

@@ -293,3 +293,15 @@ def test_an_error_of_ours_does_not_end_streaming_input(
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
     assert processor.has_request("r")
     assert processor.request_states["r"].queue is queue
+
+
+def test_a_paused_engine_decides_on_every_request(client: Client) -> None:
+    client.ask()
+    client.front_end.is_paused = True
+    assert client.ask(emits=(9,)) == ("miss", [9])
+    assert client.front_end.refusals == {"paused engine": 1}
+    assert client.front_end.stats()["flights"] == 0
+    with pytest.raises(NotCachedError):
+        client.ask(policy=RequestPolicy(RequestControl(only_if_cached=True), ""))
+    client.front_end.is_paused = False
+    assert client.ask() == ("exact", [5, 6, 7])

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,12 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext.compat import http_front_door
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.health import health_report
@@ -52,13 +52,12 @@ logger = init_logger(__name__)
 _current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
 
 
-class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
+class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     """Answers repeated requests from the cache, token for token, as an `AsyncLLM` otherwise.
 
     It replaces an `AsyncLLM` anywhere; see `front_end` for what it adds.
     """
 
-    front_end: FrontEnd | None = None
     exact_forgetting: ExactForgetting | None = None
     is_sole_tenant = False
     """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
@@ -141,7 +140,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
         find_retrieval = weakref.WeakMethod(self._find_retrieval)
         self.exact_forgetting = ExactForgetting(
-            self.front_end.memory,
+            self.front_end.exact.memory,
             tokenizer=lambda: get_tokenizer()(),  # type: ignore[misc]
             retrieval=self._retriever,
             find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
@@ -301,83 +300,6 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             retrieval=forgetting.health() if forgetting is not None else [],
             num_pending=forgetting.num_pending if forgetting is not None else 0,
         )
-
-    # Whatever may change the weights ends what was answered before. Refusing too much costs
-    # hits; one stale answer would be a wrong one.
-
-    async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `AsyncLLM.collective_rpc`."""
-        try:
-            return await super().collective_rpc(method, *args, **kwargs)
-        finally:
-            if not (isinstance(method, str) and method.startswith("reprise_")):
-                self._model_changed()
-
-    async def update_weight_version(self, new_version: str) -> None:
-        """As `AsyncLLM.update_weight_version`."""
-        self._model_changed()
-        await super().update_weight_version(new_version)
-
-    async def sleep(self, *args: Any, **kwargs: Any) -> None:
-        """As `AsyncLLM.sleep`."""
-        self._model_changed()
-        await super().sleep(*args, **kwargs)
-
-    async def wake_up(self, *args: Any, **kwargs: Any) -> Any:
-        """As `AsyncLLM.wake_up`."""
-        self._model_changed()
-        is_awake = await super().wake_up(*args, **kwargs)
-        if self.front_end is not None and self.front_end.is_paused:
-            # Waking up may end a pause.
-            await self.is_paused()
-        return is_awake
-
-    # A paused engine answers nothing, neither does the cache: vLLM 0.32 queues what arrives, vLLM
-    # 0.33 refuses it, to be sent again.
-
-    async def pause_generation(self, **kwargs: Any) -> None:
-        """As `AsyncLLM.pause_generation`; until it ends, no request is answered from the cache."""
-        self._set_paused(True)
-        try:
-            await super().pause_generation(**kwargs)
-        except Exception:
-            with suppress(Exception):
-                await self.is_paused()
-            raise
-
-    async def resume_generation(self) -> None:
-        """As `AsyncLLM.resume_generation`."""
-        await super().resume_generation()
-        self._set_paused(False)
-
-    async def is_paused(self) -> bool:
-        """As `AsyncLLM.is_paused`."""
-        paused = bool(await super().is_paused())
-        self._set_paused(paused)
-        return paused
-
-    def _set_paused(self, paused: bool) -> None:
-        if self.front_end is not None:
-            self.front_end.is_paused = paused
-
-    async def add_lora(self, lora_request: Any) -> bool:
-        """As `AsyncLLM.add_lora`."""
-        with self._adapter_change(lora_request.lora_int_id, loads=True):
-            return bool(await super().add_lora(lora_request))
-
-    async def remove_lora(self, lora_id: int) -> bool:
-        """As `AsyncLLM.remove_lora`."""
-        with self._adapter_change(lora_id, loads=False):
-            return bool(await super().remove_lora(lora_id))
-
-    def _adapter_change(self, adapter_id: int, *, loads: bool) -> AbstractContextManager[None]:
-        if self.front_end is None:
-            return nullcontext()
-        return self.front_end.adapters.change(adapter_id, loads=loads)
-
-    def _model_changed(self) -> None:
-        if self.front_end is not None:
-            self.front_end.model_changed()
 
 
 async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_s: float) -> None:

@@ -13,7 +13,7 @@ from vllm.v1.engine import FinishReason
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
-from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.frontend.replay import Ending, Replayer
@@ -21,17 +21,9 @@ from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
-from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
-from reprise.engine_ext.request.exact_hits import (
-    ExactKeys,
-    exact_keys,
-    is_determined,
-    refusal,
-    unsupported_engine,
-)
+from reprise.engine_ext.request.exact_hits import is_determined
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.host import steady_clock
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -70,10 +62,7 @@ class FrontEnd:
         self.config = config
         self._processor = processor
         self.errors = ErrorCounter()
-        lives_s = [s for s in (serving.ttl_s, config.retrieval.ttl_s) if s is not None]
-        self.memory = ExactMemory(
-            max_bytes=serving.exact_memory_bytes, ttl_s=min(lives_s, default=None)
-        )
+        self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
         self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; stored; tokens_saved."""
@@ -97,18 +86,8 @@ class FrontEnd:
             else None
         )
         """None: the workers search by themselves."""
-        self._vllm_config = vllm_config
-        self._num_api_servers = num_api_servers
-        self._model_key = model_key_of(vllm_config)
-        self.weights_epoch = 0
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
-        self.adapters = AdapterEpochs()
-        self._unsupported = unsupported_engine(vllm_config)
-        if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
-            self._unsupported = "weights may change through another API server process"
-        if self._unsupported is not None and serving.exact_hits != "off":
-            logger.warning("Reprise: no exact hits, because %s.", self._unsupported)
 
     def answer(
         self,
@@ -135,7 +114,7 @@ class FrontEnd:
             tracked = TrackedRequest(
                 request,
                 policy,
-                weights_epoch=self.weights_epoch,
+                weights_epoch=self.exact.weights_epoch,
                 weight_version=self.flights.weight_version,
                 near_answers=self.near_answers,
                 metrics=self.metrics,
@@ -199,8 +178,7 @@ class FrontEnd:
 
     def model_changed(self) -> None:
         """Drop all answers: weights were loaded, moved or replaced."""
-        self.weights_epoch += 1
-        self.memory.clear()
+        self.exact.model_changed()
 
     def progress(self) -> int:
         """Return a number that changes with every request and every answer stored."""
@@ -208,7 +186,7 @@ class FrontEnd:
 
     def report(self, workers: list[Any] | None) -> None:
         """Bring the metrics up to date; `workers` are their reports, in one process only."""
-        self.metrics.memory(self.memory.stats())
+        self.metrics.memory(self.exact.memory.stats())
         self.metrics.errors("front_end", self.errors.counts())
         if self.near_answers is not None:
             self.metrics.retrieval(self.near_answers.stats())
@@ -224,7 +202,7 @@ class FrontEnd:
         return {
             "counts": dict(self.counts),
             "refusals": dict(self.refusals),
-            "memory": self.memory.stats()._asdict(),
+            "memory": self.exact.memory.stats()._asdict(),
             "flights": len(self.flights),
             "errors": self.errors.counts(),
             "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
@@ -247,28 +225,23 @@ class FrontEnd:
         if self.is_paused:
             self._refuse("paused engine")
             return "miss"
-        reason = self._unsupported or refusal(request, self.config.serving.exact_hits)
-        reason = reason or self._adapter_refusal(request)
+        reason = self.exact.refusal(request)
         if reason is not None:
             self._refuse(reason)
             return "miss"
         try:
-            keys = exact_keys(
-                request,
-                namespace=tracked.policy.namespace,
-                model_key=self._model_key_of(request),
-            )
+            keys = self.exact.keys(request, tracked.policy.namespace)
         except ValueError:
             self._refuse("a setting without an encoding")
             return "miss"
         tracked.keys = keys
         if control.look_up:
-            stored = self._find(keys, request, control.max_age_s)
+            stored = self.exact.find(keys, request, control.max_age_s)
             if stored is not None:
                 if self._replay(stored, request, prompt, queue):
                     return "exact"
                 # It would fail the next time as well.
-                self.memory.remove([stored])
+                self.exact.memory.remove([stored])
             if self.flights.join(keys.limited, request, prompt, queue):
                 return "followed"
         return "miss"
@@ -306,23 +279,6 @@ class FrontEnd:
         self.counts["tokens_saved"] += num_tokens
         self.metrics.saved(num_tokens)
 
-    def _find(
-        self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
-    ) -> Answer | None:
-        assert request.sampling_params is not None
-        max_tokens = request.sampling_params.max_tokens
-        complete = self.memory.get(keys.complete)
-        if complete is not None and not _has_room(complete, max_tokens):
-            complete = None
-        answer = complete if complete is not None else self.memory.get(keys.limited)
-        if (
-            answer is None
-            or max_age_s is None
-            or steady_clock.now_s() - answer.created_s <= max_age_s
-        ):
-            return answer
-        return None
-
     def _replay(
         self,
         answer: Answer,
@@ -347,57 +303,13 @@ class FrontEnd:
             return
         if tracked.retrieves and self.near_answers is not None:
             self.near_answers.store(tracked.prompt_token_ids, finished, tracked.policy.namespace)
-        keys = tracked.keys
-        weight_version = self.flights.weight_version
-        same_weights = tracked.weights_epoch == self.weights_epoch and tracked.weight_version in (
-            None,
-            weight_version,
-        )
-        if keys is None or not same_weights:
-            return
-        cut = finished.ending.finish_reason is FinishReason.LENGTH
-        answer = Answer.create(
-            prompt_token_ids=tracked.prompt_token_ids,
-            response_token_ids=finished.token_ids,
-            namespace=tracked.policy.namespace,
-            model_key=self._model_key,
-            finish_reason=str(finished.ending.finish_reason),
-            stop_reason=finished.ending.stop_reason,
-            exact_key=keys.limited if cut else keys.complete,
-        )
-        self.memory.put(answer, ttl_s=control.ttl_s)
-        self.counts["stored"] += 1
-        self.metrics.stored()
-        self.metrics.memory(self.memory.stats())
-
-    def _adapter_refusal(self, request: "EngineCoreRequest") -> str | None:
-        adapter = request.lora_request
-        if adapter is None:
-            return None
-        if self._num_api_servers > 1:
-            return "adapters may change through another API server process"
-        return self.adapters.refusal(adapter)
-
-    def _model_key_of(self, request: "EngineCoreRequest") -> str:
-        adapter = request.lora_request
-        if adapter is None:
-            return f"{self._model_key}:{self.weights_epoch}"
-        with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
-        return f"{with_adapter}:{self.weights_epoch}:{self.adapters.key(adapter)}"
+        if self.exact.store(tracked, finished, weight_version=self.flights.weight_version):
+            self.counts["stored"] += 1
+            self.metrics.stored()
+            self.metrics.memory(self.exact.memory.stats())
 
 
 _REASONS = {
     str(reason): reason
     for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION)
 }
-
-
-def _has_room(answer: Answer, max_tokens: int | None) -> bool:
-    """Return whether an answer that ended by itself would have done so within `max_tokens`."""
-    if max_tokens is None:
-        return True
-    num_tokens = len(answer.response_tokens) // 4
-    # vLLM looks for repetition last: at the limit the limit is the reason.
-    if answer.finish_reason == str(FinishReason.REPETITION):
-        return num_tokens < max_tokens
-    return num_tokens <= max_tokens

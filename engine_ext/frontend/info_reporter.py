@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.request.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request.http_context import current_http_context
 from reprise.engine_ext.request.request_control import wants_info
 from reprise.engine_ext.request.request_info import InfoCollector

@@ -121,9 +121,9 @@ class SingleFlight:
 
     def cancel(self, request_id: str, error: Exception) -> None:
         """Fail the flight of a leader that was not admitted: its followers get `error`."""
-        flight = self._by_request.get(request_id)
+        flight = self._by_request.pop(request_id, None)
         if flight is not None:
-            for state in self._take(flight):
+            for state in self._forget(flight):
                 self._fail(state, error)
 
     def join(
@@ -208,8 +208,9 @@ class SingleFlight:
     ) -> None:
         """End a flight that has failed here: its leader goes on, as without it."""
         self._errors.record("single_flight", error)
+        self._by_request.pop(flight.request_id, None)
         try:
-            for state in self._take(flight):
+            for state in self._forget(flight):
                 self._fail(state, error)
         except Exception as another:
             self._errors.record("single_flight", another)
@@ -259,7 +260,8 @@ class SingleFlight:
         # From vLLM 0.33 on: the engine refused the leader on arrival, as when it is paused.
         refused = getattr(output, "error", None)
         if refused is not None:
-            for state in self._take(flight):
+            self._by_request.pop(flight.request_id, None)
+            for state in self._forget(flight):
                 # Each client raises its own exception.
                 self._fail(state, refused.to_exception())
             return
@@ -352,12 +354,11 @@ class SingleFlight:
         return [states[id_] for id_ in ids if id_ in states]
 
     def _close(self, flight: Flight) -> None:
-        if flight.request_id in self._by_request:
-            self._take(flight)
+        if self._by_request.pop(flight.request_id, None) is not None:
+            self._forget(flight)
 
-    def _take(self, flight: Flight) -> list["RequestState | None"]:
-        """Remove a flight; return its followers' states."""
-        self._by_request.pop(flight.request_id, None)
+    def _forget(self, flight: Flight) -> list["RequestState | None"]:
+        """Drop a flight that is no longer among those in flight; return its followers' states."""
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
         for follower_id in flight.follower_ids:

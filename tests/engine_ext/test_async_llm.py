@@ -314,7 +314,7 @@ async def salts_are_walls(engine: EnhancedAsyncLLM) -> None:
     for salt in ("a", "b"):
         prompt = {"prompt": "behind a wall", "cache_salt": salt}
         await generate(engine, prompt, f"salt-{salt}", RequestOutputKind.FINAL_ONLY)
-    namespaces = engine.front_end.memory.namespaces()  # type: ignore[union-attr]
+    namespaces = engine.front_end.exact.memory.namespaces()  # type: ignore[union-attr]
     assert namespaces["salt-a"] == namespaces["salt-b"] == 1
 
 
@@ -347,10 +347,10 @@ async def a_client_that_leaves_leaves_nothing_behind(engine: EnhancedAsyncLLM) -
 async def other_weights_end_what_was_kept(engine: EnhancedAsyncLLM) -> None:
     await generate(engine, "weights", "before", RequestOutputKind.FINAL_ONLY)
     await engine.update_weight_version("next")
-    assert engine.front_end.memory.stats().answers == 0  # type: ignore[union-attr]
+    assert engine.front_end.exact.memory.stats().answers == 0  # type: ignore[union-attr]
     await generate(engine, "weights", "after", RequestOutputKind.FINAL_ONLY)
     await generate(engine, "weights", "again", RequestOutputKind.FINAL_ONLY)
-    assert engine.front_end.memory.stats().answers == 1  # type: ignore[union-attr]
+    assert engine.front_end.exact.memory.stats().answers == 1  # type: ignore[union-attr]
 
 
 async def who_asks_is_told(engine: EnhancedAsyncLLM) -> None:

@@ -20,7 +20,13 @@ from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import RequestHints, has_hints, read_hints
-from reprise.engine_ext.frontend import front_end, info_reporter, one_token_outputs
+from reprise.engine_ext.frontend import (
+    exact_answers,
+    front_end,
+    info_reporter,
+    one_token_outputs,
+)
+from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.info_reporter import InfoReporter
@@ -49,7 +55,8 @@ _ENTRANCES = {
 }
 # No part of a request's way to its reply, or of the middleware's, which its own tests break.
 _ELSEWHERE = {
-    (ExactMemory, "clear find namespaces"),
+    (ExactAnswers, "model_changed"),
+    (ExactMemory, "clear namespaces"),
     (FrontEnd, "close model_changed progress report stats"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates"),
@@ -68,6 +75,7 @@ _FOR_ERRORS = {
 }
 _OURS = (
     AdapterEpochs,
+    ExactAnswers,
     ExactMemory,
     Feeder,
     FrontEnd,
@@ -82,9 +90,14 @@ _OURS = (
     Spans,
 )
 _FUNCTIONS = [
-    (front_end, name)
-    for name in ("refusal", "exact_keys", "is_determined", "_has_room", "TrackedRequest")
-] + [(one_token_outputs, name) for name in ("parser_may_read", "one_token_each")]
+    (exact_answers, "refusal"),
+    (exact_answers, "exact_keys"),
+    (exact_answers, "_has_room"),
+    (front_end, "is_determined"),
+    (front_end, "TrackedRequest"),
+    (one_token_outputs, "parser_may_read"),
+    (one_token_outputs, "one_token_each"),
+]
 
 
 def methods() -> Iterator[Any]:
@@ -241,7 +254,7 @@ async def test_an_error_in_any_of_our_methods_loses_no_request(
     refused = world.ask(kind, seed=3, temperature=1.0)
     world.front_end.not_admitted(refused.request_id, RuntimeError("queue is full"))
     world.leave(refused)
-    with contextlib.suppress(RuntimeError), world.front_end.adapters.change(1, loads=True):
+    with contextlib.suppress(RuntimeError), world.front_end.exact.adapters.change(1, loads=True):
         pass
     for _ in range(3):
         world.step()

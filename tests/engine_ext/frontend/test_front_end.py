@@ -182,7 +182,7 @@ def test_a_reloaded_adapter_is_another_model(client: Client) -> None:
     client.ask(lora=adapter)
     assert client.ask(lora=adapter)[0] == "exact"
     assert client.ask()[0] == "miss"
-    with client.front_end.adapters.change(1, loads=True):
+    with client.front_end.exact.adapters.change(1, loads=True):
         # A generation that begins while it loads may have either weights.
         assert client.ask(lora=adapter)[0] == "miss"
         assert client.ask(lora=adapter)[0] == "miss"
@@ -201,24 +201,24 @@ def test_an_adapter_reloaded_in_place_has_hits_again(client: Client, tmp_path: P
     # Not loaded by way of the engine client: nobody knows when its weights change.
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "miss"
-    with client.front_end.adapters.change(1, loads=True):
+    with client.front_end.exact.adapters.change(1, loads=True):
         pass
     assert client.ask(lora=in_place)[0] == "miss"
     assert client.ask(lora=in_place)[0] == "exact"
     with (
         pytest.raises(RuntimeError, match="no such adapter"),
-        client.front_end.adapters.change(1, loads=True),
+        client.front_end.exact.adapters.change(1, loads=True),
     ):
         raise RuntimeError("no such adapter")
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "miss"
-    with client.front_end.adapters.change(1, loads=True):
+    with client.front_end.exact.adapters.change(1, loads=True):
         pass
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "exact"
     (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
     assert client.ask(lora=in_place)[0] == "miss"
-    with client.front_end.adapters.change(1, loads=False):
+    with client.front_end.exact.adapters.change(1, loads=False):
         pass
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "miss"
@@ -263,7 +263,7 @@ def test_an_error_of_ours_becomes_a_generation(
     def broken(_key: bytes) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(client.front_end.memory, "get", broken)
+    monkeypatch.setattr(client.front_end.exact.memory, "get", broken)
     assert client.ask(emits=(4,)) == ("miss", [4])
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from reprise.engine_ext.frontend import draft_counts_fetcher
-from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.request import draft_counts_fetcher
+from reprise.engine_ext.request.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request.request_info import (
     DraftCounts,
     DraftCountsStore,

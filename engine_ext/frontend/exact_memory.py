@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from reprise.retrieval.api.answer import Answer
 
+_MIN_EXPIRIES = 64
+
 
 class _Entry(NamedTuple):
     answer: Answer
@@ -47,7 +49,7 @@ class ExactMemory:
         self._keys_of: dict[tuple[str, str], tuple[bytes, ...]] = {}
         """Exact keys by (namespace, answer id): one answer may be that of several requests."""
         self._expiries: list[tuple[float, bytes]] = []
-        """A heap of (on the clock, exact key); those that are gone stay until their time."""
+        """A heap of (on the clock, exact key), in which dropped entries may linger."""
         self._bytes = 0
         self._evicted = 0
         self._expired = 0
@@ -85,7 +87,7 @@ class ExactMemory:
         name = (answer.namespace, answer.answer_id)
         self._keys_of[name] = (*self._keys_of.get(name, ()), key)
         if expires_s is not None:
-            heapq.heappush(self._expiries, (expires_s, key))
+            self._push_expiry(expires_s, key)
         self._bytes += answer.num_bytes
         self.expire()
         while self._bytes > self._max_bytes:
@@ -141,6 +143,17 @@ class ExactMemory:
     def stats(self) -> ExactMemoryStats:
         """Return figures since this process started."""
         return ExactMemoryStats(len(self._entries), self._bytes, self._evicted, self._expired)
+
+    def _push_expiry(self, expires_s: float, key: bytes) -> None:
+        # Dropped entries must not accumulate for as long as they would have lived.
+        if len(self._expiries) >= 2 * len(self._entries) + _MIN_EXPIRIES:
+            self._expiries = [
+                (entry.expires_s, each)
+                for each, entry in self._entries.items()
+                if entry.expires_s is not None and each != key
+            ]
+            heapq.heapify(self._expiries)
+        heapq.heappush(self._expiries, (expires_s, key))
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)

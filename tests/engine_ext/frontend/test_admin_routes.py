@@ -149,7 +149,7 @@ def test_the_token_is_not_taken_where_vllm_logs_it_and_never_shown() -> None:
     assert TOKEN not in str(refused.value)
 
 
-def test_texts_are_told_only_on_request() -> None:
+def test_texts_are_returned_only_on_request() -> None:
     engine = Engine()
     engine.front_end.exact.memory.put(answer("secret"))
     client = client_of(engine)

@@ -14,7 +14,7 @@ from reprise.retrieval.api.near_answer import NearAnswer
 
 
 class Retriever:
-    """Records what it is asked, and finds what it is told to."""
+    """Records what it is asked, and finds what it is given."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[NearAnswer]] = {}

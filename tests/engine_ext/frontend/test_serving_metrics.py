@@ -67,7 +67,7 @@ def test_errors_of_front_end_and_workers_are_kept_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_workers_are_told_apart_by_their_order_and_read_in_any_form(
+def test_workers_are_distinguished_by_their_order_and_read_in_any_form(
     name: str, as_dict: bool
 ) -> None:
     def report(steps: int, drafted: int, accepted: int) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from reprise.engine_ext.compat import runner_hooks, undrafted_settings
 from reprise.engine_ext.compat.guarded import step_errors
 from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import RequestHints
-from reprise.engine_ext.core.swallowed import SwallowedErrors
-from reprise.engine_ext.request.request_info import DraftCountsKeeper
+from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
 from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
@@ -66,9 +66,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._namespace = config.namespace
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
-        self._errors = SwallowedErrors()
+        self._errors = ErrorCounter()
         self._live: dict[str, LiveRequest] = {}
-        self._draft_counts = DraftCountsKeeper()
+        self._draft_counts = DraftCountsStore()
         self._clock = StepClock()
         self._previous_ids: frozenset[str] = frozenset()
         self._kernels_up_to = 0
@@ -147,7 +147,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
             self._propose(rows, step_time_s, drafts)
         except Exception as error:
-            self._errors.swallow("propose", error)
+            self._errors.record("propose", error)
             drafts = [[] for _ in sampled_token_ids]
         finally:
             self._clock.note_drafted()
@@ -174,7 +174,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                     continue
                 tokens = live.within_answer(row.emitted_token_ids, row.num_tokens)
             except Exception as error:
-                self._errors.swallow("start request", error)
+                self._errors.record("start request", error)
                 self._drop(row.request_id)
                 continue
             known.append(row)
@@ -211,7 +211,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         self._live.pop(request_id, None)
         if self._near is not None:
             self._near.forget(request_id)
-        with self._errors.swallowing("drop request"):
+        with self._errors.recording("drop request"):
             self._provider.finish(request_id)
 
     def _start(self, row: TrackedRow, live: LiveRequest | None) -> LiveRequest:
@@ -253,13 +253,13 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             self._kernels_up_to = make_kernels(runner)
             self._provider.note_ready(self._kernels_up_to)
         except Exception as error:
-            self._errors.swallow("before_serving", error)
+            self._errors.record("before_serving", error)
 
     def on_arrival(self, request: "Request") -> None:
         """Start retrieval while the request still waits to be scheduled."""
         if not self._is_drafting_rank:
             return
-        with self._errors.swallowing("on_arrival"):
+        with self._errors.recording("on_arrival"):
             if request.request_id not in self._live:
                 live = LiveRequest(request.sampling_params, request.prompt_token_ids)
                 self._begin(request.request_id, live)
@@ -269,13 +269,13 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if not self._is_drafting_rank:
             return
         for request_id in scheduler_output.finished_req_ids:
-            with self._errors.swallowing("end request"):
+            with self._errors.recording("end request"):
                 state = runner.requests.get(request_id)
                 outputs: Sequence[int] = state.output_token_ids if state else ()
                 # What was computed beyond the end, before the end was known, has no tokens.
                 self._end(request_id, outputs[: num_known(outputs)])
         for request in scheduler_output.scheduled_new_reqs:
-            with self._errors.swallowing("begin request"):
+            with self._errors.recording("begin request"):
                 live = self._live.get(request.req_id)
                 if live is not None and live.num_prompt_tokens:
                     # A streaming session goes on with a longer prompt under the same id.
@@ -311,7 +311,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Learn which request is in which row."""
-        with self._errors.swallowing("before_propose"):
+        with self._errors.recording("before_propose"):
             self._clock.note_step(scheduler_output)
             if self._ids is not None:
                 batch = runner.input_batch
@@ -323,18 +323,18 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         live = self._live.pop(request_id, None)
         if self._ids is not None:
             if live is not None and live.num_prompt_tokens:
-                with self._errors.swallowing("observe end"):
+                with self._errors.recording("observe end"):
                     self._observe_end(request_id, live, output_token_ids, self._ids)
             self._ids.forget(request_id)
         stats = None
-        with self._errors.swallowing("end request"):
+        with self._errors.recording("end request"):
             stats = self._provider.finish(request_id)
         if live is None:
             return
-        with self._errors.swallowing("end request"):
+        with self._errors.recording("end request"):
             if live.hints.info:
-                self._draft_counts.keep(request_id, stats)
-        with self._errors.swallowing("end request"):
+                self._draft_counts.put(request_id, stats)
+        with self._errors.recording("end request"):
             self._hand_on(request_id, live, output_token_ids, stats)
 
     def _observe_end(

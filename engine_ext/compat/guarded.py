@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 
-step_errors = SwallowedErrors()
+step_errors = ErrorCounter()
 """What failed inside steps of this process."""
 
 _PLACE = "_reprise_place"
@@ -89,7 +89,7 @@ def wrap_step_method(
             except Exception as error:
                 if theirs.error is not None:
                     raise theirs.error from None
-                step_errors.swallow(where, error)
+                step_errors.record(where, error)
             if theirs.has_run:
                 return theirs.result
         return theirs()

@@ -8,7 +8,7 @@ from typing import Any
 from vllm import envs
 from vllm.logger import init_logger
 
-from reprise.engine_ext.request.http_exchange import AsgiApp, ExchangeMiddleware, Scope
+from reprise.engine_ext.request.http_context import AsgiApp, HttpContextMiddleware, Scope
 from reprise.engine_ext.request.tenants import ServerTenants
 
 logger = init_logger(__name__)
@@ -24,7 +24,7 @@ def install() -> bool:
 
     Returns:
         False where no such server is loaded, as in a program that uses the engine itself, or with
-        gRPC. Requests come without an exchange then, so without a tenant.
+        gRPC. Requests come without an HTTP context then, so without a tenant.
     """
     entries = [sys.modules.get(_ENTRY), sys.modules.get("__main__")]
     found = False
@@ -38,7 +38,7 @@ def install() -> bool:
     return found
 
 
-class ServerMiddleware(ExchangeMiddleware):
+class ServerMiddleware(HttpContextMiddleware):
     """The middleware in vLLM's server, whose arguments tell which keys it checks."""
 
     def __init__(self, app: AsgiApp) -> None:

@@ -12,7 +12,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from reprise.engine_ext.core.identity import uses_our_proposer
 from reprise.engine_ext.core.request_hints import RequestHints, attach_hints, has_hints
-from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, tell_of_private_requests
+from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, warn_of_private_requests
 
 _TENANT = "_reprise_tenant"
 _HAS_TOLD = "_reprise_has_told"
@@ -66,7 +66,7 @@ def _tell(processor: Any) -> None:
     from reprise.engine_ext.core.config import engine_config
 
     if engine_config(processor.vllm_config).namespace is None:
-        tell_of_private_requests("this engine client is none that Reprise knows")
+        warn_of_private_requests("this engine client is none that Reprise knows")
 
 
 def _as_sole_tenant(original: Any) -> Any:

@@ -72,7 +72,7 @@ def run_step(worker: Any, scheduler_output: "SchedulerOutput") -> Any:
 def _keep_drafts(executor: Any, output: Any) -> None:
     """Of the latest step, or none: those of an earlier one must not be taken for them."""
     executor._reprise_drafts = None
-    with step_errors.swallowing("keep drafts"):
+    with step_errors.recording("keep drafts"):
         executor._reprise_drafts = getattr(output, _ATTACHED, None)
 
 

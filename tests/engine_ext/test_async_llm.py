@@ -21,11 +21,11 @@ from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_syste
 from reprise.engine_ext.compat import http_front_door, replacement, vllm_expectations
 from reprise.engine_ext.compat.replacement import install
 from reprise.engine_ext.compat.vllm_expectations import unexpected_in_vllm
+from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
-from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.request.http_context import current_http_context
 from reprise.engine_ext.request.tenants import SOLE_TENANT, key_namespace
-from reprise.engine_ext.worker.worker_retriever import ADDRESS_VARIABLE
 
 
 @pytest.fixture
@@ -183,8 +183,8 @@ async def test_vllms_app_has_the_middleware_and_it_the_keys(
     seen = []
 
     async def health(_request: Any) -> PlainTextResponse:
-        exchange = current_exchange.get()
-        seen.append(exchange.tenant if exchange is not None else "no exchange")
+        http_context = current_http_context.get()
+        seen.append(http_context.tenant if http_context is not None else "no context")
         return PlainTextResponse("")
 
     monkeypatch.setattr(entry, "build_app", entry.build_app)
@@ -200,7 +200,7 @@ async def test_vllms_app_has_the_middleware_and_it_the_keys(
     assert seen == [key_namespace("a"), key_namespace("b"), None, None]
 
 
-def test_tenants_are_told_apart_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenants_are_distinguished_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def tenant(authorization: str | None, **given: Any) -> str | None:
         return http_front_door.server_tenants(server_arguments(**given)).tenant_of(authorization)
 
@@ -256,11 +256,11 @@ async def a_repeat_has_the_shape_that_was_asked_for(engine: EnhancedAsyncLLM) ->
     assert (counts["exact"], counts["miss"], counts["stored"]) == (3, 1, 1)
 
 
-async def salts_are_walls(engine: EnhancedAsyncLLM) -> None:
+async def salts_isolate(engine: EnhancedAsyncLLM) -> None:
     for salt in ("a", "b"):
-        prompt = {"prompt": "behind a wall", "cache_salt": salt}
+        prompt = {"prompt": "behind a salt", "cache_salt": salt}
         await generate(engine, prompt, f"salt-{salt}", RequestOutputKind.FINAL_ONLY)
-    namespaces = engine.front_end.memory.namespaces()  # type: ignore[union-attr]
+    namespaces = engine.front_end.exact.memory.namespaces()  # type: ignore[union-attr]
     assert namespaces["salt-a"] == namespaces["salt-b"] == 1
 
 
@@ -290,16 +290,32 @@ async def a_client_that_leaves_leaves_nothing_behind(engine: EnhancedAsyncLLM) -
     assert len(engine.front_end.flights) == 0  # type: ignore[union-attr]
 
 
-async def other_weights_end_what_was_kept(engine: EnhancedAsyncLLM) -> None:
+async def other_weights_end_what_was_stored(engine: EnhancedAsyncLLM) -> None:
     await generate(engine, "weights", "before", RequestOutputKind.FINAL_ONLY)
     await engine.update_weight_version("next")
-    assert engine.front_end.memory.stats().answers == 0  # type: ignore[union-attr]
+    assert engine.front_end.exact.memory.stats().answers == 0  # type: ignore[union-attr]
     await generate(engine, "weights", "after", RequestOutputKind.FINAL_ONLY)
     await generate(engine, "weights", "again", RequestOutputKind.FINAL_ONLY)
-    assert engine.front_end.memory.stats().answers == 1  # type: ignore[union-attr]
+    assert engine.front_end.exact.memory.stats().answers == 1  # type: ignore[union-attr]
 
 
-async def who_asks_is_told(engine: EnhancedAsyncLLM) -> None:
+async def a_paused_engine_answers_nothing(engine: EnhancedAsyncLLM) -> None:
+    first = await generate(engine, "pause", "before", RequestOutputKind.FINAL_ONLY)
+    # In the one mode in which vLLM 0.33 queues new requests too.
+    await engine.pause_generation(mode="keep")
+    asked = generate(engine, "pause", "meanwhile", RequestOutputKind.FINAL_ONLY)
+    waits = asyncio.create_task(asked)
+    await asyncio.sleep(0.5)
+    assert not waits.done()
+    await engine.resume_generation()
+    assert (await waits)[:3] == first[:3]
+    counts = engine.front_end.counts["exact"]  # type: ignore[union-attr]
+    again = await generate(engine, "pause", "after", RequestOutputKind.FINAL_ONLY)
+    assert again[:3] == first[:3]
+    assert engine.front_end.counts["exact"] == counts + 1  # type: ignore[union-attr]
+
+
+async def who_asks_gets_information(engine: EnhancedAsyncLLM) -> None:
     async def ask(request_id: str, prompt: str, **params: Any) -> Any:
         settings = SamplingParams(
             max_tokens=60, ignore_eos=True, output_kind=RequestOutputKind.DELTA, **params
@@ -353,11 +369,12 @@ async def test_on_a_real_engine(demo_model: Path) -> None:
     async with create_enhanced_system(args) as engine:
         await it_is_an_async_llm(engine)
         await a_repeat_has_the_shape_that_was_asked_for(engine)
-        await salts_are_walls(engine)
+        await salts_isolate(engine)
         await nonsense_is_refused_before_the_engine(engine)
         await a_client_that_leaves_leaves_nothing_behind(engine)
-        await other_weights_end_what_was_kept(engine)
-        await who_asks_is_told(engine)
+        await other_weights_end_what_was_stored(engine)
+        await a_paused_engine_answers_nothing(engine)
+        await who_asks_gets_information(engine)
         await metrics_follow_the_workers(engine)
     await asyncio.sleep(0.2)
     assert asyncio.all_tasks() == before

@@ -8,7 +8,7 @@ pytest.importorskip("vllm")
 
 from reprise.engine_ext.compat import guarded
 from reprise.engine_ext.compat.guarded import Original, place_of, wrap_step_method
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 
 
 class Runner:
@@ -33,7 +33,7 @@ def runner_class(monkeypatch: pytest.MonkeyPatch) -> type[Runner]:
     class Fresh(Runner):
         step = Runner.step
 
-    monkeypatch.setattr(guarded, "step_errors", SwallowedErrors())
+    monkeypatch.setattr(guarded, "step_errors", ErrorCounter())
     return Fresh
 
 
@@ -138,7 +138,7 @@ def test_a_class_and_its_objects_are_wrapped_once_each(runner_class: type[Runner
     assert runner_class.step.__doc__ == "Of the runner."
 
 
-def test_an_error_that_is_none_of_ours_to_swallow_passes(runner_class: type[Runner]) -> None:
+def test_an_error_that_is_not_ours_to_catch_passes(runner_class: type[Runner]) -> None:
     def ends(_: Original) -> int:
         raise SystemExit("the worker ends")
 

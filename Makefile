@@ -44,8 +44,10 @@ test-identity: $(READY)  ## answers with and without drafts, as on a processor w
 lint: $(READY)  ## ruff: style and mistakes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(READY)  ## mypy over the package as it is installed
-	@rm -rf build/types && $(BIN)/pip install --quiet --no-deps --target build/types . && \
+# The wheel leaves eval out: it is laid where an installed package would have it.
+types: $(READY)  ## mypy over the package as it is installed, and eval beside it
+	@rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/types . && \
+	  cp -R eval build/types/reprise/ && \
 	  MYPYPATH=build/types $(BIN)/mypy -p reprise; status=$$?; rm -rf build; exit $$status
 
 format: $(READY)  ## rewrite the sources in the project's format

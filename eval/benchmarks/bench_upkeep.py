@@ -23,6 +23,11 @@ REQUESTS = 8
 MODEL_S = 0.002  # what the model takes for a step, less than any does
 MOST = 16
 LARGE_SHARE = 4
+UPKEEP_FIELDS = (
+    "bench", "cache", "tokens", "steps", "changes", "behind",
+    "wait_us_p50", "wait_us_p99", "wait_us_max", "step_us_p50", "step_us_p99", "step_us_max",
+    "change_us_mean", "bytes_per_token", "filled_tokens_per_s",
+)  # fmt: skip
 IntArray = npt.NDArray[np.int32]
 
 

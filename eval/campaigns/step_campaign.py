@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -35,6 +35,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.replay.traces import TraceError, load_trace
+from reprise.eval.report.command_line import InputError, run_command
 
 _BLOCK = 32
 _PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
@@ -386,7 +387,7 @@ def main(
     model: Annotated[str, typer.Option(help="without, the demo model")] = "",
     trace: Annotated[Path | None, typer.Option(help="without, the demo trace")] = None,
     way: Annotated[int | None, typer.Option(help="only this one of the engines, from 0 on")] = None,
-) -> None:
+) -> int:
     """Run the campaign and print a row for each engine."""
     # Set before vLLM is imported: quiet but for errors.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -396,14 +397,14 @@ def main(
         tokenizer = load_tokenizer(model)
         rows = make_demo_trace(seed=0) if trace is None else load_trace(trace)
     except (TokenizerError, TraceError) as error:
-        _fail(str(error))
+        raise InputError(str(error)) from error
     texts = [tokenizer.encode(row.prompt + " " + row.response).tolist() for row in rows[:200]]
     texts = [text for text in texts if len(text) > 3 * _BLOCK]
     if not texts:
-        _fail("--trace: expected longer texts")
+        raise InputError("--trace: expected longer texts")
     chosen = [one for number, one in enumerate(WAYS) if way in (None, number)]
     if not chosen:
-        _fail(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
+        raise InputError(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
     count = -(-requests // seeds)
     table = Table(title=f"{count} requests of each of {seeds} seeds")
     columns = ("requests", "wrong", "lost", "errors", "preemptions", "accepted", "steps", "s")
@@ -423,13 +424,8 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print("ends:", ", ".join(f"{kind} {count}" for kind, count in ends.most_common()))
-    raise SystemExit(0 if is_good else 1)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"step_campaign.py: error: {message}", err=True)
-    raise SystemExit(2)
+    return 0 if is_good else 1
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="step_campaign.py"))

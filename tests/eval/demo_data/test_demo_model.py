@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reprise.eval.demo_data import demo_model
-from reprise.eval.demo_data.demo_model import RECIPE, Recipe, demo_tokenizer_path
+from reprise.eval.demo_data.demo_model import demo_tokenizer_path
+from reprise.eval.demo_data.demo_recipe import RECIPE, Recipe
 from reprise.eval.demo_data.demo_tokenizer import CHAT_TEMPLATE, render_prompt
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.token_rows import load_tokenizer

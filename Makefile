@@ -9,6 +9,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Two processes, of which each has some 12 GiB of engines at most. TESTERS=0: one, in plain order.
+TESTERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,10 +34,10 @@ demo-short: $(READY)  ## the same with fewer requests
 	@$(BIN)/python eval/demo.py --limit 24
 
 test: $(READY)  ## every test, the slow ones included
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-fast: $(READY)  ## the tests that take seconds
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 # Drafts change no answer on this processor, as `make test` shows, nor on one with AVX2 only.
 test-identity: $(READY)  ## answers with and without drafts, as on a processor with AVX2 only

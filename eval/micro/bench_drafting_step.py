@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -20,6 +21,7 @@ class Run:
 
     def __init__(self, batch: int) -> None:
         self._work = make_work(batch, CONTEXT)
+        self._answers = [np.array(answer, np.int32) for answer in self._work.answers]
         self._left = 0
         self.emitted_tokens = self.requests = 0
 
@@ -43,12 +45,14 @@ class Run:
         self._drafts = self._drafter.step(self._emitted)
 
     def _emit(self) -> None:
-        for row, (answer, draft) in enumerate(zip(self._work.answers, self._drafts, strict=True)):
+        for row, (answer, draft) in enumerate(zip(self._answers, self._drafts, strict=True)):
             rest = answer[self._positions[row] :]
-            self._emitted[row] = rest[: accepted_length(draft[: max(0, len(rest) - 1)], rest) + 1]
+            # The last token comes from the model: an answer's end is no draft.
+            accepted = accepted_length(draft[: max(0, len(rest) - 1)], rest)
+            self._emitted[row] = rest[: accepted + 1].tolist()
             self._positions[row] += len(self._emitted[row])
             self.emitted_tokens += len(self._emitted[row])
-            self.requests += bool(rest)
+            self.requests += bool(len(rest))
 
 
 @pytest.mark.parametrize("batch", [1, 8, 64])

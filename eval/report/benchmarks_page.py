@@ -87,8 +87,9 @@ def origin(machine: str, rows: Sequence[Row]) -> str:
     versions = {f"{name} {row[name]}" for row in rows for name in _VERSIONS if row.get(name)}
     if not any(name in machine for name in _SAYS_WHAT_IT_COMPUTES_IN):
         versions.add("instruction set not recorded")
+    measured_on = "; ".join([machine, *sorted(versions)])
     return (
-        f"**{'; '.join([machine, *sorted(versions)])}**, {dates}, commit{'s' if len(commits) > 1 else ''} "
+        f"**{measured_on}**, {dates}, commit{'s' if len(commits) > 1 else ''} "
         f"{_named('`', commits)}: {_named('`', commands)}."
     )
 

@@ -22,7 +22,12 @@ from reprise.engine_ext.request.tenants import key_namespace
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Server = Any
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("servers"),
+]
 
 ONE, ANOTHER = "key-of-one", "key-of-another"
 _numbers = itertools.count()
@@ -191,13 +196,8 @@ IDS = [f"{mode}: {giver} to {taker}" for mode, giver, taker in CELLS]
 
 
 @pytest.fixture
-def server_of(request: pytest.FixtureRequest) -> Callable[[str], Server]:
-    def get(mode: str) -> Server:
-        if mode == "on":
-            return request.getfixturevalue("reprise_server")
-        return request.getfixturevalue("started")[mode]
-
-    return get
+def server_of(reprise_server: Server, started: dict[str, Server]) -> Callable[[str], Server]:
+    return {"on": reprise_server, **started}.__getitem__
 
 
 def askers(*names: str) -> list[Asker]:

@@ -51,7 +51,7 @@ bench-compare: $(READY)  ## the same, and fail if one is 30% slower than on such
 	@$(BIN)/python eval/micro_benchmarks.py --compare
 
 bench-baseline: $(READY)  ## the same, kept in eval/results as what later ones are compared with
-	@$(BIN)/python eval/micro_benchmarks.py --keep
+	@$(BIN)/python eval/micro_benchmarks.py --baseline
 
 lint: $(READY)  ## ruff: style and mistakes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

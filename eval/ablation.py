@@ -35,7 +35,7 @@ from reprise.spec.api.config import DraftConfig
 from reprise.spec.batching.request import Request
 
 COST = 0.02
-MOST = 64
+MAX_DRAFT_TOKENS = 64
 FIXED_LENGTH = 8
 
 
@@ -94,7 +94,7 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
     """Name to a fresh drafter."""
 
     def of(kind: type[RepriseDrafter]) -> Callable[[], RepriseDrafter]:
-        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MOST)
+        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MAX_DRAFT_TOKENS)
 
     return {
         "all": of(RepriseDrafter),

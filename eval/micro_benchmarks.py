@@ -2,7 +2,7 @@
 
     python eval/micro_benchmarks.py             time all, keep the figures in .benchmarks
     python eval/micro_benchmarks.py --compare   and fail if one is slower than the baseline
-    python eval/micro_benchmarks.py --keep      make these figures the baseline of this machine
+    python eval/micro_benchmarks.py --baseline  make these figures the baseline of this machine
 
 Each file in eval/micro times what it is named by. A baseline holds for the machines of its kind:
 processor, instruction set and number of cores.
@@ -37,8 +37,8 @@ def main(
             "--compare", help=f"Fail if a median is over {MAX_LOSS_PERCENT}% above the baseline's."
         ),
     ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Write the baseline of this kind of machine.")
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Write the baseline of this kind of machine.")
     ] = False,
     only: Annotated[
         str | None, typer.Option(metavar="WORD", help="Benchmarks whose names have this word.")
@@ -47,22 +47,22 @@ def main(
     """Time the small parts that every step or request pays for, and keep the figures as JSON."""
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise InputError("pytest-benchmark is not installed")
-    if keep and only:
-        raise InputError("--keep: a baseline holds all benchmarks, so no --only")
-    baseline = baseline_path()
+    if baseline and only:
+        raise InputError("--baseline: it holds all benchmarks, so no --only")
+    path = baseline_path()
     options = ["-k", only] if only else []
     if compare:
-        if not baseline.is_file():
-            kept = sorted(path.stem for path in BASELINES.glob("*.json"))
-            print(f"No baseline for this kind of machine, {baseline.stem}: nothing is compared.")
+        if not path.is_file():
+            kept = sorted(one.stem for one in BASELINES.glob("*.json"))
+            print(f"No baseline for this kind of machine, {path.stem}: nothing is compared.")
             print(f"There are: {', '.join(kept) or 'none'}.")
             return 0
-        options += [f"--benchmark-compare={baseline}"]
+        options += [f"--benchmark-compare={path}"]
         options += [f"--benchmark-compare-fail=median:{MAX_LOSS_PERCENT}%"]
-    if keep:
-        return run_benchmarks(*options, f"--benchmark-json={baseline}")
+    if baseline:
+        return run_benchmarks(*options, f"--benchmark-json={path}")
     return run_benchmarks(
-        *options, f"--benchmark-storage=file://{HISTORY}", f"--benchmark-save={baseline.stem}"
+        *options, f"--benchmark-storage=file://{HISTORY}", f"--benchmark-save={path.stem}"
     )
 
 

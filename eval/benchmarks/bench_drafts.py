@@ -34,7 +34,7 @@ UPKEEP_RESULTS = RESULTS / "bench_upkeep.csv"
 VOCABULARY = 50_000
 ANSWER = 128
 NEAR = 32
-MOST = 16
+MAX_DRAFT_TOKENS = 16
 ROUNDS = 9
 IntArray = npt.NDArray[np.int32]
 
@@ -81,7 +81,9 @@ class Drafter(Protocol):
 class RepriseDrafter:
     def __init__(self, num_threads: int) -> None:
         self._provider = DraftProvider(
-            DraftConfig(num_speculative_tokens=MOST, verify_cost=0.02, num_threads=num_threads)
+            DraftConfig(
+                num_speculative_tokens=MAX_DRAFT_TOKENS, verify_cost=0.02, num_threads=num_threads
+            )
         )
 
     def start(self, work: Work) -> None:
@@ -120,7 +122,11 @@ class SuffixDrafter:
             self._texts[i] += tokens
             pattern = np.array(self._texts[i][-24:], np.int32)
             draft = self._cache.speculate(
-                str(i), pattern, max_spec_tokens=MOST, max_spec_factor=1.0, min_token_prob=0.1
+                str(i),
+                pattern,
+                max_spec_tokens=MAX_DRAFT_TOKENS,
+                max_spec_factor=1.0,
+                min_token_prob=0.1,
             )
             drafts.append(list(draft.token_ids))
         return drafts
@@ -153,7 +159,7 @@ class NgramDrafter:
                 min_ngram=2,
                 max_ngram=5,
                 max_model_len=1 << 20,
-                k=MOST,
+                k=MAX_DRAFT_TOKENS,
             )
             drafts.append(found.tolist())
         return drafts

@@ -129,7 +129,9 @@ def bench_miss(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]
             asyncio.run(ask_all(each.server, questions, concurrency=8, max_tokens=8, headers={}))
         for concurrency in settings.concurrency:
             questions_by_round = [questions] * settings.rounds
-            rounds = _alternate(settings, contenders, questions_by_round, concurrency, walled=True)
+            rounds = _alternate(
+                settings, contenders, questions_by_round, concurrency, own_salts=True
+            )
             wanted = _texts(rounds[0]["plain vLLM"])
             for by_name in rounds:
                 for name, given in by_name.items():
@@ -190,16 +192,18 @@ def _alternate(
     questions_by_round: Sequence[Sequence[str]],
     concurrency: int,
     *,
-    walled: bool = False,
+    own_salts: bool = False,
 ) -> list[dict[str, Round]]:
     """Every round by contender; every other one runs backwards, so that what drifts evenly on the
-    machine cancels. `walled`: each question in a namespace of its own."""
+    machine cancels. `own_salts`: each question in a namespace of its own."""
     servers = [each.server for each in contenders]
     rounds = []
     for number, questions in enumerate(questions_by_round):
         by_name = {}
         for each in contenders[:: -1 if number % 2 else 1]:
-            walls = f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if walled else None
+            salt_prefix = (
+                f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if own_salts else None
+            )
             with alone(each.server, servers):
                 timings, wall_s = asyncio.run(
                     ask_all(
@@ -208,7 +212,7 @@ def _alternate(
                         concurrency=concurrency,
                         max_tokens=settings.max_tokens,
                         headers=each.headers,
-                        walls=walls,
+                        salt_prefix=salt_prefix,
                     )
                 )
             by_name[each.name] = Round(timings, wall_s)

@@ -81,9 +81,9 @@ def step_seconds(
     engine = llm.llm_engine
     # A random token is hardly ever right: a step emits one, or now and then two.
     needed = 2 * (_WARM_STEPS + _STEPS) * len(drafted)
-    most_context = engine.model_config.max_model_len - needed - max(drafted)
-    if context > most_context:
-        raise ValueError(f"--context {context}: expected at most {most_context} for this model")
+    max_context = engine.model_config.max_model_len - needed - max(drafted)
+    if context > max_context:
+        raise ValueError(f"--context {context}: expected at most {max_context} for this model")
     params = SamplingParams(temperature=0.0, max_tokens=needed, ignore_eos=True, detokenize=False)
     random = np.random.default_rng(1)
     vocabulary = engine.model_config.get_vocab_size()

@@ -33,7 +33,7 @@ SAMPLING = {
     "temperature": {"temperature": 0.8},
     "top_p": {"temperature": 0.8, "top_p": 0.95},
 }
-MOST_DIFFERING = 1e-3
+MAX_DIFFERING_SHARE = 1e-3
 """Share of sampled requests that may differ: sums round otherwise, a uniform may fall between."""
 
 Result = tuple[torch.Tensor, torch.Tensor]
@@ -103,7 +103,7 @@ def check(shape: Shape, device: str) -> str | None:
     if not torch.equal((tokens >= 0).sum(dim=1), accepted.long() + 1):
         return "the accepted counts do not fit the emitted tokens"
     differing = int((tokens != expected).any(dim=1).sum())
-    allowed = 0 if shape.sampling == "greedy" else max(1, int(MOST_DIFFERING * shape.batch))
+    allowed = 0 if shape.sampling == "greedy" else max(1, int(MAX_DIFFERING_SHARE * shape.batch))
     if differing > allowed or (device == "cpu" and differing):
         return f"{differing} of {shape.batch} requests differ from the reference"
     return None

@@ -323,7 +323,7 @@ def micro_section() -> Iterator[str]:
         row = {
             "time": document["datetime"],
             "commit": document["commit_info"]["id"],
-            "command": "python eval/micro_benchmarks.py --keep",
+            "command": "python eval/micro_benchmarks.py --baseline",
         }
         yield f"{origin(about, [row])}\n"
         table = [["benchmark", "median, us", "rounds"]]

@@ -9,15 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reprise.eval.campaigns.step_campaign import (
-    WAYS,
-    Outcome,
-    Planned,
-    Question,
-    _compare,
-    draw_questions,
-    draw_requests,
-)
+from reprise.eval.campaigns.step_campaign import WAYS, Outcome, _compare
+from reprise.eval.campaigns.step_requests import Planned, Question, draw_questions, draw_requests
 
 SCRIPT = Path(__file__).resolve().parents[3] / "eval" / "campaigns" / "step_campaign.py"
 TEXTS = [list(range(start, start + 150)) for start in range(40)]

@@ -22,7 +22,10 @@ STARTED_BY_OTHERS = {"live_worker.py"}
 Command = Callable[[list[str]], int]
 
 
-@pytest.fixture(params=[path for path in COMMANDS if path.name not in STARTED_BY_OTHERS], ids=str)
+@pytest.fixture(
+    params=[path for path in COMMANDS if path.name not in STARTED_BY_OTHERS],
+    ids=lambda path: path.name,
+)
 def command(request: pytest.FixtureRequest) -> Command:
     """The command of a file, as one that takes arguments and returns its exit status."""
     path: Path = request.param

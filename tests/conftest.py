@@ -4,6 +4,7 @@ Two processes may run the tests side by side (`make test`). Tests that share eng
 stay together in one of them, and so do those of a file.
 """
 
+import ast
 import functools
 import os
 import time
@@ -46,36 +47,64 @@ _ENGINE_BYTES = 3 << 30
 _MEMORY_WITHIN_S = 60.0
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that start an engine are slow, whoever forgot to say so."""
+    if _STARTING & _fixtures(item):
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that start an engine are slow, whoever forgot to say so. Among several processes those
-    that share something are a group, and the longest groups come first."""
-    for item in items:
-        if _STARTING & _fixtures(item):
-            item.add_marker(pytest.mark.slow)
-    if hasattr(config, "workerinput"):
-        groups = {item: _group(item) for item in items}
-        for item, group in groups.items():
-            if not item.get_closest_marker("xdist_group"):
-                item.add_marker(pytest.mark.xdist_group(group))
-        slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-        items.sort(
-            key=lambda item: (
-                groups[item] not in SHARED_BY.values(),
-                groups[item] not in slow,
-                # It ends when those are over that compare with it.
-                "plain_server" not in _fixtures(item),
-            )
+    """Where several processes run tests, the longest groups come first."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {group_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(
+        key=lambda item: (
+            group_of(item.nodeid) not in SHARED_BY.values(),
+            group_of(item.nodeid) not in slow,
+            # It ends when those are over that compare with it.
+            "plain_server" not in _fixtures(item),
         )
+    )
 
 
-def _group(item: pytest.Item) -> str:
-    if mark := item.get_closest_marker("xdist_group"):
-        return str(mark.args[0])
-    for name, group in SHARED_BY.items():
-        if name in _fixtures(item):
-            return group
-    return item.nodeid.partition("::")[0]
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups stay together. Of xdist's own ways only one groups tests by more than their file, and
+    it groups nothing under pytest 9.2, whose node ids cannot be written to."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Return the group of a test: that of what it shares with other files, or else its file."""
+    file, _, name = nodeid.partition("::")
+    shared = SHARED_BY.keys() & _used_by(file).get(name.partition("[")[0], set())
+    return SHARED_BY[min(shared)] if shared else file
+
+
+@functools.cache
+def _used_by(file: str) -> dict[str, set[str]]:
+    """By function of a file: the fixtures that it uses, also by way of fixtures in the file.
+
+    Read from the source: who hands the tests out has no other way to know.
+    """
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    used = {
+        one.name: {argument.arg for argument in one.args.args}
+        for one in tree.body
+        if isinstance(one, functions)
+    }
+    for _ in used:
+        for names in used.values():
+            names |= set().union(*(used.get(name, set()) for name in names))
+    return used
 
 
 def _fixtures(item: pytest.Item) -> set[str]:

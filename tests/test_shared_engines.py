@@ -1,4 +1,4 @@
-"""What tests share ends with the last test that uses it."""
+"""What tests share ends with the last test that uses it, and they stay together for it."""
 
 from collections import Counter
 from typing import Any
@@ -45,3 +45,24 @@ def test_what_ends_and_is_asked_for_again_starts_again(own: Any) -> None:
     assert own.get("b", lambda: 2, ended.append) == 2
     own.end_all()
     assert ended == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "test", "group"),
+    [
+        ("test_losslessness.py", "test_stops_lengths_and_seeds_are_identical", "engines"),
+        ("scheduling/test_ahead.py", "test_answers_end_where_the_model_does[run]", "engines"),
+        ("scheduling/test_ahead.py", "test_preempted_and_chunked_requests_are_answered_alike", ""),
+        ("frontend/test_serving_load.py", "test_nothing_is_left_after_shutdown", ""),
+        ("frontend/test_serving.py", "test_the_openai_client", "servers"),
+        ("request/test_tenant_matrix.py", "test_nothing_crosses[on: one to another]", "servers"),
+    ],
+)
+def test_who_shares_stays_together(
+    file: str, test: str, group: str, request: pytest.FixtureRequest
+) -> None:
+    path = f"tests/engine_ext/{file}"
+    plugins = request.config.pluginmanager.get_plugins()
+    (conftest,) = {plugin for plugin in plugins if hasattr(plugin, "group_of")}
+    assert test.partition("[")[0] in conftest._used_by(path)
+    assert conftest.group_of(f"{path}::{test}") == (group or path)

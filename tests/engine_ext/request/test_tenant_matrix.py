@@ -22,12 +22,7 @@ from reprise.engine_ext.request.tenants import key_namespace
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Server = Any
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("servers"),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ONE, ANOTHER = "key-of-one", "key-of-another"
 _numbers = itertools.count()
@@ -253,9 +248,9 @@ def test_exact_hits_do_not_cross(
         assert server.send("/invocations", body, key=None, **only).status == 504
 
 
-def test_without_keys_bearer_tokens_say_nothing(started: dict[str, Server]) -> None:
+def test_without_keys_bearer_tokens_say_nothing(server_of: Callable[[str], Server]) -> None:
     """Clients send `EMPTY`, or a token that somebody in front renews: all are one tenant."""
-    server = started["without keys"]
+    server = server_of("without keys")
     question = questions()[0]
     first = ask(server, question, Asker("EMPTY"))
     assert first.generated

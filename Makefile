@@ -42,7 +42,7 @@ test-fast: $(READY)  ## the tests that take seconds
 # Drafts change no answer on this processor, as `make test` shows, nor on one with AVX2 only.
 test-identity: $(READY)  ## answers with and without drafts, as on a processor with AVX2 only
 	@OTHER_PROCESSOR=avx2 PYTHONPATH=$(CURDIR)/tests/other_processor$(if $(PYTHONPATH),:$(PYTHONPATH)) \
-	  $(BIN)/python -m pytest -m identity
+	  $(PYTEST) -m identity
 
 bench: $(READY)  ## micro-benchmarks; figures are kept in .benchmarks
 	@$(BIN)/python eval/micro_benchmarks.py

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from reprise.eval.benchmarks.bench_drafts import ANSWER, make_answers
+from reprise.eval.benchmarks.bench_drafts import ANSWER, IntArray, make_answers
 from reprise.spec.corpus.corpus import Corpus
 from reprise.spec.runtime.layout import CORPUS_FIELDS
 
@@ -16,16 +16,18 @@ CACHED_TOKENS = 1_000_000
 ROUNDS = 2000
 
 
-def filled(num_answers: int) -> Corpus:
+def filled() -> tuple[Corpus, list[IntArray]]:
+    """A corpus, and the answers in it."""
     corpus = Corpus(np.zeros(CORPUS_FIELDS, np.int64))
-    for number, answer in enumerate(make_answers(num_answers, 4)):
+    answers = make_answers(CACHED_TOKENS // ANSWER, 4)
+    for number, answer in enumerate(answers):
         corpus.add(str(number), answer)
-    return corpus
+    return corpus, answers
 
 
 def bench_insert(benchmark: BenchmarkFixture) -> None:
     """Sorting what is recent in, which comes once for some 30 answers, is in the mean alone."""
-    corpus = filled(CACHED_TOKENS // ANSWER)
+    corpus, before = filled()
     answers = iter(make_answers(ROUNDS + 1, 5))
     numbers = itertools.count()
     benchmark.pedantic(
@@ -33,15 +35,14 @@ def bench_insert(benchmark: BenchmarkFixture) -> None:
         setup=lambda: ((f"new {next(numbers)}", next(answers)), {}),
         rounds=ROUNDS,
     )
-    assert len(corpus) == CACHED_TOKENS // ANSWER + next(numbers)
+    assert len(corpus) == len(before) + next(numbers)
     benchmark.extra_info["bytes_per_token"] = round(corpus.num_bytes / corpus.num_tokens, 2)
 
 
 @pytest.mark.parametrize("order", [2, 8])
 def bench_look_up(benchmark: BenchmarkFixture, order: int) -> None:
-    corpus = filled(CACHED_TOKENS // ANSWER)
-    answers = make_answers(200, 4)
-    contexts = itertools.cycle([answer[40 : 40 + order] for answer in answers])
+    corpus, answers = filled()
+    contexts = itertools.cycle([answer[40 : 40 + order] for answer in answers[:200]])
     for answer in answers[:20]:
         assert int(answer[40 + order]) in corpus.successor_counts(answer[40 : 40 + order])
     benchmark(lambda: corpus.successor_counts(next(contexts)))

@@ -61,5 +61,5 @@ def bench_drafting_step(benchmark: BenchmarkFixture, batch: int) -> None:
     run = Run(batch)
     benchmark.pedantic(run.step, setup=run.prepare, rounds=ROUNDS)
     emitted = run.emitted_tokens / run.requests
-    assert emitted > 1.5, f"{emitted} tokens a request and step: drafts are worth nothing"
+    assert emitted > 1.2, f"{emitted} tokens a request and step: drafts are worth nothing"
     benchmark.extra_info["emitted_per_step"] = round(emitted, 3)

@@ -209,7 +209,7 @@ def upkeep_table(rows: list[Row]) -> list[list[str]]:
     for row in rows:
         names = [f"{what}_us_{how}" for what in ("wait", "step") for how in ("p50", "p99", "max")]
         times = [number(float(row[name]) / 1e3, 2) for name in names]
-        table.append([row["cache"], number(row["changes"]), *times])
+        table.append([row["cache"], number(row["changes"], 0), *times])
     return table
 
 
@@ -331,7 +331,7 @@ def micro_section() -> Iterator[str]:
             file, _, name = one["fullname"].rpartition("/")[2].partition("::")
             label = f"{file.removeprefix('bench_').removesuffix('.py')}: {name}"
             stats = one["stats"]
-            table.append([label, number(stats["median"] * 1e6, 2), number(stats["rounds"])])
+            table.append([label, number(stats["median"] * 1e6, 2), number(stats["rounds"], 0)])
         yield markdown(table)
 
 

@@ -8,6 +8,7 @@ One line a trace and part: tokens drafted a step, mean acceptance length, and sp
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +18,16 @@ import typer
 from reprise.eval.replay.replay import replay
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.results import run_of_counts
-from reprise.eval.replay.token_rows import IntArray, TokenRow, load_tokenizer, tokenize_rows
-from reprise.eval.replay.traces import load_trace
+from reprise.eval.replay.token_rows import (
+    IntArray,
+    TokenizerError,
+    TokenRow,
+    load_tokenizer,
+    tokenize_rows,
+)
+from reprise.eval.replay.traces import TraceError, load_trace
+from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.machine import describe_machine
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -26,7 +35,7 @@ from reprise.spec.api.config import DraftConfig
 from reprise.spec.batching.request import Request
 
 COST = 0.02
-MOST = 64
+MAX_DRAFT_TOKENS = 64
 FIXED_LENGTH = 8
 
 
@@ -85,14 +94,14 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
     """Name to a fresh drafter."""
 
     def of(kind: type[RepriseDrafter]) -> Callable[[], RepriseDrafter]:
-        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MOST)
+        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MAX_DRAFT_TOKENS)
 
     return {
         "all": of(RepriseDrafter),
         "near answers by shared tokens": of(NearByTokens),
         "without near answers": of(WithoutNearAnswers),
         "without clauses": lambda: RepriseDrafter(
-            embedder=embedder, cost=cost, seed=0, draft_length=MOST, clauses=False
+            embedder=embedder, cost=cost, seed=0, draft_length=MAX_DRAFT_TOKENS, clauses=False
         ),
         "without the corpus": of(WithoutCorpus),
         "without the context": of(WithoutContext),
@@ -108,9 +117,13 @@ def main(
     tokenizer: Annotated[str, typer.Option(help="A tokenizers.Tokenizer file.")],
 ) -> None:
     """Replay each trace with all parts, then without one at a time."""
-    encoder, embedder = load_tokenizer(tokenizer), Embedder()
-    for trace in traces:
-        rows = tokenize_rows(load_trace(str(trace)), encoder)
+    try:
+        encoder = load_tokenizer(tokenizer)
+        loaded = [(trace, tokenize_rows(load_trace(str(trace)), encoder)) for trace in traces]
+    except (TokenizerError, TraceError) as error:
+        raise InputError(str(error)) from error
+    embedder = Embedder()
+    for trace, rows in loaded:
         whole = None
         for name, make in variants(embedder, COST).items():
             drafter = make()
@@ -124,7 +137,8 @@ def main(
                 f"  of all {speedup / whole:.3f}",
                 flush=True,
             )
+    print(f"Measured on {describe_machine()}.")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="ablation.py"))

@@ -8,13 +8,14 @@ with `--engine vllm` a real engine serves the trace with each method in turn. Se
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
+
+import typer
 
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
@@ -30,61 +31,146 @@ from reprise.eval.replay.methods import (
 )
 from reprise.eval.replay.results import Run, write_results
 from reprise.eval.replay.results_table import print_results
+from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
+from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, save_plot
 from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import Stage, progress_stages
+from reprise.eval.report.runs_csv import append_runs
 
 DEMO_TRACE = "demo"
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line on standard error, and exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and leave."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    return run_command(measure, arguments, name="acceptance_rate.py")
+
+
+def measure(
+    traces: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", help="More traces.", hidden=True)
+    ] = None,
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH...", help="JSONL traces, one or more; else the demo trace."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help=f"Some of {','.join(ALL_METHODS)}; else all."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=-1, max=1, help="Of the semantic cache: the least cosine.")
+    ] = 0.8,
+    engine: Annotated[
+        Literal["replay", "vllm"], typer.Option(help="Recorded answers, or real engines.")
+    ] = "replay",
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_NAME", help="vllm: else the demo model.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="vllm: else float32 for the demo model, the model's own for others."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_NAME", help="replay: else the demo model's."),
+    ] = None,
+    num_speculative_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Upper bound on a draft; else each method's own.")
+    ] = None,
+    cost: Annotated[
+        float,
+        typer.Option(min=0, max=10, help="Of verifying a drafted token, in steps of its request."),
+    ] = 0.02,
+    concurrency: Annotated[int, typer.Option(min=1, help="vllm: requests at once.")] = 8,
+    take_turns: Annotated[
+        bool,
+        typer.Option(
+            "--take-turns",
+            help="vllm: all engines at once, one running at a time. Needs the memory for all of"
+            " them; a slow minute of the machine then meets them all.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Requests of each trace, warm ones not counted.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of whatever is random.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write the results as JSON.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Append the results to a file of measured rows.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the results as a page.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="replay: write each method's frontier, .png or .svg.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
+) -> None:
+    """Measure how much drafting saves on a trace: Reprise, its peers, and no drafting at all."""
+    _measure(
+        RunOptions(
+            engine=engine,
+            traces=[*(trace or []), *(traces or [])],
+            methods=methods,
+            cost=cost,
+            threshold=threshold,
+            num_speculative_tokens=num_speculative_tokens,
+            limit=limit,
+            seed=seed,
+            tokenizer=tokenizer,
+            model=model,
+            dtype=dtype,
+            concurrency=concurrency,
+            take_turns=take_turns,
+            output=output,
+            csv=csv,
+            html=html,
+            plot=plot,
+            quiet=quiet,
+        )
+    )
+
+
+def _measure(options: RunOptions) -> None:
+    """Run, print and write what is asked for.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    from reprise.eval.live.engine_turns import LiveError
+
     try:
         methods = parse_methods(options.methods)
         _check_outputs(options)
-        traces = _load_traces(options.trace, options.limit)
+        traces = _load_traces(options.traces, options.limit)
         _quieten_libraries()
+        frontiers: Frontiers | None = None
         if options.engine == "vllm":
-            from reprise.eval.live.engine_turns import LiveError
             from reprise.eval.live.live import run_live
 
-            try:
-                engine_config, runs = run_live(options, methods, traces)
-            except LiveError as error:
-                parser.error(str(error))
+            engine_config, runs = run_live(options, methods, traces)
             config = {**_config(options, methods, traces), **engine_config}
-            frontiers: Frontiers | None = None
         else:
             config, runs, frontiers = _run_replay(options, methods, traces)
-    except (TraceError, MethodError, PlotError, TokenizerError) as error:
-        parser.error(str(error))
+    except (TraceError, MethodError, PlotError, TokenizerError, LiveError) as error:
+        raise InputError(str(error)) from error
     if not options.quiet:
         print_results(runs, cost=options.cost, machine=config["machine"])
     if options.output:
         write_results(options.output, config, runs)
+    if options.csv:
+        append_runs(options.csv, config, runs)
     if options.plot and frontiers is not None:
         save_plot(options.plot, frontiers, runs)
     if options.html:
         svg = plot_svg(frontiers, runs) if frontiers else None
         write_html(options.html, config, runs, plot_svg=svg)
-    return 0
 
 
 def _run_replay(
-    options: argparse.Namespace, methods: Sequence[str], traces: dict[str, list[TraceRow]]
+    options: RunOptions, methods: Sequence[str], traces: dict[str, list[TraceRow]]
 ) -> tuple[dict[str, Any], list[Run], Frontiers | None]:
     tokenizer_name = options.tokenizer or str(demo_tokenizer_path())
     tokenizer = load_tokenizer(tokenizer_name)
@@ -127,9 +213,9 @@ def _frontiers_of(
         return trace_frontiers(trace, rows, methods, settings, on_request=tick)
 
 
-def _load_traces(paths: Sequence[str] | None, limit: int | None) -> dict[str, list[TraceRow]]:
+def _load_traces(paths: Sequence[str], limit: int | None) -> dict[str, list[TraceRow]]:
     """Name to rows; at most `limit` rows of each beside the warm ones."""
-    if paths is None:
+    if not paths:
         loaded = {DEMO_TRACE: make_demo_trace()}
     else:
         loaded = {}
@@ -151,12 +237,12 @@ def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
 
 
 def _config(
-    options: argparse.Namespace, methods: Sequence[str], traces: dict[str, list[TraceRow]]
+    options: RunOptions, methods: Sequence[str], traces: dict[str, list[TraceRow]]
 ) -> dict[str, Any]:
     return {
         "engine": options.engine,
         "machine": describe_machine(),
-        "traces": options.trace or list(traces),
+        "traces": list(options.traces or traces),
         "methods": list(methods),
         "cost": options.cost,
         "threshold": options.threshold,
@@ -166,7 +252,7 @@ def _config(
     }
 
 
-def _check_outputs(options: argparse.Namespace) -> None:
+def _check_outputs(options: RunOptions) -> None:
     """Find out now, not after minutes of work, that a result cannot be written."""
     if options.plot:
         check_plot(options.plot)
@@ -174,8 +260,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise PlotError("--plot needs many settings of each method, so --engine replay")
     if options.html and options.engine == "replay":
         check_plot(None)
-    for path in (options.output, options.html, options.plot):
-        if path and not Path(path).resolve().parent.is_dir():
+    for path in (options.output, options.csv, options.html, options.plot):
+        if path and not path.resolve().parent.is_dir():
             raise PlotError(f"{path}: its folder does not exist")
 
 
@@ -186,61 +272,6 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("sentence_transformers", "transformers", "httpx", "faiss", "vllm"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="acceptance_rate.py",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--trace", nargs="+", metavar="PATH", help="JSONL traces; without, the demo trace")
-    add("--methods", metavar="LIST", help=f"some of {','.join(ALL_METHODS)}")
-    add(
-        "--threshold", type=_between(-1, 1), default=0.8, metavar="S", help="semantic-cache: cosine"
-    )
-    add("--engine", choices=("replay", "vllm"), default="replay", help="recorded answers or vLLM")
-    add("--model", metavar="PATH_OR_NAME", help="for vllm; without, the demo model")
-    add(
-        "--dtype",
-        metavar="DTYPE",
-        help="for vllm; without, float32 for the demo model, else the model's own",
-    )
-    add("--tokenizer", metavar="PATH_OR_NAME", help="for replay; without, the demo model's")
-    add("--num-speculative-tokens", type=_count, metavar="N", help="upper bound on a draft")
-    add("--cost", type=_between(0, 10), default=0.02, metavar="C", help="of one drafted token")
-    add("--concurrency", type=_count, default=8, metavar="N", help="vllm: requests at once")
-    add(
-        "--take-turns",
-        action="store_true",
-        help="vllm: all engines at once, one running at a time: needs the memory for all of them,"
-        " and no slow minute of the machine meets one of them alone",
-    )
-    add("--limit", type=_count, metavar="N", help="requests of each trace, warm ones not counted")
-    add("--seed", type=int, default=0, metavar="N", help="of whatever is random")
-    add("--output", metavar="FILE.json", help="write the results as JSON")
-    add("--html", metavar="FILE.html", help="write the results as a page")
-    add("--plot", metavar="FILE", help="write the frontier of each method as .png or .svg")
-    add("--quiet", action="store_true", help="no progress, no table")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {number}")
-    return number
-
-
-def _between(low: float, high: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected a number in {low}..{high}, got {text}")
-        return value
-
-    return number
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ vLLM as its users get it.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +28,7 @@ from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_conf
 from reprise.eval.replay.peer_drafters import suffix_installed
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.traces import TraceRow
+from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 
@@ -42,23 +44,23 @@ _LABELS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0, or 2 if no engine can be started, or 1 if any answer differs."""
-    parser = argparse.ArgumentParser(
-        prog="demo.py", description="Real vLLM engines: no speculation, its peers, and Reprise."
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N timed requests")
-    options = parser.parse_args(arguments)
-    if options.limit is not None and options.limit < 1:
-        parser.error(f"--limit: expected a number from 1 on, got {options.limit}")
+    return run_command(demo, arguments, name="demo.py")
+
+
+def demo(
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many timed requests, the first ones.")
+    ] = None,
+) -> int:
+    """Serve the demo trace with real vLLM engines: no speculation, its peers, and Reprise."""
     if importlib.util.find_spec("vllm") is None:
-        print("demo.py: error: vLLM is not installed", file=sys.stderr)
-        return 2
-    rows = limit_rows(make_demo_trace(), options.limit)
+        raise InputError("vLLM is not installed")
+    rows = limit_rows(make_demo_trace(), limit)
     methods = ["none", "ngram", *(["suffix"] if suffix_installed() else []), "reprise"]
     try:
         runs = _serve_all(methods, rows)
     except LiveError as error:
-        print(f"demo.py: error: {error}", file=sys.stderr)
-        return 2
+        raise InputError(str(error)) from error
     _print(runs, rows)
     return 0 if all(run.identical_outputs == run.requests for run in runs) else 1
 

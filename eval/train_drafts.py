@@ -15,6 +15,7 @@ import ast
 import importlib.util
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -24,6 +25,7 @@ import tokenizers
 import typer
 
 from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.report.command_line import run_command
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.api.near_answer import PlainNearAnswer
@@ -36,10 +38,10 @@ SOURCES = (
     "networkx/algorithms/shortest_paths", "transformers/models/llama", "transformers/models/gpt2",
     "transformers/models/bert", "transformers/models/t5",
 )  # fmt: skip
-MOST_SQUARE = 2.0
+MAX_SQUARE = 2.0
 """Squares of gradients are cut to this, so that the weights go on adapting."""
 NEAR = 32
-LEAST_COSINE = 0.2
+MIN_COSINE = 0.2
 BLOCK = 40
 
 
@@ -70,10 +72,10 @@ def docstrings_and_functions() -> tuple[list[Pair], list[Pair]]:
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.ClassDef):
                 continue
-            told = ast.get_docstring(node) or ""
-            if 200 < len(told) < 1500:
+            docstring = ast.get_docstring(node) or ""
+            if 200 < len(docstring) < 1500:
                 question = f"What does {spoken(node.name)} in {place} do and how do I call it?"
-                docstrings.append(Pair(question, told, warm=False))
+                docstrings.append(Pair(question, docstring, warm=False))
             body = "\n".join(text.split("\n")[node.lineno - 1 : node.end_lineno])
             if isinstance(node, ast.FunctionDef) and 80 < len(body) < 500:
                 names = ", ".join(argument.arg for argument in node.args.args)
@@ -111,7 +113,7 @@ def replay(
                     str(cached[k]), float(cosines[k]), prompts[cached[k]], answers[cached[k]]
                 )
                 for k in np.argsort(-cosines)[:NEAR]
-                if cosines[k] > LEAST_COSINE
+                if cosines[k] > MIN_COSINE
             ]
             provider.start("", prompts[i])
             provider.attach("", near)
@@ -137,7 +139,9 @@ def forget_hashed(weights: Weights) -> None:
 
 
 def main(
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizers.Tokenizer file.")],
+    tokenizer: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="A tokenizers.Tokenizer file.")
+    ],
     output: Annotated[Path, typer.Option(help="Where to write the weights.")] = START_WEIGHTS,
 ) -> None:
     """Learn and write the start values."""
@@ -157,7 +161,7 @@ def main(
         forget_hashed(weights)
         print(f"{len(pairs)} pairs: {provider.stats()}", flush=True)
     squares = {
-        name: np.minimum(getattr(weights, name), np.float32(MOST_SQUARE))
+        name: np.minimum(getattr(weights, name), np.float32(MAX_SQUARE))
         for name in ("attention_squares", "choice_squares")
     }
     rounded = [np.float32(np.float16(table)) for table in weights._replace(**squares)]
@@ -165,4 +169,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="train_drafts.py"))

@@ -1,11 +1,19 @@
-"""What all tests share: the demo model, real engines and servers, and the reasons for skips."""
+"""What all tests share: the demo model, real engines and servers, and the reasons for skips.
 
+Two processes may run the tests side by side (`make test`). Tests that share engines or servers then
+stay together in one of them, and so do those of a file.
+"""
+
+import ast
 import functools
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 # Before anything imports vLLM: quiet engines, without a look at any hub.
@@ -22,9 +30,145 @@ from reprise.eval.live.engine_environment import engine_environment
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.
 SHARED = REPOSITORY.parent / "shared"
-# For 32 requests of 1,024 tokens; several engines are there at once.
+# For 32 requests of 1,024 tokens: vLLM writes to all of it at the start, and there are several.
 KV_CACHE_BYTES = 1 << 28
 _ENDS_WITHIN_S = 2.0
+SHARED_BY = {
+    "plain_llm": "engines",
+    "reprise_llm": "engines",
+    "plain_server": "servers",
+    "reprise_server": "servers",
+}
+"""Fixtures of which there is one for all tests, and the group of tests that stay together."""
+_STARTING = {*SHARED_BY, "llm_builder", "server_builder"}
+_ENGINE_BYTES = 3 << 30
+_MEMORY_WITHIN_S = 60.0
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that start an engine are slow, whoever forgot to say so."""
+    if _STARTING & _fixtures(item):
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes run tests, the longest groups come first."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {group_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(
+        key=lambda item: (
+            group_of(item.nodeid) not in SHARED_BY.values(),
+            group_of(item.nodeid) not in slow,
+            # It ends when those are over that compare with it.
+            "plain_server" not in _fixtures(item),
+        )
+    )
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups stay together. Of xdist's own ways only one groups tests by more than their file, and
+    it groups nothing under pytest 9.2, whose node ids cannot be written to."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """Return the group of a test: that of what it shares with other files, or else its file."""
+    file, _, name = nodeid.partition("::")
+    shared = SHARED_BY.keys() & _used_by(file).get(name.partition("[")[0], set())
+    return SHARED_BY[min(shared)] if shared else file
+
+
+@functools.cache
+def _used_by(file: str) -> dict[str, set[str]]:
+    """By function of a file: the fixtures that it uses, also by way of fixtures in the file.
+
+    Read from the source: who hands the tests out has no other way to know.
+    """
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    used = {
+        one.name: {argument.arg for argument in one.args.args}
+        for one in tree.body
+        if isinstance(one, functions)
+    }
+    for _ in used:
+        for names in used.values():
+            names |= set().union(*(used.get(name, set()) for name in names))
+    return used
+
+
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
+
+
+class Shared:
+    """What tests share: started for the first that asks for it, ended after the last."""
+
+    def __init__(self, num_users: Counter[str]) -> None:
+        self._num_users = num_users
+        self._live: dict[str, tuple[Any, Callable[[Any], None]]] = {}
+
+    def get(self, name: str, build: Callable[[], Any], end: Callable[[Any], None]) -> Any:
+        """Return what is shared under this name, which `build` starts and `end` ends."""
+        if name not in self._live:
+            self._live[name] = build(), end
+        return self._live[name][0]
+
+    def has_users(self, name: str) -> bool:
+        """Whether a test that is still to end uses what has this name."""
+        return self._num_users[name] > 0
+
+    def end_use(self, names: set[str]) -> None:
+        """A test that uses these has ended: end what no other will use."""
+        self._num_users.subtract(names)
+        for name in names:
+            if not self._num_users[name]:
+                self._end(name)
+
+    def end_all(self) -> None:
+        """End whatever is left."""
+        for name in list(self._live):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        if name in self._live:
+            one, end = self._live.pop(name)
+            end(one)
+
+
+_SHARED = pytest.StashKey[Shared]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count who will use what is shared."""
+    users = Counter(name for item in session.items for name in _fixtures(item) & set(SHARED_BY))
+    session.stash[_SHARED] = Shared(users)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """End what no test will use any more: engines take memory, and ask for cores while idle."""
+    item.session.stash[_SHARED].end_use(_fixtures(item) & set(SHARED_BY))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End what is left by a run that stopped early."""
+    if _SHARED in session.stash:
+        session.stash[_SHARED].end_all()
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest) -> Shared:
+    """What tests share, by name."""
+    return request.session.stash[_SHARED]
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +190,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own REPRISE_* variables must not change what is tested."""
     for variable in [name for name in os.environ if name.startswith("REPRISE_")]:
         monkeypatch.delenv(variable)
+
+
+def wait_for_memory() -> None:
+    """Beside another process that runs tests: give it time to end an engine, if need be."""
+    deadline_s = time.monotonic() + _MEMORY_WITHIN_S
+    while "PYTEST_XDIST_WORKER" in os.environ and time.monotonic() < deadline_s:
+        if psutil.virtual_memory().available > _ENGINE_BYTES:
+            return
+        time.sleep(1.0)
 
 
 def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object:
@@ -74,6 +227,7 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
         "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}} if with_reprise else {},
         **overrides,
     }
+    wait_for_memory()
     load_general_plugins()  # into this process, which all engines share, whichever comes first
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in engine_environment(with_reprise=with_reprise).items():
@@ -86,25 +240,27 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
 
 
 @pytest.fixture(scope="session")
+def memory_waiter() -> Callable[[], None]:
+    """For what starts engines in other ways."""
+    return wait_for_memory
+
+
+@pytest.fixture(scope="session")
 def llm_builder() -> Callable[..., object]:
     """For tests that need an engine with settings of its own."""
     return build_llm
 
 
-@pytest.fixture(scope="session")
-def plain_llm(demo_model: Path) -> Iterator[object]:
+@pytest.fixture
+def plain_llm(shared: Shared, demo_model: Path) -> Any:
     """vLLM as it comes; shared by all tests."""
-    llm: Any = build_llm(demo_model, with_reprise=False)
-    yield llm
-    _end(llm)
+    return shared.get("plain_llm", lambda: build_llm(demo_model, with_reprise=False), _end)
 
 
-@pytest.fixture(scope="session")
-def reprise_llm(demo_model: Path) -> Iterator[object]:
+@pytest.fixture
+def reprise_llm(shared: Shared, demo_model: Path) -> Any:
     """vLLM with our proposer; shared by all tests."""
-    llm: Any = build_llm(demo_model, with_reprise=True)
-    yield llm
-    _end(llm)
+    return shared.get("reprise_llm", lambda: build_llm(demo_model, with_reprise=True), _end)
 
 
 def _end(llm: Any) -> None:

@@ -4,12 +4,13 @@
 
 Requests are replayed, several at a time. A step takes what a known cost says, and longer on a
 disturbed machine. A provider that measures what drafts cost, from those times, is compared with one
-that is told. Speed counts the steps as they would be undisturbed, and the time drafting took.
+that is given it. Speed counts the steps as they would be undisturbed, and the time drafting took.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Generator
 from typing import Annotated
@@ -20,13 +21,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from reprise.eval.benchmarks.bench_drafts import MOST, IntArray, make_answers
+from reprise.eval.benchmarks.bench_drafts import MAX_DRAFT_TOKENS, IntArray, make_answers
 from reprise.eval.replay.replay import accepted_length
+from reprise.eval.report.command_line import run_command
+from reprise.eval.report.machine import describe_machine
 from reprise.spec import DraftConfig, DraftProvider
 
 CACHED, REQUESTS, PROMPT_TOKENS = 400, 96, 64
 STEP_S = 0.003  # without drafts, undisturbed
-MOST_DRAFTING_S = 0.002  # what held this process up while it drafted is no part of it
+MAX_DRAFTING_S = 0.002  # what held this process up while it drafted is no part of it
 
 StepTimes = Generator[float, float, None]
 """Sent the seconds of an undisturbed step, yields what it takes."""
@@ -103,7 +106,7 @@ def serve(
             step_time_s=None if begins else taken_s,
             num_drafted_tokens=drafted,
         )
-        spent_s += seconds + min(MOST_DRAFTING_S, time.perf_counter() - began_s)
+        spent_s += seconds + min(MAX_DRAFTING_S, time.perf_counter() - began_s)
         states = zip(list(live.items()), emitted, drafts, strict=True)
         for (request_id, (answer, position, _)), now, draft in states:
             assert now == answer[position : position + len(now)].tolist()
@@ -132,11 +135,11 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each disturbance.")] = 10,
 ) -> None:
     """What is lost because the cost of drafts is measured, on a machine that others use."""
-    told = DraftConfig(num_speculative_tokens=MOST, verify_cost=cost, num_threads=1)
-    measuring = told.model_copy(update={"verify_cost": None})
-    provider = DraftProvider(told)
+    given = DraftConfig(num_speculative_tokens=MAX_DRAFT_TOKENS, verify_cost=cost, num_threads=1)
+    measuring = given.model_copy(update={"verify_cost": None})
+    provider = DraftProvider(given)
     provider.warm_up()
-    best = statistics.median(serve(DraftProvider(told), batch, cost, quiet, s) for s in range(3))
+    best = statistics.median(serve(DraftProvider(given), batch, cost, quiet, s) for s in range(3))
     table = Table(title=f"{batch} requests at a time, {cost:g} of a step for a token", box=None)
     table.add_column("the machine")
     for heading in ("median", "worst tenth", "worst"):
@@ -157,7 +160,8 @@ def main(
         " Every answer is as recorded.",
         soft_wrap=True,
     )
+    console.print(f"Measured on {describe_machine()}.", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="bench_costs.py"))

@@ -12,10 +12,7 @@ part `upkeep` (bench_upkeep.py) times steps while the cache changes.
 
 from __future__ import annotations
 
-import csv
-import datetime
-import os
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,17 +22,19 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from reprise.eval.benchmarks.bench_upkeep import bench_upkeep
+from reprise.eval.benchmarks.bench_upkeep import UPKEEP_FIELDS, bench_upkeep
+from reprise.eval.report.command_line import run_command
 from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.api.near_answer import PlainNearAnswer
 
-RESULTS = Path(__file__).parents[1] / "results" / "bench_drafts.csv"
-UPKEEP_RESULTS = RESULTS.with_name("bench_upkeep.csv")
+RESULTS_FILE = RESULTS / "bench_drafts.csv"
+UPKEEP_RESULTS = RESULTS / "bench_upkeep.csv"
 VOCABULARY = 50_000
 ANSWER = 128
 NEAR = 32
-MOST = 16
+MAX_DRAFT_TOKENS = 16
 ROUNDS = 9
 IntArray = npt.NDArray[np.int32]
 
@@ -82,7 +81,9 @@ class Drafter(Protocol):
 class RepriseDrafter:
     def __init__(self, num_threads: int) -> None:
         self._provider = DraftProvider(
-            DraftConfig(num_speculative_tokens=MOST, verify_cost=0.02, num_threads=num_threads)
+            DraftConfig(
+                num_speculative_tokens=MAX_DRAFT_TOKENS, verify_cost=0.02, num_threads=num_threads
+            )
         )
 
     def start(self, work: Work) -> None:
@@ -121,7 +122,11 @@ class SuffixDrafter:
             self._texts[i] += tokens
             pattern = np.array(self._texts[i][-24:], np.int32)
             draft = self._cache.speculate(
-                str(i), pattern, max_spec_tokens=MOST, max_spec_factor=1.0, min_token_prob=0.1
+                str(i),
+                pattern,
+                max_spec_tokens=MAX_DRAFT_TOKENS,
+                max_spec_factor=1.0,
+                min_token_prob=0.1,
             )
             drafts.append(list(draft.token_ids))
         return drafts
@@ -154,7 +159,7 @@ class NgramDrafter:
                 min_ngram=2,
                 max_ngram=5,
                 max_model_len=1 << 20,
-                k=MOST,
+                k=MAX_DRAFT_TOKENS,
             )
             drafts.append(found.tolist())
         return drafts
@@ -248,11 +253,6 @@ def bench_corpus(tokens: int) -> Iterator[dict[str, Any]]:
     }
 
 
-def machine() -> str:
-    """The processor, the cores of this process and how busy they were in the last minute."""
-    return f"{describe_machine()}; load {os.getloadavg()[0]:.1f}"
-
-
 FIELDS = (
     "bench", "method", "batch", "context", "tokens",
     "us_per_request_p50", "us_per_request_p80", "us_per_drafted", "drafted_per_step",
@@ -260,20 +260,9 @@ FIELDS = (
 )  # fmt: skip
 
 
-def record(row: dict[str, Any], results: Path, fields: Sequence[str]) -> None:
-    """Append one row to the file of results, and print it."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    full = {"time": now, "commit": commit, "machine": machine(), **row}
-    results.parent.mkdir(exist_ok=True)
-    is_new = not results.exists()
-    with results.open("a", newline="") as file:
-        writer = csv.DictWriter(file, ["time", "commit", "machine", *fields])
-        if is_new:
-            writer.writeheader()
-        writer.writerow(full)
+def record(row: dict[str, Any], path: Path, fields: Sequence[str]) -> None:
+    """Append one row to a file of results, and print it."""
+    append_rows(path, [row], fields=fields)
     print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
 
 
@@ -296,20 +285,21 @@ def main(
         Literal["step", "corpus", "upkeep"] | None, typer.Option(help="Only this part.")
     ] = None,
 ) -> None:
-    """Run the benchmark."""
+    """Time drafting, and its corpus of earlier answers, against the same work by its peers."""
+    print(f"Measured on {describe_machine()}.")
     DraftProvider(DraftConfig(num_threads=2)).warm_up()
     if only in ("step", None):
         for row in bench_all_steps(quick=quick):
-            record(row, RESULTS, FIELDS)
+            record(row, RESULTS_FILE, FIELDS)
     if only in ("corpus", None):
         for tokens in (100_000,) if quick else (100_000, 1_000_000, 5_000_000):
             for row in bench_corpus(tokens):
-                record(row, RESULTS, FIELDS)
+                record(row, RESULTS_FILE, FIELDS)
     if only in ("upkeep", None):
         answers = make_answers((1_000_000 if quick else 12_000_000) // ANSWER, 5)
         for row in bench_upkeep(answers, steps=500 if quick else 3000):
-            record(row, UPKEEP_RESULTS, list(row))
+            record(row, UPKEEP_RESULTS, UPKEEP_FIELDS)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="bench_drafts.py"))

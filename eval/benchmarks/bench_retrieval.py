@@ -1,26 +1,25 @@
-"""Figures of retrieval: inserts, catch-up, near answers, arrivals, recall, snapshots, a peer.
+"""Figures of retrieval: inserts, near answers, arrivals, recall, snapshots, and a peer.
 
 Each section checks what it found, then times it; a row for each figure is appended to a CSV.
 
     python eval/benchmarks/bench_retrieval.py                      every section (some minutes)
-    python eval/benchmarks/bench_retrieval.py --only insert,redis  these
-    python eval/benchmarks/bench_retrieval.py --only quality --traces support.jsonl --peer FOLDER
+    python eval/benchmarks/bench_retrieval.py --only insert,redis   these
+    python eval/benchmarks/bench_retrieval.py --only quality --trace support.jsonl --peer FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from reprise.eval.benchmarks.bench_retrieval_inputs import (
     NAMESPACE,
@@ -35,18 +34,21 @@ from reprise.eval.benchmarks.bench_retrieval_inputs import (
     wait_for,
     wait_until_ready,
 )
-from reprise.eval.benchmarks.bench_retrieval_prompts import burst_figures, shared_token_figures
+from reprise.eval.benchmarks.bench_retrieval_prompts import burst_figures
 from reprise.eval.benchmarks.bench_retrieval_quality import quality_figures
 from reprise.eval.benchmarks.bench_retrieval_snapshot import snapshot_figures
 from reprise.eval.live.redis_server import RedisServer
+from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.search.vector_index import VectorIndex
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
-ROOT = Path(__file__).resolve().parents[2]
+RESULTS_FILE = RESULTS / "bench_retrieval.csv"
+FIELDS = ("section", "figure", "value", "unit", "target")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,6 @@ def section_insert(settings: Settings) -> list[Figure]:
         assert retriever.flush(READY_S)
         insert_s = time.perf_counter() - began_s
         assert retriever.stats().answers == count
-        del answer
         lasting = _resident_bytes() - before
     finally:
         retriever.close()
@@ -233,7 +234,6 @@ SECTIONS: dict[str, Callable[[Settings], list[Figure]]] = {
     "insert": section_insert,
     "redis": section_redis,
     "near": section_near,
-    "tokens": lambda settings: shared_token_figures((100, settings.answers), seed=settings.seed),
     "burst": lambda settings: burst_figures(seed=settings.seed),
     "vectors": section_vectors,
     "snapshot": lambda settings: snapshot_figures(settings.vectors, seed=settings.seed),
@@ -241,76 +241,44 @@ SECTIONS: dict[str, Callable[[Settings], list[Figure]]] = {
 }
 
 
-def main() -> int:
-    """Run sections; exit status 2, with one line, for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, comma-separated")
-    parser.add_argument("--answers", type=int, default=100_000)
-    parser.add_argument("--vectors", type=int, default=200_000)
-    parser.add_argument("--traces", type=Path, nargs="*", default=[])
-    parser.add_argument("--peer", type=Path, help="folder that gptcache is installed in")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=ROOT / "eval/results/bench_retrieval.csv")
-    arguments = parser.parse_args()
-    chosen = arguments.only.split(",")
+def main(
+    only: Annotated[
+        str, typer.Option(metavar="LIST", help="Sections, separated by commas.")
+    ] = ",".join(SECTIONS),
+    answers: Annotated[int, typer.Option(min=1, help="Stored, at most.")] = 100_000,
+    vectors: Annotated[int, typer.Option(min=1, help="In the vector index.")] = 200_000,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="JSONL, for `quality`; may be repeated."),
+    ] = None,
+    peer: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder that GPTCache is installed in.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of whatever is random.")] = 0,
+    output: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
+) -> None:
+    """Check and time retrieval: inserts, near answers, arrivals, recall, snapshots, and a peer."""
+    chosen = [name.strip() for name in only.split(",")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
-        parser.error(f"unknown section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
-    if missing := [path for path in arguments.traces if not path.is_file()]:
-        parser.error(f"no trace {missing[0]}")
-    settings = Settings(
-        arguments.answers,
-        arguments.vectors,
-        tuple(arguments.traces),
-        arguments.peer,
-        arguments.seed,
-    )
+        raise InputError(f"--only: unknown section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    settings = Settings(answers, vectors, tuple(trace or ()), peer, seed)
+    print(f"Measured on {describe_machine()}.")
     for name in chosen:
         figures = SECTIONS[name](settings)
         for figure in figures:
             print(f"{figure.name:58} {figure.value:12.3f} {figure.unit:10} {figure.target}")
-        _append(arguments.output, figures)
-    return 0
-
-
-def _append(path: Path, figures: Sequence[Figure]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    machine = describe_machine()
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(
-                [
-                    "date",
-                    "commit",
-                    "machine",
-                    "section",
-                    "figure",
-                    "value",
-                    "unit",
-                    "target",
-                    "load",
-                ]
-            )
-        for figure in figures:
-            writer.writerow(
-                [
-                    time.strftime("%Y-%m-%d", time.gmtime()),
-                    commit,
-                    machine,
-                    figure.section,
-                    figure.name,
-                    f"{figure.value:.4g}",
-                    figure.unit,
-                    figure.target,
-                    # Programs that wanted a core in the last minute: what else went on.
-                    f"{os.getloadavg()[0]:.1f}",
-                ]
-            )
+        rows = [
+            {
+                "section": figure.section,
+                "figure": figure.name,
+                "value": f"{figure.value:.4g}",
+                "unit": figure.unit,
+                "target": figure.target,
+            }
+            for figure in figures
+        ]
+        append_rows(output, rows, fields=FIELDS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, name="bench_retrieval.py"))

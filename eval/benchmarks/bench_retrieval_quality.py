@@ -22,7 +22,7 @@ def quality_figures(traces: Sequence[Path], peer: Path | None) -> list[Figure]:
     """Near answers for the requests of traces, beside GPTCache's one answer where there is it."""
     figures: list[Figure] = []
     if not traces:
-        print("quality: left out, no --traces", file=sys.stderr)
+        print("quality: left out, no --trace", file=sys.stderr)
     embedder = Embedder()
     for trace in traces:
         rows = [json.loads(line) for line in trace.read_text().splitlines()]

@@ -29,6 +29,8 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.replay import accepted_length
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, load_trace
+from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.machine import describe_machine
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec import DraftConfig, DraftProvider
@@ -239,12 +241,10 @@ def main(
         loaded = make_demo_trace() if trace is None else load_trace(trace)
         rows = tokenize_rows(loaded[:limit], load_tokenizer(tokenizer or demo_tokenizer_path()))
     except (TraceError, TokenizerError) as error:
-        print(f"bench_run_ahead: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise InputError(str(error)) from error
     expected = sum(len(row.response_token_ids) for row in rows if not row.warm)
     if not expected:
-        print("bench_run_ahead: the trace has no request to time: all warm", file=sys.stderr)
-        raise typer.Exit(2)
+        raise InputError("the trace has no request to time: all warm")
     device = Device(step_ms / 1e3, gap_ms / 1e3, drafting_ms / 1e3, token_cost)
     DraftProvider().warm_up()
     table = Table(title=f"{concurrency} requests at a time, steps of {step_ms:g} ms", box=None)
@@ -265,7 +265,9 @@ def main(
     console = Console()
     console.print(table)
     console.print("In virtual time: no figure of a device. Every answer is as recorded.")
+    # Drafts and what is learned of their cost come from this processor, steps do not.
+    console.print(f"Drafted on {describe_machine()}.", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="bench_run_ahead.py"))

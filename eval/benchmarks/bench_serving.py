@@ -11,15 +11,15 @@ near answers in time). The servers that are compared run side by side and are as
 forwards and backwards by turns, while the others stand still. Rows are appended to a CSV.
 """
 
-import argparse
 import asyncio
-import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import typer
 
 from reprise.eval.benchmarks.serving_load import (
     MODEL_NAME,
@@ -31,16 +31,38 @@ from reprise.eval.benchmarks.serving_load import (
     load_of,
     running,
 )
+from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
+from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
-from reprise.eval.report.serving_report import ROOT, append_csv, save_plots, show
+from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.serving_report import save_plots, show
 
 SECTIONS = ("exact", "miss", "methods")
+RESULTS_FILE = RESULTS / "bench_serving.csv"
+FIELDS = (
+    "model", "requests", "section", "method", "concurrency", "name", "value", "unit", "note",
+)  # fmt: skip
 # Every request generates, and its answer joins: drafting is measured, not repetition.
 _GENERATE = {"x-reprise-cache": "refresh"}
 _GENERATE_WITHOUT_DRAFTS = {**_GENERATE, "x-reprise-drafts": "off"}
 
 
-def bench_exact(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+class Settings(NamedTuple):
+    """What the command line asked for."""
+
+    model: str
+    dtype: str
+    methods: Sequence[str]
+    concurrency: Sequence[int]
+    requests: int
+    warm: int
+    max_tokens: int
+    rounds: int
+    vllm_bench: bool
+
+
+def bench_exact(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]:
     """Exact hits against generating, one request at a time."""
     questions = [row.prompt for row in rows][: settings.requests]
     asked: dict[str, Any] = {"concurrency": 1, "max_tokens": settings.max_tokens}
@@ -89,7 +111,7 @@ class Round(NamedTuple):
         return load_of(self.timings, self.wall_s).tokens_per_s
 
 
-def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+def bench_miss(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]:
     """Throughput of misses against plain vLLM.
 
     `drafts off`: a server of ours that looks up, generates and stores. `nothing to reuse`: all of
@@ -107,7 +129,9 @@ def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[
             asyncio.run(ask_all(each.server, questions, concurrency=8, max_tokens=8, headers={}))
         for concurrency in settings.concurrency:
             questions_by_round = [questions] * settings.rounds
-            rounds = _alternate(settings, contenders, questions_by_round, concurrency, walled=True)
+            rounds = _alternate(
+                settings, contenders, questions_by_round, concurrency, own_salts=True
+            )
             wanted = _texts(rounds[0]["plain vLLM"])
             for by_name in rounds:
                 for name, given in by_name.items():
@@ -125,7 +149,7 @@ def bench_miss(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[
     return found
 
 
-def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[dict[str, Any]]:
+def bench_methods(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]:
     """Each method on a warm server of its own; each round has questions of its own."""
     warm = [row.prompt for row in rows if row.warm]
     fresh = warm[settings.warm :] + [row.prompt for row in rows if not row.warm]
@@ -163,21 +187,23 @@ def bench_methods(settings: argparse.Namespace, rows: list[TraceRow]) -> list[di
 
 
 def _alternate(
-    settings: argparse.Namespace,
+    settings: Settings,
     contenders: Sequence[Contender],
     questions_by_round: Sequence[Sequence[str]],
     concurrency: int,
     *,
-    walled: bool = False,
+    own_salts: bool = False,
 ) -> list[dict[str, Round]]:
     """Every round by contender; every other one runs backwards, so that what drifts evenly on the
-    machine cancels. `walled`: each question in a namespace of its own."""
+    machine cancels. `own_salts`: each question in a namespace of its own."""
     servers = [each.server for each in contenders]
     rounds = []
     for number, questions in enumerate(questions_by_round):
         by_name = {}
         for each in contenders[:: -1 if number % 2 else 1]:
-            walls = f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if walled else None
+            salt_prefix = (
+                f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if own_salts else None
+            )
             with alone(each.server, servers):
                 timings, wall_s = asyncio.run(
                     ask_all(
@@ -186,7 +212,7 @@ def _alternate(
                         concurrency=concurrency,
                         max_tokens=settings.max_tokens,
                         headers=each.headers,
-                        walls=walls,
+                        salt_prefix=salt_prefix,
                     )
                 )
             by_name[each.name] = Round(timings, wall_s)
@@ -255,7 +281,7 @@ def _shares_in_time(
     return {"near answers in time": sum(shares.values()), **shares}
 
 
-def _run_vllm_bench(server: Server, settings: argparse.Namespace) -> None:
+def _run_vllm_bench(server: Server, settings: Settings) -> None:
     """vLLM's own load generator, its report straight to the terminal."""
     command = "from vllm.benchmarks.serve import add_cli_args, main\n"
     command += "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
@@ -276,80 +302,95 @@ def _p50_ms(seconds: Sequence[float]) -> float:
     return statistics.median(seconds) * 1e3
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sections asked for."""
+    return run_command(measure, arguments, name="bench_serving.py")
+
+
+def measure(
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_NAME", help="Else the demo model.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Else float32 for the demo model, auto for others.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="JSONL; else the demo trace.")] = None,
+    only: Annotated[
+        str, typer.Option(metavar="LIST", help="Sections, separated by commas.")
+    ] = ",".join(SECTIONS),
+    methods: Annotated[
+        str, typer.Option(metavar="LIST", help="For the section `methods`.")
+    ] = ",".join(SPECULATIVE),
+    concurrency: Annotated[
+        str, typer.Option(metavar="LIST", help="Requests at once, one run for each number.")
+    ] = "1,8,32",
+    requests: Annotated[int, typer.Option(min=1, help="Of one run, at most.")] = 64,
+    warm: Annotated[int, typer.Option(min=0, help="Requests that fill the cache, at most.")] = 400,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each concurrency.")] = 5,
+    csv: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the section `methods` to PLOT.png and PLOT.svg.")
+    ] = None,
+    vllm_bench: Annotated[
+        bool, typer.Option("--vllm-bench", help="Run vLLM's own `bench serve` as well.")
+    ] = False,
+) -> int:
+    """Measure real servers: exact hits, what a miss costs, and methods against each other."""
+    if model is None:
+        model, dtype = str(demo_model_path()), dtype or DEMO_DTYPE
+    elif Path(model).is_dir():
+        model = str(Path(model).resolve())  # the servers start in a folder of their own
+    settings = Settings(
+        model=model,
+        dtype=dtype or "auto",
+        methods=_some_of("--methods", methods, tuple(SPECULATIVE)),
+        concurrency=_counts(concurrency),
+        requests=requests,
+        warm=warm,
+        max_tokens=max_tokens,
+        rounds=rounds,
+        vllm_bench=vllm_bench,
     )
-    parser.add_argument("--model", help="default: the demo model")
-    parser.add_argument("--dtype", help="default: float32 for the demo model, else the model's own")
-    parser.add_argument("--trace", type=Path, help="default: the demo trace")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by commas")
-    parser.add_argument("--methods", default=",".join(SPECULATIVE), help="by commas")
-    parser.add_argument(
-        "--concurrency", type=_counts, default="1,8,32", help="requests at once, by commas"
-    )
-    parser.add_argument("--requests", type=int, default=64, help="most requests in one run")
-    parser.add_argument("--warm", type=int, default=400, help="most requests that fill the cache")
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5, help="of each concurrency")
-    parser.add_argument("--csv", type=Path, default=ROOT / "eval" / "results" / "bench_serving.csv")
-    parser.add_argument("--plot", type=Path, help="write `methods` to PLOT.png and PLOT.svg")
-    parser.add_argument("--vllm-bench", action="store_true", help="vLLM's own bench serve as well")
-    settings = parser.parse_args(arguments)
-    settings.methods = settings.methods.split(",")
-    settings.only = settings.only.split(",")
-    for given, known in ((settings.methods, tuple(SPECULATIVE)), (settings.only, SECTIONS)):
-        if unknown := set(given) - set(known):
-            parser.error(f"unknown {', '.join(sorted(unknown))}; expected {', '.join(known)}")
-    return settings
+    sections = {"exact": bench_exact, "miss": bench_miss, "methods": bench_methods}
+    chosen = _some_of("--only", only, SECTIONS)
+    try:
+        rows = make_demo_trace() if trace is None else load_trace(trace)
+    except TraceError as error:
+        raise InputError(str(error)) from error
+    for name in chosen:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            measured = sections[name](settings, rows)
+        except RuntimeError as error:
+            print(f"bench_serving.py: {name}: {error}", file=sys.stderr)
+            return 1
+        show(measured)
+        common = {"model": Path(model).name, "requests": requests}
+        append_rows(csv, [common | _rounded(row) for row in measured], fields=FIELDS)
+        if plot is not None and name == "methods":
+            save_plots(plot, measured)
+    return 0
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"value": f"{row['value']:.6g}"}
+
+
+def _some_of(option: str, given: str, known: Sequence[str]) -> list[str]:
+    """Names by commas."""
+    names = [name.strip() for name in given.split(",")]
+    if unknown := sorted(set(names) - set(known)):
+        raise InputError(f"{option}: unknown {', '.join(unknown)}; expected {', '.join(known)}")
+    return names
 
 
 def _counts(text: str) -> list[int]:
     """Numbers by commas, each at least 1."""
     counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on, got {text!r}")
+        raise InputError(f"--concurrency: expected whole numbers from 1 on, got {text!r}")
     return counts
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sections asked for."""
-    settings = parse(arguments)
-    # Servers are stopped on the way out, whoever ends this.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if settings.model is None:
-        from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
-
-        settings.model = str(demo_model_path())
-        settings.dtype = settings.dtype or DEMO_DTYPE
-    elif Path(settings.model).is_dir():
-        # The servers start in a folder of their own.
-        settings.model = str(Path(settings.model).resolve())
-    settings.dtype = settings.dtype or "auto"
-    if settings.trace is None:
-        from reprise.eval.demo_data.demo_trace import make_demo_trace
-
-        rows = make_demo_trace()
-    else:
-        try:
-            rows = load_trace(settings.trace)
-        except TraceError as error:
-            print(f"bench_serving: {error}", file=sys.stderr)
-            return 2
-    sections = {"exact": bench_exact, "miss": bench_miss, "methods": bench_methods}
-    for name in settings.only:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        try:
-            measured = sections[name](settings, rows)
-        except RuntimeError as error:
-            print(f"bench_serving: {name}: {error}", file=sys.stderr)
-            return 1
-        show(measured)
-        append_csv(settings.csv, measured, settings)
-        if settings.plot is not None and name == "methods":
-            save_plots(settings.plot, measured)
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
+from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 
 _WARM_STEPS, _STEPS = 5, 40
@@ -80,9 +81,9 @@ def step_seconds(
     engine = llm.llm_engine
     # A random token is hardly ever right: a step emits one, or now and then two.
     needed = 2 * (_WARM_STEPS + _STEPS) * len(drafted)
-    most_context = engine.model_config.max_model_len - needed - max(drafted)
-    if context > most_context:
-        raise ValueError(f"--context {context}: expected at most {most_context} for this model")
+    max_context = engine.model_config.max_model_len - needed - max(drafted)
+    if context > max_context:
+        raise ValueError(f"--context {context}: expected at most {max_context} for this model")
     params = SamplingParams(temperature=0.0, max_tokens=needed, ignore_eos=True, detokenize=False)
     random = np.random.default_rng(1)
     vocabulary = engine.model_config.get_vocab_size()
@@ -141,7 +142,7 @@ def main(
             load_format=load_format,
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        _fail(str(error).strip().splitlines()[0])
+        raise InputError(str(error).strip().splitlines()[0]) from error
     table = Table(title=f"milliseconds of a step, and cost of a drafted token ({_device()})")
     for name in ["batch", "no drafts", *(f"{length} each" for length in lengths[1:])]:
         table.add_column(name, justify="right")
@@ -160,13 +161,10 @@ def _numbers(text: str, option: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or numbers[0] < 1:
-        _fail(f"{option}: expected whole numbers from 1 on with commas between, got {text!r}")
+        raise InputError(
+            f"{option}: expected whole numbers from 1 on with commas between, got {text!r}"
+        )
     return numbers
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"bench_step_cost.py: error: {message}", err=True)
-    raise SystemExit(2)
 
 
 def _device() -> str:
@@ -178,4 +176,4 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="bench_step_cost.py"))

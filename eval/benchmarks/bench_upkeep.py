@@ -21,8 +21,13 @@ from reprise.spec import DraftConfig, DraftProvider
 
 REQUESTS = 8
 MODEL_S = 0.002  # what the model takes for a step, less than any does
-MOST = 16
+MAX_DRAFT_TOKENS = 16
 LARGE_SHARE = 4
+UPKEEP_FIELDS = (
+    "bench", "cache", "tokens", "steps", "changes", "behind",
+    "wait_us_p50", "wait_us_p99", "wait_us_max", "step_us_p50", "step_us_p99", "step_us_max",
+    "change_us_mean", "bytes_per_token", "filled_tokens_per_s",
+)  # fmt: skip
 IntArray = npt.NDArray[np.int32]
 
 
@@ -133,7 +138,7 @@ def bench_upkeep(answers: Sequence[IntArray], *, steps: int) -> Iterator[dict[st
     kept = answers[len(answers) // LARGE_SHARE :]
     provider = DraftProvider(
         DraftConfig(
-            num_speculative_tokens=MOST,
+            num_speculative_tokens=MAX_DRAFT_TOKENS,
             verify_cost=0.02,
             num_threads=1,
             max_corpus_bytes=1 << 36,

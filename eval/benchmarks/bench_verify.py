@@ -8,27 +8,32 @@ fails.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+import typer
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "eval" / "results" / "bench_verify.csv"
+from reprise.eval.report.command_line import run_command
+from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.results_csv import RESULTS, append_rows
+
+RESULTS_FILE = RESULTS / "bench_verify.csv"
+FIELDS = (
+    "torch", "triton", "vllm", "copy_gb_per_s", "batch", "drafts", "vocab", "sampling",
+    "implementation", "p20_us", "p50_us", "p80_us", "extra_bytes", "extra_percent_of_logits",
+    "gb_per_s", "percent_of_copy", "times_vllm",
+)  # fmt: skip
 SAMPLING = {
     "greedy": {},
     "temperature": {"temperature": 0.8},
     "top_p": {"temperature": 0.8, "top_p": 0.95},
 }
-MOST_DIFFERING = 1e-3
+MAX_DIFFERING_SHARE = 1e-3
 """Share of sampled requests that may differ: sums round otherwise, a uniform may fall between."""
 
 Result = tuple[torch.Tensor, torch.Tensor]
@@ -98,7 +103,7 @@ def check(shape: Shape, device: str) -> str | None:
     if not torch.equal((tokens >= 0).sum(dim=1), accepted.long() + 1):
         return "the accepted counts do not fit the emitted tokens"
     differing = int((tokens != expected).any(dim=1).sum())
-    allowed = 0 if shape.sampling == "greedy" else max(1, int(MOST_DIFFERING * shape.batch))
+    allowed = 0 if shape.sampling == "greedy" else max(1, int(MAX_DIFFERING_SHARE * shape.batch))
     if differing > allowed or (device == "cpu" and differing):
         return f"{differing} of {shape.batch} requests differ from the reference"
     return None
@@ -220,20 +225,16 @@ def measure_shape(shape: Shape, copy: float) -> list[dict[str, Any]]:
     return rows
 
 
-def machine() -> dict[str, str]:
-    """What a row must say about where and with what it was measured."""
+def versions() -> dict[str, str]:
+    """The device, and the versions of what is compared."""
     import triton
 
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     try:
         from vllm import __version__ as vllm_version
     except ImportError:
         vllm_version = ""
     return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit,
-        "device": torch.cuda.get_device_name(),
+        "machine": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "vllm": vllm_version,
@@ -249,16 +250,16 @@ def run_checks(shapes: list[Shape], device: str) -> bool:
     return not faults
 
 
-def main() -> int:
-    """Check, and time where there is a device for it; the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    output = parser.parse_args().output
+def main(
+    output: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
+) -> int:
+    """Check `verify_drafts` against its reference; on a CUDA device, time it against vLLM's."""
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
         small = itertools.product([1, 3], [2], [61, 5003], SAMPLING)
         fine = run_checks([Shape(*point) for point in small], "cpu")
-        print("no CUDA device: checked in Triton's interpreter on small shapes, nothing timed")
+        print(f"Checked in Triton's interpreter on small shapes, on {describe_machine()}.")
+        print("No CUDA device: nothing is timed.")
         return 0 if fine else 1
     shapes = [
         Shape(*point)
@@ -266,18 +267,12 @@ def main() -> int:
     ]
     if not run_checks(shapes, "cuda"):
         return 1
-    copy, about = copy_gb_per_s(), machine()
-    print(f"{about['device']}: a copy moves {copy:.0f} GB/s")
+    copy, about = copy_gb_per_s(), versions()
+    print(f"Measured on {about['machine']}, where a copy moves {copy:.0f} GB/s.")
+    about["copy_gb_per_s"] = f"{copy:.1f}"
     for shape in shapes:
-        rows = [
-            about | {"copy_gb_per_s": round(copy, 1)} | row for row in measure_shape(shape, copy)
-        ]
-        new = not output.exists()
-        with output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        rows = measure_shape(shape, copy)
+        append_rows(output, [about | row for row in rows], fields=FIELDS)
         for row in rows:
             print(
                 f"{shape.batch:4} x {shape.drafts} x {shape.vocab:6} {shape.sampling:11} "
@@ -290,4 +285,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, name="bench_verify.py"))

@@ -6,22 +6,24 @@ overwritten before each call. The exit status is 1 if an output is wrong.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from reprise.eval.benchmarks.bench_verify import Shape, make_arguments, ours, vllms
+from reprise.eval.report.command_line import run_command
+from reprise.eval.report.machine import describe_machine
 
 SHAPES = [
     Shape(*point, "greedy")
@@ -78,13 +80,10 @@ def use_vllms_cpu_kernels() -> None:
         sys.modules.update(kept)
 
 
-def main() -> int:
-    """Check, time and print; the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=60, help="calls of each (default 60)")
-    repeats = parser.parse_args().repeats
-    if repeats < 1:
-        parser.error(f"--repeats: expected at least 1, came {repeats}")
+def main(
+    repeats: Annotated[int, typer.Option(min=1, help="Calls of each.")] = 60,
+) -> int:
+    """Time greedy verification on one core: Reprise, vLLM and plain torch, checked first."""
     torch.set_num_threads(1)
     use_vllms_cpu_kernels()
     table = Table(title="Greedy verification on one core, median microseconds")
@@ -99,9 +98,11 @@ def main() -> int:
         point = (shape.batch, shape.drafts, shape.vocab)
         times = [f"{us[name]:,.0f}" for name in ("vllm", "torch", "reprise")]
         table.add_row(*map(str, point), *times, f"{us['vllm'] / us['reprise']:.1f}x")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(f"Measured on {describe_machine()}.", soft_wrap=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, name="bench_verify_cpu.py"))

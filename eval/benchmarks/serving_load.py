@@ -248,15 +248,12 @@ async def ask_all(
     concurrency: int,
     max_tokens: int,
     headers: Mapping[str, str],
-    walls: str | None = None,
+    salt_prefix: str | None = None,
 ) -> tuple[list[Timing], float]:
     """All questions, `concurrency` at a time; their timings in order, and the wall time in s.
 
-    With `walls`, a prefix, each question stands in a namespace of its own: nothing is there to
-    reuse, prefix cache included.
-
-    Raises:
-        RuntimeError: a request failed; with the end of the server's log.
+    With `salt_prefix` each question has a cache salt, and so stands in a namespace of its own:
+    nothing is there to reuse, prefix cache included.
     """
     slots = asyncio.Semaphore(concurrency)
 
@@ -268,7 +265,7 @@ async def ask_all(
                 question,
                 max_tokens=max_tokens,
                 headers=headers,
-                cache_salt=f"{walls}-{number}" if walls is not None else None,
+                cache_salt=f"{salt_prefix}-{number}" if salt_prefix is not None else None,
             )
 
     connector = aiohttp.TCPConnector(limit=concurrency)

@@ -15,18 +15,16 @@ status 1 if anything is wrong.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import json
 import random
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -45,6 +43,8 @@ from reprise.eval.campaigns.campaign_requests import (
 )
 from reprise.eval.campaigns.fault_ground import SERVER_OPTIONS, Ground, standing
 from reprise.eval.campaigns.fault_kinds import ABORTS, BURST, DISK_FULL, FAULT_KINDS, FaultKind
+from reprise.eval.demo_data.demo_model import demo_model_path
+from reprise.eval.report.command_line import InputError, run_command
 
 _NUM_QUESTIONS = 96
 _NUM_LONG = 8
@@ -88,6 +88,15 @@ class Report(NamedTuple):
     def is_good(self) -> bool:
         """Whether nothing was wrong, lost, crossed or left."""
         return not (any(self.total[2:]) or self.leftovers)
+
+
+class Options(NamedTuple):
+    """What a campaign is run with."""
+
+    faults: int
+    seed: int
+    model: str
+    embedding_model: str
 
 
 class Log:
@@ -200,7 +209,7 @@ def wanted_outcomes(model: str, seed: int) -> dict[Question, Outcome]:
     return dict(zip(questions, found, strict=True))
 
 
-def run(options: argparse.Namespace, kinds: Sequence[FaultKind], log: Log) -> Report:
+def run(options: Options, kinds: Sequence[FaultKind], log: Log) -> Report:
     """Run a campaign.
 
     Raises:
@@ -243,7 +252,7 @@ def show(report: Report) -> None:
         console.print(f"  {each}", soft_wrap=True)
 
 
-def _as_json(options: argparse.Namespace, report: Report) -> dict[str, Any]:
+def _as_json(options: Options, report: Report) -> dict[str, Any]:
     return {
         "version": 1,
         "config": {"faults": options.faults, "seed": options.seed},
@@ -255,48 +264,41 @@ def _as_json(options: argparse.Namespace, report: Report) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0; 1 if a reply, a process or a file is not as it should be; 2 for bad
     input or a machine on which servers do not start."""
-    names = [kind.name for kind in FAULT_KINDS]
-    parser = argparse.ArgumentParser(
-        prog="fault_campaign.py",
-        description="Faults against real servers, and whether any reply noticed.",
-        epilog=f"Faults: {', '.join(names)}.",
-    )
-    parser.add_argument("--faults", type=int, default=200, metavar="N", help="default: 200")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of faults and requests")
-    parser.add_argument("--only", metavar="LIST", help="these faults, separated by commas")
-    parser.add_argument("--model", help="a name or folder; default: the demo model")
-    parser.add_argument(
-        "--embedding-model",
-        default="lexical",
-        help="as the setting; default: lexical, which a killed process loads at once",
-    )
-    parser.add_argument("--log", type=Path, metavar="FILE", help="append progress to it")
-    parser.add_argument("--output", type=Path, metavar="FILE.json")
-    options = parser.parse_args(arguments)
-    if options.faults < 1:
-        parser.error(f"--faults: expected a number from 1 on, got {options.faults}")
-    chosen = [name.strip() for name in options.only.split(",")] if options.only else names
-    if unknown := [name for name in chosen if name not in names]:
-        parser.error(f"--only: unknown fault {unknown[0]!r}; there are: {', '.join(names)}")
-    if options.model is None:
-        from reprise.eval.demo_data.demo_model import demo_model_path
+    return run_command(break_things, arguments, name="fault_campaign.py")
 
-        options.model = str(demo_model_path())
-    # Ended by a signal, it leaves through its own clean-up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+def break_things(
+    faults: Annotated[int, typer.Option(min=1, help="How many, one after the other.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of faults and requests.")] = 0,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help=f"Some of: {', '.join(k.name for k in FAULT_KINDS)}."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_NAME", help="Else the demo model.")
+    ] = None,
+    embedding_model: Annotated[
+        str, typer.Option(help="As the setting; a killed process loads `lexical` at once.")
+    ] = "lexical",
+    log: Annotated[Path | None, typer.Option(help="Append progress to this file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the counts as JSON.")] = None,
+) -> int:
+    """Break things under real servers, and compare every reply with plain vLLM's."""
+    names = [kind.name for kind in FAULT_KINDS]
+    chosen = [name.strip() for name in only.split(",")] if only else names
+    if unknown := [name for name in chosen if name not in names]:
+        raise InputError(f"--only: unknown fault {unknown[0]!r}; there are: {', '.join(names)}")
     kinds = [kind for kind in FAULT_KINDS if kind.name in chosen]
+    options = Options(faults, seed, model or str(demo_model_path()), embedding_model)
     try:
-        report = run(options, kinds, Log(options.log))
+        report = run(options, kinds, Log(log))
     except RuntimeError as error:
-        print(f"fault_campaign.py: error: {error}", file=sys.stderr)
-        return 2
+        raise InputError(str(error)) from error
     show(report)
-    if options.output is not None:
-        options.output.write_text(json.dumps(_as_json(options, report), indent=1) + "\n")
+    if output is not None:
+        output.write_text(json.dumps(_as_json(options, report), indent=1) + "\n")
     return 0 if report.is_good else 1
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
-    sys.exit(130)
+    sys.exit(main())

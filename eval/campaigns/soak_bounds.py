@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.live.redis_server import RedisServer
+from reprise.eval.report.command_line import InputError, run_command
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -35,7 +37,7 @@ TIERS = ("sqlite", "redis")
 _SLACK = 1.35
 _SLACK_BYTES = 64 * MIB
 # A put only hands the answer over; looks at a loaded machine must not fail for that.
-_MOST_PUT_P50_US, _MOST_PUT_P99_US = 200.0, 5000.0
+_MAX_PUT_P50_US, _MAX_PUT_P99_US = 200.0, 5000.0
 _LOOKS = 20
 
 
@@ -148,9 +150,9 @@ def _figures(
     yield Figure(tier, "memory charged", stats.bytes / MIB, bounds.memory_bytes / MIB, "MiB")
     yield Figure(tier, "namespaces", stats.namespaces, bounds.max_namespaces, "")
     yield Figure(tier, "answers lost unsaid", _lost(stats), 0, "")
-    yield Figure(tier, "put, p50", statistics.median(took_us), _MOST_PUT_P50_US, "us")
+    yield Figure(tier, "put, p50", statistics.median(took_us), _MAX_PUT_P50_US, "us")
     p99_us = statistics.quantiles(took_us, n=100)[98]
-    yield Figure(tier, "put, p99", p99_us, _MOST_PUT_P99_US, "us")
+    yield Figure(tier, "put, p99", p99_us, _MAX_PUT_P99_US, "us")
     yield Figure(
         tier, "worker's index", overlap.num_bytes / MIB, bounds.memory_bytes / MIB * 3, "MiB"
     )
@@ -225,23 +227,23 @@ def print_figures(figures: list[Figure]) -> None:
 
 
 def main(
-    answers: Annotated[int, typer.Option(min=100)] = 200_000,
-    namespaces: Annotated[int, typer.Option(min=1)] = 20_000,
+    answers: Annotated[int, typer.Option(min=100, help="Stored in all.")] = 200_000,
+    namespaces: Annotated[int, typer.Option(min=1, help="That they are spread over.")] = 20_000,
     tiers: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(TIERS),
-    memory_mib: Annotated[int, typer.Option(min=1)] = 128,
-    tier_mib: Annotated[int, typer.Option(min=1)] = 64,
-    max_namespaces: Annotated[int, typer.Option(min=1)] = 16_000,
-) -> None:
+    memory_mib: Annotated[int, typer.Option(min=1, help="The bound `memory_bytes`.")] = 128,
+    tier_mib: Annotated[int, typer.Option(min=1, help="The bound `tier_bytes`.")] = 64,
+    max_namespaces: Annotated[int, typer.Option(min=1, help="The bound of that name.")] = 16_000,
+) -> int:
     """Store many small answers and check what everything takes."""
     bounds = Bounds(memory_mib * MIB, tier_mib * MIB, max_namespaces)
     figures: list[Figure] = []
     for tier in tiers.split(","):
         if tier not in TIERS:
-            raise typer.BadParameter(f"tiers must be of {', '.join(TIERS)}, got {tier!r}")
+            raise InputError(f"--tiers: expected some of {', '.join(TIERS)}, got {tier!r}")
         figures += soak(tier, bounds, answers=answers, namespaces=namespaces)
     print_figures(figures)
-    raise typer.Exit(0 if all(figure.holds for figure in figures) else 1)
+    return 0 if all(figure.holds for figure in figures) else 1
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="soak_bounds.py"))

@@ -23,25 +23,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from reprise.eval.campaigns.step_requests import (
+    BLOCK,
+    Planned,
+    Question,
+    Settings,
+    draw_questions,
+    draw_requests,
+)
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.replay.traces import TraceError, load_trace
+from reprise.eval.report.command_line import InputError, run_command
 
-_BLOCK = 32
 _PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _MAX_STEPS_WITHOUT_OUTPUT = 5_000
-_GRAMMARS = ("[a-z ]{4,12}\\.", "(yes|no|maybe) [0-9]{1,4}")
-
-Settings = dict[str, Any]
 
 
 class Way(NamedTuple):
@@ -54,7 +59,7 @@ class Way(NamedTuple):
 
 
 _TIGHT: Settings = {
-    "block_size": _BLOCK,
+    "block_size": BLOCK,
     "max_num_seqs": 12,
     "enforce_eager": True,
     "kv_cache_memory_bytes": 1 << 28,
@@ -102,24 +107,6 @@ WAYS = (
 )
 
 
-class Question(NamedTuple):
-    """What is asked, and how; the answer is the same whenever it is asked."""
-
-    prompt: tuple[int, ...]
-    kind: str
-    params: tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One request of a campaign."""
-
-    question: Question
-    priority: int
-    abort_after: int | None
-    """Steps after its arrival, after which it is aborted."""
-
-
 @dataclass
 class Outcome:
     """What became of a way's requests."""
@@ -137,79 +124,6 @@ class Outcome:
     @property
     def is_good(self) -> bool:
         return not (self.wrong or self.lost or self.errors)
-
-
-def draw_questions(
-    texts: Sequence[Sequence[int]], max_model_len: int, random: np.random.Generator, count: int
-) -> list[Question]:
-    """Questions about pieces of `texts`, most of which end where it hurts."""
-    questions = []
-    for _ in range(count):
-        kind = str(random.choice(list(_KINDS), p=list(_KINDS.values())))
-        text = texts[int(random.integers(len(texts)))]
-        # Few starts and many equal pieces: answers come again, and are drafted.
-        length = _prompt_length(kind, max_model_len, random)
-        begin = _BLOCK * int(random.integers(4))
-        prompt = tuple(int(token) for token in np.resize(text[begin:] or text, length))
-        params = _params(kind, length, max_model_len, random)
-        questions.append(Question(prompt, kind, tuple(params.items())))
-    return questions
-
-
-_KINDS = {
-    "end of context": 0.30,
-    "last block": 0.20,
-    "end of answer": 0.13,
-    "prompt of whole blocks": 0.10,
-    "stop string": 0.08,
-    "min_tokens": 0.05,
-    "greedy with a seed": 0.05,
-    "penalties": 0.04,
-    "grammar": 0.05,
-}
-
-
-def _prompt_length(kind: str, max_model_len: int, random: np.random.Generator) -> int:
-    if kind == "prompt of whole blocks":
-        return 1 + _BLOCK * int(random.integers(1, max_model_len // _BLOCK))
-    if kind == "end of context":
-        return max_model_len - int(random.choice([1, 2, 3, 5, 8, 13, 17, 18, 24, 40, 60, 75]))
-    return int(random.integers(3, max_model_len - 20))
-
-
-def _params(kind: str, length: int, max_model_len: int, random: np.random.Generator) -> Settings:
-    room = max_model_len - length
-    few = int(random.integers(1, 25))
-    if kind == "end of context":
-        return {"max_tokens": None, "ignore_eos": True}
-    if kind == "last block":
-        to_its_end = -length % _BLOCK + int(random.integers(-1, 2))
-        return {"max_tokens": min(room, max(1, to_its_end)), "ignore_eos": True}
-    if kind == "stop string":
-        return {"max_tokens": min(room, 40), "stop": ("e", "you", "order")[few % 3]}
-    if kind == "min_tokens":
-        return {"max_tokens": room, "min_tokens": min(few, room)}
-    if kind == "greedy with a seed":
-        return {"max_tokens": min(room, few), "seed": few}
-    if kind == "penalties":
-        return {"max_tokens": min(room, few), "repetition_penalty": 1.3}
-    if kind == "grammar":
-        return {"max_tokens": min(room, 30), "regex": _GRAMMARS[few % len(_GRAMMARS)]}
-    return {"max_tokens": min(room, 40)}
-
-
-def draw_requests(
-    questions: Sequence[Question], random: np.random.Generator, count: int
-) -> list[Planned]:
-    """Requests for some of the questions, many of them more than once."""
-    return [
-        Planned(
-            questions[int(random.integers(len(questions)))],
-            priority=int(random.integers(4)),
-            abort_after=int(random.integers(1, 40)) if random.random() < 0.15 else None,
-        )
-        for _ in range(count)
-    ]
 
 
 def sampling_params(question: Question) -> Any:
@@ -391,7 +305,7 @@ def main(
     model: Annotated[str, typer.Option(help="without, the demo model")] = "",
     trace: Annotated[Path | None, typer.Option(help="without, the demo trace")] = None,
     way: Annotated[int | None, typer.Option(help="only this one of the engines, from 0 on")] = None,
-) -> None:
+) -> int:
     """Run the campaign and print a row for each engine."""
     # Set before vLLM is imported: quiet but for errors.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -400,14 +314,14 @@ def main(
         tokenizer = load_tokenizer(model)
         rows = make_demo_trace(seed=0) if trace is None else load_trace(trace)
     except (TokenizerError, TraceError) as error:
-        _fail(str(error))
+        raise InputError(str(error)) from error
     texts = [tokenizer.encode(row.prompt + " " + row.response).tolist() for row in rows[:200]]
-    texts = [text for text in texts if len(text) > 3 * _BLOCK]
+    texts = [text for text in texts if len(text) > 3 * BLOCK]
     if not texts:
-        _fail("--trace: expected longer texts")
+        raise InputError("--trace: expected longer texts")
     chosen = [one for number, one in enumerate(WAYS) if way in (None, number)]
     if not chosen:
-        _fail(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
+        raise InputError(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
     count = -(-requests // seeds)
     table = Table(title=f"{count} requests of each of {seeds} seeds")
     columns = ("requests", "wrong", "lost", "errors", "preemptions", "accepted", "steps", "s")
@@ -427,13 +341,8 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print("ends:", ", ".join(f"{kind} {count}" for kind, count in ends.most_common()))
-    raise SystemExit(0 if is_good else 1)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"step_campaign.py: error: {message}", err=True)
-    raise SystemExit(2)
+    return 0 if is_good else 1
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="step_campaign.py"))

@@ -8,21 +8,25 @@ and cached under its hash. After such a change,
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+import typer
 from rich.console import Console
 
+from reprise.eval.demo_data.demo_recipe import RECIPE, Recipe
 from reprise.eval.demo_data.demo_trace import make_demo_trace, training_rows
+from reprise.eval.report.command_line import run_command
 
 DEMO_DTYPE = "float32"
 """What engines compute it in where answers are compared. In bfloat16 two tokens can tie, and which
@@ -31,28 +35,6 @@ BUNDLED = Path(__file__).resolve().parent / "demo_model_files"
 """In a checkout; the installed package leaves it out."""
 _HASH_FILE = "recipe_hash"
 _HASHED_TRAINING_ROWS = 1000
-
-
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what the demo model is. Change a value and a new model is trained."""
-
-    version: int = 2
-    """Goes up with every change to how tokenizer or model are trained."""
-    seed: int = 0
-    vocab_size: int = 1536
-    max_tokens: int = 1024
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_layers: int = 3
-    num_heads: int = 3
-    steps: int = 800
-    rows_per_step: int = 16
-    matrix_lr: float = 0.02
-    vector_lr: float = 3e-3
-    dtype: str = "bfloat16"
-
-
-RECIPE = Recipe()
 
 
 def demo_model_path(recipe: Recipe = RECIPE) -> Path:
@@ -66,7 +48,7 @@ def demo_model_path(recipe: Recipe = RECIPE) -> Path:
     recipe_hash = _recipe_hash(recipe)
     if recipe_hash == bundled_recipe_hash():
         return BUNDLED
-    from reprise.eval.demo_data.demo_training import train_demo_model
+    from reprise.eval.demo_data.demo_training import train_demo_model  # with torch, so late
 
     return _cached(
         f"demo-model-{recipe_hash}",
@@ -154,12 +136,14 @@ def _exclusive(path: Path, *, doing: str) -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    """Train it if need be, and print where it is."""
-    parser = argparse.ArgumentParser(description="Where the demo model is.")
-    parser.add_argument("--bundle", action="store_true", help="put it into this checkout")
-    print(bundle() if parser.parse_args().bundle else demo_model_path())
+def main(
+    into_checkout: Annotated[
+        bool, typer.Option("--bundle", help="Put it into this checkout, for everybody.")
+    ] = False,
+) -> None:
+    """Train the demo model if need be, and print where it is."""
+    print(bundle() if into_checkout else demo_model_path())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, name="demo_model.py"))

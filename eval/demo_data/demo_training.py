@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -15,11 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from reprise.eval.demo_data.demo_recipe import Recipe
 from reprise.eval.demo_data.demo_tokenizer import render_prompt, save_tokenizer, train_tokenizer
 from reprise.eval.demo_data.demo_trace import make_demo_trace, training_rows
-
-if TYPE_CHECKING:
-    from reprise.eval.demo_data.demo_model import Recipe
 
 _TOKENIZER_ROWS = 2000
 _POOLED_STEPS = 16

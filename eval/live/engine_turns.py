@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -24,6 +24,7 @@ import msgspec
 
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, LiveMessage, LiveOutcome
+from reprise.eval.report.command_line import leaving_on_sigterm
 
 _TURN_S = 1.0
 _EXIT_S = 60.0
@@ -53,7 +54,7 @@ def serve(
         LiveError: An engine failed.
     """
     turn_s = _TURN_S if len(jobs) > 1 else None
-    with _leaving_on_sigterm(), contextlib.ExitStack() as stack:
+    with leaving_on_sigterm(), contextlib.ExitStack() as stack:
         engines: list[_Engine] = []
         for job in jobs:
             job = msgspec.structs.replace(job, num_engines=len(jobs))
@@ -67,19 +68,6 @@ def serve(
         while waiting := [engine for engine in engines if not engine.has_served]:
             min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
         return [engine.outcome() for engine in engines]
-
-
-@contextlib.contextmanager
-def _leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process by way of its context managers, which end the engines."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers are the main thread's
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Engine:

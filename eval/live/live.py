@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from reprise.eval.live.engine_turns import LiveError, serve
 from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
 from reprise.eval.replay.methods import MethodError
 from reprise.eval.replay.results import Percentiles, Run
+from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.semantic_cache import cached_rows
 from reprise.eval.replay.traces import TraceRow
 from reprise.eval.report.progress import progress_stages
@@ -31,7 +31,7 @@ def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
 
 
 def run_live(
-    options: argparse.Namespace,
+    options: RunOptions,
     methods: Sequence[str],
     traces: Mapping[str, Sequence[TraceRow]],
 ) -> tuple[dict[str, Any], list[Run]]:
@@ -84,9 +84,7 @@ def method_groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]
     return [group for group in groups if group]
 
 
-def _live_job(
-    options: argparse.Namespace, model: str, method: str, rows: Sequence[TraceRow]
-) -> LiveJob:
+def _live_job(options: RunOptions, model: str, method: str, rows: Sequence[TraceRow]) -> LiveJob:
     return LiveJob(
         model=model,
         speculative_config=speculative_config(method, options.num_speculative_tokens),
@@ -98,7 +96,7 @@ def _live_job(
 
 
 def _run_semantic_cache(
-    options: argparse.Namespace,
+    options: RunOptions,
     model: str,
     trace: str,
     rows: Sequence[TraceRow],

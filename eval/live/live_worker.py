@@ -111,7 +111,7 @@ def _serve(
     warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
     # Before the warm rows: no method may pay for whatever an engine does on its first request. Not
-    # a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/amx_tiles.py).
+    # a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/compat/cpu_kernels.py).
     _generate(llm, [[1] * _WARM_UP_TOKENS], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
     warm_outputs, _ = _generate(llm, warm, job, tick=tick)
     uses_reprise = job.uses_reprise

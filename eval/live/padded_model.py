@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,8 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.progress import track
+
+from reprise.eval.report.command_line import InputError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -257,12 +260,18 @@ def _rounded(weight: torch.Tensor, scale: float) -> torch.Tensor:
 def main(
     model: Annotated[Path, typer.Option(help="folder of a small Llama")],
     out: Annotated[Path, typer.Option(help="folder to write, which must not exist")],
-    hidden_size: Annotated[int, typer.Option(min=1)] = Shape().hidden_size,
-    intermediate_size: Annotated[int, typer.Option(min=1)] = Shape().intermediate_size,
-    layers: Annotated[int, typer.Option(min=1)] = Shape().num_layers,
-    heads: Annotated[int, typer.Option(min=1)] = Shape().num_heads,
-    key_value_heads: Annotated[int, typer.Option(min=1)] = Shape().num_key_value_heads,
-    head_dim: Annotated[int, typer.Option(min=1)] = Shape().head_dim,
+    hidden_size: Annotated[
+        int, typer.Option(min=1, help="Size of a token's vector.")
+    ] = Shape().hidden_size,
+    intermediate_size: Annotated[
+        int, typer.Option(min=1, help="Width of the feed-forward layers.")
+    ] = Shape().intermediate_size,
+    layers: Annotated[int, typer.Option(min=1, help="Number of layers.")] = Shape().num_layers,
+    heads: Annotated[int, typer.Option(min=1, help="Query heads of a layer.")] = Shape().num_heads,
+    key_value_heads: Annotated[
+        int, typer.Option(min=1, help="Key-value heads of a layer.")
+    ] = Shape().num_key_value_heads,
+    head_dim: Annotated[int, typer.Option(min=1, help="Size of a head.")] = Shape().head_dim,
     vocabulary: Annotated[int, typer.Option(min=1, help="tokens")] = Shape().vocab_size,
 ) -> None:
     """Pad a small Llama to the shape of a large one, by default that of Llama 3.1 8B (16 GB)."""
@@ -278,9 +287,8 @@ def main(
     try:
         write_padded_model(model, out, shape)
     except (PaddedModelError, OSError) as error:
-        typer.echo(f"padded_model.py: error: {error}", err=True)
-        raise SystemExit(2) from None
+        raise InputError(str(error)) from error
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_command(main, name="padded_model.py"))

@@ -1,10 +1,6 @@
-"""What `bench_serving` measured: a table, a CSV and a plot."""
+"""What `bench_serving` measured: a table and a plot."""
 
-import argparse
-import csv
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.report.machine import describe_machine
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -32,28 +26,6 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     console = Console(width=120)
     console.print(table)
     console.print(f"Measured on {describe_machine()}.")
-
-
-def append_csv(path: Path, rows: Sequence[dict[str, Any]], settings: argparse.Namespace) -> None:
-    """Add rows to the file, with what they were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    common = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "machine": describe_machine(),
-        "model": Path(settings.model).name,
-        "requests": settings.requests,
-    }
-    names = [*common, "section", "method", "concurrency", "name", "value", "unit", "note"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        if is_new:
-            writer.writeheader()
-        writer.writerows({**common, **row, "value": f"{row['value']:.6g}"} for row in rows)
 
 
 def save_plots(stem: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:

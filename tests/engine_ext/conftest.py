@@ -1,6 +1,7 @@
 """Real OpenAI servers on the CPU, one of each kind for all tests."""
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,34 +248,37 @@ def build_server(model: Path, *arguments: str, with_reprise: bool, **others: Any
 
 
 @pytest.fixture(scope="session")
-def server_builder() -> Callable[..., Server]:
+def server_builder(memory_waiter: Callable[[], None]) -> Callable[..., Server]:
     """For tests that need a server of their own."""
-    return build_server
+
+    def build(*arguments: Any, **others: Any) -> Server:
+        memory_waiter()
+        return build_server(*arguments, **others)
+
+    return build
 
 
-@pytest.fixture(scope="session")
-def _servers(demo_model: Path) -> Iterator[dict[str, Server]]:
-    """Both kinds, started side by side."""
-    servers = {
-        "plain": build_server(demo_model, with_reprise=False),
-        "reprise": build_server(demo_model, with_reprise=True),
-    }
-    try:
-        for server in servers.values():
-            server.wait()
-        yield servers
-    finally:
-        for server in servers.values():
-            server.stop()
+@pytest.fixture
+def plain_server(shared: Any, demo_model: Path, server_builder: Callable[..., Server]) -> Server:
+    """vLLM as it comes; shared by all tests."""
+    return _shared_server("plain_server", shared, demo_model, server_builder)
 
 
-@pytest.fixture(scope="session")
-def plain_server(_servers: dict[str, Server]) -> Server:
-    """vLLM as it comes."""
-    return _servers["plain"]
+@pytest.fixture
+def reprise_server(shared: Any, demo_model: Path, server_builder: Callable[..., Server]) -> Server:
+    """vLLM with our proposer, and thereby with our front end, admin routes on; shared by all."""
+    return _shared_server("reprise_server", shared, demo_model, server_builder)
 
 
-@pytest.fixture(scope="session")
-def reprise_server(_servers: dict[str, Server]) -> Server:
-    """vLLM with our proposer, and thereby with our front end; admin routes on."""
-    return _servers["reprise"]
+def _shared_server(
+    name: str, shared: Any, model: Path, server_builder: Callable[..., Server]
+) -> Server:
+    """The two start side by side, if both will be used."""
+    for each in ("plain_server", "reprise_server"):
+        if shared.has_users(each):
+            with_reprise = each == "reprise_server"
+            build = functools.partial(server_builder, model, with_reprise=with_reprise)
+            shared.get(each, build, Server.stop)
+    server: Server = shared.get(name, lambda: None, Server.stop)
+    server.wait()
+    return server

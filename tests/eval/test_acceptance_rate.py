@@ -11,6 +11,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live import engine_turns
 from reprise.eval.replay import methods
 from reprise.eval.replay.traces import save_trace
+from reprise.eval.report.results_csv import read_rows
 
 RUN_KEYS = {
     *("trace", "method", "requests", "steps", "emitted_tokens", "drafted_tokens"),
@@ -39,9 +40,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     """Runs a command that must end with status 2 and one line, and returns the line."""
 
     def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
+        assert main(arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("acceptance_rate.py: error: ")
@@ -91,10 +90,42 @@ def test_table_page_and_progress(
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
+def test_runs_are_appended_as_rows(trace: Path, tmp_path: Path) -> None:
+    csv = tmp_path / "runs.csv"
+    for cost in ("0.02", "0.5"):
+        options = ["--trace", str(trace), "--methods", "none,ngram", "--cost", cost, "--quiet"]
+        assert main([*options, "--csv", str(csv)]) == 0
+    rows = read_rows(csv)
+    assert [(row["method"], row["cost"]) for row in rows] == [
+        *(("none", "0.02"), ("ngram", "0.02")),
+        *(("none", "0.5"), ("ngram", "0.5")),
+    ]
+    assert {(row["engine"], row["trace"]) for row in rows} == {("replay", "small")}
+    assert rows[0]["mean_acceptance_length"] == "1.0"
+    assert all(row["machine"] and row["model"] for row in rows)
+
+
 def test_quiet_prints_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--trace", str(trace), "--methods", "none", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_several_traces_of_one_option(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.jsonl"
+    save_trace(other, [row for row in make_demo_trace() if not row.warm][:2])
+    assert main(["--trace", str(trace), str(other), "--methods", "none", "--limit", "1"]) == 0
+    table = capsys.readouterr().out
+    assert table.index("small") < table.index("other")
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "[default: 0.02; 0<=x<=10]" in " ".join(text.split())
+    assert text.count("\n  --") >= 16
 
 
 def test_bad_traces(fails: Fails, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(Case(name, None, SAMPLES["tool_calls"][form]), id=f"tools-{name}")
     for name, form in reasonings.items():
         yield pytest.param(Case(None, name, SAMPLES["reasoning"][form]), id=f"reasoning-{name}")
-    for name in tools.keys() & reasonings.keys():
+    for name in sorted(tools.keys() & reasonings.keys()):
         text = SAMPLES["reasoning"][reasonings[name]] + SAMPLES["tool_calls"][tools[name]]
         yield pytest.param(Case(name, name, text), id=f"both-{name}")
 

@@ -191,13 +191,8 @@ IDS = [f"{mode}: {giver} to {taker}" for mode, giver, taker in CELLS]
 
 
 @pytest.fixture
-def server_of(request: pytest.FixtureRequest) -> Callable[[str], Server]:
-    def get(mode: str) -> Server:
-        if mode == "on":
-            return request.getfixturevalue("reprise_server")
-        return request.getfixturevalue("started")[mode]
-
-    return get
+def server_of(reprise_server: Server, started: dict[str, Server]) -> Callable[[str], Server]:
+    return {"on": reprise_server, **started}.__getitem__
 
 
 def askers(*names: str) -> list[Asker]:
@@ -253,9 +248,9 @@ def test_exact_hits_do_not_cross(
         assert server.send("/invocations", body, key=None, **only).status == 504
 
 
-def test_without_keys_bearer_tokens_say_nothing(started: dict[str, Server]) -> None:
+def test_without_keys_bearer_tokens_say_nothing(server_of: Callable[[str], Server]) -> None:
     """Clients send `EMPTY`, or a token that somebody in front renews: all are one tenant."""
-    server = started["without keys"]
+    server = server_of("without keys")
     question = questions()[0]
     first = ask(server, question, Asker("EMPTY"))
     assert first.generated

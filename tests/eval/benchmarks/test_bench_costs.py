@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from reprise.eval.benchmarks.bench_costs import DISTURBANCES, MOST, STEP_S, serve
+from reprise.eval.benchmarks.bench_costs import DISTURBANCES, MAX_DRAFT_TOKENS, STEP_S, serve
 from reprise.spec import DraftConfig, DraftProvider
 
 
@@ -19,7 +19,7 @@ def test_disturbed_steps_take_longer_and_quiet_ones_as_long(name: str) -> None:
 
 
 def test_measured_costs_are_nearly_as_good_as_given_ones() -> None:
-    config = DraftConfig(num_speculative_tokens=MOST, num_threads=1)
+    config = DraftConfig(num_speculative_tokens=MAX_DRAFT_TOKENS, num_threads=1)
     given = config.model_copy(update={"verify_cost": 0.04})
     DraftProvider(given).warm_up()
     told = serve(DraftProvider(given), 8, 0.04, DISTURBANCES["quiet"], 0)

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from reprise.eval.benchmarks import bench_run_ahead
 from reprise.eval.benchmarks.bench_run_ahead import ENGINES, Device, Replay
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.token_rows import TokenRow, load_tokenizer, tokenize_rows
+from reprise.eval.report.command_line import run_command
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,7 @@ def test_running_ahead_drafts_where_drafts_pay(rows: list[TokenRow]) -> None:
     [(["--trace", "/nowhere.jsonl"], "/nowhere.jsonl"), (["--limit", "1"], "all warm")],
 )
 def test_bad_input_is_one_line(arguments: list[str], reason: str, capsys: Any) -> None:
-    app = bench_run_ahead.typer.Typer()
-    app.command()(bench_run_ahead.main)
-    ended = CliRunner().invoke(app, arguments)
-    assert ended.exit_code == 2
-    said = ended.stderr or capsys.readouterr().err
+    assert run_command(bench_run_ahead.main, arguments, name="bench_run_ahead.py") == 2
+    said = capsys.readouterr().err
     assert reason in said
     assert len(said.strip().splitlines()) == 1

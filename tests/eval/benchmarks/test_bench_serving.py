@@ -1,18 +1,29 @@
 """The benchmark of serving: its arithmetic, its order and its files, without a server."""
 
-import argparse
 import contextlib
-import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from reprise.eval.benchmarks import bench_serving
-from reprise.eval.benchmarks.bench_serving import Contender, main, parse
+from reprise.eval.benchmarks.bench_serving import Contender, Settings, main
 from reprise.eval.benchmarks.serving_load import Timing, load_of
-from reprise.eval.report.serving_report import append_csv, save_plots
+from reprise.eval.report.results_csv import read_rows
+from reprise.eval.report.serving_report import save_plots
 
+SETTINGS = Settings(
+    model="m",
+    dtype="auto",
+    methods=["none", "reprise"],
+    concurrency=[8],
+    requests=4,
+    warm=0,
+    max_tokens=8,
+    rounds=2,
+    vllm_bench=False,
+)
 ROWS: list[dict[str, Any]] = [
     {
         "section": "methods",
@@ -59,7 +70,7 @@ def contenders_asked(
 
 def test_every_other_round_runs_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, contenders = contenders_asked(monkeypatch, {"plain": "a", "ours": "a"})
-    settings = argparse.Namespace(max_tokens=8)
+    settings = SETTINGS
     rounds = bench_serving._alternate(settings, contenders, [["q"] * 4] * 3, 8)
     assert asked == ["plain", "ours", "ours", "plain", "plain", "ours"]
     speeds = [{name: each.tokens_per_s for name, each in by.items()} for by in rounds]
@@ -68,7 +79,7 @@ def test_every_other_round_runs_backwards(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_method_is_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     _, contenders = contenders_asked(monkeypatch, {"plain": "a", "ours": "b"})
-    settings = argparse.Namespace(max_tokens=8)
+    settings = SETTINGS
     rounds = bench_serving._alternate(settings, contenders, [["q"] * 4, ["r"] * 2], 8)
     rows = bench_serving._figures_of_method(rounds, "drafts off", "plain vLLM")
     figures = {row["name"]: row["value"] for row in rows}
@@ -88,10 +99,8 @@ def running_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_answers_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     contenders_asked(monkeypatch, {"plain": "a", "ours": "b"})
     running_servers(monkeypatch)
-    settings = argparse.Namespace(
-        rounds=1, max_tokens=8, model="m", dtype="auto", requests=2, concurrency=[8], warm=0
-    )
-    rows: list[Any] = [argparse.Namespace(prompt="q", warm=False)]
+    settings = SETTINGS._replace(rounds=1, requests=2, concurrency=[8], warm=0)
+    rows: list[Any] = [SimpleNamespace(prompt="q", warm=False)]
     with pytest.raises(RuntimeError, match="answers of 'drafts off' differ"):
         bench_serving.bench_miss(settings, rows)
 
@@ -100,18 +109,8 @@ def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.Monk
     asked, _ = contenders_asked(monkeypatch, {"plain": "a", "ours": "a"})
     running_servers(monkeypatch)
     monkeypatch.setattr(bench_serving, "_near_answers", lambda _: None)
-    settings = argparse.Namespace(
-        rounds=2,
-        max_tokens=8,
-        model="m",
-        dtype="auto",
-        requests=9,
-        concurrency=[1, 8],
-        warm=2,
-        methods=["none", "reprise"],
-        vllm_bench=False,
-    )
-    rows: list[Any] = [argparse.Namespace(prompt=str(n), warm=n < 5) for n in range(20)]
+    settings = SETTINGS._replace(requests=9, concurrency=[1, 8], warm=2)
+    rows: list[Any] = [SimpleNamespace(prompt=str(n), warm=n < 5) for n in range(20)]
     measured = bench_serving.bench_methods(settings, rows)
     assert len(asked) == 2 + 2 * 2 * 2
     speeds = [row for row in measured if row["name"] == "tokens_per_s"]
@@ -125,8 +124,8 @@ def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.Monk
 
 
 def test_too_few_questions_are_named() -> None:
-    settings = argparse.Namespace(rounds=3, concurrency=[1, 8], warm=1)
-    rows: list[Any] = [argparse.Namespace(prompt=str(n), warm=n < 2) for n in range(5)]
+    settings = SETTINGS._replace(rounds=3, concurrency=[1, 8], warm=1)
+    rows: list[Any] = [SimpleNamespace(prompt=str(n), warm=n < 2) for n in range(5)]
     with pytest.raises(RuntimeError, match=r"each of 6 rounds beside the 1 that .* came 4"):
         bench_serving.bench_methods(settings, rows)
 
@@ -138,24 +137,38 @@ def test_the_plot_is_written_as_png_and_svg(tmp_path: Path) -> None:
     assert "<svg" in text
 
 
-def test_rows_are_appended_with_what_they_were_measured_on(tmp_path: Path) -> None:
-    settings = argparse.Namespace(model="/models/demo", requests=4)
-    for _ in range(2):
-        append_csv(tmp_path / "a.csv", ROWS[:1], settings)
-    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
-    assert [row["value"] for row in rows] == ["100", "100"]
-    assert rows[0]["model"] == "demo"
-    assert rows[0]["machine"]
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["--only", "exact,mist"], "--only: unknown mist; expected exact, miss, methods"),
+        (["--methods", "none,magic"], "--methods: unknown magic; expected none, "),
+        (["--concurrency", "1,x"], "--concurrency: expected whole numbers from 1 on, got '1,x'"),
+        (["--requests", "0"], "--requests"),
+        (["--trace", "/nowhere.jsonl"], "/nowhere.jsonl: no such file"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    asked: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line
 
 
-@pytest.mark.parametrize("asked", [["--only", "exact,mist"], ["--methods", "none,magic"]])
-def test_unknown_words_are_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(asked)
-    assert ended.value.code == 2
-    assert "expected" in capsys.readouterr().err
+def test_what_is_asked_for_is_measured_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Settings] = []
 
+    def bench_miss(settings: Settings, _rows: Any) -> list[dict[str, Any]]:
+        asked.append(settings)
+        return ROWS[:1]
 
-def test_a_small_setting_is_understood() -> None:
-    settings = parse(["--only", "miss", "--concurrency", "1,32", "--requests", "8"])
-    assert (settings.only, settings.concurrency, settings.requests) == (["miss"], [1, 32], 8)
+    monkeypatch.setattr(bench_serving, "bench_miss", bench_miss)
+    csv = tmp_path / "a.csv"
+    options = ["--only", "miss", "--concurrency", "1,32", "--requests", "8", "--csv", str(csv)]
+    assert main(options) == 0
+    assert (asked[0].concurrency, asked[0].requests, asked[0].dtype) == ([1, 32], 8, "float32")
+    (row,) = read_rows(csv)
+    assert (row["requests"], row["name"], row["value"]) == ("8", "tokens_per_s", "100")
+    assert row["model"].startswith("demo_model")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reprise.eval.benchmarks.bench_step_cost import cost_per_token
+from reprise.eval.benchmarks.bench_step_cost import cost_per_token, main
+from reprise.eval.report.command_line import run_command
 
 SCRIPT = Path(__file__).resolve().parents[3] / "eval" / "benchmarks" / "bench_step_cost.py"
 
@@ -27,10 +28,9 @@ def test_a_step_twice_as_long_with_four_tokens_each_costs_a_quarter_a_token() ->
 
 
 @pytest.mark.parametrize("batch", ["", "0", "1,x"])
-def test_batches_that_are_none_are_named(batch: str) -> None:
-    done = run("--batch", batch)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+def test_batches_that_are_none_are_named(batch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(main, ["--batch", batch], name="bench_step_cost.py") == 2
+    assert capsys.readouterr().err.splitlines() == [
         "bench_step_cost.py: error: --batch: expected whole numbers from 1 on with commas between, "
         f"got {batch!r}"
     ]

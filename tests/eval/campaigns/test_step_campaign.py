@@ -9,21 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reprise.eval.campaigns.step_campaign import (
-    WAYS,
-    Outcome,
-    Planned,
-    Question,
-    _compare,
-    draw_questions,
-    draw_requests,
-)
+from reprise.eval.campaigns.step_campaign import WAYS, Outcome, _compare, main
+from reprise.eval.campaigns.step_requests import Planned, Question, draw_questions, draw_requests
+from reprise.eval.report.command_line import run_command
 
 SCRIPT = Path(__file__).resolve().parents[3] / "eval" / "campaigns" / "step_campaign.py"
 TEXTS = [list(range(start, start + 150)) for start in range(40)]
 
 
-def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
         env=os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
@@ -80,11 +74,10 @@ def test_a_wrong_token_is_told_with_its_question() -> None:
     ],
 )
 def test_what_makes_no_sense_is_named(
-    demo_model: Path, arguments: list[str], complaint: str
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run(*(["--model", str(demo_model)] if "--model" not in arguments else []), *arguments)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert run_command(main, arguments, name="step_campaign.py") == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("step_campaign.py: error: ")
     assert complaint in line
 

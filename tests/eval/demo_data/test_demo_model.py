@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reprise.eval.demo_data import demo_model
-from reprise.eval.demo_data.demo_model import RECIPE, Recipe, demo_tokenizer_path
+from reprise.eval.demo_data.demo_model import demo_tokenizer_path
+from reprise.eval.demo_data.demo_recipe import RECIPE, Recipe
 from reprise.eval.demo_data.demo_tokenizer import CHAT_TEMPLATE, render_prompt
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.token_rows import load_tokenizer
@@ -38,6 +39,7 @@ def test_tokenizer_gives_every_text_back() -> None:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
+@pytest.mark.slow
 def test_trained_model_is_small_and_cached_whole(cache: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig
 
@@ -107,6 +109,7 @@ def _build_slowly(cache_home: str, counter: Path) -> None:
     assert (demo_model._cached("thing", build, doing="building") / "done").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_build_once(cache: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     arguments = (str(cache.parent), tmp_path / "counter")

@@ -22,7 +22,10 @@ class LLM:
             file.write(f"{os.getpid()} {engine_core.pid}\\n")
         time.sleep(600)
 """
+# A shell starts what runs in the background with SIGINT ignored, and so would this.
 BENCHMARK = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from reprise.eval.live.engine_turns import serve
 from reprise.eval.live.live_worker import LiveJob
 serve([LiveJob(model="m", speculative_config=None, rows=[], concurrency=1, seed=0)])

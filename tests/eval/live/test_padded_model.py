@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from typer.testing import CliRunner
 
 import reprise.eval.live.padded_model as padded_model
 from reprise.eval.live.padded_model import PaddedModelError, Shape, write_padded_model
+from reprise.eval.report.command_line import run_command
 
 SMALL = LlamaConfig(
     vocab_size=96,
@@ -101,16 +101,14 @@ def test_impossible_shapes_are_refused(
     assert not (tmp_path / "large").exists()
 
 
-def test_command_line_says_what_is_wrong_in_one_line(small: Path, tmp_path: Path) -> None:
-    import typer
-
-    app = typer.Typer()
-    app.command()(padded_model.main)
+def test_command_line_says_what_is_wrong_in_one_line(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, message in (
         (["--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")], "config.json"),
         (["--model", str(small), "--out", str(tmp_path)], "exists already"),
     ):
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 2
-        assert message in result.stderr
-        assert result.stderr.count("\n") == 1
+        assert run_command(padded_model.main, arguments, name="padded_model.py") == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1

@@ -1,0 +1,1 @@
+"""Micro-benchmarks for pytest-benchmark, named by what they time; `make bench` runs them."""

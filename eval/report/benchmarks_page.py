@@ -1,0 +1,363 @@
+"""Write docs/benchmarks.md: every table is made of rows in eval/results.
+
+    python eval/report/benchmarks_page.py            write the page
+    python eval/report/benchmarks_page.py --check    say whether it is as the rows have it
+
+For each machine a table shows the newest row of each kind, and says above when, from which commit
+and by which command its rows were measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reprise.eval.report.command_line import run_command
+from reprise.eval.report.results_csv import RESULTS, ROOT, read_rows
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+Row = dict[str, str]
+_VERSIONS = ("torch", "triton", "vllm")
+_SAYS_WHAT_IT_COMPUTES_IN = ("NVIDIA", "AMX", "AVX")
+
+HEAD = """# Benchmarks
+
+<!-- Written by `python eval/report/benchmarks_page.py` from eval/results: change those instead. -->
+
+Each table names the machine, the date, the commit and the command of its rows. A command appends
+its rows to a file in `eval/results`; `python eval/report/benchmarks_page.py` then writes this page
+anew. [measuring](measuring.md) explains the figures.
+"""
+WITHDRAWN = """## Withdrawn
+
+Rows that this page no longer shows, and why. They are in the repository's history.
+
+- Serving, before 29 November 2026: the processor was not recorded, and plain vLLM, n-gram and
+  SuffixDecoding ran with our plugin loaded, which on processors with AMX kept them off it
+  ([decision 5](decisions/0005-cpu-kernels-and-baselines.md)). The demo model ran in bfloat16, in
+  which two tokens can tie, so that answers could differ for another reason than drafts.
+- Retrieval, and the first rows of drafting: the processor was not recorded.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One table of the page for each machine that has rows of it."""
+
+    title: str
+    about: str
+    file: str
+    command: str
+    """Measures what is missing."""
+    keys: Sequence[str]
+    """Columns of the file that tell rows apart; of equal ones the newest counts."""
+    table: Callable[[list[Row]], list[list[str]]]
+    """Headings and cells of a machine's rows."""
+    where: dict[str, str]
+    """What rows of this table have in these columns."""
+
+    def render(self) -> Iterator[str]:
+        """Yield blocks of Markdown."""
+        yield f"## {self.title}\n\n{self.about}\n"
+        newest: dict[str, dict[tuple[str, ...], Row]] = {}
+        for row in read_rows(RESULTS / self.file):
+            if all(row[name] == value for name, value in self.where.items()):
+                kept = newest.setdefault(row["machine"], {})
+                kept.pop(key := tuple(row[name] for name in self.keys), None)
+                kept[key] = row
+        if not newest:
+            yield f"There are no such rows now. This measures them:\n\n```\n{self.command}\n```\n"
+        for machine, found in newest.items():
+            rows = list(found.values())
+            yield f"{origin(machine, rows)}\n"
+            yield markdown(self.table(rows))
+
+
+def origin(machine: str, rows: Sequence[Row]) -> str:
+    """Return a sentence that says on what, when, from which commits and how rows were measured."""
+    dates = _named("", sorted({row["time"][:10] for row in rows}))
+    commits = list(dict.fromkeys(row["commit"] for row in rows))
+    commands = list(dict.fromkeys(row["command"] for row in rows))
+    versions = {f"{name} {row[name]}" for row in rows for name in _VERSIONS if row.get(name)}
+    if not any(name in machine for name in _SAYS_WHAT_IT_COMPUTES_IN):
+        versions.add("instruction set not recorded")
+    measured_on = "; ".join([machine, *sorted(versions)])
+    return (
+        f"**{measured_on}**, {dates}, commit{'s' if len(commits) > 1 else ''} "
+        f"{_named('`', commits)}: {_named('`', commands)}."
+    )
+
+
+def _named(quote: str, names: Sequence[str]) -> str:
+    return ", ".join(f"{quote}{name}{quote}" for name in names)
+
+
+def markdown(table: list[list[str]]) -> str:
+    """Return a table in Markdown; the first row holds the headings."""
+    rule = ["---"] * len(table[0])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (table[0], rule, *table[1:]))
+
+
+def number(text: str | float | None, digits: int = 1) -> str:
+    """Return a cell: empty for nothing, thousands apart, at most so many digits."""
+    if text in ("", None):
+        return ""
+    assert text is not None
+    value = float(text)
+    return f"{value:,.0f}" if abs(value) >= 100 or not digits else f"{value:.{digits}f}"
+
+
+def pivot(
+    rows: Sequence[Row], *, keys: Sequence[str], column: str
+) -> dict[tuple[str, ...], dict[str, Row]]:
+    """Group rows by keys, in order of their numbers; each group holds rows by a column."""
+    groups: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), {})[row[column]] = row
+
+    def order(key: tuple[str, ...]) -> list[tuple[float, str]]:
+        return [(float(part), "") if part.isdecimal() else (0.0, part) for part in key]
+
+    return {key: groups[key] for key in sorted(groups, key=order)}
+
+
+def replay_table(rows: list[Row]) -> list[list[str]]:
+    table = [["trace", "method", "MAL", "acceptance", "drafted per step", "cost", "speedup"]]
+    for row in rows:
+        values = ("mean_acceptance_length", "acceptance_rate", "drafted_per_step")
+        table.append(
+            [
+                row["trace"],
+                row["method"],
+                *(number(row[name], 3) for name in values),
+                row["cost"],
+                number(row["model_speedup"], 3),
+            ]
+        )
+    return table
+
+
+def engine_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "trace", "at once", "method", "tokens/s", "to none", "MAL", "identical"]]
+    keys = ("model", "trace", "concurrency")
+    for key, methods in pivot(rows, keys=keys, column="method").items():
+        none = float(methods["none"]["tokens_per_s"]) if "none" in methods else None
+        for method, row in methods.items():
+            ratio = None if none is None else float(row["tokens_per_s"]) / none
+            identical = row["identical_outputs"]
+            table.append(
+                [
+                    *key,
+                    method,
+                    number(row["tokens_per_s"], 0),
+                    number(ratio, 2),
+                    number(row["mean_acceptance_length"], 2),
+                    f"{identical} of {row['requests']}" if identical else "",
+                ]
+            )
+    return table
+
+
+def figures_table(rows: list[Row]) -> list[list[str]]:
+    table = [["section", "figure", "value", "unit", "goal"]]
+    names = ("section", "figure", "value", "unit", "target")
+    return [*table, *([row[name] for name in names] for row in rows)]
+
+
+def serving_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "section", "method", "at once", "figure", "value", "unit", "range"]]
+    for row in rows:
+        names = ("model", "section", "method", "concurrency", "name")
+        value = number(row["value"], 3)
+        table.append([*(row[name] for name in names), value, row["unit"], row["note"]])
+    return table
+
+
+def step_table(rows: list[Row]) -> list[list[str]]:
+    names = {"reprise": "Reprise", "reprise-2-threads": "on 2 threads"}
+    names |= {"suffix": "SuffixDecoding", "ngram": "n-gram"}
+    table = [["batch", "context", *names.values(), "drafted (Reprise)"]]
+    for key, methods in pivot(rows, keys=("batch", "context"), column="method").items():
+        times = [number(methods.get(name, {}).get("us_per_request_p50")) for name in names]
+        table.append([*key, *times, number(methods.get("reprise", {}).get("drafted_per_step"))])
+    return table
+
+
+def corpus_table(rows: list[Row]) -> list[list[str]]:
+    names = {"reprise": "Reprise", "suffix": "SuffixDecoding"}
+    head = [f"{name}, {unit}" for unit in ("bytes a token", "tokens/s") for name in names.values()]
+    table = [["cached tokens", *head]]
+    for (tokens,), methods in pivot(rows, keys=("tokens",), column="method").items():
+        cells = [
+            number(methods.get(name, {}).get(column))
+            for column in ("bytes_per_token", "tokens_per_s")
+            for name in names
+        ]
+        table.append([number(tokens), *cells])
+    return table
+
+
+def upkeep_table(rows: list[Row]) -> list[list[str]]:
+    head = [f"{what}, {how}" for what in ("wait", "step") for how in ("p50", "p99", "longest")]
+    table = [["cache", "changes", *(f"{name}, ms" for name in head)]]
+    for row in rows:
+        names = [f"{what}_us_{how}" for what in ("wait", "step") for how in ("p50", "p99", "max")]
+        times = [number(float(row[name]) / 1e3, 2) for name in names]
+        table.append([row["cache"], number(row["changes"], 0), *times])
+    return table
+
+
+def verification_table(rows: list[Row]) -> list[list[str]]:
+    names = ("batch", "drafts", "vocab", "sampling")
+    table = [
+        ["batch", "drafts each", "vocabulary", "sampling", "Reprise", "torch", "vLLM", "ratio"]
+    ]
+    for key, by_name in pivot(rows, keys=names, column="implementation").items():
+        times = [number(by_name.get(n, {}).get("p50_us")) for n in ("triton", "torch", "vllm")]
+        table.append([*key, *times, number(by_name.get("triton", {}).get("times_vllm"), 2)])
+    return table
+
+
+_RUN = ("engine", "trace", "method", "model", "cost", "concurrency")
+_ENGINE_COMMAND = "python eval/acceptance_rate.py --engine vllm --take-turns"
+_ACCEPTANCE = "--csv eval/results/acceptance_rate.csv"
+SECTIONS = (
+    Section(
+        title="Recorded answers, replayed",
+        about="Exact greedy acceptance of recorded answers. MAL, the mean acceptance length, "
+        "counts the bonus\ntoken; without drafts MAL and speedup are 1. Speedup counts a drafted "
+        "token as the given cost\nof a step.",
+        file="acceptance_rate.csv",
+        command=f"python eval/acceptance_rate.py {_ACCEPTANCE}",
+        keys=_RUN,
+        table=replay_table,
+        where={"engine": "replay"},
+    ),
+    Section(
+        title="Real engines",
+        about="Tokens/s of vLLM engines that serve the same requests, some at once, in turns; "
+        "`identical`:\nanswers that are those of `none`, token for token.",
+        file="acceptance_rate.csv",
+        command=f"{_ENGINE_COMMAND} {_ACCEPTANCE}",
+        keys=_RUN,
+        table=engine_table,
+        where={"engine": "vllm"},
+    ),
+    Section(
+        title="Servers",
+        about="OpenAI servers asked over HTTP, side by side, in rounds; medians, and the range of "
+        "the rounds.",
+        file="bench_serving.csv",
+        command="python eval/benchmarks/bench_serving.py",
+        keys=("model", "section", "method", "concurrency", "name"),
+        table=serving_table,
+        where={},
+    ),
+    Section(
+        title="A drafting step",
+        about="Microseconds a request and step, medians, drafts of up to 16 tokens; all methods "
+        "in turns.",
+        file="bench_drafts.csv",
+        command="python eval/benchmarks/bench_drafts.py --only step",
+        keys=("method", "batch", "context"),
+        table=step_table,
+        where={"bench": "step"},
+    ),
+    Section(
+        title="The corpus of earlier answers",
+        about="What a cached token takes, and how fast answers are taken in, by one thread.",
+        file="bench_drafts.csv",
+        command="python eval/benchmarks/bench_drafts.py --only corpus",
+        keys=("method", "tokens"),
+        table=corpus_table,
+        where={"bench": "corpus"},
+    ),
+    Section(
+        title="Steps while the cache changes",
+        about="How long a step of 8 requests waits for the cache of answers, and how long it "
+        "takes, with 12\nmillion cached tokens.",
+        file="bench_upkeep.csv",
+        command="python eval/benchmarks/bench_drafts.py --only upkeep",
+        keys=("cache",),
+        table=upkeep_table,
+        where={},
+    ),
+    Section(
+        title="Verification on a GPU",
+        about="Microseconds of verifying a batch's drafts, medians with a cold L2 cache: "
+        "`verify_drafts`, plain\ntorch and vLLM's rejection sampler; `ratio`: vLLM's time over "
+        "ours.",
+        file="bench_verify.csv",
+        command="python eval/benchmarks/bench_verify.py",
+        keys=("batch", "drafts", "vocab", "sampling", "implementation"),
+        table=verification_table,
+        where={},
+    ),
+    Section(
+        title="Retrieval",
+        about="Finding, storing and embedding, in the retrieval process.",
+        file="bench_retrieval.csv",
+        command="python eval/benchmarks/bench_retrieval.py",
+        keys=("section", "figure"),
+        table=figures_table,
+        where={},
+    ),
+)
+
+
+def micro_section() -> Iterator[str]:
+    """Yield blocks of Markdown: the baselines that `make bench-compare` compares with."""
+    yield (
+        "## Micro-benchmarks\n\nThe baselines of `make bench-compare`, a file for each kind of "
+        "machine: medians.\n"
+    )
+    for path in sorted((RESULTS / "micro").glob("*.json")):
+        document: dict[str, Any] = json.loads(path.read_text())
+        about = document["machine_info"]["machine"]
+        row = {
+            "time": document["datetime"],
+            "commit": document["commit_info"]["id"],
+            "command": "python eval/micro_benchmarks.py --baseline",
+        }
+        yield f"{origin(about, [row])}\n"
+        table = [["benchmark", "median, us", "rounds"]]
+        for one in sorted(document["benchmarks"], key=lambda one: one["fullname"]):
+            file, _, name = one["fullname"].rpartition("/")[2].partition("::")
+            label = f"{file.removeprefix('bench_').removesuffix('.py')}: {name}"
+            stats = one["stats"]
+            table.append([label, number(stats["median"] * 1e6, 2), number(stats["rounds"], 0)])
+        yield markdown(table)
+
+
+def render_page() -> str:
+    """Return the page as the rows have it."""
+    blocks = [HEAD]
+    for section in SECTIONS:
+        blocks += section.render()
+    return "\n".join([*blocks, *micro_section(), WITHDRAWN])
+
+
+def main(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the page is as the rows have it.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+) -> int:
+    """Write docs/benchmarks.md from the rows in eval/results."""
+    page = render_page()
+    if check:
+        is_same = output.is_file() and output.read_text(encoding="utf-8") == page
+        print(f"{output} is {'' if is_same else 'not '}what eval/results says")
+        return 0 if is_same else 1
+    output.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, name="benchmarks_page.py"))

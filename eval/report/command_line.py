@@ -1,0 +1,76 @@
+"""One way for all commands here to read their arguments and to say what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from signal import SIGTERM, signal
+from threading import current_thread, main_thread
+
+import typer
+from typer.main import get_command
+
+BAD_INPUT = 2
+ENDED_BY_SIGTERM = 128 + SIGTERM
+# Typer has carried a click of its own for some time, and exports only some of its errors.
+_USAGE_ERRORS = tuple(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message says what was expected and what came."""
+
+
+def run_command(
+    command: Callable[..., object], arguments: Sequence[str] | None = None, *, name: str
+) -> int:
+    """Run a typer command; returns the exit status.
+
+    Bad input is one line on standard error and status 2, whether typer finds it or the command
+    raises InputError. SIGTERM ends the command by way of its context managers, which end
+    the processes that it has started.
+
+    Args:
+        command: a function as for `typer.run`; an int that it returns is the exit status.
+        arguments: by default those of this process.
+        name: of the command's file, for `--help` and for errors.
+    """
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        with leaving_on_sigterm():
+            status = get_command(app).main(
+                args=None if arguments is None else list(arguments),
+                prog_name=name,
+                standalone_mode=False,
+            )
+    except InputError as error:
+        return complain(name, str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as error:
+        if not isinstance(error, _USAGE_ERRORS):
+            raise
+        return complain(name, error.format_message())  # type: ignore[attr-defined]
+    return status if isinstance(status, int) else 0
+
+
+def complain(name: str, message: str) -> int:
+    """Print one line of what is wrong; returns the exit status for bad input."""
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process by way of its context managers."""
+    if current_thread() is not main_thread():
+        yield  # handlers are the main thread's
+        return
+    before = signal(SIGTERM, lambda *_: sys.exit(ENDED_BY_SIGTERM))
+    try:
+        yield
+    finally:
+        signal(SIGTERM, before)

@@ -37,7 +37,7 @@ class InjectedError(Exception):
 
 
 def register():
-    from reprise.engine_ext import guarded
+    from reprise.engine_ext.compat import guarded
 
     if hasattr(guarded, "_run_part_of_ours"):
         return

@@ -75,7 +75,7 @@ def other_front_end(folder: Path) -> Path:
         "[vllm.general_plugins]\nother_front_end = other_front_end:register\n"
     )
     (folder / "other_front_end.py").write_text(
-        "from reprise.engine_ext import vllm_expectations\n"
+        "from reprise.engine_ext.compat import vllm_expectations\n"
         "def register():\n"
         "    vllm_expectations.vllm_version = '0.99.0'\n"
     )

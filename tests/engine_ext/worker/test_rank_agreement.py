@@ -17,10 +17,10 @@ import sys
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from reprise.engine_ext import rank_agreement, verification, worker_installs
-from reprise.engine_ext.config import RepriseConfig
-from reprise.engine_ext.swallowed import SwallowedErrors
-from reprise.eval.bench_verify_cpu import use_vllms_cpu_kernels
+from reprise.engine_ext.worker import rank_agreement, verification, worker_installs
+from reprise.engine_ext.core.config import RepriseConfig
+from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
 from tests_of_ranks import Batch, sampled
 

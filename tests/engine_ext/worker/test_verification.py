@@ -277,7 +277,8 @@ def test_an_unknown_vllm_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) ->
 LIVE = """
 import json, sys
 from vllm import LLM, SamplingParams
-from reprise.engine_ext import sampling_repair, verification
+from reprise.engine_ext.compat import sampling_repair
+from reprise.engine_ext.worker import verification
 from reprise.kernels.config import VerifyConfig
 
 sampling_repair.install()  # without it, top-k beside drafts crashes vLLM's own sampler on a CPU

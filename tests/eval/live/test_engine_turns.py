@@ -23,8 +23,8 @@ class LLM:
         time.sleep(600)
 """
 BENCHMARK = """
-from reprise.eval.engine_turns import serve
-from reprise.eval.live_worker import LiveJob
+from reprise.eval.live.engine_turns import serve
+from reprise.eval.live.live_worker import LiveJob
 serve([LiveJob(model="m", speculative_config=None, rows=[], concurrency=1, seed=0)])
 """
 

@@ -230,7 +230,7 @@ SHORT_OF_SHARED_MEMORY = """
 import logging, sys, time
 logging.basicConfig(level=logging.WARNING)
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.process_retriever import ProcessRetriever
+from reprise.retrieval.service.process_retriever import ProcessRetriever
 r = ProcessRetriever(RetrievalConfig(embedding_model="lexical", clauses=False))
 until_s = time.monotonic() + 100
 while r.health().state != "ready" and time.monotonic() < until_s:

@@ -16,7 +16,7 @@ os.environ["GOMP_CPU_AFFINITY"] = str(core)
 openmp = sorted(pathlib.Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
 os.environ["LD_PRELOAD"] = str(openmp[0])
 from reprise.retrieval import RetrievalConfig
-from reprise.retrieval.process_retriever import ProcessRetriever
+from reprise.retrieval.service.process_retriever import ProcessRetriever
 retriever = ProcessRetriever(RetrievalConfig())
 while retriever.health().state != "ready":
     time.sleep(0.1)
@@ -33,14 +33,14 @@ print(*sorted(cores))
 _CLIENT = """
 import os, subprocess, sys, time
 from reprise.retrieval import RetrievalConfig
-from reprise.retrieval.process_retriever import ProcessRetriever
+from reprise.retrieval.service.process_retriever import ProcessRetriever
 retriever = ProcessRetriever(RetrievalConfig(embedding_model="lexical"))
 while retriever.health().state != "ready":
     time.sleep(0.1)
 child = '''
 import os, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from reprise.retrieval.retrieval_client import connect
+from reprise.retrieval.service.retrieval_client import connect
 client = connect(sys.argv[1])
 while client.health().state != "ready":
     time.sleep(0.1)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-# Before anything imports vLLM: a small engine, quiet, without a look at any hub.
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+# Before anything imports vLLM: quiet engines, without a look at any hub.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,6 +22,8 @@ from reprise.eval.live.engine_environment import engine_environment
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.
 SHARED = REPOSITORY.parent / "shared"
+# For 32 requests of 1,024 tokens; several engines are there at once.
+KV_CACHE_BYTES = 1 << 28
 _ENDS_WITHIN_S = 2.0
 
 
@@ -66,6 +67,7 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
         "enforce_eager": True,
         "max_num_seqs": 8,
         "max_model_len": 1024,
+        "kv_cache_memory_bytes": KV_CACHE_BYTES,
         "disable_log_stats": False,
         "speculative_config": speculative if with_reprise else None,
         # Drafts, and many, whatever they cost on the machine at hand: they are what is tested.

@@ -53,7 +53,12 @@ class Way(NamedTuple):
     """As on a GPU: engine core and model runner in one process."""
 
 
-_TIGHT: Settings = {"block_size": _BLOCK, "max_num_seqs": 12, "enforce_eager": True}
+_TIGHT: Settings = {
+    "block_size": _BLOCK,
+    "max_num_seqs": 12,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 28,
+}
 WAYS = (
     Way(
         "scheduled ahead, priorities, few blocks",
@@ -390,7 +395,6 @@ def main(
     """Run the campaign and print a row for each engine."""
     # Set before vLLM is imported: quiet but for errors.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     model = model or str(demo_model_path())
     try:
         tokenizer = load_tokenizer(model)

@@ -93,6 +93,7 @@ class Server:
         command += ["--served-model-name", MODEL_NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
         command += ["--max-num-seqs", "32", "--max-model-len", "1024", "--dtype", DEMO_DTYPE]
+        command += ["--kv-cache-memory-bytes", str(1 << 28)]
         command += [*(["--api-key", *api_keys] if api_keys else []), *arguments]
         self.process = subprocess.Popen(
             command,

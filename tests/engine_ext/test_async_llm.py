@@ -343,7 +343,11 @@ async def metrics_follow_the_workers(engine: EnhancedAsyncLLM) -> None:
 async def test_on_a_real_engine(demo_model: Path) -> None:
     """The engine client without a server around it; one engine for all of the above."""
     args = AsyncEngineArgs(
-        model=str(demo_model), enforce_eager=True, max_num_seqs=8, max_model_len=512
+        model=str(demo_model),
+        enforce_eager=True,
+        max_num_seqs=8,
+        max_model_len=512,
+        kv_cache_memory_bytes=1 << 28,
     )
     before = asyncio.all_tasks()
     async with create_enhanced_system(args) as engine:

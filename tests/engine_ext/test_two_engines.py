@@ -18,6 +18,7 @@ from vllm import LLM, SamplingParams
 def build():
     return LLM(
         model=sys.argv[1], enforce_eager=True, max_num_seqs=4, max_model_len=256,
+        kv_cache_memory_bytes=1 << 28,
         speculative_config={
             "model": "reprise.engine_ext.proposer.CacheHitProposer", "num_speculative_tokens": 8
         },

@@ -38,7 +38,13 @@ def main() -> None:
     """Argument: the model's folder."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=sys.argv[1], enforce_eager=True, max_num_seqs=4, max_model_len=256)
+    llm = LLM(
+        model=sys.argv[1],
+        enforce_eager=True,
+        max_num_seqs=4,
+        max_model_len=256,
+        kv_cache_memory_bytes=1 << 28,
+    )
     (worker,) = llm.collective_rpc(worker_state)
     params = SamplingParams(temperature=0.0, max_tokens=24, logprobs=1)
     output = llm.generate("How do I return a parcel?", params, use_tqdm=False)[0].outputs[0]

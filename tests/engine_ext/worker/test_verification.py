@@ -283,6 +283,7 @@ from reprise.kernels.config import VerifyConfig
 
 sampling_repair.install()  # without it, top-k beside drafts crashes vLLM's own sampler on a CPU
 llm = LLM(model=sys.argv[1], enforce_eager=True, max_num_seqs=4, max_model_len=512, seed=3,
+          kv_cache_memory_bytes=1 << 28,
     dtype="float32", enable_prefix_caching=False,
     speculative_config={"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3,
         "prompt_lookup_min": 1})

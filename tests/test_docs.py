@@ -242,6 +242,19 @@ def test_files_and_folders_named_exist() -> None:
     assert gone == {}
 
 
+def test_pages_that_the_sources_name_exist() -> None:
+    named = {
+        (name, page)
+        for name in python_files()
+        if name != "tests/test_docs.py"
+        for page in re.findall(
+            r"\bdocs/[\w/-]+\.md\b", (REPOSITORY / name).read_text(encoding="utf-8")
+        )
+    }
+    assert named
+    assert [pair for pair in named if not (REPOSITORY / pair[1]).exists()] == []
+
+
 def test_names_that_examples_import_exist() -> None:
     wrong = []
     for name, text in manual().items():

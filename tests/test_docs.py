@@ -278,6 +278,19 @@ def test_names_that_examples_import_exist() -> None:
     assert wrong == []
 
 
+def test_make_targets_named_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?m)^([a-z][a-z-]*):", makefile))
+    named = {
+        target
+        for text in manual().values()
+        for code in re.findall(r"(?m)(?:^|`)make ((?:[a-z-]+ ?)+)(?:`| {2}|$)", text)
+        for target in code.split()
+    }
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
 def test_settings_named_exist() -> None:
     unknown = {n: found for n, text in manual().items() if (found := unknown_settings(text))}
     assert unknown == {}

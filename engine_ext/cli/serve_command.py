@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-PROPOSER_PATH = "reprise.engine_ext.proposer.CacheHitProposer"
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+
 OUR_PLUGIN = "reprise"
 DEFAULT_SPECULATIVE_TOKENS = 16
 
@@ -27,7 +28,7 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's name or folder, as for vllm serve.")],
     num_speculative_tokens: Annotated[
-        int, typer.Option(min=1, max=64, help="Most tokens in a draft.")
+        int, typer.Option(min=1, max=64, help="Maximum number of tokens in a draft.")
     ] = DEFAULT_SPECULATIVE_TOKENS,
 ) -> NoReturn:
     """Serve MODEL with vLLM, drafting from cached answers. Further options are vLLM's own.

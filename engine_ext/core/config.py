@@ -30,6 +30,18 @@ CONFIG_FILE_VARIABLE = "REPRISE_CONFIG"
 _RESERVED_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"})
 
 
+class EngineConfig(BaseModel):
+    """vLLM's engine core and workers, as far as drafts are not concerned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    cpu_optimizations: bool = True
+    """On the CPU, speed up vLLM's engine itself, with or without drafts: asynchronous scheduling,
+    one exchange between engine core and worker per step, sleeping between polls instead of a busy
+    loop, the engine core off the worker's cores, and matrix kernels made before the first request.
+    Without effect on a GPU."""
+
+
 class RepriseConfig(BaseModel):
     """All settings of one engine.
 
@@ -65,6 +77,9 @@ class RepriseConfig(BaseModel):
     serving: ServingConfig = ServingConfig()
     """Exact hits, control per request, metrics."""
 
+    engine: EngineConfig = EngineConfig()
+    """What is changed in vLLM's engine itself."""
+
 
 class _Environment(BaseSettings):
     """`REPRISE_DRAFTS__VERIFY_COST=0.02` and the like, as nested plain values."""
@@ -82,6 +97,7 @@ class _Environment(BaseSettings):
     retrieval: dict[str, Any] = {}
     verification: dict[str, Any] = {}
     serving: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
 
 
 def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:

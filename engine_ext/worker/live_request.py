@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from vllm.sampling_params import SamplingType
 
-from reprise.engine_ext.compat.undrafted_settings import must_not_be_drafted
 from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.worker.row_tracker import IntArray
+from reprise.engine_ext.worker.undrafted_settings import must_not_be_drafted
 from reprise.retrieval.api.near_answer import NearAnswer
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class LiveRequest:
     def _up_to_the_end(self, tokens: list[int], num_before: int) -> tuple[list[int], bool]:
         """Of the output after its first `num_before` tokens, what comes up to the answer's end, and
         whether the end is there."""
-        most = self.params.max_tokens if self.params is not None else None
-        has_ended = most is not None and num_before + len(tokens) >= most
-        if most is not None and has_ended:
-            tokens = tokens[: max(0, most - num_before)]
+        limit = self.params.max_tokens if self.params is not None else None
+        has_ended = limit is not None and num_before + len(tokens) >= limit
+        if limit is not None and has_ended:
+            tokens = tokens[: max(0, limit - num_before)]
         if self.stops and not self.stops.isdisjoint(tokens):
             end = next(i for i, token in enumerate(tokens) if token in self.stops)
             return tokens[: end + 1], True

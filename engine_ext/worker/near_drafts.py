@@ -20,7 +20,7 @@ class NearDrafts:
         provider: drafts from what is attached.
         retriever: finds what is near in meaning.
         overlap: finds what shares tokens.
-        most: near answers of a request.
+        max_near: near answers of a request.
         errors: counts what goes wrong.
     """
 
@@ -30,14 +30,14 @@ class NearDrafts:
         retriever: Retriever,
         overlap: TokenOverlap,
         *,
-        most: int,
+        max_near: int,
         errors: SwallowedErrors,
     ) -> None:
         self._errors = errors
         self._provider = provider
         self._retriever = retriever
         self._overlap = overlap
-        self._most = most
+        self._max_near = max_near
         self._awaiting: dict[str, LiveRequest] = {}
         self._seen_progress = -1
         self._in_time = {"meaning": 0, "tokens": 0}
@@ -132,7 +132,7 @@ class NearDrafts:
         """What shares tokens, if there is any."""
         assert live.prompt_token_ids is not None
         live.near_by_tokens = self._overlap.search(
-            namespace, live.prompt_token_ids, count=self._most
+            namespace, live.prompt_token_ids, count=self._max_near
         )
         if live.near_by_tokens:
             self._provider.attach(request_id, live.near_by_tokens)

@@ -1,17 +1,10 @@
-"""EnhancedAsyncLLM: vLLM's engine client, with the cache in front of the engine."""
+"""Extends vLLM's engine client with the cache in front of the engine: `EnhancedAsyncLLM`."""
 
 import asyncio
-import os
 import shutil
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    aclosing,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,31 +15,27 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.health import health_report
+from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
 from reprise.engine_ext.request import server_middleware
-from reprise.engine_ext.request.http_exchange import current_exchange
-from reprise.engine_ext.request.request_control import wants_info
-from reprise.engine_ext.request.request_info import InfoCollector
-from reprise.engine_ext.request.request_plan import (
-    RequestPlan,
-    alone,
-    behind_wall,
-    isolate,
-    settle,
-    with_plan,
+from reprise.engine_ext.request.request_policy import (
+    RequestPolicy,
+    fully_isolated,
+    resolve_isolation,
+    resolve_policy,
+    with_cache_salt,
+    with_policy,
 )
-from reprise.engine_ext.request.tenants import tell_of_private_requests
-from reprise.engine_ext.worker.worker_retriever import ADDRESS_VARIABLE, start_retrieval
-from reprise.retrieval.host.owned_folder import make_folder
+from reprise.engine_ext.request.tenants import warn_of_private_requests
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -62,24 +51,21 @@ logger = init_logger(__name__)
 
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
-_current_plan: ContextVar[RequestPlan | None] = ContextVar("reprise_plan", default=None)
-# From `generate`, which hands outputs on, to `add_request`.
-_current_info: ContextVar[InfoCollector | None] = ContextVar("reprise_info", default=None)
+_current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
 
 
-class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
-    """An `AsyncLLM` that answers repeated requests from the cache, token for token.
+class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
+    """Answers repeated requests from the cache, token for token, as an `AsyncLLM` otherwise.
 
-    It stands wherever an `AsyncLLM` stands; see `front_end` for what it adds.
+    It replaces an `AsyncLLM` anywhere; see `front_end` for what it adds.
     """
 
-    front_end: FrontEnd | None = None
     exact_forgetting: ExactForgetting | None = None
     is_sole_tenant = False
-    """Whether what comes past an HTTP server is one tenant's: of the program that says so. What
-    comes without a tenant otherwise is private."""
+    """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
+    Otherwise a request without a tenant is private."""
     _config: "RepriseConfig | None" = None
-    _draft_counts: DraftCountsFetcher | None = None
+    _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
@@ -95,11 +81,11 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         starts_workers = not kwargs.get("client_addresses")
         if self._is_first_api_server and not starts_workers:
             logger.info(
-                "Reprise: the workers of these %d API servers search by themselves; replies say "
-                "miss where they would say semantic.",
+                "Reprise: with %d API servers the workers search for near answers themselves; "
+                "replies report miss in place of semantic.",
                 self._num_api_servers,
             )
-        with _announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
+        with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
         usage = kwargs.get("usage_context")
@@ -109,11 +95,11 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         registry.apply(Feature.HTTP, server_middleware, role=Role.API_SERVER)
         has_middleware = registry.num_patched(Feature.HTTP) > 0
         if not has_middleware and usage is UsageContext.OPENAI_API_SERVER:
-            self._tell_of_private_requests()
+            self._warn_of_private_requests()
 
-    def _tell_of_private_requests(self) -> None:
+    def _warn_of_private_requests(self) -> None:
         if self._config is not None and self._config.namespace is None:
-            tell_of_private_requests("this server's HTTP front end, if it has one, was not found")
+            warn_of_private_requests("vLLM's HTTP server was not found in this process")
 
     def _run_output_handler(self) -> None:
         # Called from `__init__` where a loop runs already: outputs must not be handled before
@@ -148,11 +134,16 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
         )
-        # Not the methods themselves: they would hold this engine when nobody else does.
+        # Not the methods themselves: they would keep this engine alive.
+        ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
+        self._info_reporter = InfoReporter(
+            lambda ids: ask_for_draft_counts()(ids),  # type: ignore[misc]
+            errors=self.front_end.errors,
+        )
         get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
         find_retrieval = weakref.WeakMethod(self._find_retrieval)
         self.exact_forgetting = ExactForgetting(
-            self.front_end.memory,
+            self.front_end.exact.memory,
             tokenizer=lambda: get_tokenizer()(),  # type: ignore[misc]
             retrieval=self._retriever,
             find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
@@ -162,52 +153,16 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
     ) -> "AsyncGenerator[RequestOutput, None]":
-        """As `AsyncLLM.generate`; where the client asks to be told of its request, the last output
-        carries a `RequestInfo` as `reprise_info`."""
+        """As `AsyncLLM.generate`; for a client that asks for information on its request, the last
+        output carries a `RequestInfo` as `reprise_info`."""
         outputs: AsyncGenerator[RequestOutput, None] = super().generate(
             prompt, sampling_params, *args, **kwargs
         )
         if isinstance(prompt, EngineCoreRequest):
             sampling_params = prompt.sampling_params or sampling_params
-        if self.front_end is None:
+        if self._info_reporter is None or not self._info_reporter.is_wanted(sampling_params):
             return outputs
-        try:
-            exchange = current_exchange.get()
-            headers = exchange.headers if exchange is not None else {}
-            is_told = wants_info(headers, sampling_params.extra_args)
-        except Exception as error:
-            self.front_end.errors.swallow("info", error)
-            is_told = False
-        return self._with_info(outputs, InfoCollector()) if is_told else outputs
-
-    async def _with_info(
-        self, outputs: "AsyncGenerator[RequestOutput, None]", collector: InfoCollector
-    ) -> "AsyncGenerator[RequestOutput, None]":
-        async with aclosing(outputs):
-            token = _current_info.set(collector)
-            try:
-                # The request is added on the way to its first output. What its caller's task does
-                # after that, or after a refusal, is none of this request.
-                output = await anext(outputs, None)
-            finally:
-                _current_info.reset(token)
-            while output is not None:
-                if output.finished:
-                    await self._add_info(output, collector)
-                yield output
-                output = await anext(outputs, None)
-
-    async def _add_info(self, output: "RequestOutput", collector: InfoCollector) -> None:
-        assert self.front_end is not None
-        if self._draft_counts is None:
-            self._draft_counts = DraftCountsFetcher(self._ask_for_draft_counts)
-        try:
-            output.reprise_info = await collector.collect(self._draft_counts.fetch)
-        except Exception as error:
-            self.front_end.errors.swallow("info", error)
-            return
-        if (exchange := current_exchange.get()) is not None:
-            exchange.add_info(output.reprise_info)
+        return self._info_reporter.add_to(outputs)
 
     async def _ask_for_draft_counts(self, request_ids: Sequence[str]) -> list[Any]:
         return await self._ask_workers("reprise_draft_counts", list(request_ids))
@@ -215,48 +170,48 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> "RequestOutputCollector":
-        """As `AsyncLLM.add_request`; settles namespace and control before anything else.
+        """As `AsyncLLM.add_request`; resolves the request's policy first.
 
         Raises:
-            VLLMValidationError: the client asks of the cache what makes no sense.
+            VLLMValidationError: the client sends an invalid header or argument of ours.
         """
         if isinstance(prompt, EngineCoreRequest):
             params = prompt.sampling_params or params
         if self._config is None or not isinstance(params, SamplingParams):
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if self.front_end is None:
-            isolation = isolate(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
+            isolation = resolve_isolation(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
             params = with_hints(params, RequestHints(namespace=isolation.namespace))
             if isinstance(prompt, EngineCoreRequest):
                 prompt.sampling_params = params
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         try:
-            plan = settle(
+            policy = resolve_policy(
                 self._config,
                 prompt,
                 params,
-                _current_info.get(),
+                current_info.get(),
                 is_sole_tenant=self.is_sole_tenant,
             )
-            params = with_plan(params, plan)
-            prompt = behind_wall(prompt, plan, params)
+            params = with_policy(params, policy)
+            prompt = with_cache_salt(prompt, policy, params)
         except VLLMClientError:
             raise
         except Exception as error:
-            self.front_end.errors.swallow("plan", error)
-            prompt, params = alone(prompt, params)
+            self.front_end.errors.record("policy", error)
+            prompt, params = fully_isolated(prompt, params)
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        if params.n > 1 and plan.exchange is not None:
-            plan.exchange.add_outcome(lambda: "miss")
-        token = _current_plan.set(plan)
+        if params.n > 1 and policy.http_context is not None:
+            policy.http_context.add_outcome(lambda: "miss")
+        token = _current_policy.set(policy)
         try:
             queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
         finally:
-            _current_plan.reset(token)
-        if plan.info is not None and params.n > 1:
+            _current_policy.reset(token)
+        if policy.info is not None and params.n > 1:
             for index in range(params.n):
                 # As vLLM's `ParentRequest` names them.
-                plan.info.generates(f"{index}_{queue.request_id}")
+                policy.info.generates(f"{index}_{queue.request_id}")
         return queue
 
     async def _add_request(
@@ -267,25 +222,25 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         index: int,
         queue: "RequestOutputCollector",
     ) -> None:
-        plan = _current_plan.get()
+        policy = _current_policy.get()
         front_end = self.front_end
-        if front_end is None or plan is None or parent_req is not None:
+        if front_end is None or policy is None or parent_req is not None:
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
-        if front_end.answer(request, prompt, queue, plan):
+        if front_end.answer(request, prompt, queue, policy):
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)
             return
-        if plan.info is not None:
-            plan.info.generates(request.request_id)
+        if policy.info is not None:
+            policy.info.generates(request.request_id)
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
         except Exception as error:
             front_end.not_admitted(request.request_id, error)
             raise
         except BaseException:
-            # Its client left in this moment, and the engine may never have heard of it.
-            left = RuntimeError("the client whose generation it followed has left")
+            # Its client disconnected just now, and the engine may never have received it.
+            left = RuntimeError("the client of the request that it followed has disconnected")
             front_end.not_admitted(request.request_id, left)
             await self.abort(request.request_id, internal=True)
             raise
@@ -314,7 +269,7 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         self.front_end.report(workers)
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
-        """What each worker of every data parallel engine returns.
+        """Return what each worker of every data parallel engine returns.
 
         Without a time limit: a worker that answered after it would leave its answer in the
         executor's queue, where the next step would take it for its own, and the engine would die.
@@ -325,22 +280,22 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
         return [worker for workers in per_engine for worker in workers]
 
     async def get_stats(self) -> dict[str, Any]:
-        """Figures of this front end and of the engine's workers, plain values."""
+        """Return figures of this front end and of the engine's workers, plain values."""
         front_end = self.front_end.stats() if self.front_end is not None else {}
         return {"front_end": front_end, "workers": await self.get_worker_stats()}
 
     async def get_worker_stats(self) -> list[Any]:
-        """Figures of each worker, plain values; asked for between two steps of the engine."""
+        """Return figures of each worker, plain values; the call runs between two engine steps."""
         return await self._ask_workers("reprise_stats")
 
     async def _find_retrieval(self) -> list[str]:
-        """Where the workers have retrieval processes of their own."""
+        """Return the addresses of the workers' own retrieval processes."""
         reports = await self.get_worker_stats()
         addresses = [report.get("retrieval_address") for report in reports]
         return [address for address in addresses if address]
 
     async def health_check(self) -> dict[str, Any]:
-        """Whether the engine and the cache work, see `health_report`; asks nobody."""
+        """Return the health of engine and cache, see `health_report`; calls no worker."""
         forgetting = self.exact_forgetting
         return health_report(
             is_dead=self.errored,
@@ -349,79 +304,9 @@ class EnhancedAsyncLLM(AsyncLLM):  # type: ignore[misc]
             num_pending=forgetting.num_pending if forgetting is not None else 0,
         )
 
-    # Whatever may change the weights ends what was answered before. Refusing too much costs
-    # hits; one stale answer would be a wrong one.
-
-    async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `AsyncLLM.collective_rpc`."""
-        try:
-            return await super().collective_rpc(method, *args, **kwargs)
-        finally:
-            if not (isinstance(method, str) and method.startswith("reprise_")):
-                self._model_changed()
-
-    async def update_weight_version(self, new_version: str) -> None:
-        """As `AsyncLLM.update_weight_version`."""
-        self._model_changed()
-        await super().update_weight_version(new_version)
-
-    async def sleep(self, *args: Any, **kwargs: Any) -> None:
-        """As `AsyncLLM.sleep`."""
-        self._model_changed()
-        await super().sleep(*args, **kwargs)
-
-    async def wake_up(self, *args: Any, **kwargs: Any) -> Any:
-        """As `AsyncLLM.wake_up`."""
-        self._model_changed()
-        return await super().wake_up(*args, **kwargs)
-
-    async def add_lora(self, lora_request: Any) -> bool:
-        """As `AsyncLLM.add_lora`."""
-        with self._adapter_change(lora_request.lora_int_id, loads=True):
-            return bool(await super().add_lora(lora_request))
-
-    async def remove_lora(self, lora_id: int) -> bool:
-        """As `AsyncLLM.remove_lora`."""
-        with self._adapter_change(lora_id, loads=False):
-            return bool(await super().remove_lora(lora_id))
-
-    def _adapter_change(self, adapter_id: int, *, loads: bool) -> AbstractContextManager[None]:
-        if self.front_end is None:
-            return nullcontext()
-        return self.front_end.adapters.change(adapter_id, loads=loads)
-
-    def _model_changed(self) -> None:
-        if self.front_end is not None:
-            self.front_end.model_changed()
-
-
-@contextmanager
-def _announced_retrieval(*, wanted: bool) -> Iterator[Path | None]:
-    """Tell the workers that start meanwhile where retrieval will be found.
-
-    The socket there is linked once the workers run: what retrieval needs in this process, threads
-    and numba among it, must not be forked into them. Their clients try until it is there.
-    """
-    if not wanted:
-        yield None
-        return
-    folder = make_folder()
-    before = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = str(folder / "retrieval")
-    try:
-        yield folder / "retrieval"
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        if before is None:
-            del os.environ[ADDRESS_VARIABLE]
-        else:
-            os.environ[ADDRESS_VARIABLE] = before
-
 
 async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_s: float) -> None:
-    """Report while there is traffic, and once after. Holds no engine that nobody else holds."""
+    """Report while there is traffic, and once after; this task does not keep the engine alive."""
     reported = -1
     while True:
         await asyncio.sleep(interval_s)
@@ -434,7 +319,7 @@ async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_
         try:
             await engine.report()
         except Exception as error:
-            engine.front_end.errors.swallow("report", error)
+            engine.front_end.errors.record("report", error)
         reported = progress
         del engine
 
@@ -445,9 +330,9 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
 
     Engine args without a speculative config get ours, with up to 16 tokens a draft.
 
-    The engine is the calling program's, which is one tenant: what it asks without a `cache_salt`
-    shares cached answers. A program that serves several gives each prompt its tenant's
-    `cache_salt`, or puts `ExchangeMiddleware` with its API keys into its app.
+    The engine is the calling program's, which is one tenant: its requests without a `cache_salt`
+    share cached answers. A program that serves several gives each prompt its tenant's
+    `cache_salt`, or puts `HttpContextMiddleware` with its API keys into its app.
 
     Raises:
         ValueError: a setting is unknown or out of bounds.

@@ -11,12 +11,12 @@ from reprise.engine_ext.compat.hooks import DrafterHooks
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig, engine_config
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.request_hints import RequestHints
-from reprise.engine_ext.core.swallowed import SwallowedErrors
-from reprise.engine_ext.request.request_info import DraftCountsKeeper
+from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
 from reprise.engine_ext.worker import undrafted_settings, worker_installs
@@ -70,9 +70,9 @@ class CacheHitProposer(DrafterHooks):
         self._optimizes_cpu = config.engine.cpu_optimizations
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
-        self._errors = SwallowedErrors()
+        self._errors = ErrorCounter()
         self._live: dict[str, LiveRequest] = {}
-        self._draft_counts = DraftCountsKeeper()
+        self._draft_counts = DraftCountsStore()
         self._clock = StepClock()
         self._previous_ids: frozenset[str] = frozenset()
         self._kernels_up_to = 0
@@ -148,7 +148,7 @@ class CacheHitProposer(DrafterHooks):
             rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
             self._propose(rows, step_time_s, drafts)
         except Exception as error:
-            self._errors.swallow("propose", error)
+            self._errors.record("propose", error)
             drafts = [[] for _ in sampled_token_ids]
         finally:
             self._clock.note_drafted()
@@ -174,7 +174,7 @@ class CacheHitProposer(DrafterHooks):
                     continue
                 tokens = live.within_answer(row.emitted_token_ids, row.num_tokens)
             except Exception as error:
-                self._errors.swallow("start request", error)
+                self._errors.record("start request", error)
                 self._drop(row.request_id)
                 continue
             known.append(row)
@@ -206,7 +206,7 @@ class CacheHitProposer(DrafterHooks):
         self._live.pop(request_id, None)
         if self._near is not None:
             self._near.forget(request_id)
-        with self._errors.swallowing("drop request"):
+        with self._errors.recording("drop request"):
             self._provider.finish(request_id)
 
     def _start(self, row: TrackedRow, live: LiveRequest | None) -> LiveRequest:
@@ -250,13 +250,13 @@ class CacheHitProposer(DrafterHooks):
             self._kernels_up_to = make_kernels(runner)
             self._provider.note_ready(self._kernels_up_to)
         except Exception as error:
-            self._errors.swallow("before_serving", error)
+            self._errors.record("before_serving", error)
 
     def on_arrival(self, request: "Request") -> None:
         """Start retrieval while the request still waits to be scheduled."""
         if not self._is_drafting_rank:
             return
-        with self._errors.swallowing("on_arrival"):
+        with self._errors.recording("on_arrival"):
             if request.request_id not in self._live:
                 live = LiveRequest(request.sampling_params, request.prompt_token_ids)
                 self._begin(request.request_id, live)
@@ -266,13 +266,13 @@ class CacheHitProposer(DrafterHooks):
         if not self._is_drafting_rank:
             return
         for request_id in scheduler_output.finished_req_ids:
-            with self._errors.swallowing("end request"):
+            with self._errors.recording("end request"):
                 state = runner.requests.get(request_id)
                 outputs: Sequence[int] = state.output_token_ids if state else ()
                 # What was computed beyond the end, before the end was known, has no tokens.
                 self._end(request_id, outputs[: num_known(outputs)])
         for request in scheduler_output.scheduled_new_reqs:
-            with self._errors.swallowing("begin request"):
+            with self._errors.recording("begin request"):
                 live = self._live.get(request.req_id)
                 if live is not None and live.num_prompt_tokens:
                     # A streaming session goes on with a longer prompt under the same id.
@@ -307,7 +307,7 @@ class CacheHitProposer(DrafterHooks):
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Record which request is in which row."""
-        with self._errors.swallowing("before_propose"):
+        with self._errors.recording("before_propose"):
             self._clock.note_step(scheduler_output)
             batch = runner.input_batch
             self._rows.name_rows(batch.req_ids, batch.num_prompt_tokens)
@@ -317,18 +317,18 @@ class CacheHitProposer(DrafterHooks):
         state is gone, and no other request is concerned."""
         live = self._live.pop(request_id, None)
         if live is not None and live.num_prompt_tokens:
-            with self._errors.swallowing("observe end"):
+            with self._errors.recording("observe end"):
                 self._observe_end(request_id, live, output_token_ids)
         self._rows.forget(request_id)
         stats = None
-        with self._errors.swallowing("end request"):
+        with self._errors.recording("end request"):
             stats = self._provider.finish(request_id)
         if live is None:
             return
-        with self._errors.swallowing("end request"):
+        with self._errors.recording("end request"):
             if live.hints.info:
-                self._draft_counts.keep(request_id, stats)
-        with self._errors.swallowing("end request"):
+                self._draft_counts.put(request_id, stats)
+        with self._errors.recording("end request"):
             self._hand_on(request_id, live, output_token_ids, stats)
 
     def _observe_end(

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 
-step_errors = SwallowedErrors()
+step_errors = ErrorCounter()
 """What failed inside steps of this process."""
 
 
@@ -77,7 +77,7 @@ def guarded(
             except Exception as error:
                 if theirs.error is not None:
                     raise theirs.error from None
-                step_errors.swallow(place, error)
+                step_errors.record(place, error)
             if theirs.has_run:
                 return theirs.result
         return theirs()

@@ -1,4 +1,4 @@
-"""What the front end tells the worker about a request: `SamplingParams.extra_args["reprise"]`.
+"""Passes hints about a request to the worker, in `SamplingParams.extra_args["reprise"]`.
 
 Hints are bytes there. Clients reach `extra_args` too (`vllm_xargs`, the sampling params of
 `/inference/v1/generate`), but with what JSON can say, which is no bytes: so no client can forge
@@ -19,20 +19,20 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     """Per-request settings, as the worker sees them."""
 
     namespace: str | None = None
-    """The wall that this request's answers stay behind; None: nobody knows whose it is, and it
-    shares nothing with any other."""
+    """The namespace that this request shares answers in; None: its tenant is unknown, and it
+    shares nothing."""
 
     drafts: bool = True
     """False: no drafts for this request."""
 
     max_draft: int | None = None
-    """Most tokens to draft in a step; None: the engine's own bound."""
+    """Maximum of tokens to draft in a step; None: the engine's own bound."""
 
     store: bool = True
-    """False: what this request is answered joins no cache."""
+    """False: the answer to this request is stored in no cache."""
 
     info: bool = False
-    """True: the front end will ask for this request's counts."""
+    """True: the front end will fetch this request's counts."""
 
     retrieval_id: str | None = None
     """Set where the front end has started retrieval: near answers wait under this id, and the
@@ -44,7 +44,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def read_hints(params: "SamplingParams | None") -> RequestHints:
-    """The hints in `params`; where there are none, those of a request of nobody's."""
+    """Return the hints in `params`; without any, those of a request of an unknown tenant."""
     encoded = _encoded_hints(params)
     if encoded is None:
         return RequestHints()
@@ -55,7 +55,7 @@ def read_hints(params: "SamplingParams | None") -> RequestHints:
 
 
 def has_hints(params: "SamplingParams | None") -> bool:
-    """Whether somebody who may has attached hints."""
+    """Return whether `params` carry hints that no client can have forged."""
     return _encoded_hints(params) is not None
 
 
@@ -65,14 +65,14 @@ def _encoded_hints(params: "SamplingParams | None") -> bytes | None:
 
 
 def with_hints(params: "SamplingParams", hints: RequestHints) -> "SamplingParams":
-    """A copy of `params` that carries `hints`; the caller's own object stays as it was."""
+    """Return a copy of `params` that carries `hints`; the caller's own object is not changed."""
     copy = params.clone()
     attach_hints(copy, hints)
     return copy
 
 
 def attach_hints(params: "SamplingParams", hints: RequestHints) -> None:
-    """Have `params` carry `hints`, instead of any that they carried."""
+    """Put `hints` into `params`, in place of any that are there."""
     # A new dictionary: clones may share theirs.
     extra_args: dict[str, Any] = dict(params.extra_args or {})
     extra_args[EXTRA_ARGS_KEY] = _encode(hints)

@@ -1,4 +1,4 @@
-"""Who may use the admin routes."""
+"""Decides who may use the admin routes."""
 
 import hmac
 import ipaddress
@@ -8,8 +8,8 @@ from fastapi import HTTPException, Request
 
 TOKEN_HEADER = "x-reprise-admin-token"
 
-# Whoever passes a request on from elsewhere says so in one of these; a page in a browser on this
-# machine sends one of the last two.
+# A proxy names itself in one of these; a page in a browser on this machine sends one of the last
+# two.
 _FROM_ELSEWHERE = (
     "forwarded",
     "x-forwarded-for",
@@ -27,12 +27,12 @@ class _Secret(Protocol):
 
 
 class AdminAccess:
-    """Lets in whoever has the token; without one, who calls on the machine itself, if the server
+    """Admits callers with the token; if none is set, callers on the machine itself, if the server
     has no API keys.
 
     Args:
         token: Of the settings.
-        has_api_keys: Whether the server tells callers apart by API keys.
+        has_api_keys: Whether the server distinguishes callers by API keys.
     """
 
     def __init__(self, token: _Secret | None, *, has_api_keys: bool) -> None:
@@ -40,7 +40,7 @@ class AdminAccess:
         self._has_api_keys = has_api_keys
 
     def check(self, request: Request) -> None:
-        """Return if the caller may go on.
+        """Return if the caller is admitted.
 
         Raises:
             HTTPException: 401, the token is missing or wrong; 403, the routes are closed.
@@ -61,7 +61,7 @@ class AdminAccess:
 def _is_on_this_machine(request: Request) -> bool:
     if any(name in request.headers for name in _FROM_ELSEWHERE) or request.client is None:
         return False
-    # A name of somebody's that leads here (DNS rebinding) is no name of this machine.
+    # A foreign name that resolves to this machine (DNS rebinding) is not admitted.
     host = request.url.hostname or ""
     return _is_loopback(request.client.host) and (host == "localhost" or _is_loopback(host))
 

@@ -1,4 +1,4 @@
-"""`/reprise/health`, `/reprise/stats` and `/reprise/cache`: an endpoint plugin of vLLM.
+"""Serves `/reprise/health`, `/reprise/stats` and `/reprise/cache`: an endpoint plugin of vLLM.
 
 vLLM adds routes of plugins only if `VLLM_PLUGINS` names them; who may use ours, `admin_access`
 decides. They are the operator's: tenants, with their API keys, have no part in them.
@@ -10,7 +10,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from fastapi import APIRouter, FastAPI, HTTPException, Request
@@ -26,19 +26,20 @@ from reprise.retrieval.api.invalidation import CONDITIONS, Invalidation
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
-    from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+    from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
+    from reprise.engine_ext.frontend.front_end import FrontEnd
 
 logger = init_logger(__name__)
 
 _STATE = "reprise_admin"
-_MOST_LISTED = 1000
-_LISTED = 100
+_MAX_LISTED = 1000
+_DEFAULT_LISTED = 100
 _STATS_EVERY_S = 2.0
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 class SharedReply:
-    """What one slow call gave, for all who ask: never two at a time, and none too often.
+    """Shares the result of one slow call among all who ask: one at a time, and not too often.
 
     Args:
         call: What is called; here, once between two steps of the engine.
@@ -51,7 +52,7 @@ class SharedReply:
         self._over_s = -math.inf
 
     async def get(self) -> Any:
-        """What the call in flight will give, or what the last one gave.
+        """Return what the call in flight will return, or what the last one returned.
 
         Raises:
             Exception: Whatever the call raised.
@@ -60,7 +61,7 @@ class SharedReply:
         is_old = time.monotonic() - self._over_s >= self._max_age_s
         if task is None or (task.done() and is_old):
             task = self._task = asyncio.create_task(self._make())
-        # Who leaves must not end it for the others.
+        # A client that disconnects must not cancel it for the others.
         return await asyncio.shield(task)
 
     async def _make(self) -> Any:
@@ -70,10 +71,21 @@ class SharedReply:
             self._over_s = time.monotonic()
 
 
+class _Engine(Protocol):
+    """What the routes need of the engine client: `EnhancedAsyncLLM` has it."""
+
+    front_end: "FrontEnd | None"
+    exact_forgetting: "ExactForgetting | None"
+
+    async def get_worker_stats(self) -> list[Any]: ...
+
+    async def health_check(self) -> dict[str, Any]: ...
+
+
 class _Admin:
     """What the routes need."""
 
-    def __init__(self, engine: "EnhancedAsyncLLM", access: AdminAccess) -> None:
+    def __init__(self, engine: _Engine, access: AdminAccess) -> None:
         self.engine = engine
         self.access = access
         self.worker_stats = SharedReply(engine.get_worker_stats, max_age_s=_STATS_EVERY_S)
@@ -84,7 +96,7 @@ router = APIRouter(prefix="/reprise")
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Whether engine and cache work: 200, or 503 when the engine is dead."""
+    """Report whether engine and cache work: 200, or 503 when the engine is dead."""
     admin = _admin(request)
     report = await admin.engine.health_check()
     return _json(report, status=503 if report["state"] == "dead" else 200)
@@ -92,7 +104,7 @@ async def health(request: Request) -> Response:
 
 @router.get("/stats")
 async def stats(request: Request) -> Response:
-    """Figures of this API server process and, at most two seconds old, of the workers."""
+    """Return figures of this API server process and, up to two seconds old, of the workers."""
     admin = _admin(request)
     assert admin.engine.front_end is not None
     workers = await admin.worker_stats.get()
@@ -101,15 +113,15 @@ async def stats(request: Request) -> Response:
 
 @router.get("/cache")
 async def look_up(request: Request) -> Response:
-    """Answers held for exact hits in this process, most recently used first."""
+    """List answers held for exact hits in this process, most recently used first."""
     admin = _admin(request)
     given = _parameters(request.query_params.multi_items())
-    limit = _whole_number(given.pop("limit", str(_LISTED)), "limit")
+    limit = _whole_number(given.pop("limit", str(_DEFAULT_LISTED)), "limit")
     wants_texts = _switch(given.pop("texts", "false"), "texts")
     forgetting = admin.engine.exact_forgetting
     assert forgetting is not None
     found = await forgetting.find(_conditions(given or {"everything": True}))
-    listed = found[: min(limit, _MOST_LISTED)]
+    listed = found[: min(limit, _MAX_LISTED)]
     rows = [_describe(answer) for answer in listed]
     if wants_texts:
         for row, (prompt, response) in zip(rows, await forgetting.texts_of(listed), strict=True):
@@ -119,12 +131,12 @@ async def look_up(request: Request) -> Response:
 
 @router.delete("/cache")
 async def invalidate(request: Request) -> Response:
-    """Forget the answers that meet every given condition, in this process, in retrieval, in the
+    """Remove the answers that meet every given condition, in this process, in retrieval, in the
     tier and on all replicas.
 
     Conditions come in the query or, so that no access log holds them, as a JSON object in the
-    body. 400 without any, and with any that makes no sense; 202 where a store is out of reach and
-    follows later.
+    body. 400 without any, and for an invalid one; 202 if a store is unreachable and will follow
+    later.
     """
     admin = _admin(request)
     given = _parameters(request.query_params.multi_items())
@@ -156,7 +168,7 @@ class AdminRoutes:
     async def init_state(
         self, engine_client: "EngineClient | None", state: State, args: Namespace
     ) -> None:
-        """Hand the routes the engine client."""
+        """Pass the engine client to the routes."""
         front_end = getattr(engine_client, "front_end", None)
         if front_end is None:
             logger.warning(
@@ -169,7 +181,7 @@ class AdminRoutes:
 
 
 def _admin(request: Request) -> _Admin:
-    """Of this server, for a caller who may use it."""
+    """Return what the routes need, if the caller is admitted."""
     admin = getattr(request.app.state, _STATE, None)
     if not isinstance(admin, _Admin):
         raise HTTPException(503, "this engine has no Reprise front end")
@@ -199,7 +211,7 @@ def _body_conditions(body: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conditions(given: Mapping[str, Any]) -> Invalidation:
-    """The conditions as they came; what makes no sense is refused and means nothing."""
+    """Return the conditions as given; an invalid one is refused, never ignored."""
     values = dict(given)
     for name in values:
         if name not in CONDITIONS:

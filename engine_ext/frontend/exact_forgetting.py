@@ -1,4 +1,4 @@
-"""How an API server process forgets: what it is asked to, and what it hears from elsewhere."""
+"""Invalidates answers in an API server process: at its own request, and at that of others."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vllm.logger import init_logger
 from vllm.utils.async_utils import cancel_task_threadsafe
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
@@ -27,11 +27,11 @@ _LOOK_EVERY_S = 0.1
 _FIND_EVERY_S, _MAX_FIND_EVERY_S = 5.0, 300.0
 _STARTS_WITHIN_S = 300.0
 _TIER_WITHIN_S = 2.0
-_MOST_APPLIED = 1000
+_MAX_APPLIED = 1000
 
 
 class ForgetReport(NamedTuple):
-    """What came of an invalidation."""
+    """The outcome of an invalidation."""
 
     removed: int
     """Answers that were there, in whichever stores."""
@@ -44,11 +44,11 @@ class ForgetReport(NamedTuple):
 
 
 class ExactForgetting:
-    """Between an exact memory and the retrieval processes of its engine. On the event loop.
+    """Keeps an exact memory in step with the retrieval processes of its engine. Event loop only.
 
     Args:
         memory: Of this process.
-        tokenizer: Gives the engine's tokenizer, for conditions on prompts.
+        tokenizer: Returns the engine's tokenizer, for conditions on prompts.
         retrieval: This process's own client, if it has one.
         find_retrieval: Otherwise: where the engine's workers have theirs.
     """
@@ -60,7 +60,7 @@ class ExactForgetting:
         tokenizer: Callable[[], Any],
         retrieval: RetrievalClient | None,
         find_retrieval: FindRetrieval,
-        errors: SwallowedErrors,
+        errors: ErrorCounter,
     ) -> None:
         self._memory, self._get_tokenizer, self._errors = memory, tokenizer, errors
         self._clients = {} if retrieval is None else {retrieval.address: retrieval}
@@ -73,7 +73,7 @@ class ExactForgetting:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Follow from now on, on the running loop. Idempotent."""
+        """Follow invalidations from now on, on the running loop. Idempotent."""
         if self._task is None:
             self._task = asyncio.create_task(_follow(weakref.ref(self)))
 
@@ -85,7 +85,7 @@ class ExactForgetting:
             client.close()
 
     def health(self) -> "list[RetrievalHealth]":
-        """Of each retrieval process that is known."""
+        """Return the health of each retrieval process that is known."""
         found = [client.health() for client in self._clients.values()]
         if time.monotonic() - self._began_s < _STARTS_WITHIN_S:
             return found
@@ -101,12 +101,12 @@ class ExactForgetting:
         return sum(client.num_unconfirmed for client in self._clients.values())
 
     async def find(self, invalidation: Invalidation) -> list[Answer]:
-        """Answers of the exact memory that are meant, most recently used first."""
+        """Return the answers here that meet the conditions, most recently used first."""
         # Decoding thousands of prompts must not hold up the event loop.
         return await asyncio.to_thread(self._find, self._memory.answers(), invalidation)
 
     async def texts_of(self, answers: list[Answer]) -> list[tuple[str, str]]:
-        """Prompt and response of each, decoded."""
+        """Return prompt and response of each, decoded."""
         decode = self._get_tokenizer().decode
 
         def texts() -> list[tuple[str, str]]:
@@ -118,7 +118,7 @@ class ExactForgetting:
         return await asyncio.to_thread(texts)
 
     async def forget(self, invalidation: Invalidation) -> ForgetReport:
-        """Forget in this process, in the tier and on all replicas."""
+        """Remove the answers in this process, in the tier and on all replicas."""
         if not self._clients:
             await self._look_for_retrieval()
         exact = await self._forget_here(invalidation)
@@ -137,7 +137,7 @@ class ExactForgetting:
         )
 
     async def follow_once(self) -> None:
-        """Apply what was heard since the last time, and drop what is past its time."""
+        """Apply the invalidations since the last call, and drop expired answers."""
         try:
             self._memory.expire()
             if not self._clients and time.monotonic() >= self._look_s:
@@ -146,13 +146,13 @@ class ExactForgetting:
                 for forgotten in client.forgotten():
                     await self._apply(forgotten)
         except Exception as error:
-            self._errors.swallow("forget", error)
+            self._errors.record("forget", error)
 
     async def _apply(self, forgotten: Forgotten) -> None:
         if not forgotten.complete:
             logger.warning(
-                "Reprise: what was removed elsewhere is not all known; no answer is repeated that "
-                "was given before now."
+                "Reprise: some removals by other processes are not known here, so this process "
+                "drops all its answers for exact hits."
             )
             self._memory.clear()
             return
@@ -163,7 +163,7 @@ class ExactForgetting:
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         self._applied[invalidation.invalidation_id] = None
-        if len(self._applied) > _MOST_APPLIED:
+        if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]
         return self._memory.remove(await self.find(invalidation))
 
@@ -191,7 +191,7 @@ class ExactForgetting:
 
 
 async def _follow(forgetting_ref: "weakref.ref[ExactForgetting]") -> None:
-    """Holds no engine that nobody else holds."""
+    """Follow until the object is gone; this task does not keep it alive."""
     while (forgetting := forgetting_ref()) is not None:
         await forgetting.follow_once()
         del forgetting

@@ -1,4 +1,4 @@
-"""Answers kept for exact hits in this process, bounded by bytes, least recently used out first."""
+"""Stores answers for exact hits in this process, bounded by bytes, evicting by least recent use."""
 
 import heapq
 import time
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from reprise.retrieval.api.answer import Answer
 
+_MIN_EXPIRIES = 64
+
 
 class _Entry(NamedTuple):
     answer: Answer
@@ -16,7 +18,7 @@ class _Entry(NamedTuple):
 
 
 class ExactMemoryStats(NamedTuple):
-    """What the memory holds and has let go."""
+    """What the memory holds and has dropped."""
 
     answers: int
     bytes: int
@@ -25,7 +27,7 @@ class ExactMemoryStats(NamedTuple):
 
 
 class ExactMemory:
-    """From exact keys to answers. Not thread-safe: it belongs to the event loop.
+    """Maps exact keys to answers. Not thread-safe: it belongs to the event loop.
 
     Example:
         >>> memory = ExactMemory(max_bytes=1 << 20)
@@ -47,13 +49,13 @@ class ExactMemory:
         self._keys_of: dict[tuple[str, str], tuple[bytes, ...]] = {}
         """Exact keys by (namespace, answer id): one answer may be that of several requests."""
         self._expiries: list[tuple[float, bytes]] = []
-        """A heap of (on the clock, exact key); those that are gone stay until their time."""
+        """A heap of (on the clock, exact key), in which dropped entries may linger."""
         self._bytes = 0
         self._evicted = 0
         self._expired = 0
 
     def get(self, key: bytes) -> Answer | None:
-        """The answer under `key`, which counts as a use."""
+        """Return the answer under `key`; this counts as a use."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -65,10 +67,10 @@ class ExactMemory:
         return entry.answer
 
     def put(self, answer: Answer, *, ttl_s: float | None = None) -> None:
-        """Keep `answer` under its exact key, in place of any other there.
+        """Store `answer` under its exact key, in place of any other there.
 
         `ttl_s` can only shorten the configured time to live. An answer larger than the whole
-        memory is not kept.
+        memory is not stored.
 
         Raises:
             ValueError: the answer has no exact key.
@@ -85,7 +87,7 @@ class ExactMemory:
         name = (answer.namespace, answer.answer_id)
         self._keys_of[name] = (*self._keys_of.get(name, ()), key)
         if expires_s is not None:
-            heapq.heappush(self._expiries, (expires_s, key))
+            self._push_expiry(expires_s, key)
         self._bytes += answer.num_bytes
         self.expire()
         while self._bytes > self._max_bytes:
@@ -93,12 +95,12 @@ class ExactMemory:
             self._evicted += 1
 
     def answers(self) -> list[Answer]:
-        """All of them, most recently used first; those past their time are gone."""
+        """Return all answers that have not expired, most recently used first."""
         self.expire()
         return [entry.answer for entry in reversed(self._entries.values())]
 
     def remove(self, answers: Iterable[Answer]) -> list[tuple[str, str]]:
-        """Drop these very answers; the (namespace, id) of those that were there."""
+        """Drop these very answers; return the (namespace, id) of those that were there."""
         gone = []
         for answer in answers:
             entry = None if answer.exact_key is None else self._entries.get(answer.exact_key)
@@ -108,7 +110,7 @@ class ExactMemory:
         return gone
 
     def remove_ids(self, ids: Iterable[tuple[str, str]]) -> int:
-        """Drop the answers of each (namespace, id), whatever settings they are for; how many."""
+        """Drop the answers of each (namespace, id), for any sampling params; return how many."""
         before = len(self._entries)
         for each in ids:
             for key in self._keys_of.get(each, ()):
@@ -116,7 +118,7 @@ class ExactMemory:
         return before - len(self._entries)
 
     def expire(self) -> int:
-        """Drop what is past its time, whether or not anybody asks for it; how many."""
+        """Drop expired answers, whether or not they are asked for; return how many."""
         before = len(self._entries)
         while self._expiries and self._expiries[0][0] <= self._clock():
             expires_s, key = heapq.heappop(self._expiries)
@@ -128,19 +130,30 @@ class ExactMemory:
         return before - len(self._entries)
 
     def clear(self) -> None:
-        """Drop everything: the model is not the one any more that gave these answers."""
+        """Drop all answers, as when the weights have changed."""
         self._entries.clear()
         self._keys_of.clear()
         self._expiries.clear()
         self._bytes = 0
 
     def namespaces(self) -> dict[str, int]:
-        """Number of answers by namespace."""
+        """Return the number of answers by namespace."""
         return dict(Counter(entry.answer.namespace for entry in self._entries.values()))
 
     def stats(self) -> ExactMemoryStats:
-        """Figures since this process started."""
+        """Return figures since this process started."""
         return ExactMemoryStats(len(self._entries), self._bytes, self._evicted, self._expired)
+
+    def _push_expiry(self, expires_s: float, key: bytes) -> None:
+        # Dropped entries must not accumulate for as long as they would have lived.
+        if len(self._expiries) >= 2 * len(self._entries) + _MIN_EXPIRIES:
+            self._expiries = [
+                (entry.expires_s, each)
+                for each, entry in self._entries.items()
+                if entry.expires_s is not None and each != key
+            ]
+            heapq.heapify(self._expiries)
+        heapq.heappush(self._expiries, (expires_s, key))
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)

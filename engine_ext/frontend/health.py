@@ -1,30 +1,30 @@
-"""What `/reprise/health` tells, without asking the workers."""
+"""Reports the health of engine and cache for `/reprise/health`, without asking the workers."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.retrieval.api.retriever import RetrievalHealth
 
 
 def health_report(
     *,
     is_dead: bool,
-    errors: SwallowedErrors | None,
+    errors: ErrorCounter | None,
     retrieval: Sequence[RetrievalHealth],
     num_pending: int,
 ) -> dict[str, Any]:
-    """The state of the whole and of its parts.
+    """Return the state of the whole and of its parts.
 
     Args:
-        is_dead: Whether the engine is.
+        is_dead: Whether the engine is dead.
         errors: Of the front end; what failed long ago does not count.
         retrieval: Of each retrieval process that is known.
         num_pending: Invalidations that some store has yet to carry out.
 
     Returns:
         `state` is `dead`, `degraded` (requests are answered, something of ours does not work) or
-        `ready`; `components` tells of each part; `errors` are those of late, by place.
+        `ready`; `components` holds the state of each part, `errors` the recent ones by place.
     """
     recent = {} if errors is None else errors.recent()
     components: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Retrieval as the front end uses it: begun when a request arrives, waited for by nothing."""
+"""Begins retrieval when a request arrives; nothing waits for it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class NearAnswers:
-    """One retriever, shared with the workers, which pick up what is searched for here."""
+    """Uses one retriever together with the workers, which poll for what is searched for here."""
 
     def __init__(self, retriever: "Retriever", *, model_key: str, tokenizer_key: str) -> None:
         self._retriever = retriever
@@ -22,7 +22,7 @@ class NearAnswers:
         self._tokenizer_key = tokenizer_key
 
     def begin(self, request: "EngineCoreRequest", namespace: str) -> bool:
-        """Begin the search under the request's id. False: there is nothing to search by."""
+        """Begin the search under the request's id; return False if its prompt has no token ids."""
         if request.prompt_token_ids is None or request.mm_features:
             return False
         self._retriever.submit(
@@ -31,20 +31,20 @@ class NearAnswers:
         return True
 
     def kind(self, request_id: str) -> str:
-        """What there is by now: `semantic`, `clause` (for parts of the prompt only) or `miss`."""
+        """Return what was found so far: `semantic`, `clause` (parts of the prompt) or `miss`."""
         found = self._retriever.poll(request_id)
         if not found:
             return "miss"
         return "semantic" if any(answer.kind == "whole" for answer in found) else "clause"
 
     def found_s(self, request_id: str) -> float | None:
-        """When the search was over, in seconds of `time.monotonic`; None: not yet."""
+        """Return when the search ended, in seconds of `time.monotonic`; None: it has not."""
         return self._retriever.found_s(request_id)
 
-    def learn(
+    def store(
         self, prompt_token_ids: Sequence[int], finished: "FinishedFlight", namespace: str
     ) -> None:
-        """Let a finished answer join, for drafts."""
+        """Store a finished answer, for drafts."""
         if not finished.token_ids:
             return
         self._retriever.store(
@@ -61,11 +61,11 @@ class NearAnswers:
         )
 
     def end(self, request_id: str) -> None:
-        """The request is over."""
+        """Drop what was found for a request that is over."""
         self._retriever.discard(request_id)
 
     def stats(self) -> dict[str, Any]:
-        """The retriever's figures and state."""
+        """Return the retriever's figures and state."""
         health = self._retriever.health()
         return {
             **asdict(self._retriever.stats()),

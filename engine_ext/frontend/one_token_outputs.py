@@ -1,4 +1,4 @@
-"""Streams that a parser of vLLM reads are handed out one token an output, as without drafts.
+"""Emits streams that a parser of vLLM reads one token an output, as without drafts.
 
 vLLM's tool and reasoning parsers see a stream as deltas, and many of them take one step a delta:
 the name of a call, or a piece of its arguments, or the call's end. Without speculation a delta is
@@ -20,8 +20,8 @@ import msgspec
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import OutputProcessorOutput, RequestOutputCollector
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
-from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.request.http_context import current_http_context
 
 if TYPE_CHECKING:
     from vllm.outputs import PoolingRequestOutput, RequestOutput
@@ -35,7 +35,7 @@ _PATHS_WITHOUT_PARSERS = ("/v1/completions",)
 
 
 class _ParsersBuilt:
-    """Whether this process has built a parser of vLLM's; they are built with the server's app."""
+    """Records whether this process has built a parser of vLLM's, as with the server's app."""
 
     def __init__(self) -> None:
         self.any = False
@@ -67,46 +67,46 @@ def watch_parsers() -> None:
 
 
 def parser_may_read(request: "EngineCoreRequest") -> bool:
-    """Whether a parser may read the stream that this request is answered with."""
+    """Return whether a parser may read the stream that answers this request."""
     params = request.sampling_params
     if params is None or params.output_kind is not RequestOutputKind.DELTA:
         return False
-    exchange = current_exchange.get()
-    path = exchange.path if exchange is not None else ""
+    http_context = current_http_context.get()
+    path = http_context.path if http_context is not None else ""
     if path.endswith(_PATHS_OF_FOREIGN_PARSERS):
         return True
     return _parsers_built.any and not path.endswith(_PATHS_WITHOUT_PARSERS)
 
 
 class OneTokenCollector(RequestOutputCollector):  # type: ignore[misc]
-    """A collector that keeps outputs apart, in order, however slow the client."""
+    """Collects outputs without merging them, in order, however slow the client."""
 
     later: "deque[RequestOutput | PoolingRequestOutput | Exception]"
     """What comes after `output`."""
 
     @classmethod
     def take_over(cls, queue: RequestOutputCollector) -> None:
-        """Make a collector one of these; vLLM has built it before it can be told of ours."""
+        """Turn vLLM's collector into one of these: vLLM lets nobody choose its class."""
         if not isinstance(queue, cls):
             queue.__class__ = cls
             queue.later = deque()
 
     def put(self, output: "RequestOutput | PoolingRequestOutput | Exception") -> None:
-        """Keep one more output."""
+        """Append an output."""
         if self.output is None:
             super().put(output)
         else:
             self.later.append(output)
 
     async def get(self) -> "RequestOutput | PoolingRequestOutput":
-        """The oldest output, waited for."""
+        """Wait for the oldest output and return it."""
         try:
             return await super().get()
         finally:
             self._move_up()
 
     def get_nowait(self) -> "RequestOutput | PoolingRequestOutput | None":
-        """The oldest output; None: there is none."""
+        """Return the oldest output; None: there is none."""
         try:
             return super().get_nowait()
         finally:
@@ -120,7 +120,7 @@ class OneTokenCollector(RequestOutputCollector):  # type: ignore[misc]
 def latest_output(
     queue: RequestOutputCollector,
 ) -> "RequestOutput | PoolingRequestOutput | Exception | None":
-    """What was put into a collector last and not fetched yet."""
+    """Return what was put into a collector last and not fetched yet."""
     if isinstance(queue, OneTokenCollector) and queue.later:
         return queue.later[-1]
     return queue.output
@@ -135,9 +135,9 @@ def empty(queue: RequestOutputCollector) -> None:
 
 
 class OneTokenOutputs:
-    """Stands before vLLM's output processor and splits what such streams are given."""
+    """Splits the outputs of such streams before vLLM's output processor."""
 
-    def __init__(self, processor: "OutputProcessor", *, errors: SwallowedErrors) -> None:
+    def __init__(self, processor: "OutputProcessor", *, errors: ErrorCounter) -> None:
         """Take the place of `add_request` and `process_outputs` on this one processor."""
         self._processor = processor
         self._errors = errors
@@ -154,12 +154,12 @@ class OneTokenOutputs:
         request_index: int = 0,
         queue: RequestOutputCollector | None = None,
     ) -> None:
-        """vLLM's `add_request`; the collector keeps outputs apart where a parser may read them."""
+        """Call vLLM's `add_request`; outputs that a parser may read are not merged."""
         try:
             if queue is not None and parser_may_read(request):
                 OneTokenCollector.take_over(queue)
         except Exception as error:
-            self._errors.swallow("one_token_outputs", error)
+            self._errors.record("one_token_outputs", error)
         self._add_request(request, prompt, parent_req, request_index, queue)
 
     def process_outputs(
@@ -169,14 +169,14 @@ class OneTokenOutputs:
         iteration_stats: "IterationStats | None" = None,
         weight_version: str | None = None,
     ) -> OutputProcessorOutput:
-        """vLLM's `process_outputs`, token by token where it has to be."""
+        """Call vLLM's `process_outputs`, token by token for such streams."""
         whole = []
         split = []
         for output in engine_core_outputs:
             try:
                 pieces = self._pieces_of(output)
             except Exception as error:
-                self._errors.swallow("one_token_outputs", error)
+                self._errors.record("one_token_outputs", error)
                 pieces = None
             if pieces is None:
                 whole.append(output)
@@ -206,7 +206,7 @@ class OneTokenOutputs:
         return result
 
     def _pieces_of(self, output: "EngineCoreOutput") -> "list[EngineCoreOutput] | None":
-        """None: vLLM takes it as it is."""
+        """Return the output in pieces; None: it is passed on as it is."""
         if len(output.new_token_ids) < 2:
             return None
         state = self._processor.request_states.get(output.request_id)
@@ -216,7 +216,7 @@ class OneTokenOutputs:
 
 
 def one_token_each(output: "EngineCoreOutput") -> "list[EngineCoreOutput]":
-    """The outputs of as many steps as `output` has tokens, which together say the same."""
+    """Return outputs of one token each that together mean the same as `output`."""
     last = len(output.new_token_ids) - 1
     experts = output.routed_experts
     pieces = []

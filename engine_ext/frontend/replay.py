@@ -1,8 +1,8 @@
-"""Stored token ids as a request's output, made by vLLM's own output processor.
+"""Replays stored token ids as a request's output, through vLLM's own output processor.
 
 A request that is answered without the engine gets the same `RequestState` as any other: vLLM's
 code detokenises, finds stop strings and shapes the outputs (`DELTA`, `CUMULATIVE`, `FINAL_ONLY`),
-so that nothing can tell a replayed answer from a generated one but its speed.
+so that only its speed distinguishes a replayed answer from a generated one.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.one_token_outputs import empty
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Ending(NamedTuple):
 
 
 class Feeder:
-    """Gives requests tokens as if the engine had just emitted them."""
+    """Passes tokens to requests as if the engine had just emitted them."""
 
     def __init__(self, processor: "OutputProcessor") -> None:
         """Made before anything takes the place of the processor's methods."""
@@ -56,7 +56,7 @@ class Feeder:
         prefill_stats: PrefillStats | None = None,
         weight_version: str | None = None,
     ) -> None:
-        """One step's tokens.
+        """Pass on one step's tokens.
 
         Args:
             request_id: a request that the processor knows and the engine does not.
@@ -87,7 +87,7 @@ class Replayer:
         processor: "OutputProcessor",
         *,
         chunk_tokens: int,
-        errors: SwallowedErrors,
+        errors: ErrorCounter,
     ) -> None:
         self._processor = processor
         self._feeder = Feeder(processor)
@@ -130,7 +130,7 @@ class Replayer:
             self._live.add(request_id)
             self._feed(request_id, first, None if rest else ending, prefill, weight_version)
         except Exception as error:
-            self._errors.swallow("replay", error)
+            self._errors.record("replay", error)
             if not self._processor.has_request(request_id) and queue.output is not None:
                 # All of it is on its way already.
                 self._live.discard(request_id)
@@ -144,8 +144,8 @@ class Replayer:
         return True
 
     def fail(self, state: "RequestState", error: Exception) -> None:
-        """End a request of the processor's that the engine does not know: its client gets `error`
-        after whatever it has been given."""
+        """End a request that the processor knows and the engine does not: its client gets `error`
+        after the outputs so far."""
         # Without its queue no last output is made, which would look like an end.
         queue, state.queue = state.queue, None
         self._abort_requests([state.request_id], internal=True)
@@ -153,7 +153,7 @@ class Replayer:
             queue.put(error)
 
     def withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
-        """Make a request unknown to the processor again, of which its client has seen nothing."""
+        """Remove a request, of which its client has seen nothing, from the processor."""
         self._live.discard(request_id)
         state = self._processor.request_states.get(request_id)
         if state is not None:
@@ -163,7 +163,7 @@ class Replayer:
         empty(queue)
 
     def forget(self, request_id: str) -> bool:
-        """The request was aborted. Whether it was one of these, unknown to the engine."""
+        """Drop an aborted request; return whether it was one of these, unknown to the engine."""
         if request_id not in self._live:
             return False
         self._live.discard(request_id)
@@ -192,7 +192,7 @@ class Replayer:
             try:
                 self._feed(request_id, chunk, last, None, weight_version)
             except Exception as error:
-                self._errors.swallow("replay", error)
+                self._errors.record("replay", error)
                 self._live.discard(request_id)
                 if state is not None:
                     self.fail(state, error)

@@ -1,4 +1,4 @@
-"""Prometheus metrics beside vLLM's own, correct with several API server processes.
+"""Exports Prometheus metrics beside vLLM's own, correct with several API server processes.
 
 What happens in this process is counted as it happens, in every process. What happens in the
 workers comes from their reports, which exactly one process (the first) turns into counts: with
@@ -43,70 +43,73 @@ def _lookup_histogram() -> Histogram:
 
 
 class _Increments:
-    """Turns totals that somebody else keeps into increments."""
+    """Turns totals that are counted elsewhere into increments."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, ...], float] = {}
 
     def of(self, key: tuple[str, ...], total: float) -> float:
-        """What has been added since last time; after a restart of the source, all of it."""
+        """Return what was added since the last call; after a restart of the source, all of it."""
         before = self._seen.get(key, 0.0)
         self._seen[key] = total
         return total - before if total >= before else total
 
 
 class ServingMetrics:
-    """The metrics of one model in one API server process."""
+    """Sets the metrics of one model in one API server process."""
 
     def __init__(self, model_name: str) -> None:
         self._model = model_name
         self._increments = _Increments()
 
     def request(self, kind: str, lookup_s: float) -> None:
-        """A request was taken: `exact`, `followed` or `miss`."""
+        """Count a request: `exact`, `followed` or `miss`."""
         text = "Requests by how the cache took them: exact, followed or miss."
         _counter("requests", text, "kind").labels(self._model, kind).inc()
         _lookup_histogram().labels(self._model).observe(lookup_s)
 
     def refused(self, reason: str) -> None:
-        """A request could not be answered from the cache whatever it holds."""
+        """Count a request that must be generated whatever the cache holds."""
         text = "Requests that had to be generated, by reason."
         _counter("passed_through", text, "reason").labels(self._model, reason).inc()
 
     def saved(self, num_tokens: int) -> None:
-        """Tokens handed out without an engine step."""
-        text = "Output tokens handed out without generating them."
+        """Count tokens that were emitted without an engine step."""
+        text = "Output tokens emitted without generating them."
         _counter("tokens_saved", text).labels(self._model).inc(num_tokens)
 
     def stored(self) -> None:
-        """An answer joined the exact memory."""
+        """Count an answer stored in the exact memory."""
         text = "Answers stored for exact hits."
         _counter("answers_stored", text).labels(self._model).inc()
 
     def memory(self, stats: ExactMemoryStats) -> None:
-        """What this process's exact memory holds."""
+        """Set what this process's exact memory holds."""
         _gauge("exact_memory_bytes", "Bytes of answers held for exact hits.").labels(
             self._model
         ).set(stats.bytes)
         _gauge("exact_memory_answers", "Answers held for exact hits.").labels(self._model).set(
             stats.answers
         )
-        counter = _counter(
-            "exact_evictions", "Answers that left for want of room or by age.", "why"
-        )
+        counter = _counter("exact_evictions", "Answers evicted for lack of room or by age.", "why")
         for why, total in (("room", stats.evicted), ("age", stats.expired)):
             counter.labels(self._model, why).inc(self._increments.of(("evicted", why), total))
 
     def errors(self, where: str, counts: Mapping[str, int]) -> None:
-        """Errors that were swallowed, by place; `where` is `front_end` or `worker`."""
-        counter = _counter("errors", "Errors swallowed, by process and place.", "where", "place")
+        """Count errors that were caught, by place; `where` is `front_end` or `worker`."""
+        counter = _counter(
+            "errors",
+            "Errors caught, by process and place.",
+            "where",
+            "place",
+        )
         for place, total in counts.items():
             counter.labels(self._model, where, place).inc(
                 self._increments.of(("errors", where, place), total)
             )
 
     def workers(self, reports: Sequence[Mapping[str, Any]]) -> None:
-        """The workers' reports, as `CacheHitProposer.report` gives them; empty ones are skipped."""
+        """Count what the workers report, see `CacheHitProposer.report`; skip empty reports."""
         for rank, report in enumerate(report for report in reports if report):
             self._worker(str(rank), report)
 
@@ -158,20 +161,20 @@ class ServingMetrics:
         self.errors("worker", _mapping(report.get("errors")))
 
     def near_answers(self, kind: str) -> None:
-        """What was there when a request's first token came: `semantic`, `clause` or `miss`."""
+        """Count what a request had at its first token: `semantic`, `clause` or `miss`."""
         text = "Generated requests by the near answers that were there at their first token."
         _counter("near_answers", text, "kind").labels(self._model, kind).inc()
 
     def retrieval(self, stats: Mapping[str, Any]) -> None:
-        """The figures of the retrieval process that this front end has started."""
+        """Count and set the figures of the retrieval process that this front end has started."""
         for field, text in (
             ("submitted", "Searches for near answers begun."),
             ("abandoned", "Searches that were not begun: their request was over."),
             ("found", "Searches that found a near answer."),
-            ("stored", "Answers that joined retrieval."),
+            ("stored", "Answers stored in retrieval."),
             ("evicted", "Answers evicted from retrieval."),
             ("evicted_early", "Answers evicted before they were indexed and written."),
-            ("resyncs", "Times that updates were not picked up in time and told again."),
+            ("resyncs", "Times that updates were not read in time and sent again."),
             ("dropped", "Prompts and answers dropped because a queue was full."),
             ("errors", "Errors of retrieval."),
             ("restarts", "Times that the retrieval process was started again."),
@@ -195,7 +198,7 @@ class ServingMetrics:
         self._tier(stats)
 
     def _tier(self, stats: Mapping[str, Any]) -> None:
-        """The tier behind the retrieval process's memory, where there is one."""
+        """Set the state of the tier behind the retrieval process's memory, if there is one."""
         if not (tier := stats.get("tier")):
             return
         gauge = _gauge(
@@ -221,7 +224,7 @@ class ServingMetrics:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """A dict, or the fields of a dataclass-like record, as they come over vLLM's wire or not."""
+    """Return a dict as it is, or the fields of a dataclass or struct by name."""
     if isinstance(value, Mapping):
         return value
     for attribute in ("__dataclass_fields__", "__struct_fields__"):

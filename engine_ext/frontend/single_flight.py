@@ -1,4 +1,4 @@
-"""One generation for identical determined requests that are in flight at the same time.
+"""Generates once for identical determined requests that are in flight at the same time.
 
 The first such request leads: the engine generates for it. The others follow: they are given the
 engine's outputs as they come, each through its own `RequestState`. If the leader is aborted, the
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.one_token_outputs import latest_output
 from reprise.engine_ext.frontend.replay import Ending, Feeder, Replayer
 
@@ -29,7 +29,7 @@ _WHOLE = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETIT
 
 
 class FinishedFlight(NamedTuple):
-    """A generation that came to its own end."""
+    """A generation that was not aborted and did not fail."""
 
     token_ids: list[int]
     """[n] as the client got them, cut at a stop string."""
@@ -40,16 +40,16 @@ class FinishedFlight(NamedTuple):
 
 
 class FlightWatcher(Protocol):
-    """What the one who recorded a flight wants to know of it."""
+    """Is notified of the progress of a flight."""
 
     def on_first_token(self) -> None:
-        """The engine has begun to emit."""
+        """Handle the engine's first tokens."""
 
     def on_finish(self, finished: FinishedFlight) -> None:
-        """The whole answer; not called after an abort or an error."""
+        """Handle the whole answer; not called after an abort or an error."""
 
     def on_end(self) -> None:
-        """It is over, one way or another: called once, last."""
+        """Handle the end of the flight, whatever ended it; called once, last."""
 
 
 class Flight:
@@ -78,7 +78,7 @@ class SingleFlight:
     """Stands between the engine's outputs and vLLM's output processor. Event loop only."""
 
     def __init__(
-        self, processor: "OutputProcessor", replayer: Replayer, *, errors: SwallowedErrors
+        self, processor: "OutputProcessor", replayer: Replayer, *, errors: ErrorCounter
     ) -> None:
         """Take the place of `process_outputs` and `abort_requests` on this one processor."""
         self._processor = processor
@@ -111,7 +111,7 @@ class SingleFlight:
         Args:
             key: what makes two requests the same; None: only record it, nobody may follow.
             request_id: the engine's id of the request.
-            watcher: told what becomes of it.
+            watcher: notified of its progress.
             priority: of the request, as vLLM counts it: the lowest number comes first.
         """
         flight = Flight(key, request_id, watcher=watcher, priority=priority)
@@ -120,7 +120,7 @@ class SingleFlight:
             self._by_key.setdefault(key, flight)
 
     def cancel(self, request_id: str, error: Exception) -> None:
-        """The leader was not admitted: its flight, and whoever follows it, fails with `error`."""
+        """Fail the flight of a leader that was not admitted: its followers get `error`."""
         flight = self._by_request.pop(request_id, None)
         if flight is not None:
             for state in self._forget(flight):
@@ -140,7 +140,7 @@ class SingleFlight:
             changed.
         """
         flight = self._by_key.get(key)
-        # Who comes first must not wait for one that may be kept waiting.
+        # A request must not wait for one of lower priority.
         if flight is None or request.priority < flight.priority:
             return False
         request_id = request.request_id
@@ -149,7 +149,7 @@ class SingleFlight:
             if flight.token_ids:
                 self._feed(flight, request_id, flight.token_ids, None)
         except Exception as error:
-            self._errors.swallow("single_flight", error)
+            self._errors.record("single_flight", error)
             self._replayer.withdraw(request_id, queue)
             return False
         flight.follower_ids[request_id] = None
@@ -158,7 +158,7 @@ class SingleFlight:
         return True
 
     def leave(self, request_id: str) -> None:
-        """The request follows nobody any more: it is answered in another way."""
+        """Remove a follower: its request is answered in another way."""
         followed = self._by_follower.pop(request_id, None)
         if followed is not None:
             followed.follower_ids.pop(request_id, None)
@@ -170,7 +170,7 @@ class SingleFlight:
         iteration_stats: "IterationStats | None" = None,
         weight_version: str | None = None,
     ) -> "OutputProcessorOutput":
-        """vLLM's `process_outputs`, and the same outputs to the followers."""
+        """Call vLLM's `process_outputs`, and pass the same outputs to the followers."""
         if weight_version is not None:
             self.weight_version = weight_version
         if not self._by_request:
@@ -185,7 +185,7 @@ class SingleFlight:
                 if (flight := self._by_request.get(output.request_id)) is not None
             ]
         except Exception as error:
-            self._errors.swallow("single_flight", error)
+            self._errors.record("single_flight", error)
             recorded = []
             for output in engine_core_outputs:
                 self.cancel(output.request_id, error)
@@ -206,31 +206,31 @@ class SingleFlight:
         result: "OutputProcessorOutput",
         error: Exception,
     ) -> None:
-        """A flight has failed here: its leader goes on alone, as vLLM would have it."""
-        self._errors.swallow("single_flight", error)
+        """End a flight that has failed here: its leader goes on, as without it."""
+        self._errors.record("single_flight", error)
         self._by_request.pop(flight.request_id, None)
         try:
             for state in self._forget(flight):
                 self._fail(state, error)
         except Exception as another:
-            self._errors.swallow("single_flight", another)
+            self._errors.record("single_flight", another)
         if flight.leader_is_gone and not output.finished:
             result.reqs_to_abort.append(flight.request_id)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
-        """vLLM's `abort_requests`; returns only what the engine has to stop."""
+        """Call vLLM's `abort_requests`; return only what the engine has to stop."""
         to_stop: list[str] = []
         for request_id in self._abort_requests(request_ids, internal):
             try:
                 to_stop += self._stops_with(request_id)
             except Exception as error:
-                # The engine makes nothing of an id that it does not know.
-                self._errors.swallow("single_flight", error)
+                # The engine ignores an id that it does not know.
+                self._errors.record("single_flight", error)
                 to_stop.append(request_id)
         return to_stop
 
     def _stops_with(self, request_id: str) -> list[str]:
-        """What the engine has to stop when this request is aborted."""
+        """Return what the engine has to stop when this request is aborted."""
         if self._replayer.forget(request_id):
             return []
         led = self._by_request.get(request_id)
@@ -256,16 +256,24 @@ class SingleFlight:
         states: list["RequestState"],
         result: "OutputProcessorOutput",
     ) -> None:
-        """Hand one step's tokens to the followers; close the flight if it ended there."""
+        """Pass one step's tokens to the followers; close the flight if it ended there."""
+        # From vLLM 0.33 on: the engine refused the leader on arrival, as when it is paused.
+        refused = getattr(output, "error", None)
+        if refused is not None:
+            self._by_request.pop(flight.request_id, None)
+            for state in self._forget(flight):
+                # Each client raises its own exception.
+                self._fail(state, refused.to_exception())
+            return
         if not flight.token_ids:
             flight.prefill_stats = output.prefill_stats
-            self._tell(flight.watcher.on_first_token)
+            self._notify(flight.watcher.on_first_token)
         flight.token_ids += token_ids
         ending = None
         if output.finish_reason is not None:
             ending = Ending(output.finish_reason, output.stop_reason)
         for follower_id in list(flight.follower_ids):
-            self._give(flight, follower_id, token_ids, ending)
+            self._pass_on(flight, follower_id, token_ids, ending)
         # A follower that has failed here is none of the flight any more, and while the leader goes
         # on only the engine can end it.
         members = [
@@ -278,15 +286,15 @@ class SingleFlight:
         )
         if ending is None and self._processor.has_request(flight.request_id):
             return
-        is_for_nobody = flight.leader_is_gone and not flight.follower_ids
-        if finished is None and ending is None and not is_for_nobody:
+        has_no_client = flight.leader_is_gone and not flight.follower_ids
+        if finished is None and ending is None and not has_no_client:
             return
         if finished is not None:
             self._report(flight, finished)
         self._close(flight)
         if ending is None and output.request_id not in result.reqs_to_abort:
-            # A follower's detokenizer found a stop string, which the leader, gone, could not; or
-            # nobody is left to generate for.
+            # A follower's detokenizer found a stop string, which the aborted leader could not; or
+            # no client is left.
             result.reqs_to_abort.append(flight.request_id)
         for follower_id in flight.follower_ids:
             state = self._processor.request_states.get(follower_id)
@@ -308,9 +316,9 @@ class SingleFlight:
             ending=Ending(reason, completion.stop_reason),
             num_followers=flight.num_followers,
         )
-        self._tell(flight.watcher.on_finish, finished)
+        self._notify(flight.watcher.on_finish, finished)
 
-    def _give(
+    def _pass_on(
         self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
     ) -> None:
         state = self._processor.request_states.get(follower_id)
@@ -319,7 +327,7 @@ class SingleFlight:
         try:
             self._feed(flight, follower_id, token_ids, ending)
         except Exception as error:
-            self._errors.swallow("single_flight", error)
+            self._errors.record("single_flight", error)
             flight.follower_ids.pop(follower_id, None)
             self._by_follower.pop(follower_id, None)
             self._fail(state, error)
@@ -350,17 +358,17 @@ class SingleFlight:
             self._forget(flight)
 
     def _forget(self, flight: Flight) -> list["RequestState | None"]:
-        """Let go of a flight that is no longer among those in the air; its followers' states."""
+        """Drop a flight that is no longer among those in flight; return its followers' states."""
         if flight.key is not None and self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
         for follower_id in flight.follower_ids:
             self._by_follower.pop(follower_id, None)
-        self._tell(flight.watcher.on_end)
+        self._notify(flight.watcher.on_end)
         states: dict[str, Any] = self._processor.request_states
         return [states.get(follower_id) for follower_id in flight.follower_ids]
 
-    def _tell(self, call: Callable[..., None], *args: Any) -> None:
+    def _notify(self, call: Callable[..., None], *args: Any) -> None:
         try:
             call(*args)
         except Exception as error:
-            self._errors.swallow("flight_watcher", error)
+            self._errors.record("flight_watcher", error)

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of what the front end does, where vLLM's own tracing is on."""
+"""Makes OpenTelemetry spans of what the front end does, where vLLM's own tracing is on."""
 
 import time
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from vllm.tracing import extract_trace_context, instrument_manual
 
 
 class Spans:
-    """Children of the span that the client sent along, as vLLM's own `llm_request` is."""
+    """Makes children of the span that the client sent along, as vLLM's own `llm_request` is."""
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
@@ -15,7 +15,7 @@ class Spans:
     def exact_lookup(
         self, trace_headers: Mapping[str, str] | None, *, kind: str, took_s: float
     ) -> None:
-        """The look-up that has just ended: `kind` is exact, followed or miss."""
+        """Record the look-up that has just ended: `kind` is exact, followed or miss."""
         if self._enabled:
             ended_ns = time.time_ns()
             instrument_manual(
@@ -34,7 +34,7 @@ class Spans:
         begun_s: float,
         found_s: float | None,
     ) -> None:
-        """A search for near answers, told when its request is over.
+        """Record a search for near answers, once its request is over.
 
         Args:
             trace_headers: of the request.

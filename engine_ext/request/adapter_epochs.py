@@ -1,4 +1,4 @@
-"""Which state of an adapter's weights an answer belongs to."""
+"""Tracks which state of an adapter's weights an answer belongs to."""
 
 import os
 from collections import Counter
@@ -25,8 +25,7 @@ class AdapterEpochs:
 
     @contextmanager
     def change(self, adapter_id: int, *, loads: bool) -> Iterator[None]:
-        """An adapter is being loaded or removed: nothing from before, or from meanwhile, is
-        repeated after."""
+        """Load or remove an adapter in this block; no answer from before its end is repeated."""
         self._epochs[adapter_id] += 1
         self._changing[adapter_id] += 1
         self._loaded_here.discard(adapter_id)
@@ -39,7 +38,7 @@ class AdapterEpochs:
             self._epochs[adapter_id] += 1
 
     def refusal(self, adapter: "LoRARequest") -> str | None:
-        """Why no answer of this adapter is exact now; None: it may be."""
+        """Return why no answer of this adapter is exact now; None: it may be."""
         adapter_id = adapter.lora_int_id
         if self._changing[adapter_id]:
             return "an adapter that is being reloaded"
@@ -48,13 +47,13 @@ class AdapterEpochs:
         return None
 
     def key(self, adapter: "LoRARequest") -> str:
-        """Names the adapter and the state of its weights."""
+        """Return a name for the adapter and the state of its weights."""
         files = _files_of(adapter.lora_path) if adapter.load_inplace else ()
         return f"{adapter.lora_int_id}:{self._epochs[adapter.lora_int_id]}:{files}"
 
 
 def _files_of(path: str) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of the files in a folder; none where it is no folder here."""
+    """Return names, sizes and times of the files in a folder; none if it is no folder here."""
     try:
         with os.scandir(path) as entries:
             stats = [(entry.name, entry.stat()) for entry in entries]

@@ -1,4 +1,4 @@
-"""The key of an exact hit: everything that can change the output, and nothing else."""
+"""Makes the key of an exact hit: of everything that can change the output, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def exact_key(
     prompt_token_ids: Sequence[int] | NDArray[np.integer],  # [p]
     sampling: Mapping[str, Any],
 ) -> bytes:
-    """16 bytes that two requests share only if their answers are the same.
+    """Return 16 bytes that two requests share only if their answers are the same.
 
     `sampling` holds the fields that change the output, by name.
     Values of different types (1, 1.0, True) give different keys: that costs a hit at worst.

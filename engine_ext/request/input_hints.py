@@ -14,7 +14,7 @@ from reprise.engine_ext.compat.engine_state import mark_of, set_mark
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.identity import uses_our_proposer
 from reprise.engine_ext.core.request_hints import RequestHints, attach_hints, has_hints
-from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, tell_of_private_requests
+from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, warn_of_private_requests
 
 _TENANT = "tenant"
 _HAS_WARNED = "has_warned"
@@ -45,4 +45,4 @@ def _warn_of_private_requests(processor: Any) -> None:
         return
     set_mark(processor, _HAS_WARNED, True)
     if engine_config(processor.vllm_config).namespace is None:
-        tell_of_private_requests("this engine client is none that Reprise knows")
+        warn_of_private_requests("this engine client is none that Reprise knows")

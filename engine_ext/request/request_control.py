@@ -1,11 +1,11 @@
-"""What a client asks of the cache for one request, in headers or in `vllm_xargs`.
+"""Parses what a client asks of the cache for one request, in headers or in `vllm_xargs`.
 
 | header | `vllm_xargs` | values |
 | --- | --- | --- |
 | `x-reprise-cache` | `reprise_cache` | words by commas, see below |
 | `x-reprise-drafts` | `reprise_drafts` | `on`, `off` |
-| `x-reprise-max-draft` | `reprise_max_draft` | most tokens drafted in a step, 0 or more |
-| `x-reprise-info` | `reprise_info` | `on`, `off`: tell of this request's drafts and retrieval |
+| `x-reprise-max-draft` | `reprise_max_draft` | maximum of tokens drafted in a step, 0 or more |
+| `x-reprise-info` | `reprise_info` | `on`, `off`: report this request's drafts and retrieval |
 | `x-reprise-namespace` | `reprise_namespace` | honoured where the operator allows it |
 | `x-reprise-ttl` | `reprise_ttl` | seconds for which the answer may be an exact hit |
 
@@ -28,7 +28,7 @@ HEADER_PREFIX = "x-reprise-"
 XARGS_PREFIX = "reprise_"
 
 _CACHE_WORDS = frozenset({"off", "refresh", "only-if-cached", "no-store", "no-cache"})
-# Words that keep an answer in the cache from being looked up.
+# Words that forbid a look-up.
 _LOOK_NOTHING_UP = frozenset({"off", "refresh", "no-cache"})
 _MAX_AGE = "max-age"
 _ON = frozenset({"on", "true", "1", "yes"})
@@ -36,12 +36,12 @@ _OFF = frozenset({"off", "false", "0", "no"})
 
 
 class RequestControl(msgspec.Struct, frozen=True):
-    """One request's wishes; the defaults are those of a request that says nothing."""
+    """What one request asks for; the defaults are those of a request that says nothing."""
 
     look_up: bool = True
     """Whether an exact hit may answer it."""
     store: bool = True
-    """Whether its answer joins the cache."""
+    """Whether its answer is stored in the cache."""
     only_if_cached: bool = False
     """Refuse (504) rather than generate."""
     max_age_s: float | None = None
@@ -49,9 +49,9 @@ class RequestControl(msgspec.Struct, frozen=True):
     drafts: bool = True
     """Whether drafts may speed it up."""
     max_draft: int | None = None
-    """Most tokens drafted in a step; None: the engine's bound."""
+    """Maximum of tokens drafted in a step; None: the engine's bound."""
     info: bool = False
-    """Whether the client is told of its drafts and retrieval."""
+    """Whether the reply reports its drafts and retrieval."""
     namespace: str | None = None
     """The namespace that it names."""
     ttl_s: float | None = None
@@ -59,11 +59,11 @@ class RequestControl(msgspec.Struct, frozen=True):
 
 
 def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> RequestControl:
-    """The control that headers (names in lower case) and `vllm_xargs` add up to.
+    """Return what headers (names in lower case) and `vllm_xargs` together ask for.
 
     Raises:
-        VLLMValidationError: a value that makes no sense, or a name that is none of these; vLLM
-            answers the request with 400.
+        VLLMValidationError: an invalid value, or an unknown name; vLLM answers the request with
+            400.
     """
     given = {
         name.removeprefix(HEADER_PREFIX): value
@@ -88,13 +88,13 @@ def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -
 
 
 def wants_info(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> bool:
-    """Whether the client is to be told of its request; what makes no sense asks for nothing."""
+    """Return whether the client asks for its request's information; invalid values do not."""
     given = (xargs or {}).get(XARGS_PREFIX + "info", headers.get(HEADER_PREFIX + "info", "off"))
     return str(given).strip().lower() in _ON
 
 
 def without_control(xargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The other `vllm_xargs`: ours are no business of the engine's."""
+    """Return the other `vllm_xargs`: the engine must not see ours."""
     return {
         name: value for name, value in (xargs or {}).items() if not name.startswith(XARGS_PREFIX)
     }
@@ -120,7 +120,7 @@ def _parse_cache(name: str, value: Any) -> dict[str, Any]:
 
 
 def _parse_age(word: str) -> int | None:
-    """The seconds of `max-age=SECONDS`; None: there are none."""
+    """Return the seconds of `max-age=SECONDS`; None: there are none."""
     seconds = word.partition("=")[2].strip().strip('"')
     return int(seconds) if seconds.isascii() and seconds.isdecimal() else None
 

@@ -1,7 +1,7 @@
-"""What a client is told of one request, if it asks: drafts by source, and the time of retrieval.
+"""Collects what a client asks to know of its request: drafts by source, and time of retrieval.
 
-The counts are the worker's, in another process. It keeps those of a finished request that asked;
-the engine client fetches them when the last output is there, and hands that output on with them.
+The counts are the worker's, in another process. It stores those of a finished request that asked;
+the engine client fetches them when the last output is there, and delivers that output with them.
 """
 
 from collections import OrderedDict
@@ -13,9 +13,9 @@ import msgspec
 if TYPE_CHECKING:
     from reprise.spec.api.stats import RequestStats
 
-_MOST_KEPT = 1024
+_MAX_STORED = 1024
 CACHE_KINDS = ("exact", "semantic", "clause", "miss")
-"""How the cache took a request, in the order in which that is told."""
+"""How the cache took a request, in the order of the reply's header."""
 
 
 class SourceCounts(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class DraftCounts(msgspec.Struct, frozen=True):
 
 
 FetchCounts = Callable[[Sequence[str]], Awaitable[dict[str, DraftCounts]]]
-"""From request ids to the counts of those that the workers have told of."""
+"""From request ids to the counts of those that the workers have reported."""
 
 
 class RequestInfo(msgspec.Struct, frozen=True):
@@ -44,42 +44,42 @@ class RequestInfo(msgspec.Struct, frozen=True):
     cache: tuple[str, ...]
     """exact, semantic, clause, miss: those that occurred."""
     drafts: DraftCounts | None
-    """None: the workers did not tell in time."""
+    """None: the workers did not report in time."""
     retrieval_ms: float | None
     """From arrival until near answers, or the word that there are none, were there; the longest.
     None where they were not searched for from here, or where that had not ended."""
 
     def as_json(self) -> str:
-        """The value of the reply's header."""
+        """Return the value of the reply's header."""
         return msgspec.json.encode(self).decode()
 
 
 class InfoSource(Protocol):
-    """What is known here of one generation."""
+    """What is known here of one request to the engine."""
 
     kind: str
 
     def retrieval_ms(self) -> float | None:
-        """See `RequestInfo`."""
+        """Return the time of retrieval in milliseconds; see `RequestInfo`."""
 
 
 class InfoCollector:
-    """Gathers what there is to tell of one request."""
+    """Collects the information on one request."""
 
     def __init__(self) -> None:
         self._generations: list[InfoSource] = []
         self._ids: list[str] = []
 
     def add(self, generation: InfoSource) -> None:
-        """A generation that the cache was asked about."""
+        """Add a request to the engine that the cache was asked about."""
         self._generations.append(generation)
 
     def generates(self, request_id: str) -> None:
-        """The engine generates under this id."""
+        """Note that the engine generates under this id."""
         self._ids.append(request_id)
 
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
-        """All there is to tell, once the request is over, as soon as `fetch` has come back."""
+        """Return the information on a request that is over, as soon as `fetch` has returned."""
         found = await fetch(self._ids)
         counts = list(found.values()) if len(found) == len(self._ids) else None
         times_ms = [generation.retrieval_ms() for generation in self._generations]
@@ -94,17 +94,17 @@ class InfoCollector:
         )
 
 
-class DraftCountsKeeper:
-    """The worker's side: counts of finished requests, each until it is asked for.
+class DraftCountsStore:
+    """Stores counts of finished requests in the worker, each until it is fetched.
 
-    The oldest give way: a client that left never asks.
+    The oldest are dropped: a client that disconnected never asks.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, DraftCounts] = OrderedDict()
+        self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
 
-    def keep(self, request_id: str, stats: "RequestStats | None") -> None:
-        """A request that asked is over; None: nothing was drafted for it."""
+    def put(self, request_id: str, stats: "RequestStats | None") -> None:
+        """Store the counts of a request that asked and is over; None: nothing was drafted."""
         counts = DraftCounts()
         if stats is not None:
             by_source = {
@@ -112,22 +112,22 @@ class DraftCountsKeeper:
                 for source, count in stats.by_source.items()
             }
             counts = DraftCounts(stats.steps, by_source)
-        self._kept[request_id] = counts
-        while len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+        self._counts[request_id] = counts
+        while len(self._counts) > _MAX_STORED:
+            self._counts.popitem(last=False)
 
     def take(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """The counts of those of these requests that are over, as plain values; once."""
-        found = {id_: self._kept.pop(id_) for id_ in request_ids if id_ in self._kept}
+        """Remove and return the counts of these requests, of those that are over."""
+        found = {id_: self._counts.pop(id_) for id_ in request_ids if id_ in self._counts}
         plain: dict[str, Any] = msgspec.to_builtins(found)
         return plain
 
 
 def merged(infos: Sequence[RequestInfo]) -> RequestInfo:
-    """One HTTP request that is several to the engine client.
+    """Combine the information on requests to the engine client that are one HTTP request.
 
     Args:
-        infos: at least one.
+        infos: one or more.
     """
     kinds = {kind for info in infos for kind in info.cache}
     counts = [info.drafts for info in infos if info.drafts is not None]

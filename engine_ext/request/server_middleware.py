@@ -7,7 +7,7 @@ from typing import Any
 from vllm import envs
 from vllm.logger import init_logger
 
-from reprise.engine_ext.request.http_exchange import AsgiApp, ExchangeMiddleware, Scope
+from reprise.engine_ext.request.http_context import AsgiApp, HttpContextMiddleware, Scope
 from reprise.engine_ext.request.tenants import ServerTenants
 
 logger = init_logger(__name__)
@@ -15,7 +15,7 @@ logger = init_logger(__name__)
 MIDDLEWARE = "reprise.engine_ext.request.server_middleware.ServerMiddleware"
 
 
-class ServerMiddleware(ExchangeMiddleware):
+class ServerMiddleware(HttpContextMiddleware):
     """The middleware in vLLM's server, whose arguments tell which keys it checks."""
 
     def __init__(self, app: AsgiApp) -> None:

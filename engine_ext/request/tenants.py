@@ -1,4 +1,4 @@
-"""Whose request it is, and the namespace that follows from it.
+"""Finds whose a request is, and the namespace that follows from that.
 
 | namespace | requests |
 | --- | --- |
@@ -7,7 +7,7 @@
 | `key-<hash>.salt-<salt>`, `key-<hash>.hash-<hash>` | with a key and a `cache_salt` |
 | `salt-<salt>`, `hash-<hash>` | with a `cache_salt` alone |
 | the one without a name | with neither, where no keys are checked: of one tenant |
-| none | nobody knows whose: private |
+| none | of an unknown tenant: private |
 
 `hash-` takes the place of a salt that is too long for a name or has characters that a name must not
 have. All of one key's namespaces are `key-<hash>` or begin with `key-<hash>.`, and no two different
@@ -35,7 +35,7 @@ _PRIVATE = "\0"
 
 
 class Isolation(NamedTuple):
-    """What walls one request off from those of other tenants."""
+    """What keeps one request apart from those of other tenants."""
 
     namespace: str | None
     """For all of Reprise's caches; None: it shares nothing."""
@@ -50,13 +50,13 @@ def isolation_of(
     tenant: str | None,
     cache_salt: object = None,
 ) -> Isolation:
-    """The isolation of a request.
+    """Return the isolation of a request.
 
     Args:
         operators: the one namespace of a server with a single tenant.
         clients: the namespace that the request names, where the operator honours that.
         tenant: `SOLE_TENANT`, a key's namespace, or None: unknown.
-        cache_salt: vLLM's own wall around prefix caches. It does not reach over to another tenant.
+        cache_salt: what vLLM keeps prefix caches apart by. It never joins two tenants.
     """
     if operators is not None:
         return Isolation(operators, _text(cache_salt) or operators or None)
@@ -67,34 +67,34 @@ def isolation_of(
     if tenant is None and not cache_salt:
         return Isolation(None, None)
     namespace = _with_salt(tenant or "", cache_salt)
-    # Without keys the salt is the whole wall already, and routers may have computed with it.
+    # Without keys the salt isolates by itself, and routers may have computed with it.
     salt = cache_salt if tenant == SOLE_TENANT else namespace
     return Isolation(namespace, salt or None)
 
 
 def key_namespace(api_key: str) -> str:
-    """The namespace of an API key's requests without a salt; with one, `.` and more follow."""
+    """Return the namespace of an API key's requests; with a salt, `.` and more follow."""
     return "key-" + hashlib.sha256(api_key.encode()).hexdigest()[:24]
 
 
 def private_namespace() -> str:
-    """A namespace for one request alone: no client can give it, and none has it again."""
+    """Return a namespace for one request only: no client can name it, and it is never reused."""
     return _PRIVATE + secrets.token_hex(16)
 
 
 def is_private(namespace: str) -> bool:
-    """Whether the namespace is one request's alone."""
+    """Return whether the namespace belongs to one request only."""
     return namespace.startswith(_PRIVATE)
 
 
 class ServerTenants:
-    """Tells tenants apart by the keys that an HTTP server checks.
+    """Distinguishes tenants by the keys that an HTTP server checks.
 
     Args:
         api_keys: those that the server checks. Without any, a bearer token says nothing: clients
             send `EMPTY`, or a token that somebody in front of the server renews every hour.
-        others_check: somebody else in this server may tell clients apart, by what is not known
-            here. Without keys, nobody knows then whose a request is.
+        others_check: something else in this server may distinguish clients, by means unknown
+            here. Without keys, the tenant of a request is unknown then.
     """
 
     def __init__(self, api_keys: Sequence[str] = (), *, others_check: bool = False) -> None:
@@ -102,9 +102,9 @@ class ServerTenants:
         self._without_keys = None if others_check or api_keys else SOLE_TENANT
 
     def tenant_of(self, authorization: str | None) -> str | None:
-        """The tenant that sends this `Authorization` header; None: unknown.
+        """Return the tenant that sends this `Authorization` header; None: unknown.
 
-        A key that the server does not know is nobody's: vLLM refuses it, but not on every path.
+        A key that the server does not know has no tenant: vLLM refuses it, but not on every path.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() == "bearer" and (found := self._namespaces.get(_digest(token))):
@@ -112,17 +112,17 @@ class ServerTenants:
         return self._without_keys
 
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def tell_of_private_requests(reason: str) -> None:
-    """Say, once for each reason, that requests share nothing, and what to do about it."""
-    if reason not in _told:
-        _told.add(reason)
+def warn_of_private_requests(reason: str) -> None:
+    """Log, once for each reason, that requests share nothing, and what to do about it."""
+    if reason not in _warned:
+        _warned.add(reason)
         logger.warning(
-            "Reprise: %s, so nobody knows whose such a request without cache_salt is: it shares no "
-            "cached answers and is drafted for from its own context only. Set REPRISE_NAMESPACE if "
-            "all requests are one tenant's, or send each tenant's cache_salt.",
+            "Reprise: %s. The tenant of such a request without cache_salt is unknown: it shares no "
+            "cached answers, and its drafts come from its own context only. Set REPRISE_NAMESPACE "
+            "if all requests belong to one tenant, or send a cache_salt for each tenant.",
             reason,
         )
 

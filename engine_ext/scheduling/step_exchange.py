@@ -68,7 +68,7 @@ def _store_drafts(executor: Any, output: Any) -> None:
     """Store those of the latest step, or none: those of an earlier one must not be taken for
     them."""
     set_mark(executor, _DRAFTS, None)
-    with step_errors.swallowing("store drafts"):
+    with step_errors.recording("store drafts"):
         set_mark(executor, _DRAFTS, mark_of(output, _ATTACHED))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -48,7 +48,7 @@ class AnswerLearner:
         retriever: Retriever,
         overlap: TokenOverlap,
         *,
-        errors: SwallowedErrors,
+        errors: ErrorCounter,
     ) -> None:
         self._provider = provider
         self._retriever = retriever
@@ -73,7 +73,7 @@ class AnswerLearner:
                 self._queue.put_nowait(finished)
                 self._waiting_tokens += num_tokens
         except queue.Full as error:
-            self._errors.swallow("learn: queue full", error)
+            self._errors.record("learn: queue full", error)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was handed in so far is stored, searchable and in the corpus."""
@@ -99,12 +99,12 @@ class AnswerLearner:
             except queue.Empty:
                 finished = None
             if finished is not None:
-                with self._errors.swallowing("learn"):
+                with self._errors.recording("learn"):
                     self._learn(finished)
                 with self._waiting_lock:
                     self._waiting_tokens -= _num_tokens(finished)
                 self._queue.task_done()
-            with self._errors.swallowing("learn"):
+            with self._errors.recording("learn"):
                 self._apply_updates()
             self._update_rounds += 1
 
@@ -121,13 +121,13 @@ class AnswerLearner:
     def _apply_updates(self) -> None:
         for update in self._retriever.updates():
             # One that fails takes no other along: they are told once.
-            with self._errors.swallowing("learn"):
+            with self._errors.recording("learn"):
                 self._apply(update)
 
     def _apply(self, update: AnswerUpdate) -> None:
         if not update.added:
             # Also if the other one fails: what is removed must not be drafted from.
-            with self._errors.swallowing("learn"):
+            with self._errors.recording("learn"):
                 self._provider.remove_answer(update.answer_id, namespace=update.namespace)
             self._overlap.apply(update)
             return

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -31,7 +31,7 @@ class NearDrafts:
         overlap: TokenOverlap,
         *,
         max_near: int,
-        errors: SwallowedErrors,
+        errors: ErrorCounter,
     ) -> None:
         self._errors = errors
         self._provider = provider
@@ -47,7 +47,7 @@ class NearDrafts:
         """Start the search by meaning, unless the front end already has."""
         if not live.hints.drafts or live.prompt_token_ids is None:
             return
-        with self._swallowing(request_id):
+        with self._recording(request_id):
             if live.hints.retrieval_id is None:
                 self._retriever.submit(
                     request_id, namespace=namespace, prompt_token_ids=live.prompt_token_ids
@@ -58,7 +58,7 @@ class NearDrafts:
         """Attach what there is to a request whose drafts begin."""
         if request_id not in self._awaiting:
             return
-        with self._swallowing(request_id):
+        with self._recording(request_id):
             if self._attach(request_id, live):
                 self._in_time["meaning"] += 1
             elif self._attach_by_tokens(request_id, live, namespace):
@@ -70,14 +70,14 @@ class NearDrafts:
         """Attach what has been found since the last call to requests whose drafts have begun."""
         if not self._awaiting:
             return
-        with self._errors.swallowing("near answers"):
+        with self._errors.recording("near answers"):
             progress = self._retriever.progress()
             if progress == self._seen_progress:
                 return
             self._seen_progress = progress
         for request_id, live in tuple(self._awaiting.items()):
             if live.num_prompt_tokens:
-                with self._swallowing(request_id):
+                with self._recording(request_id):
                     self._attach(request_id, live)
 
     def end(
@@ -89,9 +89,9 @@ class NearDrafts:
     ) -> None:
         """The request is over; its accepted tokens, by answer, are to the answers' credit."""
         self._awaiting.pop(request_id, None)
-        with self._errors.swallowing("near answers"):
+        with self._errors.recording("near answers"):
             self._retriever.discard(live.hints.retrieval_id or request_id)
-        with self._errors.swallowing("near answers"):
+        with self._errors.recording("near answers"):
             if accepted_by_answer:
                 self._retriever.credit(namespace, accepted_by_answer)
 
@@ -110,13 +110,13 @@ class NearDrafts:
         return figures if address is None else {**figures, "retrieval_address": address}
 
     @contextmanager
-    def _swallowing(self, request_id: str) -> Iterator[None]:
+    def _recording(self, request_id: str) -> Iterator[None]:
         """What fails for a request is not tried again for it."""
         try:
             yield
         except Exception as error:
             self._awaiting.pop(request_id, None)
-            self._errors.swallow("near answers", error)
+            self._errors.record("near answers", error)
 
     def _attach(self, request_id: str, live: LiveRequest) -> bool:
         """What is near in meaning, if that is known by now."""

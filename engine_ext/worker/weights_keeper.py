@@ -6,7 +6,7 @@ from pathlib import Path
 from vllm.logger import init_logger
 
 from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.retrieval.api.tier_url import beside_sqlite
 from reprise.retrieval.host.private_files import check_ours
 from reprise.spec.provider import DraftProvider
@@ -35,7 +35,7 @@ class WeightsKeeper:
         errors: counts what goes wrong.
     """
 
-    def __init__(self, provider: DraftProvider, path: Path, *, errors: SwallowedErrors) -> None:
+    def __init__(self, provider: DraftProvider, path: Path, *, errors: ErrorCounter) -> None:
         self._provider = provider
         self._path = path
         self._errors = errors
@@ -68,4 +68,4 @@ class WeightsKeeper:
                     self._provider.save(self._path)
                     self._num_saved = num_emitted
             except Exception as error:
-                self._errors.swallow("save weights", error)
+                self._errors.record("save weights", error)

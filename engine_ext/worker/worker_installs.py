@@ -7,7 +7,7 @@ from vllm.logger import init_logger
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.rank_agreement import all_ranks_can
 
 logger = init_logger(__name__)
@@ -15,20 +15,20 @@ logger = init_logger(__name__)
 _ALL = "apply in worker"
 
 
-def install(config: RepriseConfig, errors: SwallowedErrors) -> None:
+def install(config: RepriseConfig, errors: ErrorCounter) -> None:
     """Apply all that can be, on every rank; what fails is counted in `errors`."""
-    with errors.swallowing(_ALL):
+    with errors.recording(_ALL):
         _install(config, errors)
     # Each rank comes by here, whatever has failed: none verifies otherwise than the others.
     failed = errors.counts().keys() & {_ALL, f"apply {Feature.VERIFICATION.value}"}
     if not all_ranks_can(not failed):
-        with errors.swallowing(_ALL):
+        with errors.recording(_ALL):
             from reprise.engine_ext.worker import verification
 
             verification.deactivate()
 
 
-def _install(config: RepriseConfig, errors: SwallowedErrors) -> None:
+def _install(config: RepriseConfig, errors: ErrorCounter) -> None:
     from reprise.engine_ext.worker import cpu_kernels, full_graphs
 
     installs: dict[str, Callable[[], object]] = {
@@ -39,7 +39,7 @@ def _install(config: RepriseConfig, errors: SwallowedErrors) -> None:
         Feature.FULL_GRAPHS.value: lambda: _apply(Feature.FULL_GRAPHS, full_graphs),
     }
     for name, install_one in installs.items():
-        with errors.swallowing(f"apply {name}"):
+        with errors.recording(f"apply {name}"):
             install_one()
 
 

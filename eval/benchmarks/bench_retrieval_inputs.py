@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from reprise.engine_ext.request import exact_key
+from reprise.engine_ext.request.exact_key import exact_key
 from reprise.retrieval import Answer
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.embedding import Embedder

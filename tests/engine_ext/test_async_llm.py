@@ -15,7 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
-from reprise.engine_ext.worker.worker_retriever import ADDRESS_VARIABLE
+from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
 
 
 class ManyEngines:
@@ -73,6 +73,60 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
+class PausableEngine:
+    """The engine core behind vLLM's client, as far as pausing goes."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.fails = False
+
+    async def pause(self, **_: Any) -> None:
+        # The front end answers nothing from the moment on in which a pause may begin.
+        assert self.front_end.is_paused
+        if self.fails:
+            raise ValueError("Invalid pause mode: x")
+        self.is_paused = True
+
+    pause_scheduler_async = pause_generation_async = pause
+
+    async def resume_scheduler_async(self) -> None:
+        assert self.front_end.is_paused
+        self.is_paused = False
+
+    async def is_scheduler_paused_async(self) -> bool:
+        return self.is_paused
+
+    async def wake_up_async(self, *_: Any) -> bool:
+        self.is_paused = False
+        return True
+
+
+@pytest.mark.usefixtures("never_started")
+async def test_the_front_end_knows_whether_the_engine_is_paused() -> None:
+    engine = EnhancedAsyncLLM.__new__(EnhancedAsyncLLM)
+    core = engine.engine_core = PausableEngine()
+    engine.logger_manager = None
+    front_end = engine.front_end = core.front_end = SimpleNamespace(  # type: ignore[assignment]
+        is_paused=False, model_changed=lambda: None
+    )
+    await engine.pause_generation(clear_cache=False)
+    assert front_end.is_paused
+    await engine.resume_generation()
+    assert not front_end.is_paused
+    core.fails = True
+    with pytest.raises(ValueError, match="Invalid pause mode"):
+        await engine.pause_generation(mode="x", clear_cache=False)
+    assert not front_end.is_paused
+    core.fails = False
+    await engine.pause_generation(clear_cache=False)
+    await engine.wake_up()
+    assert not front_end.is_paused
+    # Another client of the same engine has paused it.
+    core.is_paused = True
+    assert await engine.is_paused()
+    assert front_end.is_paused
+
+
 async def generate(
     engine: AsyncLLM, prompt: Any, request_id: str, kind: RequestOutputKind, **params: Any
 ) -> tuple[str, list[int], str | None, int]:
@@ -114,7 +168,7 @@ async def salts_are_walls(engine: EnhancedAsyncLLM) -> None:
     for salt in ("a", "b"):
         prompt = {"prompt": "behind a wall", "cache_salt": salt}
         await generate(engine, prompt, f"salt-{salt}", RequestOutputKind.FINAL_ONLY)
-    namespaces = engine.front_end.memory.namespaces()  # type: ignore[union-attr]
+    namespaces = engine.front_end.exact.memory.namespaces()  # type: ignore[union-attr]
     assert namespaces["salt-a"] == namespaces["salt-b"] == 1
 
 
@@ -147,10 +201,10 @@ async def a_client_that_leaves_leaves_nothing_behind(engine: EnhancedAsyncLLM) -
 async def other_weights_end_what_was_kept(engine: EnhancedAsyncLLM) -> None:
     await generate(engine, "weights", "before", RequestOutputKind.FINAL_ONLY)
     await engine.update_weight_version("next")
-    assert engine.front_end.memory.stats().answers == 0  # type: ignore[union-attr]
+    assert engine.front_end.exact.memory.stats().answers == 0  # type: ignore[union-attr]
     await generate(engine, "weights", "after", RequestOutputKind.FINAL_ONLY)
     await generate(engine, "weights", "again", RequestOutputKind.FINAL_ONLY)
-    assert engine.front_end.memory.stats().answers == 1  # type: ignore[union-attr]
+    assert engine.front_end.exact.memory.stats().answers == 1  # type: ignore[union-attr]
 
 
 async def who_asks_is_told(engine: EnhancedAsyncLLM) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker import weights_keeper
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper
@@ -40,7 +40,7 @@ def test_learning_goes_on(method: str) -> None:
     stored: list[Any] = []
     retriever: Any = SimpleNamespace(store=stored.append, updates=list, flush=lambda _: True)
     setattr(retriever, method, failing_once(getattr(retriever, method)))
-    errors = SwallowedErrors()
+    errors = ErrorCounter()
     learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
     for number in range(2):
         learner.learn(FinishedRequest("", "", "", [number], [number]))
@@ -51,7 +51,7 @@ def test_learning_goes_on(method: str) -> None:
 
 def test_weights_are_saved_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(weights_keeper, "SAVE_EVERY_S", 0.01)
-    emitted, errors = itertools.count(), SwallowedErrors()
+    emitted, errors = itertools.count(), ErrorCounter()
     saved: list[Path] = []
     provider: Any = SimpleNamespace(
         load=lambda _: None,

@@ -20,21 +20,28 @@ from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import RequestHints, has_hints, read_hints
-from reprise.engine_ext.frontend import front_end, one_token_outputs
+from reprise.engine_ext.frontend import (
+    exact_answers,
+    front_end,
+    info_reporter,
+    one_token_outputs,
+)
+from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.front_end import FrontEnd
-from reprise.engine_ext.frontend.generation import Generation
+from reprise.engine_ext.frontend.info_reporter import InfoReporter
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs
 from reprise.engine_ext.frontend.replay import Feeder, Replayer
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
-from reprise.engine_ext.request.http_exchange import HttpExchange
+from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_info import InfoCollector
-from reprise.engine_ext.request.request_plan import RequestPlan
+from reprise.engine_ext.request.request_policy import RequestPolicy
 
 TOKENS = [5, 6, 7, 8]
 # Where vLLM calls in; what they call is what may fail. The others are no part of a request's way.
@@ -48,11 +55,12 @@ _ENTRANCES = {
 }
 # No part of a request's way to its reply, or of the middleware's, which its own tests break.
 _ELSEWHERE = {
-    (ExactMemory, "clear find namespaces"),
+    (ExactAnswers, "model_changed"),
+    (ExactMemory, "clear namespaces"),
     (FrontEnd, "close model_changed progress report stats"),
-    (HttpExchange, "add_info outcome take_info"),
+    (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates"),
-    (Generation, "retrieval_ms"),
+    (TrackedRequest, "retrieval_ms"),
     (NearAnswers, "stats"),
     (Replayer, "close"),
     (ServingMetrics, "errors retrieval workers _add _tier _worker"),
@@ -63,15 +71,16 @@ _FOR_ERRORS = {
     (ExactMemory, "remove remove_ids answers"),
     (FrontEnd, "_withdraw"),
     (Replayer, "fail withdraw"),
-    (SingleFlight, "leave _fail _give_up _tell"),
+    (SingleFlight, "leave _fail _give_up _notify"),
 }
 _OURS = (
     AdapterEpochs,
+    ExactAnswers,
     ExactMemory,
     Feeder,
     FrontEnd,
-    Generation,
-    HttpExchange,
+    TrackedRequest,
+    HttpRequestContext,
     InfoCollector,
     NearAnswers,
     OneTokenOutputs,
@@ -81,9 +90,14 @@ _OURS = (
     Spans,
 )
 _FUNCTIONS = [
-    (front_end, name)
-    for name in ("refusal", "exact_keys", "is_determined", "_has_room", "Generation")
-] + [(one_token_outputs, name) for name in ("parser_may_read", "one_token_each")]
+    (exact_answers, "refusal"),
+    (exact_answers, "exact_keys"),
+    (exact_answers, "_has_room"),
+    (front_end, "is_determined"),
+    (front_end, "TrackedRequest"),
+    (one_token_outputs, "parser_may_read"),
+    (one_token_outputs, "one_token_each"),
+]
 
 
 def methods() -> Iterator[Any]:
@@ -151,8 +165,8 @@ class World:
 
     def ask(self, kind: RequestOutputKind, **params: Any) -> RequestOutputCollector:
         request, queue = self.make(kind, **params)
-        plan = RequestPlan(RequestControl(), "", HttpExchange({}, None), InfoCollector())
-        if not self.front_end.answer(request, None, queue, plan):
+        policy = RequestPolicy(RequestControl(), "", HttpRequestContext({}, None), InfoCollector())
+        if not self.front_end.answer(request, None, queue, policy):
             self.processor.add_request(request, None, None, 0, queue)
             self.generating[request.request_id] = list(TOKENS)
         return queue
@@ -198,7 +212,9 @@ async def read_or_error(queue: RequestOutputCollector) -> list[int] | str:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reprise.engine_ext.core.swallowed.logger.error", lambda *_a, **_k: None)
+    monkeypatch.setattr(
+        "reprise.engine_ext.core.error_counter.logger.error", lambda *_a, **_k: None
+    )
     monkeypatch.setattr(one_token_outputs._parsers_built, "any", True)
 
 
@@ -238,7 +254,7 @@ async def test_an_error_in_any_of_our_methods_loses_no_request(
     refused = world.ask(kind, seed=3, temperature=1.0)
     world.front_end.not_admitted(refused.request_id, RuntimeError("queue is full"))
     world.leave(refused)
-    with contextlib.suppress(RuntimeError), world.front_end.adapters.change(1, loads=True):
+    with contextlib.suppress(RuntimeError), world.front_end.exact.adapters.change(1, loads=True):
         pass
     for _ in range(3):
         world.step()
@@ -258,6 +274,9 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
     def __init__(self, world: World) -> None:
         self.front_end = world.front_end
         self._config = world.front_end.config
+        self._info_reporter = InfoReporter(
+            self._ask_for_draft_counts, errors=world.front_end.errors
+        )
         self.is_sole_tenant = True
         self.output_processor = world.processor
         self.log_requests = False
@@ -269,7 +288,7 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
         self.aborted += self.output_processor.abort_requests([request_id], internal)
 
 
-@pytest.mark.parametrize("name", ["settle", "with_plan"])
+@pytest.mark.parametrize("name", ["resolve_policy", "with_policy"])
 @pytest.mark.parametrize("prompt", [{"prompt": "x"}, {"prompt": "x", "cache_salt": "s"}])
 async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, prompt: dict[str, str]
@@ -294,7 +313,7 @@ async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
     assert has_hints(params_a)
     assert read_hints(params_a) == RequestHints(drafts=False, store=False)
     assert len({"s", prompt_a["cache_salt"], prompt_b["cache_salt"]}) == 3
-    assert engine.front_end.errors.counts() == {"plan": 2}  # type: ignore[union-attr]
+    assert engine.front_end.errors.counts() == {"policy": 2}  # type: ignore[union-attr]
 
 
 async def test_what_a_client_asks_wrongly_is_refused_all_the_same() -> None:
@@ -321,7 +340,7 @@ async def test_info_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     engine = Engine(World())
     monkeypatch.setattr(InfoCollector, "collect", fail)
     assert await outputs_of(engine, reprise_info="on") == [output]
-    monkeypatch.setattr(async_llm, "wants_info", fail)
+    monkeypatch.setattr(info_reporter, "wants_info", fail)
     assert await outputs_of(engine) == [output]
     assert engine.front_end.errors.counts() == {"info": 2}  # type: ignore[union-attr]
 
@@ -333,11 +352,11 @@ async def test_a_refused_request_leaves_nothing_in_its_callers_task(
     seen: list[Any] = []
 
     async def generate(_self: Any, *_args: Any, **_kwargs: Any) -> Any:
-        seen.append(async_llm._current_info.get())
+        seen.append(info_reporter.current_info.get())
         if len(seen) == 1:
             raise RuntimeError("refused")
         yield SimpleNamespace(finished=False)
-        seen.append(async_llm._current_info.get())
+        seen.append(info_reporter.current_info.get())
         yield SimpleNamespace(finished=False)
 
     monkeypatch.setattr(AsyncLLM, "generate", generate)
@@ -345,7 +364,7 @@ async def test_a_refused_request_leaves_nothing_in_its_callers_task(
     with pytest.raises(RuntimeError, match="refused"):
         await outputs_of(engine, reprise_info="on")
     assert seen[0] is not None
-    assert async_llm._current_info.get() is None
+    assert info_reporter.current_info.get() is None
     await outputs_of(engine, reprise_info="on")
     assert isinstance(seen[1], InfoCollector)
     assert seen[1] is not seen[0]
@@ -368,11 +387,11 @@ async def test_nobody_waits_for_a_leader_that_left_while_it_was_admitted(
 
     async def admit() -> None:
         request, queue = world.make(RequestOutputKind.DELTA)
-        token = async_llm._current_plan.set(RequestPlan(RequestControl(), ""))
+        token = async_llm._current_policy.set(RequestPolicy(RequestControl(), ""))
         try:
             await engine._add_request(request, None, None, 0, queue)
         finally:
-            async_llm._current_plan.reset(token)
+            async_llm._current_policy.reset(token)
 
     task = asyncio.create_task(admit())
     await admitting.wait()
@@ -380,7 +399,7 @@ async def test_nobody_waits_for_a_leader_that_left_while_it_was_admitted(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert "has left" in await read_or_error(follower)
+    assert "has disconnected" in await read_or_error(follower)
     assert engine.aborted == ["r1"]
     assert world.processor.request_states == {}
     assert len(world.front_end.flights) == 0

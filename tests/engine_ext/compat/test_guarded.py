@@ -8,7 +8,7 @@ pytest.importorskip("vllm")
 
 from reprise.engine_ext.compat import guarded
 from reprise.engine_ext.compat.guarded import Original
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 
 
 class Runner:
@@ -33,7 +33,7 @@ def runner_class(monkeypatch: pytest.MonkeyPatch) -> type[Runner]:
     class Fresh(Runner):
         step = Runner.step
 
-    monkeypatch.setattr(guarded, "step_errors", SwallowedErrors())
+    monkeypatch.setattr(guarded, "step_errors", ErrorCounter())
     return Fresh
 
 

@@ -181,9 +181,9 @@ def test_a_hook_that_fails_in_a_step_is_counted_and_vllm_answers(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from reprise.engine_ext.compat import guarded
-    from reprise.engine_ext.core.swallowed import SwallowedErrors
+    from reprise.engine_ext.core.error_counter import ErrorCounter
 
-    monkeypatch.setattr(guarded, "step_errors", SwallowedErrors())
+    monkeypatch.setattr(guarded, "step_errors", ErrorCounter())
     registry = registry_of(ALL[0])
     assert registry.apply(
         Feature.STEP_EXCHANGE,

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from reprise.engine_ext.core.config import engine_config, load_config
-from reprise.engine_ext.core.swallowed import RECENT_S, SwallowedErrors
+from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter
 from reprise.engine_ext.frontend.admin_routes import AdminRoutes, SharedReply
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
@@ -53,7 +53,9 @@ class Engine:
         self.asked = 0
         memory = ExactMemory(max_bytes=1 << 20)
         self.front_end = SimpleNamespace(
-            config=load_config({"serving": serving}), memory=memory, stats=lambda: {"errors": {}}
+            config=load_config({"serving": serving}),
+            exact=SimpleNamespace(memory=memory),
+            stats=lambda: {"errors": {}},
         )
 
         async def nowhere() -> list[str]:
@@ -64,7 +66,7 @@ class Engine:
             tokenizer=Tokenizer,
             retrieval=None,
             find_retrieval=nowhere,
-            errors=SwallowedErrors(),
+            errors=ErrorCounter(),
         )
 
     async def get_worker_stats(self) -> list[Any]:
@@ -151,7 +153,7 @@ def test_the_token_is_not_taken_where_vllm_logs_it_and_never_shown() -> None:
 
 def test_texts_are_told_only_on_request() -> None:
     engine = Engine()
-    engine.front_end.memory.put(answer("secret"))
+    engine.front_end.exact.memory.put(answer("secret"))
     client = client_of(engine)
     assert "secret" not in client.get("/reprise/cache").text
     [row] = client.get("/reprise/cache?texts=true").json()["answers"]
@@ -183,12 +185,12 @@ REFUSED = {
 @pytest.mark.parametrize("query", REFUSED)
 def test_what_makes_no_sense_is_refused_and_removes_nothing(query: str) -> None:
     engine = Engine()
-    engine.front_end.memory.put(answer("kept"))
+    engine.front_end.exact.memory.put(answer("kept"))
     reply = client_of(engine).delete("/reprise/cache?" + query)
     assert reply.status_code == 400
     assert REFUSED[query] in reply.json()["detail"]
     assert "\n" not in reply.json()["detail"]
-    assert engine.front_end.memory.stats().answers == 1
+    assert engine.front_end.exact.memory.stats().answers == 1
 
 
 @pytest.mark.parametrize(
@@ -197,9 +199,9 @@ def test_what_makes_no_sense_is_refused_and_removes_nothing(query: str) -> None:
 )
 def test_a_body_that_makes_no_sense_is_refused(body: bytes) -> None:
     engine = Engine()
-    engine.front_end.memory.put(answer("kept"))
+    engine.front_end.exact.memory.put(answer("kept"))
     assert client_of(engine).request("DELETE", "/reprise/cache", content=body).status_code == 400
-    assert engine.front_end.memory.stats().answers == 1
+    assert engine.front_end.exact.memory.stats().answers == 1
 
 
 CHAT = "<s>system<user>What is AI?</user>"
@@ -221,7 +223,7 @@ KEPT: dict[str, set[str]] = {
 @pytest.mark.parametrize("query", KEPT)
 def test_each_condition_does_what_it_says(query: str) -> None:
     engine = Engine()
-    memory = engine.front_end.memory
+    memory = engine.front_end.exact.memory
     for each in (
         answer(CHAT),
         answer(FOLLOW_UP),
@@ -240,7 +242,7 @@ def test_each_condition_does_what_it_says(query: str) -> None:
 
 def test_conditions_in_the_body_do_the_same() -> None:
     engine = Engine()
-    engine.front_end.memory.put(answer(CHAT))
+    engine.front_end.exact.memory.put(answer(CHAT))
     reply = client_of(engine).request("DELETE", "/reprise/cache", json={"prompt": "What is AI?"})
     assert reply.json()["removed"] == 1
 
@@ -263,7 +265,7 @@ async def test_however_many_ask_the_workers_are_asked_once_in_a_while() -> None:
 
 def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
     now = [1000.0]
-    errors = SwallowedErrors(clock=lambda: now[0])
+    errors = ErrorCounter(clock=lambda: now[0])
 
     def report(*retrieval: RetrievalHealth, **given: Any) -> dict[str, Any]:
         options = {"is_dead": False, "errors": errors, "num_pending": 0, **given}
@@ -281,7 +283,7 @@ def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
     assert report(good, gone)["components"]["retrieval_1"]["detail"] == "no retrieval process"
     assert report(good, num_pending=1)["state"] == "degraded"
     assert report(good, is_dead=True)["state"] == "dead"
-    errors.swallow("watch", ValueError("once"))
+    errors.record("watch", ValueError("once"))
     assert report(good)["errors"] == {"watch": 1}
     assert report(good)["state"] == "degraded"
     now[0] += RECENT_S + 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.retrieval.api.answer import Answer
@@ -41,7 +41,7 @@ class Replica:
 
     def __init__(self, url: str | None, other: "Replica | None" = None) -> None:
         self.memory = ExactMemory(max_bytes=1 << 20)
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         self.retrieval: ProcessRetriever | None = None
         if url is not None:
             config = RetrievalConfig(url=url, embedding_model="lexical", clauses=False)

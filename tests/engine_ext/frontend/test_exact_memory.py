@@ -115,3 +115,18 @@ def test_an_answer_without_an_exact_key_is_refused() -> None:
     answer = Answer.create(prompt_token_ids=[1], response_token_ids=[2])
     with pytest.raises(ValueError, match="no exact key"):
         memory.put(answer)
+
+
+def test_the_times_of_dropped_answers_are_bounded_too() -> None:
+    now = [100.0]
+    one = make_answer(b"000").num_bytes
+    memory = ExactMemory(max_bytes=3 * one, clock=lambda: now[0])
+    for number in range(1000):
+        memory.put(make_answer(b"%03d" % number), ttl_s=1e6 + number)
+    assert memory.stats()[:3] == (3, 3 * one, 997)
+    assert len(memory._expiries) <= 2 * 4 + 64
+    # Those that are left expire at their time all the same.
+    now[0] += 1e6 + 998
+    assert [answer.exact_key for answer in memory.answers()] == [b"999"]
+    now[0] += 1
+    assert memory.answers() == []

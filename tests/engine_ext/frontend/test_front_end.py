@@ -12,12 +12,12 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend import front_end
-from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError, RequestPlan
-from reprise.engine_ext.request.http_exchange import HttpExchange
+from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError, RequestPolicy
+from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.retrieval.host import steady_clock
 
-PLAN = RequestPlan(RequestControl(), "")
+POLICY = RequestPolicy(RequestControl(), "")
 
 
 def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
@@ -48,7 +48,7 @@ class Client:
     def ask(
         self,
         *,
-        plan: RequestPlan = PLAN,
+        policy: RequestPolicy = POLICY,
         emits: tuple[int, ...] = (5, 6, 7),
         reason: FinishReason = FinishReason.STOP,
         lora: LoRARequest | None = None,
@@ -74,7 +74,7 @@ class Client:
             data_parallel_rank=None,
         )
         queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
-        hit = self.front_end.answer(request, None, queue, plan)
+        hit = self.front_end.answer(request, None, queue, policy)
         processor = self.front_end._replayer._processor
         if not hit:
             processor.add_request(request, None, None, 0, queue)
@@ -121,26 +121,26 @@ def test_what_did_not_end_by_itself_is_not_kept(client: Client, reason: FinishRe
 
 
 def test_control_words(client: Client) -> None:
-    def plan(**fields: Any) -> RequestPlan:
-        return RequestPlan(RequestControl(**fields), "")
+    def policy(**fields: Any) -> RequestPolicy:
+        return RequestPolicy(RequestControl(**fields), "")
 
-    client.ask(plan=plan(store=False))
-    assert client.ask(plan=plan(look_up=False, store=False))[0] == "miss"
+    client.ask(policy=policy(store=False))
+    assert client.ask(policy=policy(look_up=False, store=False))[0] == "miss"
     assert client.ask()[0] == "miss"
-    assert client.ask(plan=plan(look_up=False), emits=(8,)) == ("miss", [8])
+    assert client.ask(policy=policy(look_up=False), emits=(8,)) == ("miss", [8])
     assert client.ask() == ("exact", [8])
-    assert client.ask(plan=plan(only_if_cached=True)) == ("exact", [8])
+    assert client.ask(policy=policy(only_if_cached=True)) == ("exact", [8])
     with pytest.raises(NotCachedError, match="only-if-cached") as refused:
-        client.ask(plan=plan(only_if_cached=True), max_tokens=10, stop_token_ids=[4])
+        client.ask(policy=policy(only_if_cached=True), max_tokens=10, stop_token_ids=[4])
     assert refused.value.http_status == 504
     assert client.front_end.stats()["flights"] == 0
 
 
 def test_namespaces_do_not_share(client: Client) -> None:
-    client.ask(plan=RequestPlan(RequestControl(), "a"))
-    assert client.ask(plan=RequestPlan(RequestControl(), "b"))[0] == "miss"
+    client.ask(policy=RequestPolicy(RequestControl(), "a"))
+    assert client.ask(policy=RequestPolicy(RequestControl(), "b"))[0] == "miss"
     assert client.ask()[0] == "miss"
-    assert client.ask(plan=RequestPlan(RequestControl(), "a"))[0] == "exact"
+    assert client.ask(policy=RequestPolicy(RequestControl(), "a"))[0] == "exact"
 
 
 def test_seeded_and_sampled(client: Client) -> None:
@@ -182,7 +182,7 @@ def test_a_reloaded_adapter_is_another_model(client: Client) -> None:
     client.ask(lora=adapter)
     assert client.ask(lora=adapter)[0] == "exact"
     assert client.ask()[0] == "miss"
-    with client.front_end.adapters.change(1, loads=True):
+    with client.front_end.exact.adapters.change(1, loads=True):
         # A generation that begins while it loads may have either weights.
         assert client.ask(lora=adapter)[0] == "miss"
         assert client.ask(lora=adapter)[0] == "miss"
@@ -201,24 +201,24 @@ def test_an_adapter_reloaded_in_place_has_hits_again(client: Client, tmp_path: P
     # Not loaded by way of the engine client: nobody knows when its weights change.
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "miss"
-    with client.front_end.adapters.change(1, loads=True):
+    with client.front_end.exact.adapters.change(1, loads=True):
         pass
     assert client.ask(lora=in_place)[0] == "miss"
     assert client.ask(lora=in_place)[0] == "exact"
     with (
         pytest.raises(RuntimeError, match="no such adapter"),
-        client.front_end.adapters.change(1, loads=True),
+        client.front_end.exact.adapters.change(1, loads=True),
     ):
         raise RuntimeError("no such adapter")
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "miss"
-    with client.front_end.adapters.change(1, loads=True):
+    with client.front_end.exact.adapters.change(1, loads=True):
         pass
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "exact"
     (tmp_path / "adapter_model.safetensors").write_bytes(b"newer")
     assert client.ask(lora=in_place)[0] == "miss"
-    with client.front_end.adapters.change(1, loads=False):
+    with client.front_end.exact.adapters.change(1, loads=False):
         pass
     client.ask(lora=in_place)
     assert client.ask(lora=in_place)[0] == "miss"
@@ -238,21 +238,21 @@ def test_an_answer_older_than_the_request_accepts_is_generated_anew(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.ask()
-    young = RequestPlan(RequestControl(max_age_s=60.0), "")
-    assert client.ask(plan=young)[0] == "exact"
+    young = RequestPolicy(RequestControl(max_age_s=60.0), "")
+    assert client.ask(policy=young)[0] == "exact"
     monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 61)
     assert client.ask()[0] == "exact"
-    assert client.ask(plan=young, emits=(9,)) == ("miss", [9])
-    assert client.ask(plan=young) == ("exact", [9])
+    assert client.ask(policy=young, emits=(9,)) == ("miss", [9])
+    assert client.ask(policy=young) == ("exact", [9])
 
 
 def test_outcomes_are_told_to_the_exchange(client: Client) -> None:
-    exchange = HttpExchange({}, None)
-    client.ask(plan=RequestPlan(RequestControl(), "", exchange))
-    assert exchange.outcome() == "miss"
-    exchange = HttpExchange({}, None)
-    client.ask(plan=RequestPlan(RequestControl(), "", exchange))
-    assert exchange.outcome() == "exact"
+    http_context = HttpRequestContext({}, None)
+    client.ask(policy=RequestPolicy(RequestControl(), "", http_context))
+    assert http_context.outcome() == "miss"
+    http_context = HttpRequestContext({}, None)
+    client.ask(policy=RequestPolicy(RequestControl(), "", http_context))
+    assert http_context.outcome() == "exact"
 
 
 def test_an_error_of_ours_becomes_a_generation(
@@ -263,7 +263,7 @@ def test_an_error_of_ours_becomes_a_generation(
     def broken(_key: bytes) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(client.front_end.memory, "get", broken)
+    monkeypatch.setattr(client.front_end.exact.memory, "get", broken)
     assert client.ask(emits=(4,)) == ("miss", [4])
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
 
@@ -289,7 +289,19 @@ def test_an_error_of_ours_does_not_end_streaming_input(
     queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
     processor.add_request(request, None, None, 0, queue)
     monkeypatch.setattr(front_end, "refusal", None)
-    assert not client.front_end.answer(request, None, queue, PLAN)
+    assert not client.front_end.answer(request, None, queue, POLICY)
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
     assert processor.has_request("r")
     assert processor.request_states["r"].queue is queue
+
+
+def test_a_paused_engine_decides_on_every_request(client: Client) -> None:
+    client.ask()
+    client.front_end.is_paused = True
+    assert client.ask(emits=(9,)) == ("miss", [9])
+    assert client.front_end.refusals == {"paused engine": 1}
+    assert client.front_end.stats()["flights"] == 0
+    with pytest.raises(NotCachedError):
+        client.ask(policy=RequestPolicy(RequestControl(only_if_cached=True), ""))
+    client.front_end.is_paused = False
+    assert client.ask() == ("exact", [5, 6, 7])

@@ -21,7 +21,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.outputs import LogprobsLists
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend import one_token_outputs
 from reprise.engine_ext.frontend.one_token_outputs import (
     OneTokenCollector,
@@ -32,7 +32,7 @@ from reprise.engine_ext.frontend.one_token_outputs import (
 )
 from reprise.engine_ext.frontend.replay import Ending, Replayer
 from reprise.engine_ext.frontend.single_flight import SingleFlight
-from reprise.engine_ext.request.http_exchange import HttpExchange, current_exchange
+from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 
 # Answers in each parser's own format, two calls where it knows several; the answers' markers, which
 # models have as tokens.
@@ -203,7 +203,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.processor = OutputProcessor(TOKENIZER, log_stats=True)
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         OneTokenOutputs(self.processor, errors=self.errors)
         self.replayer = Replayer(self.processor, chunk_tokens=16, errors=self.errors)
         self.flights = SingleFlight(self.processor, self.replayer, errors=self.errors)
@@ -479,11 +479,13 @@ def test_which_streams_a_parser_may_read(
     request, _ = make("r")
     assert request.sampling_params is not None
     request.sampling_params.output_kind = kind
-    token = current_exchange.set(HttpExchange({}, None, path=path) if path is not None else None)
+    token = current_http_context.set(
+        HttpRequestContext({}, None, path=path) if path is not None else None
+    )
     try:
         assert parser_may_read(request) is reads
     finally:
-        current_exchange.reset(token)
+        current_http_context.reset(token)
 
 
 def test_a_server_with_a_parser_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.replay import Ending, Replayer
 from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 
@@ -38,7 +38,7 @@ class Desk:
 
     def __init__(self, *, log_stats: bool = True) -> None:
         self.processor = OutputProcessor(TOKENIZER, log_stats=log_stats)
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         self.replayer = Replayer(self.processor, chunk_tokens=3, errors=self.errors)
         self.flights = SingleFlight(self.processor, self.replayer, errors=self.errors)
         self.finished: list[FinishedFlight] = []
@@ -301,6 +301,68 @@ async def test_followers_of_a_refused_leader_fail_with_it() -> None:
     with pytest.raises(RuntimeError, match="queue is full"):
         await queue.get()
     assert desk.processor.request_states == {}
+
+
+class RefusalError(Exception):
+    """What vLLM 0.33 makes of the error in an output."""
+
+
+class RefusingError:
+    """As vLLM 0.33's `RequestError`."""
+
+    def to_exception(self) -> Exception:
+        return RefusalError("Generation is paused.")
+
+
+def refuse(desk: Desk, request_id: str) -> None:
+    """Refuse a request on its arrival in the engine, as vLLM 0.33 does."""
+    if "error" in EngineCoreOutput.__struct_fields__:
+        from vllm.outputs import RequestError
+
+        error = RequestError(code="engine_paused", message="paused", retryable=True)
+        output = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR, error=error)
+    else:
+        # vLLM 0.32 knows no such output: its processor would make an empty answer of it.
+        class RefusedOutput(EngineCoreOutput):  # type: ignore[misc]
+            error: Any = None
+
+        output = RefusedOutput(
+            request_id, [], finish_reason=FinishReason.ERROR, error=RefusingError()
+        )
+        state = desk.processor.request_states.get(request_id)
+        if state is not None:
+            state.queue.put(output.error.to_exception())
+            desk.processor._finish_request(state)
+    assert desk.processor.process_outputs([output], 1.0, None, "w").reqs_to_abort == []
+
+
+@pytest.mark.parametrize("leader_left", [False, True])
+async def test_followers_of_a_leader_that_the_engine_refuses_get_its_error(
+    leader_left: bool,
+) -> None:
+    """Each an exception of its own; an empty answer would look like one of the model's."""
+    desk = Desk()
+    leader, leader_queue = make("leader", RequestOutputKind.FINAL_ONLY)
+    desk.lead(leader, leader_queue)
+    queues = [] if leader_left else [leader_queue]
+    for name in ("one", "two"):
+        request, queue = make(name, RequestOutputKind.FINAL_ONLY)
+        assert desk.flights.join(b"k", request, "p", queue)
+        queues.append(queue)
+    if leader_left:
+        assert desk.processor.abort_requests(["leader"], internal=True) == []
+    refuse(desk, "leader")
+    errors = []
+    for queue in queues:
+        with pytest.raises(Exception, match="aused") as caught:
+            await queue.get()
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == len(queues)
+    assert desk.processor.request_states == {}
+    assert (len(desk.flights), desk.finished, desk.ended) == (0, [], 1)
+    assert desk.errors.counts() == {}
+    # The next one is no follower of what is over.
+    assert not desk.flights.join(b"k", *_late())
 
 
 async def test_an_aborted_replay_stops_and_the_engine_is_not_asked() -> None:

@@ -17,7 +17,7 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.request.request_control import RequestControl
-from reprise.engine_ext.request.request_plan import RequestPlan
+from reprise.engine_ext.request.request_policy import RequestPolicy
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
@@ -89,7 +89,7 @@ def ask(front: FrontEnd, request_id: str) -> None:
         trace_headers=PARENT,
     )
     queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
-    if not front.answer(request, None, queue, RequestPlan(RequestControl(), "")):
+    if not front.answer(request, None, queue, RequestPolicy(RequestControl(), "")):
         processor = front._replayer._processor
         processor.add_request(request, None, None, 0, queue)
         output = EngineCoreOutput(

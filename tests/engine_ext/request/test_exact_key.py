@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprise.engine_ext.request import exact_key
+from reprise.engine_ext.request.exact_key import exact_key
 from reprise.retrieval.api.namespace import check_namespace
 
 BASE = {

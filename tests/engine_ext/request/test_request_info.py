@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from reprise.engine_ext.frontend import draft_counts_fetcher
-from reprise.engine_ext.frontend.draft_counts_fetcher import DraftCountsFetcher
+from reprise.engine_ext.request import draft_counts_fetcher
+from reprise.engine_ext.request.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request.request_info import (
     DraftCounts,
-    DraftCountsKeeper,
+    DraftCountsStore,
     InfoCollector,
     RequestInfo,
     SourceCounts,
@@ -42,16 +42,16 @@ class Workers:
     """Two workers, of which the second drafts; a request is over at the n-th time of asking."""
 
     def __init__(self, over_at: int = 1) -> None:
-        self.keeper = DraftCountsKeeper()
+        self.store = DraftCountsStore()
         self.asked: list[list[str]] = []
         self._over_at = over_at
 
     async def ask(self, request_ids: Sequence[str]) -> list[Any]:
         self.asked.append(list(request_ids))
         if len(self.asked) == self._over_at:
-            self.keeper.keep("a", stats(5, 20, 9))
-            self.keeper.keep("b", None)
-        return [{}, self.keeper.take(request_ids)]
+            self.store.put("a", stats(5, 20, 9))
+            self.store.put("b", None)
+        return [{}, self.store.take(request_ids)]
 
 
 async def test_counts_come_from_whichever_worker_has_them() -> None:
@@ -65,7 +65,7 @@ async def test_counts_come_from_whichever_worker_has_them() -> None:
     assert told.drafts is not None
     assert told.drafts.steps == 5
     assert told.drafts.by_source["near_answer"] == SourceCounts(20, 9)
-    assert workers.keeper.take(["a", "b"]) == {}
+    assert workers.store.take(["a", "b"]) == {}
 
 
 async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> None:
@@ -79,8 +79,8 @@ async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> 
 async def test_a_worker_that_never_tells_costs_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert draft_counts_fetcher._GIVES_UP_S <= 1
-    monkeypatch.setattr(draft_counts_fetcher, "_GIVES_UP_S", 0.1)
+    assert draft_counts_fetcher._TIMEOUT_S <= 1
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 0.1)
     collector, workers = InfoCollector(), Workers(over_at=99)
     collector.generates("a")
     assert (await collector.collect(DraftCountsFetcher(workers.ask).fetch)).drafts is None
@@ -138,11 +138,11 @@ async def test_an_exact_hit_asks_no_worker() -> None:
 
 
 def test_what_nobody_asks_for_gives_way() -> None:
-    keeper = DraftCountsKeeper()
+    store = DraftCountsStore()
     for number in range(3000):
-        keeper.keep(str(number), None)
-    assert keeper.take(["0"]) == {}
-    assert keeper.take(["2999"]) == {"2999": {"steps": 0, "by_source": {}}}
+        store.put(str(number), None)
+    assert store.take(["0"]) == {}
+    assert store.take(["2999"]) == {"2999": {"steps": 0, "by_source": {}}}
 
 
 def test_several_requests_are_told_together() -> None:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.request import server_middleware
-from reprise.engine_ext.request.http_exchange import current_exchange
+from reprise.engine_ext.request.http_context import current_http_context
 from reprise.engine_ext.request.tenants import SOLE_TENANT, key_namespace
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
@@ -59,8 +59,8 @@ async def test_vllms_app_has_the_middleware_and_it_the_keys() -> None:
     seen = []
 
     async def health(_request: Any) -> PlainTextResponse:
-        exchange = current_exchange.get()
-        seen.append(exchange.tenant if exchange is not None else "no exchange")
+        context = current_http_context.get()
+        seen.append(context.tenant if context is not None else "no context")
         return PlainTextResponse("")
 
     assert install()

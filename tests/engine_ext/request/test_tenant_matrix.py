@@ -327,7 +327,7 @@ def test_the_log_says_once_that_requests_are_private(
     server = server_of(mode)
     for _ in range(2):
         ask(server, questions()[0], Asker(ONE), max_tokens=4)
-    assert len(re.findall("nobody knows whose such a request", server.log())) == 1
+    assert len(re.findall("The tenant of such a request", server.log())) == 1
     assert "expected 0.32.x; there will be no exact hits" in server.log()
 
 

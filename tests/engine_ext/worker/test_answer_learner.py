@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
 from reprise.retrieval import Answer
 from reprise.retrieval.api.config import RetrievalConfig
@@ -65,7 +65,7 @@ def holds_secret(*roots: object) -> bool:
 
 
 def test_no_trace_of_a_removed_answer_is_left() -> None:
-    provider, overlap, errors = DraftProvider(), TokenOverlap(), SwallowedErrors()
+    provider, overlap, errors = DraftProvider(), TokenOverlap(), ErrorCounter()
     config = RetrievalConfig(embedding_model="lexical", clauses=False)
     retriever = LocalRetriever(
         config, embedder=Embedder("lexical"), decode=lambda ids: " ".join(map(str, ids))
@@ -117,7 +117,7 @@ class HeldUp(LocalRetriever):
 
 
 def test_long_requests_are_refused_before_they_fill_the_memory() -> None:
-    retriever, errors = HeldUp(), SwallowedErrors()
+    retriever, errors = HeldUp(), ErrorCounter()
     learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
     prompt = np.zeros(131_072, np.int32)
     for number in range(100):

@@ -10,8 +10,8 @@ pytest.importorskip("vllm")
 
 from vllm import SamplingParams
 
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.core.swallowed import SwallowedErrors
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.retrieval import Answer, RetrievalConfig
@@ -47,7 +47,7 @@ class World:
         self.retriever = LocalRetriever(config, embedder=self.embedder)
         self.provider = DraftProvider(DraftConfig(verify_cost=0.0))
         self.overlap = TokenOverlap()
-        self.errors = SwallowedErrors()
+        self.errors = ErrorCounter()
         self.near = NearDrafts(
             self.provider, self.retriever, self.overlap, max_near=4, errors=self.errors
         )

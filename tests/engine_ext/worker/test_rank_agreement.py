@@ -19,7 +19,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from reprise.engine_ext.worker import rank_agreement, verification, worker_installs
 from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
 from tests_of_ranks import Batch, sampled
@@ -38,7 +38,7 @@ def broken(*_, **__):
 
 if case == "at the start" and rank == 1:
     worker_installs.verify = broken
-errors = SwallowedErrors()
+errors = ErrorCounter()
 worker_installs.install(
     RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")), errors
 )

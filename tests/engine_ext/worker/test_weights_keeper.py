@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.predictor.features import Weights
@@ -18,8 +18,8 @@ TOKENIZER_KEY = "0123456789abcdef"
 
 
 @pytest.fixture
-def errors() -> SwallowedErrors:
-    return SwallowedErrors()
+def errors() -> ErrorCounter:
+    return ErrorCounter()
 
 
 def a_provider() -> DraftProvider:
@@ -48,7 +48,7 @@ def test_by_default_the_file_lies_beside_the_sqlite_file() -> None:
 
 
 def test_what_one_worker_learned_the_next_one_goes_on_from(
-    tmp_path: Path, errors: SwallowedErrors
+    tmp_path: Path, errors: ErrorCounter
 ) -> None:
     path = tmp_path / "weights"
     first = a_provider()
@@ -69,7 +69,7 @@ def test_what_one_worker_learned_the_next_one_goes_on_from(
     assert errors.counts() == {}
 
 
-def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, errors: SwallowedErrors) -> None:
+def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, errors: ErrorCounter) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"no weights")
     provider = a_provider()
@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, errors: Swallowe
 
 
 def test_a_file_that_cannot_be_written_is_counted_and_drafting_goes_on(
-    tmp_path: Path, errors: SwallowedErrors
+    tmp_path: Path, errors: ErrorCounter
 ) -> None:
     provider = a_provider()
     keeper = WeightsKeeper(provider, tmp_path / "no folder" / "weights", errors=errors)

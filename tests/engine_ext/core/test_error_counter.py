@@ -2,24 +2,24 @@
 
 import pytest
 
-from reprise.engine_ext.core import swallowed
-from reprise.engine_ext.core.swallowed import RECENT_S, SwallowedErrors
+from reprise.engine_ext.core import error_counter
+from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter
 
 
 def test_an_error_speaks_against_health_for_a_while_and_counts_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(swallowed.logger, "error", lambda *_words, **_more: None)
+    monkeypatch.setattr(error_counter.logger, "error", lambda *_words, **_more: None)
     now_s = 0.0
-    errors = SwallowedErrors(clock=lambda: now_s)
+    errors = ErrorCounter(clock=lambda: now_s)
     assert errors.recent() == {}
-    errors.swallow("a", RuntimeError("x"))
+    errors.record("a", RuntimeError("x"))
     now_s = RECENT_S / 2
-    errors.swallow("b", RuntimeError("y"))
+    errors.record("b", RuntimeError("y"))
     assert errors.recent() == {"a": 1, "b": 1}
     now_s = RECENT_S
     assert errors.recent() == {"b": 1}
-    errors.swallow("a", RuntimeError("x"))
+    errors.record("a", RuntimeError("x"))
     assert errors.recent() == {"a": 2, "b": 1}
     now_s = 3 * RECENT_S
     assert errors.recent() == {}

@@ -1,7 +1,7 @@
-"""The workers are asked for the drafts of all requests that want to be told, together.
+"""Fetches the draft counts of all requests that asked for them from the workers, together.
 
-Each question to a worker is a step's wait: it is answered between two engine steps. So however many
-clients ask to be told, there is one question at a time, for everybody, and a pause after it.
+Each call to a worker delays a step: it is answered between two engine steps. So however many
+clients ask for information, there is one call at a time, for all of them, and a pause after it.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ import msgspec
 from reprise.engine_ext.request.request_info import DraftCounts
 
 AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
-"""From request ids to what each worker's `DraftCountsKeeper.take` gives."""
+"""From request ids to what each worker's `DraftCountsStore.take` returns."""
 
-# The worker lets go of a request one step after its last output, or after the abort at a stop
+# The worker drops a request one step after its last output, or after the abort at a stop
 # string: until then there is nothing to fetch.
 _MIN_PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.16
-_GIVES_UP_S = 1.0
+_TIMEOUT_S = 1.0
 
 
 class DraftCountsFetcher:
@@ -34,10 +34,10 @@ class DraftCountsFetcher:
         """Wait for the counts of these requests, about a second at most.
 
         Returns:
-            By request id, what the workers have told by then.
+            By request id, what the workers have reported by then.
 
         Raises:
-            Exception: they could not be asked.
+            Exception: the call failed.
         """
         if not request_ids:
             return {}
@@ -47,7 +47,7 @@ class DraftCountsFetcher:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            done, _ = await asyncio.wait(futures.values(), timeout=_GIVES_UP_S)
+            done, _ = await asyncio.wait(futures.values(), timeout=_TIMEOUT_S)
         finally:
             for request_id in futures:
                 self._waiting.pop(request_id, None)
@@ -64,11 +64,11 @@ class DraftCountsFetcher:
             self._task = None
 
     async def _ask(self, request_ids: list[str]) -> bool:
-        """Whether the workers had anything to tell."""
+        """Ask once; return whether the workers had counts of any of these requests."""
         found: dict[str, DraftCounts] = {}
         try:
-            for kept in await self._ask_workers(request_ids):
-                found.update(msgspec.convert(kept or {}, dict[str, DraftCounts]))
+            for counts_of in await self._ask_workers(request_ids):
+                found.update(msgspec.convert(counts_of or {}, dict[str, DraftCounts]))
         except Exception as error:
             for request_id in request_ids:
                 future = self._waiting.pop(request_id, None)

@@ -13,8 +13,13 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import EXTRA_ARGS_KEY, RequestHints, read_hints
 from reprise.engine_ext.proposer import CacheHitProposer
 from reprise.engine_ext.request import tenants
-from reprise.engine_ext.request.http_exchange import HttpExchange, current_exchange
-from reprise.engine_ext.request.request_plan import RequestPlan, behind_wall, settle, with_plan
+from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
+from reprise.engine_ext.request.request_policy import (
+    RequestPolicy,
+    resolve_policy,
+    with_cache_salt,
+    with_policy,
+)
 from reprise.engine_ext.request.tenants import SOLE_TENANT, ServerTenants, is_private, key_namespace
 from reprise.spec.predictor.weights import salt_of
 
@@ -24,14 +29,14 @@ NOT_SEEN = ServerTenants(others_check=True)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tenants, "_told", set())
-    token = current_exchange.set(None)
+def _nothing_warned_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tenants, "_warned", set())
+    token = current_http_context.set(None)
     yield
-    current_exchange.reset(token)
+    current_http_context.reset(token)
 
 
-def plan_of(
+def policy_of(
     server: ServerTenants | None = None,
     authorization: str | None = None,
     *,
@@ -40,12 +45,12 @@ def plan_of(
     headers: dict[str, str] | None = None,
     params: SamplingParams | None = None,
     **settings: Any,
-) -> RequestPlan:
-    """The plan of a request to a server; without one, past it."""
+) -> RequestPolicy:
+    """The policy of a request to a server; without one, past it."""
     if server is not None:
-        current_exchange.set(HttpExchange(headers or {}, server.tenant_of(authorization)))
+        current_http_context.set(HttpRequestContext(headers or {}, server.tenant_of(authorization)))
     prompt = {"prompt_token_ids": [1], **({"cache_salt": salt} if salt else {})}
-    return settle(
+    return resolve_policy(
         load_config(settings),
         prompt,
         params or SamplingParams(),
@@ -76,47 +81,47 @@ def test_whose_a_request_is(
     salt: str | None,
     namespace: str | None,
 ) -> None:
-    plan = plan_of(server, authorization, salt=salt)
-    hints = read_hints(with_plan(SamplingParams(), plan))
+    policy = policy_of(server, authorization, salt=salt)
+    hints = read_hints(with_policy(SamplingParams(), policy))
     assert hints.namespace == namespace
     if namespace is None:
-        assert is_private(plan.namespace)
-        assert not plan.shares
-        assert (plan.control.look_up, plan.control.store, hints.store) == (False, False, False)
-        assert plan.cache_salt is None
+        assert is_private(policy.namespace)
+        assert not policy.shares
+        assert (policy.control.look_up, policy.control.store, hints.store) == (False, False, False)
+        assert policy.cache_salt is None
     else:
-        assert plan.namespace == namespace
-        assert plan.shares
-        assert plan.control.look_up
+        assert policy.namespace == namespace
+        assert policy.shares
+        assert policy.control.look_up
     # Whatever the server is like, the operator's word puts everything into one.
-    assert plan_of(server, authorization, salt=salt, namespace="all").namespace == "all"
+    assert policy_of(server, authorization, salt=salt, namespace="all").namespace == "all"
 
 
 def test_a_program_may_say_that_its_requests_are_one_tenants() -> None:
-    assert plan_of(is_sole_tenant=True).namespace == SOLE_TENANT
-    assert plan_of(is_sole_tenant=True, salt="s").namespace == "salt-s"
+    assert policy_of(is_sole_tenant=True).namespace == SOLE_TENANT
+    assert policy_of(is_sole_tenant=True, salt="s").namespace == "salt-s"
     # What comes through a server with keys all the same has its key's.
-    assert plan_of(KEYED, "Bearer a", is_sole_tenant=True).namespace == key_namespace("a")
-    assert not plan_of(KEYED, "Bearer c", is_sole_tenant=True).shares
+    assert policy_of(KEYED, "Bearer a", is_sole_tenant=True).namespace == key_namespace("a")
+    assert not policy_of(KEYED, "Bearer c", is_sole_tenant=True).shares
 
 
 def test_a_client_names_its_namespace_only_where_the_operator_allows_it() -> None:
     named = {"headers": {"x-reprise-namespace": "mine"}}
-    assert plan_of(KEYED, "Bearer a", **named).namespace == key_namespace("a")
+    assert policy_of(KEYED, "Bearer a", **named).namespace == key_namespace("a")
     allowed = {"serving": {"client_namespaces": True}}
-    assert plan_of(KEYED, "Bearer a", **named, **allowed).namespace == "mine"
-    assert plan_of(KEYED, "Bearer a", **named, **allowed, namespace="all").namespace == "all"
+    assert policy_of(KEYED, "Bearer a", **named, **allowed).namespace == "mine"
+    assert policy_of(KEYED, "Bearer a", **named, **allowed, namespace="all").namespace == "all"
     xargs = SamplingParams(extra_args={"reprise_namespace": "theirs"})
-    assert plan_of(KEYED, "Bearer a", params=xargs).namespace == key_namespace("a")
+    assert policy_of(KEYED, "Bearer a", params=xargs).namespace == key_namespace("a")
 
 
 def test_two_private_requests_have_nothing_in_common() -> None:
-    assert plan_of(KEYED).namespace != plan_of(KEYED).namespace
+    assert policy_of(KEYED).namespace != policy_of(KEYED).namespace
 
 
 def test_what_a_client_puts_under_our_key_is_gone() -> None:
     forged = SamplingParams(extra_args={EXTRA_ARGS_KEY: {"namespace": "another's"}, "other": 1})
-    hinted = with_plan(forged, plan_of(KEYED, "Bearer a", params=forged))
+    hinted = with_policy(forged, policy_of(KEYED, "Bearer a", params=forged))
     assert read_hints(hinted) == RequestHints(namespace=key_namespace("a"))
     assert hinted.extra_args["other"] == 1
 
@@ -125,14 +130,14 @@ def test_the_log_tells_once_for_each_way_in(monkeypatch: pytest.MonkeyPatch) -> 
     lines: list[Any] = []
     monkeypatch.setattr(tenants.logger, "warning", lambda *words: lines.append(words))
     for _ in range(3):
-        plan_of(KEYED, "Bearer a")
-        plan_of(KEYED, namespace="all")
-        plan_of(KEYED, salt="s")
+        policy_of(KEYED, "Bearer a")
+        policy_of(KEYED, namespace="all")
+        policy_of(KEYED, salt="s")
     assert lines == []
     for _ in range(3):
-        plan_of(KEYED)
-        current_exchange.set(None)
-        plan_of()
+        policy_of(KEYED)
+        current_http_context.set(None)
+        policy_of()
     assert len(lines) == 2
 
 
@@ -160,16 +165,16 @@ async def test_prefix_caches_are_as_far_apart_as_namespaces(salt: str | None) ->
 
     salts = {}
     for key in ("a", "b"):
-        plan = plan_of(KEYED, f"Bearer {key}", salt=salt)
-        params = with_plan(SamplingParams(), plan)
+        policy = policy_of(KEYED, f"Bearer {key}", salt=salt)
+        params = with_policy(SamplingParams(), policy)
         given = {"prompt_token_ids": [1], **({"cache_salt": salt} if salt else {})}
-        walled = behind_wall(given, plan, params)
-        core = behind_wall(core_request(salt), plan, params)
-        parts = [part async for part in behind_wall(stream(), plan, params)]
+        walled = with_cache_salt(given, policy, params)
+        core = with_cache_salt(core_request(salt), policy, params)
+        parts = [part async for part in with_cache_salt(stream(), policy, params)]
         assert "cache_salt" not in given or given["cache_salt"] == salt
-        assert core.cache_salt == walled["cache_salt"] == plan.cache_salt
-        assert {part.prompt["cache_salt"] for part in parts} == {plan.cache_salt}
-        assert read_hints(parts[0].sampling_params).namespace == plan.namespace
+        assert core.cache_salt == walled["cache_salt"] == policy.cache_salt
+        assert {part.prompt["cache_salt"] for part in parts} == {policy.cache_salt}
+        assert read_hints(parts[0].sampling_params).namespace == policy.namespace
         assert parts[1].sampling_params is None
         salts[key] = walled["cache_salt"]
     assert salts["a"] != salts["b"]
@@ -177,10 +182,10 @@ async def test_prefix_caches_are_as_far_apart_as_namespaces(salt: str | None) ->
 
 
 def test_a_private_request_keeps_the_salt_that_it_has_none_of() -> None:
-    plan = plan_of(KEYED)
+    policy = policy_of(KEYED)
     prompt = {"prompt_token_ids": [1]}
-    assert behind_wall(prompt, plan, SamplingParams()) == prompt
-    assert behind_wall(core_request(None), plan, SamplingParams()).cache_salt is None
+    assert with_cache_salt(prompt, policy, SamplingParams()) == prompt
+    assert with_cache_salt(core_request(None), policy, SamplingParams()).cache_salt is None
 
 
 def worker(*, namespace: str | None = None, has_ids: bool = True) -> CacheHitProposer:

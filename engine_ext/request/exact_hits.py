@@ -1,7 +1,7 @@
-"""Which requests may be answered from the cache, and the keys under which their answers lie.
+"""Decides which requests may be answered from the cache, and makes the keys of their answers.
 
 A request is answered from the cache only if generating would give the same tokens. Whatever is
-not known to be so passes through to the engine: a refusal costs a generation, nothing else.
+not known to do so passes through to the engine: a refusal costs a generation, nothing else.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ UNKEYED_FIELDS = frozenset(
         "skip_reading_prefix_cache",
     }
 )
-"""Fields that change how an answer is handed out, or that follow from keyed ones."""
+"""Fields that change how an answer is delivered, or that follow from keyed ones."""
 
 REQUEST_FIELDS_KEYED = frozenset(
     {"prompt_token_ids", "reasoning_ended", "reasoning_parser_kwargs", "sampling_params"}
@@ -125,11 +125,15 @@ REQUEST_FIELDS_UNKEYED = frozenset(
 )
 """Those that say where, when and for whom an answer is generated, not what it is."""
 
+# Of vLLM's `rejection_sample_method`: synthetic, and FLy from 0.33 on, accept drafts that the model
+# would not have sampled, so that an answer depends on what happened to be drafted.
+_LOSSLESS_METHODS = frozenset({"standard", "block"})
+
 _ENGINE_TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
 class ExactKeys(NamedTuple):
-    """Where a request's answer may lie."""
+    """The keys that a request's answer may be stored under."""
 
     complete: bytes
     """An answer that ended by itself: good for every `max_tokens` that has room for it."""
@@ -138,31 +142,35 @@ class ExactKeys(NamedTuple):
 
 
 def is_greedy(params: "SamplingParams") -> bool:
-    """Whether the likeliest token is taken at every step."""
+    """Return whether the most probable token is taken at every step."""
     return bool(params.temperature < _GREEDY_BELOW)
 
 
 def is_determined(params: "SamplingParams") -> bool:
-    """Whether the settings alone fix the answer: greedy, or seeded."""
+    """Return whether the settings alone determine the answer: greedy, or seeded."""
     return is_greedy(params) or params.seed is not None
 
 
 def unsupported_engine(vllm_config: Any) -> str | None:
-    """Why no request of this engine can be answered from the cache; None if some can."""
+    """Return why no request of this engine can be answered from the cache; None if some can."""
     model = vllm_config.model_config
     if vllm_config.kv_transfer_config is not None:
-        return "the engine hands KV caches to or takes them from another"
+        return "KV caches are transferred to or from another engine"
     if getattr(model, "enable_return_routed_experts", False):
         return "the engine returns routed experts"
     if getattr(model, "return_sampling_mask", False):
         return "the engine returns sampling masks"
     if getattr(model, "is_diffusion", False):
         return "the model does not generate token by token"
+    speculative = getattr(vllm_config, "speculative_config", None)
+    method = getattr(speculative, "rejection_sample_method", "standard")
+    if method not in _LOSSLESS_METHODS:
+        return f"the rejection sampling method {method!r} may change outputs"
     return None
 
 
 def refusal(request: "EngineCoreRequest", mode: ExactHits) -> str | None:
-    """Why this request has to be generated and its answer not kept; None if it may be replayed."""
+    """Return why this request must be generated and its answer not stored; None: it need not."""
     params = request.sampling_params
     if mode == "off":
         return "exact hits are off"
@@ -196,7 +204,7 @@ def exact_keys(
     namespace: str,
     model_key: str,
 ) -> ExactKeys:
-    """The keys of a request that `refusal` lets pass.
+    """Return the keys of a request that `refusal` accepts.
 
     Raises:
         ValueError: a setting has no encoding; such a request cannot be replayed.
@@ -219,7 +227,7 @@ def exact_keys(
 
 
 def sampling_fields(params: "SamplingParams") -> dict[str, Any]:
-    """The keyed fields as plain values; those that greedy decoding ignores are left out."""
+    """Return the keyed fields as plain values, without those that greedy decoding ignores."""
     plain = {name: _plain(name, getattr(params, name)) for name in KEYED_FIELDS}
     if is_greedy(params):
         plain["seed"] = None

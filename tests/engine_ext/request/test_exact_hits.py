@@ -1,8 +1,10 @@
 """Eligibility and keys: every field of vLLM's SamplingParams is classified, and it matters."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
+from vllm.config.speculative import RejectionSampleMethod, SpeculativeConfig
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import (
     RepetitionDetectionParams,
@@ -12,7 +14,7 @@ from vllm.sampling_params import (
 )
 from vllm.v1.engine import EngineCoreRequest
 
-from reprise.engine_ext.frontend.exact_hits import (
+from reprise.engine_ext.request.exact_hits import (
     KEYED_FIELDS,
     REFUSED_FIELDS,
     REQUEST_FIELDS_IN_KEY_OTHERWISE,
@@ -23,6 +25,7 @@ from reprise.engine_ext.frontend.exact_hits import (
     exact_keys,
     is_determined,
     refusal,
+    unsupported_engine,
 )
 
 BASE: dict[str, Any] = {"temperature": 0.7, "seed": 11, "max_tokens": 50}
@@ -236,3 +239,22 @@ def test_kv_transfer_passes_through() -> None:
 def test_an_adapter_is_no_reason_to_refuse_here() -> None:
     adapter = LoRARequest("a", 1, "/nowhere")
     assert refusal(make_request(lora_request=adapter), "always") is None
+
+
+def engine(**speculative: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        model_config=SimpleNamespace(),
+        kv_transfer_config=None,
+        speculative_config=SimpleNamespace(**speculative) if speculative else None,
+    )
+
+
+def test_nothing_is_exact_where_drafts_change_answers() -> None:
+    """FLy is of vLLM 0.33; a method that is not known here is not taken for lossless."""
+    assert unsupported_engine(engine()) is None
+    default = SpeculativeConfig.__dataclass_fields__["rejection_sample_method"].default
+    assert unsupported_engine(engine(rejection_sample_method=default)) is None
+    for method in {*get_args(RejectionSampleMethod), "fly", "new"} - {"standard", "block"}:
+        reason = unsupported_engine(engine(rejection_sample_method=method))
+        assert reason is not None
+        assert method in reason

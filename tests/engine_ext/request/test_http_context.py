@@ -6,10 +6,10 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from reprise.engine_ext.request.http_exchange import (
-    ExchangeMiddleware,
-    HttpExchange,
-    current_exchange,
+from reprise.engine_ext.request.http_context import (
+    HttpContextMiddleware,
+    HttpRequestContext,
+    current_http_context,
 )
 from reprise.engine_ext.request.request_info import DraftCounts, RequestInfo, SourceCounts
 from reprise.engine_ext.request.tenants import ServerTenants, key_namespace
@@ -31,7 +31,7 @@ async def run(
         return {"type": "http.request"}
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await ExchangeMiddleware(app, tenants)({"type": kind, "headers": raw}, receive, send)
+    await HttpContextMiddleware(app, tenants)({"type": kind, "headers": raw}, receive, send)
     return sent
 
 
@@ -41,11 +41,11 @@ async def test_headers_and_key_reach_the_engine_client_and_the_outcome_the_reply
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
-        exchange = current_exchange.get()
-        assert exchange is not None
-        seen.append((exchange.headers, exchange.tenant))
+        http_context = current_http_context.get()
+        assert http_context is not None
+        seen.append((http_context.headers, http_context.tenant))
         # As with a stream: the cache is asked only now, after the head was handed over.
-        exchange.add_outcome(lambda: next(kinds))
+        http_context.add_outcome(lambda: next(kinds))
         await send({"type": "http.response.body", "body": b"1", "more_body": True})
         await send({"type": "http.response.body", "body": b"2"})
 
@@ -54,15 +54,15 @@ async def test_headers_and_key_reach_the_engine_client_and_the_outcome_the_reply
     assert seen == [({"x-reprise-cache": "off"}, key_namespace("k"))]
     assert sent[0]["headers"] == [(b"a", b"b"), (b"x-reprise-cache", b"exact")]
     assert [message.get("body") for message in sent] == [None, b"1", b"2"]
-    assert current_exchange.get() is None
+    assert current_http_context.get() is None
 
 
-async def test_several_generations_are_told_together_and_none_is_not_told() -> None:
+async def test_outcomes_of_several_requests_are_one_header_and_none_is_no_header() -> None:
     async def several(_scope: Any, _receive: Any, send: Any) -> None:
-        exchange = current_exchange.get()
-        assert exchange is not None
+        http_context = current_http_context.get()
+        assert http_context is not None
         for kind in ("miss", "exact", "miss"):
-            exchange.add_outcome(lambda kind=kind: kind)
+            http_context.add_outcome(lambda kind=kind: kind)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -78,34 +78,34 @@ async def test_a_websocket_has_a_tenant_and_nothing_else_is_changed() -> None:
     tenants = []
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
-        exchange = current_exchange.get()
-        tenants.append(exchange.tenant if exchange is not None else "no exchange")
+        http_context = current_http_context.get()
+        tenants.append(http_context.tenant if http_context is not None else "no context")
         await send({"type": scope["type"]})
 
     for kind in ("websocket", "lifespan"):
         asked = {"authorization": "Bearer k"}
         sent = await run(app, headers=asked, kind=kind, tenants=ServerTenants(["k"]))
         assert sent == [{"type": kind}]
-        assert current_exchange.get() is None
-    assert tenants == [key_namespace("k"), "no exchange"]
+        assert current_http_context.get() is None
+    assert tenants == [key_namespace("k"), "no context"]
 
 
 async def test_of_two_keys_the_one_that_vllm_checks_counts() -> None:
     async def app(_scope: Any, _receive: Any, _send: Any) -> None:
-        exchange = current_exchange.get()
-        assert exchange is not None
-        assert exchange.tenant == key_namespace("first")
+        http_context = current_http_context.get()
+        assert http_context is not None
+        assert http_context.tenant == key_namespace("first")
 
     raw = [(b"authorization", b"Bearer first"), (b"Authorization", b"Bearer second")]
-    middleware = ExchangeMiddleware(app, ServerTenants(["first", "second"]))
+    middleware = HttpContextMiddleware(app, ServerTenants(["first", "second"]))
     await middleware({"type": "http", "headers": raw}, AsyncMock(), AsyncMock())
 
 
 async def test_without_being_told_of_tenants_the_middleware_knows_none() -> None:
     async def app(_scope: Any, _receive: Any, _send: Any) -> None:
-        exchange = current_exchange.get()
-        assert exchange is not None
-        assert exchange.tenant is None
+        http_context = current_http_context.get()
+        assert http_context is not None
+        assert http_context.tenant is None
 
     assert await run(app, headers={"authorization": "Bearer k"}) == []
 
@@ -125,14 +125,14 @@ def app_that_tells(content_type: bytes, bodies: list[bytes]) -> Callable[..., Aw
     """Two requests to the engine client are over before the last piece but one is sent."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        exchange = current_exchange.get()
-        assert exchange is not None
+        http_context = current_http_context.get()
+        assert http_context is not None
         headers = [(b"content-type", content_type)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for number, body in enumerate(bodies):
             if number == max(0, len(bodies) - 2):
-                exchange.add_info(info("miss", 4, 1.5))
-                exchange.add_info(info("exact", 5, None))
+                http_context.add_info(info("miss", 4, 1.5))
+                http_context.add_info(info("exact", 5, None))
             more = number < len(bodies) - 1
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
@@ -165,9 +165,9 @@ def stream_that_asks_late(num_events: int) -> Callable[..., Awaitable[None]]:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for number in range(num_events):
             await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
-        exchange = current_exchange.get()
-        assert exchange is not None
-        exchange.add_outcome(lambda: "exact")
+        http_context = current_http_context.get()
+        assert http_context is not None
+        http_context.add_outcome(lambda: "exact")
         await send({"type": "http.response.body", "body": b"end"})
 
     return app
@@ -189,13 +189,13 @@ async def test_the_head_of_a_stream_leaves_at_once() -> None:
         sent.append(message)
 
     scope = {"type": "http", "headers": []}
-    await ExchangeMiddleware(app)(scope, None, send)  # type: ignore[arg-type]
+    await HttpContextMiddleware(app)(scope, None, send)  # type: ignore[arg-type]
     assert leaves_before == [1, 2, 3]
     assert [name for name, _ in sent[0]["headers"]] == [b"content-type"]
     # A client that wants to be told waits for it, be it that it asks for nothing else.
     sent, leaves_before = [], []
     scope = {"type": "http", "headers": [(b"x-reprise-cache", b"")]}
-    await ExchangeMiddleware(app)(scope, None, send)  # type: ignore[arg-type]
+    await HttpContextMiddleware(app)(scope, None, send)  # type: ignore[arg-type]
     assert leaves_before == [0, 0, 3]
     assert (b"x-reprise-cache", b"exact") in sent[0]["headers"]
     assert [message.get("body") for message in sent] == [None, b"0", b"end"]
@@ -211,12 +211,12 @@ async def test_a_header_that_comes_twice_is_one_list() -> None:
     seen = []
 
     async def app(_scope: Any, _receive: Any, _send: Any) -> None:
-        exchange = current_exchange.get()
-        assert exchange is not None
-        seen.append(exchange.headers)
+        http_context = current_http_context.get()
+        assert http_context is not None
+        seen.append(http_context.headers)
 
     raw = [(b"x-reprise-cache", b"no-store"), (b"X-Reprise-Cache", b"no-cache")]
-    await ExchangeMiddleware(app)({"type": "http", "headers": raw}, None, None)  # type: ignore[arg-type]
+    await HttpContextMiddleware(app)({"type": "http", "headers": raw}, None, None)  # type: ignore[arg-type]
     assert seen == [{"x-reprise-cache": "no-store, no-cache"}]
 
 
@@ -228,7 +228,7 @@ async def test_an_error_of_ours_leaves_the_reply_as_it_is(
     def fail(_self: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(HttpExchange, broken, fail)
+    monkeypatch.setattr(HttpRequestContext, broken, fail)
     app = app_that_tells(kind, [b"{}", b""])
     sent = await run(app, headers={"x-reprise-info": "on"})
     body = b"".join(message.get("body", b"") for message in sent)

@@ -1,4 +1,4 @@
-"""Errors that must not reach the engine: counted by place, each place logged once."""
+"""Counts errors that must not reach the engine, by place; each place is logged once."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ from vllm.logger import init_logger
 logger = init_logger(__name__)
 
 RECENT_S = 600.0
-"""How long an error speaks against the health of its place."""
+"""How long an error counts against the health of its place."""
 
 
-class SwallowedErrors:
-    """Thread-safe."""
+class ErrorCounter:
+    """Counts caught errors by the place that they occurred in. Thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
@@ -23,7 +23,7 @@ class SwallowedErrors:
         self._counts: Counter[str] = Counter()
         self._latest_s: dict[str, float] = {}
 
-    def swallow(self, place: str, error: BaseException) -> None:
+    def record(self, place: str, error: BaseException) -> None:
         """Count `error` under `place`; the first one of a place is logged with its traceback."""
         with self._lock:
             self._counts[place] += 1
@@ -40,20 +40,20 @@ class SwallowedErrors:
             )
 
     @contextmanager
-    def swallowing(self, place: str) -> Iterator[None]:
-        """Run a block that may fail: an error is counted under `place` and ends the block."""
+    def recording(self, place: str) -> Iterator[None]:
+        """Run a block that may fail: an error is counted under `place` and ends only the block."""
         try:
             yield
         except Exception as error:
-            self.swallow(place, error)
+            self.record(place, error)
 
     def counts(self) -> dict[str, int]:
-        """Errors by place so far."""
+        """Return the number of errors by place so far."""
         with self._lock:
             return dict(self._counts)
 
     def recent(self) -> dict[str, int]:
-        """Errors by place so far, of the places where one occurred within `RECENT_S`."""
+        """Return the same for the places where an error occurred within `RECENT_S`."""
         with self._lock:
             since_s = self._clock() - RECENT_S
             return {

@@ -1,10 +1,10 @@
-"""One HTTP request, as the engine client sees it: what its headers ask, and what came of it."""
+"""Carries an HTTP request's headers to the engine client, and its outcome back to the reply."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from reprise.engine_ext.core.swallowed import SwallowedErrors
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.request.request_control import HEADER_PREFIX
 from reprise.engine_ext.request.request_info import CACHE_KINDS, RequestInfo, merged
 from reprise.engine_ext.request.tenants import ServerTenants
@@ -21,72 +21,74 @@ INFO_HEADER = b"x-reprise-info"
 _HEADERS_THAT_ASK = frozenset({REPLY_HEADER.decode(), INFO_HEADER.decode()})
 _STREAM_END = b"data: [DONE]"
 # Messages of a stream that wait for the outcome; vLLM sends two before it asks the engine.
-_MOST_HELD = 4
+_MAX_HELD_MESSAGES = 4
 
 
-class HttpExchange:
-    """What the middleware knows of a request and the engine client adds to it."""
+class HttpRequestContext:
+    """What the middleware knows of an HTTP request, and what the engine client adds to that."""
 
     def __init__(self, headers: dict[str, str], tenant: str | None, *, path: str = "") -> None:
         self.headers = headers
         """Ours only, names in lower case."""
         self.tenant = tenant
-        """Whose request it is, as `ServerTenants` tells; None: unknown."""
+        """The request's tenant according to `ServerTenants`; None: unknown."""
         self.path = path
         self._kinds: list[Callable[[], str]] = []
         self._infos: list[RequestInfo] = []
 
     @property
     def wants_outcome(self) -> bool:
-        """Whether the client has shown that it wants to be told, be it by an empty header."""
+        """Whether the client asks for the outcome, be it by an empty header."""
         return not self.headers.keys().isdisjoint(_HEADERS_THAT_ASK)
 
     def add_outcome(self, kind: Callable[[], str]) -> None:
-        """One generation of this request; `kind` tells, when asked, how the cache took it."""
+        """Add one request to the engine; `kind` returns how the cache took it."""
         self._kinds.append(kind)
 
     def outcome(self) -> str | None:
-        """The value of the reply's `x-reprise-cache`; None where nothing was generated."""
+        """Return the value of the reply's `x-reprise-cache`; None: the engine was not asked."""
         kinds = {kind() for kind in self._kinds}
         return ", ".join(kind for kind in CACHE_KINDS if kind in kinds) or None
 
     def add_info(self, info: RequestInfo) -> None:
-        """What one request to the engine client, now over, was."""
+        """Add the information on one request to the engine client that is over."""
         self._infos.append(info)
 
     def take_info(self) -> bytes | None:
-        """What there is to tell of the requests that are over, once; None: nothing."""
+        """Remove and return the information on the requests that are over; None: there is none."""
         infos, self._infos = self._infos, []
         return merged(infos).as_json().encode() if infos else None
 
 
-current_exchange: ContextVar[HttpExchange | None] = ContextVar("reprise_exchange", default=None)
+current_http_context: ContextVar[HttpRequestContext | None] = ContextVar(
+    "reprise_http_context", default=None
+)
 
 
-class ExchangeMiddleware:
-    """Makes the exchange known to the engine client and tells its outcome in the reply."""
+class HttpContextMiddleware:
+    """Sets the context for the engine client and reports its outcome in the reply."""
 
     def __init__(self, app: AsgiApp, tenants: ServerTenants | None = None) -> None:
-        """`tenants` tells whose requests are; without it nobody knows."""
+        """Wrap `app`; without `tenants`, the tenant of every request is unknown."""
         self._app = app
         self._tenants = tenants or ServerTenants(others_check=True)
-        self._errors = SwallowedErrors()
+        self._errors = ErrorCounter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection. What is sent to a WebSocket passes as it is."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = self._exchange_of(scope)
+        http_context = self._context_of(scope)
         if scope["type"] == "http":
-            send = _Reply(exchange, send, errors=self._errors).send
-        token = current_exchange.set(exchange)
+            send = _Reply(http_context, send, errors=self._errors).send
+        token = current_http_context.set(http_context)
         try:
             await self._app(scope, receive, send)
         finally:
-            current_exchange.reset(token)
+            current_http_context.reset(token)
 
-    def _exchange_of(self, scope: Scope) -> HttpExchange:
+    def _context_of(self, scope: Scope) -> HttpRequestContext:
         headers: dict[str, str] = {}
         authorization = None
         for raw_name, raw_value in scope["headers"]:
@@ -98,34 +100,36 @@ class ExchangeMiddleware:
             elif name == "authorization" and authorization is None:  # vLLM takes the first too
                 authorization = raw_value.decode("latin-1")
         tenant = self._tenants_of(scope).tenant_of(authorization)
-        return HttpExchange(headers, tenant, path=scope.get("path", ""))
+        return HttpRequestContext(headers, tenant, path=scope.get("path", ""))
 
     def _tenants_of(self, scope: Scope) -> ServerTenants:  # noqa: ARG002 - a server's own may ask
         return self._tenants
 
 
 class _Reply:
-    """One reply on its way to the client.
+    """Sends one reply to the client, with headers of ours.
 
     The head of a reply that is no stream waits for the first piece of its body, which comes with
-    it; by then all is known that there is to tell. The head of a stream leaves at once, as vLLM
+    it; by then all that is reported is known. The head of a stream leaves at once, as vLLM
     sends it: clients and proxies wait for heads. It is held back until the cache has been asked
     only for a client that has sent one of the two headers, and so wants to know; and what is known
     at the end only is then a comment line before the end, which clients skip.
     """
 
-    def __init__(self, exchange: HttpExchange, send: Send, *, errors: SwallowedErrors) -> None:
-        self._exchange = exchange
+    def __init__(
+        self, http_context: HttpRequestContext, send: Send, *, errors: ErrorCounter
+    ) -> None:
+        self._http_context = http_context
         self._send = send
         self._errors = errors
         self._held: list[Message] = []
         self._is_stream = False
 
     async def send(self, message: Message) -> None:
-        """What the app sends, in its order, with what there is to tell."""
+        """Send what the app sends, in its order, with our headers and comments."""
         if message["type"] == "http.response.start":
             self._is_stream = _is_event_stream(message)
-            if self._is_stream and not self._exchange.wants_outcome:
+            if self._is_stream and not self._http_context.wants_outcome:
                 await self._send(message)
             else:
                 self._held.append(message)
@@ -134,10 +138,10 @@ class _Reply:
             self._held.append(message)
             # The events of `/v1/responses` begin before the engine is asked.
             may_wait = self._is_stream and message.get("more_body")
-            if may_wait and len(self._held) <= _MOST_HELD and self._outcome() is None:
+            if may_wait and len(self._held) <= _MAX_HELD_MESSAGES and self._outcome() is None:
                 return
             held, self._held = self._held, []
-            held[0]["headers"] = [*held[0].get("headers", ()), *self._told()]
+            held[0]["headers"] = [*held[0].get("headers", ()), *self._headers()]
             for one in held[:-1]:
                 await self._send(one)
         if self._is_stream and _is_end(message) and (info := self._info()) is not None:
@@ -145,27 +149,27 @@ class _Reply:
             message["body"] = comment + message.get("body", b"")
         await self._send(message)
 
-    def _told(self) -> list[tuple[bytes, bytes]]:
-        told = []
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = []
         if outcome := self._outcome():
-            told.append((REPLY_HEADER, outcome.encode("latin-1")))
+            headers.append((REPLY_HEADER, outcome.encode("latin-1")))
         if not self._is_stream and (info := self._info()) is not None:
-            told.append((INFO_HEADER, info))
-        return told
+            headers.append((INFO_HEADER, info))
+        return headers
 
     def _outcome(self) -> str | None:
-        """None: not known yet."""
+        """Return the outcome; None: not known yet."""
         try:
-            return self._exchange.outcome()
+            return self._http_context.outcome()
         except Exception as error:
-            self._errors.swallow("reply_header", error)
+            self._errors.record("reply_header", error)
             return ""
 
     def _info(self) -> bytes | None:
         try:
-            return self._exchange.take_info()
+            return self._http_context.take_info()
         except Exception as error:
-            self._errors.swallow("reply_header", error)
+            self._errors.record("reply_header", error)
             return None
 
 

@@ -1,0 +1,92 @@
+"""Notifies the front end of whatever changes what the engine answers: weights, adapters, pauses."""
+
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.engine.async_llm import AsyncLLM
+
+if TYPE_CHECKING:
+    from reprise.engine_ext.frontend.front_end import FrontEnd
+
+
+class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
+    """Overrides those methods of `AsyncLLM` through which a client changes the engine."""
+
+    front_end: "FrontEnd | None" = None
+
+    # Whatever may change the weights ends what was answered before. Refusing too much costs
+    # hits; one stale answer would be a wrong one.
+
+    async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `AsyncLLM.collective_rpc`."""
+        try:
+            return await super().collective_rpc(method, *args, **kwargs)
+        finally:
+            if not (isinstance(method, str) and method.startswith("reprise_")):
+                self._model_changed()
+
+    async def update_weight_version(self, new_version: str) -> None:
+        """As `AsyncLLM.update_weight_version`."""
+        self._model_changed()
+        await super().update_weight_version(new_version)
+
+    async def sleep(self, *args: Any, **kwargs: Any) -> None:
+        """As `AsyncLLM.sleep`."""
+        self._model_changed()
+        await super().sleep(*args, **kwargs)
+
+    async def wake_up(self, *args: Any, **kwargs: Any) -> Any:
+        """As `AsyncLLM.wake_up`."""
+        self._model_changed()
+        is_awake = await super().wake_up(*args, **kwargs)
+        if self.front_end is not None and self.front_end.is_paused:
+            # Waking up may end a pause.
+            await self.is_paused()
+        return is_awake
+
+    # A paused engine answers nothing, neither does the cache: vLLM 0.32 queues what arrives, vLLM
+    # 0.33 refuses it, to be sent again.
+
+    async def pause_generation(self, **kwargs: Any) -> None:
+        """As `AsyncLLM.pause_generation`; until it ends, no request is answered from the cache."""
+        self._set_paused(True)
+        try:
+            await super().pause_generation(**kwargs)
+        except Exception:
+            with suppress(Exception):
+                await self.is_paused()
+            raise
+
+    async def resume_generation(self) -> None:
+        """As `AsyncLLM.resume_generation`."""
+        await super().resume_generation()
+        self._set_paused(False)
+
+    async def is_paused(self) -> bool:
+        """As `AsyncLLM.is_paused`."""
+        paused = bool(await super().is_paused())
+        self._set_paused(paused)
+        return paused
+
+    def _set_paused(self, paused: bool) -> None:
+        if self.front_end is not None:
+            self.front_end.is_paused = paused
+
+    async def add_lora(self, lora_request: Any) -> bool:
+        """As `AsyncLLM.add_lora`."""
+        with self._adapter_change(lora_request.lora_int_id, loads=True):
+            return bool(await super().add_lora(lora_request))
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """As `AsyncLLM.remove_lora`."""
+        with self._adapter_change(lora_id, loads=False):
+            return bool(await super().remove_lora(lora_id))
+
+    def _adapter_change(self, adapter_id: int, *, loads: bool) -> AbstractContextManager[None]:
+        if self.front_end is None:
+            return nullcontext()
+        return self.front_end.exact.adapters.change(adapter_id, loads=loads)
+
+    def _model_changed(self) -> None:
+        if self.front_end is not None:
+            self.front_end.model_changed()

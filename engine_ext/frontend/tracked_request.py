@@ -1,0 +1,89 @@
+"""Tracks one request that the engine generates for: its near answers, its time, its answer."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.single_flight import FinishedFlight
+from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.request.exact_hits import ExactKeys
+from reprise.engine_ext.request.request_policy import RequestPolicy
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+
+
+class TrackedRequest:
+    """Tracks one request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
+
+    Args:
+        request: As the engine gets it.
+        policy: Of this request.
+        weights_epoch: Of the front end, as the request comes.
+        weight_version: vLLM's label of the weights, as the request comes; None: not known yet.
+        near_answers: Where near answers are searched for; None: the workers do that.
+        on_answer: Called with this object and the whole answer, if there is one.
+    """
+
+    def __init__(
+        self,
+        request: "EngineCoreRequest",
+        policy: RequestPolicy,
+        *,
+        weights_epoch: int,
+        weight_version: str | None,
+        near_answers: NearAnswers | None,
+        metrics: ServingMetrics,
+        spans: Spans,
+        on_answer: "Callable[[TrackedRequest, FinishedFlight], None]",
+    ) -> None:
+        self._near_answers = near_answers
+        self._metrics = metrics
+        self._spans = spans
+        self._on_answer = on_answer
+        self._request_id = request.request_id
+        self._trace_headers = request.trace_headers
+        self._begun_s = time.monotonic()
+        self.prompt_token_ids = request.prompt_token_ids or []
+        self.policy = policy
+        self.keys: ExactKeys | None = None
+        """What its answer will be stored under; None: not for exact hits."""
+        self.retrieves = False
+        """Whether near answers are searched for here."""
+        self.kind = "miss"
+        """What the reply reports: exact, semantic, clause or miss."""
+        self.weights_epoch = weights_epoch
+        self.weight_version = weight_version
+
+    def on_first_token(self) -> None:
+        """Note which near answers are there: those help from the first decode step on."""
+        if self.retrieves and self._near_answers is not None:
+            self.kind = self._near_answers.kind(self._request_id)
+            self._metrics.near_answers(self.kind)
+
+    def on_finish(self, finished: FinishedFlight) -> None:
+        """Pass the answer on."""
+        self._on_answer(self, finished)
+
+    def on_end(self) -> None:
+        """Release the near answers."""
+        if self.retrieves and self._near_answers is not None:
+            self._spans.retrieval(
+                self._trace_headers,
+                kind=self.kind,
+                begun_s=self._begun_s,
+                found_s=self._near_answers.found_s(self._request_id),
+            )
+            self._near_answers.end(self._request_id)
+
+    def retrieval_ms(self) -> float | None:
+        """Return the time from here until near answers were there, in milliseconds.
+
+        None: they are not searched for here, or the search has not ended.
+        """
+        if not self.retrieves or self._near_answers is None:
+            return None
+        found_s = self._near_answers.found_s(self._request_id)
+        return (found_s - self._begun_s) * 1e3 if found_s is not None else None

@@ -99,7 +99,7 @@ def test_a_worker_that_cannot_resolve_drafts_is_scheduled_step_by_step(
         response_mqs=[SimpleNamespace(_spin_condition=polled)],
     )
     async_scheduling.init_multiproc(lambda _: None, asked)
-    assert marked.scheduler_config.async_scheduling is resolves
+    assert bool(marked.scheduler_config.async_scheduling) is resolves
     assert async_mode_of(marked) is mode  # type: ignore[arg-type]
     assert ("wait" in vars(polled)) is resolves
 

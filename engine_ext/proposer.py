@@ -381,6 +381,7 @@ class CacheHitProposer(DrafterHooks):
             **(self._near.report() if self._near is not None else {}),
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
+            "verification": worker_installs.verification_report(),
             "compat": {each.feature.value: each.reason or "applied" for each in registry.report()},
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }

@@ -17,7 +17,6 @@ others.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,7 @@ class VerificationCounts:
     """Batches that `verify_drafts` verified; their requests may have had no drafts."""
     undrafted: int = 0
     """Batches without any draft that vLLM's sampler sampled."""
-    fallen_through: Counter[str] = field(default_factory=Counter)
+    fallen_through: dict[str, int] = field(default_factory=dict)
     """Batches that vLLM verified itself, by the reason."""
 
 
@@ -135,7 +134,8 @@ def forward(
     if metadata.max_spec_len == 0:
         _installed.counts.undrafted += 1
         return original.instead(sample)
-    _installed.counts.fallen_through[reason] += 1
+    fallen_through = _installed.counts.fallen_through
+    fallen_through[reason] = fallen_through.get(reason, 0) + 1
     return original()
 
 

@@ -1,6 +1,8 @@
 """In the worker: applies what makes steps with drafts cheap. Without, vLLM does it by itself."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from vllm.logger import init_logger
 
@@ -66,6 +68,13 @@ def verify(config: RepriseConfig) -> None:
     except Exception:
         verification.deactivate()
         raise
+
+
+def verification_report() -> dict[str, Any]:
+    """Count the batches that this process has verified, sampled or left to vLLM, and why."""
+    from reprise.engine_ext.worker import verification
+
+    return asdict(verification.verification_counts())
 
 
 def describe_drafts_in_one_copy() -> None:

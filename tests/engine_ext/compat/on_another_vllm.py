@@ -2,8 +2,8 @@
 
     python tests/engine_ext/compat/on_another_vllm.py 0.33.0 [FOLDER]
 
-Its wheel (some 340 MB) is downloaded and its Python files (60 MB) unpacked into FOLDER, by default a
-temporary one; where FOLDER/vllm exists already, it is used as it is. Nothing is installed: the
+Its wheel (some 340 MB) is downloaded and its Python files (60 MB) unpacked into FOLDER, by default
+a temporary one; where FOLDER/vllm exists already, it is used as it is. Nothing is installed: the
 files come first in PYTHONPATH, and vLLM does without its compiled modules. That shows whether
 classes, parameters and fields are as Reprise expects, and whether patches can be applied; it runs
 no model.

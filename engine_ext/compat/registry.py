@@ -64,6 +64,7 @@ class Registry:
         self._wrapped: dict[tuple[int, str], _Wrapped] = {}
         self._applied: dict[Feature, set[Role]] = {}
         self._problems: dict[Feature, str] = {}
+        self._rows_by_class: dict[tuple[type, Feature], tuple[Patch, ...]] = {}
 
     @property
     def version(self) -> str:
@@ -140,18 +141,9 @@ class Registry:
         Raises:
             RuntimeError: this vLLM is not as expected; nothing is changed.
         """
-        if self.table is None:
-            raise RuntimeError(self.unknown_version())
-        classes = {f"{each.__module__}:{each.__qualname__}" for each in type(obj).__mro__}
-        rows = [
-            patch
-            for patch in self.table.of(feature)
-            if patch.per_object and patch.target.rpartition(".")[0] in classes
-        ]
+        rows = self._rows_for(type(obj), feature)
         for patch in rows:
             _check_hooks(patch, hooks)
-            if (problem := _problem_of(patch)) is not None:
-                raise RuntimeError(f"{feature.value}: {problem}")
         own: dict[str, Callable[..., Any]] = {}
         for patch in rows:
             if feature.value in patch_names(vars(obj).get(patch.attribute)):
@@ -161,10 +153,29 @@ class Registry:
             setattr(
                 obj, patch.attribute, _with_hook(own[patch.attribute], patch, hooks, place=place)
             )
-        if not rows:
-            raise RuntimeError(f"{feature.value} has no patch for {type(obj).__qualname__}")
         self._applied.setdefault(feature, set())
         return own
+
+    def _rows_for(self, kind: type, feature: Feature) -> tuple[Patch, ...]:
+        """Return a feature's patches for objects of a class; checked once, as steps ask for them."""
+        rows = self._rows_by_class.get((kind, feature))
+        if rows is not None:
+            return rows
+        if self.table is None:
+            raise RuntimeError(self.unknown_version())
+        classes = {f"{each.__module__}:{each.__qualname__}" for each in kind.__mro__}
+        rows = tuple(
+            patch
+            for patch in self.table.of(feature)
+            if patch.per_object and patch.target.rpartition(".")[0] in classes
+        )
+        if not rows:
+            raise RuntimeError(f"{feature.value} has no patch for {kind.__qualname__}")
+        problem = next(filter(None, map(_problem_of, rows)), None)
+        if problem is not None:
+            raise RuntimeError(f"{feature.value}: {problem}")
+        self._rows_by_class[kind, feature] = rows
+        return rows
 
     def is_applied(self, feature: Feature, role: Role) -> bool:
         """Whether a feature's hooks for this role are in place."""

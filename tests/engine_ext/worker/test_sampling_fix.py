@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.engine_ext.worker.sampling_fix import expand_batch_to_tokens
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 3.0]), st.integers(0, 4)), min_size=1))
 def test_it_repeats_each_value_as_often_as_said(rows: list[tuple[float, int]]) -> None:
     values = torch.tensor([value for value, _ in rows])

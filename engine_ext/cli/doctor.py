@@ -50,7 +50,7 @@ def doctor() -> None:
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter."""
+    """Check the interpreter."""
     version = platform.python_version()
     if (3, 11) <= sys.version_info[:2] < (3, 13):
         yield Finding("Python", None, version)
@@ -59,7 +59,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_settings() -> Iterator[Finding]:
-    """Environment variables and settings file."""
+    """Check environment variables and settings file."""
     from reprise.engine_ext.core.config import load_config
 
     try:
@@ -71,7 +71,7 @@ def check_settings() -> Iterator[Finding]:
 
 
 def check_vllm() -> Iterator[Finding]:
-    """vLLM's version, and that it imports."""
+    """Check vLLM's version, and that it imports."""
     try:
         vllm = importlib.import_module("vllm")
     except ImportError as error:
@@ -94,7 +94,7 @@ def check_vllm() -> Iterator[Finding]:
 
 
 def check_plugins() -> Iterator[Finding]:
-    """That vLLM will find and load us."""
+    """Check that vLLM will find and load us."""
     for group, name in (
         ("vllm.general_plugins", "general plugin"),
         ("vllm.endpoint_plugins", "admin routes"),
@@ -124,7 +124,7 @@ def check_plugins() -> Iterator[Finding]:
 
 
 def check_compat() -> Iterator[Finding]:
-    """That vLLM's classes are as we expect them, feature by feature."""
+    """Check that vLLM's classes are as we expect them, feature by feature."""
     from reprise.engine_ext.compat.registry import registry
 
     if registry.unknown_version() is not None:
@@ -144,7 +144,7 @@ def check_compat() -> Iterator[Finding]:
 
 
 def check_search() -> Iterator[Finding]:
-    """FAISS and the embedding model."""
+    """Check FAISS and the embedding model."""
     from reprise.engine_ext.core.config import load_config
 
     try:
@@ -170,7 +170,7 @@ def check_search() -> Iterator[Finding]:
 
 
 def check_shared_memory() -> Iterator[Finding]:
-    """Room for near answers and for vLLM's own rings."""
+    """Check the room for near answers and for vLLM's own rings."""
     try:
         block = shared_memory.SharedMemory(create=True, size=1 << 20)
     except OSError as error:
@@ -193,7 +193,7 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def check_socket() -> Iterator[Finding]:
-    """The folder where the retrieval process and its clients meet, and that they can."""
+    """Check the folder where the retrieval process and its clients meet, and that they can."""
     import socket
 
     from reprise.retrieval.host.owned_folder import make_folder
@@ -226,7 +226,7 @@ def check_socket() -> Iterator[Finding]:
 
 
 def check_store() -> Iterator[Finding]:
-    """The SQLite file that the settings name, if they name one."""
+    """Check the SQLite file that the settings name, if they name one."""
     from reprise.engine_ext.core.config import load_config
     from reprise.retrieval.api.tier_url import sqlite_path
     from reprise.retrieval.service.open_tier import open_tier
@@ -251,7 +251,7 @@ def check_store() -> Iterator[Finding]:
 
 
 def check_redis() -> Iterator[Finding]:
-    """The Redis that the settings name, if they name one."""
+    """Check the Redis that the settings name, if they name one."""
     from reprise.engine_ext.core.config import load_config
     from reprise.retrieval.api.redis_url import SCHEMES
     from reprise.retrieval.api.tier_url import redact
@@ -293,7 +293,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """A check's findings; a check that fails is one itself."""
+    """Return a check's findings; a check that fails is one itself."""
     name = check.__name__.removeprefix("check_").replace("_", " ")
     try:
         with _quiet_logs():
@@ -304,7 +304,7 @@ def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 @contextmanager
 def _quiet_logs() -> Iterator[Any]:
-    """Findings are the output: warnings of what is imported on the way are not."""
+    """Silence warnings of what is imported on the way: the findings are the output."""
     import logging
 
     before = logging.root.manager.disable

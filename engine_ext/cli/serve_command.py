@@ -14,7 +14,7 @@ from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 OUR_PLUGIN = "reprise"
 DEFAULT_SPECULATIVE_TOKENS = 16
 
-# vLLM's groups of plugins that it loads unless told otherwise. Its endpoint plugins are not among
+# vLLM's groups of plugins that it loads by default. Its endpoint plugins are not among
 # them: naming others' there would open routes that nobody asked for.
 _LOADED_BY_DEFAULT = (
     "vllm.general_plugins",
@@ -41,7 +41,7 @@ def serve(
 
 
 def server_command(model: str, options: Sequence[str], *, num_speculative_tokens: int) -> list[str]:
-    """The command line of vLLM's server.
+    """Return the command line of vLLM's server.
 
     Raises:
         ValueError: `options` bring a speculative config of their own.
@@ -64,7 +64,7 @@ def server_command(model: str, options: Sequence[str], *, num_speculative_tokens
 
 
 def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The server's environment: as given, with our admin routes let in.
+    """Return the server's environment: as given, with our admin routes let in.
 
     vLLM adds a plugin's routes only if `VLLM_PLUGINS` names it, and a `VLLM_PLUGINS` that names
     something shuts out everything else: so all are named that would be loaded without it.

@@ -52,7 +52,7 @@ class Feature(Enum):
 
     @property
     def isolates(self) -> bool:
-        """Whether tenants are kept apart by it: an engine does not start without. All other
+        """Return whether it keeps tenants apart: an engine does not start without. All other
         features only make engines faster, and are left out with a warning."""
         return self in (Feature.TENANTS, Feature.REQUESTS)
 
@@ -93,22 +93,22 @@ class Patch:
 
     @property
     def module(self) -> str:
-        """The module of the target."""
+        """Return the module of the target."""
         return self.target.partition(":")[0]
 
     @property
     def path(self) -> str:
-        """The target inside its module: `Class.method`."""
+        """Return the target inside its module: `Class.method`."""
         return self.target.partition(":")[2]
 
     @property
     def attribute(self) -> str:
-        """The last name of the target."""
+        """Return the last name of the target."""
         return self.path.rpartition(".")[2]
 
     @property
     def hook_name(self) -> str:
-        """The name of the hook."""
+        """Return the name of the hook."""
         return self.hook or self.attribute
 
 
@@ -123,7 +123,7 @@ class Table:
     """Another model runner is another table, whose patches call the same hooks."""
 
     def of(self, feature: Feature) -> tuple[Patch, ...]:
-        """The rows of a feature, in the order in which they are applied."""
+        """Return the rows of a feature, in the order in which they are applied."""
         return tuple(patch for patch in self.patches if patch.feature is feature)
 
 

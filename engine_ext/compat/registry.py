@@ -68,12 +68,12 @@ class Registry:
 
     @property
     def version(self) -> str:
-        """The version of vLLM, with its patch release."""
+        """Return the version of vLLM, with its patch release."""
         return versions.installed_version() if self._version is None else self._version
 
     @property
     def table(self) -> Table | None:
-        """The patches for this vLLM; None: it is not a known one."""
+        """Return the patches for this vLLM; None: it is not a known one."""
         return self._tables.get(".".join(self.version.split(".")[:2]))
 
     def unknown_version(self) -> str | None:
@@ -157,7 +157,7 @@ class Registry:
         return own
 
     def _rows_for(self, kind: type, feature: Feature) -> tuple[Patch, ...]:
-        """Return a feature's patches for objects of a class; checked once, as steps ask for them."""
+        """Return a feature's patches for objects of a class; checked once for each class."""
         rows = self._rows_by_class.get((kind, feature))
         if rows is not None:
             return rows
@@ -178,7 +178,7 @@ class Registry:
         return rows
 
     def is_applied(self, feature: Feature, role: Role) -> bool:
-        """Whether a feature's hooks for this role are in place."""
+        """Return whether a feature's hooks for this role are in place."""
         return role in self._applied.get(feature, ())
 
     def num_patched(self, feature: Feature) -> int:
@@ -275,7 +275,7 @@ def _problem_of(patch: Patch) -> str | None:
 
 
 def _is_left_out(patch: Patch) -> bool:
-    """Whether a row does not concern this process."""
+    """Return whether a row does not concern this process."""
     if patch.only_on is not None and patch.only_on != current_platform.device_type:
         return True
     if not (patch.optional or patch.only_if_loaded):
@@ -293,7 +293,7 @@ def _check_hooks(patch: Patch, hooks: object) -> None:
 
 
 def _with_hook(own: Any, patch: Patch, hooks: object, *, place: str | None = None) -> Any:
-    """vLLM's own function or classmethod, with a hook around it."""
+    """Wrap a hook around vLLM's own function or classmethod."""
     function: Any = own.__func__ if isinstance(own, classmethod) else own
     hook: Callable[..., Any] = getattr(hooks, patch.hook_name)
     if patch.kind is Kind.STEP:

@@ -70,7 +70,7 @@ def _parameters(found: Any) -> tuple[str, ...]:
 
 
 def _fields(found: Any) -> tuple[str, ...]:
-    """Of a dataclass, of a msgspec struct, or of a list of classes."""
+    """Name the fields of a dataclass, of a msgspec struct, or of a list of classes."""
     if dataclasses.is_dataclass(found):
         return tuple(field.name for field in dataclasses.fields(found))
     if isinstance(found, list | tuple):

@@ -81,7 +81,7 @@ _REQUESTS = (
 
 
 def _relies(target: str, *parameters: str) -> Patch:
-    """A method that `EnhancedAsyncLLM` and what it is made of call or override."""
+    """Expect a method that `EnhancedAsyncLLM` and what it is made of call or override."""
     return Patch(target, Feature.FRONT_END, _API, Kind.RELY, parameters=(*parameters, "..."))
 
 
@@ -234,7 +234,7 @@ def _at_start(target: str, hook: str, *parameters: str) -> Patch:
 
 
 def _in_step(target: str, hook: str, fallback: str | None, *parameters: str) -> Patch:
-    """Of the scheduler and the runner of an engine that schedules asynchronously."""
+    """Patch the scheduler or the runner of an engine that schedules asynchronously."""
     return Patch(
         target,
         Feature.ASYNC_SCHEDULING,

@@ -101,7 +101,7 @@ class _Environment(BaseSettings):
 
 
 def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
-    """The configuration of this process.
+    """Load the configuration of this process.
 
     Args:
         additional: the value of `--additional-config`'s key `reprise`, highest in precedence.
@@ -119,7 +119,7 @@ def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
 
 
 def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
-    """The configuration of an engine; its speculative config bounds the drafts.
+    """Load the configuration of an engine; its speculative config bounds the drafts.
 
     Raises:
         ValueError: as `load_config`.
@@ -201,7 +201,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as an error may show it: without the password that a URL may hold."""
+    """Render a value as an error may show it: without the password that a URL may hold."""
     if isinstance(value, Mapping | list):
         return type(value).__name__
     return repr(redact(value) if isinstance(value, str) and "://" in value else value)

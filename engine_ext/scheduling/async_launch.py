@@ -77,8 +77,8 @@ class AsyncLaunch:
             registry.apply_to(patched, Feature.ASYNC_SCHEDULING, self)
 
     def step(self, step: Original) -> Any:
-        """vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the next
-        batch has to wait for what is in flight, it only takes in what that emitted."""
+        """Run vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the
+        next batch has to wait for what is in flight, only process the output of that."""
         in_queue = len(self._core.batch_queue)
         while len(self._in_flight) > in_queue:
             self._in_flight.popleft()  # vLLM has taken it in alone: something of ours failed
@@ -90,7 +90,7 @@ class AsyncLaunch:
     def update_after_schedule(
         self, original: Original, scheduler_output: "SchedulerOutput"
     ) -> None:
-        """vLLM's, but that the next step has no drafts as long as none are handed over. Drafts that
+        """Run vLLM's so that the next step has no drafts but those handed over. Drafts that
         found no room in this step are dropped: the next one may be launched before it is known."""
         if self._has_drafts:
             for request in self._scheduler.running:
@@ -102,7 +102,7 @@ class AsyncLaunch:
     leave_no_room = update_after_schedule
 
     def sample_tokens(self, original: Original, *_: Any, **__: Any) -> Any:
-        """vLLM's, which waits for the tokens where drafts may be made of them at once."""
+        """Run vLLM's, which waits for the tokens where drafts may be made of them at once."""
         state = self._runner.execute_model_state
         if state is None:
             return original()
@@ -121,8 +121,8 @@ class AsyncLaunch:
         return output
 
     def sample_later(self, original: Original, *_: Any, **__: Any) -> Any:
-        """vLLM's, and nothing is drafted after the step. Its tokens are known later, unless it has
-        drafts: what those come to vLLM could not keep on the device."""
+        """Run vLLM's, with nothing drafted after the step. Its tokens are known later, unless it
+        has drafts: what those come to vLLM could not keep on the device."""
         state = self._runner.execute_model_state
         self._waits = False
         has_drafts = state is not None and state.scheduler_output.scheduled_spec_decode_tokens
@@ -145,7 +145,7 @@ class AsyncLaunch:
         return output
 
     def propose_draft_token_ids(self, original: Original, *_: Any, **__: Any) -> Any:
-        """vLLM's, where the tokens are known that drafts are made of."""
+        """Run vLLM's where the tokens are known that drafts are made of."""
         return original() if self._waits else original.instead(list)
 
     def update_from_output(
@@ -154,7 +154,7 @@ class AsyncLaunch:
         scheduler_output: "SchedulerOutput",
         model_runner_output: "ModelRunnerOutput",  # noqa: ARG002 - the scheduler has taken it in
     ) -> Any:
-        """vLLM's; then drafts, if they can be made now or would pay."""
+        """Run vLLM's; then draft, if drafts can be made now or would pay."""
         outputs = original()
         self._resolve_placeholders()
         if any(step.scheduler_output is scheduler_output for step in self._in_flight):
@@ -190,7 +190,7 @@ class AsyncLaunch:
             if request is None:
                 continue
             outputs, known = state.output_token_ids, request.output_token_ids
-            # One that was preempted meanwhile may have fewer places: the scheduler tells its
+            # One that was preempted meanwhile may have fewer places: the scheduler sends its
             # tokens when it resumes.
             end = min(len(outputs), len(known))
             begin = max(0, end - _MAX_UNKNOWN)

@@ -50,8 +50,8 @@ class AsyncSchedule:
         registry.apply_to(self._scheduler, Feature.ASYNC_SCHEDULING, self)
 
     def step(self, step: Original) -> Any:
-        """vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the next
-        batch has to wait for what is in flight, it only takes in what that emitted."""
+        """Run vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the
+        next batch has to wait for what is in flight, only process the output of that."""
         in_flight = self._core.batch_queue
         if not in_flight or not in_flight[0][1].has_structured_output_requests:
             return step()
@@ -60,7 +60,7 @@ class AsyncSchedule:
     def update_after_schedule(
         self, original: Original, scheduler_output: "SchedulerOutput"
     ) -> None:
-        """vLLM's, with as much room for drafts in the next step as there can be."""
+        """Run vLLM's, with as much room for drafts in the next step as there can be."""
         room = 0 if self._has_grammar(scheduler_output) else self._room_for_drafts()
         set_room_for_drafts(scheduler_output, room)
         original()
@@ -70,7 +70,7 @@ class AsyncSchedule:
         leave_no_room(original, scheduler_output)
 
     def _has_grammar(self, scheduler_output: "SchedulerOutput") -> bool:
-        """Whether drafts for the next step are handed over, once this one is known."""
+        """Return whether drafts for the next step are handed over, once this one is known."""
         requests = self._scheduler.requests
         return any(
             requests[name].use_structured_output for name in scheduler_output.num_scheduled_tokens
@@ -93,7 +93,7 @@ class AsyncSchedule:
         scheduler_output: "SchedulerOutput",
         model_runner_output: "ModelRunnerOutput",
     ) -> Any:
-        """vLLM's, of what was drafted indeed."""
+        """Run vLLM's on what was really drafted."""
         self._roll_back_unused(scheduler_output.scheduled_spec_decode_tokens, model_runner_output)
         outputs = original()
         if scheduler_output.has_structured_output_requests:

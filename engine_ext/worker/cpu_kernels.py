@@ -35,7 +35,7 @@ _WITHOUT_SPLIT = ("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 
 def prepare(*, batch_invariant: bool) -> None:
-    """In the worker of an engine with our proposer, before its model is loaded."""
+    """Prepare the worker of an engine with our proposer, before its model is loaded."""
     if not current_platform.is_cpu():
         return
     if batch_invariant:

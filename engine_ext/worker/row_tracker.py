@@ -44,30 +44,30 @@ class RowTracker:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the rows are those of the last update, and all of them were decoding then: so
+        """Return whether the rows are those of the last update, all decoding then: so
         what they emit may wait for the next update."""
         return self._req_ids == self._settled
 
     @property
     def num_requests(self) -> int:
-        """Rows of the batch."""
+        """Return the number of rows of the batch."""
         return len(self._req_ids)
 
     def unseen(self, request_id: str, num_tokens: int) -> int:
-        """How many of a request's `num_tokens` no update has seen."""
+        """Count those of a request's `num_tokens` that no update has seen."""
         return num_tokens - self._num_seen.get(request_id, num_tokens)
 
     def name_rows(self, req_ids: Sequence[str], num_prompt_tokens: IntArray) -> None:
-        """The batch's request ids [num_reqs] and prompt lengths [max_num_reqs] of this step."""
+        """Set the batch's request ids [num_reqs] and prompt lengths [max_num_reqs] of this step."""
         self._req_ids = req_ids
         self._num_prompt_tokens = num_prompt_tokens
 
     def forget_rows(self) -> None:
-        """Until they are named again, no row is known: another may be in its place by then."""
+        """Forget the rows until they are named again: others may be in their places by then."""
         self._req_ids = ()
 
     def forget(self, request_id: str) -> None:
-        """The request ended; its id may be used again for another."""
+        """Forget a request that ended; its id may be used again for another."""
         self._num_seen.pop(request_id, None)
         self._settled = None
 
@@ -77,7 +77,7 @@ class RowTracker:
         num_tokens_no_spec: IntArray,  # [max_num_reqs] int32, prompt and output so far
         token_ids_cpu: IntArray,  # [max_num_reqs, max_model_len] int32
     ) -> list[TrackedRow]:
-        """The rows that decode, with what each emitted since it was last seen."""
+        """Return the rows that decode, with what each emitted since it was last seen."""
         rows = []
         num_seen = self._num_seen
         counts = num_tokens_no_spec[: len(sampled_token_ids)].tolist()

@@ -98,7 +98,7 @@ def deactivate() -> None:
 
 
 def verification_counts() -> VerificationCounts:
-    """The counts of this process; the caller must not change them."""
+    """Return the counts of this process; the caller must not change them."""
     return _installed.counts
 
 
@@ -147,7 +147,7 @@ def forward_of_vllm(original: Original, *_: Any, **__: Any) -> Any:
 
 
 def _leave_to_vllm(error: Exception) -> None:
-    """A kernel that fails must not take the engine with it, nor part it from other ranks.
+    """Stop verifying: a kernel that fails must not end the engine, nor part it from other ranks.
 
     Raises:
         SystemExit: other ranks sample with the kernel. vLLM ends an engine of which a worker ends;
@@ -172,7 +172,7 @@ def reason_to_fall_through(
     logits: torch.Tensor,  # [num_draft + batch, vocab]
     sampling_metadata: SamplingMetadata,
 ) -> str | None:
-    """Why this batch is left to vLLM, in words that make a metric's label; None if it qualifies."""
+    """Return why this batch is left to vLLM, as a metric's label; None if it qualifies."""
     one = sampling_metadata
     holder = one.thinking_budget_state_holder
     batch, num_draft = len(metadata.num_draft_tokens), metadata.draft_token_ids.shape[0]
@@ -196,7 +196,7 @@ def reason_to_fall_through(
 
 
 def _may_act(processor: Any) -> bool:
-    """Whether a logits processor may change this batch; of vLLM's own it can be told."""
+    """Return whether a logits processor may change this batch; vLLM's own are known."""
     from vllm.v1.sample.logits_processor.builtin import (
         LogitBiasLogitsProcessor,
         MinPLogitsProcessor,
@@ -245,7 +245,7 @@ def _verify(
 
 
 def _try_on_all_ranks(logits: torch.Tensor) -> None:
-    """Before the first batch, which all ranks have at the same time.
+    """Try the kernels before the first batch, which all ranks have at the same time.
 
     Raises:
         _NotOnAllRanksError: this rank or another one cannot verify.
@@ -260,7 +260,7 @@ def _try_on_all_ranks(logits: torch.Tensor) -> None:
 
 
 def draw_noise(batch: int) -> torch.Tensor:
-    """Fresh seeds, and offsets of 0: [2, batch] int64 on the CPU."""
+    """Draw fresh seeds, with offsets of 0: [2, batch] int64 on the CPU."""
     if _installed.noise is None:
         # vLLM has seeded torch with the engine's seed by now, on every rank with the same.
         _installed.noise = np.random.default_rng(torch.initial_seed() % 2**64)
@@ -272,7 +272,7 @@ def draw_noise(batch: int) -> torch.Tensor:
 def warm_up(logits: torch.Tensor) -> None:
     """Compile what serving will run; the first batch is vLLM's own warm-up, which can wait for it.
 
-    `logits` [rows, vocab] tells dtype, vocabulary and device; its values are not looked at.
+    `logits` [rows, vocab] gives dtype, vocabulary and device; its values are not read.
     """
     vocab = logits.shape[1]
     temperature: dict[str, float] = {"temperature": 0.5}

@@ -42,7 +42,8 @@ class LiveRequest:
 
     def within_answer(self, emitted: list[int], num_tokens: int) -> list[int]:
         """Cut the tokens that were emitted last, `num_tokens` being prompt and output so far, to
-        those up to where the scheduler ends the answer: the runner may go a draft and a step further."""
+        those up to where the scheduler ends the answer: the runner may go a draft and a step
+        further."""
         if self.has_ended:
             return []
         num_before = num_tokens - self.num_prompt_tokens - len(emitted)
@@ -81,8 +82,8 @@ class LiveRequest:
         return max(0, room)
 
     def _promises_a_sample(self) -> bool:
-        """Return whether a seed promises the same sample every time: vLLM's rejection sampling spends
-        the request's random numbers differently when there are drafts. Greedy answers take none."""
+        """Return whether a seed promises the same sample every time: vLLM's rejection sampling
+        spends the request's random numbers differently when there are drafts. Greedy answers take none."""
         if self.params is None or self.params.seed is None:
             return False
         return self.params.sampling_type is not SamplingType.GREEDY

@@ -1,4 +1,4 @@
-"""The retrieval process of an engine: who starts it, and how its workers find it."""
+"""Starts an engine's retrieval process, and announces to its workers where it will be found."""
 
 import os
 import shutil

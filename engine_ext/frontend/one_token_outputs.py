@@ -86,7 +86,7 @@ class OneTokenCollector(RequestOutputCollector):  # type: ignore[misc]
 
     @classmethod
     def take_over(cls, queue: RequestOutputCollector) -> None:
-        """Turn vLLM's collector into one of these: vLLM lets nobody choose its class."""
+        """Turn vLLM's collector into one of these: vLLM offers no choice of class."""
         if not isinstance(queue, cls):
             queue.__class__ = cls
             queue.later = deque()

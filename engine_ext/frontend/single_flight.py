@@ -110,7 +110,7 @@ class SingleFlight:
         """Record what the engine emits for `request_id`, which is about to be admitted.
 
         Args:
-            key: what makes two requests the same; None: only record it, nobody may follow.
+            key: what makes two requests the same; None: only record it, no other may follow.
             request_id: the engine's id of the request.
             watcher: notified of its progress.
             priority: of the request, as vLLM counts it: the lowest number comes first.

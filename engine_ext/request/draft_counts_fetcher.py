@@ -31,7 +31,7 @@ class DraftCountsFetcher:
         self._task: asyncio.Task[None] | None = None
 
     async def fetch(self, request_ids: Sequence[str]) -> dict[str, DraftCounts]:
-        """Wait for the counts of these requests, about a second at most.
+        """Wait for the counts of these requests, up to a second.
 
         Returns:
             By request id, what the workers have reported by then.

@@ -92,7 +92,7 @@ class ServerTenants:
 
     Args:
         api_keys: those that the server checks. Without any, a bearer token says nothing: clients
-            send `EMPTY`, or a token that somebody in front of the server renews every hour.
+            send `EMPTY`, or a token that a gateway renews every hour.
         others_check: something else in this server may distinguish clients, by means unknown
             here. Without keys, the tenant of a request is unknown then.
     """

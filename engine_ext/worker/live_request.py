@@ -83,7 +83,8 @@ class LiveRequest:
 
     def _promises_a_sample(self) -> bool:
         """Return whether a seed promises the same sample every time: vLLM's rejection sampling
-        spends the request's random numbers differently when there are drafts. Greedy answers take none."""
+        spends the request's random numbers differently when there are drafts. Greedy answers take
+        none."""
         if self.params is None or self.params.seed is None:
             return False
         return self.params.sampling_type is not SamplingType.GREEDY

@@ -164,9 +164,9 @@ async def a_repeat_has_the_shape_that_was_asked_for(engine: EnhancedAsyncLLM) ->
     assert (counts["exact"], counts["miss"], counts["stored"]) == (3, 1, 1)
 
 
-async def salts_are_walls(engine: EnhancedAsyncLLM) -> None:
+async def salts_isolate(engine: EnhancedAsyncLLM) -> None:
     for salt in ("a", "b"):
-        prompt = {"prompt": "behind a wall", "cache_salt": salt}
+        prompt = {"prompt": "behind a salt", "cache_salt": salt}
         await generate(engine, prompt, f"salt-{salt}", RequestOutputKind.FINAL_ONLY)
     namespaces = engine.front_end.exact.memory.namespaces()  # type: ignore[union-attr]
     assert namespaces["salt-a"] == namespaces["salt-b"] == 1
@@ -198,7 +198,7 @@ async def a_client_that_leaves_leaves_nothing_behind(engine: EnhancedAsyncLLM) -
     assert len(engine.front_end.flights) == 0  # type: ignore[union-attr]
 
 
-async def other_weights_end_what_was_kept(engine: EnhancedAsyncLLM) -> None:
+async def other_weights_end_what_was_stored(engine: EnhancedAsyncLLM) -> None:
     await generate(engine, "weights", "before", RequestOutputKind.FINAL_ONLY)
     await engine.update_weight_version("next")
     assert engine.front_end.exact.memory.stats().answers == 0  # type: ignore[union-attr]
@@ -207,7 +207,23 @@ async def other_weights_end_what_was_kept(engine: EnhancedAsyncLLM) -> None:
     assert engine.front_end.exact.memory.stats().answers == 1  # type: ignore[union-attr]
 
 
-async def who_asks_is_told(engine: EnhancedAsyncLLM) -> None:
+async def a_paused_engine_answers_nothing(engine: EnhancedAsyncLLM) -> None:
+    first = await generate(engine, "pause", "before", RequestOutputKind.FINAL_ONLY)
+    # In the one mode in which vLLM 0.33 queues new requests too.
+    await engine.pause_generation(mode="keep")
+    asked = generate(engine, "pause", "meanwhile", RequestOutputKind.FINAL_ONLY)
+    waits = asyncio.create_task(asked)
+    await asyncio.sleep(0.5)
+    assert not waits.done()
+    await engine.resume_generation()
+    assert (await waits)[:3] == first[:3]
+    counts = engine.front_end.counts["exact"]  # type: ignore[union-attr]
+    again = await generate(engine, "pause", "after", RequestOutputKind.FINAL_ONLY)
+    assert again[:3] == first[:3]
+    assert engine.front_end.counts["exact"] == counts + 1  # type: ignore[union-attr]
+
+
+async def who_asks_gets_information(engine: EnhancedAsyncLLM) -> None:
     async def ask(request_id: str, prompt: str, **params: Any) -> Any:
         settings = SamplingParams(
             max_tokens=60, ignore_eos=True, output_kind=RequestOutputKind.DELTA, **params
@@ -257,11 +273,12 @@ async def test_on_a_real_engine(demo_model: Path) -> None:
     async with create_enhanced_system(args) as engine:
         await it_is_an_async_llm(engine)
         await a_repeat_has_the_shape_that_was_asked_for(engine)
-        await salts_are_walls(engine)
+        await salts_isolate(engine)
         await nonsense_is_refused_before_the_engine(engine)
         await a_client_that_leaves_leaves_nothing_behind(engine)
-        await other_weights_end_what_was_kept(engine)
-        await who_asks_is_told(engine)
+        await other_weights_end_what_was_stored(engine)
+        await a_paused_engine_answers_nothing(engine)
+        await who_asks_gets_information(engine)
         await metrics_follow_the_workers(engine)
     await asyncio.sleep(0.2)
     assert asyncio.all_tasks() == before

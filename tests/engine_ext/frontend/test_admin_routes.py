@@ -10,13 +10,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from reprise.engine_ext.core.config import engine_config, load_config
-from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.admin_routes import AdminRoutes, SharedReply
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
-from reprise.engine_ext.frontend.health import health_report
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.retriever import RetrievalHealth
 
 TOKEN = "token-of-the-operator"
 ROUTES = ("/reprise/health", "/reprise/stats", "/reprise/cache")
@@ -151,7 +149,7 @@ def test_the_token_is_not_taken_where_vllm_logs_it_and_never_shown() -> None:
     assert TOKEN not in str(refused.value)
 
 
-def test_texts_are_told_only_on_request() -> None:
+def test_texts_are_returned_only_on_request() -> None:
     engine = Engine()
     engine.front_end.exact.memory.put(answer("secret"))
     client = client_of(engine)
@@ -261,31 +259,3 @@ async def test_however_many_ask_the_workers_are_asked_once_in_a_while() -> None:
     leaver.cancel()
     assert await stayer == [{"asked": 2}]
     assert engine.asked == 2
-
-
-def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
-    now = [1000.0]
-    errors = ErrorCounter(clock=lambda: now[0])
-
-    def report(*retrieval: RetrievalHealth, **given: Any) -> dict[str, Any]:
-        options = {"is_dead": False, "errors": errors, "num_pending": 0, **given}
-        return health_report(retrieval=retrieval, **options)
-
-    good = RetrievalHealth("ready", tier="redis", breakers={"read": "closed"})
-    assert report(good)["state"] == "ready"
-    assert report(RetrievalHealth("starting"))["state"] == "ready"
-    dead_redis = RetrievalHealth("degraded", tier="redis", breakers={"read": "open"})
-    told = report(dead_redis)
-    assert told["state"] == "degraded"
-    assert told["components"]["retrieval_tier"]["state"] == "degraded"
-    assert told["components"]["engine"]["state"] == "ready"
-    gone = RetrievalHealth("degraded", detail="no retrieval process")
-    assert report(good, gone)["components"]["retrieval_1"]["detail"] == "no retrieval process"
-    assert report(good, num_pending=1)["state"] == "degraded"
-    assert report(good, is_dead=True)["state"] == "dead"
-    errors.record("watch", ValueError("once"))
-    assert report(good)["errors"] == {"watch": 1}
-    assert report(good)["state"] == "degraded"
-    now[0] += RECENT_S + 1
-    assert report(good)["state"] == "ready"
-    assert errors.counts() == {"watch": 1}

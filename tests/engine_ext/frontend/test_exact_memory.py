@@ -32,7 +32,7 @@ def test_least_recently_used_goes_first_and_bytes_are_bounded() -> None:
     assert (stats.answers, stats.bytes, stats.evicted) == (3, 3 * one, 1)
 
 
-def test_an_answer_larger_than_the_memory_is_not_kept() -> None:
+def test_an_answer_larger_than_the_memory_is_not_stored() -> None:
     memory = ExactMemory(max_bytes=2000)
     memory.put(make_answer(b"small"))
     memory.put(make_answer(b"large", tokens=5000))

@@ -1,4 +1,4 @@
-"""What the front end keeps, serves and forgets, with vLLM's output processor and no engine."""
+"""What the front end stores, serves and forgets, with vLLM's output processor and no engine."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +115,7 @@ def test_a_cut_answer_serves_its_own_limit_only(client: Client) -> None:
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
-def test_what_did_not_end_by_itself_is_not_kept(client: Client, reason: FinishReason) -> None:
+def test_what_did_not_end_by_itself_is_not_stored(client: Client, reason: FinishReason) -> None:
     client.ask(reason=reason)
     assert client.ask()[0] == "miss"
 
@@ -163,7 +163,7 @@ def test_other_weights_other_answers(client: Client) -> None:
     assert client.ask()[0] == "miss"
 
 
-def test_an_answer_from_before_a_change_of_weights_is_not_kept(client: Client) -> None:
+def test_an_answer_from_before_a_change_of_weights_is_not_stored(client: Client) -> None:
     front_end = client.front_end
     original = front_end.flights.process_outputs
 
@@ -246,7 +246,7 @@ def test_an_answer_older_than_the_request_accepts_is_generated_anew(
     assert client.ask(policy=young) == ("exact", [9])
 
 
-def test_outcomes_are_told_to_the_exchange(client: Client) -> None:
+def test_outcomes_are_added_to_the_http_context(client: Client) -> None:
     http_context = HttpRequestContext({}, None)
     client.ask(policy=RequestPolicy(RequestControl(), "", http_context))
     assert http_context.outcome() == "miss"

@@ -101,7 +101,7 @@ async def test_of_two_keys_the_one_that_vllm_checks_counts() -> None:
     await middleware({"type": "http", "headers": raw}, AsyncMock(), AsyncMock())
 
 
-async def test_without_being_told_of_tenants_the_middleware_knows_none() -> None:
+async def test_without_tenants_the_middleware_knows_none() -> None:
     async def app(_scope: Any, _receive: Any, _send: Any) -> None:
         http_context = current_http_context.get()
         assert http_context is not None

@@ -1,4 +1,4 @@
-"""What a client is told of its request, and how the counts come from the worker."""
+"""The information on a request, and how the counts come from the worker."""
 
 import asyncio
 import time
@@ -145,7 +145,7 @@ def test_what_nobody_asks_for_gives_way() -> None:
     assert store.take(["2999"]) == {"2999": {"steps": 0, "by_source": {}}}
 
 
-def test_several_requests_are_told_together() -> None:
+def test_several_requests_are_combined() -> None:
     one = RequestInfo(("miss",), DraftCounts(1, {"corpus": SourceCounts(4, 2)}), 3.0)
     other = RequestInfo(("exact",), DraftCounts(2, {"context": SourceCounts(1, 1)}), 5.0)
     both = merged([one, other])

@@ -1,0 +1,170 @@
+"""What changes an engine's answers reaches the front end, through whichever method of vLLM's."""
+
+import inspect
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
+
+# Methods of vLLM's that may change what the engine answers, and by which of ours they are noticed.
+BY_COLLECTIVE_RPC = {
+    "checkpoint_prepare",
+    "checkpoint_restore",
+    "finish_weight_update",
+    "init_weight_transfer_engine",
+    "shutdown_weight_transfer_engine",
+    "start_draft_weight_update",
+    "start_weight_update",
+    "update_weights",
+}
+CHANGE_NOTHING = {
+    "compute_weight_checksums",
+    "get_weight_version",
+    "is_sleeping",
+    "list_loras",
+    "pin_lora",
+}
+
+
+class Core:
+    """The engine core behind vLLM's client, as far as changes go."""
+
+    def __init__(self) -> None:
+        self.is_paused = self.fails = False
+
+    async def pause(self, **_: Any) -> None:
+        # The front end answers nothing from the moment on in which a pause may begin.
+        assert self.front_end.is_paused
+        if self.fails:
+            raise ValueError("Invalid pause mode: x")
+        self.is_paused = True
+
+    pause_scheduler_async = pause_generation_async = pause
+
+    async def resume_scheduler_async(self) -> None:
+        assert self.front_end.is_paused
+        self.is_paused = False
+
+    async def is_scheduler_paused_async(self) -> bool:
+        return self.is_paused
+
+    async def wake_up_async(self, *_: Any) -> bool:
+        self.is_paused = False
+        return True
+
+    async def anything(self, *_: Any, **__: Any) -> bool:
+        if self.fails:
+            raise RuntimeError("injected")
+        return True
+
+    sleep_async = collective_rpc_async = set_weight_version_async = anything
+    add_lora_async = remove_lora_async = anything
+
+
+class FrontEnd:
+    """Counts."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.changes = 0
+        self.exact = SimpleNamespace(adapters=AdapterEpochs())
+
+    def model_changed(self) -> None:
+        self.changes += 1
+
+
+class Client(ChangeTrackingAsyncLLM):
+    """One that has started nothing, and so has nothing to shut down."""
+
+    def __del__(self) -> None: ...
+
+
+@pytest.fixture
+def engine() -> Any:
+    engine = Client.__new__(Client)
+    engine.engine_core, engine.logger_manager = Core(), None
+    engine.front_end = engine.engine_core.front_end = FrontEnd()  # type: ignore[assignment]
+    return engine
+
+
+def test_no_method_that_may_change_answers_is_forgotten() -> None:
+    may = re.compile("weight|lora|sleep|wake|checkpoint|rpc|(pause|resume)_")
+    theirs = {name for name in vars(AsyncLLM) if may.search(name)}
+    ours = {name for name in vars(ChangeTrackingAsyncLLM) if not name.startswith("_")}
+    assert theirs == (ours & theirs) | BY_COLLECTIVE_RPC | CHANGE_NOTHING
+    for name in BY_COLLECTIVE_RPC:
+        assert "self.collective_rpc(" in inspect.getsource(getattr(AsyncLLM, name))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_weights_are_taken_for_changed_even_where_the_call_fails(
+    engine: Any, fails: bool
+) -> None:
+    calls = [
+        lambda: engine.sleep(level=0),
+        lambda: engine.update_weight_version("next"),
+        lambda: engine.collective_rpc("load_weights"),
+        lambda: engine.start_weight_update(),
+    ]
+    engine.engine_core.fails = fails
+    for number, call in enumerate(calls):
+        assert engine.front_end.changes == number
+        if fails:
+            with pytest.raises(RuntimeError, match="injected"):
+                await call()
+        else:
+            await call()
+    assert engine.front_end.changes == len(calls)
+
+
+async def test_our_own_calls_to_the_workers_change_nothing(engine: Any) -> None:
+    await engine.collective_rpc("reprise_stats")
+    assert engine.front_end.changes == 0
+
+
+async def test_each_load_of_an_adapter_is_a_change_of_that_one(engine: Any) -> None:
+    adapter = SimpleNamespace(lora_int_id=3, lora_path="/nowhere", load_inplace=False)
+    other = SimpleNamespace(lora_int_id=4, lora_path="/nowhere", load_inplace=False)
+    adapters = engine.front_end.exact.adapters
+    keys = {adapters.key(adapter)}
+    assert await engine.add_lora(adapter)
+    keys.add(adapters.key(adapter))
+    assert await engine.remove_lora(3)
+    keys.add(adapters.key(adapter))
+    assert len(keys) == 3
+    assert adapters.key(other) == AdapterEpochs().key(other)
+    assert engine.front_end.changes == 0
+
+
+async def test_pauses_are_known_however_they_end(engine: Any) -> None:
+    core, front_end = engine.engine_core, engine.front_end
+    await engine.pause_generation(clear_cache=False)
+    assert front_end.is_paused
+    await engine.resume_generation()
+    assert not front_end.is_paused
+    core.fails = True
+    with pytest.raises(ValueError, match="Invalid pause mode"):
+        await engine.pause_generation(mode="x", clear_cache=False)
+    assert not front_end.is_paused
+    core.fails = False
+    await engine.pause_generation(clear_cache=False)
+    await engine.wake_up()
+    assert not front_end.is_paused
+    # Another client of the same engine has paused it.
+    core.is_paused = True
+    assert await engine.is_paused()
+    assert front_end.is_paused
+
+
+async def test_without_a_front_end_it_is_vllms_client(engine: Any) -> None:
+    engine.front_end = None
+    engine.engine_core.front_end = SimpleNamespace(is_paused=True)
+    await engine.pause_generation(clear_cache=False)
+    assert await engine.is_paused()
+    await engine.sleep(level=0)
+    assert await engine.add_lora(SimpleNamespace(lora_int_id=1))

@@ -1,0 +1,118 @@
+"""Exact answers: which are stored, and which requests they are good for."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest, FinishReason
+
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.frontend.exact_answers import ExactAnswers
+from reprise.engine_ext.frontend.replay import Ending
+from reprise.engine_ext.frontend.single_flight import FinishedFlight
+from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.retrieval.host import steady_clock
+
+MODEL = dict.fromkeys(
+    ["model", "revision", "quantization", "dtype", "tokenizer", "tokenizer_revision"], "m"
+)
+
+
+def exact_answers(*, num_api_servers: int = 1, weight_transfer: Any = None) -> ExactAnswers:
+    config: Any = SimpleNamespace(
+        model_config=SimpleNamespace(**MODEL),
+        kv_transfer_config=None,
+        weight_transfer_config=weight_transfer,
+    )
+    return ExactAnswers(config, load_config({}), num_api_servers=num_api_servers)
+
+
+def request(max_tokens: int | None = 10, lora: LoRARequest | None = None) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id="r",
+        prompt_token_ids=[1, 2, 3],
+        mm_features=None,
+        sampling_params=SamplingParams(temperature=0, max_tokens=max_tokens),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=lora,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+def tracked(exact: ExactAnswers, **fields: Any) -> Any:
+    known = {
+        "keys": exact.keys(request(), "acme"),
+        "prompt_token_ids": [1, 2, 3],
+        "policy": RequestPolicy(RequestControl(), "acme"),
+        "weights_epoch": exact.weights_epoch,
+        "weight_version": "w",
+    }
+    return SimpleNamespace(**{**known, **fields})
+
+
+def finished(num_tokens: int, reason: FinishReason = FinishReason.STOP) -> FinishedFlight:
+    return FinishedFlight(list(range(num_tokens)), "", Ending(reason, None), 0)
+
+
+def test_only_an_answer_of_the_weights_as_they_are_is_stored() -> None:
+    exact = exact_answers()
+    early = tracked(exact)
+    exact.model_changed()
+    assert not exact.store(early, finished(3), weight_version="w")
+    assert not exact.store(tracked(exact), finished(3), weight_version="other")
+    assert not exact.store(tracked(exact, keys=None), finished(3), weight_version="w")
+    assert exact.memory.stats().answers == 0
+    assert exact.store(tracked(exact), finished(3), weight_version="w")
+    # The first request of an engine comes before the first output, which carries the label.
+    assert exact.store(tracked(exact, weight_version=None), finished(3), weight_version="w")
+    keys = exact.keys(request(), "acme")
+    found = exact.find(keys, request(), None)
+    assert found is not None
+    assert found.namespace == "acme"
+    exact.model_changed()
+    assert exact.find(keys, request(), None) is None
+    assert exact.keys(request(), "acme") != keys
+
+
+@pytest.mark.parametrize(
+    ("reason", "fits"),
+    [
+        (FinishReason.STOP, {None: True, 4: True, 3: True, 2: False}),
+        # vLLM looks at the limit before it looks for repetition.
+        (FinishReason.REPETITION, {None: True, 4: True, 3: False, 2: False}),
+    ],
+)
+def test_an_answer_fits_a_limit_at_which_it_would_have_ended_alike(
+    reason: FinishReason, fits: dict[int | None, bool]
+) -> None:
+    exact = exact_answers()
+    exact.store(tracked(exact), finished(3, reason), weight_version="w")
+    for max_tokens, fit in fits.items():
+        asked = request(max_tokens)
+        found = exact.find(exact.keys(asked, "acme"), asked, None)
+        assert (found is not None) == fit, max_tokens
+
+
+def test_an_answer_older_than_asked_for_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = exact_answers()
+    exact.store(tracked(exact), finished(3), weight_version="w")
+    keys, now_s = exact.keys(request(), "acme"), steady_clock.now_s()
+    monkeypatch.setattr(steady_clock, "now_s", lambda: now_s + 100)
+    assert exact.find(keys, request(), 50.0) is None
+    assert exact.find(keys, request(), 150.0) is not None
+
+
+def test_what_another_process_may_change_is_refused() -> None:
+    adapter = LoRARequest("a", 1, "/adapters/a")
+    assert exact_answers().refusal(request()) is None
+    assert exact_answers().refusal(request(lora=adapter)) is None
+    several = exact_answers(num_api_servers=2)
+    assert several.refusal(request()) is None
+    assert "adapters may change" in (several.refusal(request(lora=adapter)) or "")
+    several = exact_answers(num_api_servers=2, weight_transfer="nccl")
+    assert "weights may change" in (several.refusal(request()) or "")

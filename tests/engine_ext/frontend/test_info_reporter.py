@@ -1,0 +1,65 @@
+"""What a client asks to know comes with the last output, and with the HTTP reply."""
+
+from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
+from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
+
+
+def reporter(errors: ErrorCounter | None = None) -> InfoReporter:
+    async def ask(request_ids: Sequence[str]) -> list[Any]:
+        return [{id_: {"steps": 3, "by_source": {}} for id_ in request_ids}]
+
+    return InfoReporter(ask, errors=errors or ErrorCounter())
+
+
+def test_the_client_asks_by_header_or_argument() -> None:
+    one, said, silent = reporter(), {"reprise_info": "on"}, SamplingParams()
+    assert not one.is_wanted(silent)
+    assert one.is_wanted(SamplingParams(extra_args=said))
+    token = current_http_context.set(HttpRequestContext({"x-reprise-info": "on"}, None))
+    try:
+        assert one.is_wanted(silent)
+        assert not one.is_wanted(SamplingParams(extra_args={"reprise_info": "off"}))
+    finally:
+        current_http_context.reset(token)
+
+
+async def test_the_last_output_carries_it_and_the_reply_is_given_it() -> None:
+    errors = ErrorCounter()
+    generating: list[Any] = []
+
+    async def outputs() -> AsyncGenerator[Any, None]:
+        collector = current_info.get()
+        assert collector is not None
+        collector.generates("r")
+        for finished in (False, True):
+            generating.append(current_info.get())
+            yield SimpleNamespace(finished=finished)
+
+    context = HttpRequestContext({}, None)
+    token = current_http_context.set(context)
+    try:
+        given = [output async for output in reporter(errors).add_to(outputs())]
+    finally:
+        current_http_context.reset(token)
+    assert not hasattr(given[0], "reprise_info")
+    assert given[1].reprise_info.drafts.steps == 3
+    assert context.take_info() == given[1].reprise_info.as_json().encode()
+    # Only the request itself is added under it, not what its caller asks afterwards.
+    assert [each is not None for each in generating] == [True, False]
+    assert errors.counts() == {}
+
+
+async def test_a_stream_without_outputs_ends() -> None:
+    async def none() -> AsyncGenerator[Any, None]:
+        for output in ():
+            yield output
+
+    assert [output async for output in reporter().add_to(none())] == []
+    assert current_info.get() is None

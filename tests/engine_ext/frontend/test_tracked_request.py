@@ -1,0 +1,91 @@
+"""A request that the engine generates for: what it reports, and what it releases."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_policy import RequestPolicy
+
+
+class Seen:
+    """Near answers, metrics and spans in one: what is called, in its order."""
+
+    def __init__(self, found_s: float | None) -> None:
+        self.calls: list[Any] = []
+        self._found_s = found_s
+
+    def kind(self, request_id: str) -> str:
+        return f"semantic for {request_id}"
+
+    def found_s(self, _request_id: str) -> float | None:
+        return self._found_s
+
+    def near_answers(self, kind: str) -> None:
+        self.calls.append(("counted", kind))
+
+    def retrieval(self, headers: Any, *, kind: str, begun_s: float, found_s: float | None) -> None:
+        assert begun_s <= time.monotonic()
+        self.calls.append(("span", headers, kind, found_s))
+
+    def end(self, request_id: str) -> None:
+        self.calls.append(("released", request_id))
+
+    def on_answer(self, tracked: TrackedRequest, finished: Any) -> None:
+        self.calls.append((tracked.prompt_token_ids, finished))
+
+
+def track(seen: Seen, *, has_retrieval: bool = True) -> TrackedRequest:
+    request: Any = SimpleNamespace(
+        request_id="r", trace_headers={"traceparent": "x"}, prompt_token_ids=[1, 2]
+    )
+    return TrackedRequest(
+        request,
+        RequestPolicy(RequestControl(), ""),
+        weights_epoch=3,
+        weight_version="w",
+        near_answers=seen if has_retrieval else None,  # type: ignore[arg-type]
+        metrics=seen,  # type: ignore[arg-type]
+        spans=seen,  # type: ignore[arg-type]
+        on_answer=seen.on_answer,
+    )
+
+
+def test_its_near_answers_are_counted_at_the_first_token_and_released_at_the_end() -> None:
+    found_s = time.monotonic() + 0.25
+    seen = Seen(found_s)
+    tracked = track(seen)
+    tracked.retrieves = True
+    assert tracked.kind == "miss"
+    tracked.on_first_token()
+    assert tracked.kind == "semantic for r"
+    assert tracked.retrieval_ms() == pytest.approx(250, abs=50)
+    tracked.on_finish("answer")  # type: ignore[arg-type]
+    tracked.on_end()
+    assert seen.calls == [
+        ("counted", "semantic for r"),
+        ([1, 2], "answer"),
+        ("span", {"traceparent": "x"}, "semantic for r", found_s),
+        ("released", "r"),
+    ]
+
+
+@pytest.mark.parametrize(("has_retrieval", "retrieves"), [(True, False), (False, True)])
+def test_where_nothing_is_searched_for_nothing_is_released(
+    has_retrieval: bool, retrieves: bool
+) -> None:
+    seen = Seen(1.0)
+    tracked = track(seen, has_retrieval=has_retrieval)
+    tracked.retrieves = retrieves
+    tracked.on_first_token()
+    tracked.on_end()
+    assert (tracked.kind, tracked.retrieval_ms(), seen.calls) == ("miss", None, [])
+
+
+def test_a_search_that_has_not_ended_has_no_time() -> None:
+    tracked = track(Seen(None))
+    tracked.retrieves = True
+    assert tracked.retrieval_ms() is None

@@ -20,7 +20,7 @@ from vllm.distributed import init_distributed_environment, initialize_model_para
 from reprise.engine_ext import rank_agreement, verification, worker_installs
 from reprise.engine_ext.config import RepriseConfig
 from reprise.engine_ext.swallowed import SwallowedErrors
-from reprise.eval.bench_verify_cpu import use_vllms_cpu_kernels
+from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
 from tests_of_ranks import Batch, sampled
 

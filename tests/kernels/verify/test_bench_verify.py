@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def test_it_checks_and_says_that_nothing_is_timed(tmp_path):
 @pytest.mark.slow
 def test_a_wrong_kernel_fails_the_run(tmp_path):
     spoil = (
-        "from reprise.eval import bench_verify as bench\n"
+        "from reprise.eval.benchmarks import bench_verify as bench\n"
         "from reprise.kernels import verify\n"
         "right = verify.verify_drafts\n"
         "def wrong(*args, backend, **more):\n"
@@ -51,7 +51,7 @@ def test_a_wrong_kernel_fails_the_run(tmp_path):
     assert "WRONG" in done.stderr
 
 
-CPU = "from reprise.eval import bench_verify_cpu as bench\n"
+CPU = "from reprise.eval.benchmarks import bench_verify_cpu as bench\n"
 
 
 def run_on_cpu(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

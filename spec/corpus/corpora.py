@@ -16,7 +16,7 @@ from reprise.spec.runtime.layout import BOS, CORPUS_FIELDS, END
 FIRST_ROWS = 1 << 15
 SMALL_TOKENS = 2048
 SMALL_ANSWERS = 16
-# What an answer and a namespace are charged beside the arrays: their places in tables, and names.
+# What an answer and a namespace are charged beside the arrays: their entries in tables, and names.
 TOKEN_BYTES = 12
 ANSWER_BYTES = 256
 NAMESPACE_BYTES = 512

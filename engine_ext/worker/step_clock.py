@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reprise.engine_ext.core.latency import LatencyHistogram
-from reprise.spec.lengths.draft_length import Turn
+from reprise.spec.api.scheduling_mode import SchedulingMode
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 
-class Pace(NamedTuple):
+class StepContext(NamedTuple):
     """How the engine goes on from step to step."""
 
-    turn: Turn
+    mode: SchedulingMode
     is_late: bool = False
     """Other steps were launched before the tokens of this one were known."""
     was_ahead: bool = False
@@ -30,7 +30,7 @@ class StepClock:
     def __init__(self) -> None:
         self.num_drafted_tokens = 0
         """Drafted tokens that the latest step verified."""
-        self.pace = self._usual_pace = Pace(Turn.WAITED)
+        self.context = self._usual_context = StepContext(SchedulingMode.SYNC)
         self._only_decoded = False
         self._began_s = self._ended_s = 0.0
         self._steps = {"waited_for": 0, "run_ahead": 0}
@@ -38,16 +38,16 @@ class StepClock:
 
     def may_run_ahead(self) -> None:
         """The engine can launch steps before the tokens of those before are known."""
-        self.pace = self._usual_pace = Pace(Turn.SETTLED)
+        self.context = self._usual_context = StepContext(SchedulingMode.DRAINED)
 
     @contextmanager
-    def at(self, pace: Pace) -> Iterator[None]:
-        """Another pace than usual, for one step."""
-        self.pace = pace
+    def at(self, context: StepContext) -> Iterator[None]:
+        """Another context than usual, for one step."""
+        self.context = context
         try:
             yield
         finally:
-            self.pace = self._usual_pace
+            self.context = self._usual_context
 
     def note_step(self, scheduler_output: "SchedulerOutput") -> None:
         """A step is over; the drafter is called next."""
@@ -63,14 +63,14 @@ class StepClock:
         only_decoded, self._only_decoded = self._only_decoded, False
         if not only_decoded:
             return None
-        if not self.pace.is_late:
+        if not self.context.is_late:
             return self._began_s - self._ended_s
         # Drafting went on while it ran. One without drafts after a gap is like no other.
-        return self._began_s - before_s if self.pace.was_ahead else None
+        return self._began_s - before_s if self.context.was_ahead else None
 
     def note_drafted(self) -> None:
         """The drafter is done."""
-        self._steps["run_ahead" if self.pace.is_late else "waited_for"] += 1
+        self._steps["run_ahead" if self.context.is_late else "waited_for"] += 1
         self._ended_s = time.perf_counter()
         self._propose_us.observe((self._ended_s - self._began_s) * 1e6)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.compat import runner_hooks, undrafted_settings
 from reprise.engine_ext.compat.guarded import step_errors
-from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import RequestHints
@@ -24,12 +24,12 @@ from reprise.engine_ext.worker.row_tracker import (
     TrackedRow,
     num_known,
 )
-from reprise.engine_ext.worker.step_clock import Pace, StepClock
+from reprise.engine_ext.worker.step_clock import StepClock, StepContext
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.api.stats import RequestStats
-from reprise.spec.lengths.draft_length import Turn
 from reprise.spec.provider import DraftProvider
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if (refused := unsupported_start()) is not None:
             raise ValueError(refused)
         config = engine_config(vllm_config)
-        self._num_speculative_tokens = config.drafts.num_speculative_tokens
+        drafts = draft_config(config, vllm_config)
+        self._num_speculative_tokens = drafts.num_speculative_tokens
         self._max_model_len: int = vllm_config.model_config.max_model_len
         self._namespace = config.namespace
         self._model_key = model_key_of(vllm_config)
@@ -85,7 +86,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         # Not among those whose failure is survived: requests have been let in that rely on it.
         undrafted_settings.install_in_worker()
         worker_installs.install(config, self._errors)
-        self._provider = DraftProvider(config.drafts)
+        self._provider = DraftProvider(drafts)
         self._near: NearDrafts | None = None
         self._learner: AnswerLearner | None = None
         self._weights: WeightsKeeper | None = None
@@ -136,11 +137,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             if self._ids is not None and self._ids.is_settled:
                 # No request is new. Where no draft can pay, nothing has to be done for this step:
                 # what it emitted is seen by the next one that looks.
-                if self._provider.rest(
+                if self._provider.skip_drafting(
                     self._ids.num_requests,
                     step_time_s=step_time_s,
                     num_drafted_tokens=self._clock.num_drafted_tokens,
-                    turn=self._clock.pace.turn,
+                    mode=self._clock.context.mode,
                 ):
                     return drafts
                 step_time_s = None  # it is taken in
@@ -194,8 +195,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             limits=limits,
             step_time_s=step_time_s if was_busy else None,
             num_drafted_tokens=self._clock.num_drafted_tokens,
-            turn=self._clock.pace.turn,
-            saved_s=self._clock.pace.saved_s,
+            mode=self._clock.context.mode,
+            saved_s=self._clock.context.saved_s,
         )
         for row, draft in zip(known, proposed, strict=True):
             drafts[row.row] = draft
@@ -305,8 +306,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
     ) -> list[list[int]]:
         """Drafts after a step that was not waited for: see `RunnerAware`."""
         self.before_propose(runner, scheduler_output)
-        turn = Turn.AHEAD if is_ahead else Turn.SETTLED
-        with self._clock.at(Pace(turn, is_late=True, was_ahead=was_ahead, saved_s=spare_s)):
+        mode = SchedulingMode.IN_FLIGHT if is_ahead else SchedulingMode.DRAINED
+        with self._clock.at(StepContext(mode, is_late=True, was_ahead=was_ahead, saved_s=spare_s)):
             return self.propose(emitted, num_tokens, runner.input_batch.token_ids_cpu)
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:

@@ -81,7 +81,7 @@ class BatchRunner:
         *,
         much: bool,
     ) -> None:
-        """Take in what was emitted and learn from it; `much`: tokens were predicted, so that there
+        """Record what was emitted and learn from it; `much`: tokens were predicted, so that there
         is something to learn, and something to share out over threads."""
         self._begin(req_indices, tables, room=len(emitted))
         self._emitted[: len(emitted)] = emitted

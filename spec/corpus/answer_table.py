@@ -56,7 +56,7 @@ class AnswerTable:
         return self.positions.nbytes + self.sequence.nbytes
 
     def put(self, answer_id: str, begin: int, length: int) -> None:
-        """Take in an answer of so many tokens that lies behind all others."""
+        """Add an answer of so many tokens that lies behind all others."""
         if self._free:
             row = self._free.pop()
             self._ids[row] = answer_id

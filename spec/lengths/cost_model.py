@@ -89,7 +89,7 @@ class CostModel:
         return self._is_new[batch : batch + max_tokens + 1]
 
     def note_ready(self, num_tokens: int) -> None:
-        """Take in that the first step with up to so many tokens in all costs what others do."""
+        """Record that the first step with up to so many tokens in all costs what others do."""
         self._make_room(num_tokens)
         self._is_new[: num_tokens + 1] = False
 

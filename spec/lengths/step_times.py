@@ -75,7 +75,7 @@ def step_cost(costs, parts):
 
 @compiled
 def pair_up(latest, pairs, counts, step):
-    """Take in a step [4], of the columns NUMBER to LOG_SECONDS, and pair it with those of `latest`
+    """Record a step [4], of the columns NUMBER to LOG_SECONDS, and pair it with those of `latest`
     [k, 4] that are near. `pairs` [3, LATEST_PAIRS, 8] keeps the latest of each kind; `counts` [4]:
     of each kind, and of steps."""
     seen = counts[STEPS]
@@ -98,7 +98,7 @@ def pair_up(latest, pairs, counts, step):
 
 @compiled
 def pair_up_all(latest, pairs, counts, steps):
-    """Take in steps [n, 4], one after another."""
+    """Record steps [n, 4], one after another."""
     for i in range(len(steps)):
         pair_up(latest, pairs, counts, steps[i])
 
@@ -145,7 +145,7 @@ def fit(costs, start, spread, pairs, counts, since):
             off[m] = log_ratio - math.log(cost / its_cost)
             slopes[m] = one / cost - other / its_cost
             if one[FIRST] != other[FIRST]:
-                # It tells what first steps cost, and nothing else: some are made for seconds.
+                # It shows what first steps cost, and nothing else: some are made for seconds.
                 slopes[m, :FIRST] = 0.0
                 slopes[m, SLOPE:] = 0.0
         weighted[:] = 0.0

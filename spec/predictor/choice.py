@@ -131,7 +131,7 @@ def choose(
 
 @compiled
 def argmax_candidate(selected, candidates):
-    """The position of the likeliest candidate; -1 if there is none."""
+    """Return the rank of the likeliest candidate; -1 if there is none."""
     likeliest = -1
     for rank in range(selected):
         if likeliest < 0 or candidates.prob[rank] > candidates.prob[likeliest]:

@@ -403,7 +403,7 @@ drafted = 0
 for token in range(30):
     drafts = provider.step(ids, [[token]] * 12, step_time_s=0.01, num_drafted_tokens=drafted)
     drafted = sum(map(len, drafts))
-    provider.rest(12)
+    provider.skip_drafting(12)
 for i in ids:
     provider.finish(i)
     provider.add_answer(i, tokens)

@@ -7,6 +7,14 @@ import numpy.typing as npt
 import pytest
 
 from reprise.spec.api.config import DraftConfig
+from reprise.spec.api.scheduling_mode import SchedulingMode
+from reprise.spec.lengths.best_lengths import (
+    LengthCosts,
+    best_lengths,
+    curve_now,
+    falling_marginal_gains,
+    select_lengths,
+)
 from reprise.spec.lengths.cost_model import FIRST_REACH, RECENT, CostModel
 from reprise.spec.lengths.draft_length import (
     MAX_PAUSE_STEPS,
@@ -16,12 +24,6 @@ from reprise.spec.lengths.draft_length import (
     PROBE_MIN_PROB,
     SKIP_MIN_PROB,
     DraftLength,
-    LengthCosts,
-    SchedulingMode,
-    best_lengths,
-    curve_now,
-    falling_marginal_gains,
-    select_lengths,
 )
 from reprise.spec.lengths.step_times import LATEST
 from reprise.spec.predictor.prediction_trace import make_trace, trace_table
@@ -57,10 +59,12 @@ def test_drafts_are_found_by_their_request_index() -> None:
     req_indices, curve = np.array([3, 1, 4]), 1.0 + 0.07 * np.arange(40)
     length_costs = LengthCosts(curve, np.zeros(40, np.bool_), 0.0, 0.0, step=1.0, cost=0.08)
     kept, tokens, gain = select_lengths(req_indices, requests, trace_table(trace), *length_costs)
-    expected, worth = best_lengths(trace.probs[req_indices], lengths[req_indices], curve, 0.08)
+    expected, expected_gain = best_lengths(
+        trace.probs[req_indices], lengths[req_indices], curve, 0.08
+    )
     assert kept.tolist() == expected.tolist() == requests[req_indices, DRAFTED].tolist()
     assert 0 < kept.sum() < lengths[req_indices].sum()
-    assert gain == worth
+    assert gain == expected_gain
     assert tokens.tolist() == trace.tokens[req_indices, :4].tolist()
     assert requests[[0, 2, 5], DRAFTED].tolist() == [1, 0, 4]
 
@@ -187,13 +191,13 @@ def test_a_fixed_cost_gives_the_best_length_of_each() -> None:
         drafted = np.array([8, 5], np.int64)
         lengths_of.min_prob(2)
         cut = select_best(lengths_of, probs, drafted)
-        for row, most, length in zip(probs.tolist(), drafted.tolist(), cut, strict=True):
-            values = [gain_of(row, n, cost) - cost * n for n in range(most + 1)]
+        for row, longest, length in zip(probs.tolist(), drafted.tolist(), cut, strict=True):
+            values = [gain_of(row, n, cost) - cost * n for n in range(longest + 1)]
             assert values[length] == pytest.approx(max(values), abs=1e-6)
 
 
 def test_cut_is_the_best_of_all() -> None:
-    """Of all lengths that the averaged worths can tell apart; others are never better."""
+    """Of all lengths that the averaged gains can tell apart; others are never better."""
     random = np.random.default_rng(1)
     for _ in range(30):
         lengths_of = DraftLength(DraftConfig(num_speculative_tokens=3))
@@ -216,7 +220,7 @@ def test_cut_is_the_best_of_all() -> None:
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.02, 0.3, 1.5])
-def test_worths_fall_and_keep_their_best_sums(cost: float) -> None:
+def test_marginal_gains_fall_and_keep_their_best_sums(cost: float) -> None:
     random = np.random.default_rng(5)
     probs = np.cumprod(random.uniform(0.3, 1.0, (40, 9)), axis=1).astype(np.float32)
     lengths = random.integers(0, 9, 40)
@@ -240,7 +244,7 @@ def test_a_loaded_server_gets_no_drafts_but_probes() -> None:
         seen.append(lengths_of.min_prob(8))
         cut = select_best(lengths_of, probs, drafted)
         lengths_of.observe_step(8, int(cut.sum()))
-    assert all(least > 0.6 for least in seen[:-1])
+    assert all(prob > 0.6 for prob in seen[:-1])
     assert seen[-1] == PROBE_MIN_PROB
     assert 0 < cut.sum() <= 4  # half a step's worth
 
@@ -264,7 +268,7 @@ def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
     assert np.mean(cuts[-PROBE_EVERY_STEPS:]) > 16
 
 
-def test_dear_drafts_do_not_make_themselves_seem_worth_it() -> None:
+def test_expensive_drafts_do_not_make_themselves_seem_worth_it() -> None:
     """Steps cost four times as much with drafts, and a token more than it saves: a saved step must
     not count four times for it."""
     certain, full = np.full((8, 17), 1.0, np.float32), np.full(8, 16, np.int64)

@@ -9,9 +9,9 @@ A piece of evidence is one context that was met before, together with a token th
 follows the longest and other matching suffixes is what PPM predicts from (Cleary and Witten, "Data
 compression using adaptive coding and partial string matching", 1984). The escape is PPM's as well:
 the probability of a token that no context has seen. Contexts of all orders are mixed, as in context
-tree weighting (Willems, Shtarkov and Tjalkens, 1995), with weights that are learned online from
-features of the context, as in PAQ's logistic mixing (Mahoney, "Adaptive weighing of context models
-for lossless data compression", 2005).
+tree weighting (Willems, Shtarkov and Tjalkens, 1995). Their weights are learned as the text comes,
+as in PAQ (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005), but
+from features that pieces of evidence share.
 """
 
 import math

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.api.near_answer import PlainNearAnswer
-from reprise.spec.lengths.draft_length import SchedulingMode
+from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.predictor.features import HASHED_TOKEN
 from reprise.spec.runtime.layout import TOKEN
 

@@ -384,7 +384,7 @@ import sys
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.near_answer import PlainNearAnswer
+from reprise.spec.api.near_answer import PlainNearAnswer
 
 def compiled():
     modules = [m for name, m in sys.modules.items() if name.startswith("reprise.spec")]

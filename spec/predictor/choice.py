@@ -53,6 +53,21 @@ def prob_bin(prob):
 
 
 @compiled
+def score_escape(near, own, orders, escape, table, escape_features):
+    """Fill the escape's features for the choice; return its score, and its fraction of a bin."""
+    near, own = min(near, LONGEST_ESCAPE), min(own, LONGEST_ESCAPE)
+    at = prob_bin(escape)
+    low = int(at)
+    fraction = at - low
+    escape_features[3], escape_features[4] = ESCAPE_PROB + low, ESCAPE_PROB + low + 1
+    escape_features[5] = ESCAPE_MATCHES + near * 11 + own
+    escape_features[6] = ESCAPE_ORDERS + orders * 11 + near
+    score = table[escape_features[3]] * (1.0 - fraction) + table[escape_features[4]] * fraction
+    score += table[escape_features[5]] + table[escape_features[6]]
+    return score, fraction
+
+
+@compiled
 def choose(
     selected,
     context,
@@ -108,15 +123,7 @@ def choose(
         candidates.token[rank], candidates.prob[rank] = scratch.token[candidate], score
         candidates.feature_count[rank], candidates.fraction[rank] = f, fraction
         highest = max(highest, score)
-    near, own = min(near, LONGEST_ESCAPE), min(own, LONGEST_ESCAPE)
-    at = prob_bin(escape)
-    low = int(at)
-    fraction = at - low
-    escape_features[3], escape_features[4] = ESCAPE_PROB + low, ESCAPE_PROB + low + 1
-    escape_features[5] = ESCAPE_MATCHES + near * 11 + own
-    escape_features[6] = ESCAPE_ORDERS + orders * 11 + near
-    score = table[escape_features[3]] * (1.0 - fraction) + table[escape_features[4]] * fraction
-    score += table[escape_features[5]] + table[escape_features[6]]
+    score, fraction = score_escape(near, own, orders, escape, table, escape_features)
     highest = max(highest, score)
     none = math.exp(score - highest)
     total = none

@@ -105,8 +105,8 @@ def count_aligned(evidence, end, tags, pointers, hits, scratch):
     """Count, per chosen candidate and in all, near answers whose pointer is at it, and of those
     the ones with recent hits."""
     for i in range(end):
-        near = tags[evidence.rank[i]] & 255
-        if evidence.rank[i] != pointers[near]:
+        near = tags[evidence.position[i]] & 255
+        if evidence.position[i] != pointers[near]:
             continue
         rank = scratch.rank[scratch.candidate[i]]
         recent = hits[near] >= RECENT_HITS

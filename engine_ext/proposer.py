@@ -10,7 +10,7 @@ from reprise.engine_ext.compat.guarded import step_errors
 from reprise.engine_ext.compat.hooks import DrafterHooks
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.config import RepriseConfig, engine_config
+from reprise.engine_ext.core.config import RepriseConfig, draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
@@ -29,8 +29,8 @@ from reprise.engine_ext.worker.step_clock import StepClock, StepContext
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.api.stats import RequestStats
-from reprise.spec.lengths.draft_length import Turn
 from reprise.spec.provider import DraftProvider
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class CacheHitProposer(DrafterHooks):
         if (refused := unsupported_start()) is not None:
             raise ValueError(refused)
         config = engine_config(vllm_config)
-        self._num_speculative_tokens = config.drafts.num_speculative_tokens
+        drafts = draft_config(config, vllm_config)
+        self._num_speculative_tokens = drafts.num_speculative_tokens
         self._max_model_len: int = vllm_config.model_config.max_model_len
         self._namespace = config.namespace
         self._optimizes_cpu = config.engine.cpu_optimizations
@@ -86,7 +87,7 @@ class CacheHitProposer(DrafterHooks):
         model_runner.register_drafter(self, vllm_config)
         worker_installs.install(config, self._errors)
         logger.info("Reprise: %s.", registry.summary())
-        self._provider = DraftProvider(config.drafts)
+        self._provider = DraftProvider(drafts)
         self._near: NearDrafts | None = None
         self._learner: AnswerLearner | None = None
         self._weights: WeightsKeeper | None = None
@@ -137,11 +138,11 @@ class CacheHitProposer(DrafterHooks):
             if self._rows.is_settled:
                 # No request is new. Where no draft can pay, nothing has to be done for this step:
                 # what it emitted is seen by the next one that looks.
-                if self._provider.rest(
+                if self._provider.skip_drafting(
                     self._rows.num_requests,
                     step_time_s=step_time_s,
                     num_drafted_tokens=self._clock.num_drafted_tokens,
-                    turn=self._clock.context.turn,
+                    mode=self._clock.context.mode,
                 ):
                     return drafts
                 step_time_s = None  # it is recorded
@@ -194,7 +195,7 @@ class CacheHitProposer(DrafterHooks):
             limits=limits,
             step_time_s=step_time_s if was_busy else None,
             num_drafted_tokens=self._clock.num_drafted_tokens,
-            turn=self._clock.context.turn,
+            mode=self._clock.context.mode,
             saved_s=self._clock.context.saved_s,
         )
         for row, draft in zip(known, proposed, strict=True):
@@ -300,8 +301,8 @@ class CacheHitProposer(DrafterHooks):
     ) -> list[list[int]]:
         """Draft after a step that was not waited for: see `DrafterHooks`."""
         self.before_propose(runner, scheduler_output)
-        turn = Turn.AHEAD if is_in_flight else Turn.SETTLED
-        context = StepContext(turn, is_late=True, was_in_flight=was_in_flight, saved_s=spare_s)
+        mode = SchedulingMode.IN_FLIGHT if is_in_flight else SchedulingMode.DRAINED
+        context = StepContext(mode, is_late=True, was_in_flight=was_in_flight, saved_s=spare_s)
         with self._clock.at(context):
             return self.propose(emitted, num_tokens, runner.input_batch.token_ids_cpu)
 

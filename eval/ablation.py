@@ -85,7 +85,7 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
     """Name to a fresh drafter."""
 
     def of(kind: type[RepriseDrafter]) -> Callable[[], RepriseDrafter]:
-        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MOST)
+        return lambda: kind(embedder=embedder, cost=cost, draft_length=MOST)
 
     return {
         "all": of(RepriseDrafter),
@@ -95,7 +95,7 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
         "without the context": of(WithoutContext),
         # At no cost drafts go on down to hopeless tokens, so only the bound ends them.
         f"without length control, {FIXED_LENGTH} tokens": lambda: RepriseDrafter(
-            embedder=embedder, cost=0.0, seed=0, draft_length=FIXED_LENGTH
+            embedder=embedder, cost=0.0, draft_length=FIXED_LENGTH
         ),
     }
 

@@ -19,7 +19,7 @@ from reprise.kernels.config import VerifyConfig
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.namespace import check_namespace
 from reprise.retrieval.api.tier_url import redact
-from reprise.spec.api.config import DraftConfig
+from reprise.spec.api.config import DraftConfig, DraftSettings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -46,8 +46,8 @@ class RepriseConfig(BaseModel):
     """All settings of one engine.
 
     Example:
-        >>> load_config({"drafts": {"num_speculative_tokens": 8}}).drafts.num_speculative_tokens
-        8
+        >>> load_config({"drafts": {"verify_cost": 0.02}}).drafts.verify_cost
+        0.02
     """
 
     model_config = ConfigDict(
@@ -65,7 +65,7 @@ class RepriseConfig(BaseModel):
     where there is AMX: SmolLM2-135M, 8 requests at once, gave 87 and 89 tokens/s without tiles, 118
     and 104 with them."""
 
-    drafts: DraftConfig = DraftConfig()
+    drafts: DraftSettings = DraftSettings()
     """Draft construction and draft length."""
 
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -119,7 +119,7 @@ def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
 
 
 def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
-    """Load the configuration of an engine; its speculative config bounds the drafts.
+    """Load the configuration of an engine.
 
     Raises:
         ValueError: as `load_config`.
@@ -132,9 +132,23 @@ def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
             "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
             "which vLLM writes into its log"
         )
-    speculative = vllm_config.speculative_config
-    bound = {"drafts": {"num_speculative_tokens": speculative.num_speculative_tokens}}
-    return load_config(_merge(ours or {}, bound))
+    config = load_config(ours)
+    draft_config(config, vllm_config)
+    return config
+
+
+def draft_config(config: RepriseConfig, vllm_config: "VllmConfig") -> DraftConfig:
+    """Resolve how an engine drafts: by our settings, as long as its speculative config says.
+
+    Raises:
+        ValueError: it asks for longer drafts than there are.
+    """
+    num_speculative_tokens = vllm_config.speculative_config.num_speculative_tokens
+    settings = {**config.drafts.model_dump(), "num_speculative_tokens": num_speculative_tokens}
+    try:
+        return DraftConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"--speculative-config: {_first_problem(error)}") from None
 
 
 def _has_admin_token(given: Any) -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reprise.engine_ext.core.latency import LatencyHistogram
-from reprise.spec.lengths.draft_length import Turn
+from reprise.spec.api.scheduling_mode import SchedulingMode
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class StepContext(NamedTuple):
     """How a step relates to those before and after it."""
 
-    turn: Turn
+    mode: SchedulingMode
     is_late: bool = False
     """Other steps were launched before the tokens of this one were known."""
     was_in_flight: bool = False
@@ -30,7 +30,7 @@ class StepClock:
     def __init__(self) -> None:
         self.num_drafted_tokens = 0
         """Drafted tokens that the latest step verified."""
-        self.context = self._usual_context = StepContext(Turn.WAITED)
+        self.context = self._usual_context = StepContext(SchedulingMode.SYNC)
         self._only_decoded = False
         self._began_s = self._ended_s = 0.0
         self._steps = {"waited_for": 0, "run_ahead": 0}
@@ -38,7 +38,7 @@ class StepClock:
 
     def set_async_launch(self) -> None:
         """Note that the engine can launch steps before the tokens of earlier ones are known."""
-        self.context = self._usual_context = StepContext(Turn.SETTLED)
+        self.context = self._usual_context = StepContext(SchedulingMode.DRAINED)
 
     @contextmanager
     def at(self, context: StepContext) -> Iterator[None]:

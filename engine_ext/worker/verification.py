@@ -84,7 +84,7 @@ def configure(config: VerifyConfig) -> bool:
     _installed.config = config
     if _installed.active and not current_platform.is_cuda():
         # Not before vLLM has replaced its Triton kernels: it trips over a loaded numba.
-        from reprise.kernels.verify_greedy import verify_drafts_greedy
+        from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
 
         # Compiled, or read from the disk, before a request waits for it.
         one = torch.ones(1, dtype=torch.int32)

@@ -1,16 +1,15 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Components from near answers: places in them that predict the next token.
+"""Evidence from near answers: positions in them that predict the next token.
 
-A component is one place that predicts one token. Its features are indices into the attention
-weights; what they say is in features.py.
+Its features are indices into the mixture's weights; what they say is in features.py.
 
 Arguments of all: the Context, of which text[:n] has been emitted or drafted; the NearTexts, with
-their alignment `pointers` and `hits` [MAX_NEAR]; the trail's Components, of which the first `count`
+their alignment `pointers` and `hits` [MAX_NEAR]; the trace's Evidence, of which the first `count`
 are there already. All return the new count.
 """
 
-from reprise.spec.corpus.token_table import first_place
+from reprise.spec.corpus.token_table import first_position
 from reprise.spec.predictor.buckets import (
     DISTANCES,
     HITS,
@@ -23,14 +22,14 @@ from reprise.spec.predictor.buckets import (
     second_match_bucket,
 )
 from reprise.spec.predictor.features import (
+    NEAR_ANSWER_RANK,
+    NEAR_CLAUSE_SWITCH,
     NEAR_DISTANCE,
     NEAR_HITS,
     NEAR_LIKENESS,
     NEAR_MATCH,
-    NEAR_PLACE,
+    NEAR_PROMPTS,
     NEAR_SKIPPED,
-    NEAR_SLOT,
-    NEAR_TAKEOVER,
 )
 from reprise.spec.runtime.compiled import compiled
 from reprise.spec.runtime.layout import (
@@ -43,35 +42,35 @@ from reprise.spec.runtime.layout import (
     NEAR_START,
 )
 
-MAX_NEAR_COMPONENTS = 96
+MAX_NEAR_EVIDENCE = 96
 MAX_VISITS = 512
 MAX_SKIPPED = 24
-MAX_SKIPPED_VISITS = 48  # of places where the last token but one occurs: it may do so often
+MAX_SKIPPED_VISITS = 48  # of positions where the last token but one occurs: it may do so often
 LONGEST = 32
 LONGEST_SKIPPED = 16
 REACHED_START = 4  # what a match is worth more for reaching the answer's beginning
 SKIPPED_BLOCK = 10  # of NEAR_DISTANCE, after those of the matches
-TAKEOVER_BLOCK = 11
+CLAUSE_SWITCH_BLOCK = 11
 
 
 @compiled
-def put_near(components, count, place, match, first, block, near_texts, pointers, hits):
-    """Write the component that predicts near_texts.text[place]; `first` is its first feature."""
-    tag = near_texts.tags[place]
+def put_near(evidence, count, position, match, first, block, near_texts, pointers, hits):
+    """Write the piece of evidence that predicts near_texts.text[position]; `first`: a feature."""
+    tag = near_texts.tags[position]
     near = tag & 255
     at = near * NEAR_INFO_FIELDS
     info = near_texts.info
     pointer = pointers[near]
-    distance = distance_bucket(place - pointer) if pointer >= 0 else UNKNOWN_DISTANCE
+    distance = distance_bucket(position - pointer) if pointer >= 0 else UNKNOWN_DISTANCE
     cell = coarse_match_bucket(match)
-    components.token[count] = near_texts.text[place]
-    components.place[count], components.match[count] = place, match
-    features = components.feature[count]
+    evidence.token[count] = near_texts.text[position]
+    evidence.position[count], evidence.match[count] = position, match
+    features = evidence.feature[count]
     features[0] = first
     features[1] = NEAR_DISTANCE + block * DISTANCES + distance
     features[2] = NEAR_LIKENESS + info[at + NEAR_SIMILARITY] * 5 + cell
-    features[3] = NEAR_PLACE + info[at + NEAR_RANK] * 5 + cell
-    features[4] = NEAR_SLOT + (tag >> 8) * 5 + cell
+    features[3] = NEAR_ANSWER_RANK + info[at + NEAR_RANK] * 5 + cell
+    features[4] = NEAR_PROMPTS + (tag >> 8) * 5 + cell
     features[5] = NEAR_HITS + hit_bucket(hits[near]) * 5 + cell
 
 
@@ -99,18 +98,18 @@ def near_match(near_text, text, begin, n, i):
 
 
 @compiled
-def add_near_components(context, n, near_texts, pointers, hits, components, count):
-    """Components where the last token occurs in a near answer."""
+def add_near_evidence(context, n, near_texts, pointers, hits, evidence, count):
+    """Evidence where the last token occurs in a near answer."""
     text, near_text = context.text, near_texts.text
-    most, visits, last = count + MAX_NEAR_COMPONENTS, 0, text[n - 1]
-    i = first_place(near_texts.table, near_texts.mask, last)
-    while i >= 0 and count < most and visits < MAX_VISITS:
+    limit, visits, last = count + MAX_NEAR_EVIDENCE, 0, text[n - 1]
+    i = first_position(near_texts.table, near_texts.mask, last)
+    while i >= 0 and count < limit and visits < MAX_VISITS:
         visits += 1
         if near_text[i + 1] != END:
             match, second = near_match(near_text, text, context.begin, n, i)
             bucket = match_bucket(match)
             first = NEAR_MATCH + bucket * SECOND_MATCHES + second_match_bucket(second)
-            put_near(components, count, i + 1, match, first, bucket, near_texts, pointers, hits)
+            put_near(evidence, count, i + 1, match, first, bucket, near_texts, pointers, hits)
             count += 1
         i = near_texts.chain[i]
     return count
@@ -132,34 +131,34 @@ def match_before_last(near_text, text, begin, n, i):
 
 
 @compiled
-def add_near_skipped(context, n, near_texts, pointers, hits, components, count):
-    """Components where all but the last token match: it replaces one of theirs, or was put in."""
+def add_near_skipped(context, n, near_texts, pointers, hits, evidence, count):
+    """Evidence where all but the last token match: it replaces one of theirs, or was put in."""
     text, near_text = context.text, near_texts.text
-    most, visits = count + MAX_SKIPPED, 0
+    limit, visits = count + MAX_SKIPPED, 0
     if n - 2 < context.begin:
         return count
     last, key = text[n - 1], text[n - 2]
-    i = first_place(near_texts.table, near_texts.mask, key)
-    while i >= 0 and count < most and visits < MAX_SKIPPED_VISITS:
+    i = first_position(near_texts.table, near_texts.mask, key)
+    while i >= 0 and count < limit and visits < MAX_SKIPPED_VISITS:
         visits += 1
         if near_text[i + 1] != END and near_text[i + 1] != last:
             match = match_before_last(near_text, text, context.begin, n, i)
             if match >= 2 or key == BOS:
                 for kind in range(2):
-                    place = i + 2 - kind
-                    if near_text[place] == END:
+                    position = i + 2 - kind
+                    if near_text[position] == END:
                         continue
                     first = NEAR_SKIPPED + kind * SECOND_MATCHES + second_match_bucket(match)
                     block = SKIPPED_BLOCK + kind
-                    put_near(components, count, place, 0, first, block, near_texts, pointers, hits)
+                    put_near(evidence, count, position, 0, first, block, near_texts, pointers, hits)
                     count += 1
         i = near_texts.chain[i]
     return count
 
 
 @compiled
-def add_takeovers(near_texts, pointers, hits, components, count):
-    """Components for the first tokens of near answers of clauses that have not had their turn.
+def add_clause_switches(near_texts, pointers, hits, evidence, count):
+    """Evidence for the first tokens of near answers of clauses that have not had their turn.
 
     The fewer tokens the leading near answer has left, the likelier another clause's takes over.
     """
@@ -173,13 +172,15 @@ def add_takeovers(near_texts, pointers, hits, components, count):
     while left < 4 and at + left < near_text.shape[0] and near_text[at + left] != END:
         left += 1
     nearness = 0 if left <= 1 else (1 if left == 2 else (2 if left == 3 else 3))
-    first = NEAR_TAKEOVER + nearness * HITS + hit_bucket(hits[leader])
+    first = NEAR_CLAUSE_SWITCH + nearness * HITS + hit_bucket(hits[leader])
     clause = info[leader * NEAR_INFO_FIELDS + NEAR_CLAUSE]
     for near in range(near_texts.count):
         at = near * NEAR_INFO_FIELDS
         if info[at + NEAR_CLAUSE] == clause or info[at + NEAR_RANK] > 1:
             continue
-        place = info[at + NEAR_START] + 1
-        put_near(components, count, place, 0, first, TAKEOVER_BLOCK, near_texts, pointers, hits)
+        position = info[at + NEAR_START] + 1
+        put_near(
+            evidence, count, position, 0, first, CLAUSE_SWITCH_BLOCK, near_texts, pointers, hits
+        )
         count += 1
     return count

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.kernels.verify import verify_drafts
-from reprise.kernels.verify_greedy import verify_drafts_greedy
+from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
 
 VALUES = [-torch.inf, -1.0, 0.0, 1.0, 2.0]
 BATCHES = st.lists(st.lists(st.integers(-1, 4), max_size=6), min_size=1, max_size=5)

@@ -6,16 +6,9 @@ from typing import Literal
 
 import torch
 
+from reprise.kernels.verify.constants import INT_DTYPES, LOGITS_DTYPES
+
 Backend = Literal["auto", "torch", "triton"]
-
-PADDING_TOKEN_ID = -1
-"""Fills the output behind the last emitted token, as in vLLM's sampler."""
-
-GREEDY_TEMPERATURE = 1e-5
-"""Below this temperature a request is greedy; vLLM's sampler draws the line at the same place."""
-
-_LOGITS_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_INT_DTYPES = (torch.int32, torch.int64)
 
 
 def verify_drafts(
@@ -98,7 +91,7 @@ def verify_drafts(
         top_k = top_p = min_p = seeds = offsets = None
 
     if backend == "auto" and temperature is None and not logits.is_cuda:
-        from reprise.kernels.verify_greedy import verify_drafts_greedy
+        from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
 
         verified = verify_drafts_greedy(
             logits, draft_token_ids, cu_num_draft_tokens, max_draft=max_draft
@@ -106,9 +99,9 @@ def verify_drafts(
         if verified is not None:
             return verified
     if backend == "triton" or (backend == "auto" and logits.is_cuda):
-        from reprise.kernels.verify_triton import verify_drafts_triton as run
+        from reprise.kernels.verify.triton_kernels import verify_drafts_triton as run
     else:
-        from reprise.kernels.verify_torch import verify_drafts_torch as run
+        from reprise.kernels.verify.reference import verify_drafts_torch as run
     return run(
         logits,
         draft_token_ids,
@@ -127,7 +120,7 @@ def _check_rows(
     logits: torch.Tensor, draft_token_ids: torch.Tensor, cu_num_draft_tokens: torch.Tensor
 ) -> int:
     """Check what spans the batch and return the number of requests."""
-    if logits.ndim != 2 or logits.dtype not in _LOGITS_DTYPES or logits.shape[1] == 0:
+    if logits.ndim != 2 or logits.dtype not in LOGITS_DTYPES or logits.shape[1] == 0:
         raise ValueError(
             "expected logits [num_draft + batch, vocab] of bfloat16, float16 or float32, "
             f"came {list(logits.shape)} of {logits.dtype}"
@@ -136,7 +129,7 @@ def _check_rows(
         raise ValueError(f"expected logits contiguous within a row, came stride {logits.stride()}")
     named = (("draft_token_ids", draft_token_ids), ("cu_num_draft_tokens", cu_num_draft_tokens))
     for name, tensor in named:
-        if tensor.ndim != 1 or tensor.dtype not in _INT_DTYPES or tensor.device != logits.device:
+        if tensor.ndim != 1 or tensor.dtype not in INT_DTYPES or tensor.device != logits.device:
             raise ValueError(
                 f"expected {name} one-dimensional, int32 or int64, on {logits.device}; "
                 f"came {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
@@ -154,7 +147,7 @@ def _check_per_request(
     name: str, tensor: torch.Tensor, *, batch: int, device: torch.device
 ) -> None:
     integral = name in ("top_k", "seeds", "offsets")
-    fits = tensor.dtype in _INT_DTYPES if integral else tensor.is_floating_point()
+    fits = tensor.dtype in INT_DTYPES if integral else tensor.is_floating_point()
     if tensor.shape != (batch,) or not fits or tensor.device != device:
         kind = "int32 or int64" if integral else "floating point"
         raise ValueError(

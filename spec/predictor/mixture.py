@@ -1,42 +1,50 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Attention: a softmax over components and an escape gives each candidate token its chance.
+"""The mixture: a softmax over pieces of evidence gives each candidate token its probability.
 
-weight(component) = exp(sum of its features' weights) / sum over all components and the escape
-chance(token)     = sum of the weights of the components that predict it
+    weight(piece) = exp(sum of its features' weights) / sum over all pieces and the escape
+    prob(token)   = sum of the weights of the pieces that predict it
+
+A piece of evidence is one context that was met before, together with a token that followed it: what
+follows the longest and other matching suffixes is what PPM predicts from (Cleary and Witten, "Data
+compression using adaptive coding and partial string matching", 1984). The escape is PPM's as well:
+the probability of a token that no context has seen. Contexts of all orders are mixed, as in context
+tree weighting (Willems, Shtarkov and Tjalkens, 1995). Their weights are learned as the text comes,
+as in PAQ (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005), but
+from features that pieces of evidence share.
 """
 
 import math
 
 from reprise.spec.predictor.features import ESCAPE_CONTEXT, ESCAPE_CORPUS, ESCAPE_NEAR
 from reprise.spec.runtime.compiled import compiled
-from reprise.spec.runtime.layout import CANDIDATE_SLOTS
+from reprise.spec.runtime.layout import CANDIDATE_BUCKETS
 
-MOST_ESCAPE = 10
+MAX_ESCAPE_MATCH = 10
 
 
 @compiled
 def candidate_of(token, scratch, number):
     """(candidate index, number of candidates) of a token, made if new."""
     stamp = scratch.stamp[0]
-    slot = (token * 0x9E3779B1 >> 9) & (CANDIDATE_SLOTS - 1)
-    while scratch.slot_stamp[slot] == stamp:
-        candidate = scratch.slot_candidate[slot]
+    bucket = (token * 0x9E3779B1 >> 9) & (CANDIDATE_BUCKETS - 1)
+    while scratch.bucket_stamp[bucket] == stamp:
+        candidate = scratch.bucket_candidate[bucket]
         if scratch.token[candidate] == token:
             return candidate, number
-        slot = (slot + 1) & (CANDIDATE_SLOTS - 1)
-    scratch.slot_stamp[slot] = stamp
-    scratch.slot_candidate[slot] = number
+        bucket = (bucket + 1) & (CANDIDATE_BUCKETS - 1)
+    scratch.bucket_stamp[bucket] = stamp
+    scratch.bucket_candidate[bucket] = number
     scratch.token[number] = token
-    scratch.chance[number] = 0.0
+    scratch.prob[number] = 0.0
     scratch.best[number] = -1
-    scratch.place[number] = -1
+    scratch.rank[number] = -1
     return number, number + 1
 
 
 @compiled
 def gather_candidates(tokens, count, scratch):
-    """Give each of the components its candidate; returns the number of candidates."""
+    """Give each piece of evidence its candidate; return the number of candidates."""
     scratch.stamp[0] += 1
     number = 0
     for i in range(count):
@@ -46,13 +54,13 @@ def gather_candidates(tokens, count, scratch):
 
 
 @compiled
-def attend(features, count, near, context, orders, table, escape_features, weights, scratch):
-    """Fill component `weights` and candidate chances; returns the escape's weight.
+def mix_evidence(features, count, near, context, orders, table, escape_features, weights, scratch):
+    """Fill the pieces' `weights` and the candidates' probabilities; return the escape's weight.
 
     near, context: longest match of either source; orders: number of orders found in the corpus.
     """
-    escape_features[0] = ESCAPE_NEAR + min(near, MOST_ESCAPE)
-    escape_features[1] = ESCAPE_CONTEXT + min(context, MOST_ESCAPE)
+    escape_features[0] = ESCAPE_NEAR + min(near, MAX_ESCAPE_MATCH)
+    escape_features[1] = ESCAPE_CONTEXT + min(context, MAX_ESCAPE_MATCH)
     escape_features[2] = ESCAPE_CORPUS + orders
     escape = table[escape_features[0]] + table[escape_features[1]] + table[escape_features[2]]
     highest = escape
@@ -70,7 +78,7 @@ def attend(features, count, near, context, orders, table, escape_features, weigh
     for i in range(count):
         weights[i] *= scale
         candidate = scratch.candidate[i]
-        scratch.chance[candidate] += weights[i]
+        scratch.prob[candidate] += weights[i]
         best = scratch.best[candidate]
         if best < 0 or weights[i] > weights[best]:
             scratch.best[candidate] = i

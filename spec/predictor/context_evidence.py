@@ -1,12 +1,12 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Components from the request's own prompt and output.
+"""Evidence from the request's own prompt and output.
 
-Arguments of both: the Context, of which text[:n] has been emitted or drafted; the trail's
-Components, of which the first `count` are there already. Both return the new count.
+Arguments of both: the Context, of which text[:n] has been emitted or drafted; the trace's
+Evidence, of which the first `count` are there already. Both return the new count.
 """
 
-from reprise.spec.corpus.token_table import first_place
+from reprise.spec.corpus.token_table import first_position
 from reprise.spec.predictor.buckets import (
     MATCHES,
     SECOND_MATCHES,
@@ -16,14 +16,14 @@ from reprise.spec.predictor.buckets import (
     second_match_bucket,
 )
 from reprise.spec.predictor.features import CONTEXT_MATCH, CONTEXT_RECENCY, CONTEXT_SKIPPED
-from reprise.spec.predictor.trail import put_component
+from reprise.spec.predictor.prediction_trace import put_evidence
 from reprise.spec.runtime.compiled import compiled
 from reprise.spec.runtime.layout import BOS
 
-MAX_CONTEXT_COMPONENTS = 40
+MAX_CONTEXT_EVIDENCE = 40
 MAX_VISITS = 384
 MAX_SKIPPED = 12
-MAX_SKIPPED_VISITS = 16  # of places where the last token but one occurs: it may do so often
+MAX_SKIPPED_VISITS = 16  # of positions where the last token but one occurs: it may do so often
 LONGEST = 32
 LONGEST_SKIPPED = 16
 
@@ -42,12 +42,12 @@ def context_match(text, n, i):
 
 
 @compiled
-def add_context_components(context, n, components, count):
-    """Components where the last token of text[:n] occurs in text[:length]."""
+def add_context_evidence(context, n, evidence, count):
+    """Evidence where the last token of text[:n] occurs in text[:length]."""
     text, length = context.text, context.length
-    most, visits, last = count + MAX_CONTEXT_COMPONENTS, 0, text[n - 1]
-    i = first_place(context.table, context.mask, last)
-    while i >= 0 and count < most and visits < MAX_VISITS:
+    limit, visits, last = count + MAX_CONTEXT_EVIDENCE, 0, text[n - 1]
+    i = first_position(context.table, context.mask, last)
+    while i >= 0 and count < limit and visits < MAX_VISITS:
         visits += 1
         if i + 1 < length and text[i + 1] != BOS:
             match, second = context_match(text, n, i)
@@ -55,22 +55,22 @@ def add_context_components(context, n, components, count):
             cell = (region * MATCHES + match_bucket(match)) * SECOND_MATCHES
             first = CONTEXT_MATCH + cell + second_match_bucket(second)
             recency = CONTEXT_RECENCY + recency_bucket(n - i) * 5 + coarse_match_bucket(match)
-            put_component(components, count, text[i + 1], match, first, recency)
+            put_evidence(evidence, count, text[i + 1], match, first, recency)
             count += 1
         i = context.chain[i]
     return count
 
 
 @compiled
-def add_context_skipped(context, n, components, count):
-    """Components where all but the last token match: it replaces one of theirs, or was put in."""
+def add_context_skipped(context, n, evidence, count):
+    """Evidence where all but the last token match: it replaces one of theirs, or was put in."""
     text, length = context.text, context.length
-    most, visits = count + MAX_SKIPPED, 0
+    limit, visits = count + MAX_SKIPPED, 0
     if n < 2:
         return count
     last, key = text[n - 1], text[n - 2]
-    i = first_place(context.table, context.mask, key)
-    while i >= 0 and count < most and visits < MAX_SKIPPED_VISITS:
+    i = first_position(context.table, context.mask, key)
+    while i >= 0 and count < limit and visits < MAX_SKIPPED_VISITS:
         visits += 1
         if i + 2 < length and text[i + 1] != last and text[i + 1] != BOS:
             match = 1
@@ -86,7 +86,7 @@ def add_context_skipped(context, n, components, count):
                     if token == BOS:
                         continue
                     cell = kind * SECOND_MATCHES + second_match_bucket(match)
-                    put_component(components, count, token, 0, CONTEXT_SKIPPED + cell, 0)
+                    put_evidence(evidence, count, token, 0, CONTEXT_SKIPPED + cell, 0)
                     count += 1
         i = context.chain[i]
     return count

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reprise.kernels.tiles_triton import (
+from reprise.kernels.verify.triton_tiles import (
     GREEDY,
     LOG2E,
     PER_REQUEST,

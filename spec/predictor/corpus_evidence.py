@@ -1,19 +1,19 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Components from the corpus: what followed the same last tokens in all answers, per order."""
+"""Evidence from the corpus: what followed the same last tokens in all answers, per order."""
 
 from reprise.spec.corpus.chain import bucket_of
 from reprise.spec.corpus.suffix_array import narrow, successors
 from reprise.spec.predictor.buckets import COUNTS, count_bucket
 from reprise.spec.predictor.features import CORPUS_COUNT, CORPUS_DEPTH, CORPUS_SKIPPED
-from reprise.spec.predictor.trail import put_component
+from reprise.spec.predictor.prediction_trace import put_evidence
 from reprise.spec.runtime.compiled import compiled, int32_at
 from reprise.spec.runtime.layout import (
     CORPUS_LENGTH,
     CORPUS_ORDER,
     CORPUS_SORTED,
     CORPUS_TEXT,
-    MAX_COMPONENTS,
+    MAX_EVIDENCE,
     MAX_ORDER,
     NUM_ORDERS,
     NUM_SKIPPED,
@@ -103,8 +103,8 @@ def add_recent(corpus, text, begin, n, totals, tokens, counts, numbers):
 
 
 @compiled
-def add_corpus_components(corpus, text, begin, n, ranges, scratch, components, count):
-    """Components of each order's most frequent successors; returns (new count, orders found)."""
+def add_corpus_evidence(corpus, text, begin, n, ranges, scratch, evidence, count):
+    """Evidence of each order's most frequent successors; returns (new count, orders found)."""
     corpus_text = int32_at(corpus[CORPUS_TEXT], corpus[CORPUS_LENGTH])
     order = int32_at(corpus[CORPUS_ORDER], corpus[CORPUS_SORTED])
     totals, numbers = scratch.corpus_total, scratch.successors
@@ -134,12 +134,12 @@ def add_corpus_components(corpus, text, begin, n, ranges, scratch, components, c
         total_cell = count_bucket(totals[o])
         depth = min(top - o, 5)
         for k in range(min(numbers[o], USED_SUCCESSORS)):
-            if count >= MAX_COMPONENTS:
+            if count >= MAX_EVIDENCE:
                 break
             bucket = count_bucket(found_count[o, k])
             first = CORPUS_COUNT + (o * COUNTS + bucket) * COUNTS + total_cell
             second = CORPUS_DEPTH + depth * COUNTS + bucket
-            put_component(components, count, found_token[o, k], 0, first, second)
+            put_evidence(evidence, count, found_token[o, k], 0, first, second)
             count += 1
     return count, top + 1
 
@@ -169,7 +169,7 @@ def count_beyond(o, token, scratch):
 @compiled
 def count_sorted_beyond(corpus, last, skipped, scratch):
     """Count, among the sorted answers, what follows the tokens before the last and another than
-    the last: of MAX_SKIPPED_LOOKS places at even distances where there are more. A single token
+    the last: of MAX_SKIPPED_LOOKS positions at even distances where there are more. A single token
     that is so frequent says too little to be looked up."""
     corpus_text = int32_at(corpus[CORPUS_TEXT], corpus[CORPUS_LENGTH])
     order = int32_at(corpus[CORPUS_ORDER], corpus[CORPUS_SORTED])
@@ -188,7 +188,7 @@ def count_sorted_beyond(corpus, last, skipped, scratch):
 
 @compiled
 def count_recent_beyond(corpus, text, begin, n, scratch):
-    """Count the same among the recent answers, newest places first."""
+    """Count the same among the recent answers, newest positions first."""
     corpus_text = int32_at(corpus[CORPUS_TEXT], corpus[CORPUS_LENGTH])
     recent = corpus[RECENT_BEGIN]
     chain = int32_at(corpus[RECENT_CHAIN], 1 << 30)
@@ -219,16 +219,16 @@ def rank_beyond(o, scratch):
     """Order the successors beyond the last token by falling count, the first found first."""
     tokens, counts = scratch.beyond_token[o], scratch.beyond_count[o]
     for k in range(1, scratch.beyond[o]):
-        token, count, place = tokens[k], counts[k], k
-        while place > 0 and counts[place - 1] < count:
-            tokens[place], counts[place] = tokens[place - 1], counts[place - 1]
-            place -= 1
-        tokens[place], counts[place] = token, count
+        token, count, rank = tokens[k], counts[k], k
+        while rank > 0 and counts[rank - 1] < count:
+            tokens[rank], counts[rank] = tokens[rank - 1], counts[rank - 1]
+            rank -= 1
+        tokens[rank], counts[rank] = token, count
 
 
 @compiled
-def add_corpus_skipped(corpus, text, begin, n, skipped, scratch, components, count):
-    """Components from answers in which all but the last token match and another is in its place;
+def add_corpus_skipped(corpus, text, begin, n, skipped, scratch, evidence, count):
+    """Evidence from answers in which all but the last token match and another is in its position;
     `skipped` as `note_skipped` keeps them. Returns the new count."""
     for o in range(NUM_SKIPPED):
         scratch.skipped_total[o], scratch.beyond[o] = 0, 0
@@ -240,10 +240,10 @@ def add_corpus_skipped(corpus, text, begin, n, skipped, scratch, components, cou
         rank_beyond(o, scratch)
         total_cell = count_bucket(scratch.skipped_total[o])
         for k in range(min(scratch.beyond[o], USED_SKIPPED)):
-            if count >= MAX_COMPONENTS:
+            if count >= MAX_EVIDENCE:
                 break
             bucket = count_bucket(scratch.beyond_count[o, k])
             first = CORPUS_SKIPPED + (o * COUNTS + bucket) * COUNTS + total_cell
-            put_component(components, count, scratch.beyond_token[o, k], 0, first, 0)
+            put_evidence(evidence, count, scratch.beyond_token[o, k], 0, first, 0)
             count += 1
     return count

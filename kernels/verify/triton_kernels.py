@@ -22,8 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from reprise.kernels.restrict_triton import KEY_SHIFT, restrict_kernel
-from reprise.kernels.tiles_triton import (
+from reprise.kernels.verify.triton_restrict import KEY_SHIFT, restrict_kernel
+from reprise.kernels.verify.triton_tiles import (
     GREEDY,
     LOG2E,
     PER_REQUEST,
@@ -75,7 +75,7 @@ def tile_stats_kernel(
 
 @triton.jit
 def _uniform(seed, counter):
-    """See `kernels.noise.uniform`."""
+    """See `noise.uniform`."""
     zero = (counter * 0).to(tl.uint32)
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     word0, word1, _word2, _word3 = tl.philox(seed, low, high, zero, zero)

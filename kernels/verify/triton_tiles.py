@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from reprise.kernels.verify import GREEDY_TEMPERATURE
+from reprise.kernels.verify.constants import GREEDY_TEMPERATURE
 
 GREEDY = tl.constexpr(GREEDY_TEMPERATURE)
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -15,7 +15,7 @@ from reprise.kernels import verify
 from reprise.kernels.config import VerifyConfig
 from reprise.kernels.verify import verify_drafts
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_python(code: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from reprise.kernels.noise import uniform
-from reprise.kernels.verify import GREEDY_TEMPERATURE, PADDING_TOKEN_ID
+from reprise.kernels.verify.constants import GREEDY_TEMPERATURE, PADDING_TOKEN_ID
+from reprise.kernels.verify.noise import uniform
 
 
 def verify_drafts_torch(

@@ -1,4 +1,4 @@
-"""Components from the request's own text against plain loops over lists."""
+"""Evidence from the request's own text against plain loops over lists."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from reprise.spec.predictor.buckets import (
     recency_bucket,
     second_match_bucket,
 )
-from reprise.spec.predictor.context_components import (
-    MAX_CONTEXT_COMPONENTS,
+from reprise.spec.predictor.context_evidence import (
+    MAX_CONTEXT_EVIDENCE,
     MAX_SKIPPED,
     MAX_SKIPPED_VISITS,
 )
@@ -26,7 +26,7 @@ from reprise.spec.predictor.features import (
 )
 from reprise.spec.runtime.layout import BOS
 
-Component = tuple[int, int, int, tuple[int, ...]]  # token, place, match, features
+EvidenceRow = tuple[int, int, int, tuple[int, ...]]  # token, position, match, features
 
 
 def same_ending(mine: list[int], theirs: list[int], most: int) -> int:
@@ -37,7 +37,7 @@ def same_ending(mine: list[int], theirs: list[int], most: int) -> int:
     return same
 
 
-def matched(text: list[int], begin: int, length: int) -> list[Component]:
+def matched(text: list[int], begin: int, length: int) -> list[EvidenceRow]:
     """Where the last token occurs, newest first; only text[:length] is searched."""
     found = []
     for i in reversed(range(length - 1)):
@@ -52,12 +52,12 @@ def matched(text: list[int], begin: int, length: int) -> list[Component]:
             CONTEXT_RECENCY + recency_bucket(len(text) - i) * 5 + coarse_match_bucket(match),
         )
         found.append((text[i + 1], -1, match, (*features, 0, 0, 0, 0)))
-    return found[:MAX_CONTEXT_COMPONENTS]
+    return found[:MAX_CONTEXT_EVIDENCE]
 
 
-def skipped(text: list[int], length: int) -> list[Component]:
+def skipped(text: list[int], length: int) -> list[EvidenceRow]:
     """Where all but the last token match, newest first: it replaced theirs, or was put in."""
-    found: list[Component] = []
+    found: list[EvidenceRow] = []
     keys = [i for i in reversed(range(length)) if len(text) > 1 and text[i] == text[-2]]
     for i in keys[:MAX_SKIPPED_VISITS]:
         if i + 2 >= length or text[i + 1] in (text[-1], BOS):
@@ -74,27 +74,27 @@ def skipped(text: list[int], length: int) -> list[Component]:
     return found
 
 
-def found_components(prediction: Any) -> list[Component]:
-    """What the trail holds between near answers and corpus."""
-    trail = prediction.trail
-    begin, end = int(trail["component_near_count"]), int(trail["component_count"])
-    first = trail["component_feature"][:, 0]
+def found_evidence(prediction: Any) -> list[EvidenceRow]:
+    """What the trace holds between near answers and corpus."""
+    trace = prediction.trace
+    begin, end = int(trace["evidence_near_count"]), int(trace["evidence_count"])
+    first = trace["evidence_feature"][:, 0]
     while end > begin and CORPUS_COUNT <= first[end - 1] < ESCAPE_NEAR:
         end -= 1
-    columns = [trail[f"component_{name}"][begin:end].tolist() for name in ("token", "match")]
-    places = trail["component_place"][begin:end].tolist()
-    features = [tuple(row) for row in trail["component_feature"][begin:end].tolist()]
-    return list(zip(columns[0], places, columns[1], features, strict=True))
+    columns = [trace[f"evidence_{name}"][begin:end].tolist() for name in ("token", "match")]
+    positions = trace["evidence_position"][begin:end].tolist()
+    features = [tuple(row) for row in trace["evidence_feature"][begin:end].tolist()]
+    return list(zip(columns[0], positions, columns[1], features, strict=True))
 
 
-def test_context_components(predictions: Sequence[Any]) -> None:
+def test_context_evidence(predictions: Sequence[Any]) -> None:
     kinds: Counter[str] = Counter()
     for prediction in predictions:
         text, begin, length = prediction.text, prediction.begin, prediction.length
         one, two = matched(text, begin, length), skipped(text, length)
-        assert found_components(prediction) == one + two
-        kinds["all matched kept"] += 0 < len(one) < MAX_CONTEXT_COMPONENTS
-        kinds["matched cut"] += len(one) == MAX_CONTEXT_COMPONENTS
+        assert found_evidence(prediction) == one + two
+        kinds["all matched kept"] += 0 < len(one) < MAX_CONTEXT_EVIDENCE
+        kinds["matched cut"] += len(one) == MAX_CONTEXT_EVIDENCE
         kinds["all skipped kept"] += 0 < len(two) < MAX_SKIPPED
         kinds["skipped cut"] += len(two) >= MAX_SKIPPED
         kinds["long match"] += any(match > 12 for _, _, match, _ in one)

@@ -1,6 +1,6 @@
 """What the kernels take of a GPU, without one: compiled ahead of time, registers and spills read.
 
-Run `python -m reprise.kernels.resources` for a table. Not while Triton's interpreter is chosen.
+Run `python -m reprise.eval.benchmarks.kernel_resources` for a table, without Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reprise.kernels import lookup, lookup_triton, restrict_triton, verify_triton
+from reprise.kernels.verify import triton_kernels, triton_restrict
 
 _POINTERS = {
     "logits_ptr": "*bf16",
     "seeds_ptr": "*i64",
     "offsets_ptr": "*i64",
-    "answer_offsets_ptr": "*i64",
 }
 _FLOAT_POINTERS = ("tile_max", "tile_mass", "least", "temperature", "top_p", "min_p")
 
@@ -42,14 +41,14 @@ class Resources(NamedTuple):
 
 def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
     """Kernel, name of the variant, warps and compile-time constants, as they are launched."""
-    tile = {"TILE": verify_triton.TILE}
+    tile = {"TILE": triton_kernels.TILE}
     padded = tile | {"PADDED_TILES": 64}
     greedy = {"SAMPLES": False, "RESTRICTED": False, "temperature_ptr": None, "least_ptr": None}
     greedy |= {"seeds_ptr": None, "offsets_ptr": None, "min_p_ptr": None}
     plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
     bf16 = padded | {"SHIFT": 16}
-    stats, sample = verify_triton.tile_stats_kernel, verify_triton.sample_kernel
-    restrict = restrict_triton.restrict_kernel
+    stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
+    restrict = triton_restrict.restrict_kernel
     return [
         (stats, "greedy", 4, tile | greedy | {"TILES_PER_PROGRAM": 2}),
         (stats, "temperature", 4, tile | {"SAMPLES": True, "TILES_PER_PROGRAM": 2}),
@@ -61,13 +60,7 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (sample, "greedy", 8, padded | greedy),
         (sample, "temperature", 8, padded | plain),
         (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
-        (verify_triton.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
-        (
-            lookup_triton.lookup_kernel,
-            "16 drafts",
-            4,
-            {"MAX_MATCH": lookup.MAX_MATCH, "WIDTH": 16, "BLOCK": lookup_triton.BLOCK},
-        ),
+        (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
     ]
 
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import torch
 
-from reprise.kernels.verify import PADDING_TOKEN_ID
+from reprise.kernels.verify.constants import PADDING_TOKEN_ID
 
 
 def verify_drafts_greedy(

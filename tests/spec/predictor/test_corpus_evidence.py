@@ -1,4 +1,4 @@
-"""Components from the corpus against counting over sorted lists (conftest.py counts)."""
+"""Evidence from the corpus against counting over sorted lists (conftest.py counts)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any
 
 from reprise.spec.corpus.suffix_array import SAMPLED
 from reprise.spec.predictor.buckets import COUNTS, count_bucket
-from reprise.spec.predictor.corpus_components import MAX_SKIPPED_LOOKS
+from reprise.spec.predictor.corpus_evidence import MAX_SKIPPED_LOOKS
 from reprise.spec.predictor.features import CORPUS_COUNT, CORPUS_DEPTH, CORPUS_SKIPPED, ESCAPE_NEAR
 from reprise.spec.runtime.layout import BOS, SUCCESSORS, USED_SKIPPED, USED_SUCCESSORS
 
-Component = tuple[int, int, int, tuple[int, ...]]  # token, place, match, features
+EvidenceRow = tuple[int, int, int, tuple[int, ...]]  # token, position, match, features
 
 
-def components(found: list[tuple[int, dict[int, int]]]) -> list[Component]:
-    """The components of all orders up to the longest that was found."""
+def evidence(found: list[tuple[int, dict[int, int]]]) -> list[EvidenceRow]:
+    """The evidence of all orders up to the longest that was found."""
     top = max((o for o, (total, _) in enumerate(found) if total), default=-1)
     made = []
     for o, (total, counts) in enumerate(found[: top + 1]):
@@ -27,8 +27,8 @@ def components(found: list[tuple[int, dict[int, int]]]) -> list[Component]:
     return made
 
 
-def skipped(found: list[tuple[int, dict[int, int]]]) -> list[Component]:
-    """The components of the tokens before the last."""
+def skipped(found: list[tuple[int, dict[int, int]]]) -> list[EvidenceRow]:
+    """The evidence of the tokens before the last."""
     made = []
     for o, (total, counts) in enumerate(found):
         for token in list(counts)[:USED_SKIPPED]:
@@ -37,25 +37,25 @@ def skipped(found: list[tuple[int, dict[int, int]]]) -> list[Component]:
     return made
 
 
-def found_components(prediction: Any) -> list[Component]:
-    """What the trail holds behind the components of near answers and context."""
-    trail = prediction.trail
-    end = int(trail["component_count"])
-    first = trail["component_feature"][:end, 0]
+def found_evidence(prediction: Any) -> list[EvidenceRow]:
+    """What the trace holds behind the evidence of near answers and context."""
+    trace = prediction.trace
+    end = int(trace["evidence_count"])
+    first = trace["evidence_feature"][:end, 0]
     begin = end - int(((first >= CORPUS_COUNT) & (first < ESCAPE_NEAR)).sum())
     columns = [
-        trail[f"component_{name}"][begin:end].tolist() for name in ("token", "place", "match")
+        trace[f"evidence_{name}"][begin:end].tolist() for name in ("token", "position", "match")
     ]
-    features = [tuple(row) for row in trail["component_feature"][begin:end].tolist()]
+    features = [tuple(row) for row in trace["evidence_feature"][begin:end].tolist()]
     return list(zip(*columns, features, strict=True))
 
 
-def test_corpus_components(predictions: Sequence[Any]) -> None:
+def test_corpus_evidence(predictions: Sequence[Any]) -> None:
     kinds: Counter[str] = Counter()
     for prediction in predictions:
         found = prediction.orders
         beyond = prediction.beyond
-        assert found_components(prediction) == components(found) + skipped(beyond)
+        assert found_evidence(prediction) == evidence(found) + skipped(beyond)
         kinds["sampled"] += found[0][0] > SAMPLED
         kinds["order 24"] += found[-1][0] > 0
         kinds["more than used"] += any(len(counts) > USED_SUCCESSORS for _, counts in found)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from reprise.kernels.noise import philox, uniform
+from reprise.kernels.verify.noise import philox, uniform
 
 # Known answers of Random123's philox4x32, 10 rounds: counter, key, result.
 VECTORS = [

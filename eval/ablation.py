@@ -91,6 +91,9 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
         "all": of(RepriseDrafter),
         "near answers by shared tokens": of(NearByTokens),
         "without near answers": of(WithoutNearAnswers),
+        "without clauses": lambda: RepriseDrafter(
+            embedder=embedder, cost=cost, seed=0, draft_length=MOST, clauses=False
+        ),
         "without the corpus": of(WithoutCorpus),
         "without the context": of(WithoutContext),
         # At no cost drafts go on down to hopeless tokens, so only the bound ends them.

@@ -263,7 +263,7 @@ def check_redis() -> Iterator[Finding]:
         return
     where = redact(url)
     try:
-        tier = open_tier(url, look_up_s=2.0)
+        tier = open_tier(url)
     except ValueError as error:
         yield Finding(where, str(error), "Install it.")
         return

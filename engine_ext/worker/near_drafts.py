@@ -93,7 +93,7 @@ class NearDrafts:
             self._retriever.discard(live.hints.retrieval_id or request_id)
         with self._errors.recording("near answers"):
             if accepted_by_answer:
-                self._retriever.credit(namespace, accepted_by_answer)
+                self._retriever.record_usage(namespace, accepted_by_answer)
 
     def forget(self, request_id: str) -> None:
         """Attach nothing to this request any more."""

@@ -1,9 +1,9 @@
-"""Figures of retrieval: look-ups, inserts, near answers, arrivals, recall, snapshots, and a peer.
+"""Figures of retrieval: inserts, catch-up, near answers, arrivals, recall, snapshots, a peer.
 
 Each section checks what it found, then times it; a row for each figure is appended to a CSV.
 
     python eval/benchmarks/bench_retrieval.py                      every section (some minutes)
-    python eval/benchmarks/bench_retrieval.py --only exact,redis   these
+    python eval/benchmarks/bench_retrieval.py --only insert,redis  these
     python eval/benchmarks/bench_retrieval.py --only quality --traces support.jsonl --peer FOLDER
 """
 
@@ -27,7 +27,6 @@ from reprise.eval.benchmarks.bench_retrieval_inputs import (
     READY_S,
     Figure,
     clustered,
-    key_of,
     make_answers,
     quantiles_us,
     questions,
@@ -61,8 +60,8 @@ class Settings:
     seed: int
 
 
-def section_exact(settings: Settings) -> list[Figure]:
-    """Exact look-ups in memory, key included; inserts; bytes held."""
+def section_insert(settings: Settings) -> list[Figure]:
+    """Time inserts into memory, and what they hold."""
     embedder = stand_in()
     count = min(settings.answers, 50_000)
     answers = list(make_answers(count, embedder, seed=settings.seed))
@@ -81,49 +80,27 @@ def section_exact(settings: Settings) -> list[Figure]:
         assert retriever.stats().answers == count
         del answer
         lasting = _resident_bytes() - before
-        look_up, with_key = [], []
-        for number in range(0, count, max(1, count // 5000)):
-            began_s = time.perf_counter()
-            key = key_of(number)
-            keyed_s = time.perf_counter()
-            found = retriever.find_exact(key, namespace=NAMESPACE)
-            look_up.append(time.perf_counter() - keyed_s)
-            with_key.append(time.perf_counter() - began_s)
-            assert found is answers[number] or (found and found.exact_key == key)
     finally:
         retriever.close()
-    p50, p99 = quantiles_us(look_up)
-    key_p50, _ = quantiles_us(with_key)
     # The answers themselves were there before: their token ids and texts are counted as encoded.
     shared = sum(len(a.prompt_tokens) + len(a.response_tokens) for a in answers[:1000]) / 1000
     return [
-        Figure("exact", f"look-up in memory, {count} answers, p50", p50, "us", "<= 20"),
-        Figure("exact", "look-up in memory, p99", p99, "us"),
-        Figure("exact", "key and look-up, p50", key_p50, "us"),
-        Figure("exact", "inserted apart from embedding", count / insert_s, "answers/s", ">= 1000"),
-        Figure("exact", "held per answer, index included", lasting / count + shared, "bytes"),
+        Figure("insert", "inserted apart from embedding", count / insert_s, "answers/s", ">= 1000"),
+        Figure("insert", "held per answer, index included", lasting / count + shared, "bytes"),
     ]
 
 
 def section_redis(settings: Settings) -> list[Figure]:
-    """Exact look-ups in Redis on loopback, and 10,000 answers caught up."""
+    """Time writing to Redis on loopback, and 10,000 answers caught up."""
     from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 
     embedder = stand_in()
     count = min(settings.answers, 10_000)
     with RedisServer() as server:
         url = server.url
-        tier = RedisTier(url, timeout_s=2.0)
+        tier = RedisTier(url)
         batch = list(make_answers(count, embedder, seed=settings.seed))
         write_s = timed(lambda: [tier.put(batch[i : i + 256]) for i in range(0, count, 256)])
-        took = []
-        for number in range(0, count, max(1, count // 5000)):
-            key = key_of(number)
-            began_s = time.perf_counter()
-            found = tier.find_exact(NAMESPACE, key)
-            took.append(time.perf_counter() - began_s)
-            assert found is not None
-            assert found.exact_key == key
         tier.close()
         config = RetrievalConfig(url=url, memory_bytes=1 << 30, clauses=False)
         began_s = time.perf_counter()
@@ -132,10 +109,7 @@ def section_redis(settings: Settings) -> list[Figure]:
         catch_up_s = time.perf_counter() - began_s
         assert replica.stats().answers == count
         replica.close()
-    p50, p99 = quantiles_us(took)
     return [
-        Figure("redis", "look-up on loopback, p50", p50, "us", "<= 400"),
-        Figure("redis", "look-up on loopback, p99", p99, "us"),
         Figure("redis", f"{count} answers caught up", catch_up_s, "s", "<= 5"),
         Figure("redis", "written", count / write_s, "answers/s"),
     ]
@@ -256,7 +230,7 @@ def _resident_bytes() -> int:
 
 
 SECTIONS: dict[str, Callable[[Settings], list[Figure]]] = {
-    "exact": section_exact,
+    "insert": section_insert,
     "redis": section_redis,
     "near": section_near,
     "tokens": lambda settings: shared_token_figures((100, settings.answers), seed=settings.seed),

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from reprise.engine_ext.request.exact_key import exact_key
 from reprise.retrieval import Answer
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.embedding import Embedder
@@ -56,7 +55,6 @@ def make_answers(count: int, embedder: Embedder, *, seed: int) -> Iterator[Answe
             response_token_ids=generator.integers(32_000, size=ANSWER_TOKENS),
             prompt_text=f"made-up question number {number}",
             namespace=NAMESPACE,
-            exact_key=key_of(number),
         )
         yield msgspec.structs.replace(
             answer, embedding=vectors[number].tobytes(), embedder=embedder.identity
@@ -68,15 +66,6 @@ def stand_in() -> Embedder:
     embedder = Embedder("lexical")
     embedder.name, embedder.dim = "all-MiniLM-L6-v2", 384
     return embedder
-
-
-def key_of(number: int) -> bytes:
-    return exact_key(
-        namespace=NAMESPACE,
-        model_key="bench",
-        prompt_token_ids=[number, number + 1, number + 2],
-        sampling={"temperature": 0.0},
-    )
 
 
 def questions(count: int, *, seed: int) -> list[str]:

@@ -77,7 +77,6 @@ def small_answer(number: int, num_namespaces: int) -> Answer:
         response_token_ids=random.integers(0, 30_000, 40),
         prompt_text=f"question {number} about {random.integers(1000)}",
         namespace=f"salt-{namespace:08d}",
-        exact_key=number.to_bytes(16, "little"),
     )
 
 
@@ -113,7 +112,7 @@ def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Fi
                 retriever.flush(120)
                 for update in retriever.updates():
                     overlap.apply(update)
-                retriever.credit(one.namespace, {one.answer_id: 30})
+                retriever.record_usage(one.namespace, {one.answer_id: 30})
             if number % max(1, answers // _LOOKS) == 0 or number == answers - 1:
                 for what, value in _look(retriever, redis).items():
                     most[what] = max(most.get(what, 0.0), value - before.get(what, 0.0))

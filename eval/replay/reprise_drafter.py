@@ -26,6 +26,7 @@ class RepriseDrafter:
         embedder: Embedder,
         cost: float,
         draft_length: int | None = None,
+        clauses: bool = True,
     ) -> None:
         settings: dict[str, float | int] = {"verify_cost": cost}
         if draft_length is not None:
@@ -34,7 +35,7 @@ class RepriseDrafter:
         self._provider = DraftProvider(DraftConfig.model_validate(settings))
         self._retriever = LocalRetriever(
             # A replay hands over its whole cache at once.
-            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30),
+            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30, clauses=clauses),
             embedder=embedder,
         )
         self._embedder = embedder

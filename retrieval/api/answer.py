@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from array import array as array_of_c
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,7 +20,7 @@ PROMPT_END = 512
 
 
 def token_bytes(token_ids: ArrayLike) -> bytes:
-    """Token ids (any integer type, [n]) as little-endian int32 bytes.
+    """Return token ids (any integer type, [n]) as little-endian int32 bytes.
 
     Raises:
         ValueError: Not one-dimensional, not integers, or outside [0, 2**31).
@@ -61,10 +59,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     response_text: str = ""
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
-    """The sampling fields that are part of the exact key."""
     exact_key: bytes | None = None
-    """None: never served as an exact hit, only drafted from."""
+    """By which the front end serves it verbatim; None: it is only drafted from. No tier looks
+    answers up by it."""
     tokenizer_key: str = ""
     """Drafts only for requests of the same tokenizer."""
     created_s: float = 0.0
@@ -87,7 +84,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         response_text: str = "",
         finish_reason: str | None = None,
         stop_reason: int | str | None = None,
-        sampling: Mapping[str, Any] | None = None,
         exact_key: bytes | None = None,
         tokenizer_key: str = "",
         created_s: float | None = None,
@@ -112,7 +108,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             response_text=response_text,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
-            sampling=dict(sampling or {}),
             exact_key=exact_key,
             tokenizer_key=tokenizer_key,
             created_s=now_s() if created_s is None else created_s,
@@ -152,8 +147,8 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
     response_tokens: bytes = b""
 
     @classmethod
-    def joined(cls, answer: Answer) -> AnswerUpdate:
-        """That this answer joined."""
+    def addition(cls, answer: Answer) -> AnswerUpdate:
+        """Say that this answer joined."""
         return cls(
             answer_id=answer.answer_id,
             namespace=answer.namespace,
@@ -163,8 +158,8 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def left(cls, namespace: str, answer_id: str) -> AnswerUpdate:
-        """That the answer of this id left."""
+    def removal(cls, namespace: str, answer_id: str) -> AnswerUpdate:
+        """Say that the answer of this id left."""
         return cls(answer_id=answer_id, namespace=namespace, added=False)
 
     @property
@@ -179,12 +174,12 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def content_id(namespace: str, model_key: str, prompt: bytes, response: bytes) -> str:
-    """32 hexadecimal digits that name this content in this namespace."""
+    """Return 32 hexadecimal digits that name this content in this namespace."""
     return digest(namespace.encode(), model_key.encode(), prompt, response).hex()
 
 
 def digest(*parts: bytes, size: int = 16) -> bytes:
-    """BLAKE2b of the parts, each preceded by its length, so that no two lists collide."""
+    """Return BLAKE2b of the parts, each preceded by its length, so that no two lists collide."""
     hasher = hashlib.blake2b(digest_size=size)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))

@@ -29,7 +29,7 @@ class RetrievalConfig(BaseModel):
     """A sentence-transformers name or folder; `lexical` for hashed words, without a model."""
 
     near_answers: Annotated[int, Field(ge=1, le=256)] = 32
-    """Most near answers handed over for one request."""
+    """Maximum of near answers handed over for one request."""
 
     min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
     """Cosine from which an answer counts as near; a wrong one only costs a little speed."""
@@ -38,7 +38,8 @@ class RetrievalConfig(BaseModel):
     """Bound on the answers held in memory, with what their indexes and their namespaces take."""
 
     max_namespaces: Annotated[int, Field(ge=1)] = 20_000
-    """Most namespaces held, in memory and behind it; beyond, the least valuable leaves whole."""
+    """Maximum of namespaces held, in memory and behind it; beyond, the least valuable leaves
+    whole."""
 
     tier_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
     """Bound on what the SQLite file or our keys in Redis take; the least valuable answers leave."""
@@ -47,13 +48,14 @@ class RetrievalConfig(BaseModel):
     """Age in seconds at which an answer is dropped; None keeps it until it is evicted."""
 
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Most prompts embedded together."""
+    """Maximum of prompts embedded together."""
 
     queue_length: Annotated[int, Field(ge=1)] = 4096
-    """Most prompts, and separately most answers, waiting; what comes beyond is dropped, counted."""
+    """Maximum of prompts, and of answers, waiting; what comes beyond is dropped, counted."""
 
     queue_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
-    """Most bytes waiting in each queue, between threads or processes, whatever their number."""
+    """Maximum of bytes waiting in each queue, between threads or processes, whatever their
+    number."""
 
     exact_search_limit: Annotated[int, Field(ge=256)] = 20_000
     """Answers of one namespace searched one by one; beyond, they move into an HNSW graph."""
@@ -63,9 +65,6 @@ class RetrievalConfig(BaseModel):
 
     index_snapshot: str | None = None
     """File in which the vector index outlives restarts; None: beside the SQLite file, if any."""
-
-    look_up_s: Annotated[float, Field(gt=0, le=5.0)] = 0.05
-    """Most seconds that a look-up beyond this process's memory may take."""
 
     poll_s: Annotated[float, Field(gt=0, le=10.0)] = 0.2
     """How often to look for what other replicas stored."""

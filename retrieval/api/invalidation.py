@@ -31,7 +31,7 @@ CONDITIONS = (
 _ARRIVES_WITHIN_S = 5.0
 _CLOCK_SKEW_S = 2.0
 # A last turn that is stored with the one before it has fewer than ten words.
-_MOST_FIRST_LINES = 10
+_MAX_FIRST_LINES = 10
 
 
 class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,7 +67,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         model_key: str | None = None,
         everything: bool = False,
     ) -> Invalidation:
-        """An invalidation made now.
+        """Return an invalidation made now.
 
         Args:
             namespace: Answers of exactly this namespace.
@@ -96,9 +96,9 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             raise ValueError("tenant must not be empty")
         if older_than_s is not None and not 0.0 <= older_than_s < math.inf:
             raise ValueError(f"older_than_s must be seconds, 0 or more, got {older_than_s}")
-        for wall in (namespace, tenant):
-            if wall is not None:
-                check_namespace(wall)
+        for isolated in (namespace, tenant):
+            if isolated is not None:
+                check_namespace(isolated)
         now_s = steady_clock.now_s()
         return cls(
             invalidation_id=uuid.uuid4().hex,
@@ -114,7 +114,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def needs_contents(self) -> bool:
-        """Whether an answer's namespace and id do not tell if it is meant."""
+        """Whether it takes more than an answer's namespace and id to say if it is meant."""
         conditions = (self.prompt_digest, self.created_before_s, self.model_key)
         return any(condition is not None for condition in conditions)
 
@@ -124,7 +124,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return self.prompt_digest is not None
 
     def covers(self, namespace: str) -> bool:
-        """Whether answers of this namespace may be meant."""
+        """Return whether answers of this namespace may be meant."""
         if self.namespace is not None:
             return namespace == self.namespace
         if self.tenant is not None:
@@ -132,11 +132,11 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return True
 
     def names(self, namespace: str, answer_id: str) -> bool:
-        """Whether namespace and id meet the conditions on them."""
+        """Return whether namespace and id meet the conditions on them."""
         return self.covers(namespace) and self.answer_id in (None, answer_id)
 
     def matches(self, answer: Answer, text: str | None = None) -> bool:
-        """Whether the answer meets every condition.
+        """Return whether the answer meets every condition.
 
         `text` is its query (see `turns`), where `answer.prompt_text` is not.
         """
@@ -153,11 +153,11 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     @property
     def is_late(self) -> bool:
         """Whether so much time has passed since it was made, in an outage say, that answers made
-        meanwhile have to be told apart."""
+        meanwhile have to be distinguished."""
         return steady_clock.now_s() - self.made_s > _ARRIVES_WITHIN_S
 
     def means(self, answer: Answer, text: str | None = None) -> bool:
-        """Whether the answer is to go: it matches, and was not made long after this."""
+        """Return whether the answer is to go: it matches, and was not made long after this."""
         if self.is_late and answer.created_s > self.made_s + _CLOCK_SKEW_S:
             return False
         return self.matches(answer, text)
@@ -199,14 +199,14 @@ class Forgetting(msgspec.Struct, frozen=True):
 
 
 def encode_invalidation(invalidation: Invalidation) -> bytes:
-    """As `decode_invalidations` reads it."""
+    """Encode as `decode_invalidations` reads it."""
     return _ENCODER.encode(invalidation)
 
 
 def decode_invalidations(
     encoded: Iterable[bytes], *, position: str, complete: bool
 ) -> InvalidationPage:
-    """A page of encoded invalidations; one that is not understood makes it incomplete."""
+    """Return a page of encoded invalidations; one that is not understood makes it incomplete."""
     found = []
     for body in encoded:
         try:
@@ -218,9 +218,9 @@ def decode_invalidations(
 
 
 def _digests_of(text: str) -> set[bytes]:
-    """Digests of the text and of its first lines: a short last turn is stored together with the
-    turn before it, which begins on a new line."""
-    lines = text.strip().split("\n")[:_MOST_FIRST_LINES]
+    """Return digests of the text and of its first lines: a short last turn is stored together with
+    the turn before it, which begins on a new line."""
+    lines = text.strip().split("\n")[:_MAX_FIRST_LINES]
     beginnings = {"\n".join(lines[: count + 1]).strip() for count in range(len(lines))}
     beginnings |= {text.strip(), clip(text)}
     return {_prompt_digest(beginning) for beginning in beginnings if beginning}

@@ -1,4 +1,4 @@
-"""The name of a tenant's wall."""
+"""The name of what isolates a tenant."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _WORDS = (
 )
 _OPTIONS = ("cluster", *sorted((*_NUMBERS, *_SWITCHES, *_WORDS)))
 # Shorter ones would be found in every other word of a message.
-_LEAST_SECRET_CHARACTERS = 3
+_MIN_SECRET_CHARACTERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def parse_redis_url(url: str) -> RedisUrl:
 
 
 def redact_redis(url: str) -> str:
-    """The URL without its passwords; of one that cannot be taken apart only the scheme."""
+    """Return the URL without its passwords; of one that cannot be taken apart only the scheme."""
     scheme, separator, rest = url.partition("://")
     try:
         base, pairs = _split(url)
@@ -81,7 +81,7 @@ def redact_redis(url: str) -> str:
 
 
 def secrets_of(url: str) -> list[str]:
-    """What must not be shown of a URL, as written and as meant; the longest first."""
+    """Return what must not be shown of a URL, as written and as meant; the longest first."""
     try:
         base, pairs = _split(url)
     except ValueError:
@@ -91,12 +91,12 @@ def secrets_of(url: str) -> list[str]:
     written = [password if colon else user] if at else []
     written += [text.partition("=")[2] for name, text in pairs if "password" in name]
     meant = [unquote(text) for text in written] + [unquote(t.replace("+", " ")) for t in written]
-    found = {text for text in (*written, *meant) if len(text) >= _LEAST_SECRET_CHARACTERS}
+    found = {text for text in (*written, *meant) if len(text) >= _MIN_SECRET_CHARACTERS}
     return sorted(found, key=len, reverse=True)
 
 
 def _split(url: str) -> tuple[str, list[tuple[str, str]]]:
-    """The URL without its options, and each option's name beside `name=value` as written.
+    """Return the URL without its options, and each option's name beside `name=value` as written.
 
     Raises:
         ValueError: It is not clear what belongs where, as with a password that holds an `@`.
@@ -120,7 +120,7 @@ def _split(url: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _checked(pairs: list[tuple[str, str]], *, scheme: str) -> dict[str, str]:
-    """The options' values.
+    """Return the options' values.
 
     Raises:
         ValueError: An option that is unknown, given twice or of no use, or a wrong value.
@@ -147,7 +147,7 @@ def _checked(pairs: list[tuple[str, str]], *, scheme: str) -> dict[str, str]:
 
 
 def _expected(name: str, value: str) -> str:
-    """What an option's value must be; empty if it is."""
+    """Return what an option's value must be; empty if it is."""
     if name == "cluster":
         return "" if value in ("0", "1") else "0 or 1"
     if name == "ssl_cert_reqs":

@@ -1,4 +1,4 @@
-"""The seam that engines use: hand in prompts and answers, pick up near answers, never wait."""
+"""The interface that engines use: hand in prompts and answers, pick up near answers, never wait."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RetrievalStats:
     evicted: int = 0
     evicted_early: int = 0
     """Answers that left memory before they were indexed and written, which they never will be."""
-    foreign: int = 0
+    wrong_tokenizer: int = 0
     """Answers refused because another tokenizer made them."""
     dropped: int = 0
     """Prompts and answers dropped because a queue was full."""
@@ -43,7 +43,7 @@ class RetrievalStats:
     refused_snapshots: int = 0
     """Snapshots of the index that were damaged or made otherwise."""
     resyncs: int = 0
-    """Times that updates were not picked up before their queue was full, and were told again."""
+    """Times that updates were not picked up before their queue was full, and were sent again."""
     unreadable: int = 0
     """Records and stream entries of the tier that were skipped: damaged, or a newer version's."""
     errors: int = 0
@@ -71,15 +71,33 @@ class RetrievalHealth:
     tier: str = ""
     """The tier behind memory: sqlite, redis or none."""
     breakers: dict[str, Literal["closed", "open", "half-open"]] = field(default_factory=dict)
-    """Of that tier's circuit breakers: read, look up, write."""
+    """Of that tier's circuit breakers: read, write."""
 
 
 class Retriever(ABC):
-    """From prompts to near answers. Thread-safe; only `flush`, `forget`, `close` and
-    `look_up_exact` ever wait.
+    """From prompts to near answers. Thread-safe; only `flush`, `forget` and `close` ever
+    wait.
 
     Nothing here raises after construction: what goes wrong is counted in `stats` and logged, and
     costs hits.
+
+    Example:
+        >>> from reprise.retrieval import Answer, RetrievalConfig
+        >>> from reprise.retrieval.service.local_retriever import LocalRetriever
+        >>> retriever = LocalRetriever(RetrievalConfig(embedding_model="lexical"))
+        >>> stored = Answer.create(
+        ...     prompt_token_ids=[1], response_token_ids=[7, 8], prompt_text="cancel my order"
+        ... )
+        >>> retriever.store(stored)
+        >>> retriever.flush(timeout_s=60)
+        True
+        >>> retriever.submit("request", namespace="", text="please cancel my order")
+        >>> retriever.flush(timeout_s=60)
+        True
+        >>> [near_answer.response_token_ids.tolist() for near_answer in retriever.poll("request")]
+        [[7, 8]]
+        >>> retriever.record_usage("", {stored.answer_id: 2})  # two of its tokens were accepted
+        >>> retriever.close()
     """
 
     @abstractmethod
@@ -99,16 +117,17 @@ class Retriever(ABC):
 
     @abstractmethod
     def poll(self, request_id: str) -> list[NearAnswer] | None:
-        """The near answers, best first; None while they are not there (or for an unknown id)."""
+        """Return the near answers, best first; None while they are not there (or for an unknown
+        id)."""
 
     @abstractmethod
     def progress(self) -> int:
-        """A number that is another one whenever `poll` has more to give than before: who waits for
-        many requests asks for each only then."""
+        """Return a number that is another one whenever `poll` has more to give than before: who
+        waits for many requests asks for each only then."""
 
     def found_s(self, request_id: str) -> float | None:  # noqa: ARG002 - few know
-        """When a request's near answers were there, in seconds of `time.monotonic`; None: they
-        are not, or it is not known."""
+        """Return when a request's near answers were there, in seconds of `time.monotonic`; None:
+        they are not, or it is not known."""
         return None
 
     @abstractmethod
@@ -117,22 +136,11 @@ class Retriever(ABC):
 
     @abstractmethod
     def store(self, answer: Answer) -> None:
-        """Let an answer join. `find_exact` sees it at once, near-answer searches soon after."""
+        """Let an answer join: searches find it soon after."""
 
     @abstractmethod
-    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        """The answer stored under an exact key, from memory alone."""
-
-    @abstractmethod
-    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        """The same, from the tier behind memory too: waits up to the look-up budget."""
-
-    @abstractmethod
-    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
-        """Tell how many tokens drafted from each answer id were accepted: keeps what is useful.
-
-        With 0 an answer was of use otherwise, as an exact hit.
-        """
+    def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+        """Record how many tokens drafted from each answer id were accepted: that keeps it."""
 
     @abstractmethod
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
@@ -141,7 +149,7 @@ class Retriever(ABC):
 
     @abstractmethod
     def updates(self) -> list[AnswerUpdate]:
-        """Answers that joined or left, here or on other replicas, since the last call."""
+        """Return answers that joined or left, here or on other replicas, since the last call."""
 
     @abstractmethod
     def flush(self, timeout_s: float) -> bool:
@@ -149,11 +157,11 @@ class Retriever(ABC):
 
     @abstractmethod
     def stats(self) -> RetrievalStats:
-        """Counts so far."""
+        """Return counts so far."""
 
     @abstractmethod
     def health(self) -> RetrievalHealth:
-        """What works now."""
+        """Return what works now."""
 
     @abstractmethod
     def close(self) -> None:

@@ -12,7 +12,7 @@ _EXPECTED = "memory://, sqlite:///path, redis://host:port/0, rediss://... or uni
 
 
 def check_url(url: str) -> str:
-    """The scheme of a URL that names a tier; opens nothing.
+    """Return the scheme of a URL that names a tier; opens nothing.
 
     Raises:
         ValueError: It names none; says what was expected, without secrets.
@@ -30,7 +30,8 @@ def check_url(url: str) -> str:
 
 
 def snapshot_path(url: str, setting: str | None) -> Path | None:
-    """The file of the vector index: as set, or beside the SQLite file; None where there is none.
+    """Return the file of the vector index: as set, or beside the SQLite file; None where there is
+    none.
 
     Answers that nothing brings back after a restart (memory://) need no index either.
     """
@@ -40,12 +41,13 @@ def snapshot_path(url: str, setting: str | None) -> Path | None:
 
 
 def beside_sqlite(url: str, ending: str) -> Path | None:
-    """A file beside the SQLite file that a URL names, called like it; None if it names none."""
+    """Return a file beside the SQLite file that a URL names, called like it; None if it names
+    none."""
     return Path(f"{sqlite_path(url)}{ending}") if url.startswith("sqlite:") else None
 
 
 def sqlite_path(url: str) -> Path:
-    """The file that a sqlite URL names.
+    """Return the file that a sqlite URL names.
 
     Raises:
         ValueError: It names none.
@@ -59,12 +61,13 @@ def sqlite_path(url: str) -> Path:
 
 
 def redact(url: str) -> str:
-    """The URL without its passwords."""
+    """Return the URL without its passwords."""
     return url if url.startswith(("sqlite:", "memory:")) else redact_redis(url)
 
 
 def hide_secrets(text: str, url: str) -> str:
-    """A message without the passwords of the URL that it is about, however they got there."""
+    """Return a message without the passwords of the URL that it is about, however they got
+    there."""
     text = text.replace(url, redact(url))
     if not url.startswith(("sqlite:", "memory:")):
         for secret in secrets_of(url):

@@ -11,7 +11,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 import msgspec
 
@@ -29,10 +29,10 @@ class TextTokenizer(Protocol):
     """Makes token ids of text, as `PromptTokenizer` does."""
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text."""
+        """Return the token ids of a text."""
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids of the prompt that asks for the next message of a chat."""
+        """Return the token ids of the prompt that asks for the next message of a chat."""
 
 
 class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
@@ -51,21 +51,18 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
     query: str | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
-    exact_key: str | None = None
     created_s: float | None = None
     uses: int = 0
     accepted_tokens: int = 0
 
 
 def row_of(answer: Answer) -> bytes:
-    """One line of JSON, without the embedding: that is computed again where it is needed."""
+    """Return one line of JSON, without the embedding: that is computed again where it is needed."""
     row = msgspec.structs.asdict(answer)
-    for name in ("prompt_tokens", "response_tokens", "embedding", "embedder"):
+    for name in ("prompt_tokens", "response_tokens", "exact_key", "embedding", "embedder"):
         del row[name]
     row["prompt_token_ids"] = answer.prompt_token_ids.tolist()
     row["response_token_ids"] = answer.response_token_ids.tolist()
-    row["exact_key"] = None if answer.exact_key is None else answer.exact_key.hex()
     return msgspec.json.encode(row)
 
 
@@ -77,7 +74,7 @@ def read_rows(
     tokenizer_key: str | None = None,
     on_empty: Callable[[], None] = lambda: None,
 ) -> Iterator[Answer]:
-    """The answers of a file, row by row.
+    """Yield the answers of a file, row by row.
 
     Args:
         path: JSON Lines, or a JSON array.
@@ -109,7 +106,7 @@ def read_rows(
 
 
 def _raw_rows(file: BinaryIO) -> Iterator[tuple[str, bytes | msgspec.Raw]]:
-    """(which line, its JSON) for each row."""
+    """Yield (which line, its JSON) for each row."""
     for number, line in enumerate(file, start=1):
         stripped = line.strip()
         if not stripped:
@@ -139,7 +136,7 @@ def _answers(
         return
     row = msgspec.convert(plain, _Row)
     if namespace is not None:
-        row.namespace, row.exact_key = namespace, None
+        row.namespace = namespace
     if tokenizer_key is not None:
         row.tokenizer_key = tokenizer_key
     yield _answer(row, tokenizer)
@@ -148,7 +145,7 @@ def _answers(
 def _answer_of(
     exchange: Exchange, tokenizer: TextTokenizer | None, namespace: str, tokenizer_key: str
 ) -> Answer:
-    """The answer of a chat log."""
+    """Return the answer of a chat log."""
     if tokenizer is None:
         raise ValueError("a chat log needs --tokenizer")
     if exchange.messages is None:
@@ -186,8 +183,6 @@ def _answer(row: _Row, tokenizer: TextTokenizer | None) -> Answer:
         response_text=row.response_text or response,
         finish_reason=row.finish_reason,
         stop_reason=row.stop_reason,
-        sampling=row.sampling,
-        exact_key=None if row.exact_key is None else bytes.fromhex(row.exact_key),
         tokenizer_key=row.tokenizer_key,
         created_s=row.created_s,
     )

@@ -33,7 +33,6 @@ from reprise.retrieval.tiers.tier import Tier, TierError
 Item = TypeVar("Item")
 app = typer.Typer(name="cache", help="Look into, fill and clear the cache of answers.")
 _BATCH = 256
-_BULK_S = 5.0
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _progress = Console(stderr=True)
 
@@ -167,22 +166,21 @@ def stats(url: Url, namespace: Namespace = None) -> None:
 
     Example: reprise cache stats --url sqlite:///var/cache/answers.sqlite
     """
-    table = Table("namespace", "answers", "exact", "embedded", "tokens", "MiB", "oldest", "newest")
+    table = Table("namespace", "answers", "embedded", "tokens", "MiB", "oldest", "newest")
     with _opened(url) as tier:
         names = _namespaces(tier, namespace)
         for name in sorted(names):
-            count = exact = embedded = tokens = num_bytes = 0
+            count = embedded = tokens = num_bytes = 0
             created: list[float] = []
             for answer in tier.answers(name):
                 count += 1
-                exact += answer.exact_key is not None
                 embedded += bool(answer.embedder)
                 tokens += len(answer.response_tokens) // 4
                 num_bytes += answer.num_bytes
                 created.append(answer.created_s)
             if count:
                 ages = [_age(time.time() - s) for s in (min(created), max(created))]
-                figures = (count, exact, embedded, tokens, f"{num_bytes / 2**20:.1f}", *ages)
+                figures = (count, embedded, tokens, f"{num_bytes / 2**20:.1f}", *ages)
                 table.add_row(name or "(default)", *map(str, figures))
     if table.row_count:
         Console(width=120, soft_wrap=True).print(table)
@@ -271,13 +269,13 @@ def check(url: Url) -> None:
 
 @contextmanager
 def _opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
-    """The tier of a URL; what goes wrong with it is one line."""
+    """Yield the tier of a URL; what goes wrong with it is one line."""
     try:
         path = sqlite_path(url) if url.startswith("sqlite:") else None
         # A mistyped path would read as an empty cache.
         if path is not None and not may_create and not path.exists():
             raise ValueError(f"there is no SQLite file {path}")
-        tier = open_tier(url, look_up_s=_BULK_S)
+        tier = open_tier(url)
         if tier is None:
             raise ValueError("memory:// lives in a running engine; name sqlite:// or redis://")
         try:
@@ -309,7 +307,7 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _tracked(items: Iterable[Item], doing: str) -> Iterable[Item]:
-    """Shows progress to a person, and nothing to a pipe."""
+    """Show progress to a person, and nothing to a pipe."""
     hidden = not _progress.is_terminal
     return track(items, doing, console=_progress, transient=True, disable=hidden)
 
@@ -319,7 +317,7 @@ def _answers(count: int) -> str:
 
 
 def _embedder(model: str) -> Embedder:
-    """The model itself: what stands in for it would overwrite better embeddings."""
+    """Return the model itself: what stands in for it would overwrite better embeddings."""
     announcing = logging.getLogger(Embedder.__module__)
     announcing.disabled = True  # the error below says it
     try:

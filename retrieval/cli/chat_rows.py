@@ -32,7 +32,7 @@ class Exchange(NamedTuple):
 
 
 def is_chat_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one of these, and not one of ours."""
+    """Return whether a row is one of these, and not one of ours."""
     return (
         "messages" in row
         or "conversations" in row
@@ -41,7 +41,7 @@ def is_chat_row(row: Mapping[str, Any]) -> bool:
 
 
 def exchanges_of(row: Mapping[str, Any]) -> list[Exchange]:
-    """The answers in a row; none where nothing was answered, as after an error.
+    """Return the answers in a row; none where nothing was answered, as after an error.
 
     Raises:
         ValueError: The row is not what it looks like; says what was expected.
@@ -77,7 +77,7 @@ def _body(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _reply(response: Any) -> str:
-    """The text of a response's first choice; empty if it failed or holds none."""
+    """Return the text of a response's first choice; empty if it failed or holds none."""
     body = _body(response, "response")
     choices = body.get("choices")
     if choices is None and (body.get("error") or response.get("status_code", 200) != 200):
@@ -109,7 +109,7 @@ def _messages(value: Any, where: str) -> list[Message]:
 
 
 def _text(content: Any, where: str) -> str:
-    """The text of a message: a string, parts of which some are text, or nothing."""
+    """Return the text of a message: a string, parts of which some are text, or nothing."""
     if content is None:
         return ""
     if isinstance(content, str):

@@ -13,14 +13,14 @@ import tempfile
 from pathlib import Path
 
 from reprise.retrieval.host.private_files import claim_folder
-from reprise.retrieval.host.shared_block import left_behind, owner_prefix
+from reprise.retrieval.host.shared_block import owner_prefix, stale_paths
 
 _PROBE_BYTES = 1 << 16
 
 
 def make_folder() -> Path:
-    """A new folder of this process, readable by this user only: in the folder for temporary files,
-    or where that cannot be written to, in memory.
+    """Return a new folder of this process, readable by this user only: in the folder for temporary
+    files, or where that cannot be written to, in memory.
 
     Raises:
         OSError: No place for it can be written to.
@@ -42,9 +42,9 @@ def make_folder() -> Path:
     raise OSError(f"no folder for a socket can be made: {'; '.join(problems)}")
 
 
-def sweep_folders() -> int:
+def remove_stale_folders() -> int:
     """Remove the folders of owners that are no more; how many there were."""
-    folders = [folder for base in _bases() for folder in left_behind(base)]
+    folders = [folder for base in _bases() for folder in stale_paths(base)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     return len(folders)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 def pinned_cores(pid: int) -> tuple[int, ...]:
-    """The cores of a process that may use fewer than its parent, or others, which that has left to
-    it; none of one that is not pinned."""
+    """Return the cores of a process that may use fewer than its parent, or others, which that has
+    left to it; none of one that is not pinned."""
     try:
         own, its_parents = os.sched_getaffinity(pid), os.sched_getaffinity(_parent_of(pid))
     except (OSError, ValueError, IndexError):

@@ -3,79 +3,84 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import secrets
 import shutil
 import sys
-import threading
-from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
-from typing import Any
+
+from reprise.retrieval.host.private_files import PRIVATE
 
 _FOLDER = Path("/dev/shm")
-_UNTRACKED = threading.Lock()
 
 
-@contextlib.contextmanager
-def _untracked() -> Any:
-    """Keep Python's resource tracker out of it.
+class SharedBlock:
+    """A block of shared memory by its file descriptor, which it takes over.
 
-    It unlinks a block when any process that attached to it exits, which would pull an engine
-    worker's block away with the first client that leaves. What is left behind is swept instead.
+    Not `multiprocessing.shared_memory`: its resource tracker unlinks a block when any process that
+    attached to it exits, which would pull an engine worker's block away with the first client that
+    leaves. Here the next owner to start removes what is left behind.
     """
-    with _UNTRACKED:
-        register, unregister = resource_tracker.register, resource_tracker.unregister
-        resource_tracker.register = resource_tracker.unregister = lambda *_: None
+
+    def __init__(self, name: str, descriptor: int, *, access: int) -> None:
+        self.name = name
         try:
-            yield
+            self._map = mmap.mmap(descriptor, 0, access=access)
         finally:
-            resource_tracker.register, resource_tracker.unregister = register, unregister
+            os.close(descriptor)
+        self.buf = memoryview(self._map)
+
+    def close(self) -> None:
+        """Release it; whoever else is attached keeps it. Idempotent."""
+        self.buf.release()
+        self._map.close()
 
 
 def owner_prefix(pid: int) -> str:
-    """What the names of an owner's blocks begin with.
+    """Return what the names of an owner's blocks begin with.
 
     The process-id namespace is part of it: containers may share the memory but not the ids.
     """
     return f"reprise-{_pid_namespace()}-{pid}-"
 
 
-def create_block(prefix: str, num_bytes: int) -> shared_memory.SharedMemory:
-    """A new block, readable by this user only.
+def create_block(prefix: str, num_bytes: int) -> SharedBlock:
+    """Return a new block, readable by this user only.
 
     Raises:
         OSError: Shared memory is full.
     """
-    with _untracked():
-        block: Any = shared_memory.SharedMemory(
-            name=prefix + secrets.token_hex(6), create=True, size=num_bytes
-        )
-        try:
-            # All of it now: a page that is not to be had later ends the process by a signal.
-            os.posix_fallocate(block._fd, 0, num_bytes)
-        except OSError:
-            block.close()
-            block.unlink()
-            raise
-        return block  # type: ignore[no-any-return]
+    name = prefix + secrets.token_hex(6)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(_FOLDER / name, flags, PRIVATE)
+    try:
+        # All of it now: a page that cannot be had later ends the process by a signal.
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError:
+        os.close(descriptor)
+        (_FOLDER / name).unlink()
+        raise
+    return SharedBlock(name, descriptor, access=mmap.ACCESS_WRITE)
 
 
 def free_bytes() -> int:
-    """Shared memory that is free; without bound where that cannot be told."""
+    """Return the free bytes of shared memory; `sys.maxsize` where that is unknown."""
     try:
         return shutil.disk_usage(_FOLDER).free
     except OSError:
         return sys.maxsize
 
 
-def attach_block(name: str) -> shared_memory.SharedMemory:
-    """An existing block.
+def attach_block(name: str) -> SharedBlock:
+    """Return an existing block, to be read.
 
     Raises:
         OSError: There is none of that name.
+        ValueError: It is empty.
     """
-    with _untracked():
-        return shared_memory.SharedMemory(name=name)
+    descriptor = os.open(_FOLDER / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return SharedBlock(name, descriptor, access=mmap.ACCESS_READ)
 
 
 def unlink_blocks(prefix: str) -> int:
@@ -89,18 +94,18 @@ def unlink_blocks(prefix: str) -> int:
     return removed
 
 
-def sweep_blocks() -> int:
+def remove_stale_blocks() -> int:
     """Remove the blocks of owners that are no more; how many there were."""
     removed = 0
-    for path in left_behind(_FOLDER):
+    for path in stale_paths(_FOLDER):
         with contextlib.suppress(OSError):
             path.unlink()
             removed += 1
     return removed
 
 
-def left_behind(folder: Path) -> list[Path]:
-    """What lies in a folder under the prefix of an owner that is no more."""
+def stale_paths(folder: Path) -> list[Path]:
+    """Return what lies in a folder under the prefix of an owner that is no more."""
     begins = f"reprise-{_pid_namespace()}-"
     found: list[Path] = []
     with contextlib.suppress(OSError):

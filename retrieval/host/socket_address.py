@@ -1,9 +1,11 @@
-"""Unix sockets at paths of any length, such as a long TMPDIR gives."""
+"""Unix sockets at paths of any length, such as a long TMPDIR gives; who is at the other end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ _MAX_ADDRESS_BYTES = 107
 
 @contextlib.contextmanager
 def short_address(path: str) -> Iterator[str]:
-    """A name for the socket at `path` that the kernel takes; good inside the block only.
+    """Yield a name for the socket at `path` that the kernel takes; good inside the block only.
 
     Not an abstract socket: those have no permissions, and what is said here are prompts.
 
@@ -28,3 +30,12 @@ def short_address(path: str) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{Path(path).name}"
     finally:
         os.close(folder)
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """Return the process at the other end."""
+    size = struct.calcsize("3i")
+    pid, _, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    return int(pid)

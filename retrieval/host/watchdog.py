@@ -1,4 +1,4 @@
-"""Tells a retrieval process that hangs from one that is slow."""
+"""Distinguish a retrieval process that hangs from one that is slow."""
 
 from __future__ import annotations
 

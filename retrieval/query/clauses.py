@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
-from typing import Any
+
+from reprise.retrieval.query.clause import Clause
+from reprise.retrieval.query.clauses_en import EnglishRules
+from reprise.retrieval.query.clauses_zh import ChineseRules
 
 logger = logging.getLogger(__name__)
 MAX_CLAUSES = 6
@@ -22,25 +24,11 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _WORD_CHARACTER = re.compile(r"\w")
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """A part of a question: `text[start:end]`, after what it shares with an earlier part."""
-
-    start: int
-    end: int
-    shared: str = ""
-    """Words of an earlier clause that this one leaves out: "How do I" of "... and get it back"."""
-
-    def read(self, text: str) -> str:
-        """The clause as a question of its own."""
-        return self.shared + text[self.start : self.end]
-
-
 class ClauseSplitter:
     """Finds the clauses of questions; not thread-safe.
 
     Args:
-        pipeline: Name of a trained spaCy pipeline, whose parts of speech then tell what is a
+        pipeline: Name of a trained spaCy pipeline, whose parts of speech then say what is a
             verb; None uses a word list.
 
     Without spaCy, or if the pipeline cannot be loaded, no question has clauses (or the word list
@@ -48,13 +36,10 @@ class ClauseSplitter:
     """
 
     def __init__(self, pipeline: str | None = None) -> None:
-        self._english: Any = None
-        self._chinese: Any = None
+        self._english: EnglishRules | None = None
+        self._chinese: ChineseRules | None = None
         try:
             import spacy
-
-            from reprise.retrieval.query.clauses_en import EnglishRules
-            from reprise.retrieval.query.clauses_zh import ChineseRules
         except ImportError:
             logger.warning("spaCy is not installed: compound questions are searched as one.")
             return
@@ -72,17 +57,29 @@ class ClauseSplitter:
         self._english = EnglishRules(english)
         self._chinese = ChineseRules(chinese)
 
+    def may_be_compound(self, text: str) -> bool:
+        """Return whether `split` might find clauses, in some 20 us."""
+        rules = self._rules_for(text)
+        return rules is not None and rules.may_be_compound(text)
+
     def clauses(self, text: str) -> list[Clause]:
-        """At least two clauses in the order of the text, or none."""
-        if self._english is None or not text or len(text) > _MAX_CHARACTERS:
+        """Find at least two clauses, in the order of the text, or none."""
+        rules = self._rules_for(text)
+        if rules is None or not rules.may_be_compound(text):
             return []
-        chinese = 2 * len(_CHINESE.findall(text)) > len(_WORD_CHARACTER.findall(text))
-        if not chinese and max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS:
-            return []
-        rules = self._chinese if chinese else self._english
-        found: list[Clause] = rules.clauses(text)
+        found = rules.clauses(text)
         return found[:MAX_CLAUSES] if len(found) > 1 else []
 
     def split(self, text: str) -> list[str]:
-        """The clauses as questions of their own; none for a simple question."""
+        """Return the clauses as questions of their own; none for a simple question."""
         return [clause.read(text) for clause in self.clauses(text)]
+
+    def _rules_for(self, text: str) -> EnglishRules | ChineseRules | None:
+        """Return the rules of the text's language; None for a text that is not read."""
+        if self._english is None or not text or len(text) > _MAX_CHARACTERS:
+            return None
+        chinese = len(_CHINESE.findall(text))
+        if chinese and 2 * chinese > len(_WORD_CHARACTER.findall(text)):
+            return self._chinese
+        too_long = max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS
+        return None if too_long else self._english

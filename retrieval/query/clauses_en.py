@@ -7,9 +7,10 @@ object under the same opening ("How do I cancel my order and get a refund?").
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from reprise.retrieval.query.clauses import Clause
+from reprise.retrieval.query.clause import Clause
 
 _SENTENCE_ENDS = {".", "?", "!", ";", "\n", "...", "…"}
 _CONNECTIVES = {"and", "or", "but", "plus", "&", "then", "also", "additionally", "besides", "well"}
@@ -119,6 +120,16 @@ _OPENINGS = (
 )
 
 
+# What `_num_asking` reads: words and what sentences are cut at. A contraction is its beginning.
+_CUTS = {*_SENTENCE_ENDS, ",", *_CONNECTIVES} - {"..."}
+_PARTS = re.compile(r"\w+|[.?!;…\n,&]")
+_JOINS_VERBS = {"and", "&", "plus", "then", "but"}
+_ASKING_STARTS = {
+    *(word + end for word in _QUESTION_WORDS for end in ("", "s", "d", "ll", "ve", "re")),
+    *(word + end for word in _AUXILIARIES for end in ("", "n", "nt")),
+    *("cannot", "shan", "shant", "ain", "aint", "whether", "not", "lets", *_REQUESTS),
+}
+_WISH_STARTS = {word.strip("'’") for word in _WISHES}
 # A person's sentence is shorter; what stands before each connective of it is read again.
 _MAX_SENTENCE_TOKENS = 200
 
@@ -133,12 +144,44 @@ class EnglishRules:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
 
+    def may_be_compound(self, text: str) -> bool:
+        """Return, in some 10 us and without spaCy, whether `text` might have two clauses.
+
+        Counts where a sentence, or what follows a comma or a connective in it, begins as something
+        that asks does: `clauses` cuts nowhere else.
+        """
+        # A trained pipeline knows more verbs than the word list.
+        return bool(self._pipeline.pipe_names) or _num_asking(_PARTS.findall(text.lower())) > 1
+
     def clauses(self, text: str) -> list[Clause]:
-        """The asking parts of `text`, in order."""
+        """Find the asking parts of `text`, in order."""
         found: list[Clause] = []
         for sentence in _sentences(list(self._pipeline(text))):
             found.extend(_clauses_of(text, sentence))
         return found
+
+
+def _num_asking(words: list[str]) -> int:
+    """Count the places at which something that asks may begin, at least one for each "?"."""
+    total = in_sentence = place = 0
+    at_start, after_join = True, False
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word in _CUTS:
+            at_start, after_join, place = True, after_join or word in _JOINS_VERBS, 0
+            if word in _SENTENCE_ENDS:
+                total += in_sentence or word == "?"
+                in_sentence, after_join = 0, False
+            continue
+        place += 1
+        in_sentence += word == "please" and place <= 3
+        if at_start and word not in _FILLERS:
+            in_sentence += (
+                word in _ASKING_STARTS
+                or (word in {"i", "we"} and following in _WISH_STARTS)
+                or (after_join and (word in _VERBS or word.endswith("ing")))
+            )
+            at_start = after_join = False
+    return total + in_sentence
 
 
 def _sentences(tokens: list[Any]) -> list[list[Any]]:
@@ -151,7 +194,7 @@ def _sentences(tokens: list[Any]) -> list[list[Any]]:
 
 
 def _clauses_of(text: str, sentence: list[Any]) -> list[Clause]:
-    """The asking parts of one sentence."""
+    """Return the asking parts of one sentence."""
     parts: list[tuple[int, int, str]] = []  # token range, words shared with an earlier part
     begin, shared = 0, ""
     for at in range(1, len(sentence) - 1 if len(sentence) <= _MAX_SENTENCE_TOKENS else 1):
@@ -164,7 +207,7 @@ def _clauses_of(text: str, sentence: list[Any]) -> list[Clause]:
         if _begins_to_ask(sentence, after, before):
             parts.append((begin, at, shared))
             begin, shared = after, ""
-        elif sentence[at].lower_ in {"and", "&", "plus", "then", "but"}:
+        elif sentence[at].lower_ in _JOINS_VERBS:
             opening = shared or _opening(text, before)
             if opening and _second_verb(sentence, after, before, bool(shared)):
                 parts.append((begin, at, shared))
@@ -197,14 +240,14 @@ def _lower(tokens: list[Any], at: int) -> str:
 
 
 def _is_verb(token: Any) -> bool:
-    """By the pipeline if it knows parts of speech, by the word list if not."""
+    """Judge by the pipeline if it knows parts of speech, by the word list if not."""
     if token.pos_:
         return bool(token.pos_ == "VERB")
     return token.lower_ in _VERBS
 
 
 def _begins_to_ask(sentence: list[Any], at: int, before: list[Any]) -> bool:
-    """Whether something that asks by itself begins here."""
+    """Return whether something that asks by itself begins here."""
     word, following = _lower(sentence, at), _lower(sentence, at + 1)
     comma = bool(before) and at > 0 and _lower(sentence, at - 1) == ","
     if word in _QUESTION_WORDS:
@@ -238,7 +281,7 @@ def _question_word_asks(word: str, following: str, before: list[Any], *, comma: 
 
 
 def _asks(words: list[Any], shared: str) -> bool:
-    """Whether these words ask something."""
+    """Return whether these words ask something."""
     if shared:
         return True
     at = _skip_fillers(words, 0) if words else 0
@@ -264,7 +307,7 @@ def _main_question_follows(words: list[Any], at: int) -> bool:
 
 
 def _opening(text: str, before: list[Any]) -> str:
-    """What a second verb would share: "How do I " of "How do I cancel my order"."""
+    """Return what a second verb would share: "How do I " of "How do I cancel my order"."""
     first = _skip_fillers(before, 0, only_leading=True)
     for start in range(first, min(first + 3, len(before))):
         for pattern in _OPENINGS:
@@ -279,7 +322,7 @@ def _opening(text: str, before: list[Any]) -> str:
 
 
 def _second_verb(sentence: list[Any], at: int, before: list[Any], shared: bool) -> bool:
-    """Whether a verb with an object of its own begins here, and one precedes."""
+    """Return whether a verb with an object of its own begins here, and one precedes."""
     if not _is_verb(sentence[at]) and not sentence[at].lower_.endswith("ing"):
         return False
     mine = _objects(sentence[at + 1 :])
@@ -293,7 +336,7 @@ def _second_verb(sentence: list[Any], at: int, before: list[Any], shared: bool) 
 
 
 def _objects(words: list[Any]) -> list[Any]:
-    """Words that say what a verb is about, up to where the next part may begin."""
+    """Return words that say what a verb is about, up to where the next part may begin."""
     found = []
     for word in words:
         if word.lower_ in _CONNECTIVES | {","}:
@@ -304,7 +347,7 @@ def _objects(words: list[Any]) -> list[Any]:
 
 
 def _hangs_on_another(words: list[Any]) -> bool:
-    """Whether this only asks with the help of another part: "is that possible?"."""
+    """Return whether this only asks with the help of another part: "is that possible?"."""
     kept = [word.lower_ for word in words if word.text[:1].isalnum() or word.text[:1] in "'’"]
     start = 0
     while start < len(kept) - 1 and kept[start] in _FILLERS - {"please"}:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from reprise.retrieval.query.clauses import Clause
+from reprise.retrieval.query.clause import Clause
 
 _PUNCTUATION = set("，,；;。.？?！!\n")
 _STOPS = set("。？?！!\n")
@@ -45,7 +45,10 @@ _OPENING = re.compile(
 )
 _NOT_CONNECTIVE_BEFORE = set("合归吞兼火一")
 _NOT_CONNECTIVE_AFTER = set("发行列非不没未购联")
-_LEAST_CHARACTERS = 3
+_MIN_CHARACTERS = 3
+# What a text may be cut at; at its end that cuts nothing.
+_MAY_CUT = re.compile("[，,；;。.？?！!\n并]|" + "|".join(_CONNECTIVES))
+_CUT_OFF = "".join(_PUNCTUATION) + " "
 # What stands left of each connective is read again: in longer pieces that would take too long.
 _MAX_PIECE_CHARACTERS = 200
 
@@ -60,8 +63,12 @@ class ChineseRules:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
 
+    def may_be_compound(self, text: str) -> bool:
+        """Return in some 5 us whether there is anything inside `text` to cut it at."""
+        return _MAY_CUT.search(text.rstrip(_CUT_OFF)) is not None
+
     def clauses(self, text: str) -> list[Clause]:
-        """The asking parts of `text`, in order."""
+        """Find the asking parts of `text`, in order."""
         # Token edges, so that a trained pipeline's words are never cut in two.
         edges = {token.idx for token in self._pipeline(text)} | {len(text)}
         found: list[Clause] = []
@@ -71,7 +78,7 @@ class ChineseRules:
 
 
 def _clauses_of(text: str, start: int, end: int, edges: set[int]) -> list[Clause]:
-    """The asking parts of one sentence."""
+    """Return the asking parts of one sentence."""
     parts: list[Clause] = []
     context: Clause | None = None  # pieces so far that ask nothing by themselves
     for piece_start, piece_end in _pieces(text, start, end, _PUNCTUATION):
@@ -117,7 +124,7 @@ def _leading_connective(text: str, start: int, end: int) -> str:
 
 
 def _cut_at_connectives(text: str, start: int, end: int, edges: set[int]) -> list[Clause]:
-    """A piece cut where a connective joins two parts that ask, or two verbs."""
+    """Cut a piece where a connective joins two parts that ask, or two verbs."""
     cuts: list[Clause] = []
     begin, shared, at = start, "", start + 1
     while at < end - 1 and end - start <= _MAX_PIECE_CHARACTERS:
@@ -138,7 +145,7 @@ def _cut_at_connectives(text: str, start: int, end: int, edges: set[int]) -> lis
 
 
 def _second_verb(text: str, begin: int, at: int, end: int, edges: set[int]) -> str:
-    """The opening that the verb after 并 shares with the one before; empty if it is none."""
+    """Return the opening that the verb after 并 shares with the one before; empty if it is none."""
     if text[at] != "并" or at not in edges:
         return ""
     after = at + (2 if text[at + 1 : at + 2] == "且" else 1)
@@ -146,22 +153,22 @@ def _second_verb(text: str, begin: int, at: int, end: int, edges: set[int]) -> s
         return ""
     left = text[begin:at]
     opening = _OPENING.search(left)
-    if opening is None or len(left) - opening.end() < _LEAST_CHARACTERS:
+    if opening is None or len(left) - opening.end() < _MIN_CHARACTERS:
         return ""
-    if end - after < _LEAST_CHARACTERS or _ASKING.search(text[after:end]):
+    if end - after < _MIN_CHARACTERS or _ASKING.search(text[after:end]):
         return ""
     return left[: opening.end()]
 
 
 def _is_complete(left: str) -> bool:
-    """Whether this asks something that ends here: "怎样以及为什么" asks one thing."""
+    """Return whether this asks something that ends here: "怎样以及为什么" asks one thing."""
     left = _POLITE.sub("", left)
     return _asks(left) and not _ENDS_ASKING.search(left)
 
 
 def _asks(words: str) -> bool:
-    """Whether a piece asks something by itself."""
-    if len(words) < _LEAST_CHARACTERS:
+    """Return whether a piece asks something by itself."""
+    if len(words) < _MIN_CHARACTERS:
         return False
     if _REQUEST.match(words):
         return True
@@ -172,5 +179,5 @@ def _asks(words: str) -> bool:
 
 
 def _ends_open(words: str) -> bool:
-    """Whether the piece leaves its main statement to the next: "如果不知道密码怎么改的话"."""
+    """Return whether the piece leaves its main statement to the next: "如果不知道怎么改的话"."""
     return _ENDS_OPEN.search(words) is not None

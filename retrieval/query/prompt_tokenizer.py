@@ -35,7 +35,7 @@ class PromptTokenizer:
 
     @classmethod
     def wrapping(cls, tokenizer: Any) -> PromptTokenizer:
-        """One around a tokenizer of transformers, or one that behaves alike."""
+        """Wrap a tokenizer of transformers, or one that behaves alike."""
         made = cls.__new__(cls)
         made._use(tokenizer)
         return made
@@ -48,16 +48,16 @@ class PromptTokenizer:
         self.query_of = lambda prompt: _without_ends(query_of(prompt), special)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Return the text of token ids, special tokens included."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens added."""
+        """Return the token ids of a text, without special tokens added."""
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         return list(getattr(encoded, "ids", encoded))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids of the prompt that asks for the next message of a chat.
+        """Return the token ids of the prompt that asks for the next message of a chat.
 
         Raises:
             ValueError: The tokenizer has no chat template, or it refuses these messages.
@@ -78,7 +78,7 @@ class PromptTokenizer:
 
 
 def _without_ends(text: str, tokens: Sequence[str]) -> str:
-    """The text without these tokens, and blanks, at its ends."""
+    """Return the text without these tokens, and blanks, at its ends."""
     while True:
         shorter = text.strip()
         for token in tokens:

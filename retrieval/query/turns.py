@@ -28,14 +28,14 @@ _FIRST, _REPLY, _SECOND = "firstuserturnqzx", "assistantreplyqzx", "secondusertu
 
 
 def prompt_tail(prompt_token_ids: ArrayLike) -> NDArray[Any]:
-    """The end of a prompt's token ids [p]; a long list is cut before it is converted."""
+    """Return the end of a prompt's token ids [p]; a long list is cut before it is converted."""
     if not isinstance(prompt_token_ids, list | tuple | np.ndarray):
         prompt_token_ids = np.asarray(prompt_token_ids)
     return np.array(prompt_token_ids[-MAX_PROMPT_TOKENS:])
 
 
 def clip(text: str) -> str:
-    """The text, or its head and tail if it is longer than an embedding model reads."""
+    """Return the text, or its head and tail if it is longer than an embedding model reads."""
     text = text.strip()
     if len(text) <= QUERY_CHARACTERS:
         return text
@@ -44,7 +44,8 @@ def clip(text: str) -> str:
 
 
 def query_of_turns(turns: Sequence[str]) -> str:
-    """The query for the user's turns, oldest first: the last, and the one before if it is short."""
+    """Return the query for the user's turns, oldest first: the last, and the one before if it is
+    short."""
     if not turns:
         return ""
     last = turns[-1].strip()
@@ -57,7 +58,7 @@ def query_of_turns(turns: Sequence[str]) -> str:
 
 
 def query_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The query for OpenAI-style messages; parts that are not text are left out."""
+    """Return the query for OpenAI-style messages; parts that are not text are left out."""
     turns = []
     for message in messages:
         if message.get("role") != "user":
@@ -72,7 +73,8 @@ def query_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def query_text(prompt: str, *, user_opens: str = "", user_closes: str = "") -> str:
-    """The query for a rendered prompt; without markers, or if they do not occur, all of it."""
+    """Return the query for a rendered prompt; without markers, or if they do not occur, all of
+    it."""
     if not user_opens or user_opens not in prompt:
         return clip(prompt)
     turns = []
@@ -83,7 +85,7 @@ def query_text(prompt: str, *, user_opens: str = "", user_closes: str = "") -> s
 
 
 def learn_query_of(render: Render | None) -> QueryOf:
-    """A function from a prompt rendered by `render` to its query.
+    """Return a function from a prompt rendered by `render` to its query.
 
     `render` maps messages to the prompt that asks for the next reply. A template that refuses
     the sentinels, or writes nothing around turns, gives the plain fallback.
@@ -97,7 +99,7 @@ def learn_query_of(render: Render | None) -> QueryOf:
 
 
 def _markers(render: Render) -> tuple[str, str]:
-    """What the template writes before and after each user turn."""
+    """Return what the template writes before and after each user turn."""
     messages = [
         {"role": "user", "content": _FIRST},
         {"role": "assistant", "content": _REPLY},

@@ -34,7 +34,7 @@ class NamespaceParts:
 
 
 def prompt_mark(answer: Answer) -> bytes:
-    """8 bytes of what an answer's vector is made from: another prompt under its id shows."""
+    """Return 8 bytes of what an answer's vector is made from: another prompt under its id shows."""
     return digest(answer.prompt_text.encode(), answer.prompt_tokens, size=_MARK_BYTES)
 
 
@@ -48,7 +48,7 @@ class _Namespace:
     next_number: int = 0
 
     def number(self, answer_id: str) -> int:
-        """A new number for an id."""
+        """Return a new number for an id."""
         number = self.next_number
         self.next_number += 1
         self.number_of[answer_id] = number
@@ -94,7 +94,8 @@ class AnswerIndex:
         return True
 
     def claim(self, namespace: str, answer_id: str, mark: bytes) -> FloatArray | None:
-        """The restored float32 [dim] of an answer that is still there; None if there is none."""
+        """Return the restored float32 [dim] of an answer that is still there; None if there is
+        none."""
         held = self._namespaces.get(namespace)
         if held is None or answer_id not in held.unclaimed or held.mark_of[answer_id] != mark:
             return None
@@ -133,7 +134,7 @@ class AnswerIndex:
     def search(
         self, namespace: str, vectors: FloatArray, count: int
     ) -> list[list[tuple[str, float]]]:
-        """The `count` nearest (answer id, cosine) for each row of float32 [n, dim]."""
+        """Return the `count` nearest (answer id, cosine) for each row of float32 [n, dim]."""
         held = self._namespaces.get(namespace)
         if held is None:
             return [[] for _ in vectors]
@@ -143,7 +144,7 @@ class AnswerIndex:
         ]
 
     def parts(self) -> list[NamespaceParts]:
-        """What it holds now; stays as it is until `maintain` is called next."""
+        """Return what it holds now; stays as it is until `maintain` is called next."""
         found = []
         for name, held in self._namespaces.items():
             parts, ids = held.vectors.parts(), held.answer_id_of
@@ -180,7 +181,8 @@ class AnswerIndex:
         return sum(self._namespaces[name].vectors.num_waiting for name in self._changed)
 
     def maintain(self) -> bool:
-        """One step of upkeep, for one namespace that needs it; whether there is more to do."""
+        """Do one step of upkeep, for one namespace that needs it; return whether there is more to
+        do."""
         while self._changed:
             name = next(iter(self._changed))
             if self._namespaces[name].vectors.maintain():

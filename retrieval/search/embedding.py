@@ -8,13 +8,13 @@ import os
 import re
 import socket
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Embedder:
             is replaced by the lexical fallback, announced once in the log.
         threads: Torch threads; None leaves torch's own setting alone. It is a setting of the
             whole process, so give it only where the process does nothing else.
-        batch_size: Most texts in one pass of the model.
+        batch_size: Maximum of texts in one batch of the model.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class Embedder:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._batch_size = batch_size
-        self._remembered: OrderedDict[tuple[str, str], FloatArray] = OrderedDict()
+        # float32 [dim] by (namespace, text)
+        self._remembered: LRUCache[tuple[str, str], FloatArray] = LRUCache(_LRU_LENGTH)
         self._encode: Encode = _lexical
         self.name, self.dim = LEXICAL, _LEXICAL_DIM
         if model != LEXICAL:
@@ -72,10 +73,10 @@ class Embedder:
         for key in [key for key in self._remembered if key[0] in gone]:
             del self._remembered[key]
 
-    def passes(self, texts: Sequence[str]) -> list[list[int]]:
-        """The places of texts in groups, each one pass of the model: the shortest come first.
+    def batches(self, texts: Sequence[str]) -> list[list[int]]:
+        """Group texts, by index, into batches of the model: the shortest come first.
 
-        A pass costs what its longest text costs, times its texts; a core that multiplies a few
+        A batch costs what its longest text costs, times its texts; a core that multiplies a few
         hundred tokens at once gains nothing by more.
         """
         groups: list[list[int]] = []
@@ -87,17 +88,17 @@ class Embedder:
         return groups
 
     def encode(self, texts: Sequence[str], namespaces: Sequence[str] = ()) -> FloatArray:
-        """Float32 [n, dim], each row of length 1; an empty text is like nothing: zeros.
+        """Return float32 [n, dim], each row of length 1; an empty text is like nothing: zeros.
 
         With `namespaces`, one for each text, what is remembered is remembered for that namespace
-        alone: how long an embedding takes must not tell one tenant what another asked.
+        alone: how long an embedding takes must not show one tenant what another asked.
         """
-        walls = namespaces or [""] * len(texts)
-        keys = list(zip(walls, texts, strict=True))
+        owners = namespaces or [""] * len(texts)
+        keys = list(zip(owners, texts, strict=True))
         missing = [key for key in dict.fromkeys(keys) if key not in self._remembered]
         missing = [key for key in missing if key[1].strip()]
         fresh: dict[tuple[str, str], FloatArray] = {}
-        for places in self.passes([text for _, text in missing]):
+        for places in self.batches([text for _, text in missing]):
             batch = [missing[place] for place in places]
             rows = _normalised(self._encode([text for _, text in batch]))
             fresh.update(zip(batch, rows, strict=True))
@@ -105,13 +106,7 @@ class Embedder:
         for row, key in enumerate(keys):
             if key[1].strip():
                 vectors[row] = fresh[key] if key in fresh else self._remembered[key]
-        for key in keys:
-            if key in fresh:
-                self._remembered[key] = fresh[key]
-            if key in self._remembered:
-                self._remembered.move_to_end(key)
-        while len(self._remembered) > _LRU_LENGTH:
-            self._remembered.popitem(last=False)
+        self._remembered.update(fresh)
         return vectors
 
 
@@ -199,7 +194,8 @@ def _probe_hub() -> None:
 
 
 def _lexical(texts: Sequence[str]) -> FloatArray:
-    """Hashed words and character trigrams, float32 [n, 512]: no meaning, but no model either."""
+    """Return hashed words and character trigrams, float32 [n, 512]: no meaning, but no model
+    either."""
     vectors = np.zeros((len(texts), _LEXICAL_DIM), dtype=np.float32)
     for row, text in enumerate(texts):
         for word in re.findall(r"\w+", text.lower()):

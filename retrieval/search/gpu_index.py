@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import faiss
+from reprise.retrieval.search.faiss_library import faiss
 
 logger = logging.getLogger(__name__)
 # faiss would take 1.5 GiB for its scratch, which belongs to the model; a search needs far less.
@@ -28,20 +28,21 @@ class GpuIndexes:
         self._resources.setTempMemory(_SCRATCH_BYTES)
 
     def empty(self, dim: int) -> Any:
-        """An index of no vectors, by inner product."""
+        """Return an index of no vectors, by inner product."""
         return faiss.GpuIndexFlatIP(self._resources, dim)
 
     def from_cpu(self, index: Any) -> Any:
-        """The same vectors on the GPU."""
+        """Return the same vectors on the GPU."""
         return faiss.index_cpu_to_gpu(self._resources, 0, index)
 
     def to_cpu(self, index: Any) -> Any:
-        """The same vectors in a CPU index, which can be written to a file."""
+        """Return the same vectors in a CPU index, which can be written to a file."""
         return faiss.index_gpu_to_cpu(index)
 
 
 def gpu_indexes(wanted: bool) -> GpuIndexes | None:
-    """Indexes on the GPU if they are wanted and can be had; says in one log line if they cannot."""
+    """Return indexes on the GPU if they are wanted and can be had; says in one log line if they
+    cannot."""
     if not wanted:
         return None
     try:

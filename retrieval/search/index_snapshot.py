@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import faiss
 import msgspec
 import numpy as np
 
 from reprise.retrieval.host.private_files import check_ours, open_new
 from reprise.retrieval.search.answer_index import NamespaceParts
+from reprise.retrieval.search.faiss_library import faiss
 
 _MAGIC = b"RPINDEX1"
 _TRAILER_BYTES = 12
@@ -83,7 +83,7 @@ def write_snapshot(
 
 
 def read_snapshot(path: Path, *, identity: str, dim: int) -> list[NamespaceParts]:
-    """The parts in a file.
+    """Return the parts in a file.
 
     Raises:
         SnapshotError: Damaged, of another layout, or of another identity.
@@ -100,7 +100,7 @@ def read_snapshot(path: Path, *, identity: str, dim: int) -> list[NamespaceParts
             raise SnapshotError(f"its index is not readable: {error}") from error
 
 
-def sweep_parts(path: Path) -> None:
+def remove_stale_parts(path: Path) -> None:
     """Remove half-written files of processes that are gone."""
     for part in path.parent.glob(f"{path.name}.*{_ENDING}"):
         pid = part.name.removeprefix(f"{path.name}.").removesuffix(_ENDING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.host.loop_errors import LoopErrors
+from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.gpu_index import gpu_indexes
@@ -23,7 +24,6 @@ from reprise.retrieval.search.snapshot_keeper import SnapshotKeeper
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 FloatArray = NDArray[np.float32]
-SplitClauses = Callable[[str], list[str]]
 # A clause is shorter than a whole prompt, so that chance likenesses score higher: each further
 # clause must be closer to count.
 _CLAUSE_MARGIN = 0.15
@@ -41,11 +41,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one pass of the embedding model came to."""
+    """What one batch of the embedding model came to."""
 
     places: list[int]
     """Of the queries that it was for."""
-    near: list[list[NearAnswer]]
+    near_answers: list[list[NearAnswer]]
     """For each of them, best first."""
     embed_s: float
     search_s: float
@@ -58,7 +58,7 @@ class NearSearch:
         config: How many, how near.
         embedder: Texts to vectors.
         memory: Where the answers are held.
-        split_clauses: A compound question to its sub-questions, none for a simple one.
+        splitter: Finds the clauses of compound questions; None searches each as one.
         snapshot: File that the index is restored from and written to; None keeps it in memory.
     """
 
@@ -68,10 +68,10 @@ class NearSearch:
         embedder: Embedder,
         memory: MemoryTier,
         *,
-        split_clauses: SplitClauses | None = None,
+        splitter: ClauseSplitter | None = None,
         snapshot: Path | None = None,
     ) -> None:
-        self._config, self._memory, self._split = config, memory, split_clauses
+        self._config, self._memory, self._splitter = config, memory, splitter
         self.embedder = embedder
         gpu = gpu_indexes(config.gpu_index)
         self._index = AnswerIndex(
@@ -88,18 +88,23 @@ class NearSearch:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
 
     def search(self, queries: Sequence[Query]) -> Iterator[Found]:
-        """Near answers for the queries, pass by pass, so that none waits for longer ones."""
-        for places in self.embedder.passes([query.text for query in queries]):
+        """Yield near answers for the queries, batch by batch, so that none waits for longer
+        ones."""
+        for places in self.embedder.batches([query.text for query in queries]):
             yield self._search(places, [queries[place] for place in places])
 
     def _search(self, places: list[int], queries: Sequence[Query]) -> Found:
         began_s = time.perf_counter()
         texts = [query.text for query in queries]
         namespaces = [query.namespace for query in queries]
-        # Splitting is Python, embedding mostly is not: they run side by side.
-        splitting = self._pool.submit(self._clauses, texts)
+        clauses: list[list[str]] = [[]] * len(texts)
+        splitting = None
+        if any(map(self._may_be_compound, texts)):
+            # Splitting is Python, embedding mostly is not: they run side by side.
+            splitting = self._pool.submit(self._clauses, texts)
         wholes = self.embedder.encode(texts, namespaces)
-        clauses = splitting.result()
+        if splitting is not None:
+            clauses = splitting.result()
         flat = [
             (clause, namespace)
             for found, namespace in zip(clauses, namespaces, strict=True)
@@ -107,11 +112,11 @@ class NearSearch:
         ]
         parts = iter(self.embedder.encode([c for c, _ in flat], [n for _, n in flat]))
         embedded_s = time.perf_counter()
-        near = []
+        near_answers = []
         for query, whole, found in zip(queries, wholes, clauses, strict=True):
             vectors = np.stack([whole, *(next(parts) for _ in found)])
-            near.append(self._rank(query.namespace, vectors))
-        return Found(places, near, embedded_s - began_s, time.perf_counter() - embedded_s)
+            near_answers.append(self._rank(query.namespace, vectors))
+        return Found(places, near_answers, embedded_s - began_s, time.perf_counter() - embedded_s)
 
     def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
         """Make answers findable by their texts; returns the new ones, with embeddings."""
@@ -174,7 +179,7 @@ class NearSearch:
                 self.erase(dropped)
 
     def maintain(self) -> bool:
-        """A step of the index's upkeep, some 15 ms; returns whether there is more to do."""
+        """Do a step of the index's upkeep, some 15 ms; return whether there is more to do."""
         keeper = self._keeper
         if keeper is not None and self._changes and keeper.is_due:
             self._write_snapshot(keeper)
@@ -202,7 +207,7 @@ class NearSearch:
         keeper.write(self._index, wait=wait)
 
     def _vector_of(self, answer: Answer) -> FloatArray | None:
-        """The vector that an answer brings; None if it has none by this embedder."""
+        """Return the vector that an answer brings; None if it has none by this embedder."""
         if answer.embedder != self.embedder.identity:
             return None
         return _unpack(answer.embedding, self.embedder.dim)
@@ -212,19 +217,27 @@ class NearSearch:
 
     def _clauses_of(self, text: str) -> list[str]:
         try:
-            return [] if self._split is None else self._split(text)
+            return [] if self._splitter is None else self._splitter.split(text)
         except Exception as error:  # one question must not take the batch's others along
             self._split_errors.failed(error)
             return []
 
+    def _may_be_compound(self, text: str) -> bool:
+        try:
+            return self._splitter is not None and self._splitter.may_be_compound(text)
+        except Exception as error:
+            self._split_errors.failed(error)
+            return False
+
     def _rank(self, namespace: str, vectors: FloatArray) -> list[NearAnswer]:
-        """Near answers for float32 [1 + clauses, dim]: each answer once, by its best likeness."""
+        """Return near answers for float32 [1 + clauses, dim]: each answer once, by its best
+        likeness."""
         count = self._config.near_answers
         best: dict[str, tuple[float, int]] = {}
         for clause, row in enumerate(self._index.search(namespace, vectors, count)):
-            least = self._least_similarity(clause, len(vectors) - 1)
+            min_similarity = self._min_similarity(clause, len(vectors) - 1)
             for answer_id, cosine in row:
-                if cosine >= least and cosine > best.get(answer_id, (-2.0, 0))[0]:
+                if cosine >= min_similarity and cosine > best.get(answer_id, (-2.0, 0))[0]:
                     best[answer_id] = (cosine, clause)
         ranked = sorted(best.items(), key=lambda item: -item[1][0])
         ranked = _with_each_clause(ranked, count)
@@ -242,18 +255,18 @@ class NearSearch:
             if answer is not None
         ]
 
-    def _least_similarity(self, clause: int, num_clauses: int) -> float:
-        least = self._config.min_similarity
+    def _min_similarity(self, clause: int, num_clauses: int) -> float:
+        min_similarity = self._config.min_similarity
         if clause == 0:
-            return least
-        stricter = least + _CLAUSE_MARGIN + _MARGIN_PER_CLAUSE * num_clauses
-        return max(least, min(stricter, _MAX_CLAUSE_SIMILARITY))
+            return min_similarity
+        stricter = min_similarity + _CLAUSE_MARGIN + _MARGIN_PER_CLAUSE * num_clauses
+        return max(min_similarity, min(stricter, _MAX_CLAUSE_SIMILARITY))
 
 
 def _with_each_clause(
     ranked: list[tuple[str, tuple[float, int]]], count: int
 ) -> list[tuple[str, tuple[float, int]]]:
-    """The first `count`, but none of the clauses crowded out by a better one's hits."""
+    """Return the first `count`, but none of the clauses crowded out by a better one's hits."""
     if len(ranked) <= count:
         return ranked
     share = max(1, count // (1 + max(clause for _, (_, clause) in ranked)))
@@ -269,7 +282,7 @@ def _with_each_clause(
 
 
 def _unpack(embedding: bytes, dim: int) -> FloatArray | None:
-    """Float32 [dim] of length 1 (or 0); None if these bytes are no such vector."""
+    """Return float32 [dim] of length 1 (or 0); None if these bytes are no such vector."""
     if len(embedding) != 2 * dim:
         return None
     vector = np.frombuffer(embedding, dtype="<f2").astype(np.float32)

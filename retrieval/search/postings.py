@@ -28,7 +28,7 @@ _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 @_compiled
 def buckets_of(tokens):
-    """int32 [n], ascending: the buckets of int32 tokens [p], each once."""
+    """Return int32 [n], ascending: the buckets of int32 tokens [p], each once."""
     hashed = np.empty(tokens.shape[0], np.int32)
     for i in range(tokens.shape[0]):
         product = (np.uint64(np.uint32(tokens[i])) * np.uint64(2654435761)) & np.uint64(0xFFFFFFFF)
@@ -47,7 +47,7 @@ def add_free(postings, first, free):
 
 @_compiled
 def row_of(heads, bucket):
-    """The row of a bucket in `heads`; one without owner if it has none."""
+    """Return the row of a bucket in `heads`; one without owner if it has none."""
     last = heads.shape[0] - 1
     row = bucket & last
     while heads[row, OWNER] != bucket and heads[row, OWNER] != END:
@@ -57,7 +57,7 @@ def row_of(heads, bucket):
 
 @_compiled
 def empty_heads(size):
-    """Heads int32 [size, HEAD_FIELDS] that have no owners; the size is a power of two."""
+    """Return heads int32 [size, HEAD_FIELDS] that have no owners; the size is a power of two."""
     heads = np.full((size, HEAD_FIELDS), END, np.int32)
     heads[:, FREQUENCY] = 0
     return heads
@@ -65,7 +65,7 @@ def empty_heads(size):
 
 @_compiled
 def grown_heads(heads, num_buckets):
-    """Larger heads with room for so many more buckets, and the number of their owners.
+    """Return larger heads with room for so many more buckets, and the number of their owners.
 
     Buckets that no answer has any more are left out.
     """
@@ -132,13 +132,14 @@ def unlink(postings, heads, first, free):
 
 @_compiled
 def weight_of(frequency, num_answers):
-    """Squared weight of a bucket: what all answers have counts for next to nothing."""
+    """Return the squared weight of a bucket: what all answers have counts for next to nothing."""
     return np.square(np.log((num_answers + 1.0) / max(frequency, 1)))
 
 
 @_compiled
 def most_alike(postings, heads, firsts, breadths, scores, buckets, num_answers, count):
-    """The `count` answers most like a prompt with these buckets, among those that share its rarest.
+    """Return the `count` answers most like a prompt with these buckets, among those that share its
+    rarest.
 
     firsts, breadths, scores [places]: an answer's first posting, the root of its number of buckets,
     and zeros, which they are again at the end. Returns places int32 [n] and cosines [n], the best
@@ -172,11 +173,11 @@ def most_alike(postings, heads, firsts, breadths, scores, buckets, num_answers, 
         rough[k] = scores[seen[k]] / breadths[seen[k]]
         scores[seen[k]] = 0.0
     kept = min(num_seen, 2 * count)
-    least = np.partition(rough, num_seen - kept)[num_seen - kept] if kept else 0.0
+    min_rough = np.partition(rough, num_seen - kept)[num_seen - kept] if kept else 0.0
     places, cosines = np.empty(kept, np.int32), np.empty(kept)
     query_weight, number = weights.sum(), 0
     for k in range(num_seen):
-        if rough[k] < least or number == kept:
+        if rough[k] < min_rough or number == kept:
             continue
         shared = whole = 0.0
         posting = firsts[seen[k]]

@@ -11,7 +11,7 @@ from reprise.retrieval.search.answer_index import AnswerIndex, NamespaceParts
 from reprise.retrieval.search.index_snapshot import (
     SnapshotError,
     read_snapshot,
-    sweep_parts,
+    remove_stale_parts,
     write_snapshot,
 )
 
@@ -43,7 +43,7 @@ class SnapshotKeeper:
 
     def restore(self, index: AnswerIndex) -> None:
         """Fill an empty index, if there is a snapshot that fits; one log line if it does not."""
-        sweep_parts(self._path)
+        remove_stale_parts(self._path)
         try:
             index.restore(read_snapshot(self._path, identity=self._identity, dim=index.dim))
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class SnapshotKeeper:
         return not self.writing and time.monotonic() - self._wrote_s >= pause_s
 
     def hurry(self) -> None:
-        """The file holds what is to be forgotten: write it anew soon."""
+        """Write the file anew soon: it holds what is to be forgotten."""
         self._is_hurried = True
 
     def write(self, index: AnswerIndex, *, wait: bool = False) -> None:

@@ -40,14 +40,14 @@ _NAMESPACE_BYTES = 1700
 
 
 class TokenOverlap:
-    """An index of the answers' prompts, a wall around each namespace. Thread-safe."""
+    """An index of the answers' prompts, no search beyond its namespace. Thread-safe."""
 
     def __init__(self) -> None:
         self._namespaces: dict[str, _Namespace] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Answers indexed."""
+        """Return the number of answers indexed."""
         with self._lock:
             return sum(len(namespace.places) for namespace in self._namespaces.values())
 
@@ -73,7 +73,7 @@ class TokenOverlap:
     def search(
         self, namespace: str, prompt_token_ids: ArrayLike, *, count: int
     ) -> list[NearAnswer]:
-        """The answers whose prompts are most alike, best first.
+        """Return the answers whose prompts are most alike, best first.
 
         Args:
             namespace: Only its answers are seen.
@@ -94,7 +94,7 @@ class TokenOverlap:
         other = TokenOverlap()
         other.apply(answer)
         other.search("", [1, 2, 3], count=1)
-        other.apply(AnswerUpdate.left("", ""))
+        other.apply(AnswerUpdate.removal("", ""))
 
 
 class _Namespace:
@@ -180,11 +180,11 @@ class _Namespace:
             len(self.places),
             count,
         )
-        near = []
+        near_answers = []
         for place, cosine in zip(places.tolist(), cosines.tolist(), strict=True):
             update = self._updates[place]
             assert update is not None
-            near.append(
+            near_answers.append(
                 NearAnswer(
                     answer_id=update.answer_id,
                     similarity=cosine,
@@ -193,7 +193,7 @@ class _Namespace:
                     namespace=update.namespace,
                 )
             )
-        return near
+        return near_answers
 
     def _make_room(self, num_buckets: int) -> None:
         if not self._free_places:
@@ -215,7 +215,7 @@ class _Namespace:
 
 
 def _buckets(prompt_token_ids: ArrayLike) -> NDArray[np.int32]:
-    """int32 [n], ascending: the hashes of the tokens at the prompt's end, each once."""
+    """Return int32 [n], ascending: the hashes of the tokens at the prompt's end, each once."""
     tokens = np.asarray(prompt_token_ids)[-PROMPT_END:]
     buckets: NDArray[np.int32] = buckets_of(np.ascontiguousarray(tokens, np.int32))
     return buckets

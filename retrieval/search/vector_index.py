@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from reprise.retrieval.search.faiss_library import faiss
 from reprise.retrieval.search.gpu_index import GpuIndexes
 
 FloatArray = NDArray[np.float32]
@@ -210,7 +210,7 @@ class VectorIndex:
                 graph.erase_dead()
 
     def vector(self, vector_id: int) -> FloatArray | None:
-        """Float32 [dim] of an id; None if it is not there."""
+        """Return float32 [dim] of an id; None if it is not there."""
         graph = self._graph
         if graph is not None and vector_id in graph.position_of:
             row: FloatArray = graph.index.reconstruct(graph.position_of[vector_id])
@@ -218,7 +218,7 @@ class VectorIndex:
         return self._tail.vector(vector_id)
 
     def parts(self) -> VectorParts:
-        """What it holds now; stays as it is until `maintain` is called next."""
+        """Return what it holds now; stays as it is until `maintain` is called next."""
         graph = self._graph
         if graph is None:
             return VectorParts(None, [], list(self._tail.ids), self._tail.rows())
@@ -227,7 +227,8 @@ class VectorIndex:
         return VectorParts(index, live, list(self._tail.ids), self._tail.rows())
 
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
-        """The `count` nearest (id, cosine) for each row of float32 [n, dim], nearest first."""
+        """Return the `count` nearest (id, cosine) for each row of float32 [n, dim], nearest
+        first."""
         found = self._tail.search(vectors, count)
         if self._graph is not None and self._graph.ids:
             for row, more in zip(found, self._graph.search(vectors, count), strict=True):

@@ -11,36 +11,36 @@ class AwaitedResults:
     """Near answers of requests; not thread-safe.
 
     Args:
-        most: Requests remembered: bounds what callers that never discard can leave behind.
+        max_requests: Requests remembered: bounds what callers that never discard can leave behind.
     """
 
-    def __init__(self, *, most: int) -> None:
-        self._most = most
+    def __init__(self, *, max_requests: int) -> None:
+        self._max_requests = max_requests
         self._results: OrderedDict[str, list[NearAnswer] | None] = OrderedDict()
         self.num_given = 0
         """Results so far."""
 
     def expect(self, request_id: str) -> None:
-        """A search begins; what an earlier one found is forgotten."""
+        """Begin a search; what an earlier one found is forgotten."""
         self.discard(request_id)
         self._results[request_id] = None
-        while len(self._results) > self._most:
+        while len(self._results) > self._max_requests:
             self._results.popitem(last=False)
 
     def is_awaited(self, request_id: str) -> bool:
-        """Whether a result is wanted and not there; the request may be over by now."""
+        """Return whether a result is wanted and not there; the request may be over by now."""
         return self._results.get(request_id, []) is None
 
-    def give(self, request_id: str, near: list[NearAnswer]) -> bool:
+    def give(self, request_id: str, near_answers: list[NearAnswer]) -> bool:
         """Let a request that is awaited have its near answers; False if it is not awaited."""
         if not self.is_awaited(request_id):
             return False
-        self._results[request_id] = near
+        self._results[request_id] = near_answers
         self.num_given += 1
         return True
 
     def get(self, request_id: str) -> list[NearAnswer] | None:
-        """The near answers; None while they are not there, or for an unknown id."""
+        """Return the near answers; None while they are not there, or for an unknown id."""
         return self._results.get(request_id)
 
     def discard(self, request_id: str) -> None:
@@ -49,7 +49,7 @@ class AwaitedResults:
 
     def forget(self, keys: set[tuple[str, str]]) -> None:
         """Take answers (namespace, id) out of what was found."""
-        for request_id, near in self._results.items():
-            if near and any((n.namespace, n.answer_id) in keys for n in near):
-                kept = [n for n in near if (n.namespace, n.answer_id) not in keys]
+        for request_id, near_answers in self._results.items():
+            if near_answers and any((n.namespace, n.answer_id) in keys for n in near_answers):
+                kept = [n for n in near_answers if (n.namespace, n.answer_id) not in keys]
                 self._results[request_id] = kept

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal
 
 import msgspec
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
@@ -19,34 +18,30 @@ from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidati
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 from reprise.retrieval.api.tier_url import snapshot_path
-from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.query.clauses import ClauseSplitter
-from reprise.retrieval.query.turns import QueryOf, clip, prompt_tail
+from reprise.retrieval.query.query_reader import Decode, QueryReader
+from reprise.retrieval.query.turns import QueryOf, prompt_tail
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
-from reprise.retrieval.search.near_search import NearSearch, Query
+from reprise.retrieval.search.near_search import NearSearch
+from reprise.retrieval.service.answer_reports import AnswerReports
+from reprise.retrieval.service.applied_invalidations import AppliedInvalidations
 from reprise.retrieval.service.awaited_results import AwaitedResults
-from reprise.retrieval.service.open_tier import open_tier
-from reprise.retrieval.service.update_queue import UpdateQueue
+from reprise.retrieval.service.batch_processor import BatchProcessor, OnFound
+from reprise.retrieval.service.open_tier import open_now_or_later
 from reprise.retrieval.service.work_queue import Prompt, Work, WorkQueue
-from reprise.retrieval.tiers.late_tier import LateTier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.tier import Tier, TierError, Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 from reprise.retrieval.tiers.tier_sync import TierSync
 
-Decode = Callable[[Sequence[int]], str]
 OnForgotten = Callable[[Forgotten], None]
 OnGone = Callable[[Sequence[tuple[str, str]]], None]
-OnFound = Callable[[str, str, list[NearAnswer]], None]
 _IDLE_S = 0.25
 # Vector of 384 dimensions, graph links and dictionary entries, as measured.
 _INDEX_BYTES = 2200
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 _EXPIRE_EVERY_S = 0.5
-_MOST_APPLIED = 1000
-# So long an answer may be on its way from the engine.
-_ON_ITS_WAY_S = 2.0
 
 
 class LocalRetriever(Retriever):
@@ -82,11 +77,10 @@ class LocalRetriever(Retriever):
         on_forgotten: OnForgotten | None = None,
     ) -> None:
         self._config = config or RetrievalConfig()
-        self._decode, self._query_of = decode, query_of or clip
+        self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._threads = tokenizer_key, threads
-        self._on_found, self._on_gone, self._on_forgotten = on_found, on_gone, on_forgotten
-        self._applied: dict[str, None] = {}
-        self._just_applied: deque[Invalidation] = deque(maxlen=_MOST_APPLIED)
+        self._on_gone, self._on_forgotten = on_gone, on_forgotten
+        self._applied = AppliedInvalidations()
         self._to_erase: set[tuple[str, str]] = set()
         self._joining: list[tuple[Answer, bool]] = []
         self._search: NearSearch | None = None
@@ -100,15 +94,21 @@ class LocalRetriever(Retriever):
         self._queue = WorkQueue(
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
-        self._results = AwaitedResults(most=4 * self._config.queue_length)
-        self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
-        # (namespace, id) of answers that joined and that the queue had no room to tell of.
-        self._untold: dict[tuple[str, str], None] = {}
+        self._results = AwaitedResults(max_requests=4 * self._config.queue_length)
+        self._reports = AnswerReports(max_bytes=self._config.queue_bytes)
         self._stats = RetrievalStats()
         self._waiting = 0
         self._closing = False
         self._busy = True  # until the models are loaded
         self._changed = threading.Condition()
+        self._batches = BatchProcessor(
+            memory=self._memory,
+            results=self._results,
+            queries=self._queries,
+            changed=self._changed,
+            count=self._count,
+            on_found=on_found,
+        )
         self._tiers = self._open_tiers()
         self._errors = LoopErrors("A batch of retrieval work")
         self._worker = threading.Thread(
@@ -152,35 +152,21 @@ class LocalRetriever(Retriever):
     def store(self, answer: Answer) -> None:
         with self._changed:
             if answer.tokenizer_key != self._tokenizer_key:
-                self._count(foreign=1)
+                self._count(wrong_tokenizer=1)
             elif self._closing or not self._queue.takes_answers:
                 self._count(dropped=1)
             else:
                 self._admit([answer], ours=True)
 
-    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self._memory.find_exact(namespace, exact_key)  # counts the use itself
-        if answer is not None and self._tiers is not None:
-            self._tiers.credit(namespace, {answer.answer_id: Uses(1)})
-        return answer
-
-    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self.find_exact(exact_key, namespace=namespace)
-        if answer is None and self._tiers is not None:
-            answer = self._tiers.find_exact(namespace, exact_key)
-            if answer is not None:
-                self._tiers.credit(namespace, {answer.answer_id: Uses(1)})
-        return answer
-
-    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
-        earned = {i: Uses(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
-        self._memory.credit(namespace, earned)
+    def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+        usage = {i: UsageCounts(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
+        self._memory.record_usage(namespace, usage)
         if self._tiers is not None:
-            self._tiers.credit(namespace, earned)
+            self._tiers.record_usage(namespace, usage)
 
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
         gone = self._forget_here(invalidation)
-        self._tell_forgotten(Forgotten((invalidation,)))
+        self._notify_forgotten(Forgotten((invalidation,)))
         if self._tiers is None:
             return Forgetting(tuple(gone), done=True)
         pending = self._tiers.forget(invalidation, timeout_s)
@@ -195,7 +181,7 @@ class LocalRetriever(Retriever):
         return None if self._tiers is None else self._tiers.position
 
     def invalidations(self, after: str) -> InvalidationPage:
-        """The tier's log of invalidations beyond an earlier position.
+        """Return the tier's log of invalidations beyond an earlier position.
 
         Raises:
             TierError: It cannot be read now.
@@ -204,7 +190,7 @@ class LocalRetriever(Retriever):
 
     def updates(self) -> list[AnswerUpdate]:
         with self._changed:
-            return [*self._updates.take(), *self._tell_again()]
+            return self._reports.take(self.answer)
 
     def flush(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
@@ -243,7 +229,7 @@ class LocalRetriever(Retriever):
         embedder = search.embedder
         troubles = [] if tiers is None else [tiers.degraded]
         if embedder.name == LEXICAL and self._config.embedding_model != LEXICAL:
-            troubles.append(f"{self._config.embedding_model} is not to be had")
+            troubles.append(f"{self._config.embedding_model} is unavailable")
         detail = "; ".join(trouble for trouble in troubles if trouble)
         state: Literal["degraded", "ready"] = "degraded" if detail else "ready"
         if tiers is None:
@@ -260,15 +246,15 @@ class LocalRetriever(Retriever):
         return self.flush(max(0.0, deadline_s - time.monotonic()))
 
     def answer(self, namespace: str, answer_id: str) -> Answer | None:
-        """An answer held in memory."""
+        """Return an answer held in memory."""
         return self._memory.get(namespace, [answer_id])[0]
 
     def answers(self) -> list[Answer]:
-        """All answers held in memory."""
+        """Return all answers held in memory."""
         return [a for name in self._memory.namespaces() for a in self._memory.answers(name)]
 
     def keys(self) -> list[tuple[str, str]]:
-        """(namespace, answer id) of all answers held in memory."""
+        """Return (namespace, answer id) of all answers held in memory."""
         return self._memory.keys()
 
     def close(self) -> None:
@@ -282,20 +268,7 @@ class LocalRetriever(Retriever):
             self._tiers.close()
 
     def _open_tiers(self) -> TierSync | None:
-        open_configured = partial(
-            open_tier,
-            self._config.url,
-            ttl_s=self._config.ttl_s,
-            look_up_s=self._config.look_up_s,
-            stream_length=self._config.stream_length,
-            max_bytes=self._config.tier_bytes,
-            max_namespaces=self._config.max_namespaces,
-        )
-        try:
-            tier = open_configured()
-        except TierError:  # the first use says why, and those after it try again
-            name = self._config.url.partition(":")[0]
-            tier = LateTier(name, cast("Callable[[], Tier]", open_configured))
+        tier = open_now_or_later(self._config)
         if tier is None:
             return None
         return TierSync(
@@ -306,32 +279,28 @@ class LocalRetriever(Retriever):
             queue_length=self._config.queue_length,
             queue_bytes=self._config.queue_bytes,
             poll_s=self._config.poll_s,
-            look_up_s=self._config.look_up_s,
         )
 
     def _arrived(self, answers: Sequence[Answer]) -> None:
-        """Answers from the tier; waits while the worker has its hands full."""
+        """Admit answers from the tier; wait while the worker has its hands full."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue.takes_answers or self._closing)
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
-            self._count(foreign=len(answers) - len(own))
+            self._count(wrong_tokenizer=len(answers) - len(own))
             self._admit([a for a in own if not self.answer(a.namespace, a.answer_id)], ours=False)
 
     def _forgotten(self, forgotten: Forgotten) -> None:
-        """What other replicas removed, or had forgotten."""
+        """Forget what other replicas removed, or had forgotten."""
         for invalidation in forgotten.invalidations:
-            if invalidation.invalidation_id not in self._applied:
+            if invalidation not in self._applied:
                 self._forget_here(invalidation)
         self._remove(forgotten.removed)
-        self._tell_forgotten(forgotten)
+        self._notify_forgotten(forgotten)
 
     def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
-            self._applied[invalidation.invalidation_id] = None
-            self._just_applied.append(invalidation)
-            if len(self._applied) > _MOST_APPLIED:
-                del self._applied[next(iter(self._applied))]
+            self._applied.add(invalidation)
         meant = [
             (answer.namespace, answer.answer_id)
             for namespace in filter(invalidation.covers, self._memory.namespaces())
@@ -343,7 +312,7 @@ class LocalRetriever(Retriever):
     def _is_meant(self, answer: Answer, invalidation: Invalidation) -> bool:
         text = None
         if invalidation.needs_text and not answer.prompt_text:
-            text = self._query(None, answer.prompt_token_ids)
+            text = self._queries.read(None, answer.prompt_token_ids)
         return invalidation.means(answer, text)
 
     def _remove(self, keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -363,12 +332,12 @@ class LocalRetriever(Retriever):
             self._to_erase.update(keys)
             self._changed.notify_all()
 
-    def _tell_forgotten(self, forgotten: Forgotten) -> None:
+    def _notify_forgotten(self, forgotten: Forgotten) -> None:
         if self._on_forgotten is not None:
             self._on_forgotten(forgotten)
 
     def _held(self) -> set[tuple[str, str]]:
-        """What is held here and is not on its way to the tier."""
+        """Return what is held here and is not on its way to the tier."""
         with self._changed:
             under_way = {
                 (answer.namespace, answer.answer_id)
@@ -380,7 +349,7 @@ class LocalRetriever(Retriever):
             return held - under_way
 
     def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
-        """Hold answers, tell of them, and have the worker index them; the caller holds the lock."""
+        """Hold answers, report them, and have the worker index them; the caller holds the lock."""
         if ours:
             answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
@@ -390,53 +359,28 @@ class LocalRetriever(Retriever):
         gone = dict.fromkeys(self._memory.put(bare))
         for key, answer in new.items():
             if key not in gone:
-                self._tell(AnswerUpdate.joined(answer))
-                self._count(stored=1)
+                self._count(stored=1, resyncs=self._reports.joined(answer))
         self._note_gone([key for key in gone if key not in new])
         self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
 
     def _was_just_forgotten(self, answer: Answer) -> bool:
-        """Whether it was on its way here when it was to be forgotten; the caller holds the lock."""
-        earliest_s = steady_clock.now_s() - _ON_ITS_WAY_S
-        while self._just_applied and self._just_applied[0].made_s < earliest_s:
-            self._just_applied.popleft()
+        """Return whether it was on its way here when it was to be forgotten; the caller holds the
+        lock."""
         return any(
             answer.created_s <= each.made_s and self._is_meant(answer, each)
-            for each in self._just_applied
+            for each in self._applied.made_lately()
         )
 
     def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
-        """Tell that answers (namespace, id) left memory; the caller holds the lock."""
+        """Report that answers (namespace, id) left memory; the caller holds the lock."""
         for key in gone:
-            if key in self._untold:
-                del self._untold[key]
-            else:
-                self._tell(AnswerUpdate.left(*key))
+            self._count(resyncs=self._reports.left(key))
         self._queue.put_gone(gone)
         self._count(evicted=len(gone))
 
-    def _tell(self, update: AnswerUpdate) -> None:
-        """Have an update picked up; the caller holds the lock."""
-        untold = self._updates.put(update)
-        self._count(resyncs=bool(untold) and not self._untold)
-        self._untold.update(dict.fromkeys(untold))
-
-    def _tell_again(self) -> list[AnswerUpdate]:
-        """Of what there was no room for, as much as there is room for now; under the lock."""
-        told: list[AnswerUpdate] = []
-        num_bytes = 0
-        while self._untold and num_bytes < self._config.queue_bytes:
-            key = next(iter(self._untold))
-            del self._untold[key]
-            answer = self.answer(*key)
-            if answer is not None:
-                told.append(AnswerUpdate.joined(answer))
-                num_bytes += answer.num_bytes
-        return told
-
     def _work(self, embedder: Embedder | None) -> None:
-        """The worker thread: load the models, then do what there is to do until closed."""
+        """Load the models, then do what there is to do until closed: the worker thread."""
         if self._search is None:
             self._search = self._load(embedder)
         search, next_expiry_s, upkeep = self._search, 0.0, False
@@ -463,30 +407,29 @@ class LocalRetriever(Retriever):
                         self._to_erase.update(expired)
                         self._results.forget(set(expired))
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
-                upkeep = self._turn(search, work)
+                upkeep = self._process_batch(search, work)
                 if erased:
                     search.erase(erased)
-                    self._tell_gone(tuple(erased))
+                    self._notify_gone(tuple(erased))
                 if settled:
                     search.drop_unclaimed()
             except Exception as error:
                 self._errors.failed(error)
-                self._answer_with_nothing(work.prompts)
+                self._batches.give_nothing(work.prompts)
                 upkeep = False  # what failed at once would fail at once again
 
     def _load(self, embedder: Embedder | None) -> NearSearch:
-        """The search, with its models."""
+        """Return the search, with its models."""
         config = self._config
         embedder = embedder or Embedder(
             config.embedding_model, threads=self._threads, batch_size=config.batch_size
         )
         as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
-        splitter = ClauseSplitter(config.clause_pipeline) if config.clauses else None
         return NearSearch(
             config,
             embedder,
             self._memory,
-            split_clauses=splitter.split if splitter else None,
+            splitter=ClauseSplitter(config.clause_pipeline) if config.clauses else None,
             # What hashed words stand in for is not to be overwritten.
             snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
         )
@@ -500,100 +443,36 @@ class LocalRetriever(Retriever):
         return bool(self._queue) or bool(self._to_erase) or self._closing
 
     def _has_settled(self) -> bool:
-        """Whether all that the tier holds has been taken; the caller holds the lock."""
+        """Return whether all that the tier holds has been taken; the caller holds the lock."""
         tiers = self._tiers
         if tiers is None or self._closing:
             return False
         return tiers.caught_up.is_set() and not self._queue.num_answers
 
-    def _turn(self, search: NearSearch, work: Work) -> bool:
+    def _process_batch(self, search: NearSearch, work: Work) -> bool:
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
-        for namespace, answer_id in work.gone:
-            # It may have come back since.
-            if not self.answer(namespace, answer_id):
-                search.leave(namespace, answer_id)
-        self._tell_gone(work.gone)
+        self._batches.leave(search, work.gone)
+        self._notify_gone(work.gone)
         # Prompts first: a request waits for them, nobody waits for an answer to join.
         if work.prompts:
-            self._answer_prompts(search, work.prompts)
+            self._batches.answer(search, work.prompts)
         if work.answers:
-            self._join(search, work.answers)
+            self._write(self._batches.join(search, work.answers))
         more = search.maintain()
         self._waiting = search.num_waiting
         return more
 
-    def _tell_gone(self, keys: Sequence[tuple[str, str]]) -> None:
+    def _notify_gone(self, keys: Sequence[tuple[str, str]]) -> None:
         if self._on_gone is not None and keys:
             self._on_gone(keys)
 
-    def _answer_prompts(self, search: NearSearch, prompts: list[Prompt]) -> None:
-        with self._changed:
-            # Under load some requests are over before their turn comes.
-            awaited = [p for p in prompts if self._results.is_awaited(p.request_id)]
-            self._count(submitted=len(prompts), abandoned=len(prompts) - len(awaited))
-        if not awaited:
+    def _write(self, answers: Sequence[Answer]) -> None:
+        """Have answers that joined written to the tier, but for what was forgotten meanwhile."""
+        if self._tiers is None:
             return
-        queries = [Query(p.namespace, self._query(p.text, p.prompt_token_ids)) for p in awaited]
-        for found in search.search(queries):
-            for place, near in zip(found.places, found.near, strict=True):
-                self._publish(awaited[place], near)
-            with self._changed:
-                self._count(
-                    found=sum(bool(near) for near in found.near),
-                    embed_s=found.embed_s,
-                    search_s=found.search_s,
-                )
-
-    def _publish(self, prompt: Prompt, near: list[NearAnswer]) -> None:
         with self._changed:
-            # The request may be gone, or submitted anew, by now.
-            given = self._results.give(prompt.request_id, near)
-        if given and self._on_found is not None:
-            self._on_found(prompt.request_id, prompt.namespace, near)
-
-    def _answer_with_nothing(self, prompts: list[Prompt]) -> None:
-        with self._changed:
-            for prompt in prompts:
-                self._results.give(prompt.request_id, [])
-
-    def _join(self, search: NearSearch, batch: list[tuple[Answer, bool]]) -> None:
-        held = [
-            (self._with_prompt_text(answer), ours)
-            for answer, ours in batch
-            if self.answer(answer.namespace, answer.answer_id)
-        ]
-        if len(held) < len(batch):
-            lost = sum(ours for _, ours in batch) - sum(ours for _, ours in held)
-            with self._changed:
-                self._count(evicted_early=lost)
-        texts = [self._query(answer.prompt_text, None) for answer, _ in held]
-        joined = search.join([answer for answer, _ in held], texts)
-        ours = {(a.namespace, a.answer_id) for a, ours in held if ours}
-        if self._tiers is not None:
-            with self._changed:
-                # What was forgotten meanwhile is not written.
-                self._tiers.write(
-                    a
-                    for a in joined
-                    if (a.namespace, a.answer_id) in ours
-                    and self.answer(a.namespace, a.answer_id) is not None
-                )
-                self._joining = []
-
-    def _with_prompt_text(self, answer: Answer) -> Answer:
-        """The answer with its query for text, by which people name it, if it came without."""
-        if answer.prompt_text:
-            return answer
-        text = self._query(None, answer.prompt_token_ids)
-        self._memory.set_prompt_text(answer.namespace, answer.answer_id, text)
-        return msgspec.structs.replace(answer, prompt_text=text)
-
-    def _query(self, text: str | None, prompt_token_ids: NDArray[Any] | None) -> str:
-        if text is not None:
-            return clip(text)
-        if self._decode is None or prompt_token_ids is None:
-            return ""
-        return self._query_of(self._decode(prompt_token_ids.tolist()))
+            self._tiers.write(a for a in answers if self.answer(a.namespace, a.answer_id))
+            self._joining = []
 
     def _count(self, **increments: float) -> None:
         """Add to the counters; the caller holds the lock."""

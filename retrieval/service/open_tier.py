@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.tier_url import check_url, sqlite_path
-from reprise.retrieval.tiers.tier import Tier
+from reprise.retrieval.tiers.late_tier import LateTier
+from reprise.retrieval.tiers.tier import Tier, TierError
 
 
 def open_tier(
     url: str,
     *,
     ttl_s: float | None = None,
-    look_up_s: float = 0.05,
     stream_length: int = 50_000,
     max_bytes: int | None = None,
     max_namespaces: int | None = None,
 ) -> Tier | None:
-    """The tier behind this process's memory; None for memory://, which has none.
+    """Return the tier behind this process's memory; None for memory://, which has none.
 
     Without `max_bytes` and `max_namespaces` nothing leaves for want of room: that is for tools,
     which must not trim by bounds that are not the servers'.
@@ -38,8 +43,28 @@ def open_tier(
     return RedisTier(
         url,
         ttl_s=ttl_s,
-        timeout_s=look_up_s,
         stream_length=stream_length,
         max_bytes=max_bytes,
         max_namespaces=max_namespaces,
     )
+
+
+def open_now_or_later(config: RetrievalConfig) -> Tier | None:
+    """Return the tier of a configuration; one that cannot be opened now is tried again later.
+
+    Raises:
+        ValueError: As `open_tier`.
+    """
+    open_configured = partial(
+        open_tier,
+        config.url,
+        ttl_s=config.ttl_s,
+        stream_length=config.stream_length,
+        max_bytes=config.tier_bytes,
+        max_namespaces=config.max_namespaces,
+    )
+    try:
+        return open_configured()
+    except TierError:  # the first use says why, and those after it try again
+        name = config.url.partition(":")[0]
+        return LateTier(name, cast("Callable[[], Tier]", open_configured))

@@ -24,13 +24,12 @@ from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.retriever import RetrievalStats
 from reprise.retrieval.api.tier_url import check_url, sqlite_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.host.owned_folder import make_folder, sweep_folders
+from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
 from reprise.retrieval.host.private_files import claim_folder
-from reprise.retrieval.host.shared_block import owner_prefix, sweep_blocks, unlink_blocks
+from reprise.retrieval.host.shared_block import owner_prefix, remove_stale_blocks, unlink_blocks
 from reprise.retrieval.host.watchdog import MAX_SILENCE_S, Watchdog
 from reprise.retrieval.service.retrieval_client import RetrievalClient
-from reprise.retrieval.service.retrieval_process import Orders
-from reprise.retrieval.service.wire import Response, Status
+from reprise.retrieval.service.wire import LaunchConfig, Response, Status
 
 logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
@@ -54,10 +53,10 @@ class ProcessRetriever(RetrievalClient):
     Args:
         config: Settings of the process.
         tokenizer: Name or folder of the tokenizer that prompts given as token ids are decoded
-            with; its chat template tells where the last user turn is.
+            with; its chat template shows where the last user turn is.
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
-        for_front_end: The owner takes no updates and no exact hits from here, but forgets what is
-            to be forgotten.
+        for_front_end: The owner takes no updates from here, but forgets what is to be
+            forgotten.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -76,15 +75,15 @@ class ProcessRetriever(RetrievalClient):
         if check_url(config.url) == "sqlite" and not sqlite_path(config.url).parent.is_dir():
             folder = sqlite_path(config.url).parent
             raise ValueError(f"cache URL {config.url!r}: there is no folder {folder}")
-        sweep_blocks()
-        sweep_folders()
+        remove_stale_blocks()
+        remove_stale_folders()
         self._folder = _folder()
         if config.url == "memory://":
             url = f"sqlite://{self._folder}/answers.sqlite"
             # It holds what memory holds, in less room; the temporary folder may be memory too.
             tier_bytes = max(1 << 20, min(config.tier_bytes, config.memory_bytes))
             config = config.model_copy(update={"url": url, "tier_bytes": tier_bytes})
-        self._orders = Orders(
+        self._launch = LaunchConfig(
             config=config.model_dump(),
             address=str(self._folder / "socket"),
             block_prefix=self._folder.name,
@@ -111,9 +110,8 @@ class ProcessRetriever(RetrievalClient):
         )
         self._keeper.start()
         super().__init__(
-            self._orders.address,
+            self._launch.address,
             config=config,
-            keep_exact=not for_front_end,
             wants_updates=not for_front_end,
             wants_forgotten=for_front_end,
         )
@@ -135,7 +133,7 @@ class ProcessRetriever(RetrievalClient):
         self._keeper.join(timeout=2 * _END_S)
         if self._process is not None:  # the keeper was in the middle of an error
             _end(self._process)
-        unlink_blocks(self._orders.block_prefix)
+        unlink_blocks(self._launch.block_prefix)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _heard(self, pid: int, response: Response) -> None:
@@ -157,7 +155,7 @@ class ProcessRetriever(RetrievalClient):
             lasted = time.monotonic() - began_s > _STEADY_S
             if lasted:
                 self._pause_s, self._is_first = _LOOK_S, True
-            unlink_blocks(self._orders.block_prefix)
+            unlink_blocks(self._launch.block_prefix)
             # One line for a row of starts that come to nothing; the process says why.
             if lasted or self.restarts == 0:
                 _log_end(process.returncode, hung)
@@ -193,15 +191,15 @@ class ProcessRetriever(RetrievalClient):
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             # Not on the command line: a URL may hold a password.
-            orders = msgspec.structs.replace(self._orders, is_first=self._is_first)
-            process.stdin.write(msgspec.json.encode(orders))
+            launch = msgspec.structs.replace(self._launch, is_first=self._is_first)
+            process.stdin.write(msgspec.json.encode(launch))
             process.stdin.close()
         self._is_first = False
         return process
 
 
 def _folder() -> Path:
-    """A folder for the socket; where none can be made now, one that is made later."""
+    """Return a folder for the socket; where none can be made now, one that is made later."""
     try:
         return make_folder()
     except OSError as error:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,23 +22,23 @@ from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.pinned_cores import pinned_cores
-from reprise.retrieval.host.socket_address import short_address
+from reprise.retrieval.host.socket_address import peer_pid, short_address
 from reprise.retrieval.query.turns import clip, prompt_tail
+from reprise.retrieval.service.held_answers import HeldAnswers
 from reprise.retrieval.service.shared_results import ResultReader
 from reprise.retrieval.service.update_queue import UpdateQueue
 from reprise.retrieval.service.wire import (
     RESPONSES,
-    Credit,
+    AnswerAdded,
+    AnswerRemoved,
     Discard,
     Flush,
+    FlushReply,
     Forget,
-    Forgot,
-    Gone,
+    ForgetReply,
     Hello,
-    Joined,
-    Left,
-    LookUp,
-    Reply,
+    InvalidationNotice,
+    RecordUsage,
     Request,
     Response,
     Sender,
@@ -49,13 +48,12 @@ from reprise.retrieval.service.wire import (
     Welcome,
     receive,
 )
-from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.record import RecordReader, decode_record, encode_record
+from reprise.retrieval.tiers.record import encode_record
 
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 _RECONNECT_S = 0.1
-_MOST_FORGOTTEN = 10_000
+_MAX_FORGOTTEN = 10_000
 
 
 class RetrievalClient(Retriever):
@@ -67,9 +65,8 @@ class RetrievalClient(Retriever):
     Args:
         address: What the process was started with.
         config: The process's; gives the bounds of queues and budgets.
-        keep_exact: Hold answers that have exact keys here too, so that `find_exact` finds them.
-        wants_updates: Have `updates` tell of answers that join and leave; they wait for the call.
-        wants_forgotten: Have `forgotten` tell of what is to be forgotten.
+        wants_updates: Have `updates` return answers that join and leave; they wait for the call.
+        wants_forgotten: Have `forgotten` return what is to be forgotten.
     """
 
     def __init__(
@@ -77,41 +74,35 @@ class RetrievalClient(Retriever):
         address: str,
         *,
         config: RetrievalConfig | None = None,
-        keep_exact: bool = False,
         wants_updates: bool = True,
         wants_forgotten: bool = False,
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
-        self._keep_exact = keep_exact
         self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
         self._forgotten: deque[Forgotten] = deque()
         self._position: str | None = None
         self._unconfirmed: dict[str, Invalidation] = {}
-        self._exact = MemoryTier(
-            max_bytes=self._config.memory_bytes,
-            max_namespaces=self._config.max_namespaces,
-            ttl_s=self._config.ttl_s,
-        )
-        self._records = RecordReader("messages of the retrieval process")
         self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
         self._known: set[tuple[str, str]] = set()
-        # Whether answers joined that nobody was told of, for want of room.
+        # Whether answers joined that `updates` did not return, for want of room.
         self._missed = False
         self._resyncs = 0
         self._sender: Sender | None = None
-        self._held: deque[Store] = deque()
-        self._held_bytes = 0
+        # Once there is a process, others want to be heard beside them.
+        self._held = HeldAnswers(
+            max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
+        )
         self._results: ResultReader | None = None
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
         self._dropped = 0
-        self._replies: dict[int, Reply | Forgot] = {}
+        self._replies: dict[int, FlushReply | ForgetReply] = {}
         self._awaited: set[int] = set()
         self._tickets = itertools.count()
         self._changed = threading.Condition()
         self._closing = False
-        self._errors = LoopErrors("Understanding the retrieval process")
+        self._errors = LoopErrors("Talking to the retrieval process")
         self._odd_messages = LoopErrors("Reading a message of the retrieval process")
         self._unsent = 0
         self._thread = threading.Thread(
@@ -152,54 +143,32 @@ class RetrievalClient(Retriever):
         self._send(Discard(request_id))
 
     def store(self, answer: Answer) -> None:
-        if self._keep_exact and answer.exact_key is not None:
-            self._exact.put([answer])
         try:
             record = encode_record(answer)
         except ValueError:
-            logger.exception("An answer that cannot be encoded was dropped.")
+            logger.exception("Dropped an answer that cannot be encoded.")
             self._dropped += 1
             return
         self._send(Store(record))
 
-    def find_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self._exact.find_exact(namespace, exact_key)
-        if answer is not None:
-            self.credit(namespace, {answer.answer_id: 0})
-        return answer
-
-    def look_up_exact(self, exact_key: bytes, *, namespace: str) -> Answer | None:
-        answer = self.find_exact(exact_key, namespace=namespace)
-        if answer is not None:
-            return answer
-        ticket = next(self._tickets)
-        # The process keeps the budget itself; the margin is for the way there and back.
-        reply = self._ask(LookUp(ticket, namespace, exact_key), ticket, self._config.look_up_s)
-        if not isinstance(reply, Reply) or reply.record is None:
-            return None
-        found = self._records.read(reply.record, namespace=namespace)
-        return found if found is not None and found.exact_key == exact_key else None
-
-    def credit(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
+    def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         if accepted_tokens:
-            self._send(Credit(namespace, dict(accepted_tokens)))
+            self._send(RecordUsage(namespace, dict(accepted_tokens)))
 
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
-        """As `Retriever.forget`. Until the process confirms it, it is told of it again whenever it
-        is there anew."""
+        """As `Retriever.forget`; sent again to every new process until one confirms it."""
         with self._changed:
             self._unconfirmed[invalidation.invalidation_id] = invalidation
-            kept = [store for store in self._held if not _is_meant(store, invalidation)]
-            self._held = deque(kept)
+            self._held.forget(invalidation)
         ticket = next(self._tickets)
         # The margin is for the way there and back.
         reply = self._ask(Forget(ticket, invalidation, timeout_s), ticket, timeout_s + 0.5)
-        if not isinstance(reply, Forgot):
+        if not isinstance(reply, ForgetReply):
             return Forgetting((), done=False)
         return Forgetting(reply.removed, reply.done)
 
     def forgotten(self) -> list[Forgotten]:
-        """What is to be forgotten wherever it is held, since the last call."""
+        """Return what is to be forgotten wherever it is held, since the last call."""
         with self._changed:
             taken = list(self._forgotten)
             self._forgotten.clear()
@@ -213,7 +182,7 @@ class RetrievalClient(Retriever):
     def updates(self) -> list[AnswerUpdate]:
         updates = self._updates.take()
         if self._missed:
-            # Connecting again, it is told of all that is there.
+            # Connecting again, it is sent all that is there.
             self._missed = False
             self._resyncs += 1
             if (sender := self._sender) is not None:
@@ -226,7 +195,7 @@ class RetrievalClient(Retriever):
                 return False
         ticket = next(self._tickets)
         reply = self._ask(Flush(ticket, timeout_s), ticket, timeout_s)
-        return isinstance(reply, Reply) and reply.done
+        return isinstance(reply, FlushReply) and reply.done
 
     def stats(self) -> RetrievalStats:
         stats, sender = self._status.stats, self._sender
@@ -276,9 +245,9 @@ class RetrievalClient(Retriever):
         try:
             sent = sender is not None and sender.send(message)
         except Exception:  # a text that has no encoding, say
-            logger.exception("A message that cannot be encoded was dropped.")
+            logger.exception("Dropped a message that cannot be encoded.")
             sent = False
-        if not sent and not isinstance(message, Discard | Credit | Forget):
+        if not sent and not isinstance(message, Discard | RecordUsage | Forget):
             self._dropped += 1
         return sent
 
@@ -286,17 +255,11 @@ class RetrievalClient(Retriever):
         """Keep an answer until there is a process to send it to; False if there is one already, or
         no room."""
         with self._changed:
-            waits = self._sender is None and not self._closing
-            # Once there is a process, others want to be heard beside them.
-            full = len(self._held) >= self._config.queue_length // 2
-            num_bytes = self._held_bytes + len(message.record)
-            if not waits or full or num_bytes > self._config.queue_bytes // 2:
-                return False
-            self._held.append(message)
-            self._held_bytes = num_bytes
-            return True
+            return self._sender is None and not self._closing and self._held.put(message)
 
-    def _ask(self, message: Request, ticket: int, timeout_s: float) -> Reply | Forgot | None:
+    def _ask(
+        self, message: Request, ticket: int, timeout_s: float
+    ) -> FlushReply | ForgetReply | None:
         with self._changed:
             self._awaited.add(ticket)
         try:
@@ -330,7 +293,7 @@ class RetrievalClient(Retriever):
             return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _heard(self, pid: int, response: Response) -> None:
-        """Called in the client's thread with all that the process `pid` says."""
+        """Take note, in the client's thread, of all that the process `pid` says."""
 
     def _serve(self, connection: socket.socket) -> None:
         """Take messages in until the process is gone.
@@ -341,7 +304,6 @@ class RetrievalClient(Retriever):
         sender = Sender(connection, max_bytes=self._config.queue_bytes)
         sender.send(
             Hello(
-                self._keep_exact,
                 pinned_cores(os.getpid()),
                 self._wants_updates,
                 self._wants_forgotten,
@@ -350,7 +312,7 @@ class RetrievalClient(Retriever):
         )
         present: set[tuple[str, str]] | None = set()
         try:
-            pid = _peer_pid(connection)
+            pid = peer_pid(connection)
             while (message := receive(connection)) is not None:
                 try:
                     response = RESPONSES.decode(message)
@@ -361,9 +323,9 @@ class RetrievalClient(Retriever):
                 if isinstance(response, Status) and present is not None:
                     # The first status ends the list of what is there now.
                     for namespace, answer_id in self._known - present:
-                        self._left(Left(answer_id, namespace))
+                        self._on_removed(AnswerRemoved(answer_id, namespace))
                     present = None
-                if isinstance(response, Joined) and present is not None:
+                if isinstance(response, AnswerAdded) and present is not None:
                     present.add((response.update.namespace, response.update.answer_id))
                 self._handle(response, sender)
         finally:
@@ -381,17 +343,17 @@ class RetrievalClient(Retriever):
         match response:
             case Welcome(block_name):
                 self._welcomed(ResultReader(block_name), sender)
-            case Joined():
-                self._joined(response)
-            case Left():
-                self._left(response)
+            case AnswerAdded(update):
+                self._on_added(update)
+            case AnswerRemoved():
+                self._on_removed(response)
             case Status():
                 self._status = response
-            case Gone(forgotten):
+            case InvalidationNotice(forgotten):
                 self._is_to_forget(forgotten)
-            case Reply(ticket) | Forgot(ticket):
+            case FlushReply(ticket) | ForgetReply(ticket):
                 with self._changed:
-                    if isinstance(response, Forgot) and response.done:
+                    if isinstance(response, ForgetReply) and response.done:
                         self._unconfirmed.pop(response.invalidation_id, None)
                     if ticket in self._awaited:
                         self._replies[ticket] = response
@@ -399,9 +361,7 @@ class RetrievalClient(Retriever):
 
     def _welcomed(self, results: ResultReader, sender: Sender) -> None:
         with self._changed:
-            self._dropped += sum(not sender.send(answer) for answer in self._held)
-            self._held.clear()
-            self._held_bytes = 0
+            self._dropped += sum(not sender.send(answer) for answer in self._held.take())
             self._results, self._sender = results, sender
             self._connections += 1
             for invalidation in self._unconfirmed.values():
@@ -414,56 +374,25 @@ class RetrievalClient(Retriever):
         with self._changed:
             self._position = forgotten.position or self._position
             self._forgotten.append(forgotten)
-            if len(self._forgotten) > _MOST_FORGOTTEN:
+            if len(self._forgotten) > _MAX_FORGOTTEN:
                 # Nobody takes them: whoever does at last is to forget everything.
                 self._forgotten.clear()
                 self._forgotten.append(Forgotten(complete=False))
 
-    def _joined(self, joined: Joined) -> None:
-        update = joined.update
-        if joined.record is not None and self._keep_exact:
-            answer = self._records.read(joined.record, namespace=update.namespace)
-            if answer is not None:
-                self._exact.put([answer])
+    def _on_added(self, update: AnswerUpdate) -> None:
         key = (update.namespace, update.answer_id)
         if key not in self._known:
             self._known.add(key)
-            self._tell(update)
+            self._report(update)
 
-    def _left(self, left: Left) -> None:
-        self._exact.remove(left.namespace, [left.answer_id])
-        key = (left.namespace, left.answer_id)
+    def _on_removed(self, removed: AnswerRemoved) -> None:
+        key = (removed.namespace, removed.answer_id)
         if key in self._known:
             self._known.remove(key)
-            self._tell(AnswerUpdate.left(left.namespace, left.answer_id))
+            self._report(AnswerUpdate.removal(removed.namespace, removed.answer_id))
 
-    def _tell(self, update: AnswerUpdate) -> None:
+    def _report(self, update: AnswerUpdate) -> None:
         """Have an update picked up; what there is no room for is asked for again later."""
-        untold = self._updates.put(update)
-        self._known.difference_update(untold)
-        self._missed = self._missed or bool(untold)
-
-
-def _peer_pid(connection: socket.socket) -> int:
-    """The process at the other end."""
-    size = struct.calcsize("3i")
-    pid, _, _ = struct.unpack(
-        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    )
-    return int(pid)
-
-
-def _is_meant(store: Store, invalidation: Invalidation) -> bool:
-    """Whether an answer that waits here is to be forgotten; where its text is not known, and a
-    prompt is asked for, it goes too."""
-    answer = decode_record(store.record)
-    if invalidation.needs_text and not answer.prompt_text:
-        return invalidation.covers(answer.namespace)
-    return invalidation.means(answer)
-
-
-def connect(
-    address: str, *, config: RetrievalConfig | None = None, keep_exact: bool = False
-) -> RetrievalClient:
-    """A client of the retrieval process at `address`; returns at once, connected or not."""
-    return RetrievalClient(address, config=config, keep_exact=keep_exact)
+        unreported = self._updates.put(update)
+        self._known.difference_update(unreported)
+        self._missed = self._missed or bool(unreported)

@@ -1,7 +1,7 @@
 """The retrieval process: a local retriever behind a Unix socket and a block of shared memory.
 
 Run by `ProcessRetriever` as `python -m reprise.retrieval.service.retrieval_process`, with its
-orders as JSON on standard input. It ends when its owner does.
+launch configuration as JSON on standard input. It ends when its owner does.
 """
 
 from __future__ import annotations
@@ -11,385 +11,16 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
-import threading
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from reprise.retrieval.api.answer import Answer, AnswerUpdate
-from reprise.retrieval.api.config import RetrievalConfig
-from reprise.retrieval.api.invalidation import Forgotten
-from reprise.retrieval.api.near_answer import NearAnswer
-from reprise.retrieval.api.retriever import RetrievalStats
-from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.host.pinned_cores import leave_cores, leave_pinned_cores
-from reprise.retrieval.host.private_files import PRIVATE
-from reprise.retrieval.host.shared_block import free_bytes
-from reprise.retrieval.host.socket_address import short_address
-from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
-from reprise.retrieval.service.local_retriever import LocalRetriever
-from reprise.retrieval.service.shared_results import ResultWriter
-from reprise.retrieval.service.wire import (
-    REQUESTS,
-    Credit,
-    Discard,
-    Flush,
-    Forget,
-    Forgot,
-    Gone,
-    Hello,
-    Joined,
-    Left,
-    LookUp,
-    Reply,
-    Request,
-    Response,
-    Sender,
-    Status,
-    Store,
-    Submit,
-    Welcome,
-    receive,
-)
-from reprise.retrieval.tiers.record import decode_record, encode_record
-from reprise.retrieval.tiers.tier import TierError
+from reprise.retrieval.host.pinned_cores import leave_pinned_cores
+from reprise.retrieval.service.wire import LaunchConfig
 
 logger = logging.getLogger(__name__)
-_UPDATE_S = 0.05
-_STATUS_S = 0.5
-_FORGET_AGAIN_S = 60.0
 _NICENESS = 10
-# Of the answers that a client is told of when it connects, those looked up together.
-_GREETING_PAGE = 32
-_LEAST_SHARED_BYTES = 1 << 20
-
-
-class Orders(msgspec.Struct, frozen=True):
-    """What the owner tells the process at its start."""
-
-    config: dict[str, object]
-    address: str
-    block_prefix: str
-    owner_pid: int
-    tokenizer: str | None = None
-    tokenizer_key: str = ""
-    is_first: bool = True
-    """Of a row of starts: what goes wrong at each of them is said once."""
-
-
-class _Client:
-    """One connection."""
-
-    def __init__(self, connection: socket.socket, *, queue_bytes: int) -> None:
-        self.connection = connection
-        self.sender = Sender(connection, max_bytes=queue_bytes)
-        self.wants_records = False
-        self.wants_updates = True
-        self.wants_forgotten = False
-        self.greeted = False
-        """Whether it was told of all that was there when it came."""
-
-
-class RetrievalServer:
-    """Serves clients at `orders.address` until closed."""
-
-    def __init__(self, orders: Orders) -> None:
-        config = RetrievalConfig.model_validate(orders.config)
-        self._writer = _writer(orders.block_prefix, config.shared_bytes)
-        self._clients: list[_Client] = []
-        self._lock = threading.Lock()
-        tokenizer = _tokenizer(orders.tokenizer)
-        self.retriever = LocalRetriever(
-            config,
-            decode=tokenizer.decode if tokenizer else None,
-            query_of=tokenizer.query_of if tokenizer else None,
-            tokenizer_key=orders.tokenizer_key,
-            threads=config.embedding_threads,
-            on_found=self._publish,
-            on_gone=self._writer.forget,
-            on_forgotten=self._pass_forgotten_on,
-        )
-        self._queue_bytes = config.queue_bytes
-        self._resyncs = 0
-        self._next_status_s = 0.0
-        self._errors = {
-            name: LoopErrors(doing)
-            for name, doing in (
-                ("update", "Telling the clients of retrieval what is new"),
-                ("accept", "Accepting clients of retrieval"),
-                ("message", "Reading a message to retrieval"),
-                ("reply", "Replying to a client of retrieval"),
-            )
-        }
-        self._closing = threading.Event()
-        with contextlib.suppress(OSError):
-            os.unlink(orders.address)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with short_address(orders.address) as address:
-            self._listener.bind(address)
-        os.chmod(orders.address, PRIVATE)
-        self._listener.listen()
-        threading.Thread(
-            target=keep_going,
-            args=(self._accept, self._errors["accept"]),
-            kwargs={"pause": self._closing.wait},
-            name="reprise-accept",
-            daemon=True,
-        ).start()
-
-    def serve(self, owner_pid: int) -> None:
-        """Pass updates on until the owner is gone."""
-        while os.getppid() == owner_pid:
-            time.sleep(_UPDATE_S)
-            try:
-                self._pass_updates_on()
-            except Exception as error:
-                time.sleep(self._errors["update"].failed(error))
-
-    def close(self) -> None:
-        """Write what is to be written, and leave nothing behind."""
-        self._closing.set()
-        self._listener.close()
-        self.retriever.close()
-        self._writer.close()
-
-    def _stats(self) -> RetrievalStats:
-        stats = self.retriever.stats()
-        return replace(stats, errors=stats.errors + sum(e.num for e in self._errors.values()))
-
-    def _publish(self, request_id: str, namespace: str, near: list[NearAnswer]) -> None:
-        self._writer.publish(request_id, near, namespace=namespace)
-        self.retriever.discard(request_id)
-
-    def _accept(self) -> None:
-        while not self._closing.is_set():
-            connection, _ = self._listener.accept()
-            try:
-                client = _Client(connection, queue_bytes=self._queue_bytes)
-                threading.Thread(
-                    target=self._listen, args=(client,), name="reprise-client", daemon=True
-                ).start()
-            except BaseException:
-                connection.close()  # it will try again
-                raise
-
-    def _listen(self, client: _Client) -> None:
-        try:
-            while (message := receive(client.connection)) is not None:
-                try:
-                    self._handle(client, REQUESTS.decode(message))
-                except Exception as error:  # one bad message must not end the service
-                    self._errors["message"].failed(error)
-                    if not client.greeted:
-                        return  # it waits for a greeting, and connects again for one
-        except Exception as error:
-            self._errors["message"].failed(error)
-        finally:
-            with self._lock:
-                if client in self._clients:
-                    self._clients.remove(client)
-            client.sender.close()
-            client.connection.close()
-
-    def _handle(self, client: _Client, message: Request) -> None:
-        match message:
-            case Hello():
-                leave_cores(message.pinned_cores)
-                self._greet(client, message)
-            case Submit(request_id, namespace, text, prompt_tokens):
-                ids = np.frombuffer(prompt_tokens, dtype="<i4")
-                self.retriever.submit(
-                    request_id, namespace=namespace, text=text, prompt_token_ids=ids
-                )
-            case Store(record):
-                self.retriever.store(decode_record(record))
-            case Discard(request_id):
-                self.retriever.discard(request_id)
-            case Credit(namespace, accepted_tokens):
-                self.retriever.credit(namespace, accepted_tokens)
-            case Flush() | LookUp() | Forget():
-                # These wait; what the client says next must not.
-                threading.Thread(
-                    target=self._reply, args=(client, message), name="reprise-reply", daemon=True
-                ).start()
-
-    def _greet(self, client: _Client, hello: Hello) -> None:
-        """Tell a client of all answers, at its own pace; what happens meanwhile it is told too."""
-        with self._lock:
-            self._broadcast(self.retriever.updates())
-            client.wants_records = hello.wants_records
-            client.wants_updates = hello.wants_updates
-            client.wants_forgotten = hello.wants_forgotten
-            client.sender.send(Welcome(self._writer.name))
-            self._clients.append(client)
-            keys = self.retriever.keys() if hello.wants_updates else []
-        # What the client says meanwhile must not wait for what it is told.
-        threading.Thread(
-            target=self._tell_all, args=(client, keys), name="reprise-greeting", daemon=True
-        ).start()
-        if hello.wants_forgotten:
-            threading.Thread(
-                target=self._bring_up_to_date,
-                args=(client, hello.position),
-                name="reprise-forgotten",
-                daemon=True,
-            ).start()
-
-    def _tell_all(self, client: _Client, keys: list[tuple[str, str]]) -> None:
-        """Tell of these answers, as many as are still there, and that these were all."""
-        for begin in range(0, len(keys), _GREETING_PAGE):
-            if not client.sender.wait_for_room():
-                return
-            # Under the lock: an answer that leaves now is spoken of after it was told of.
-            with self._lock:
-                for key in keys[begin : begin + _GREETING_PAGE]:
-                    answer = self.retriever.answer(*key)
-                    if answer is not None:
-                        self._send(client, _joined(answer, client.wants_records))
-        with self._lock:
-            client.greeted = True
-            self._next_status_s = 0.0
-
-    def _bring_up_to_date(self, client: _Client, after: str | None) -> None:
-        """Tell a client that comes back what was to be forgotten while it was away."""
-        while client in self._clients:
-            position = self.retriever.position
-            if position is not None and after is None:
-                self._send(client, Gone(Forgotten(position=position)))
-                return
-            if position is not None and after is not None:
-                with contextlib.suppress(TierError):
-                    page = self.retriever.invalidations(after)
-                    forgotten = Forgotten(page.invalidations, (), page.position, page.complete)
-                    self._send(client, Gone(forgotten))
-                    return
-            time.sleep(_UPDATE_S)
-
-    def _pass_forgotten_on(self, forgotten: Forgotten) -> None:
-        with self._lock:
-            for client in self._clients:
-                if client.wants_forgotten:
-                    self._send(client, Gone(forgotten))
-
-    def _forget(self, client: _Client, message: Forget) -> None:
-        waits_s = message.timeout_s
-        while client in self._clients:
-            outcome = self.retriever.forget(message.invalidation, timeout_s=waits_s)
-            client.sender.send(
-                Forgot(
-                    message.ticket,
-                    message.invalidation.invalidation_id,
-                    outcome.removed,
-                    outcome.done,
-                )
-            )
-            if outcome.done:
-                return
-            waits_s = _FORGET_AGAIN_S
-
-    def _reply(self, client: _Client, message: Flush | LookUp | Forget) -> None:
-        try:
-            self._reply_to(client, message)
-        except Exception as error:
-            self._errors["reply"].failed(error)
-            client.sender.send(Reply(message.ticket, False))
-
-    def _reply_to(self, client: _Client, message: Flush | LookUp | Forget) -> None:
-        if isinstance(message, Forget):
-            self._forget(client, message)
-            return
-        if isinstance(message, Flush):
-            deadline_s = time.monotonic() + message.timeout_s
-            done = self.retriever.flush(message.timeout_s)
-            # What was stored before it was greeted it is told of in the greeting.
-            while not client.greeted and client in self._clients:
-                if time.monotonic() > deadline_s:
-                    done = False
-                    break
-                time.sleep(_UPDATE_S)
-            self._next_status_s = 0.0
-            self._pass_updates_on()
-            client.sender.send(Reply(message.ticket, done))
-            return
-        answer = self.retriever.look_up_exact(message.exact_key, namespace=message.namespace)
-        record = None if answer is None else encode_record(answer)
-        client.sender.send(Reply(message.ticket, True, record))
-
-    def _pass_updates_on(self) -> None:
-        with self._lock:
-            self._broadcast(self.retriever.updates())
-            if time.monotonic() >= self._next_status_s:
-                self._next_status_s = time.monotonic() + _STATUS_S
-                stats = self._stats()
-                stats = replace(stats, resyncs=stats.resyncs + self._resyncs)
-                status = Status(stats, self.retriever.health())
-                for client in self._clients:
-                    # The first one says that all has been told that was there.
-                    if client.greeted:
-                        client.sender.send(status)
-
-    def _broadcast(self, updates: list[AnswerUpdate]) -> None:
-        """Tell all clients; the caller holds the lock."""
-        for update in updates:
-            answer = self.retriever.answer(update.namespace, update.answer_id)
-            for client in self._clients:
-                if not client.wants_updates:
-                    continue
-                message: Response = Left(update.answer_id, update.namespace)
-                if update.added:
-                    if answer is None:
-                        continue  # gone already
-                    message = _joined(answer, client.wants_records)
-                self._send(client, message)
-
-    def _send(self, client: _Client, message: Response) -> None:
-        """Send what must not be missed: a client that has no room for it connects again, and is
-        told anew of all that is there."""
-        if not client.sender.send(message) and not client.sender.closed:
-            self._resyncs += 1
-            logger.warning("A client does not keep up with the answers and is told all anew.")
-            client.sender.close()
-
-
-def _joined(answer: Answer, wants_record: bool) -> Joined:
-    whole = wants_record and answer.exact_key is not None
-    return Joined(AnswerUpdate.joined(answer), encode_record(answer) if whole else None)
-
-
-def _tokenizer(name: str | None) -> PromptTokenizer | None:
-    if name is None:
-        return None
-    try:
-        return PromptTokenizer(name)
-    except Exception as error:  # tokenizers raise what they like
-        logger.warning("No tokenizer %r (%s): prompts without text find nothing.", name, error)
-        return None
-
-
-def _writer(prefix: str, num_bytes: int) -> ResultWriter:
-    """A block of shared memory, smaller where there is no room for it.
-
-    Raises:
-        OSError: There is next to no shared memory.
-    """
-    wanted = num_bytes
-    # All of the block is taken at once; half of what is free is left to vLLM's own rings.
-    while num_bytes > max(_LEAST_SHARED_BYTES, free_bytes() // 2):
-        num_bytes //= 2
-    writer = ResultWriter(prefix, num_bytes=max(num_bytes, _LEAST_SHARED_BYTES))
-    if num_bytes < wanted:
-        logger.warning(
-            "Shared memory is short: near answers share %.0f MiB of it, not %.0f as configured "
-            "(docker run --shm-size=1g).",
-            num_bytes / 2**20,
-            wanted / 2**20,
-        )
-    return writer
 
 
 def main() -> None:
@@ -399,27 +30,30 @@ def main() -> None:
     # The owner's wish to end is an orderly one: answers on their way are written first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
-    leave_pinned_cores(orders.owner_pid)
+    launch = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchConfig)
+    leave_pinned_cores(launch.owner_pid)
     # Whoever decodes goes first where cores are few.
     os.nice(_NICENESS)
     try:
-        server = RetrievalServer(orders)
-    except (OSError, ValueError) as error:
-        if orders.is_first:
+        # Only now: an import that fails is to be one line in the log, once.
+        from reprise.retrieval.service.retrieval_server import RetrievalServer
+
+        server = RetrievalServer(launch)
+    except (ImportError, OSError, ValueError) as error:
+        if launch.is_first:
             logger.warning(
                 "Retrieval cannot start, near answers are missing until it can: %s", error
             )
         sys.exit(1)
     try:
-        server.serve(orders.owner_pid)
+        server.serve(launch.owner_pid)
     finally:
         server.close()
         with contextlib.suppress(OSError):
-            Path(orders.address).unlink()
-        if os.getppid() != orders.owner_pid:
+            Path(launch.address).unlink()
+        if os.getppid() != launch.owner_pid:
             # Nobody is left to start another process with what lies there.
-            shutil.rmtree(Path(orders.address).parent, ignore_errors=True)
+            shutil.rmtree(Path(launch.address).parent, ignore_errors=True)
 
 
 if __name__ == "__main__":

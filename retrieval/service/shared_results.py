@@ -100,10 +100,12 @@ class ResultWriter:
         """By which readers attach."""
         return self._block.name
 
-    def publish(self, request_id: str, near: Sequence[NearAnswer], *, namespace: str) -> None:
+    def publish(
+        self, request_id: str, near_answers: Sequence[NearAnswer], *, namespace: str
+    ) -> None:
         """Make a request's near answers readable; those too long for the map are left out."""
         hits = []
-        for answer in near:
+        for answer in near_answers:
             position = self._answer_position(answer)
             if position is not None:
                 hits.append(_Hit(answer.answer_id, answer.similarity, answer.clause, position))
@@ -118,13 +120,12 @@ class ResultWriter:
         _PUBLISHED.pack_into(self._memory, _HEADER.size, self._num_published)
 
     def close(self) -> None:
-        """Let go of the block and remove its name."""
+        """Release the block and remove its name."""
         self._block.close()
         unlink_blocks(self._block.name)
 
     @property
     def _memory(self) -> memoryview:
-        assert self._block.buf is not None
         return self._block.buf
 
     def forget(self, keys: Iterable[tuple[str, str]]) -> None:
@@ -180,9 +181,9 @@ class ResultWriter:
                     del self._positions[key]
 
     def _append(self, contents: bytes) -> int | None:
-        """The position of a new entry; None if it is too long."""
+        """Return the position of a new entry; None if it is too long."""
         needed = _ENTRY.size + len(contents)
-        # One result must not sweep the answers it refers to out of the ring.
+        # One result must not push the answers it refers to out of the ring.
         if needed > self._num_bytes // 64:
             return None
         room = self._num_bytes - self._head % self._num_bytes
@@ -233,29 +234,33 @@ class ResultReader:
         return int(_PUBLISHED.unpack_from(self._memory, _HEADER.size)[0])
 
     def read(self, request_id: str) -> list[NearAnswer] | None:
-        """The request's near answers, without those that are no longer there; None: no result."""
+        """Return the request's near answers, without those that are no longer there; None: no
+        result."""
         entry = self._request_entry(request_id)
         if not isinstance(entry, _RequestEntry):
             return entry
-        return [near for hit in entry.hits if (near := self._near_answer(entry.namespace, hit))]
+        return [
+            near_answer
+            for hit in entry.hits
+            if (near_answer := self._near_answer(entry.namespace, hit))
+        ]
 
     def found_s(self, request_id: str) -> float | None:
-        """When the request's result was published, in seconds of `time.monotonic`; None: no
+        """Return when the request's result was published, in seconds of `time.monotonic`; None: no
         result, or an unreadable one."""
         entry = self._request_entry(request_id)
         return entry.found_s if isinstance(entry, _RequestEntry) else None
 
     def close(self) -> None:
-        """Let go of the block."""
+        """Release the block."""
         self._block.close()
 
     @property
     def _memory(self) -> memoryview:
-        assert self._block.buf is not None
         return self._block.buf
 
     def _request_entry(self, request_id: str) -> _RequestEntry | list[NearAnswer] | None:
-        """The request's entry; None: no result; no near answers: an unreadable one."""
+        """Return the request's entry; None: no result; no near answers: an unreadable one."""
         key = digest(request_id.encode())
         first = _first_slot(key, self._num_slots)
         slots = bytes(self._memory[first : first + _PROBES * _SLOT.size])

@@ -14,9 +14,9 @@ _OVERHEAD_BYTES = 400
 class UpdateQueue:
     """One entry for each answer, whatever became of it since the last `take`. Thread-safe.
 
-    An answer that left before anybody knew that it had joined is not spoken of. When there is no
+    An answer that left before anybody knew that it had joined is left out. When there is no
     room, answers that joined give way, the oldest first; that an answer left is never lost, since a
-    reader that is not told of it would keep the answer: there are at most as many such entries as
+    reader that never learns of it would keep the answer: there are at most as many such entries as
     answers that the reader holds.
 
     Args:
@@ -26,7 +26,7 @@ class UpdateQueue:
         >>> updates = UpdateQueue(max_bytes=1 << 20)
         >>> updates.put(AnswerUpdate(answer_id="a", namespace="", added=True))
         []
-        >>> updates.put(AnswerUpdate.left("", "a"))
+        >>> updates.put(AnswerUpdate.removal("", "a"))
         []
         >>> updates.take()
         []
@@ -40,9 +40,9 @@ class UpdateQueue:
         self._lock = threading.Lock()
 
     def put(self, update: AnswerUpdate) -> list[Key]:
-        """Add an update; the answers that joined and that nobody will be told of for want of room.
+        """Add an update; return the answers whose addition was dropped for want of room.
 
-        Whoever puts must see to it that they are told of later.
+        Whoever puts must put them again later.
         """
         key = (update.namespace, update.answer_id)
         with self._lock:
@@ -58,7 +58,8 @@ class UpdateQueue:
             return self._make_room()
 
     def take(self) -> list[AnswerUpdate]:
-        """All updates, those that left first, else the oldest first; they are gone from here."""
+        """Return all updates, those that left first, else the oldest first; they are gone from
+        here."""
         with self._lock:
             taken = [*self._left.values(), *self._joined.values()]
             self._left.clear()

@@ -22,17 +22,28 @@ _MAX_MESSAGE_BYTES = 256 << 20
 _MESSAGE_OVERHEAD_BYTES = 64
 
 
+class LaunchConfig(msgspec.Struct, frozen=True):
+    """What the owner hands to the process at its start."""
+
+    config: dict[str, object]
+    address: str
+    block_prefix: str
+    owner_pid: int
+    tokenizer: str | None = None
+    tokenizer_key: str = ""
+    is_first: bool = True
+    """Of a row of starts: what fails at each of them is logged once."""
+
+
 class Hello(msgspec.Struct, tag=True, frozen=True):
     """The client's first word."""
 
-    wants_records: bool
-    """Send whole answers that have exact keys."""
     pinned_cores: tuple[int, ...] = ()
     """Cores that the client was pinned to, and that retrieval keeps off."""
     wants_updates: bool = True
-    """Tell of answers that join and leave."""
+    """Send answers that join and leave."""
     wants_forgotten: bool = False
-    """Tell of what is to be forgotten."""
+    """Send what is to be forgotten."""
     position: str | None = None
     """How far the client has followed that before."""
 
@@ -52,7 +63,7 @@ class Store(msgspec.Struct, tag=True, frozen=True):
     record: bytes
 
 
-class Credit(msgspec.Struct, tag=True, frozen=True):
+class RecordUsage(msgspec.Struct, tag=True, frozen=True):
     namespace: str
     accepted_tokens: dict[str, int]
 
@@ -60,12 +71,6 @@ class Credit(msgspec.Struct, tag=True, frozen=True):
 class Flush(msgspec.Struct, tag=True, frozen=True):
     ticket: int
     timeout_s: float
-
-
-class LookUp(msgspec.Struct, tag=True, frozen=True):
-    ticket: int
-    namespace: str
-    exact_key: bytes
 
 
 class Forget(msgspec.Struct, tag=True, frozen=True):
@@ -80,25 +85,27 @@ class Welcome(msgspec.Struct, tag=True, frozen=True):
     block_name: str
 
 
-class Joined(msgspec.Struct, tag=True, frozen=True):
+class AnswerAdded(msgspec.Struct, tag=True, frozen=True):
+    """An answer joined, here or on another replica."""
+
     update: AnswerUpdate
-    record: bytes | None
 
 
-class Left(msgspec.Struct, tag=True, frozen=True):
+class AnswerRemoved(msgspec.Struct, tag=True, frozen=True):
+    """An answer left."""
+
     answer_id: str
     namespace: str
 
 
-class Reply(msgspec.Struct, tag=True, frozen=True):
-    """To a Flush (`done`) or a LookUp (`record`)."""
+class FlushReply(msgspec.Struct, tag=True, frozen=True):
+    """To a Flush."""
 
     ticket: int
     done: bool
-    record: bytes | None = None
 
 
-class Forgot(msgspec.Struct, tag=True, frozen=True):
+class ForgetReply(msgspec.Struct, tag=True, frozen=True):
     """To a Forget, once the process has done it, and once more when the tier has, if later."""
 
     ticket: int
@@ -107,7 +114,7 @@ class Forgot(msgspec.Struct, tag=True, frozen=True):
     done: bool
 
 
-class Gone(msgspec.Struct, tag=True, frozen=True):
+class InvalidationNotice(msgspec.Struct, tag=True, frozen=True):
     """What is to be forgotten wherever it is held."""
 
     forgotten: Forgotten
@@ -118,8 +125,10 @@ class Status(msgspec.Struct, tag=True, frozen=True):
     health: RetrievalHealth
 
 
-Request = Hello | Submit | Discard | Store | Credit | Flush | LookUp | Forget
-Response = Welcome | Joined | Left | Reply | Forgot | Gone | Status
+Request = Hello | Submit | Discard | Store | RecordUsage | Flush | Forget
+Response = (
+    Welcome | AnswerAdded | AnswerRemoved | FlushReply | ForgetReply | InvalidationNotice | Status
+)
 _ENCODER = msgspec.msgpack.Encoder()
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 RESPONSES: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
@@ -205,7 +214,8 @@ class Sender:
                     self._changed.notify_all()
 
     def _encode(self, message: Request | Response) -> bytes | None:
-        """The message's bytes; None, counted, if it has none that the other side would take."""
+        """Return the message's bytes; None, counted, if it has none that the other side would
+        take."""
         try:
             body = _ENCODER.encode(message)
             if len(body) > _MAX_MESSAGE_BYTES:
@@ -217,7 +227,7 @@ class Sender:
 
 
 def receive(connection: socket.socket) -> bytes | None:
-    """The next message's bytes; None once the other side is gone."""
+    """Return the next message's bytes; None once the other side is gone."""
     header = _receive_exactly(connection, 4)
     if header is None:
         return None

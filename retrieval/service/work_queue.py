@@ -1,4 +1,4 @@
-"""What waits for a retriever's worker thread, and how much of it makes one turn."""
+"""What waits for a retriever's worker thread, and how much of it makes one batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reprise.retrieval.api.answer import Answer
 
 # Answers that bring their embedding join at next to no cost.
-_MOST_ANSWERS_AT_ONCE = 256
+_MAX_ANSWERS_AT_ONCE = 256
 _OVERHEAD_BYTES = 400
 
 
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Work:
-    """A turn's worth of work."""
+    """A batch of work of each kind."""
 
     prompts: list[Prompt] = field(default_factory=list)
     answers: list[tuple[Answer, bool]] = field(default_factory=list)
@@ -105,7 +105,8 @@ class WorkQueue:
         self._gone.update(dict.fromkeys(gone))
 
     def take(self, batch_size: int) -> Work:
-        """All that left, and of the rest as much as `batch_size` texts to embed allow of each."""
+        """Return all that left, and of the rest as much as `batch_size` texts to embed allow of
+        each."""
         count = min(batch_size, len(self._prompts))
         prompts = [self._prompts.popleft() for _ in range(count)]
         self._prompt_bytes -= sum(prompt.num_bytes for prompt in prompts)
@@ -116,7 +117,7 @@ class WorkQueue:
     def _take_answers(self, batch_size: int) -> list[tuple[Answer, bool]]:
         taken: list[tuple[Answer, bool]] = []
         to_embed = 0
-        while self._answers and len(taken) < _MOST_ANSWERS_AT_ONCE:
+        while self._answers and len(taken) < _MAX_ANSWERS_AT_ONCE:
             to_embed += not self._answers[0][0].embedding
             if to_embed > batch_size:
                 break

@@ -27,7 +27,7 @@ create table if not exists invalidations (
   invalidation blob not null
 );
 """
-_MOST_INVALIDATIONS = 1000
+_MAX_INVALIDATIONS = 1000
 LOG_LENGTH = 10_000
 """Changes that are kept for others to read."""
 _PAGE = 5000
@@ -62,7 +62,7 @@ class ChangeLog:
     def note(
         self, db: sqlite3.Connection, operation: Literal["+", "-"], keys: Iterable[tuple[str, str]]
     ) -> None:
-        """Tell that answers (namespace, id) were put (+) or removed (-)."""
+        """Log that answers (namespace, id) were put (+) or removed (-)."""
         rows = [(self._writer, operation, namespace, answer_id) for namespace, answer_id in keys]
         if not rows:
             return
@@ -84,11 +84,12 @@ class ChangeLog:
         db.execute(
             "delete from invalidations"
             " where change_id <= (select max(change_id) from invalidations) - ?",
-            (_MOST_INVALIDATIONS,),
+            (_MAX_INVALIDATIONS,),
         )
 
     def changes(self, db: sqlite3.Connection, *, anew: bool) -> LoggedChanges:
-        """What others did since the last call; the first, and one with `anew`, begins now."""
+        """Return what others did since the last call; the first, and one with `anew`, begins
+        now."""
         version = _scalar(db, "pragma data_version")
         if anew or self._version is None:
             self._cursor = _last(db, "changes")
@@ -112,7 +113,7 @@ class ChangeLog:
         return LoggedChanges(added, removed, complete)
 
     def invalidations(self, db: sqlite3.Connection, after: str | None) -> InvalidationPage:
-        """The invalidations beyond a position, see `Tier.invalidations`."""
+        """Return the invalidations beyond a position, see `Tier.invalidations`."""
         last = str(_last(db, "invalidations"))
         if after is None or after == last:
             return InvalidationPage(position=last)
@@ -135,7 +136,7 @@ def _last(db: sqlite3.Connection, table: str) -> int:
 
 
 def _is_complete(db: sqlite3.Connection, table: str, cursor: int) -> bool:
-    """Whether all rows after `cursor` are still there."""
+    """Return whether all rows after `cursor` are still there."""
     last = _last(db, table)
     if last <= cursor:
         return last == cursor

@@ -74,7 +74,7 @@ class CircuitBreaker:
             if self._state == "open" and self._clock() - self._opened_s >= self._retry_s:
                 self._state = "half-open"
                 return
-            raise TierError(f"{self._name} is not being asked: it failed {self._failures} times")
+            raise TierError(f"{self._name} is paused: it failed {self._failures} times")
 
     def failed(self, reason: str) -> None:
         """Count a failure."""

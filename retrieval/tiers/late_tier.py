@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, Uses
+from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
+from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, UsageCounts
 
 
 class LateTier(Tier):
@@ -33,17 +34,31 @@ class LateTier(Tier):
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         return self._tier().remove(namespace, answer_ids)
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
-        self._tier().credit(namespace, earned)
-
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        return self._tier().find_exact(namespace, exact_key)
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
+        self._tier().record_usage(namespace, usage)
 
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().answers(namespace)
 
     def namespaces(self) -> list[str]:
         return self._tier().namespaces()
+
+    def answer_ids(self, namespace: str) -> list[str]:
+        return self._tier().answer_ids(namespace)
+
+    def forget(
+        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+    ) -> list[tuple[str, str]]:
+        return self._tier().forget(invalidation, text_of=text_of)
+
+    def announce(self, invalidation: Invalidation) -> None:
+        self._tier().announce(invalidation)
+
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        return self._tier().invalidations(after)
+
+    def expire(self) -> None:
+        self._tier().expire()
 
     def changes(self, *, anew: bool = False) -> TierChanges:
         return self._tier().changes(anew=anew)

@@ -11,7 +11,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 
 _REMEMBERED_S = 5.0
-_MOST_REMEMBERED = 4096
+_MAX_REMEMBERED = 4096
 
 
 class PendingForget:
@@ -24,7 +24,7 @@ class PendingForget:
         """(namespace, answer id) that were there, once done."""
 
     def is_of(self, invalidation: Invalidation) -> bool:
-        """Whether it is this one."""
+        """Return whether it is this one."""
         return self.invalidation.invalidation_id == invalidation.invalidation_id
 
 
@@ -37,7 +37,7 @@ class LateWrites:
     """
 
     def __init__(self) -> None:
-        self._written: deque[tuple[float, Answer]] = deque(maxlen=_MOST_REMEMBERED)
+        self._written: deque[tuple[float, Answer]] = deque(maxlen=_MAX_REMEMBERED)
         self._stale: dict[tuple[str, str], None] = {}
 
     def __bool__(self) -> bool:
@@ -59,14 +59,14 @@ class LateWrites:
             if invalidation.means(answer):
                 self._stale[answer.namespace, answer.answer_id] = None
         kept = [pair for pair in self._written if _key(pair[1]) not in self._stale]
-        self._written = deque(kept, maxlen=_MOST_REMEMBERED)
+        self._written = deque(kept, maxlen=_MAX_REMEMBERED)
 
     def add(self, keys: Iterable[tuple[str, str]]) -> None:
         """Have these (namespace, answer id) removed."""
         self._stale.update(dict.fromkeys(keys))
 
     def take(self) -> dict[str, list[str]]:
-        """Answer ids to remove, by namespace; they are gone from here."""
+        """Return answer ids to remove, by namespace; they are gone from here."""
         by_namespace: dict[str, list[str]] = {}
         for namespace, answer_id in self._stale:
             by_namespace.setdefault(namespace, []).append(answer_id)
@@ -74,7 +74,7 @@ class LateWrites:
         return by_namespace
 
     def without(self, answers: Sequence[Answer]) -> list[Answer]:
-        """Those that are not to be removed."""
+        """Return those that are not to be removed."""
         return [answer for answer in answers if _key(answer) not in self._stale]
 
 

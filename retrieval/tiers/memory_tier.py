@@ -13,7 +13,7 @@ import msgspec
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.name_heap import NameHeap
-from reprise.retrieval.tiers.tier import Tier, Uses
+from reprise.retrieval.tiers.tier import Tier, UsageCounts
 from reprise.retrieval.tiers.value import add_worth, rank_of
 
 # Eviction compares this many answers drawn at random: as good as an ordering, without its cost.
@@ -45,7 +45,6 @@ class _Entry:
 @dataclass(slots=True)
 class _Namespace:
     entries: dict[str, _Entry] = field(default_factory=dict)
-    by_exact_key: dict[bytes, str] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     """The same ids, for drawing at random."""
     num_bytes: int = 0
@@ -98,29 +97,15 @@ class MemoryTier(Tier):
             return [gone for answer in answers for gone in self._put(answer, now_s)]
 
     def get(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer | None]:
-        """The answers of these ids; None for those not held or too old."""
+        """Return the answers of these ids; None for those not held or too old."""
         with self._lock:
             return [self._live(namespace, answer_id) for answer_id in answer_ids]
 
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        with self._lock:
-            held = self._namespaces.get(namespace)
-            answer_id = held.by_exact_key.get(exact_key) if held else None
-            if held is None or answer_id is None:
-                return None
-            answer = self._live(namespace, answer_id)
-            if answer is not None:
-                entry = held.entries[answer_id]
-                entry.uses += 1
-                entry.last_used_s = steady_clock.now_s()
-                self._raise_rank(namespace, 1, entry.last_used_s)
-            return answer
-
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         with self._lock:
             held = self._namespaces.get(namespace)
             now_s, worth = steady_clock.now_s(), 0
-            for answer_id, uses in earned.items():
+            for answer_id, uses in usage.items():
                 entry = held.entries.get(answer_id) if held else None
                 if entry is not None:
                     entry.uses += uses.uses
@@ -205,13 +190,13 @@ class MemoryTier(Tier):
         return len(self._namespaces)
 
     def holds(self, namespace: str, answer_id: str) -> bool:
-        """Whether an answer is there, too old or not."""
+        """Return whether an answer is there, too old or not."""
         with self._lock:
             held = self._namespaces.get(namespace)
             return held is not None and answer_id in held.entries
 
     def keys(self) -> list[tuple[str, str]]:
-        """(namespace, id) of all that is held."""
+        """Return (namespace, id) of all that is held."""
         with self._lock:
             return [(name, i) for name, held in self._namespaces.items() for i in held.entries]
 
@@ -246,8 +231,6 @@ class MemoryTier(Tier):
             answer, num_bytes, now_s, uses, accepted, len(held.order)
         )
         held.order.append(answer.answer_id)
-        if answer.exact_key is not None:
-            held.by_exact_key[answer.exact_key] = answer.answer_id
         self._num_answers += 1
         self._charge(answer.namespace, held, num_bytes)
         return self._evict(answer.namespace)
@@ -270,9 +253,6 @@ class MemoryTier(Tier):
         if last != answer_id:
             held.order[entry.position] = last
             held.entries[last].position = entry.position
-        key = entry.answer.exact_key
-        if key is not None and held.by_exact_key.get(key) == answer_id:
-            del held.by_exact_key[key]
         self._num_answers -= 1
         self._charge(namespace, held, -entry.num_bytes)
 

@@ -26,7 +26,7 @@ class NameHeap:
         return len(self._names)
 
     def get(self, name: str) -> float | None:
-        """The number of a name; None if it is not there."""
+        """Return the number of a name; None if it is not there."""
         place = self._place_of.get(name)
         return None if place is None else self._numbers[place]
 
@@ -49,7 +49,7 @@ class NameHeap:
             self._settle(place, last, number)
 
     def lowest(self, *, but: str | None = None) -> str | None:
-        """The name of the lowest number, `but` left out; None if there is none."""
+        """Return the name of the lowest number, `but` left out; None if there is none."""
         if self._names and self._names[0] != but:
             return self._names[0]
         # The next one is one of the two below the first.

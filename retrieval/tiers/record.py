@@ -42,6 +42,7 @@ class _Fields(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: str | None
     stop_reason: int | str | None
     sampling: dict[str, Any]
+    """An earlier version's: written empty, not read."""
     exact_key: bytes | None
     tokenizer_key: str
     created_s: float
@@ -56,22 +57,15 @@ _DECODER = msgspec.msgpack.Decoder(_Fields)
 
 
 def encode_record(answer: Answer) -> bytes:
-    """The answer as a record.
+    """Return the answer as a record.
 
     Raises:
-        ValueError: Its sampling fields are not plain values.
+        ValueError: A text of it has no encoding.
     """
-    values = [getattr(answer, name) for name in _Fields.__struct_fields__]
-    fields = _Fields(*values)
-    narrow = msgspec.structs.replace(
-        fields,
-        prompt_tokens=_narrow(answer.prompt_tokens),
-        response_tokens=_narrow(answer.response_tokens),
-    )
-    try:
-        body = _ENCODER.encode(narrow)
-    except TypeError as error:
-        raise ValueError(f"answer must hold plain values, got {error}") from error
+    values = msgspec.structs.asdict(answer)
+    values["prompt_tokens"] = _narrow(answer.prompt_tokens)
+    values["response_tokens"] = _narrow(answer.response_tokens)
+    body = _ENCODER.encode(_Fields(sampling={}, **values))
     flags = 0
     if len(body) >= _COMPRESS_FROM_BYTES:
         smaller = zlib.compress(body, level=1)
@@ -81,7 +75,7 @@ def encode_record(answer: Answer) -> bytes:
 
 
 def decode_record(record: bytes) -> Answer:
-    """The answer in a record.
+    """Return the answer in a record.
 
     Raises:
         RecordError: Damaged, of another version, or not ours.
@@ -100,6 +94,7 @@ def decode_record(record: bytes) -> Answer:
             body = zlib.decompressobj().decompress(body, _MAX_RECORD_BYTES)
         fields = _DECODER.decode(body)
         values = msgspec.structs.asdict(fields)
+        del values["sampling"]
         values["prompt_tokens"] = _widen(fields.prompt_tokens)
         values["response_tokens"] = _widen(fields.response_tokens)
         return Answer(**values)
@@ -119,7 +114,7 @@ class RecordReader:
         self._where = where
 
     def read(self, record: bytes, *, namespace: str) -> Answer | None:
-        """The answer, or None if it is damaged, foreign, or of another namespace."""
+        """Return the answer, or None if it is damaged, no record, or of another namespace."""
         try:
             answer = decode_record(record)
             if answer.namespace != namespace:
@@ -137,7 +132,7 @@ class RecordReader:
 
 
 def _narrow(tokens: bytes) -> bytes:
-    """int32 bytes as width byte (2 or 4) + ids: most vocabularies' ids fit 16 bits."""
+    """Pack int32 bytes as width byte (2 or 4) + ids: most vocabularies' ids fit 16 bits."""
     ids = np.frombuffer(tokens, dtype="<i4")
     if ids.size == 0 or int(ids.max()) < 1 << 16:
         return b"\x02" + ids.astype("<u2").tobytes()

@@ -12,11 +12,17 @@ from pathlib import Path
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.host import steady_clock
-from reprise.retrieval.host.private_files import claim_file
 from reprise.retrieval.tiers.change_log import LOG_LENGTH, ChangeLog
 from reprise.retrieval.tiers.record import RecordReader, encode_record
-from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, TierError, Uses, with_uses
-from reprise.retrieval.tiers.value import add_worth, rank_of
+from reprise.retrieval.tiers.sqlite_schema import RANK, WORTH, number_of, open_database
+from reprise.retrieval.tiers.tier import (
+    TextOf,
+    Tier,
+    TierChanges,
+    TierError,
+    UsageCounts,
+    with_usage,
+)
 
 _PAGE = 500
 # Of the bound, what the write-ahead log may take beside the file: it is begun anew at a quarter of
@@ -29,57 +35,6 @@ _BATCH_SHARE = 1 / 64
 _MIN_BYTES = 1 << 20
 # An answer's row beside its record: ids, key, rank and what the indexes repeat of them.
 _OVERHEAD_BYTES = 400
-_COLUMNS = {"namespace", "answer_id", "exact_key", "created_s", "record", "rank"}
-_SCHEMA = """
-create table if not exists answers (
-  namespace text not null,
-  answer_id text not null,
-  exact_key blob,
-  created_s real not null,
-  record blob not null,
-  rank real not null default 0,
-  primary key (namespace, answer_id)
-);
-create index if not exists by_exact_key on answers (namespace, exact_key)
-  where exact_key is not null;
-create index if not exists by_age on answers (created_s);
-create index if not exists by_rank on answers (namespace, rank);
-create table if not exists credits (
-  namespace text not null,
-  answer_id text not null,
-  uses integer not null,
-  accepted_tokens integer not null,
-  primary key (namespace, answer_id)
-) without rowid;
-create table if not exists namespaces (
-  namespace text primary key,
-  num_bytes integer not null,
-  rank real not null default -1e6
-) without rowid;
-create index if not exists by_size on namespaces (num_bytes);
-create index if not exists by_worth on namespaces (rank);
-create trigger if not exists answer_joined after insert on answers begin
-  insert into namespaces (namespace, num_bytes) values (new.namespace, length(new.record) + 400)
-    on conflict (namespace) do update set num_bytes = num_bytes + excluded.num_bytes;
-end;
-create trigger if not exists answer_left after delete on answers begin
-  update namespaces set num_bytes = num_bytes - length(old.record) - 400
-    where namespace = old.namespace;
-  delete from namespaces where namespace = old.namespace and num_bytes <= 0;
-end;
-"""
-# Of (seconds, namespace, answer id): the answer was used then.
-_RANK = """
-update answers set rank = rank_of(
-  coalesce((select uses from credits c
-    where c.namespace = answers.namespace and c.answer_id = answers.answer_id), 0),
-  coalesce((select accepted_tokens from credits c
-    where c.namespace = answers.namespace and c.answer_id = answers.answer_id), 0),
-  length(record), ?)
-where namespace = ? and answer_id = ?
-"""
-# Of (worth, seconds, namespace): it has come to more worth then.
-_WORTH = "update namespaces set rank = add_worth(rank, ?, ?) where namespace = ?"
 
 
 class SqliteTier(Tier):
@@ -115,22 +70,7 @@ class SqliteTier(Tier):
         self._reader = RecordReader(str(path))
         self._lock = threading.Lock()
         try:
-            # Also its -wal and -shm, which SQLite gives the same mode.
-            claim_file(Path(path))
-            self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
-            # Before there are tables: pages that become free can be given back.
-            self._db.execute("pragma auto_vacuum=incremental")
-            self._db.execute("pragma journal_mode=wal")
-            # A power cut may lose the last answers, never damage the file: a cache needs no more.
-            self._db.execute("pragma synchronous=normal")
-            # What is replaced leaves, as triggers see it.
-            self._db.execute("pragma recursive_triggers=on")
-            self._db.create_function("rank_of", 4, _rank_of, deterministic=True)
-            self._db.create_function("add_worth", 3, add_worth, deterministic=True)
-            self._upgrade()
-            # What is removed is overwritten, not only no longer found.
-            self._db.execute("pragma secure_delete=on")
-            self._db.executescript(_SCHEMA)
+            self._db = open_database(Path(path), timeout_s=timeout_s)
             # The log takes its share of a small bound, and no more.
             length = LOG_LENGTH if max_bytes is None else min(LOG_LENGTH, max_bytes // 2048)
             self._log = ChangeLog(self._db, length=length)
@@ -167,7 +107,7 @@ class SqliteTier(Tier):
             left += self._put(batch, num_bytes)
         return left
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         with self._session() as db:
             db.executemany(
                 "insert into credits select namespace, answer_id, ?, ? from answers"
@@ -175,12 +115,12 @@ class SqliteTier(Tier):
                 " on conflict (namespace, answer_id) do update set"
                 " uses = uses + excluded.uses,"
                 " accepted_tokens = accepted_tokens + excluded.accepted_tokens",
-                [(*uses, namespace, answer_id) for answer_id, uses in earned.items()],
+                [(*uses, namespace, answer_id) for answer_id, uses in usage.items()],
             )
             now_s = steady_clock.now_s()
-            db.executemany(_RANK, [(now_s, namespace, answer_id) for answer_id in earned])
-            worth = sum(max(0, sum(uses)) for uses in earned.values())
-            db.executemany(_WORTH, [(worth, now_s, namespace)] if worth else [])
+            db.executemany(RANK, [(now_s, namespace, answer_id) for answer_id in usage])
+            worth = sum(max(0, sum(uses)) for uses in usage.values())
+            db.executemany(WORTH, [(worth, now_s, namespace)] if worth else [])
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         removed = 0
@@ -232,15 +172,6 @@ class SqliteTier(Tier):
         if self._wal_holds_forgotten:
             self._empty_wal()
 
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        with self._session() as db:
-            row = db.execute(
-                "select record from answers where namespace = ? and exact_key = ?"
-                " and created_s >= ? order by created_s desc limit 1",
-                (namespace, exact_key, self._oldest_s()),
-            ).fetchone()
-        return None if row is None else self._reader.read(row[0], namespace=namespace)
-
     def answers(self, namespace: str) -> Iterator[Answer]:
         last = ""
         while True:
@@ -258,7 +189,7 @@ class SqliteTier(Tier):
             for _, record, uses, accepted_tokens in rows:
                 answer = self._reader.read(record, namespace=namespace)
                 if answer is not None:
-                    yield with_uses(answer, Uses(uses, accepted_tokens))
+                    yield with_usage(answer, UsageCounts(uses, accepted_tokens))
 
     def namespaces(self) -> list[str]:
         with self._session() as db:
@@ -281,7 +212,7 @@ class SqliteTier(Tier):
                 (namespace, answer_id, self._oldest_s()),
             ).fetchone()
         answer = None if row is None else self._reader.read(row[0], namespace=namespace)
-        return None if answer is None else with_uses(answer, Uses(*row[1:]))
+        return None if answer is None else with_usage(answer, UsageCounts(*row[1:]))
 
     def _delete_expired(self, db: sqlite3.Connection) -> None:
         gone = db.execute(
@@ -306,8 +237,8 @@ class SqliteTier(Tier):
         with self._session() as db:
             db.executemany(
                 "insert or replace into answers"
-                " (namespace, answer_id, exact_key, created_s, record) values (?, ?, ?, ?, ?)",
-                [(a.namespace, a.answer_id, a.exact_key, a.created_s, r) for a, r in batch],
+                " (namespace, answer_id, created_s, record) values (?, ?, ?, ?)",
+                [(a.namespace, a.answer_id, a.created_s, r) for a, r in batch],
             )
             db.executemany(
                 "insert into credits values (?, ?, ?, ?)"
@@ -320,10 +251,10 @@ class SqliteTier(Tier):
                     if a.uses or a.accepted_tokens
                 ],
             )
-            db.executemany(_RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
+            db.executemany(RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
             self._log.note(db, "+", [(a.namespace, a.answer_id) for a, _ in batch])
             joined = Counter(a.namespace for a, _ in batch)
-            db.executemany(_WORTH, [(count, now_s, name) for name, count in joined.items()])
+            db.executemany(WORTH, [(count, now_s, name) for name, count in joined.items()])
         return left + self._trim_namespaces(joined)
 
     def _trim_namespaces(self, joined: Counter[str]) -> list[tuple[str, str]]:
@@ -375,32 +306,16 @@ class SqliteTier(Tier):
         return left
 
     def _room(self, db: sqlite3.Connection) -> int:
-        """Bytes of the file that are free or may still be added to it, but for a reserve.
+        """Return bytes of the file that are free or may still be added to it, but for a reserve.
 
         Rows fill pages by three quarters or so, and indexes split: a batch may need twice its size.
         """
-        used = _number(db, "page_count") - _number(db, "freelist_count")
+        used = number_of(db, "page_count") - number_of(db, "freelist_count")
         return (self._max_pages - used) * self._page_bytes - self._batch_bytes
-
-    def _upgrade(self) -> None:
-        """Let a file of an earlier version have what this one needs."""
-        columns = [row[1] for row in self._db.execute("pragma table_info(answers)")]
-        if unknown := set(columns) - _COLUMNS:
-            raise sqlite3.DatabaseError(f"a newer version's: unknown columns {sorted(unknown)}")
-        if not columns or "rank" in columns:
-            return
-        self._db.execute("alter table answers add column rank real not null default 0")
-        self._db.executescript(_SCHEMA)
-        self._db.execute(
-            "insert or replace into namespaces (namespace, num_bytes)"
-            " select namespace, sum(length(record) + 400) from answers group by namespace"
-        )
-        self._db.execute("update answers set rank = rank_of(0, 0, length(record), created_s)")
-        self._db.commit()
 
     def _bound(self) -> None:
         """Have SQLite itself keep the file and its log within the bound."""
-        self._page_bytes = _number(self._db, "page_size")
+        self._page_bytes = number_of(self._db, "page_size")
         if self._max_bytes is None:
             self._batch_bytes, self._batch_answers = 1 << 40, _MAX_BATCH
             return
@@ -411,14 +326,14 @@ class SqliteTier(Tier):
         self._batch_answers = min(_MAX_BATCH, max(1, log_pages // _LOG_PAGES_PER_ANSWER))
         self._db.execute(f"pragma wal_autocheckpoint={max(1, log_pages // 4)}")
         self._db.execute(f"pragma journal_size_limit={log_bytes}")
-        if _number(self._db, "page_count") > self._max_pages:
+        if number_of(self._db, "page_count") > self._max_pages:
             self._shrink()
         self._db.execute(f"pragma max_page_count={self._max_pages}")
 
     def _shrink(self) -> None:
         """Let a file that was larger, by an earlier version or setting, become small."""
         self._make_room(self._batch_bytes)
-        if _number(self._db, "auto_vacuum"):
+        if number_of(self._db, "auto_vacuum"):
             # Not `execute`, which leaves it after one page.
             self._db.executescript("pragma incremental_vacuum")
         else:
@@ -437,11 +352,3 @@ class SqliteTier(Tier):
                     yield self._db
             except sqlite3.Error as error:
                 raise TierError(f"sqlite: {error}") from error
-
-
-def _rank_of(uses: int, accepted_tokens: int, num_bytes: int, used_s: float) -> float:
-    return rank_of(uses=uses, accepted_tokens=accepted_tokens, num_bytes=num_bytes, used_s=used_s)
-
-
-def _number(db: sqlite3.Connection, pragma: str) -> int:
-    return int(db.execute(f"pragma {pragma}").fetchone()[0])

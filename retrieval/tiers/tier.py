@@ -20,15 +20,15 @@ class TierError(Exception):
     """The tier could not do it now; trying later may work."""
 
 
-class Uses(NamedTuple):
+class UsageCounts(NamedTuple):
     """What an answer was good for."""
 
     uses: int = 0
     accepted_tokens: int = 0
 
-    def plus(self, other: Uses) -> Uses:
-        """The sum of both."""
-        return Uses(self.uses + other.uses, self.accepted_tokens + other.accepted_tokens)
+    def plus(self, other: UsageCounts) -> UsageCounts:
+        """Return the sum of both."""
+        return UsageCounts(self.uses + other.uses, self.accepted_tokens + other.accepted_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +39,34 @@ class TierChanges:
     removed: tuple[tuple[str, str], ...] = ()
     """(namespace, answer id)"""
     complete: bool = True
-    """False: more changed than the tier remembers, and only comparing all of it will tell."""
+    """False: more changed than the tier remembers, and only comparing all of it shows what."""
 
 
-def with_uses(answer: Answer, earned: Uses) -> Answer:
-    """The answer with what it earned since its record was written, if that is more."""
-    uses = max(answer.uses, earned.uses)
-    accepted_tokens = max(answer.accepted_tokens, earned.accepted_tokens)
+def with_usage(answer: Answer, usage: UsageCounts) -> Answer:
+    """Return the answer with what it earned since its record was written, if that is more."""
+    uses = max(answer.uses, usage.uses)
+    accepted_tokens = max(answer.accepted_tokens, usage.accepted_tokens)
     if (uses, accepted_tokens) == (answer.uses, answer.accepted_tokens):
         return answer
     return msgspec.structs.replace(answer, uses=uses, accepted_tokens=accepted_tokens)
 
 
 class Tier(ABC):
-    """Answers by namespace and id, and by exact key. No call looks beyond its namespace.
+    """Answers by namespace and id. No call looks beyond its namespace.
 
     All methods may raise `TierError`; none waits longer than the tier's own timeouts.
+
+    Example:
+        >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
+        >>> tier = MemoryTier(max_bytes=1 << 20)
+        >>> answer = Answer.create(prompt_token_ids=[1], response_token_ids=[2], answer_id="a")
+        >>> tier.put([answer])  # nothing had to leave for it
+        []
+        >>> tier.record_usage("", {"a": UsageCounts(uses=1, accepted_tokens=5)})
+        >>> [(each.answer_id, each.accepted_tokens) for each in tier.answers("")]
+        [('a', 5)]
+        >>> tier.remove("", ["a"])
+        1
     """
 
     name: str
@@ -68,32 +80,28 @@ class Tier(ABC):
         """Forget answers; how many of them were there."""
 
     @abstractmethod
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         """Add to the `uses` and `accepted_tokens` of answers by id; unknown ids are left out.
 
         Putting an answer anew keeps the larger of what it brings and what it had.
         """
 
     @abstractmethod
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        """The latest answer stored under an exact key, in at most one round trip."""
-
-    @abstractmethod
     def answers(self, namespace: str) -> Iterator[Answer]:
-        """All answers of a namespace, in no particular order, read in pages."""
+        """Return all answers of a namespace, in no particular order, read in pages."""
 
     @abstractmethod
     def namespaces(self) -> list[str]:
-        """Those that hold answers."""
+        """Return those that hold answers."""
 
     def answer_ids(self, namespace: str) -> list[str]:
-        """Ids of all answers of a namespace, of those that cannot be read too."""
+        """Return ids of all answers of a namespace, of those that cannot be read too."""
         return [answer.answer_id for answer in self.answers(namespace)]
 
     def forget(
         self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
     ) -> list[tuple[str, str]]:
-        """Tell the replicas, then remove what is meant; the (namespace, id) that were there.
+        """Announce it to the replicas, then remove what is meant; return what was there.
 
         `text_of` gives an answer's query, where its record may be without.
         Records that cannot be read are only removed where their namespace and id say enough.
@@ -116,14 +124,14 @@ class Tier(ABC):
         """Add an invalidation to the log that replicas follow."""
 
     def invalidations(self, after: str | None) -> InvalidationPage:  # noqa: ARG002
-        """The log of invalidations beyond a position; None begins now and returns none."""
+        """Return the log of invalidations beyond a position; None begins now and returns none."""
         return InvalidationPage()
 
-    def expire(self) -> None:  # noqa: B027 - not every tier has to be told
+    def expire(self) -> None:  # noqa: B027 - not every tier has something to do
         """Remove what is past its time to live; called about once a second."""
 
     def changes(self, *, anew: bool = False) -> TierChanges:  # noqa: ARG002
-        """What other replicas added and removed since the last call.
+        """Return what other replicas added and removed since the last call.
 
         The first call, and one with `anew`, begins now and returns nothing.
         """
@@ -136,4 +144,4 @@ class Tier(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held. Idempotent."""
+        """Release what is held. Idempotent."""

@@ -16,13 +16,13 @@ HALF_LIFE_S = 6 * 3600.0
 
 
 def rank_of(*, uses: int, accepted_tokens: int, num_bytes: int, used_s: float) -> float:
-    """The rank of an answer last used at `used_s`, in seconds since the epoch."""
+    """Return the rank of an answer last used at `used_s`, in seconds since the epoch."""
     worth = 1.0 + max(0, uses) + max(0, accepted_tokens)
     return math.log2(worth / max(1, num_bytes)) + used_s / HALF_LIFE_S
 
 
 def add_worth(rank: float, worth: float, now_s: float) -> float:
-    """The rank of a namespace once more has been put into it or earned by it.
+    """Return the rank of a namespace once more has been put into it or earned by it.
 
     Args:
         rank: What it was; `-math.inf` for a new namespace.

@@ -14,14 +14,23 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.service.retrieval_client import RetrievalClient, connect
-from reprise.retrieval.service.retrieval_process import Orders, RetrievalServer
+from reprise.retrieval.service.retrieval_client import RetrievalClient
+from reprise.retrieval.service.retrieval_server import RetrievalServer
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
-from reprise.retrieval.service.wire import RESPONSES, Left, Reply, Sender, Status, Welcome, receive
+from reprise.retrieval.service.wire import (
+    RESPONSES,
+    AnswerRemoved,
+    LaunchConfig,
+    Sender,
+    Status,
+    Welcome,
+    receive,
+)
 from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
@@ -34,7 +43,7 @@ THREADS = {
     "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
-    "retrieval/service/retrieval_process.py": "test_the_server",
+    "retrieval/service/retrieval_server.py": "test_the_server",
     "retrieval/search/snapshot_keeper.py": "a thread a file, which catches all",
     "retrieval/tiers/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
@@ -115,11 +124,11 @@ def test_a_breaker_is_not_stuck_half_open_by_an_unexpected_error():
 def test_the_sender():
     ours, theirs = socket.socketpair()
     sender = Sender(ours, max_bytes=1 << 16)
-    sender.send(Left("\ud800", ""))  # no UTF-8
-    sender.send(Left("a", ""))
-    assert RESPONSES.decode(receive(theirs)) == Left("a", "")
+    sender.send(AnswerRemoved("\ud800", ""))  # no UTF-8
+    sender.send(AnswerRemoved("a", ""))
+    assert RESPONSES.decode(receive(theirs)) == AnswerRemoved("a", "")
     assert sender.num_errors == 1
-    assert sender.send(Left("b", ""))
+    assert sender.send(AnswerRemoved("b", ""))
     sender.close()
     theirs.close()
     ours.close()
@@ -134,13 +143,13 @@ def test_a_sender_whose_connection_fails_is_closed(wait_until):
             pass
 
     sender = Sender(Broken(), max_bytes=1 << 16)
-    assert sender.send(Left("a", ""))
+    assert sender.send(AnswerRemoved("a", ""))
     # Not queueing for ever: who sends is told, and connects again.
-    wait_until(lambda: not sender.send(Left("b", "")))
+    wait_until(lambda: not sender.send(AnswerRemoved("b", "")))
     assert sender.num_errors == 1
 
 
-@pytest.mark.parametrize("method", ["_handle", "_joined", "_welcomed", "_left"])
+@pytest.mark.parametrize("method", ["_handle", "_on_added", "_welcomed", "_on_removed"])
 def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
     retriever = ProcessRetriever(CONFIG)
     client = None
@@ -149,12 +158,12 @@ def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
         retriever.store(answer(1))
         assert retriever.flush(60)
         failing = failing_once(getattr(RetrievalClient, method))
-        client = connect(retriever.address)
+        client = RetrievalClient(retriever.address)
         wait_until(lambda: client.stats().answers == 1)
         monkeypatch.setattr(RetrievalClient, method, lambda *a: failing(*a))
         if method == "_welcomed":
             client._sender.close()
-        elif method == "_left":
+        elif method == "_on_removed":
             client._known.add(("", "gone"))  # left while there was no connection
             client._sender.close()
         else:
@@ -265,22 +274,22 @@ def test_the_keeper(monkeypatch, wait_until, caplog):
 
 @pytest.fixture
 def server(tmp_path):
-    orders = Orders(
+    launch = LaunchConfig(
         config=CONFIG.model_dump(),
         address=str(tmp_path / "socket"),
         block_prefix=f"reprise-test-{os.getpid()}-",
         owner_pid=os.getppid(),
     )
-    server = RetrievalServer(orders)
+    server = RetrievalServer(launch)
     threading.Thread(target=server.serve, args=(os.getppid(),), daemon=True).start()
     yield server
     server.close()
 
 
-@pytest.mark.parametrize("method", ["_pass_updates_on", "_handle", "_reply_to"])
+@pytest.mark.parametrize("method", ["_forward_updates", "_handle", "_reply_to"])
 def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
     monkeypatch.setattr(server, method, failing_once(getattr(server, method)))
-    client = connect(str(tmp_path / "socket"))
+    client = RetrievalClient(str(tmp_path / "socket"))
     try:
         wait_until(lambda: client.health().state == "ready")
         client.flush(0.5)  # may be the one that fails
@@ -294,10 +303,10 @@ def test_the_server(server, tmp_path, method, monkeypatch, wait_until):
 
 @pytest.mark.usefixtures("server")
 def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_until):
-    from reprise.retrieval.service import retrieval_process
+    from reprise.retrieval.service import retrieval_server
 
-    monkeypatch.setattr(retrieval_process, "receive", failing_once(receive))
-    client = connect(str(tmp_path / "socket"))
+    monkeypatch.setattr(retrieval_server, "receive", failing_once(receive))
+    client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     wait_until(lambda: client.stats().errors == 1)
     client.close()
@@ -306,16 +315,16 @@ def test_a_client_whose_thread_fails_connects_again(tmp_path, monkeypatch, wait_
 @pytest.mark.usefixtures("server")
 def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
     """As where there are no file descriptors or threads left for a moment."""
-    from reprise.retrieval.service import retrieval_process
+    from reprise.retrieval.service import retrieval_server
 
-    monkeypatch.setattr(retrieval_process, "_Client", failing_once(retrieval_process._Client, 2))
-    client = connect(str(tmp_path / "socket"))
+    monkeypatch.setattr(retrieval_server, "_Client", failing_once(retrieval_server._Client, 2))
+    client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     wait_until(lambda: client.stats().errors == 2)
     client.close()
 
 
-@pytest.mark.parametrize("method", ["_load", "_turn", "_has_settled"])
+@pytest.mark.parametrize("method", ["_load", "_process_batch", "_has_settled"])
 def test_the_worker_of_retrieval(method, monkeypatch, wait_until, caplog):
     failing = failing_once(getattr(LocalRetriever, method))
     monkeypatch.setattr(LocalRetriever, method, lambda *a: failing(*a))
@@ -336,18 +345,19 @@ def test_a_question_whose_clauses_fail_costs_itself_only():
     memory = MemoryTier(max_bytes=1 << 20)
     memory.put([answer(1)])
 
-    def split(text):
-        if "bad" in text:
-            raise RecursionError("injected")
-        return []
+    class FailingSplitter(ClauseSplitter):
+        def clauses(self, text):
+            if "bad" in text:
+                raise RecursionError("injected")
+            return super().clauses(text)
 
-    search = NearSearch(CONFIG, embedder, memory, split_clauses=split)
+    search = NearSearch(CONFIG, embedder, memory, splitter=FailingSplitter())
     search.join([answer(1)], ["question number 1"])
     assert search._clauses(["a bad one", "question number 1"]) == [[], []]
     search.close()
 
 
-@pytest.mark.parametrize("method", ["changes", "namespaces", "put", "credit"])
+@pytest.mark.parametrize("method", ["changes", "namespaces", "put", "record_usage"])
 def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     tier = SqliteTier(tmp_path / "answers.sqlite")
     tier.put([answer(1)])
@@ -356,7 +366,7 @@ def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
     wait_until(lambda: arrived)
     sync.write([answer(2)])
-    sync.credit("", {"id1": (1, 1)})
+    sync.record_usage("", {"id1": (1, 1)})
     assert sync.drain(30)
     sync.write([answer(3)])
     assert sync.drain(30)
@@ -382,11 +392,10 @@ def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
 
 def test_a_reply_that_fails_is_a_reply(server, tmp_path, monkeypatch, wait_until):
     monkeypatch.setattr(server.retriever, "flush", failing_once(server.retriever.flush))
-    client = connect(str(tmp_path / "socket"))
+    client = RetrievalClient(str(tmp_path / "socket"))
     wait_until(lambda: client.health().state == "ready")
     began_s = time.monotonic()
     assert client.flush(60) is False
     assert time.monotonic() - began_s < 30
     assert client.flush(60) is True
-    assert Reply(0, False).record is None
     client.close()

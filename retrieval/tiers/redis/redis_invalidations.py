@@ -14,7 +14,7 @@ from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
 
 STREAM = PREFIX + "{all}:invalidations"
 _FIELD = b"invalidation"
-_MOST_INVALIDATIONS = 1000
+_MAX_INVALIDATIONS = 1000
 _BEGINNING = "0-0"
 
 
@@ -23,20 +23,20 @@ def announce(client: Any, invalidation: Invalidation) -> None:
     client.xadd(
         STREAM,
         {_FIELD: encode_invalidation(invalidation)},
-        maxlen=_MOST_INVALIDATIONS,
+        maxlen=_MAX_INVALIDATIONS,
         approximate=True,
     )
 
 
 def read_invalidations(client: Any, after: str | None) -> InvalidationPage:
-    """The invalidations beyond a position, see `Tier.invalidations`."""
+    """Return the invalidations beyond a position, see `Tier.invalidations`."""
     if after is None:
         return InvalidationPage(position=last_id(client, STREAM))
     # From the entry at `after` on, that one too: if it is gone, later ones may be.
     start = "-" if after == _BEGINNING else after
     entries = client.xrange(STREAM, min=start)
     if after == _BEGINNING:
-        complete = len(entries) < _MOST_INVALIDATIONS
+        complete = len(entries) < _MAX_INVALIDATIONS
         fresh = entries
     else:
         complete = bool(entries) and entries[0][0].decode() == after
@@ -47,6 +47,6 @@ def read_invalidations(client: Any, after: str | None) -> InvalidationPage:
 
 
 def last_id(client: Any, stream: str) -> str:
-    """The id of the latest entry; `0-0` where there is none."""
+    """Return the id of the latest entry; `0-0` where there is none."""
     latest = client.xrevrange(stream, count=1)
     return latest[0][0].decode() if latest else _BEGINNING

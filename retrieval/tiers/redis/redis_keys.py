@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from reprise.retrieval.api.answer import Answer, digest
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 
 class Held(NamedTuple):
@@ -32,9 +32,9 @@ class Known(NamedTuple):
 
     stale_bytes: int
     """Charged for a namespace all of which has expired since."""
-    num_bytes: dict[str, int]
-    """By answer id; 0 for those that are not there."""
-    uses: dict[str, Uses]
+    held: dict[str, Held | None]
+    """By answer id; None for those that are not there."""
+    uses: dict[str, UsageCounts]
 
 
 def tag_of(namespace: str) -> str:
@@ -42,8 +42,8 @@ def tag_of(namespace: str) -> str:
 
 
 def suffix_of(answer: Answer) -> str:
-    """Of the key of an answer's record."""
-    return f"a:{answer.answer_id}" if answer.exact_key is None else f"x:{answer.exact_key.hex()}"
+    """Return the end of the key of an answer's record."""
+    return f"a:{answer.answer_id}"
 
 
 def read_held(client: Any, namespace: str, answer_ids: Sequence[str]) -> dict[str, Held | None]:
@@ -57,40 +57,40 @@ def read_held(client: Any, namespace: str, answer_ids: Sequence[str]) -> dict[st
 def read_known(
     client: Any, by_namespace: Mapping[str, Sequence[tuple[Answer, bytes]]]
 ) -> dict[str, Known]:
-    """What is known of answers that are to be written, in one round trip."""
+    """Return what is known of answers that are to be written, in one round trip."""
     pipe = client.pipeline(transaction=False)
     ids = {name: [a.answer_id for a, _ in members] for name, members in by_namespace.items()}
     for namespace, answer_ids in ids.items():
         pipe.exists(f"{tag_of(namespace)}:ids")
         ledger.queue_bytes_of(pipe, namespace)
         pipe.hmget(f"{tag_of(namespace)}:ids", answer_ids)
-        queue_uses(pipe, tag_of(namespace), answer_ids)
+        queue_usage(pipe, tag_of(namespace), answer_ids)
     replies = iter(pipe.execute())
     known = {}
     for namespace, answer_ids in ids.items():
         exists, charged = next(replies), int(next(replies) or 0)
-        held = [0 if value is None else Held.of(value).num_bytes for value in next(replies)]
-        earned = uses_of(next(replies), next(replies))
+        held = [None if value is None else Held.of(value) for value in next(replies)]
+        usage = usage_of(next(replies), next(replies))
         known[namespace] = Known(
             0 if exists else charged,
             dict(zip(answer_ids, held, strict=True)),
-            dict(zip(answer_ids, earned, strict=True)),
+            dict(zip(answer_ids, usage, strict=True)),
         )
     return known
 
 
-def queue_uses(pipe: Any, tag: str, answer_ids: list[str]) -> None:
+def queue_usage(pipe: Any, tag: str, answer_ids: list[str]) -> None:
     """Ask for what `_uses_of` reads: two replies."""
     pipe.hmget(f"{tag}:uses", answer_ids)
     pipe.hmget(f"{tag}:accepted", answer_ids)
 
 
-def uses_of(uses: list[bytes | None], accepted: list[bytes | None]) -> list[Uses]:
-    return [Uses(_count(u), _count(a)) for u, a in zip(uses, accepted, strict=True)]
+def usage_of(uses: list[bytes | None], accepted: list[bytes | None]) -> list[UsageCounts]:
+    return [UsageCounts(_count(u), _count(a)) for u, a in zip(uses, accepted, strict=True)]
 
 
 def _count(value: bytes | None) -> int:
-    """A count in a hash; what is none counts as 0."""
+    """Return a count in a hash; what is none counts as 0."""
     try:
         return int(value or 0)
     except ValueError:

@@ -66,7 +66,7 @@ def charge(client: Any, *charges: Charge) -> None:
 
 
 def holdings(client: Any) -> Holdings:
-    """What the ledger says now."""
+    """Return what the ledger says now."""
     pipe = client.pipeline(transaction=False)
     pipe.get(_TOTAL)
     pipe.zcard(_BYTES)
@@ -75,12 +75,12 @@ def holdings(client: Any) -> Holdings:
 
 
 def namespaces(client: Any) -> list[str]:
-    """Those that hold answers."""
+    """Return those that hold answers."""
     return [name.decode() for name in client.zrange(_BYTES, 0, -1)]
 
 
 def bytes_of(client: Any, namespace: str) -> int:
-    """What is charged for a namespace."""
+    """Return what is charged for a namespace."""
     return int(client.zscore(_BYTES, namespace) or 0)
 
 
@@ -90,11 +90,11 @@ def queue_bytes_of(pipe: Any, namespace: str) -> None:
 
 
 def largest(client: Any) -> str | None:
-    """The namespace that holds most; None if there is none."""
+    """Return the namespace that holds most; None if there is none."""
     found = client.zrange(_BYTES, -1, -1)
     return found[0].decode() if found else None
 
 
 def least_valuable(client: Any, count: int = 1) -> list[str]:
-    """The namespaces of the lowest ranks, the lowest first."""
+    """Return the namespaces of the lowest ranks, the lowest first."""
     return [name.decode() for name in client.zrange(_WORTH, 0, count - 1)]

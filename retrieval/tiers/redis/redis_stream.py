@@ -1,4 +1,4 @@
-"""The one stream in Redis by which replicas tell each other what joined and left.
+"""The one stream in Redis in which replicas announce to each other what joined and left.
 
 An entry has the fields `op` (+ or -), `ns` (the namespace), `id` (the answer's) and, of what
 joined, `key` (the end of its record's key).
@@ -49,13 +49,14 @@ def announce(
 
 
 def last_id(client: Any) -> str:
-    """The cursor after all that is there now."""
+    """Return the cursor after all that is there now."""
     latest = client.xrevrange(_STREAM, count=1)
     return latest[0][0].decode() if latest else START
 
 
 def read(client: Any, cursor: str) -> Page:
-    """The page after the cursor, the oldest first; one round trip however many namespaces."""
+    """Return the page after the cursor, the oldest first; one round trip however many
+    namespaces."""
     reply = client.xread({_STREAM: cursor}, count=_PAGE) or []
     pairs = reply.items() if isinstance(reply, dict) else reply
     changes: list[Change] = []
@@ -72,7 +73,8 @@ def read(client: Any, cursor: str) -> Page:
 
 
 def has_gap(client: Any, cursor: str, *, length: int) -> bool:
-    """Whether entries after `cursor` may have been trimmed from the stream of about `length`."""
+    """Return whether entries after `cursor` may have been trimmed from the stream of about
+    `length`."""
     if cursor == START:
         return bool(client.xlen(_STREAM) >= length)
     return not client.xrange(_STREAM, min=cursor, max=cursor)

@@ -1,14 +1,15 @@
-"""Answers in Redis, shared by all replicas, which tell each other of new ones by a stream.
+"""Answers in Redis, shared by all replicas, which announce new ones to each other in a stream.
 
 Keys of one namespace carry one hash tag, so that each call works on Redis Cluster; nothing ever
 walks the key space:
 
-    reprise:2:{<namespace digest>}:x:<exact key>   record of an answer that has an exact key
-    reprise:2:{<namespace digest>}:a:<answer id>   record of an answer that has none
+    reprise:2:{<namespace digest>}:a:<answer id>   an answer's record
     reprise:2:{<namespace digest>}:ids             hash: answer id -> bytes, key of its record
     reprise:2:{<namespace digest>}:uses            hash: answer id -> uses
     reprise:2:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
     reprise:2:{<namespace digest>}:value           sorted set: answer id -> its rank, see `value`
+
+Earlier versions kept records under `x:<exact key>`; the hash `ids` says where each one lies.
 
 What joins and leaves, in any namespace, is announced in one stream (`redis_stream`), what was to be
 forgotten in another (`redis_invalidations`), and what all of them hold is entered in one ledger
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,15 +39,17 @@ from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis.redis_keys import (
     Held,
     Known,
-    queue_uses,
+    queue_usage,
     read_held,
     read_known,
     suffix_of,
     tag_of,
-    uses_of,
+    usage_of,
 )
 from reprise.retrieval.tiers.redis.redis_ledger import Charge
-from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, Uses, with_uses
+from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
+from reprise.retrieval.tiers.redis.stream_entry import ADDED
+from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, UsageCounts, with_usage
 from reprise.retrieval.tiers.value import rank_of
 
 logger = logging.getLogger(__name__)
@@ -55,12 +58,6 @@ _PAGE = 500
 _BY_ID = ("ids", "uses", "accepted")
 # What Redis takes for an answer beside its record, as measured with few answers a namespace.
 _OVERHEAD_BYTES = 800
-# Of the answers looked at together when some have to go.
-_TRIM_PAGE = 256
-# Passes in one call: the next call goes on.
-_TRIM_PASSES = 40
-# Trimmed a little further than the bound, so that not every answer that joins trims.
-_TRIM_SLACK = 0.01
 
 
 class RedisTier(Tier):
@@ -72,8 +69,7 @@ class RedisTier(Tier):
     Args:
         url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster.
         ttl_s: Time to live in seconds that Redis itself enforces; None for none.
-        timeout_s: Most seconds that one look-up waits for Redis.
-        bulk_timeout_s: The same for writes and for reading many answers.
+        timeout_s: Most seconds that one command waits for Redis.
         stream_length: About how many changes the stream keeps.
         max_bytes: Bound on what all answers take in Redis, about; those of the least value leave
             the namespace that holds most. None leaves the trimming to others.
@@ -90,20 +86,24 @@ class RedisTier(Tier):
         url: str,
         *,
         ttl_s: float | None = None,
-        timeout_s: float = 0.05,
-        bulk_timeout_s: float = 2.0,
+        timeout_s: float = 2.0,
         stream_length: int = 50_000,
         max_bytes: int | None = None,
         max_namespaces: int | None = None,
     ) -> None:
+        parsed = parse_redis_url(url)
         self._ttl_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
         self._stream_length = stream_length
-        self._max_bytes, self._max_namespaces = max_bytes, max_namespaces
+        self._removal = RedisRemoval(
+            max_bytes=max_bytes,
+            max_namespaces=max_namespaces,
+            stream_length=stream_length,
+            cluster=parsed.is_cluster,
+        )
         self._reader = RecordReader("redis")
-        parsed = parse_redis_url(url)
         self._url, self._cluster = parsed.url, parsed.is_cluster
-        self._timeouts_s = {"look_up": timeout_s, "bulk": bulk_timeout_s}
-        self._clients: dict[str, Any] = {}
+        self._timeout_s = timeout_s
+        self._connected: Any = None
         self._lock = threading.Lock()
         self._cursor: str | None = None
         self._num_skipped = 0
@@ -113,29 +113,29 @@ class RedisTier(Tier):
         for answer in answers:
             pair = (answer, encode_record(answer))
             by_namespace.setdefault(answer.namespace, []).append(pair)
-        with self._client("bulk") as client:
+        with self._client() as client:
             known = read_known(client, by_namespace)
             with self._transaction(client) as (pipe, notes):
                 for namespace, members in by_namespace.items():
                     self._put(pipe, notes, namespace, members, known[namespace])
             if self._ttl_ms is not None:
-                self._sweep(client, by_namespace)
-            return self._trim(client, by_namespace)
+                self._removal.remove_expired(client, by_namespace)
+            return self._removal.trim(client, by_namespace)
 
-    def credit(self, namespace: str, earned: Mapping[str, Uses]) -> None:
-        if not earned:
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
+        if not usage:
             return
         tag = tag_of(namespace)
-        with self._client("bulk") as client:
-            found = read_held(client, namespace, list(earned))
+        with self._client() as client:
+            found = read_held(client, namespace, list(usage))
             held = {i: entry for i, entry in found.items() if entry is not None}
             if not held:
                 return
             pipe = client.pipeline(transaction=False)
             for answer_id in held:
-                pipe.hincrby(f"{tag}:uses", answer_id, earned[answer_id].uses)
-                pipe.hincrby(f"{tag}:accepted", answer_id, earned[answer_id].accepted_tokens)
-            worth = sum(sum(earned[answer_id]) for answer_id in held)
+                pipe.hincrby(f"{tag}:uses", answer_id, usage[answer_id].uses)
+                pipe.hincrby(f"{tag}:accepted", answer_id, usage[answer_id].accepted_tokens)
+            worth = sum(sum(usage[answer_id]) for answer_id in held)
             ledger.charge(pipe, Charge(namespace, 0, worth))
             sums = pipe.execute()
             now_s = steady_clock.now_s()
@@ -153,23 +153,15 @@ class RedisTier(Tier):
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         if not answer_ids:
             return 0
-        with self._client("bulk") as client:
+        with self._client() as client:
             held = read_held(client, namespace, answer_ids)
-            return self._drop(client, namespace, held)
-
-    def find_exact(self, namespace: str, exact_key: bytes) -> Answer | None:
-        with self._client("look_up") as client:
-            record = client.get(f"{tag_of(namespace)}:x:{exact_key.hex()}")
-        if record is None:
-            return None
-        answer = self._reader.read(record, namespace=namespace)
-        return answer if answer is not None and answer.exact_key == exact_key else None
+            return self._removal.drop(client, namespace, held)
 
     def answers(self, namespace: str) -> Iterator[Answer]:
         tag = tag_of(namespace)
         cursor = 0
         while True:
-            with self._client("bulk") as client:
+            with self._client() as client:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
             suffixes = {i.decode(): Held.of(value).suffix for i, value in page.items()}
             yield from self._fetch({namespace: suffixes})
@@ -177,11 +169,11 @@ class RedisTier(Tier):
                 return
 
     def namespaces(self) -> list[str]:
-        with self._client("bulk") as client:
+        with self._client() as client:
             return ledger.namespaces(client)
 
     def changes(self, *, anew: bool = False) -> TierChanges:
-        with self._client("bulk") as client:
+        with self._client() as client:
             if anew or self._cursor is None:
                 self._cursor = redis_stream.last_id(client)
                 return TierChanges()
@@ -204,7 +196,7 @@ class RedisTier(Tier):
 
     def answer_ids(self, namespace: str) -> list[str]:
         tag, cursor, found = tag_of(namespace), 0, []
-        with self._client("bulk") as client:
+        with self._client() as client:
             while True:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
                 found += self._with_a_record(client, tag, page)
@@ -212,11 +204,11 @@ class RedisTier(Tier):
                     return found
 
     def announce(self, invalidation: Invalidation) -> None:
-        with self._client("bulk") as client:
+        with self._client() as client:
             redis_invalidations.announce(client, invalidation)
 
     def invalidations(self, after: str | None) -> InvalidationPage:
-        with self._client("bulk") as client:
+        with self._client() as client:
             return redis_invalidations.read_invalidations(client, after)
 
     @property
@@ -234,20 +226,20 @@ class RedisTier(Tier):
 
     def close(self) -> None:
         with self._lock:
-            clients = list(self._clients.values())
-            self._clients.clear()
-        for client in clients:
+            client, self._connected = self._connected, None
+        if client is not None:
             client.close()
 
     def _time_to_live(self, answer: Answer) -> dict[str, Any]:
-        """Options of SET: from when the answer was made; as it was, where none is configured."""
+        """Return options of SET: from when the answer was made; as it was, where none is
+        configured."""
         if self._ttl_ms is None:
             return {"keepttl": True}
         age_ms = int((steady_clock.now_s() - answer.created_s) * 1000)
         return {"px": max(1, self._ttl_ms - age_ms)}
 
     def _with_a_record(self, client: Any, tag: str, page: Mapping[bytes, bytes]) -> list[str]:
-        """Of these ids, by what is known of them, those whose record has not expired."""
+        """Return, of these ids, by what is known of them, those whose record has not expired."""
         pipe = client.pipeline(transaction=False)
         for value in page.values():
             pipe.exists(Held.of(value).key(tag))
@@ -255,7 +247,7 @@ class RedisTier(Tier):
         return [i.decode() for i, exists in zip(page, there, strict=True) if exists]
 
     def _has_gap(self, client: Any, page: redis_stream.Page) -> bool:
-        """Whether changes may have left the stream before they were read."""
+        """Return whether changes may have left the stream before they were read."""
         if not page.changes and not page.num_skipped:
             return False
         assert self._cursor is not None
@@ -271,127 +263,40 @@ class RedisTier(Tier):
     ) -> None:
         """Queue the writing of answers, and what the ledger is to say of them."""
         tag, now_s, growth = tag_of(namespace), steady_clock.now_s(), -known.stale_bytes
-        sizes = dict(known.num_bytes)
+        held = {i: entry for i, entry in known.held.items() if entry is not None}
+        sizes = {i: entry.num_bytes for i, entry in held.items()}
         for answer, record in members:
             answer_id, suffix = answer.answer_id, suffix_of(answer)
             num_bytes = len(record) + len(namespace.encode()) + _OVERHEAD_BYTES
-            growth += num_bytes - sizes[answer_id]
+            growth += num_bytes - sizes.get(answer_id, 0)
             sizes[answer_id] = num_bytes
+            if answer_id in held and held[answer_id].suffix != suffix.encode():
+                pipe.delete(held[answer_id].key(tag))  # an earlier version's record
             pipe.set(f"{tag}:{suffix}", record, **self._time_to_live(answer))
             pipe.hset(f"{tag}:ids", answer_id, f"{num_bytes} {suffix}")
             # Imported answers bring what they earned elsewhere; those just made bring nothing.
-            earned = with_uses(answer, known.uses[answer_id])
-            if earned.uses or earned.accepted_tokens:
-                pipe.hset(f"{tag}:uses", answer_id, str(earned.uses))
-                pipe.hset(f"{tag}:accepted", answer_id, str(earned.accepted_tokens))
+            used = with_usage(answer, known.uses[answer_id])
+            if used.uses or used.accepted_tokens:
+                pipe.hset(f"{tag}:uses", answer_id, str(used.uses))
+                pipe.hset(f"{tag}:accepted", answer_id, str(used.accepted_tokens))
             rank = rank_of(
-                uses=earned.uses,
-                accepted_tokens=earned.accepted_tokens,
+                uses=used.uses,
+                accepted_tokens=used.accepted_tokens,
                 num_bytes=num_bytes,
                 used_s=now_s,
             )
             pipe.zadd(f"{tag}:value", {answer_id: rank})
-            self._announce(notes, "+", namespace, answer_id, suffix)
+            redis_stream.announce(
+                notes, ADDED, namespace, answer_id, suffix, length=self._stream_length
+            )
         if self._ttl_ms is not None:
             for name in (*_BY_ID, "value"):
                 pipe.pexpire(f"{tag}:{name}", self._ttl_ms)
         ledger.charge(notes, Charge(namespace, growth, len(members)))
 
-    def _drop(
-        self,
-        client: Any,
-        namespace: str,
-        held: Mapping[str, Held | None],
-        *,
-        announced: bool = True,
-    ) -> int:
-        """Remove answers; how many were there. What two replicas remove at once, one counts."""
-        tag = tag_of(namespace)
-        pipe = client.pipeline(transaction=not self._cluster)
-        for answer_id, found in held.items():
-            pipe.hdel(f"{tag}:ids", answer_id)
-            pipe.hdel(f"{tag}:uses", answer_id)
-            pipe.hdel(f"{tag}:accepted", answer_id)
-            pipe.zrem(f"{tag}:value", answer_id)
-            pipe.delete(f"{tag}:a:{answer_id}" if found is None else found.key(tag))
-        replies = pipe.execute()[::5]
-        pipe = client.pipeline(transaction=False)
-        for answer_id in held if announced else ():
-            self._announce(pipe, "-", namespace, answer_id)
-        gone = [found for found, there in zip(held.values(), replies, strict=True) if there]
-        if gone:
-            freed = sum(found.num_bytes for found in gone if found is not None)
-            ledger.charge(pipe, Charge(namespace, -freed))
-        pipe.execute()
-        return len(gone)
-
-    def _trim(self, client: Any, written: Collection[str]) -> list[tuple[str, str]]:
-        """Remove what is of least value until the bounds hold; (namespace, id) of what left."""
-        if self._max_bytes is None and self._max_namespaces is None:
-            return []
-        left: list[tuple[str, str]] = []
-        most_bytes = float("inf") if self._max_bytes is None else self._max_bytes
-        most_namespaces = float("inf") if self._max_namespaces is None else self._max_namespaces
-        for _ in range(_TRIM_PASSES):
-            namespace: str | None
-            held = ledger.holdings(client)
-            if held.num_namespaces > most_namespaces:
-                # A newcomer is of little value yet, and would never come to any.
-                lowest = ledger.least_valuable(client, len(written) + 1)
-                namespace = next((name for name in lowest if name not in written), lowest[0])
-                excess = float("inf")
-            elif held.num_bytes > most_bytes:
-                namespace = ledger.largest(client)
-                excess = held.num_bytes - (1 - _TRIM_SLACK) * most_bytes
-            else:
-                break
-            if namespace is None:
-                break
-            left.extend(self._trim_namespace(client, namespace, excess))
-        return left
-
-    def _trim_namespace(self, client: Any, namespace: str, excess: float) -> list[tuple[str, str]]:
-        """Remove a page of the least valuable answers, or fewer if they are worth `excess`."""
-        tag = tag_of(namespace)
-        ids = [i.decode() for i in client.zrange(f"{tag}:value", 0, _TRIM_PAGE - 1)]
-        if not ids:  # all has expired, and the ledger does not know
-            ledger.charge(client, Charge(namespace, -ledger.bytes_of(client, namespace)))
-            return []
-        victims: dict[str, Held | None] = {}
-        for answer_id, held in read_held(client, namespace, ids).items():
-            if excess <= 0:
-                break
-            victims[answer_id] = held
-            excess -= 0 if held is None else held.num_bytes
-        self._drop(client, namespace, victims)
-        return [(namespace, answer_id) for answer_id in victims]
-
-    def _sweep(self, client: Any, written: Mapping[str, Sequence[object]]) -> None:
-        """Forget some answers that have expired: each call more than it wrote, so that what is
-        known of them does not pile up."""
-        for namespace in [*written, *ledger.least_valuable(client, 2)]:
-            tag, count = tag_of(namespace), 8 + 2 * len(written.get(namespace, ()))
-            ids = [i.decode() for i in client.zrange(f"{tag}:value", 0, count - 1)]
-            if not ids:
-                ledger.charge(client, Charge(namespace, -ledger.bytes_of(client, namespace)))
-                continue
-            held = read_held(client, namespace, ids)
-            pipe = client.pipeline(transaction=False)
-            for answer_id, found in held.items():
-                pipe.exists(f"{tag}:a:{answer_id}" if found is None else found.key(tag))
-            there = pipe.execute()
-            gone = {i: held[i] for i, exists in zip(held, there, strict=True) if not exists}
-            if gone:
-                self._drop(client, namespace, gone)
-
-    def _announce(
-        self, pipe: Any, operation: str, namespace: str, answer_id: str, suffix: str = ""
-    ) -> None:
-        length = self._stream_length
-        redis_stream.announce(pipe, operation, namespace, answer_id, suffix, length=length)
-
     def _fetch(self, wanted: Mapping[str, Mapping[str, bytes]]) -> list[Answer]:
-        """The answers of these ids, by namespace; ids whose record has expired are forgotten.
+        """Return the answers of these ids, by namespace; ids whose record has expired are
+        forgotten.
 
         However many namespaces they are of, that takes one round trip.
         """
@@ -399,7 +304,7 @@ class RedisTier(Tier):
         if not wanted:
             return []
         answers = []
-        with self._client("bulk") as client:
+        with self._client() as client:
             pipe = client.pipeline(transaction=False)
             for namespace, suffixes in wanted.items():
                 tag = tag_of(namespace)
@@ -409,26 +314,27 @@ class RedisTier(Tier):
                         pipe.get(key)
                 else:
                     pipe.mget(keys)
-                queue_uses(pipe, tag, list(suffixes))
+                queue_usage(pipe, tag, list(suffixes))
             replies = iter(pipe.execute())
             for namespace, suffixes in wanted.items():
                 records = [next(replies) for _ in suffixes] if self._cluster else next(replies)
-                earned = uses_of(next(replies), next(replies))
+                usage = usage_of(next(replies), next(replies))
                 gone = [i for i, record in zip(suffixes, records, strict=True) if record is None]
                 if gone:
-                    self._drop(
+                    self._removal.drop(
                         client, namespace, read_held(client, namespace, gone), announced=False
                     )
-                for answer_id, record, uses in zip(suffixes, records, earned, strict=True):
+                for answer_id, record, uses in zip(suffixes, records, usage, strict=True):
                     answer = record and self._reader.read(record, namespace=namespace)
-                    # An exact key's record may by now be a later answer's.
+                    # An earlier version's, under an exact key, may be a later answer's.
                     if answer is not None and answer.answer_id == answer_id:
-                        answers.append(with_uses(answer, uses))
+                        answers.append(with_usage(answer, uses))
         return answers
 
     @contextmanager
     def _transaction(self, client: Any) -> Iterator[tuple[Any, Any]]:
-        """Pipelines for the keys of namespaces and for those that all share, executed at the end.
+        """Return pipelines for the keys of namespaces and for those that all share, executed at the
+        end.
 
         One and the same transaction, but on a cluster, where the former come first: what is
         announced is there.
@@ -441,12 +347,12 @@ class RedisTier(Tier):
             notes.execute()
 
     @contextmanager
-    def _client(self, purpose: str) -> Iterator[Any]:
+    def _client(self) -> Iterator[Any]:
         try:
             with self._lock:
-                client = self._clients.get(purpose)
-                if client is None:
-                    client = self._clients[purpose] = self._connect(self._timeouts_s[purpose])
+                if self._connected is None:
+                    self._connected = self._connect()
+                client = self._connected
             yield client
         except TierError:
             raise
@@ -454,10 +360,10 @@ class RedisTier(Tier):
             text = " ".join(f"redis: {type(error).__name__}: {error}".split())
             raise TierError(hide_secrets(text, self._url)) from None
 
-    def _connect(self, timeout_s: float) -> Any:
+    def _connect(self) -> Any:
         options: dict[str, Any] = {
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": timeout_s,
+            "socket_timeout": self._timeout_s,
+            "socket_connect_timeout": self._timeout_s,
             "retry": Retry(NoBackoff(), 0),
         }
         if self._cluster:

@@ -1,4 +1,4 @@
-"""One entry of the stream by which replicas tell each other of changes.
+"""One entry of the stream in which replicas announce changes to each other.
 
 Replicas of several versions may share a stream, and anybody with access to Redis may write to it:
 what is not understood is skipped, and is never taken for a removal.

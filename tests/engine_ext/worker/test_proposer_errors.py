@@ -268,7 +268,7 @@ def test_one_update_that_fails_takes_no_other_along(
         )
         for name in ("a", "bad", "c")
     ]
-    told = [[AnswerUpdate.joined(answer) for answer in answers]]
+    told = [[AnswerUpdate.addition(answer) for answer in answers]]
     monkeypatch.setattr(
         world.proposer._learner._retriever, "updates", lambda: told.pop() if told else []
     )

@@ -12,7 +12,7 @@ from reprise.retrieval.host import watchdog
 from reprise.retrieval.host.watchdog import MAX_SILENCE_S, MAX_START_S, Watchdog
 from reprise.retrieval.service import process_retriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.service.retrieval_client import connect
+from reprise.retrieval.service.retrieval_client import RetrievalClient
 
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
 
@@ -88,7 +88,7 @@ def test_a_stopped_process_is_killed_and_started_again(monkeypatch, wait_until, 
     for module in (watchdog, process_retriever):
         monkeypatch.setattr(module, "MAX_SILENCE_S", 3.0)
     retriever = ProcessRetriever(CONFIG)
-    client = connect(retriever.address)  # as a worker has one
+    client = RetrievalClient(retriever.address)  # as a worker has one
     try:
         wait_until(lambda: retriever.health().state == client.health().state == "ready")
         client.store(answer(1))

@@ -4,7 +4,10 @@ import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from reprise.retrieval.query import clauses_en, clauses_zh
 from reprise.retrieval.query.clauses import MAX_CLAUSES, ClauseSplitter
 
 DATA = Path(__file__).parents[1] / "data"
@@ -78,6 +81,42 @@ def test_labelled_questions(splitter, language, record_property):
 )
 def test_clauses_are_questions_of_their_own(splitter, text, clauses):
     assert splitter.split(text) == clauses
+
+
+ENGLISH = sorted(
+    clauses_en._FILLERS
+    | clauses_en._QUESTION_WORDS
+    | clauses_en._AUXILIARIES
+    | clauses_en._PRONOUNS
+    | clauses_en._WISHES
+    | {"cancel", "get", "tell me", "getting", "order", "refund", "my", "to", "whether", "not sure"}
+    | {"don't", "cannot", "what's", "hows", "I'd like", "I'm", "let's", "can't", "please"}
+)
+CUTS_EN = ["and", ",", "?", ".", ", and", "but", "then", "\n", "...", "plus", "&", "; "]
+CHINESE = [
+    *"我想要如何怎么取消订单退款多久请问吗呢帮",
+    *clauses_zh._CONNECTIVES,
+    *"，。？并",
+    "申请",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(words=st.lists(st.sampled_from(ENGLISH) | st.sampled_from(CUTS_EN), max_size=24))
+def test_the_quick_look_passes_all_that_the_english_rules_cut(splitter, words):
+    text = " ".join(words)
+    assert splitter._english.may_be_compound(text) or len(splitter._english.clauses(text)) < 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(st.sampled_from(CHINESE), max_size=24).map("".join))
+def test_the_quick_look_passes_all_that_the_chinese_rules_cut(splitter, text):
+    assert splitter._chinese.may_be_compound(text) or len(splitter._chinese.clauses(text)) < 2
+
+
+def test_the_quick_look_stops_most_simple_questions(splitter):
+    simple = [text for text, begins in labelled("en") if not begins]
+    assert sum(map(splitter.may_be_compound, simple)) < 0.5 * len(simple)
 
 
 def test_long_and_endless_texts_are_bounded(splitter):

@@ -81,5 +81,5 @@ def test_bad_batch_sizes_are_refused():
 def test_a_pass_holds_texts_of_like_length_and_no_more_than_a_core_gains_by():
     embedder = Embedder("lexical", batch_size=4)
     texts = ["x" * length for length in (1500, 10, 400, 420, 12, 11, 2000, 13, 14, 450)]
-    assert embedder.passes(texts) == [[1, 5, 4, 7], [8, 2], [3, 9], [0], [6]]
-    assert embedder.passes([]) == []
+    assert embedder.batches(texts) == [[1, 5, 4, 7], [8, 2], [3, 9], [0], [6]]
+    assert embedder.batches([]) == []

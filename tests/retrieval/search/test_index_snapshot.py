@@ -17,7 +17,7 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.index_snapshot import (
     SnapshotError,
     read_snapshot,
-    sweep_parts,
+    remove_stale_parts,
     write_snapshot,
 )
 from reprise.retrieval.service.local_retriever import LocalRetriever
@@ -252,7 +252,7 @@ def test_killed_in_mid_write_the_previous_file_is_whole(tmp_path):
         [parts] = read_snapshot(path, identity=IDENTITY, dim=DIM)
         assert len(parts.tail_ids) == 4000
         cut_short += len(list(tmp_path.glob("*.part")))
-        sweep_parts(path)
+        remove_stale_parts(path)
         assert not list(tmp_path.glob("*.part"))
     assert cut_short  # or the test has shown nothing
 
@@ -261,7 +261,7 @@ def test_a_live_writers_part_is_left_alone(tmp_path):
     (tmp_path / f"index.{os.getpid()}.part").write_bytes(b"half")
     (tmp_path / "other.999999999.part").write_bytes(b"of something else")
     (tmp_path / "index.999999999.part").write_bytes(b"half")
-    sweep_parts(tmp_path / "index")
+    remove_stale_parts(tmp_path / "index")
     left = {file.name for file in tmp_path.iterdir()}
     assert left == {f"index.{os.getpid()}.part", "other.999999999.part"}
 

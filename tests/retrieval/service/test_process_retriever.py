@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.host.owned_folder import make_folder, sweep_folders
+from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
 from reprise.retrieval.host.shared_block import owner_prefix
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.service.retrieval_client import connect
+from reprise.retrieval.service.retrieval_client import RetrievalClient
 
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
 
@@ -25,7 +25,6 @@ def answer(number, *, namespace="acme"):
         prompt_text=f"question number {number}",
         namespace=namespace,
         answer_id=f"id{number}",
-        exact_key=b"key%d" % number,
     )
 
 
@@ -39,7 +38,7 @@ def retriever(wait_until):
 
 @pytest.fixture
 def client(retriever, wait_until):
-    client = connect(retriever.address)
+    client = RetrievalClient(retriever.address)
     wait_until(lambda: client.health().state == "ready")
     yield client
     client.close()
@@ -69,15 +68,6 @@ def test_owner_and_client_share_answers_and_results(retriever, client, wait_unti
         assert who.stats().answers == 2
 
 
-def test_exact_hits_are_near_at_hand_for_the_owner(retriever, client, wait_until):
-    client.store(answer(3))
-    wait_until(lambda: retriever.find_exact(b"key3", namespace="acme") is not None)
-    assert retriever.find_exact(b"key3", namespace="zeta") is None
-    assert client.find_exact(b"key3", namespace="acme") is None
-    wait_until(lambda: client.look_up_exact(b"key3", namespace="acme") is not None)
-    assert client.look_up_exact(b"key3", namespace="zeta") is None
-
-
 def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, caplog):
     for number in range(30):
         retriever.store(answer(number))
@@ -90,8 +80,7 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, ca
     client.submit("lost", namespace="acme", text="question number 7")
     assert client.poll("lost") is None
     client.store(answer(99))
-    client.credit("acme", {"id1": 5})
-    client.look_up_exact(b"key1", namespace="acme")
+    client.record_usage("acme", {"id1": 5})
     wait_until(lambda: retriever.pid not in (None, killed))
     wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30)
     assert client.progress() > progress
@@ -143,21 +132,20 @@ def test_folders_of_owners_that_are_no_more_are_swept():
     left.mkdir()
     (left / "answers.sqlite").touch()
     ours = make_folder()
-    assert sweep_folders() >= 1
+    assert remove_stale_folders() >= 1
     assert not left.exists()
     assert ours.is_dir()
     ours.rmdir()
 
 
 def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):
-    client = connect(str(tmp_path / "nowhere"))
+    client = RetrievalClient(str(tmp_path / "nowhere"))
     client.submit("r", namespace="", text="hello")
     client.store(answer(1))
     assert client.poll("r") is None
-    assert client.look_up_exact(b"k", namespace="") is None
     assert client.flush(0.05) is False
     assert client.updates() == []
-    assert client.stats().dropped == 2  # the prompt and the look-up; the answer waits
+    assert client.stats().dropped == 1  # the prompt; the answer waits
     assert client.health().state == "starting"
     client.close()
 

@@ -12,9 +12,9 @@ from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.local_retriever import LocalRetriever
-from reprise.retrieval.service.retrieval_client import connect
-from reprise.retrieval.service.retrieval_process import Orders, RetrievalServer
-from reprise.retrieval.service.wire import Hello, Sender, Store, Submit, receive
+from reprise.retrieval.service.retrieval_client import RetrievalClient
+from reprise.retrieval.service.retrieval_server import RetrievalServer
+from reprise.retrieval.service.wire import Hello, LaunchConfig, Sender, Store, Submit, receive
 from reprise.retrieval.service.work_queue import Prompt, WorkQueue
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.record import encode_record
@@ -29,7 +29,6 @@ def answer(number, *, size=20, namespace=""):
         prompt_text=f"question {number}",
         namespace=namespace,
         answer_id=f"id{number}",
-        exact_key=b"key%d" % number,
     )
 
 
@@ -159,12 +158,12 @@ def test_answers_evicted_before_their_turn_are_counted(monkeypatch):
 def server(tmp_path):
     config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_bytes=1 << 20)
     address = str(tmp_path / "socket")
-    server = RetrievalServer(Orders(config.model_dump(), address, "reprise-test-bounds-", 0))
+    server = RetrievalServer(LaunchConfig(config.model_dump(), address, "reprise-test-bounds-", 0))
     stop = threading.Event()
 
     def pass_on():
         while not stop.wait(0.02):
-            server._pass_updates_on()
+            server._forward_updates()
 
     thread = threading.Thread(target=pass_on)
     thread.start()
@@ -192,7 +191,7 @@ def ids_of(client, known):
 def test_a_client_is_told_of_more_than_a_queue_holds(server, wait_until):
     server, address, config = server
     fill(server.retriever, 2000)
-    client = connect(address, config=config, keep_exact=True)
+    client = RetrievalClient(address, config=config)
     known: set[str] = set()
     wait_until(lambda: len(ids_of(client, known)) == 2000, 20)
     client.close()
@@ -200,7 +199,7 @@ def test_a_client_is_told_of_more_than_a_queue_holds(server, wait_until):
 
 def test_a_client_that_did_not_keep_up_ends_with_what_is_there(server, wait_until):
     server, address, config = server
-    client = connect(address, config=config)
+    client = RetrievalClient(address, config=config)
     wait_until(lambda: client.health().state == "ready", 20)
     fill(server.retriever, 3000)
     wait_until(lambda: client.stats().stored == 3000, 20)
@@ -220,10 +219,10 @@ def test_a_client_that_never_reads_is_heard_and_holds_nobody_up(server, wait_unt
     silent = socket.socket(socket.AF_UNIX)
     silent.connect(address)
     sender = Sender(silent, max_bytes=1 << 20)
-    assert sender.send(Hello(True))
+    assert sender.send(Hello())
     assert sender.send(Store(encode_record(answer(5000))))
-    wait_until(lambda: server.retriever.find_exact(b"key5000", namespace="") is not None, 20)
-    client = connect(address, config=config)
+    wait_until(lambda: server.retriever.answer("", "id5000") is not None, 20)
+    client = RetrievalClient(address, config=config)
     known: set[str] = set()
     wait_until(lambda: len(ids_of(client, known)) == 3001, 20)
     client.close()

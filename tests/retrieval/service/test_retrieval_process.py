@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import pytest
+
+from reprise.retrieval.service.wire import LaunchConfig
 
 # An owner pinned as vLLM pins a worker on the CPU: by affinity, and by OpenMP's variable.
 _OWNER = """
@@ -40,8 +43,8 @@ while retriever.health().state != "ready":
 child = '''
 import os, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from reprise.retrieval.service.retrieval_client import connect
-client = connect(sys.argv[1])
+from reprise.retrieval.service.retrieval_client import RetrievalClient
+client = RetrievalClient(sys.argv[1])
 while client.health().state != "ready":
     time.sleep(0.1)
 '''
@@ -76,3 +79,19 @@ def _cores_after(script: str) -> set[int]:
 def test_it_leaves_the_cores_that_others_are_pinned_to(script: str) -> None:
     free = os.sched_getaffinity(0)
     assert _cores_after(script) == free - {min(free)}
+
+
+def test_without_faiss_it_says_what_to_install_in_one_line(tmp_path):
+    launch = LaunchConfig(
+        config={}, address=str(tmp_path / "socket"), block_prefix="reprise-test-", owner_pid=1
+    )
+    program = (
+        "import sys; sys.modules['faiss'] = None;"
+        "from reprise.retrieval.service.retrieval_process import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], input=msgspec.json.encode(launch), capture_output=True
+    )
+    assert ended.returncode == 1
+    [line] = ended.stderr.decode().splitlines()
+    assert "vector search needs faiss: pip install 'reprise[cpu]' or 'reprise[gpu]'" in line

@@ -11,7 +11,7 @@ from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.host.shared_block import (
     create_block,
     owner_prefix,
-    sweep_blocks,
+    remove_stale_blocks,
     unlink_blocks,
 )
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
@@ -160,7 +160,7 @@ def test_readers_that_leave_do_not_take_the_block_along(make_pair):
 def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept():
     dead, living = owner_prefix(2**22 + 1), owner_prefix(1)
     blocks = [create_block(prefix, 4096) for prefix in (dead, living)]
-    assert sweep_blocks() >= 1
+    assert remove_stale_blocks() >= 1
     assert unlink_blocks(dead) == 0
     assert unlink_blocks(living) == 1
     for block in blocks:

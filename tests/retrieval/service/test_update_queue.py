@@ -34,7 +34,7 @@ def test_the_oldest_answers_that_joined_give_way_and_are_named():
 def test_that_an_answer_left_is_told_whatever_comes_after():
     updates = UpdateQueue(max_bytes=10_000)
     for number in range(20):
-        updates.put(AnswerUpdate.left("", f"old{number}"))
+        updates.put(AnswerUpdate.removal("", f"old{number}"))
     for number in range(1000):
         updates.put(update(number))
     taken = updates.take()
@@ -45,7 +45,7 @@ def test_an_answer_that_left_cancels_that_it_joined():
     updates = UpdateQueue(max_bytes=10_000)
     for number in range(1000):
         updates.put(update(number))
-        updates.put(AnswerUpdate.left("", str(number)))
+        updates.put(AnswerUpdate.removal("", str(number)))
     assert updates.take() == []
 
 
@@ -77,7 +77,7 @@ def test_a_reader_that_is_told_again_of_what_was_dropped_ends_with_what_is_there
             if name in untold:
                 untold.discard(name)
             else:
-                untold.update(i for _, i in updates.put(AnswerUpdate.left("", name)))
+                untold.update(i for _, i in updates.put(AnswerUpdate.removal("", name)))
         else:
             there.add(number)
             untold.update(i for _, i in updates.put(update(number)))

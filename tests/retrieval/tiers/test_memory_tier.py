@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 
-def answer(number, *, namespace="", size=10, created_s=None, exact=False):
+def answer(number, *, namespace="", size=10, created_s=None):
     return Answer.create(
         prompt_token_ids=[number],
         response_token_ids=[number] * size,
         namespace=namespace,
         answer_id=f"a{number}",
-        exact_key=b"k%d" % number if exact else None,
         created_s=created_s,
     )
 
@@ -30,7 +29,7 @@ def test_the_least_valuable_leaves_first():
     for number in range(10):
         assert tier.put([answer(number)]) == []
         if number != 3:
-            tier.credit("", {f"a{number}": Uses(1, 50)})
+            tier.record_usage("", {f"a{number}": UsageCounts(1, 50)})
     assert tier.put([answer(10)]) in ([("", "a3")], [("", "a10")])
 
 
@@ -54,10 +53,10 @@ def test_an_answer_that_cannot_fit_is_not_held():
 
 def test_old_answers_are_gone():
     tier = MemoryTier(max_bytes=1 << 20, ttl_s=60.0)
-    tier.put([answer(1, created_s=time.time() - 61, exact=True)])
-    tier.put([answer(2, exact=True)])
-    assert tier.find_exact("", b"k1") is None
-    assert tier.find_exact("", b"k2") is not None
+    tier.put([answer(1, created_s=time.time() - 61)])
+    tier.put([answer(2)])
+    gone, there = tier.get("", ["a1", "a2"])
+    assert (gone, there.answer_id) == (None, "a2")
     assert tier.expired() == [("", "a1")]
     assert tier.num_answers == 1
 
@@ -71,12 +70,12 @@ def test_bad_bounds_are_refused():
 
 def test_namespaces_are_charged_for():
     """What is charged is what is taken, and no less, with one answer in each namespace."""
-    answers = [answer(n, namespace=f"{'salt' * 10}{n}", exact=True) for n in range(3000)]
+    answers = [answer(n, namespace=f"{'salt' * 10}{n}") for n in range(3000)]
     tier = MemoryTier(max_bytes=1 << 30)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for one in answers:
-        tier.put([answer(int(one.answer_id[1:]), namespace=one.namespace, exact=True)])
+        tier.put([answer(int(one.answer_id[1:]), namespace=one.namespace)])
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert taken <= tier.num_bytes
@@ -90,7 +89,7 @@ def test_the_least_valuable_namespace_leaves_as_a_whole():
     for tenant in range(5):
         tier.put([answer(n, namespace=f"t{tenant}") for n in range(3)])
         if tenant != 2:
-            tier.credit(f"t{tenant}", {"a0": Uses(1, 20)})
+            tier.record_usage(f"t{tenant}", {"a0": UsageCounts(1, 20)})
     assert sorted(tier.put([answer(1, namespace="new")])) == [("t2", f"a{n}") for n in range(3)]
     assert sorted(tier.namespaces()) == ["new", "t0", "t1", "t3", "t4"]
     # The newcomer is worth least, and stays until the next one comes.
@@ -131,7 +130,7 @@ def test_the_largest_namespace_is_found_among_many():
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "get", "exact", "remove", "credit"]),
+        st.sampled_from(["put", "get", "remove", "record_usage"]),
         st.sampled_from(["", "acme", "zeta"]),
         st.integers(0, 12),
     ),
@@ -148,22 +147,18 @@ def test_random_operations_keep_bounds_and_walls(operations, capacity):
     for name, namespace, number in operations:
         key = f"a{number}"
         if name == "put":
-            evicted = tier.put([answer(number, namespace=namespace, exact=True)])
+            evicted = tier.put([answer(number, namespace=namespace)])
             held.add((namespace, key))
             held -= set(evicted)
         elif name == "get":
             [found] = tier.get(namespace, [key])
             assert (found is not None) == ((namespace, key) in held)
             assert found is None or found.namespace == namespace
-        elif name == "exact":
-            found = tier.find_exact(namespace, b"k%d" % number)
-            assert (found is not None) == ((namespace, key) in held)
-            assert found is None or found.namespace == namespace
         elif name == "remove":
             assert tier.remove(namespace, [key]) == ((namespace, key) in held)
             held.discard((namespace, key))
         else:
-            tier.credit(namespace, {key: Uses(1, 3)})
+            tier.record_usage(namespace, {key: UsageCounts(1, 3)})
         assert tier.num_bytes <= limit
         assert tier.num_answers == len(held)
     assert sorted(tier.namespaces()) == sorted({namespace for namespace, _ in held})

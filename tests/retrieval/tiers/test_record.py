@@ -2,12 +2,19 @@
 
 import zlib
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
-from reprise.retrieval.tiers.record import RecordError, RecordReader, decode_record, encode_record
+from reprise.retrieval.tiers.record import (
+    RecordError,
+    RecordReader,
+    _Fields,
+    decode_record,
+    encode_record,
+)
 
 
 def answer(**fields):
@@ -16,7 +23,6 @@ def answer(**fields):
         "response_token_ids": list(range(300)),
         "namespace": "acme",
         "response_text": "ja" * 300,
-        "sampling": {"temperature": 0.0, "stop": ["\n"], "seed": None},
         "exact_key": b"\x00\xff",
         "stop_reason": 7,
     }
@@ -86,6 +92,18 @@ def test_the_reader_skips_counts_and_logs_once(caplog):
     assert len(caplog.records) == 1
 
 
-def test_values_that_cannot_be_encoded_are_named():
-    with pytest.raises(ValueError, match="answer must hold plain values"):
-        encode_record(answer(sampling={"processor": object()}))
+def test_a_text_without_encoding_is_refused():
+    with pytest.raises(ValueError, match="surrogates"):
+        encode_record(answer(prompt_text="\ud800"))
+
+
+def test_a_record_of_an_earlier_version_is_read():
+    """It holds the sampling fields, under which nobody looks answers up any more."""
+    original = answer()
+    values = [getattr(original, name, {"temperature": 0.0}) for name in _Fields.__struct_fields__]
+    for name in ("prompt_tokens", "response_tokens"):
+        at = _Fields.__struct_fields__.index(name)
+        values[at] = b"\x04" + values[at]
+    body = msgspec.msgpack.encode(values)
+    record = b"RA\x01\x00" + zlib.crc32(body).to_bytes(4, "little") + body
+    assert decode_record(record) == original

@@ -8,18 +8,17 @@ import redis
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 pytestmark = pytest.mark.redis
 
 
-def answer(number, *, namespace="acme", size=20, exact=True):
+def answer(number, *, namespace="acme", size=20):
     return Answer.create(
         prompt_token_ids=[number],
         response_token_ids=[number] * size,
         namespace=namespace,
         answer_id=f"id{number}",
-        exact_key=b"key%d" % number if exact else None,
     )
 
 
@@ -75,7 +74,7 @@ def test_entries_that_nobody_understands_are_skipped_and_counted(client, make_ti
         {"op": "+"},
         {"what": "else"},
         {"op": "+", "ns": "acme", "id": "id1"},
-        {"op": "=", "ns": "acme", "id": "id1", "key": "x:00"},
+        {"op": "=", "ns": "acme", "id": "id1", "key": "a:id1"},
         {"op": "-", "ns": b"\xff", "id": "id1"},
     ):
         client.xadd(stream, fields)
@@ -85,10 +84,30 @@ def test_entries_that_nobody_understands_are_skipped_and_counted(client, make_ti
     assert tier.num_damaged == 5
 
 
+def test_records_of_earlier_versions_are_read_and_leave_nothing_behind(client, make_tier):
+    """They lie under the exact keys that answers then had."""
+    tier = make_tier()
+    tier.put([answer(1), answer(2)])
+    [hash_of_ids] = client.keys("*:ids")
+    tag = hash_of_ids.removesuffix(b":ids")
+    for number in (1, 2):
+        client.rename(tag + b":a:id%d" % number, tag + b":x:0%d" % number)
+        size = client.hget(hash_of_ids, f"id{number}").partition(b" ")[0]
+        client.hset(hash_of_ids, f"id{number}", size + b" x:0%d" % number)
+    assert ids(tier, "acme") == set(tier.answer_ids("acme")) == {"id1", "id2"}
+    before = total(client)
+    tier.put([answer(1)])
+    assert total(client) == before
+    assert ids(tier, "acme") == {"id1", "id2"}
+    assert client.keys("*:x:*") == [tag + b":x:02"]
+    assert tier.remove("acme", ["id1", "id2"]) == 2
+    assert client.keys("*:x:*") == client.keys("*:a:*") == []
+
+
 def test_what_was_of_use_stays_and_the_rest_makes_room(client, make_tier):
     tier = make_tier(max_bytes=60_000)
     tier.put([answer(n) for n in range(10)])
-    tier.credit("acme", {f"id{n}": Uses(1, 50) for n in range(10)})
+    tier.record_usage("acme", {f"id{n}": UsageCounts(1, 50) for n in range(10)})
     for begin in range(10, 400, 10):
         tier.put([answer(n) for n in range(begin, begin + 10)])
         assert total(client) <= 60_000
@@ -96,7 +115,7 @@ def test_what_was_of_use_stays_and_the_rest_makes_room(client, make_tier):
     assert held >= {f"id{n}" for n in range(10)}
     assert 20 < len(held) < 80
     # Nothing is left behind of what went: not a record, nor a use.
-    assert client.hlen(client.keys("*:ids")[0]) == len(held) == len(client.keys("*:x:*"))
+    assert client.hlen(client.keys("*:ids")[0]) == len(held) == len(client.keys("*:a:*"))
     assert client.zcard(client.keys("*:value")[0]) == len(held)
 
 
@@ -126,7 +145,7 @@ def test_the_least_valuable_namespace_leaves_as_a_whole(client, make_tier):
     for tenant in range(10):
         tier.put([answer(n, namespace=f"tenant{tenant}") for n in range(3)])
         if tenant != 4:
-            tier.credit(f"tenant{tenant}", {"id0": Uses(1, 40)})
+            tier.record_usage(f"tenant{tenant}", {"id0": UsageCounts(1, 40)})
     gone = tier.put([answer(1, namespace="new")])
     assert {namespace for namespace, _ in gone} == {"tenant4"}
     assert len(gone) == 3

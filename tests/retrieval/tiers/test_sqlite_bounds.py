@@ -1,12 +1,13 @@
 """An SQLite file and its log stay within their bound, whatever is written."""
 
+import contextlib
 import sqlite3
 
 import pytest
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 
 def answer(number, *, namespace="acme", size=200):
@@ -15,7 +16,6 @@ def answer(number, *, namespace="acme", size=200):
         response_token_ids=[(number * 7919 + k * k * 31) % 60_000 for k in range(size)],
         namespace=namespace,
         answer_id=f"{number * 2654435761 % 2**32:08x}-{number}",
-        exact_key=b"key%d" % number,
     )
 
 
@@ -44,7 +44,7 @@ def make_tier(tmp_path):
 def test_files_stay_within_their_bound(tmp_path, make_tier, size, num_namespaces):
     bound = 2 << 20
     tier, most, num_left = make_tier(max_bytes=bound), 0, 0
-    for begin in range(0, (3 << 20) // (2 * size + 500), 50):
+    for begin in range(0, (5 << 20) // (2 * size + 500), 50):
         batch = [
             answer(n, namespace=f"tenant{n % num_namespaces}", size=size)
             for n in range(begin, begin + 50)
@@ -61,7 +61,7 @@ def test_files_stay_within_their_bound(tmp_path, make_tier, size, num_namespaces
 def test_what_was_of_use_stays(make_tier):
     tier = make_tier(max_bytes=1 << 20)
     tier.put([answer(n) for n in range(20)])
-    tier.credit("acme", {answer(n).answer_id: Uses(1, 50) for n in range(20)})
+    tier.record_usage("acme", {answer(n).answer_id: UsageCounts(1, 50) for n in range(20)})
     for begin in range(20, 1600, 40):
         tier.put([answer(n) for n in range(begin, begin + 40)])
     held = ids(tier, "acme")
@@ -83,7 +83,7 @@ def test_the_least_valuable_namespace_leaves_as_a_whole(make_tier):
     for tenant in range(5):
         tier.put([answer(n, namespace=f"t{tenant}") for n in range(3)])
         if tenant != 2:
-            tier.credit(f"t{tenant}", {answer(0).answer_id: Uses(1, 20)})
+            tier.record_usage(f"t{tenant}", {answer(0).answer_id: UsageCounts(1, 20)})
     gone = tier.put([answer(1, namespace="new")])
     assert sorted(gone) == sorted(("t2", answer(n).answer_id) for n in range(3))
     assert sorted(tier.namespaces()) == ["new", "t0", "t1", "t3", "t4"]
@@ -152,10 +152,26 @@ def write_earlier_version(path, answers):
     )
     database.executemany(
         "insert into answers values (?, ?, ?, ?, ?)",
-        [(a.namespace, a.answer_id, a.exact_key, a.created_s, encode_record(a)) for a in answers],
+        [(a.namespace, a.answer_id, b"key", a.created_s, encode_record(a)) for a in answers],
     )
     database.commit()
     database.close()
+
+
+def test_a_file_with_exact_keys_opens(tmp_path, make_tier):
+    make_tier().put([answer(1)])
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite")) as database:
+        database.executescript(
+            "alter table answers add column exact_key blob;"
+            "create index by_exact_key on answers (namespace, exact_key)"
+            " where exact_key is not null;"
+            "update answers set exact_key = x'01';"
+        )
+    tier = make_tier()
+    tier.put([answer(2)])
+    assert ids(tier, "acme") == {answer(1).answer_id, answer(2).answer_id}
+    indexes = tier._db.execute("select name from sqlite_master where type = 'index'").fetchall()
+    assert ("by_exact_key",) not in indexes
 
 
 def test_a_bound_too_small_for_a_file_is_refused(tmp_path):

@@ -13,20 +13,19 @@ from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.tier import UsageCounts
 
 # Names that a careless key or pattern would mix up.
 NAMESPACES = ["", "acme", "acme:", "{acme}", "*", "acme%"]
 
 
-def answer(number, *, namespace="", exact=True, created_s=None, size=3):
+def answer(number, *, namespace="", created_s=None, size=3):
     return Answer.create(
         prompt_token_ids=[number],
         response_token_ids=[number] * size,
         namespace=namespace,
         answer_id=f"id{number}",
         response_text=namespace,
-        exact_key=b"key%d" % number if exact else None,
         created_s=created_s,
     )
 
@@ -53,7 +52,7 @@ def make_tier(request, tmp_path):
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "put", "exact", "remove", "list", "credit"]),
+        st.sampled_from(["put", "put", "remove", "list", "record_usage"]),
         st.sampled_from(NAMESPACES),
         st.integers(0, 1),
     ),
@@ -83,15 +82,11 @@ def test_random_operations_never_cross_a_wall(make_tier, operations):
         if operation == "put":
             assert tier.put([answer(number, namespace=namespace)]) == []
             model[namespace].setdefault(number, 0)
-        elif operation == "exact":
-            found = tier.find_exact(namespace, b"key%d" % number)
-            assert (found is not None) == (number in model[namespace])
-            assert found is None or found.namespace == found.response_text == namespace
         elif operation == "remove":
             assert tier.remove(namespace, [f"id{number}"]) == (number in model[namespace])
             model[namespace].pop(number, None)
-        elif operation == "credit":
-            tier.credit(namespace, {f"id{number}": Uses(1, 2)})
+        elif operation == "record_usage":
+            tier.record_usage(namespace, {f"id{number}": UsageCounts(1, 2)})
             if number in model[namespace]:
                 model[namespace][number] += 1
         else:
@@ -103,11 +98,9 @@ def test_random_operations_never_cross_a_wall(make_tier, operations):
 
 def test_answers_come_back_as_they_were(make_tier):
     tier = make_tier()
-    originals = [answer(1), answer(2, exact=False), answer(3, namespace="租户", size=4000)]
+    originals = [answer(1), answer(2), answer(3, namespace="租户", size=4000)]
     tier.put(originals)
-    assert tier.find_exact("", b"key1") == originals[0]
-    assert tier.find_exact("", b"key2") is None
-    assert sorted(a.answer_id for a in tier.answers("")) == ["id1", "id2"]
+    assert sorted(tier.answers(""), key=lambda a: a.answer_id) == originals[:2]
     assert list(tier.answers("租户")) == [originals[2]]
 
 
@@ -116,14 +109,15 @@ def test_the_same_id_replaces(make_tier):
     tier.put([answer(1, size=3)])
     tier.put([answer(1, size=9)])
     assert [len(a.response_token_ids) for a in tier.answers("")] == [9]
-    assert len(tier.find_exact("", b"key1").response_token_ids) == 9
 
 
 def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
     tier = make_tier()
-    tier.put([answer(1), answer(2, namespace="acme"), answer(3, exact=False)])
-    tier.credit("", {"id1": Uses(1, 5), "id3": Uses(2, 0), "unknown": Uses(9, 9)})
-    tier.credit("", {"id1": Uses(1, 7)})
+    tier.put([answer(1), answer(2, namespace="acme"), answer(3)])
+    tier.record_usage(
+        "", {"id1": UsageCounts(1, 5), "id3": UsageCounts(2, 0), "unknown": UsageCounts(9, 9)}
+    )
+    tier.record_usage("", {"id1": UsageCounts(1, 7)})
     tier.put([answer(1)])  # the same answer once more: what it earned stays
 
     def earned(namespace=""):
@@ -133,7 +127,7 @@ def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
     assert earned("acme") == {"id2": (0, 0)}
     tier.put([msgspec.structs.replace(answer(1), uses=5, accepted_tokens=3)])  # an import
     assert earned()["id1"] == (5, 12)
-    tier.credit("", {"id1": Uses(1, 1)})
+    tier.record_usage("", {"id1": UsageCounts(1, 1)})
     assert earned()["id1"] == (6, 13)
     tier.remove("", ["id1"])
     tier.put([answer(1)])  # a new life
@@ -142,16 +136,15 @@ def test_uses_add_up_and_putting_anew_keeps_the_larger(make_tier):
 
 def test_more_answers_than_a_page(make_tier):
     tier = make_tier()
-    tier.put([answer(number, exact=number % 2 == 0) for number in range(1203)])
+    tier.put([answer(number) for number in range(1203)])
     assert {a.answer_id for a in tier.answers("")} == {f"id{n}" for n in range(1203)}
 
 
 def test_answers_past_their_time_are_gone(make_tier):
     tier = make_tier(ttl_s=0.3)
     tier.put([answer(1)])
-    assert tier.find_exact("", b"key1") is not None
+    assert [a.answer_id for a in tier.answers("")] == ["id1"]
     time.sleep(0.4)
-    assert tier.find_exact("", b"key1") is None
     assert list(tier.answers("")) == []
 
 
@@ -163,22 +156,20 @@ def test_a_file_survives_its_process_and_damage(tmp_path):
     again._db.execute("update answers set record = x'00ff' where answer_id = 'id1'")
     again._db.commit()
     assert [a.answer_id for a in again.answers("")] == ["id2"]
-    assert again.find_exact("", b"key1") is None
-    assert again.num_damaged == 2
+    assert again.num_damaged == 1
     again.close()
 
 
-def test_look_ups_in_a_file_do_not_read_other_namespaces(tmp_path):
+def test_reading_a_namespace_of_a_file_does_not_read_others(tmp_path):
     """By what SQLite says it reads, not by the clock."""
     tier = SqliteTier(tmp_path / "a.sqlite", ttl_s=60.0)
     tier.put([answer(number, namespace="large") for number in range(300)])
     statements = []
     tier._db.set_trace_callback(statements.append)
-    assert tier.find_exact("small", b"key1") is None
     assert list(tier.answers("small")) == []
     tier._db.set_trace_callback(None)
     selects = [statement for statement in statements if statement.startswith("select")]
-    assert len(selects) == 2
+    assert len(selects) == 1
     for select in selects:
         plan = [row[3] for row in tier._db.execute(f"explain query plan {select}")]
         assert any("SEARCH answers USING" in step and "namespace=?" in step for step in plan), plan
@@ -191,19 +182,17 @@ def test_every_key_of_a_namespace_lies_in_one_cluster_slot(redis_server):
     import redis
 
     tier = RedisTier(redis_server.url)
-    tier.put([answer(1, namespace="acme"), answer(2, namespace="acme", exact=False)])
+    tier.put([answer(1, namespace="acme"), answer(2, namespace="acme")])
     client = redis.Redis.from_url(redis_server.url)
     keys = {key.decode() for key in client.keys("reprise:*") if b"{all}" not in key}
     assert len(keys) == 4
     assert len({key.partition("{")[2].partition("}")[0] for key in keys}) == 1
-    # A look-up is one command, and nothing walks the key space.
+    # Nothing walks the key space.
     client.config_resetstat()
-    tier.find_exact("acme", b"key1")
     list(tier.answers("acme"))
     used = set(client.info("commandstats"))
-    assert "cmdstat_get" in used
+    assert "cmdstat_mget" in used
     assert not used & {"cmdstat_keys", "cmdstat_scan"}
-    assert client.info("commandstats")["cmdstat_get"]["calls"] == 1
     client.close()
     tier.close()
 
@@ -248,9 +237,9 @@ def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
     tier = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
     other = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
     assert other.changes().added == ()
-    originals = [answer(n, namespace=f"tenant{n % 3}", exact=n % 2 == 0) for n in range(12)]
+    originals = [answer(n, namespace=f"tenant{n % 3}") for n in range(12)]
     tier.put(originals)
-    assert tier.find_exact("tenant0", b"key0") == originals[0]
+    assert sorted(tier.answers("tenant0"), key=originals.index) == originals[::3]
     assert sorted(tier.namespaces()) == ["tenant0", "tenant1", "tenant2"]
     assert {a.answer_id for a in tier.answers("tenant1")} == {"id1", "id4", "id7", "id10"}
     assert {a.answer_id for a in other.changes().added} == {a.answer_id for a in originals}

@@ -10,8 +10,8 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.tiers.pending_credits import PendingCredits
-from reprise.retrieval.tiers.tier import Uses
+from reprise.retrieval.tiers.pending_usage import PendingUsage
+from reprise.retrieval.tiers.tier import UsageCounts
 
 pytestmark = pytest.mark.redis
 
@@ -23,7 +23,6 @@ def answer(number, *, namespace="acme"):
         prompt_text=f"question number {number}",
         namespace=namespace,
         answer_id=f"id{number}",
-        exact_key=b"key%d" % number,
     )
 
 
@@ -51,7 +50,7 @@ def start():
 
 def kept(url, namespace="acme"):
     """Id to (uses, accepted tokens), as the tier has them."""
-    tier = open_tier(url, look_up_s=2.0)
+    tier = open_tier(url)
     found = {a.answer_id: (a.uses, a.accepted_tokens) for a in tier.answers(namespace)}
     tier.close()
     return found
@@ -64,7 +63,7 @@ def test_a_restarted_replica_evicts_by_what_was_useful_before(url, start):
     assert first.flush(200)
     bytes_each = first.stats().bytes // 200
     useful = {f"id{number}" for number in range(0, 200, 10)}
-    first.credit("acme", dict.fromkeys(useful, 40))
+    first.record_usage("acme", dict.fromkeys(useful, 40))
     first.close()
 
     second = start(url, memory_bytes=100 * bytes_each)
@@ -80,12 +79,10 @@ def test_all_kinds_of_use_are_added_up(url, start):
         retriever.store(answer(number))
     assert retriever.flush(200)
     for _ in range(3):
-        retriever.credit("acme", {"id0": 7, "id1": 0, "unknown": 5})
-    assert retriever.find_exact(b"key2", namespace="acme") is not None
-    assert retriever.look_up_exact(b"key2", namespace="acme") is not None
-    retriever.credit("zeta", {"id0": 100})  # nobody's
+        retriever.record_usage("acme", {"id0": 7, "id1": 0, "unknown": 5})
+    retriever.record_usage("zeta", {"id0": 100})  # nobody's
     assert retriever.flush(200)
-    assert kept(url) == {"id0": (3, 21), "id1": (3, 0), "id2": (2, 0)}
+    assert kept(url) == {"id0": (3, 21), "id1": (3, 0), "id2": (0, 0)}
     assert kept(url, "zeta") == {}
     assert retriever.stats().uncredited == 0
 
@@ -95,21 +92,21 @@ def test_two_replicas_add_to_the_same_answer(url, start):
     first.store(answer(1))
     assert first.flush(200)
     for retriever in (first, second):
-        retriever.credit("acme", {"id1": 5})
+        retriever.record_usage("acme", {"id1": 5})
         assert retriever.flush(200)
     assert kept(url)["id1"] == (2, 10)
 
 
-def test_an_exact_hit_of_a_client_counts(url, wait_until):
+def test_what_a_client_credits_counts(url, wait_until):
     config = RetrievalConfig(url=url, embedding_model="lexical", clauses=False)
     retriever = ProcessRetriever(config)
     try:
         wait_until(lambda: retriever.health().state == "ready")
         retriever.store(answer(1))
         assert retriever.flush(200)
-        assert retriever.find_exact(b"key1", namespace="acme") is not None
+        retriever.record_usage("acme", {"id1": 5})
         assert retriever.flush(200)
-        assert kept(url)["id1"] == (1, 0)
+        assert kept(url)["id1"] == (1, 5)
     finally:
         retriever.close()
 
@@ -118,11 +115,11 @@ def test_uses_are_written_without_being_asked_for(redis_server, start, wait_unti
     retriever = start(redis_server.url)
     retriever.store(answer(1))
     assert retriever.flush(200)
-    retriever.credit("acme", {"id1": 5})
+    retriever.record_usage("acme", {"id1": 5})
     wait_until(lambda: kept(redis_server.url)["id1"] == (1, 5), 10)
 
 
-def test_many_uses_are_few_commands_and_a_look_up_stays_one(redis_server, start):
+def test_many_uses_are_few_commands(redis_server, start):
     retriever = start(redis_server.url)
     for number in range(4):
         retriever.store(answer(number))
@@ -131,22 +128,13 @@ def test_many_uses_are_few_commands_and_a_look_up_stays_one(redis_server, start)
     client.config_resetstat()
     began_s = time.monotonic()
     for _ in range(1000):
-        retriever.credit("acme", {f"id{n}": 2 for n in range(4)})
+        retriever.record_usage("acme", {f"id{n}": 2 for n in range(4)})
     took_s = time.monotonic() - began_s
     assert retriever.flush(200)
     calls = client.info("commandstats")["cmdstat_hincrby"]["calls"]
     # Two for each answer and second of crediting; 8,000 if every credit were written.
     assert calls <= 8 * (took_s + 2)
     assert kept(redis_server.url)["id3"] == (1000, 2000)
-
-    client.config_resetstat()
-    tier = open_tier(redis_server.url, look_up_s=2.0)
-    assert tier.find_exact("acme", b"key1") is not None
-    used = {name for name in client.info("commandstats") if name != "cmdstat_config|resetstat"}
-    assert used & {"cmdstat_get", "cmdstat_mget", "cmdstat_hget", "cmdstat_hmget"} == {
-        "cmdstat_get"
-    }
-    tier.close()
     client.close()
 
 
@@ -156,22 +144,24 @@ def test_uses_outlast_an_outage_and_what_is_lost_is_counted(redis_server, start,
     assert retriever.flush(200)
     redis_server.freeze()
     try:
-        retriever.credit("acme", {"id1": 5})
+        retriever.record_usage("acme", {"id1": 5})
         assert not retriever.flush(0.5)
     finally:
         redis_server.thaw()
     # A write that was given up on may have arrived all the same: then it counts twice.
     wait_until(lambda: kept(redis_server.url)["id1"][0] >= 1)
     redis_server.kill()
-    retriever.credit("acme", {"id1": 5, "id2": 5})
+    retriever.record_usage("acme", {"id1": 5, "id2": 5})
     retriever.close()
     assert retriever.stats().uncredited == 2
 
 
 def test_pending_uses_are_bounded():
-    pending = PendingCredits(3)
-    pending.add("", {f"id{n}": Uses(1, 1) for n in range(5)})
-    pending.add("", {"id0": Uses(2, 0)})
+    pending = PendingUsage(3)
+    pending.add("", {f"id{n}": UsageCounts(1, 1) for n in range(5)})
+    pending.add("", {"id0": UsageCounts(2, 0)})
     assert (len(pending), pending.lost) == (3, 2)
-    assert pending.take() == {"": {"id0": Uses(3, 1), "id1": Uses(1, 1), "id2": Uses(1, 1)}}
+    assert pending.take() == {
+        "": {"id0": UsageCounts(3, 1), "id1": UsageCounts(1, 1), "id2": UsageCounts(1, 1)}
+    }
     assert (len(pending), pending.take()) == (0, {})

@@ -1,0 +1,16 @@
+"""The examples in docstrings run as they stand."""
+
+import doctest
+
+import pytest
+
+from reprise.retrieval.api import retriever
+from reprise.retrieval.service import update_queue
+from reprise.retrieval.tiers import tier, tier_sync
+
+
+@pytest.mark.parametrize("module", [retriever, tier, tier_sync, update_queue])
+def test_examples(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 3
+    assert found.failed == 0

@@ -134,7 +134,7 @@ class World:
             weight_transfer_config=None,
         )
         self.processor = OutputProcessor(None, log_stats=True)
-        settings = load_config({"serving": {"replay_chunk_tokens": 2}})
+        settings = load_config({"serving": {"replay_chunk_tokens": 2, "ttl_s": 600.0}})
         self.front_end = FrontEnd(config, settings, self.processor, retriever=FoundNothing())  # type: ignore[arg-type]
         self.generating: dict[str, list[int]] = {}
         self._count = 0

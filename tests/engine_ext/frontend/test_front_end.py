@@ -11,7 +11,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.frontend import front_end
+from reprise.engine_ext.frontend import exact_answers
 from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError, RequestPolicy
 from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
@@ -288,7 +288,7 @@ def test_an_error_of_ours_does_not_end_streaming_input(
     )
     queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
     processor.add_request(request, None, None, 0, queue)
-    monkeypatch.setattr(front_end, "refusal", None)
+    monkeypatch.setattr(exact_answers, "refusal", None)
     assert not client.front_end.answer(request, None, queue, POLICY)
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
     assert processor.has_request("r")

@@ -16,7 +16,8 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 
-from reprise.engine_ext.compat import http_front_door
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
@@ -25,6 +26,7 @@ from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.health import health_report
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
+from reprise.engine_ext.request import server_middleware
 from reprise.engine_ext.request.request_policy import (
     RequestPolicy,
     fully_isolated,
@@ -90,8 +92,9 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         # Whoever runs a batch has given all of its requests.
         self.is_sole_tenant = usage is UsageContext.OPENAI_BATCH_RUNNER
         # Also where the rest of the front end is off: tenants have drafts of their own even then.
-        has_front_door = http_front_door.install()
-        if not has_front_door and usage is UsageContext.OPENAI_API_SERVER:
+        registry.apply(Feature.HTTP, server_middleware, role=Role.API_SERVER)
+        has_middleware = registry.num_patched(Feature.HTTP) > 0
+        if not has_middleware and usage is UsageContext.OPENAI_API_SERVER:
             self._warn_of_private_requests()
 
     def _warn_of_private_requests(self) -> None:

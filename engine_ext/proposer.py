@@ -3,33 +3,34 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reprise.engine_ext.compat import runner_hooks, undrafted_settings
+from vllm.logger import init_logger
+
+from reprise.engine_ext.compat import model_runner
 from reprise.engine_ext.compat.guarded import step_errors
-from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.compat.hooks import DrafterHooks
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.config import RepriseConfig, draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.request_hints import RequestHints
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
-from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
+from reprise.engine_ext.worker import undrafted_settings, worker_installs
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.worker.kernel_warm_up import make_kernels
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
-from reprise.engine_ext.worker.row_tracker import (
-    ContentRowTracker,
-    IdRowTracker,
-    IntArray,
-    TrackedRow,
-    num_known,
-)
-from reprise.engine_ext.worker.step_clock import Pace, StepClock
+from reprise.engine_ext.worker.row_tracker import IntArray, RowTracker, TrackedRow
+from reprise.engine_ext.worker.step_clock import StepClock, StepContext
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.api.stats import RequestStats
-from reprise.spec.lengths.draft_length import Turn
 from reprise.spec.provider import DraftProvider
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+logger = init_logger(__name__)
 
-class CacheHitProposer(runner_hooks.RunnerAware):
+
+class CacheHitProposer(DrafterHooks):
     """Drafts from the answers of similar prompts, from earlier answers and from the context.
 
     vLLM builds one per worker and calls `propose` after every step. Nothing in here raises into
@@ -61,9 +64,11 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if (refused := unsupported_start()) is not None:
             raise ValueError(refused)
         config = engine_config(vllm_config)
-        self._num_speculative_tokens = config.drafts.num_speculative_tokens
+        drafts = draft_config(config, vllm_config)
+        self._num_speculative_tokens = drafts.num_speculative_tokens
         self._max_model_len: int = vllm_config.model_config.max_model_len
         self._namespace = config.namespace
+        self._optimizes_cpu = config.engine.cpu_optimizations
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = ErrorCounter()
@@ -77,15 +82,12 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             vllm_config.parallel_config.rank % (vllm_config.parallel_config.tensor_parallel_size)
             == 0
         )
-        self._ids = IdRowTracker() if runner_hooks.install(self, vllm_config) else None
-        self._rows = self._ids or ContentRowTracker()
-        # Without ids there are no namespaces: what one request is answered must then never reach
-        # another, unless the operator has declared a single tenant.
-        shares_answers = self._ids is not None or self._namespace is not None
-        # Not among those whose failure is survived: requests have been let in that rely on it.
-        undrafted_settings.install_in_worker()
+        self._rows = RowTracker()
+        _apply_in_worker(config)
+        model_runner.register_drafter(self, vllm_config)
         worker_installs.install(config, self._errors)
-        self._provider = DraftProvider(config.drafts)
+        logger.info("Reprise: %s.", registry.summary())
+        self._provider = DraftProvider(drafts)
         self._near: NearDrafts | None = None
         self._learner: AnswerLearner | None = None
         self._weights: WeightsKeeper | None = None
@@ -93,17 +95,17 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             self._provider.warm_up()
             if (path := weights_path(config, self._tokenizer_key)) is not None:
                 self._weights = WeightsKeeper(self._provider, path, errors=self._errors)
-            if shares_answers:
-                overlap = TokenOverlap()
-                overlap.warm_up()
-                retriever = worker_retriever(vllm_config, config.retrieval)
-                most = config.drafts.max_near_answers
-                self._near = NearDrafts(
-                    self._provider, retriever, overlap, most=most, errors=self._errors
-                )
-                self._learner = AnswerLearner(
-                    self._provider, retriever, overlap, errors=self._errors
-                )
+            overlap = TokenOverlap()
+            overlap.warm_up()
+            retriever = worker_retriever(vllm_config, config.retrieval)
+            self._near = NearDrafts(
+                self._provider,
+                retriever,
+                overlap,
+                max_near=config.drafts.max_near_answers,
+                errors=self._errors,
+            )
+            self._learner = AnswerLearner(self._provider, retriever, overlap, errors=self._errors)
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM calls this of every drafter; there is no model to load."""
@@ -115,7 +117,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         token_ids_cpu: IntArray,
         slot_mappings: Any = None,  # noqa: ARG002 - vLLM passes it by name
     ) -> list[list[int]]:
-        """Drafts for the next step.
+        """Draft for the next step.
 
         Args:
             sampled_token_ids: [num_reqs] lists of this step's tokens; empty: still prefilling.
@@ -133,17 +135,17 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         if self._near is not None:
             self._near.attach_arrived()
         try:
-            if self._ids is not None and self._ids.is_settled:
+            if self._rows.is_settled:
                 # No request is new. Where no draft can pay, nothing has to be done for this step:
                 # what it emitted is seen by the next one that looks.
-                if self._provider.rest(
-                    self._ids.num_requests,
+                if self._provider.skip_drafting(
+                    self._rows.num_requests,
                     step_time_s=step_time_s,
                     num_drafted_tokens=self._clock.num_drafted_tokens,
-                    turn=self._clock.pace.turn,
+                    mode=self._clock.context.mode,
                 ):
                     return drafts
-                step_time_s = None  # it is taken in
+                step_time_s = None  # it is recorded
             rows = self._rows.update(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
             self._propose(rows, step_time_s, drafts)
         except Exception as error:
@@ -151,8 +153,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             drafts = [[] for _ in sampled_token_ids]
         finally:
             self._clock.note_drafted()
-            if self._ids is not None:
-                self._ids.forget_rows()
+            self._rows.forget_rows()
         return drafts
 
     def _propose(
@@ -182,9 +183,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             emitted.append(tokens)
 
         def limits() -> list[int]:
-            most, room = self._num_speculative_tokens, self._max_model_len - 1
+            longest, room = self._num_speculative_tokens, self._max_model_len - 1
             return [
-                live.draft_limit(row.num_tokens, min(most, room - row.num_tokens))
+                live.draft_limit(row.num_tokens, min(longest, room - row.num_tokens))
                 for row, live in zip(known, lives, strict=True)
             ]
 
@@ -194,20 +195,15 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             limits=limits,
             step_time_s=step_time_s if was_busy else None,
             num_drafted_tokens=self._clock.num_drafted_tokens,
-            turn=self._clock.pace.turn,
-            saved_s=self._clock.pace.saved_s,
+            mode=self._clock.context.mode,
+            saved_s=self._clock.context.saved_s,
         )
         for row, draft in zip(known, proposed, strict=True):
             drafts[row.row] = draft
-        if isinstance(self._rows, ContentRowTracker):
-            for ended in self._rows.take_ended():
-                ended_live = self._live.get(ended.request_id)
-                num_prompt_tokens = ended_live.num_prompt_tokens if ended_live is not None else 0
-                self._end(ended.request_id, ended.token_ids[num_prompt_tokens:])
 
     def _drop(self, request_id: str) -> None:
-        """No drafts for this request any more: something failed that the next ones need. What
-        vLLM does for it goes on, and so does what is drafted for others."""
+        """Stop drafting for a request: something failed that its next drafts need. What vLLM does
+        for it goes on, and so does what is drafted for others."""
         self._live.pop(request_id, None)
         if self._near is not None:
             self._near.forget(request_id)
@@ -233,15 +229,15 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         return live
 
     def _namespace_of(self, hints: RequestHints) -> str:
-        """The request's namespace; one of its own where nobody knows whose it is."""
+        """Return the request's namespace; one of its own where nobody knows whose it is."""
         if self._namespace is not None:
             return self._namespace
-        if self._ids is None or hints.namespace is None:
+        if hints.namespace is None:
             return private_namespace()
         return hints.namespace
 
     def _begin(self, request_id: str, live: LiveRequest) -> None:
-        """Know a request from now on; start retrieval unless the front end already has."""
+        """Record a request; start retrieval unless the front end already has."""
         self._live[request_id] = live
         namespace = self._namespace_of(live.hints)
         if self._near is not None and not is_private(namespace):
@@ -249,6 +245,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
 
     def before_serving(self, runner: "GPUModelRunner") -> None:
         """Have the kernels made that steps with drafts need."""
+        if not self._optimizes_cpu:
+            return
         try:
             self._kernels_up_to = make_kernels(runner)
             self._provider.note_ready(self._kernels_up_to)
@@ -265,7 +263,7 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                 self._begin(request.request_id, live)
 
     def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
-        """Take in which requests ended and which began, before the runner does."""
+        """Record which requests ended and which began, before the runner does."""
         if not self._is_drafting_rank:
             return
         for request_id in scheduler_output.finished_req_ids:
@@ -285,11 +283,9 @@ class CacheHitProposer(runner_hooks.RunnerAware):
                     live = LiveRequest(request.sampling_params, request.prompt_token_ids)
                     self._begin(request.req_id, live)
 
-    def can_run_ahead(self) -> bool:
-        """Whether late drafts can be made: only for requests that are known by id."""
-        if self._ids is None:
-            return False
-        self._clock.may_run_ahead()
+    def supports_async_launch(self) -> bool:
+        """Return that late drafts can be made."""
+        self._clock.set_async_launch()
         return True
 
     def propose_late(
@@ -299,33 +295,32 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         emitted: list[list[int]],
         num_tokens: IntArray,
         *,
-        is_ahead: bool,
-        was_ahead: bool,
+        is_in_flight: bool,
+        was_in_flight: bool,
         spare_s: float,
     ) -> list[list[int]]:
-        """Drafts after a step that was not waited for: see `RunnerAware`."""
+        """Draft after a step that was not waited for: see `DrafterHooks`."""
         self.before_propose(runner, scheduler_output)
-        turn = Turn.AHEAD if is_ahead else Turn.SETTLED
-        with self._clock.at(Pace(turn, is_late=True, was_ahead=was_ahead, saved_s=spare_s)):
+        mode = SchedulingMode.IN_FLIGHT if is_in_flight else SchedulingMode.DRAINED
+        context = StepContext(mode, is_late=True, was_in_flight=was_in_flight, saved_s=spare_s)
+        with self._clock.at(context):
             return self.propose(emitted, num_tokens, runner.input_batch.token_ids_cpu)
 
     def before_propose(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
-        """Learn which request is in which row."""
+        """Record which request is in which row."""
         with self._errors.recording("before_propose"):
             self._clock.note_step(scheduler_output)
-            if self._ids is not None:
-                batch = runner.input_batch
-                self._ids.name_rows(batch.req_ids, batch.num_prompt_tokens)
+            batch = runner.input_batch
+            self._rows.name_rows(batch.req_ids, batch.num_prompt_tokens)
 
     def _end(self, request_id: str, output_token_ids: Sequence[int] | IntArray) -> None:
         """Drop a request's state and hand its answer on to be learned. Whatever fails of it, the
         state is gone, and no other request is concerned."""
         live = self._live.pop(request_id, None)
-        if self._ids is not None:
-            if live is not None and live.num_prompt_tokens:
-                with self._errors.recording("observe end"):
-                    self._observe_end(request_id, live, output_token_ids, self._ids)
-            self._ids.forget(request_id)
+        if live is not None and live.num_prompt_tokens:
+            with self._errors.recording("observe end"):
+                self._observe_end(request_id, live, output_token_ids)
+        self._rows.forget(request_id)
         stats = None
         with self._errors.recording("end request"):
             stats = self._provider.finish(request_id)
@@ -342,11 +337,10 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         request_id: str,
         live: LiveRequest,
         output_token_ids: Sequence[int] | IntArray,
-        ids: IdRowTracker,
     ) -> None:
-        """Take in what a request emitted since it was last seen."""
+        """Observe what a request emitted since it was last seen."""
         num_tokens = live.num_prompt_tokens + len(output_token_ids)
-        unseen = ids.unseen(request_id, num_tokens)
+        unseen = self._rows.unseen(request_id, num_tokens)
         if unseen > 0:
             tokens = live.within_answer(list(output_token_ids[-unseen:]), num_tokens)
             self._provider.observe(request_id, tokens)
@@ -358,7 +352,8 @@ class CacheHitProposer(runner_hooks.RunnerAware):
         output_token_ids: Sequence[int] | IntArray,
         stats: RequestStats | None,
     ) -> None:
-        """Have a finished request's answer learned, and those credited that it was drafted from."""
+        """Have a finished request's answer learned, and a use counted of each answer that it was
+        drafted from."""
         if self._near is None or self._learner is None:
             return
         namespace = self._namespace_of(live.hints)
@@ -380,22 +375,46 @@ class CacheHitProposer(runner_hooks.RunnerAware):
             )
 
     def report(self) -> dict[str, Any]:
-        """Figures of this worker since it started."""
+        """Return figures of this worker since it started."""
         return {
             "provider": self._provider.stats(),
             **self._clock.report(),
             **(self._near.report() if self._near is not None else {}),
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
+            "verification": worker_installs.verification_report(),
+            "compat": {each.feature.value: each.reason or "applied" for each in registry.report()},
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 
     def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Counts of those of these requests that are over and asked for them; once."""
+        """Return, once, counts of those of these requests that are over and asked for them."""
         return self._draft_counts.take(request_ids)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until every finished request so far is learned, and saved. True when it is."""
+        """Wait until every finished request so far is learned, and saved; return whether it is."""
         if self._weights is not None:
             self._weights.save()
         return self._learner.flush(timeout_s) if self._learner is not None else True
+
+
+def _apply_in_worker(config: RepriseConfig) -> None:
+    """Apply what the proposer cannot do without in this process, and what depends on it.
+
+    Raises:
+        ValueError: this vLLM is not one whose requests and tenants can be told apart.
+    """
+    for feature, hooks in (
+        (Feature.REQUESTS, model_runner),
+        # Not among those whose failure is survived: requests have been let in that rely on it.
+        (Feature.UNDRAFTED_SETTINGS, undrafted_settings),
+        (Feature.STEP_EXCHANGE, step_exchange),
+        (Feature.ASYNC_SCHEDULING, resolve_drafts),
+    ):
+        registry.apply(feature, hooks, role=Role.WORKER)
+    for feature, role in ((Feature.REQUESTS, Role.WORKER), (Feature.TENANTS, Role.API_SERVER)):
+        problem = registry.problem(feature, role)
+        if problem is not None and (feature is Feature.REQUESTS or config.namespace is None):
+            raise ValueError(
+                f"Reprise cannot keep tenants apart with this vLLM ({feature.value}: {problem})"
+            )

@@ -94,20 +94,20 @@ def variants(embedder: Embedder, cost: float) -> dict[str, Callable[[], RepriseD
     """Name to a fresh drafter."""
 
     def of(kind: type[RepriseDrafter]) -> Callable[[], RepriseDrafter]:
-        return lambda: kind(embedder=embedder, cost=cost, seed=0, draft_length=MAX_DRAFT_TOKENS)
+        return lambda: kind(embedder=embedder, cost=cost, draft_length=MAX_DRAFT_TOKENS)
 
     return {
         "all": of(RepriseDrafter),
         "near answers by shared tokens": of(NearByTokens),
         "without near answers": of(WithoutNearAnswers),
         "without clauses": lambda: RepriseDrafter(
-            embedder=embedder, cost=cost, seed=0, draft_length=MAX_DRAFT_TOKENS, clauses=False
+            embedder=embedder, cost=cost, draft_length=MAX_DRAFT_TOKENS, clauses=False
         ),
         "without the corpus": of(WithoutCorpus),
         "without the context": of(WithoutContext),
         # At no cost drafts go on down to hopeless tokens, so only the bound ends them.
         f"without length control, {FIXED_LENGTH} tokens": lambda: RepriseDrafter(
-            embedder=embedder, cost=0.0, seed=0, draft_length=FIXED_LENGTH
+            embedder=embedder, cost=0.0, draft_length=FIXED_LENGTH
         ),
     }
 

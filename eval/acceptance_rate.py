@@ -177,7 +177,6 @@ def _run_replay(
     settings = ReplaySettings(
         cost=options.cost,
         threshold=options.threshold,
-        seed=options.seed,
         num_speculative_tokens=options.num_speculative_tokens,
     )
     config = {**_config(options, methods, traces), "tokenizer": tokenizer_name}

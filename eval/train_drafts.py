@@ -162,7 +162,7 @@ def main(
         print(f"{len(pairs)} pairs: {provider.stats()}", flush=True)
     squares = {
         name: np.minimum(getattr(weights, name), np.float32(MAX_SQUARE))
-        for name in ("attention_squares", "choice_squares")
+        for name in ("mixture_squares", "choice_squares")
     }
     rounded = [np.float32(np.float16(table)) for table in weights._replace(**squares)]
     save_weights(Weights(*rounded), output)

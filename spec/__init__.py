@@ -1,4 +1,4 @@
-"""From token sources to drafts: index, mixing, draft length, the request life cycle.
+"""Make drafts from token sources: index, mixture, draft length, the request life cycle.
 
 `DraftProvider` is imported when it is asked for: it draws in numba, and a worker that is forked
 from a process with llvmlite in it does not start (vLLM's scan for kernels trips over it).
@@ -6,7 +6,7 @@ from a process with llvmlite in it does not start (vLLM's scan for kernels trips
 
 from typing import TYPE_CHECKING, Any
 
-from reprise.spec.api.config import DraftConfig
+from reprise.spec.api.config import DraftConfig, DraftSettings
 from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.api.stats import ProviderStats, RequestStats, SourceStats
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DraftConfig",
     "DraftProvider",
+    "DraftSettings",
     "NearAnswer",
     "ProviderStats",
     "RequestStats",

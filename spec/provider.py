@@ -9,44 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.api.near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
-from reprise.spec.api.stats import SOURCES, ProviderStats, RequestStats
+from reprise.spec.api.scheduling_mode import SchedulingMode
+from reprise.spec.api.stats import ProviderStats, RequestStats
 from reprise.spec.batching.batch import BatchRunner, Tables
 from reprise.spec.batching.request import Request
+from reprise.spec.batching.request_table import RequestTable, stats_of
 from reprise.spec.corpus.corpora import Corpora
-from reprise.spec.lengths.draft_length import DraftLength, Turn, cut_drafts
-from reprise.spec.predictor.alignment import FIRST_HIT
+from reprise.spec.lengths.best_lengths import select_lengths
+from reprise.spec.lengths.draft_length import DraftLength
 from reprise.spec.predictor.features import weights_table
-from reprise.spec.predictor.trail import make_trail, trail_table
-from reprise.spec.predictor.weights import (
-    SECRET_BYTES,
-    load_weights,
-    salt_of,
-    save_weights,
-    start_weights,
-)
-from reprise.spec.runtime.layout import (
-    ACCEPTED_CONTEXT,
-    CORPUS_ROW,
-    DRAFTED,
-    DRAFTED_CONTEXT,
-    EMITTED,
-    PREDICTED,
-    REQUEST_FIELDS,
-    STEPS,
-)
+from reprise.spec.predictor.prediction_trace import trace_table
+from reprise.spec.predictor.weights import LearnedWeights, salt_of
+from reprise.spec.runtime.layout import CORPUS_ROW, DRAFTED, PREDICTED
 from reprise.spec.runtime.step_lock import StepLock
 
 logger = logging.getLogger(__name__)
 
-# Of live requests. Memory is taken for those that there are; only more than so many cost a copy of
-# all that is kept for them, at once and in a step.
-FIRST_SLOTS = 1024
-HOPELESS = 0.95
-_SECRET = os.urandom(SECRET_BYTES)  # of this process, where none was saved
+UNREACHABLE_PROB = 0.95  # where a token has to be likelier, none is worth looking for
 
 
 class DraftProvider:
@@ -54,7 +36,6 @@ class DraftProvider:
 
     Args:
         config: settings; the defaults if None.
-        seed: kept for callers that pass one: nothing here is random.
 
     Example:
         >>> provider = DraftProvider(DraftConfig(verify_cost=0.0))
@@ -63,26 +44,21 @@ class DraftProvider:
         >>> drafts = provider.step(["r1"], [[5, 6]])
     """
 
-    def __init__(self, config: DraftConfig | None = None, *, seed: int = 0) -> None:
-        del seed
+    def __init__(self, config: DraftConfig | None = None) -> None:
         self.config = config or DraftConfig()
         self._lock = StepLock()
         self._changes = threading.Lock()  # of the corpora, which never holds up a step
         self._live: dict[str, Request | RequestStats] = {}
         self._corpora = Corpora(max_bytes=self.config.max_corpus_bytes, lock=self._lock.giving_way)
         self._positions = self.config.num_speculative_tokens + 2
-        self._requests = np.zeros((FIRST_SLOTS, REQUEST_FIELDS), np.int64)
-        self._trail = make_trail(FIRST_SLOTS, self._positions)
-        self._free = list(range(FIRST_SLOTS - 1, -1, -1))
-        self._weights = start_weights()
-        self._secret = _SECRET
-        self._tables = self._make_tables()
+        self._table = RequestTable(self._positions)
+        self._learned = LearnedWeights()
+        self._tables: Tables | None = None
         self._runner = BatchRunner(min(self.config.num_threads, len(os.sched_getaffinity(0))))
         self._length = DraftLength(self.config)
         self._total = RequestStats()
-        self._num_requests = 0
-        self._errors = 0
-        self._least: float | None = None
+        self._num_requests = self._errors = 0
+        self._min_prob: float | None = None
         self._searched = False
 
     def warm_up(self) -> None:
@@ -113,21 +89,20 @@ class DraftProvider:
     ) -> None:
         """Begin a request. A live one of the same id is replaced. `max_draft` 0: no drafts."""
         prompt = as_token_ids(prompt_token_ids, "prompt_token_ids")
-        most = self.config.num_speculative_tokens
-        cap = most if max_draft is None else max(0, min(max_draft, most))
+        limit = self.config.num_speculative_tokens
+        cap = limit if max_draft is None else max(0, min(max_draft, limit))
         with self._lock:
             self.finish(request_id)
             self._num_requests += 1
             if cap == 0:
                 self._live[request_id] = RequestStats()
                 return
-            if not self._free:
-                self._add_slots()
-            slot = self._free.pop()
-            row = self._requests[slot]
-            room = self._positions + 2
-            salt = salt_of(namespace, self._secret)
-            request = Request(slot, row, prompt, namespace=namespace, salt=salt, cap=cap, room=room)
+            req_idx = self._table.take()
+            row = self._table.rows[req_idx]
+            salt, room = salt_of(namespace, self._learned.secret), self._positions + 2
+            request = Request(
+                req_idx, row, prompt, namespace=namespace, salt=salt, cap=cap, room=room
+            )
             row[CORPUS_ROW] = self._corpora.enter(namespace)
             self._length.resume()
             self._live[request_id] = request
@@ -138,15 +113,14 @@ class DraftProvider:
             request = self._live.get(request_id)
             if not isinstance(request, Request):
                 return
-            slot = request.slot
-            self._trail.nears[slot] = -1
+            req_idx = request.req_idx
+            self._table.trace.nears[req_idx] = -1
             request.attach(
-                self._requests[slot],
+                self._table.rows[req_idx],
                 near_answers,
-                self._trail.pointers[slot, 0],
-                self._trail.hits[slot, 0],
-                most=self.config.max_near_answers,
-                first_hit=FIRST_HIT,
+                self._table.trace.pointers[req_idx, 0],
+                self._table.trace.hits[req_idx, 0],
+                max_near=self.config.max_near_answers,
             )
             self._length.resume()
 
@@ -158,7 +132,7 @@ class DraftProvider:
         limits: Callable[[], Sequence[int]] | None = None,
         step_time_s: float | None = None,
         num_drafted_tokens: int = 0,
-        turn: Turn = Turn.WAITED,
+        mode: SchedulingMode = SchedulingMode.SYNC,
         saved_s: float = 0.0,
     ) -> list[list[int]]:
         """Observe each request's new tokens, then draft for the whole batch. Never raises.
@@ -166,14 +140,14 @@ class DraftProvider:
         Args:
             request_ids: B ids; unknown ones get no draft.
             emitted: B sequences of the tokens emitted since the last call, possibly empty: of one
-                step, and of those after it that `rest` took.
-            limits: most tokens [B] that each may draft now, asked for only where drafts may pay;
+                step, and of those for which `skip_drafting` returned True.
+            limits: max tokens [B] that each may draft now, asked for only where drafts may pay;
                 None: as configured.
             step_time_s: what the engine step that emitted these took, in seconds, without what
                 the drafter took, if it did nothing but decode for these requests; None: the step
                 teaches nothing of costs.
             num_drafted_tokens: tokens that it verified.
-            turn: where the engine is. `AHEAD`: nothing of what is returned may be verified, and
+            mode: where the engine is. `IN_FLIGHT`: nothing of what is returned may be verified, and
                 nothing is returned where it does not pay to wait for the next step.
             saved_s: how much of the time that drafting takes is no loss, in seconds, because the
                 device is at work meanwhile.
@@ -185,7 +159,7 @@ class DraftProvider:
                 known = self._observe(request_ids, emitted)
                 drafts: list[list[int]] = [[] for _ in request_ids]
                 if known:
-                    self._propose(known, limits, drafts, turn, saved_s)
+                    self._propose(known, limits, drafts, mode, saved_s)
                     if self._searched:
                         self._length.observe_search(time.perf_counter() - began_s)
                 return drafts
@@ -193,36 +167,39 @@ class DraftProvider:
                 self._note_error()
                 return [[] for _ in request_ids]
             finally:
-                self._least = None
+                self._min_prob = None
 
-    def rest(
+    def skip_drafting(
         self,
         num_requests: int,
         *,
         step_time_s: float | None = None,
         num_drafted_tokens: int = 0,
-        turn: Turn = Turn.WAITED,
+        mode: SchedulingMode = SchedulingMode.SYNC,
     ) -> bool:
-        """Whether no draft can pay after this step of so many requests, all of them started.
+        """Decide whether to do without drafts after this step; all its requests are started.
 
-        If so, the step is over: what it emitted may wait for the next call of `step`. If not,
-        `step` is to be called, without times, which are taken in here. Never raises.
+        True: no draft can pay. The step is over, and what it emitted may wait for the next call of
+        `step`. False: `step` is to be called, without times, which are recorded here. Never raises.
+
+        Args:
+            num_requests: of the step's batch; the others as for `step`.
         """
         with self._lock:
             try:
                 self._observe_cost(num_requests, step_time_s, num_drafted_tokens)
-                self._least = self._length.least_chance(num_requests, turn)
-                if self._least < HOPELESS:
+                self._min_prob = self._length.min_prob(num_requests, mode)
+                if self._min_prob < UNREACHABLE_PROB:
                     return False
                 self._length.observe_step(num_requests, num_drafted_tokens)
-                self._least = None
+                self._min_prob = None
                 return True
             except Exception:
                 self._note_error()
                 return False
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Take in newly emitted tokens of one request; an unknown id is ignored."""
+        """Record newly emitted tokens of one request; an unknown id is ignored."""
         with self._lock:
             try:
                 self._observe([request_id], [token_ids])
@@ -250,8 +227,7 @@ class DraftProvider:
                 return None
             if isinstance(request, Request):
                 stats = self._read_stats(request)
-                self._requests[request.slot] = 0
-                self._free.append(request.slot)
+                self._table.free(request.req_idx)
                 self._corpora.leave(request.namespace)
             else:
                 stats = request
@@ -276,17 +252,16 @@ class DraftProvider:
         total = RequestStats()
         with self._lock.giving_way:
             total.add(self._total)
-            slots = []
+            req_indices = []
             for request in self._live.values():
                 if isinstance(request, Request):
-                    slots.append(request.slot)
+                    req_indices.append(request.req_idx)
                 else:
                     total.add(request)
-            rows = self._requests[slots]
-            num_requests, errors = self._num_requests, self._errors
-            held = self._corpora.total
-        if slots:
-            total.add(_stats_of(rows.sum(axis=0)))
+            rows = self._table.rows[req_indices]
+            num_requests, errors, held = self._num_requests, self._errors, self._corpora.total
+        if req_indices:
+            total.add(stats_of(rows.sum(axis=0)))
         return ProviderStats(
             requests=num_requests,
             steps=total.steps,
@@ -301,8 +276,8 @@ class DraftProvider:
         )
 
     def note_ready(self, num_tokens: int) -> None:
-        """Take in that steps of up to so many tokens in all, drafted or not, pay for nothing that
-        is made once, such as kernels for their number."""
+        """Record that steps of up to so many tokens in all, drafted or not, pay for nothing that is
+        made once, such as kernels for their number."""
         with self._lock:
             self._length.costs.note_ready(num_tokens)
 
@@ -312,12 +287,7 @@ class DraftProvider:
         Raises:
             OSError: the file cannot be written.
         """
-        weights = type(self._weights)(*(table.copy() for table in self._weights))
-        with self._lock.giving_way:  # again, into memory that is there: all of the same moment
-            for table, copied in zip(self._weights, weights, strict=True):
-                copied[:] = table
-            secret = self._secret
-        save_weights(weights, path, secret=secret)
+        self._learned.save(path, lock=self._lock.giving_way)
 
     def load(self, path: str | Path) -> None:
         """Go on from the weights that `save` wrote, before the first request.
@@ -327,7 +297,7 @@ class DraftProvider:
             OSError: the file cannot be read.
         """
         with self._lock:
-            self._secret = load_weights(self._weights, path) or self._secret
+            self._learned.load(path)
 
     def _observe_cost(
         self, num_requests: int, step_time_s: float | None, num_drafted_tokens: int
@@ -338,7 +308,7 @@ class DraftProvider:
     def _observe(
         self, request_ids: Sequence[str], emitted: Sequence[Sequence[int]]
     ) -> dict[int, Request]:
-        """Observe for all known requests; return those that may be drafted for, by place."""
+        """Observe for all known requests; return those that may be drafted for, by batch index."""
         known: dict[int, Request] = {}
         flat: list[int] = []
         ends: list[int] = []
@@ -347,7 +317,7 @@ class DraftProvider:
             request = self._live.get(request_id)
             tokens = emitted[i]
             if isinstance(request, Request):
-                request.make_room(self._requests, len(tokens))
+                request.make_room(self._table.rows, len(tokens))
                 if len(tokens):
                     stepped += request.has_emitted or request.num_drafted > 0
                     drafted += request.num_drafted
@@ -361,7 +331,7 @@ class DraftProvider:
         if flat:
             self._length.observe_step(stepped, drafted)
             self._runner.observe(
-                [request.slot for request in known.values()],
+                [request.req_idx for request in known.values()],
                 flat,
                 ends,
                 self._current_tables(),
@@ -374,78 +344,56 @@ class DraftProvider:
         known: Mapping[int, Request],
         limits: Callable[[], Sequence[int]] | None,
         drafts: list[list[int]],
-        turn: Turn = Turn.WAITED,
+        mode: SchedulingMode = SchedulingMode.SYNC,
         saved_s: float = 0.0,
     ) -> None:
-        slots = [request.slot for request in known.values()]
-        least = self._least
-        if least is None:
-            least = self._length.least_chance(len(known), turn)
-        self._searched = least < HOPELESS
+        req_indices, min_prob = [request.req_idx for request in known.values()], self._min_prob
+        if min_prob is None:
+            min_prob = self._length.min_prob(len(known), mode)
+        self._searched = min_prob < UNREACHABLE_PROB
         for request in known.values():
             request.num_drafted = 0
         if not self._searched:  # nothing can pay: do not even predict
-            self._requests[slots, PREDICTED] = 0
-            self._requests[slots, DRAFTED] = 0
+            self._table.rows[req_indices, PREDICTED] = 0
+            self._table.rows[req_indices, DRAFTED] = 0
             return
         caps = [request.cap for request in known.values()]
         if limits is not None:
             now = limits()
-            caps = [min(now[place], cap) for place, cap in zip(known, caps, strict=True)]
+            caps = [min(now[index], cap) for index, cap in zip(known, caps, strict=True)]
         tables = self._current_tables()
-        self._runner.draft(slots, caps, least, tables)
+        self._runner.draft(req_indices, caps, min_prob, tables)
         if any(caps):
-            kept, tokens, gain = cut_drafts(
-                np.array(slots, np.int64),
-                self._requests,
-                tables.trail,
-                *self._length.terms(len(slots), turn),
+            kept, tokens, gain = select_lengths(
+                np.array(req_indices, np.int64),
+                self._table.rows,
+                tables.trace,
+                *self._length.length_costs(len(req_indices), mode),
             )
-            pays = self._length.note_gain(gain, turn, saved_s)
-            if turn is Turn.AHEAD:  # none of them is verified
-                self._requests[slots, DRAFTED] = 0
-            for (place, request), draft, length in zip(
+            pays = self._length.observe_gain(gain, mode, saved_s)
+            if mode is SchedulingMode.IN_FLIGHT:  # none of them is verified
+                self._table.rows[req_indices, DRAFTED] = 0
+            for (index, request), draft, length in zip(
                 known.items(), tokens.tolist(), kept.tolist(), strict=True
             ):
-                request.num_drafted = 0 if turn is Turn.AHEAD else length
-                drafts[place] = draft[:length] if pays else []
+                request.num_drafted = 0 if mode is SchedulingMode.IN_FLIGHT else length
+                drafts[index] = draft[:length] if pays else []
 
     def _current_tables(self) -> Tables:
         """The tables as they are: those of requests and corpora grow."""
         tables = self._tables
-        if tables.requests is not self._requests or tables.corpora is not self._corpora.table:
-            self._tables = tables = self._make_tables()
+        rows, corpora = self._table.rows, self._corpora.table
+        if tables is None or tables.requests is not rows or tables.corpora is not corpora:
+            trace, weights = trace_table(self._table.trace), weights_table(self._learned.tables)
+            self._tables = tables = Tables(rows, corpora, trace, weights)
         return tables
-
-    def _make_tables(self) -> Tables:
-        weights = weights_table(self._weights)
-        return Tables(self._requests, self._corpora.table, trail_table(self._trail), weights)
 
     def _note_error(self) -> None:
         if not self._errors:
             logger.exception("drafting failed; no draft for this step (logged once)")
         self._errors += 1
 
-    def _add_slots(self) -> None:
-        old, size = self._trail, len(self._requests)
-        self._trail = make_trail(2 * size, self._positions)
-        for before, after in zip(old, self._trail, strict=True):
-            after[:size] = before
-        self._requests = np.concatenate((self._requests, np.zeros_like(self._requests)))
-        self._free.extend(range(size, 2 * size))
-
     def _read_stats(self, request: Request) -> RequestStats:
-        stats = _stats_of(self._requests[request.slot])
+        stats = stats_of(self._table.rows[request.req_idx])
         stats.accepted_by_answer = request.accepted_by_answer()
         return stats
-
-
-def _stats_of(row: npt.NDArray[np.int64]) -> RequestStats:
-    """The counters of a row of the request table."""
-    stats = RequestStats(steps=int(row[STEPS]), emitted=int(row[EMITTED]))
-    for i, source in enumerate(SOURCES):
-        stats.by_source[source].drafted = int(row[DRAFTED_CONTEXT + i])
-        stats.by_source[source].accepted = int(row[ACCEPTED_CONTEXT + i])
-    stats.drafted = sum(count.drafted for count in stats.by_source.values())
-    stats.accepted = sum(count.accepted for count in stats.by_source.values())
-    return stats

@@ -50,7 +50,7 @@ def doctor() -> None:
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter."""
+    """Check the interpreter."""
     version = platform.python_version()
     if (3, 11) <= sys.version_info[:2] < (3, 13):
         yield Finding("Python", None, version)
@@ -59,7 +59,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_settings() -> Iterator[Finding]:
-    """Environment variables and settings file."""
+    """Check environment variables and settings file."""
     from reprise.engine_ext.core.config import load_config
 
     try:
@@ -71,17 +71,18 @@ def check_settings() -> Iterator[Finding]:
 
 
 def check_vllm() -> Iterator[Finding]:
-    """vLLM's version, and that it imports."""
+    """Check vLLM's version, and that it imports."""
     try:
         vllm = importlib.import_module("vllm")
     except ImportError as error:
         yield Finding("vLLM", f"{error}", "pip install 'reprise[gpu]', or 'reprise[cpu]'.")
         return
-    version = vllm.__version__
-    if not version.startswith("0.32."):
-        yield Finding("vLLM", f"this is {version}", "pip install 'vllm==0.32.*'.")
+    from reprise.engine_ext.compat.registry import registry
+
+    if (unknown := registry.unknown_version()) is not None:
+        yield Finding("vLLM", unknown, "pip install 'vllm==0.32.*'.")
     else:
-        yield Finding("vLLM", None, version)
+        yield Finding("vLLM", None, vllm.__version__)
     try:
         importlib.import_module("transformers.modeling_utils")
     except Exception as error:
@@ -93,7 +94,7 @@ def check_vllm() -> Iterator[Finding]:
 
 
 def check_plugins() -> Iterator[Finding]:
-    """That vLLM will find and load us."""
+    """Check that vLLM will find and load us."""
     for group, name in (
         ("vllm.general_plugins", "general plugin"),
         ("vllm.endpoint_plugins", "admin routes"),
@@ -122,23 +123,28 @@ def check_plugins() -> Iterator[Finding]:
         )
 
 
-def check_front_end() -> Iterator[Finding]:
-    """That vLLM's engine client is as we expect it."""
-    from reprise.engine_ext.compat.vllm_expectations import unexpected_in_vllm
+def check_compat() -> Iterator[Finding]:
+    """Check that vLLM's classes are as we expect them, feature by feature."""
+    from reprise.engine_ext.compat.registry import registry
 
-    problem = unexpected_in_vllm()
-    if problem is not None:
-        yield Finding("front end", problem, "No exact hits; drafts work.", is_fatal=False)
-    elif os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+    if registry.unknown_version() is not None:
+        return  # said once
+    for status in registry.report(check=True):
+        name = status.feature.value
+        if status.reason is None:
+            yield Finding(name, None, "applied" if status.is_applied else "can be applied")
+        elif status.feature.isolates:
+            yield Finding(name, status.reason, "Install a vLLM that is as expected.")
+        else:
+            yield Finding(name, status.reason, "Off; all else works.", is_fatal=False)
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         yield Finding(
             "front end", "VLLM_USE_RUST_FRONTEND is set", "Unset it: we need the Python one."
         )
-    else:
-        yield Finding("front end", None, "AsyncLLM is as expected")
 
 
 def check_search() -> Iterator[Finding]:
-    """FAISS and the embedding model."""
+    """Check FAISS and the embedding model."""
     from reprise.engine_ext.core.config import load_config
 
     try:
@@ -164,7 +170,7 @@ def check_search() -> Iterator[Finding]:
 
 
 def check_shared_memory() -> Iterator[Finding]:
-    """Room for near answers and for vLLM's own rings."""
+    """Check the room for near answers and for vLLM's own rings."""
     try:
         block = shared_memory.SharedMemory(create=True, size=1 << 20)
     except OSError as error:
@@ -187,7 +193,7 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def check_socket() -> Iterator[Finding]:
-    """The folder where the retrieval process and its clients meet, and that they can."""
+    """Check the folder where the retrieval process and its clients meet, and that they can."""
     import socket
 
     from reprise.retrieval.host.owned_folder import make_folder
@@ -220,7 +226,7 @@ def check_socket() -> Iterator[Finding]:
 
 
 def check_store() -> Iterator[Finding]:
-    """The SQLite file that the settings name, if they name one."""
+    """Check the SQLite file that the settings name, if they name one."""
     from reprise.engine_ext.core.config import load_config
     from reprise.retrieval.api.tier_url import sqlite_path
     from reprise.retrieval.service.open_tier import open_tier
@@ -245,7 +251,7 @@ def check_store() -> Iterator[Finding]:
 
 
 def check_redis() -> Iterator[Finding]:
-    """The Redis that the settings name, if they name one."""
+    """Check the Redis that the settings name, if they name one."""
     from reprise.engine_ext.core.config import load_config
     from reprise.retrieval.api.redis_url import SCHEMES
     from reprise.retrieval.api.tier_url import redact
@@ -277,7 +283,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_settings,
     check_vllm,
     check_plugins,
-    check_front_end,
+    check_compat,
     check_search,
     check_shared_memory,
     check_socket,
@@ -287,7 +293,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """A check's findings; a check that fails is one itself."""
+    """Return a check's findings; a check that fails is one itself."""
     name = check.__name__.removeprefix("check_").replace("_", " ")
     try:
         with _quiet_logs():
@@ -298,7 +304,7 @@ def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 @contextmanager
 def _quiet_logs() -> Iterator[Any]:
-    """Findings are the output: warnings of what is imported on the way are not."""
+    """Silence warnings of what is imported on the way: the findings are the output."""
     import logging
 
     before = logging.root.manager.disable

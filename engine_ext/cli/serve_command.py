@@ -9,11 +9,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-PROPOSER_PATH = "reprise.engine_ext.proposer.CacheHitProposer"
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+
 OUR_PLUGIN = "reprise"
 DEFAULT_SPECULATIVE_TOKENS = 16
 
-# vLLM's groups of plugins that it loads unless told otherwise. Its endpoint plugins are not among
+# vLLM's groups of plugins that it loads by default. Its endpoint plugins are not among
 # them: naming others' there would open routes that nobody asked for.
 _LOADED_BY_DEFAULT = (
     "vllm.general_plugins",
@@ -27,7 +28,7 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's name or folder, as for vllm serve.")],
     num_speculative_tokens: Annotated[
-        int, typer.Option(min=1, max=64, help="Most tokens in a draft.")
+        int, typer.Option(min=1, max=64, help="Maximum number of tokens in a draft.")
     ] = DEFAULT_SPECULATIVE_TOKENS,
 ) -> NoReturn:
     """Serve MODEL with vLLM, drafting from cached answers. Further options are vLLM's own.
@@ -40,7 +41,7 @@ def serve(
 
 
 def server_command(model: str, options: Sequence[str], *, num_speculative_tokens: int) -> list[str]:
-    """The command line of vLLM's server.
+    """Return the command line of vLLM's server.
 
     Raises:
         ValueError: `options` bring a speculative config of their own.
@@ -63,7 +64,7 @@ def server_command(model: str, options: Sequence[str], *, num_speculative_tokens
 
 
 def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The server's environment: as given, with our admin routes let in.
+    """Return the server's environment: as given, with our admin routes let in.
 
     vLLM adds a plugin's routes only if `VLLM_PLUGINS` names it, and a `VLLM_PLUGINS` that names
     something shuts out everything else: so all are named that would be loaded without it.

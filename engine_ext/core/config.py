@@ -19,7 +19,7 @@ from reprise.kernels.config import VerifyConfig
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.namespace import check_namespace
 from reprise.retrieval.api.tier_url import redact
-from reprise.spec.api.config import DraftConfig
+from reprise.spec.api.config import DraftConfig, DraftSettings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,12 +30,24 @@ CONFIG_FILE_VARIABLE = "REPRISE_CONFIG"
 _RESERVED_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"})
 
 
+class EngineConfig(BaseModel):
+    """vLLM's engine core and workers, as far as drafts are not concerned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    cpu_optimizations: bool = True
+    """On the CPU, speed up vLLM's engine itself, with or without drafts: asynchronous scheduling,
+    one exchange between engine core and worker per step, sleeping between polls instead of a busy
+    loop, the engine core off the worker's cores, and matrix kernels made before the first request.
+    Without effect on a GPU."""
+
+
 class RepriseConfig(BaseModel):
     """All settings of one engine.
 
     Example:
-        >>> load_config({"drafts": {"num_speculative_tokens": 8}}).drafts.num_speculative_tokens
-        8
+        >>> load_config({"drafts": {"verify_cost": 0.02}}).drafts.verify_cost
+        0.02
     """
 
     model_config = ConfigDict(
@@ -53,7 +65,7 @@ class RepriseConfig(BaseModel):
     where there is AMX: SmolLM2-135M, 8 requests at once, gave 87 and 89 tokens/s without tiles, 118
     and 104 with them."""
 
-    drafts: DraftConfig = DraftConfig()
+    drafts: DraftSettings = DraftSettings()
     """Draft construction and draft length."""
 
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -64,6 +76,9 @@ class RepriseConfig(BaseModel):
 
     serving: ServingConfig = ServingConfig()
     """Exact hits, control per request, metrics."""
+
+    engine: EngineConfig = EngineConfig()
+    """What is changed in vLLM's engine itself."""
 
 
 class _Environment(BaseSettings):
@@ -82,10 +97,11 @@ class _Environment(BaseSettings):
     retrieval: dict[str, Any] = {}
     verification: dict[str, Any] = {}
     serving: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
 
 
 def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
-    """The configuration of this process.
+    """Load the configuration of this process.
 
     Args:
         additional: the value of `--additional-config`'s key `reprise`, highest in precedence.
@@ -103,7 +119,7 @@ def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
 
 
 def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
-    """The configuration of an engine; its speculative config bounds the drafts.
+    """Load the configuration of an engine.
 
     Raises:
         ValueError: as `load_config`.
@@ -116,9 +132,23 @@ def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
             "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
             "which vLLM writes into its log"
         )
-    speculative = vllm_config.speculative_config
-    bound = {"drafts": {"num_speculative_tokens": speculative.num_speculative_tokens}}
-    return load_config(_merge(ours or {}, bound))
+    config = load_config(ours)
+    draft_config(config, vllm_config)
+    return config
+
+
+def draft_config(config: RepriseConfig, vllm_config: "VllmConfig") -> DraftConfig:
+    """Resolve how an engine drafts: by our settings, as long as its speculative config says.
+
+    Raises:
+        ValueError: it asks for longer drafts than there are.
+    """
+    num_speculative_tokens = vllm_config.speculative_config.num_speculative_tokens
+    settings = {**config.drafts.model_dump(), "num_speculative_tokens": num_speculative_tokens}
+    try:
+        return DraftConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"--speculative-config: {_first_problem(error)}") from None
 
 
 def _has_admin_token(given: Any) -> bool:
@@ -185,7 +215,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as an error may show it: without the password that a URL may hold."""
+    """Render a value as an error may show it: without the password that a URL may hold."""
     if isinstance(value, Mapping | list):
         return type(value).__name__
     return repr(redact(value) if isinstance(value, str) and "://" in value else value)

@@ -4,20 +4,22 @@ from typing import TYPE_CHECKING
 
 from vllm import envs
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-PROPOSER_PATH = "reprise.engine_ext.proposer.CacheHitProposer"
+__all__ = ["PROPOSER_PATH", "unsupported_start", "uses_our_proposer"]
 
 
 def uses_our_proposer(vllm_config: "VllmConfig") -> bool:
-    """Whether this engine's speculative config names `CacheHitProposer`."""
+    """Return whether this engine's speculative config names `CacheHitProposer`."""
     speculative = vllm_config.speculative_config
     return speculative is not None and speculative.model == PROPOSER_PATH
 
 
 def unsupported_start() -> str | None:
-    """Why our proposer must not run as vLLM was started here; None if it may.
+    """Return why our proposer must not run as vLLM was started here; None if it may.
 
     The Rust front end would carry no namespaces to the workers: one tenant's answers would draft
     for another.

@@ -19,7 +19,7 @@ class LatencyHistogram:
         self._total_us += latency_us
 
     def quantile(self, q: float) -> float:
-        """The bucket bound, in microseconds, below which a share `q` of all latencies lies."""
+        """Return the bucket bound, in microseconds, below which a share `q` lies."""
         remaining = q * sum(self._counts)
         for bound, count in zip(BOUNDS_US, self._counts, strict=False):
             remaining -= count

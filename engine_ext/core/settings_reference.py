@@ -22,7 +22,7 @@ is the same as `[retrieval]` with `url = "redis://localhost:6379/0"` in a TOML f
 
 
 def settings_page() -> str:
-    """The page as Markdown."""
+    """Render the page as Markdown."""
     sections = {
         name: field.default
         for name, field in RepriseConfig.model_fields.items()

@@ -13,13 +13,15 @@ same server sends without speculation.
 """
 
 from collections import deque
-from functools import wraps
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import OutputProcessorOutput, RequestOutputCollector
 
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.request.http_context import current_http_context
 
@@ -50,20 +52,18 @@ def watch_parsers() -> None:
     vLLM's own server, Ray Serve and programs with a server app of their own all get them from
     `ParserManager.get_parser`, after the engine client is there.
     """
-    from vllm.parser import ParserManager
+    registry.apply(Feature.ONE_TOKEN_OUTPUTS, _ParserHooks, role=Role.API_SERVER)
 
-    original = ParserManager.get_parser.__func__
-    if getattr(original, "_reprise_watches", False):
-        return
 
-    @wraps(original)
-    def get_parser(cls: type, *args: Any, **kwargs: Any) -> Any:
+class _ParserHooks:
+    """The hook of `Feature.ONE_TOKEN_OUTPUTS` in this process."""
+
+    @staticmethod
+    def get_parser(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
+        """Get a parser as vLLM does, and record that there is one."""
         parser = original(cls, *args, **kwargs)
         _parsers_built.any = _parsers_built.any or parser is not None
         return parser
-
-    get_parser._reprise_watches = True  # type: ignore[attr-defined]
-    ParserManager.get_parser = classmethod(get_parser)
 
 
 def parser_may_read(request: "EngineCoreRequest") -> bool:
@@ -141,10 +141,9 @@ class OneTokenOutputs:
         """Take the place of `add_request` and `process_outputs` on this one processor."""
         self._processor = processor
         self._errors = errors
-        self._add_request = processor.add_request
-        self._process_outputs = processor.process_outputs
-        processor.add_request = self.add_request
-        processor.process_outputs = self.process_outputs
+        own = registry.apply_to(processor, Feature.ONE_TOKEN_OUTPUTS, self)
+        self._add_request = own["add_request"]
+        self._process_outputs = own["process_outputs"]
 
     def add_request(
         self,

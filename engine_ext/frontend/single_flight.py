@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
+from reprise.engine_ext.compat.patches import Feature
+from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.one_token_outputs import latest_output
 from reprise.engine_ext.frontend.replay import Ending, Feeder, Replayer
@@ -85,15 +87,14 @@ class SingleFlight:
         self._replayer = replayer
         self._errors = errors
         self._feeder = Feeder(processor)
-        self._process_outputs = processor.process_outputs
-        self._abort_requests = processor.abort_requests
+        own = registry.apply_to(processor, Feature.SINGLE_FLIGHT, self)
+        self._process_outputs = own["process_outputs"]
+        self._abort_requests = own["abort_requests"]
         self._by_request: dict[str, Flight] = {}
         self._by_key: dict[bytes, Flight] = {}
         self._by_follower: dict[str, Flight] = {}
         self.weight_version: str | None = None
         """The label of the weights behind the latest output; None before the first."""
-        processor.process_outputs = self.process_outputs
-        processor.abort_requests = self.abort_requests
 
     def __len__(self) -> int:
         return len(self._by_request)

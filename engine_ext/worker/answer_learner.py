@@ -120,7 +120,7 @@ class AnswerLearner:
 
     def _apply_updates(self) -> None:
         for update in self._retriever.updates():
-            # One that fails takes no other along: they are told once.
+            # One that fails takes no other along: they come once.
             with self._errors.recording("learn"):
                 self._apply(update)
 

@@ -1,4 +1,4 @@
-"""Matrix kernels of the CPU, made before the first request instead of in the middle of it.
+"""Makes matrix kernels of the CPU before the first request instead of in the middle of it.
 
 oneDNN makes a kernel the first time that it multiplies with so many rows. Without drafts a batch
 has few different numbers of tokens; with them, nearly every step of a server's first minutes has
@@ -14,9 +14,9 @@ from vllm.platforms import current_platform
 
 logger = init_logger(__name__)
 
-MOST_TOKENS = 128
+MAX_TOKENS = 128
 """vLLM keeps the kernels of so many numbers of tokens for each layer."""
-MOST_SECONDS = 5.0
+MAX_SECONDS = 5.0
 """A server's start is not to be held up by much more than this."""
 
 
@@ -35,9 +35,9 @@ def make_kernels(runner: Any) -> int:
         return 0
     began_s = time.perf_counter()
     of_all_requests = runner.max_num_reqs * (1 + runner.num_spec_tokens)
-    most = min(MOST_TOKENS, runner.max_num_tokens, of_all_requests)
+    max_tokens = min(MAX_TOKENS, runner.max_num_tokens, of_all_requests)
     num_tokens = 0
-    while num_tokens < most and time.perf_counter() - began_s < MOST_SECONDS:
+    while num_tokens < max_tokens and time.perf_counter() - began_s < MAX_SECONDS:
         num_tokens += 1
         hidden_states, _ = runner._dummy_run(num_tokens)
         with torch.inference_mode():

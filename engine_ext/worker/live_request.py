@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from vllm.sampling_params import SamplingType
 
-from reprise.engine_ext.compat.undrafted_settings import must_not_be_drafted
 from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.worker.row_tracker import IntArray
+from reprise.engine_ext.worker.undrafted_settings import must_not_be_drafted
 from reprise.retrieval.api.near_answer import NearAnswer
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ class LiveRequest:
         self.has_ended = False
 
     def within_answer(self, emitted: list[int], num_tokens: int) -> list[int]:
-        """Of the tokens that were emitted last, `num_tokens` being prompt and output so far, those
-        up to where the scheduler ends the answer: the runner may go a draft and a step further."""
+        """Cut the tokens that were emitted last, `num_tokens` being prompt and output so far, to
+        those up to where the scheduler ends the answer: the runner may go a draft and a step
+        further."""
         if self.has_ended:
             return []
         num_before = num_tokens - self.num_prompt_tokens - len(emitted)
@@ -50,20 +51,20 @@ class LiveRequest:
         return kept
 
     def _up_to_the_end(self, tokens: list[int], num_before: int) -> tuple[list[int], bool]:
-        """Of the output after its first `num_before` tokens, what comes up to the answer's end, and
+        """Cut the output after its first `num_before` tokens at the answer's end; return it, and
         whether the end is there."""
-        most = self.params.max_tokens if self.params is not None else None
-        has_ended = most is not None and num_before + len(tokens) >= most
-        if most is not None and has_ended:
-            tokens = tokens[: max(0, most - num_before)]
+        limit = self.params.max_tokens if self.params is not None else None
+        has_ended = limit is not None and num_before + len(tokens) >= limit
+        if limit is not None and has_ended:
+            tokens = tokens[: max(0, limit - num_before)]
         if self.stops and not self.stops.isdisjoint(tokens):
             end = next(i for i, token in enumerate(tokens) if token in self.stops)
             return tokens[: end + 1], True
         return tokens, has_ended
 
     def draft_limit(self, num_tokens: int, room: int) -> int:
-        """Most tokens that a draft can be of use for: `num_tokens` prompt and output so far, `room`
-        being what fits."""
+        """Return the maximum of tokens that a draft can use: `num_tokens` prompt and output so far,
+        `room` being what fits."""
         if self.params is None:
             return 0 if self.has_ended else max(0, room)
         if self.has_ended or self._promises_a_sample():
@@ -81,14 +82,15 @@ class LiveRequest:
         return max(0, room)
 
     def _promises_a_sample(self) -> bool:
-        """Whether a seed promises the same sample every time: vLLM's rejection sampling spends the
-        request's random numbers differently when there are drafts. Greedy answers take none."""
+        """Return whether a seed promises the same sample every time: vLLM's rejection sampling
+        spends the request's random numbers differently when there are drafts. Greedy answers take
+        none."""
         if self.params is None or self.params.seed is None:
             return False
         return self.params.sampling_type is not SamplingType.GREEDY
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
-        """The output up to where the scheduler ends it."""
+        """Return the output up to where the scheduler ends it."""
         return self._up_to_the_end(list(output_token_ids), 0)[0]
 
 

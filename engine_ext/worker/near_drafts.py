@@ -20,7 +20,7 @@ class NearDrafts:
         provider: drafts from what is attached.
         retriever: finds what is near in meaning.
         overlap: finds what shares tokens.
-        most: near answers of a request.
+        max_near: near answers of a request.
         errors: counts what goes wrong.
     """
 
@@ -30,14 +30,14 @@ class NearDrafts:
         retriever: Retriever,
         overlap: TokenOverlap,
         *,
-        most: int,
+        max_near: int,
         errors: ErrorCounter,
     ) -> None:
         self._errors = errors
         self._provider = provider
         self._retriever = retriever
         self._overlap = overlap
-        self._most = most
+        self._max_near = max_near
         self._awaiting: dict[str, LiveRequest] = {}
         self._seen_progress = -1
         self._in_time = {"meaning": 0, "tokens": 0}
@@ -87,7 +87,7 @@ class NearDrafts:
         namespace: str,
         accepted_by_answer: Mapping[str, int],
     ) -> None:
-        """The request is over; its accepted tokens, by answer, are to the answers' credit."""
+        """End a request; count its accepted tokens, by answer, as uses of the answers."""
         self._awaiting.pop(request_id, None)
         with self._errors.recording("near answers"):
             self._retriever.discard(live.hints.retrieval_id or request_id)
@@ -100,7 +100,7 @@ class NearDrafts:
         self._awaiting.pop(request_id, None)
 
     def report(self) -> dict[str, Any]:
-        """Figures since the start."""
+        """Return figures since the start."""
         figures: dict[str, Any] = {
             "near_answers_in_time": self._in_time,
             "near_answers_late": self._late,
@@ -111,7 +111,7 @@ class NearDrafts:
 
     @contextmanager
     def _recording(self, request_id: str) -> Iterator[None]:
-        """What fails for a request is not tried again for it."""
+        """Run a block that may fail; what fails for a request is not tried again for it."""
         try:
             yield
         except Exception as error:
@@ -119,7 +119,7 @@ class NearDrafts:
             self._errors.record("near answers", error)
 
     def _attach(self, request_id: str, live: LiveRequest) -> bool:
-        """What is near in meaning, if that is known by now."""
+        """Attach what is near in meaning, if that is known by now."""
         near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
         if near_answers is None:
             return False
@@ -129,10 +129,10 @@ class NearDrafts:
         return True
 
     def _attach_by_tokens(self, request_id: str, live: LiveRequest, namespace: str) -> bool:
-        """What shares tokens, if there is any."""
+        """Attach what shares tokens, if there is any."""
         assert live.prompt_token_ids is not None
         live.near_by_tokens = self._overlap.search(
-            namespace, live.prompt_token_ids, count=self._most
+            namespace, live.prompt_token_ids, count=self._max_near
         )
         if live.near_by_tokens:
             self._provider.attach(request_id, live.near_by_tokens)

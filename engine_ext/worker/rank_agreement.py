@@ -9,15 +9,15 @@ from vllm.distributed import parallel_state
 
 
 def num_ranks() -> int:
-    """Ranks that sample the same requests."""
+    """Count the ranks that sample the same requests."""
     if not parallel_state.model_parallel_is_initialized():
         return 1
     return int(parallel_state.get_tp_group().world_size)
 
 
 def all_ranks_can(can: bool) -> bool:
-    """Whether all ranks can do what this one can or cannot. To be called by all of them, at the
-    same point: each waits for the others."""
+    """Return whether all ranks can do what this one can or cannot. To be called by all of them, at
+    the same point: each waits for the others."""
     if num_ranks() == 1:
         return can
     votes = torch.tensor([int(can)])

@@ -17,18 +17,14 @@ others.
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from vllm import __version__ as vllm_version
 from vllm.logger import init_logger
 
-from reprise.engine_ext.compat.guarded import Original, place_of, wrap_step_method
+from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.worker.rank_agreement import all_ranks_can, num_ranks
 from reprise.kernels.config import VerifyConfig
 from reprise.kernels.verify import verify_drafts
@@ -39,16 +35,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-KNOWN_VLLM = ("0.26.", "0.32.")
-"""Releases whose sampling was read; 0.26 is the last that runs on PyTorch 2.11."""
-_KNOWN_PARAMETERS = ["self", "metadata", "draft_probs", "logits", "sampling_metadata"]
-# What vLLM lets a request change about sampling: a field unknown here might be ignored.
-_KNOWN_FIELDS = {
-    "temperature", "all_greedy", "all_random", "top_p", "top_k", "generators", "max_num_logprobs",
-    "no_penalties", "prompt_token_ids", "frequency_penalties", "presence_penalties",
-    "repetition_penalties", "output_token_ids", "allowed_token_ids_mask", "bad_words_token_ids",
-    "logitsprocs", "logprob_token_ids", "spec_token_ids", "thinking_budget_state_holder",
-}  # fmt: skip
 _MANY_LOGITS = 4096 * 4096
 _DTYPES = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32}
 
@@ -61,7 +47,7 @@ class VerificationCounts:
     """Batches that `verify_drafts` verified; their requests may have had no drafts."""
     undrafted: int = 0
     """Batches without any draft that vLLM's sampler sampled."""
-    fallen_through: Counter[str] = field(default_factory=Counter)
+    fallen_through: dict[str, int] = field(default_factory=dict)
     """Batches that vLLM verified itself, by the reason."""
 
 
@@ -85,35 +71,25 @@ class _Installation:
 _installed = _Installation()
 
 
-def install(config: VerifyConfig) -> None:
+def configure(config: VerifyConfig) -> bool:
     """Verify with `verify_drafts` from now on, as `config` says; the latest call holds.
 
-    Raises:
-        RuntimeError: this vLLM is not the one whose sampling is known here.
+    Returns:
+        Whether `Feature.VERIFICATION` is to be applied.
     """
     from vllm.platforms import current_platform
 
     _installed.active = config.enabled is not False
     _installed.samples = current_platform.is_cuda() or config.enabled is True
     _installed.config = config
-    if not _installed.active:
-        return
-    if not current_platform.is_cuda():
+    if _installed.active and not current_platform.is_cuda():
         # Not before vLLM has replaced its Triton kernels: it trips over a loaded numba.
-        from reprise.kernels.verify_greedy import verify_drafts_greedy
+        from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
 
         # Compiled, or read from the disk, before a request waits for it.
         one = torch.ones(1, dtype=torch.int32)
         verify_drafts_greedy(torch.zeros(2, 2), one, one, max_draft=1)
-
-    from vllm.v1.sample.rejection_sampler import RejectionSampler
-
-    if place_of(RejectionSampler.forward) is not None:
-        return
-    _installed.active = False
-    _check_vllm(RejectionSampler.forward)
-    wrap_step_method(RejectionSampler, "forward", _forward, otherwise=_forward_of_vllm)
-    _installed.active = True
+    return _installed.active
 
 
 def deactivate() -> None:
@@ -122,26 +98,11 @@ def deactivate() -> None:
 
 
 def verification_counts() -> VerificationCounts:
-    """The counts of this process; the caller must not change them."""
+    """Return the counts of this process; the caller must not change them."""
     return _installed.counts
 
 
-def _check_vllm(forward: Callable[..., Any]) -> None:
-    from vllm.v1.sample.metadata import SamplingMetadata
-
-    parameters = list(inspect.signature(forward).parameters)
-    unknown = {one.name for one in fields(SamplingMetadata)} ^ _KNOWN_FIELDS
-    if not vllm_version.startswith(KNOWN_VLLM) or parameters != _KNOWN_PARAMETERS or unknown:
-        raise RuntimeError(
-            f"expected vLLM {'* or '.join(KNOWN_VLLM)}* with "
-            f"forward({', '.join(_KNOWN_PARAMETERS)}) of RejectionSampler and the known "
-            f"SamplingMetadata; came vLLM {vllm_version} with "
-            f"forward({', '.join(parameters)}) and a difference of {sorted(unknown)}. vLLM "
-            "verifies the drafts itself; set verification.enabled to false to silence this"
-        )
-
-
-def _forward(
+def forward(
     original: Original,
     sampler: Any,
     metadata: SpecDecodeMetadata,
@@ -149,6 +110,7 @@ def _forward(
     logits: torch.Tensor,
     sampling_metadata: SamplingMetadata,
 ) -> Any:
+    """Verify a batch, or leave it to vLLM: the hook of `Feature.VERIFICATION`."""
     if not _installed.active:
         return original()
 
@@ -172,18 +134,20 @@ def _forward(
     if metadata.max_spec_len == 0:
         _installed.counts.undrafted += 1
         return original.instead(sample)
-    _installed.counts.fallen_through[reason] += 1
+    fallen_through = _installed.counts.fallen_through
+    fallen_through[reason] = fallen_through.get(reason, 0) + 1
     return original()
 
 
-def _forward_of_vllm(original: Original, *_: Any, **__: Any) -> Any:
+def forward_of_vllm(original: Original, *_: Any, **__: Any) -> Any:
+    """Leave a batch, and all later ones, to vLLM."""
     if _installed.active:
         _leave_to_vllm(RuntimeError("see the error above"))
     return original()
 
 
 def _leave_to_vllm(error: Exception) -> None:
-    """A kernel that fails must not take the engine with it, nor part it from other ranks.
+    """Stop verifying: a kernel that fails must not end the engine, nor part it from other ranks.
 
     Raises:
         SystemExit: other ranks sample with the kernel. vLLM ends an engine of which a worker ends;
@@ -208,12 +172,14 @@ def reason_to_fall_through(
     logits: torch.Tensor,  # [num_draft + batch, vocab]
     sampling_metadata: SamplingMetadata,
 ) -> str | None:
-    """Why this batch is left to vLLM, in words that make a metric's label; None if it qualifies."""
+    """Return why this batch is left to vLLM, as a metric's label; None if it qualifies."""
     one = sampling_metadata
     holder = one.thinking_budget_state_holder
     batch, num_draft = len(metadata.num_draft_tokens), metadata.draft_token_ids.shape[0]
     checks = {
         "synthetic acceptance": sampler.synthetic_mode,
+        # Of vLLM 0.33: accepts drafted tokens that the model would not have sampled.
+        "lossy acceptance": getattr(sampler, "use_fly", False),
         "noise of 64 bits": sampler.use_fp64_gumbel,
         "draft probabilities": draft_probs is not None,
         "seeds": bool(one.generators) and not one.all_greedy,
@@ -230,7 +196,7 @@ def reason_to_fall_through(
 
 
 def _may_act(processor: Any) -> bool:
-    """Whether a logits processor may change this batch; of vLLM's own it can be told."""
+    """Return whether a logits processor may change this batch; vLLM's own are known."""
     from vllm.v1.sample.logits_processor.builtin import (
         LogitBiasLogitsProcessor,
         MinPLogitsProcessor,
@@ -279,7 +245,7 @@ def _verify(
 
 
 def _try_on_all_ranks(logits: torch.Tensor) -> None:
-    """Before the first batch, which all ranks have at the same time.
+    """Try the kernels before the first batch, which all ranks have at the same time.
 
     Raises:
         _NotOnAllRanksError: this rank or another one cannot verify.
@@ -294,7 +260,7 @@ def _try_on_all_ranks(logits: torch.Tensor) -> None:
 
 
 def draw_noise(batch: int) -> torch.Tensor:
-    """Fresh seeds, and offsets of 0: [2, batch] int64 on the CPU."""
+    """Draw fresh seeds, with offsets of 0: [2, batch] int64 on the CPU."""
     if _installed.noise is None:
         # vLLM has seeded torch with the engine's seed by now, on every rank with the same.
         _installed.noise = np.random.default_rng(torch.initial_seed() % 2**64)
@@ -306,7 +272,7 @@ def draw_noise(batch: int) -> torch.Tensor:
 def warm_up(logits: torch.Tensor) -> None:
     """Compile what serving will run; the first batch is vLLM's own warm-up, which can wait for it.
 
-    `logits` [rows, vocab] tells dtype, vocabulary and device; its values are not looked at.
+    `logits` [rows, vocab] gives dtype, vocabulary and device; its values are not read.
     """
     vocab = logits.shape[1]
     temperature: dict[str, float] = {"temperature": 0.5}

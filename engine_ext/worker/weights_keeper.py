@@ -17,8 +17,8 @@ SAVE_EVERY_S = 60.0
 
 
 def weights_path(config: RepriseConfig, tokenizer_key: str) -> Path | None:
-    """Where an engine's weights are kept; None: nowhere. By default for each tokenizer apart, as
-    some weights are of token ids."""
+    """Return where an engine's weights are stored; None: nowhere. By default for each tokenizer
+    apart, as some weights are of token ids."""
     if config.drafts.weights_file is not None:
         return Path(config.drafts.weights_file)
     return beside_sqlite(config.retrieval.url, f".{tokenizer_key[:8]}.weights")

@@ -1,40 +1,95 @@
-"""In the worker: what makes steps with drafts cheap. vLLM does itself what cannot be installed."""
+"""In the worker: applies what makes steps with drafts cheap. Without, vLLM does it by itself."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
+from vllm.logger import init_logger
+
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.rank_agreement import all_ranks_can
 
-_VERIFICATION = "install verification"
+logger = init_logger(__name__)
+
+_ALL = "apply in worker"
 
 
 def install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    """Install all that can be, on every rank; what fails is counted in `errors`."""
-    with errors.recording("install in worker"):
+    """Apply all that can be, on every rank; what fails is counted in `errors`."""
+    with errors.recording(_ALL):
         _install(config, errors)
     # Each rank comes by here, whatever has failed: none verifies otherwise than the others.
-    failed = errors.counts().keys() & {"install in worker", _VERIFICATION}
+    failed = errors.counts().keys() & {_ALL, f"apply {Feature.VERIFICATION.value}"}
     if not all_ranks_can(not failed):
-        with errors.recording("install in worker"):
+        with errors.recording(_ALL):
             from reprise.engine_ext.worker import verification
 
             verification.deactivate()
 
 
 def _install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    from reprise.engine_ext.compat import cpu_kernels, draft_metadata, full_graphs, sampling_repair
-    from reprise.engine_ext.worker import verification
+    from reprise.engine_ext.worker import cpu_kernels, full_graphs
 
     installs: dict[str, Callable[[], object]] = {
-        "prepare CPU kernels": lambda: cpu_kernels.prepare(
-            batch_invariant=config.cpu_batch_invariant
-        ),
-        "repair sampling": sampling_repair.install,
-        _VERIFICATION: lambda: verification.install(config.verification),
-        "install draft metadata": draft_metadata.install,
-        "install full graphs": full_graphs.install,
+        "CPU kernels": lambda: cpu_kernels.prepare(batch_invariant=config.cpu_batch_invariant),
+        Feature.SAMPLING_FIX.value: fix_sampling,
+        Feature.VERIFICATION.value: lambda: verify(config),
+        Feature.DRAFT_METADATA.value: describe_drafts_in_one_copy,
+        Feature.FULL_GRAPHS.value: lambda: _apply(Feature.FULL_GRAPHS, full_graphs),
     }
     for name, install_one in installs.items():
-        with errors.recording(name):
+        with errors.recording(f"apply {name}"):
             install_one()
+
+
+def fix_sampling() -> None:
+    """Replace vLLM's expansion of sampling parameters in this process, if it is wrong."""
+    from reprise.engine_ext.worker import sampling_fix
+
+    if sampling_fix.is_needed():
+        _apply(Feature.SAMPLING_FIX, sampling_fix)
+        logger.warning_once(
+            "Reprise: this vLLM misplaces the temperature of drafted tokens on the CPU, with any "
+            "drafter; the expansion is replaced in this process."
+        )
+
+
+def verify(config: RepriseConfig) -> None:
+    """Verify drafts in one pass, if the settings want it."""
+    from reprise.engine_ext.worker import verification
+
+    if not verification.configure(config.verification):
+        return
+    try:
+        _apply(Feature.VERIFICATION, verification)
+    except Exception:
+        verification.deactivate()
+        raise
+
+
+def verification_report() -> dict[str, Any]:
+    """Count the batches that this process has verified, sampled or left to vLLM, and why."""
+    from reprise.engine_ext.worker import verification
+
+    return asdict(verification.verification_counts())
+
+
+def describe_drafts_in_one_copy() -> None:
+    """Describe a batch's drafts in one array."""
+    from reprise.engine_ext.worker import draft_metadata
+
+    draft_metadata.compile_now()
+    _apply(Feature.DRAFT_METADATA, draft_metadata)
+
+
+def _apply(feature: Feature, hooks: object) -> None:
+    """Apply a feature in this process.
+
+    Raises:
+        RuntimeError: this vLLM is not as expected; it is left as it is.
+    """
+    if not registry.apply(feature, hooks, role=Role.WORKER):
+        raise RuntimeError(f"{feature.value}: {registry.problem(feature, Role.WORKER)}")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def worker_retriever(vllm_config: "VllmConfig", config: RetrievalConfig) -> Retriever:
-    """Near answers for this worker, from a process of their own: embedding and search must not
-    share the engine's interpreter lock."""
+    """Return near answers for this worker, from a process of their own: embedding and search must
+    not share the engine's interpreter lock."""
     address = os.environ.get(ADDRESS_VARIABLE)
     if address:
         return RetrievalClient(address, config=config)

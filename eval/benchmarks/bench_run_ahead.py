@@ -34,7 +34,7 @@ from reprise.eval.report.machine import describe_machine
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.lengths.draft_length import Turn
+from reprise.spec.api.scheduling_mode import SchedulingMode
 
 NEAR_ANSWERS = 8
 NOISE = 0.03  # of step times as they are measured
@@ -118,7 +118,7 @@ class Replay:
         return Step(emitted, drafted, only_decoded)
 
     def draft(
-        self, step: Step, turn: Turn, seconds: float | None, saved_s: float = 0.0
+        self, step: Step, mode: SchedulingMode, seconds: float | None, saved_s: float = 0.0
     ) -> dict[str, list[int]]:
         """Drafts after a step that took so many seconds; None: it is like no other."""
         for request_id, now in step.emitted.items():
@@ -135,7 +135,7 @@ class Replay:
             limits=lambda: [0 if i in ended else self._draft_length for i in step.emitted],
             step_time_s=seconds,
             num_drafted_tokens=step.drafted,
-            turn=turn,
+            mode=mode,
             saved_s=saved_s,
         )
         self.end_requests()
@@ -186,7 +186,7 @@ def waiting_always(replay: Replay, device: Device) -> None:
     while replay.has_requests():
         seconds = device.waited(sum(map(len, drafts.values())), replay.batch)
         step = replay.run_step(seconds + device.drafting_s, drafts)
-        drafts = replay.draft(step, Turn.WAITED, seconds)
+        drafts = replay.draft(step, SchedulingMode.SYNC, seconds)
 
 
 def running_ahead(replay: Replay, device: Device) -> None:
@@ -197,16 +197,18 @@ def running_ahead(replay: Replay, device: Device) -> None:
         if drafts:
             seconds = device.waited(sum(map(len, drafts.values())), replay.batch)
             step = replay.run_step(seconds + device.drafting_s, drafts)
-            drafts = replay.draft(step, Turn.SETTLED, seconds)
+            drafts = replay.draft(step, SchedulingMode.DRAINED, seconds)
             continue
         step = replay.run_step(device.step_s + (0.0 if is_ahead else device.gap_s), {})
         known_s = device.step_s if is_ahead else None
         if is_ahead and would_draft:  # nothing was launched after this one
-            drafts = replay.draft(step, Turn.SETTLED, known_s)
+            drafts = replay.draft(step, SchedulingMode.DRAINED, known_s)
             replay.spent_s += device.drafting_s
             is_ahead = would_draft = False
         else:
-            would_draft = bool(replay.draft(step, Turn.AHEAD, known_s, device.step_s / 2))
+            would_draft = bool(
+                replay.draft(step, SchedulingMode.IN_FLIGHT, known_s, device.step_s / 2)
+            )
             is_ahead = True
 
 

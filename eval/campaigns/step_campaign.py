@@ -166,9 +166,10 @@ def _engine(model: str, settings: Settings) -> Any:
 @contextmanager
 def reprise_engine(model: str, way: Way) -> Iterator[Any]:
     """An engine with our proposer, which drafts as much as it can."""
-    from reprise.engine_ext.compat import async_scheduling
+    from reprise.engine_ext import plugin
+    from reprise.engine_ext.scheduling import async_scheduling
 
-    async_scheduling.install()
+    plugin.apply_all()
     was_overlapping = async_scheduling.is_overlapping
     was_multiprocessing = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     if way.runs_ahead:

@@ -41,7 +41,6 @@ class ReplaySettings:
 
     cost: float
     threshold: float
-    seed: int
     num_speculative_tokens: int | None
 
     @cached_property
@@ -130,9 +129,7 @@ def replay_drafter(
     """A method that drafts, once."""
     most = settings.num_speculative_tokens
     if method == "reprise":
-        reprise = RepriseDrafter(
-            embedder=settings.embedder, cost=settings.cost, seed=settings.seed, draft_length=most
-        )
+        reprise = RepriseDrafter(embedder=settings.embedder, cost=settings.cost, draft_length=most)
         try:
             return _replay_with(reprise, method, trace, rows, settings, on_request=on_request)
         finally:

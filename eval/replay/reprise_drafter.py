@@ -25,7 +25,6 @@ class RepriseDrafter:
         *,
         embedder: Embedder,
         cost: float,
-        seed: int,
         draft_length: int | None = None,
         clauses: bool = True,
     ) -> None:
@@ -33,7 +32,7 @@ class RepriseDrafter:
         if draft_length is not None:
             settings["num_speculative_tokens"] = draft_length
         self._draft_length = draft_length or DraftConfig().num_speculative_tokens
-        self._provider = DraftProvider(DraftConfig.model_validate(settings), seed=seed)
+        self._provider = DraftProvider(DraftConfig.model_validate(settings))
         self._retriever = LocalRetriever(
             # A replay hands over its whole cache at once.
             RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30, clauses=clauses),

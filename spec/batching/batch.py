@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reprise.spec.batching.shares import (
+    BATCH_SIZE,
     DRAFT,
     EMITTED,
     ENDS,
@@ -18,11 +19,10 @@ from reprise.spec.batching.shares import (
     LEARN_SHARES,
     LIMITS,
     NUM_EMITTED,
-    NUM_SLOTS,
     OBSERVE,
+    REQ_INDICES,
     REQUESTS,
     SEMAPHORE_INTS,
-    SLOTS,
     STOP,
     WEIGHTS_FIELDS,
     init_semaphores,
@@ -31,9 +31,9 @@ from reprise.spec.batching.shares import (
 )
 from reprise.spec.predictor.scratch import make_scratch, scratch_table
 
-LEAST_TO_DRAFT = 2
-LEAST_TO_LEARN = 8
-LEAST_TO_OBSERVE = 32
+MIN_TO_DRAFT = 2
+MIN_TO_LEARN = 8
+MIN_TO_OBSERVE = 32
 """Requests per thread below which waking one costs more than it saves: drafting for a request takes
 some 90 us, learning from it 8 and observing it 1."""
 
@@ -45,9 +45,9 @@ Ints = npt.NDArray[np.int64]
 class Tables(NamedTuple):
     """What all requests share, as compiled code takes it."""
 
-    requests: Ints  # [slots, REQUEST_FIELDS]
+    requests: Ints  # [requests, REQUEST_FIELDS]
     corpora: Ints  # [corpora, CORPUS_FIELDS]
-    trail: Ints  # of trail_table
+    trace: Ints  # of trace_table
     weights: Ints  # of weights_table
 
 
@@ -62,55 +62,56 @@ class BatchRunner:
         self._num_threads = num_threads
         self._scratches = [make_scratch() for _ in range(num_threads)]
         self._job = np.zeros(JOB_FIELDS, np.int64)
-        self._least = np.zeros(1)
+        self._min_prob = np.zeros(1)
         self._semaphores = np.zeros((num_threads, SEMAPHORE_INTS), np.int64)
         init_semaphores(self._semaphores)
         post_all(self._semaphores[:1])  # nobody: compiled now, and not when all is over
         scratch_tables = np.stack([scratch_table(scratch) for scratch in self._scratches])
-        self._arrays = (self._job, self._least, self._semaphores, scratch_tables)
+        self._arrays = (self._job, self._min_prob, self._semaphores, scratch_tables)
         self._tables: Tables | None = None
         self._has_started = False
         self._make_room(FIRST_ROOM)
 
     def observe(
         self,
-        slots: Sequence[int],  # [B]
+        req_indices: Sequence[int],  # [B]
         emitted: Sequence[int],  # [t]
         ends: Sequence[int],  # [B]: request i emitted emitted[ends[i - 1]:ends[i]]
         tables: Tables,
         *,
         much: bool,
     ) -> None:
-        """Take in what was emitted and learn from it; `much`: tokens were predicted, so that there
+        """Record what was emitted and learn from it; `much`: tokens were predicted, so that there
         is something to learn, and something to share out over threads."""
-        self._begin(slots, tables, room=len(emitted))
+        self._begin(req_indices, tables, room=len(emitted))
         self._emitted[: len(emitted)] = emitted
         self._ends[: len(ends)] = ends
         self._job[NUM_EMITTED] = len(emitted)
-        shares = self._shares(len(slots), LEAST_TO_OBSERVE) if much else 1
-        learn_shares = min(2, self._shares(len(slots), LEAST_TO_LEARN)) if much else 1
+        shares = self._shares(len(req_indices), MIN_TO_OBSERVE) if much else 1
+        learn_shares = min(2, self._shares(len(req_indices), MIN_TO_LEARN)) if much else 1
         self._do(OBSERVE, shares, learn_shares)
 
     def draft(
-        self, slots: Sequence[int], limits: Sequence[int], least: float, tables: Tables
+        self, req_indices: Sequence[int], limits: Sequence[int], min_prob: float, tables: Tables
     ) -> None:
-        """Draft at most limits [B] tokens for slots [B], while a token's chance is `least`.
+        """Draft up to limits [B] tokens for req_indices [B], each while the draft is likelier than
+        `min_prob`.
 
-        The drafts lie in the trail, their lengths in the request table.
+        The drafts lie in the trace, their lengths in the request table.
         """
-        self._begin(slots, tables)
+        self._begin(req_indices, tables)
         self._limits[: len(limits)] = limits
-        self._least[0] = least
-        self._do(DRAFT, self._shares(len(slots), LEAST_TO_DRAFT))
+        self._min_prob[0] = min_prob
+        self._do(DRAFT, self._shares(len(req_indices), MIN_TO_DRAFT))
 
-    def _shares(self, size: int, least: int) -> int:
-        return max(1, min(self._num_threads, size // least))
+    def _shares(self, size: int, min_size: int) -> int:
+        return max(1, min(self._num_threads, size // min_size))
 
-    def _begin(self, slots: Sequence[int], tables: Tables, *, room: int = 0) -> None:
-        if max(len(slots), room) > len(self._slots):
-            self._make_room(2 * max(len(slots), room))
-        self._slots[: len(slots)] = slots
-        self._job[NUM_SLOTS] = len(slots)
+    def _begin(self, req_indices: Sequence[int], tables: Tables, *, room: int = 0) -> None:
+        if max(len(req_indices), room) > len(self._req_indices):
+            self._make_room(2 * max(len(req_indices), room))
+        self._req_indices[: len(req_indices)] = req_indices
+        self._job[BATCH_SIZE] = len(req_indices)
         if tables is not self._tables:
             self._tables = tables
             self._job[REQUESTS : WEIGHTS_FIELDS + 1] = [
@@ -119,9 +120,9 @@ class BatchRunner:
 
     def _make_room(self, size: int) -> None:
         """For so many requests and tokens."""
-        self._slots, self._ends, self._limits = np.zeros((3, size), np.int64)
+        self._req_indices, self._ends, self._limits = np.zeros((3, size), np.int64)
         self._emitted = np.zeros(size, np.int32)
-        self._job[SLOTS] = self._slots.ctypes.data
+        self._job[REQ_INDICES] = self._req_indices.ctypes.data
         self._job[ENDS] = self._ends.ctypes.data
         self._job[LIMITS] = self._limits.ctypes.data
         self._job[EMITTED] = self._emitted.ctypes.data

@@ -10,13 +10,13 @@ threads.
 import numpy as np
 
 from reprise.spec.corpus.token_table import link
-from reprise.spec.predictor.corpus_components import advance_ranges, note_skipped, restart_ranges
+from reprise.spec.predictor.corpus_evidence import advance_ranges, note_skipped, restart_ranges
 from reprise.spec.predictor.features import open_weights
-from reprise.spec.predictor.learning import learn_attention, learn_choice
+from reprise.spec.predictor.learning import learn_choice, learn_mixture
 from reprise.spec.predictor.prediction import advance, predict
+from reprise.spec.predictor.prediction_trace import open_trace
 from reprise.spec.predictor.row_arrays import open_context, open_near
 from reprise.spec.predictor.scratch import open_scratch
-from reprise.spec.predictor.trail import open_trail
 from reprise.spec.runtime.compiled import compiled, int32_at
 from reprise.spec.runtime.layout import (
     ACCEPTED_CONTEXT,
@@ -42,23 +42,23 @@ from reprise.spec.runtime.layout import (
     STEPS,
 )
 
-MOST_MISSING = 2
+MAX_MISSING = 2
 
 
 @compiled
-def count_draft(row, trail, slot, emitted, begin, end):
+def count_draft(row, trace, req_idx, emitted, begin, end):
     """Count the last draft, its sources and what of it was accepted; returns that."""
     accepted = 0
     while accepted < row[DRAFTED] and begin + accepted < end:
-        if emitted[begin + accepted] != trail.tokens[slot, accepted]:
+        if emitted[begin + accepted] != trace.tokens[req_idx, accepted]:
             break
         accepted += 1
     for i in range(row[DRAFTED]):
-        source = trail.sources[slot, i]
+        source = trace.sources[req_idx, i]
         row[DRAFTED_CONTEXT + source] += 1
         if i < accepted:
             row[ACCEPTED_CONTEXT + source] += 1
-            near = trail.nears[slot, i]
+            near = trace.nears[req_idx, i]
             if near >= 0:
                 info = int32_at(row[NEAR_INFO], row[NEAR_COUNT] * NEAR_INFO_FIELDS)
                 info[near * NEAR_INFO_FIELDS + NEAR_ACCEPTED] += 1
@@ -66,50 +66,50 @@ def count_draft(row, trail, slot, emitted, begin, end):
 
 
 @compiled
-def renew_ranges(slot, requests, corpora, trail):
+def renew_ranges(req_idx, requests, corpora, trace):
     """Make the first position's ranges right again if the suffix array has changed."""
-    row = requests[slot]
+    row = requests[req_idx]
     corpus = corpora[row[CORPUS_ROW]]
     if row[GENERATION] != corpus[CORPUS_GENERATION]:
         text = open_context(row).text
-        last, ranges = row[LENGTH] - 1, trail.ranges[slot, 0]
+        last, ranges = row[LENGTH] - 1, trace.ranges[req_idx, 0]
         restart_ranges(corpus, text, row[BEGIN], last, ranges)
-        note_skipped(ranges, trail.skipped[slot, 0])
+        note_skipped(ranges, trace.skipped[req_idx, 0])
         advance_ranges(corpus, ranges, ranges, text[last])
         row[GENERATION] = corpus[CORPUS_GENERATION]
 
 
 @compiled
-def begin_observing(slot, emitted, begin, end, requests, corpora, trail):
+def begin_observing(req_idx, emitted, begin, end, requests, corpora, trace):
     """Count the steps, each of which emitted what was accepted and one token more; returns whether
-    the trail's ranges are those of the suffix array as it is."""
-    row = requests[slot]
+    the trace's ranges are those of the suffix array as it is."""
+    row = requests[req_idx]
     row[LEARN] = 0
     was_drafted = row[DRAFTED] > 0
-    accepted = count_draft(row, trail, slot, emitted, begin, end)
+    accepted = count_draft(row, trace, req_idx, emitted, begin, end)
     steps = max(1, end - begin - accepted)
     # The first token of all comes from the prefill.
     row[STEPS] += steps if row[LENGTH] > row[BEGIN] + 1 or was_drafted else steps - 1
     row[EMITTED] += end - begin
     if row[PREDICTED] == 0:
-        renew_ranges(slot, requests, corpora, trail)
+        renew_ranges(req_idx, requests, corpora, trace)
     return row[GENERATION] == corpora[row[CORPUS_ROW], CORPUS_GENERATION]
 
 
 @compiled
-def finish_observing(slot, position, emitted, fresh, requests, trail):
-    """Make the trail's `position` its first, and chain the `emitted` new tokens of the context."""
-    row = requests[slot]
+def finish_observing(req_idx, position, emitted, fresh, requests, trace):
+    """Make the trace's `position` its first, and chain the `emitted` new tokens of the context."""
+    row = requests[req_idx]
     if position > 0:
         for k in range(MAX_ORDER + 1):
             for side in range(2):
-                trail.ranges[slot, 0, k, side] = trail.ranges[slot, position, k, side]
+                trace.ranges[req_idx, 0, k, side] = trace.ranges[req_idx, position, k, side]
         for o in range(NUM_SKIPPED):
             for side in range(2):
-                trail.skipped[slot, 0, o, side] = trail.skipped[slot, position, o, side]
+                trace.skipped[req_idx, 0, o, side] = trace.skipped[req_idx, position, o, side]
         for near in range(MAX_NEAR):
-            trail.pointers[slot, 0, near] = trail.pointers[slot, position, near]
-            trail.hits[slot, 0, near] = trail.hits[slot, position, near]
+            trace.pointers[req_idx, 0, near] = trace.pointers[req_idx, position, near]
+            trace.hits[req_idx, 0, near] = trace.hits[req_idx, position, near]
     own = open_context(row)
     begin = own.length
     link(own.text, own.chain, own.table, own.mask, begin, begin + emitted, own.begin)
@@ -122,88 +122,90 @@ def finish_observing(slot, position, emitted, fresh, requests, trail):
 
 
 @compiled
-def observe_batch(slots, emitted, ends, start, stop, requests, corpora, tables, scratch_table):
-    """For slots[start:stop], take what was emitted into the context and note what to learn from.
+def observe_batch(
+    req_indices, emitted, ends, start, stop, requests, corpora, tables, scratch_table
+):
+    """For req_indices[start:stop], record what was emitted and note what to learn from.
 
     Request i emitted emitted[ends[i - 1]:ends[i]]. Positions that its draft did not reach are
     predicted now, a few of them, to be learned from; not where nothing was predicted at all.
     """
-    trail, weights = open_trail(tables[0]), open_weights(tables[1])
+    trace, weights = open_trace(tables[0]), open_weights(tables[1])
     scratch = open_scratch(scratch_table)
-    last = trail.tokens.shape[1] - 1
+    last = trace.tokens.shape[1] - 1
     for i in range(start, stop):
-        slot, begin, end = slots[i], ends[i - 1] if i > 0 else np.int64(0), ends[i]
-        row = requests[slot]
+        req_idx, begin, end = req_indices[i], ends[i - 1] if i > 0 else np.int64(0), ends[i]
+        row = requests[req_idx]
         if begin == end:
             row[LEARN] = 0
             continue
-        fresh = begin_observing(slot, emitted, begin, end, requests, corpora, trail)
+        fresh = begin_observing(req_idx, emitted, begin, end, requests, corpora, trace)
         text = open_context(row).text
         predicted = row[PREDICTED]
         first = row[LENGTH] == row[BEGIN] + 1
-        missing = 0 if fresh and (predicted > 0 or first) else MOST_MISSING
+        missing = 0 if fresh and (predicted > 0 or first) else MAX_MISSING
         at = np.int64(0)
         for k in range(end - begin):
             token = emitted[begin + k]
             inside = at == k and at < last
-            if inside and at >= predicted and missing < MOST_MISSING:
+            if inside and at >= predicted and missing < MAX_MISSING:
                 missing += 1
-                predict(slot, at, requests, corpora, trail, scratch, weights)
+                predict(req_idx, at, requests, corpora, trace, scratch, weights)
                 predicted = at + 1
             known = inside and at < predicted
             if known and row[LEARN] == at:
                 row[LEARN] = at + 1
             text[row[LENGTH] + k] = token
             target = min(at + 1, last)
-            if not (known and at + 1 < predicted and trail.tokens[slot, at] == token):
+            if not (known and at + 1 < predicted and trace.tokens[req_idx, at] == token):
                 advance(
-                    slot,
+                    req_idx,
                     at,
                     token,
                     known,
                     fresh,
                     requests,
                     corpora,
-                    trail,
+                    trace,
                     scratch,
                     target,
                 )
                 predicted = min(predicted, target)
             at = target
-        finish_observing(slot, at, end - begin, fresh, requests, trail)
+        finish_observing(req_idx, at, end - begin, fresh, requests, trace)
 
 
 @compiled
-def learn_batch(slots, attention, choice, requests, tables):
+def learn_batch(req_indices, mixture, choice, requests, tables):
     """Learn from all that was observed, in the batch's order, for either weight table or both."""
-    trail, weights = open_trail(tables[0]), open_weights(tables[1])
-    for i in range(slots.shape[0]):
-        slot = slots[i]
-        row = requests[slot]
+    trace, weights = open_trace(tables[0]), open_weights(tables[1])
+    for i in range(req_indices.shape[0]):
+        req_idx = req_indices[i]
+        row = requests[req_idx]
         text = open_context(row).text
         for position in range(row[LEARN]):
             token = text[row[LEARN_BEGIN] + position]
-            if attention:
-                table, squares = weights.attention, weights.attention_squares
-                learn_attention(trail, slot, position, token, table, squares)
+            if mixture:
+                table, squares = weights.mixture, weights.mixture_squares
+                learn_mixture(trace, req_idx, position, token, table, squares)
             if choice:
                 table, squares = weights.choice, weights.choice_squares
-                learn_choice(trail, slot, position, token, table, squares)
+                learn_choice(trace, req_idx, position, token, table, squares)
 
 
 @compiled
-def note_draft(slot, position, place, best, chance, requests, trail, scratch):
-    """Make the candidate at `place` the draft's token at `position`; returns it."""
-    row = requests[slot]
-    token = trail.candidate_token[slot, position, place]
+def note_draft(req_idx, position, rank, best, prob, requests, trace, scratch):
+    """Make the candidate at `rank` the draft's token at `position`; returns it."""
+    row = requests[req_idx]
+    token = trace.candidate_token[req_idx, position, rank]
     source = scratch.source[best]
-    trail.tokens[slot, position] = token
-    trail.chances[slot, position] = chance
-    trail.sources[slot, position] = source
-    trail.nears[slot, position] = -1
+    trace.tokens[req_idx, position] = token
+    trace.probs[req_idx, position] = prob
+    trace.sources[req_idx, position] = source
+    trace.nears[req_idx, position] = -1
     if source == NEAR_ANSWER:
-        at = trail.component_place[slot, position, best]
-        trail.nears[slot, position] = open_near(row).tags[at] & 255
+        at = trace.evidence_position[req_idx, position, best]
+        trace.nears[req_idx, position] = open_near(row).tags[at] & 255
     text = open_context(row).text
     text[row[LENGTH] + position] = token
     row[DRAFTED] = position + 1
@@ -211,46 +213,48 @@ def note_draft(slot, position, place, best, chance, requests, trail, scratch):
 
 
 @compiled
-def draft_batch(slots, limits, least, first, stop, requests, corpora, tables, scratch_table):
-    """Draft for slots[first:stop], at most limits[i] tokens each, while the chance that all of a
-    draft's tokens are right is at least `least`.
+def draft_batch(
+    req_indices, limits, min_prob, first, stop, requests, corpora, tables, scratch_table
+):
+    """Draft for req_indices[first:stop], at most limits[i] tokens each, while the probability that
+    all of a draft's tokens are right is at least `min_prob`.
 
-    The trail's chances then go one token further than the draft: to the one that fell short, or,
-    where the limit ended it, to one as likely as the drafted ones are on average.
+    The trace's probabilities then go one token further than the draft: to the one that fell short,
+    or, where the limit ended it, to one as likely as the drafted ones are on average.
     """
-    trail, weights = open_trail(tables[0]), open_weights(tables[1])
+    trace, weights = open_trace(tables[0]), open_weights(tables[1])
     scratch = open_scratch(scratch_table)
     for i in range(first, stop):
-        slot = slots[i]
-        row = requests[slot]
+        req_idx = req_indices[i]
+        row = requests[req_idx]
         row[PREDICTED] = 0
         row[DRAFTED] = 0
-        limit = min(limits[i], trail.tokens.shape[1] - 2)
+        limit = min(limits[i], trace.tokens.shape[1] - 2)
         if limit > 0:
-            renew_ranges(slot, requests, corpora, trail)
-        chance, position = 1.0, np.int64(0)
+            renew_ranges(req_idx, requests, corpora, trace)
+        prob, position = 1.0, np.int64(0)
         while position < limit:
-            place, best = predict(slot, position, requests, corpora, trail, scratch, weights)
+            rank, best = predict(req_idx, position, requests, corpora, trace, scratch, weights)
             row[PREDICTED] = position + 1
-            chance *= trail.candidate_chance[slot, position, place] if place >= 0 else 0.0
-            if chance < least:
+            prob *= trace.candidate_prob[req_idx, position, rank] if rank >= 0 else 0.0
+            if prob < min_prob:
                 break
-            token = note_draft(slot, position, place, best, chance, requests, trail, scratch)
+            token = note_draft(req_idx, position, rank, best, prob, requests, trace, scratch)
             more = position + 1 < limit
             if more:
                 advance(
-                    slot,
+                    req_idx,
                     position,
                     token,
                     more,
                     more,
                     requests,
                     corpora,
-                    trail,
+                    trace,
                     scratch,
                     position + 1,
                 )
             position += 1
         if position == limit and limit > 0:
-            chance **= 1.0 + 1.0 / limit
-        trail.chances[slot, position] = chance
+            prob **= 1.0 + 1.0 / limit
+        trace.probs[req_idx, position] = prob

@@ -21,8 +21,8 @@ OBSERVE, LEARN, DRAFT, STOP = range(4)
     KIND,
     SHARES,
     LEARN_SHARES,
-    SLOTS,
-    NUM_SLOTS,
+    REQ_INDICES,
+    BATCH_SIZE,
     EMITTED,
     NUM_EMITTED,
     ENDS,
@@ -31,8 +31,8 @@ OBSERVE, LEARN, DRAFT, STOP = range(4)
     NUM_REQUESTS,
     CORPORA,
     NUM_CORPORA,
-    TRAIL,
-    TRAIL_FIELDS,
+    TRACE,
+    TRACE_FIELDS,
     WEIGHTS,
     WEIGHTS_FIELDS,
     JOB_FIELDS,
@@ -40,7 +40,7 @@ OBSERVE, LEARN, DRAFT, STOP = range(4)
 
 SEMAPHORE_INTS = 8
 """A `sem_t` of 32 bytes, as glibc and musl have it, in a cache line of its own."""
-MOST_SPINS = 4000
+MAX_SPINS = 4000
 
 _post = types.ExternalFunction("sem_post", types.int32(types.voidptr))
 _wait = types.ExternalFunction("sem_wait", types.int32(types.voidptr))
@@ -65,7 +65,7 @@ def post_all(semaphores):
 @compiled
 def wait_for(semaphore):
     """Take one from a semaphore, at once if it is about to be there, else asleep."""
-    for _ in range(MOST_SPINS):
+    for _ in range(MAX_SPINS):
         if _try(semaphore.ctypes) == 0:
             return
     while _wait(semaphore.ctypes) != 0:  # a signal woke it
@@ -73,28 +73,32 @@ def wait_for(semaphore):
 
 
 @compiled
-def do_share(share, job, least, scratch_table):
+def do_share(share, job, min_prob, scratch_table):
     """Do one share of a job."""
-    size = job[NUM_SLOTS]
-    slots = int64_at(job[SLOTS], size)
+    size = job[BATCH_SIZE]
+    req_indices = int64_at(job[REQ_INDICES], size)
     requests = int64_table(job[REQUESTS], (job[NUM_REQUESTS], REQUEST_FIELDS))
     corpora = int64_table(job[CORPORA], (job[NUM_CORPORA], CORPUS_FIELDS))
     tables = (
-        int64_at(job[TRAIL], job[TRAIL_FIELDS]),
+        int64_at(job[TRACE], job[TRACE_FIELDS]),
         int64_at(job[WEIGHTS], job[WEIGHTS_FIELDS]),
     )
     begin, end = size * share // job[SHARES], size * (share + 1) // job[SHARES]
     if job[KIND] == OBSERVE:
         emitted = int32_at(job[EMITTED], job[NUM_EMITTED])
         ends = int64_at(job[ENDS], size)
-        observe_batch(slots, emitted, ends, begin, end, requests, corpora, tables, scratch_table)
+        observe_batch(
+            req_indices, emitted, ends, begin, end, requests, corpora, tables, scratch_table
+        )
     elif job[KIND] == LEARN:
         # Either table is learned into in the batch's order, whoever does it.
         alone = job[SHARES] == 1
-        learn_batch(slots, alone or share == 0, alone or share == 1, requests, tables)
+        learn_batch(req_indices, alone or share == 0, alone or share == 1, requests, tables)
     else:
         limits = int64_at(job[LIMITS], size)
-        draft_batch(slots, limits, least, begin, end, requests, corpora, tables, scratch_table)
+        draft_batch(
+            req_indices, limits, min_prob, begin, end, requests, corpora, tables, scratch_table
+        )
 
 
 @compiled
@@ -110,18 +114,18 @@ def claim_share(semaphores, last):
 
 
 @compiled
-def work(thread, job, least, semaphores, scratch_tables):
-    """Thread 0: do the job, and learn if it was to observe. Others: help, until told to stop.
+def work(thread, job, min_prob, semaphores, scratch_tables):
+    """Thread 0: do the job, and learn if it was to observe. Others: help, until there is STOP.
 
     The caller waits for nobody who sleeps: a share that no thread has begun it does itself.
 
     Args:
         thread: its number.
         job: [JOB_FIELDS] int64.
-        least: [1] float64; a draft ends where its chance falls below.
+        min_prob: [1] float64; a draft ends where its probability falls below.
         semaphores: [threads, SEMAPHORE_INTS] int64. The first counts the shares that others have
             done; each other one says to the thread of its number that its share is there.
-        scratch_tables: [threads, 28] int64.
+        scratch_tables: [threads, n] int64, a row as `scratch_table` makes it.
     """
     share = np.int64(thread)
     last = given = np.int64(0)
@@ -135,7 +139,7 @@ def work(thread, job, least, semaphores, scratch_tables):
             last, given = job[SHARES], np.int64(0)
             for other in range(1, last):
                 _post(semaphores[other].ctypes)
-        do_share(share, job, least[0], scratch_tables[thread])
+        do_share(share, job, min_prob[0], scratch_tables[thread])
         if thread > 0:
             _post(semaphores[0].ctypes)
             continue

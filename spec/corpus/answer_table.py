@@ -8,94 +8,94 @@ from reprise.spec.runtime.compiled import compiled
 
 FIRST_ANSWERS = 16
 BEGIN, LENGTH = range(2)
-SLOT, PLACE = range(2)
+ROW, POSITION = range(2)
 
 
 @compiled
-def first_kept(sequence: IntArray, begin: int, end: int, places: IntArray) -> int:
+def first_kept(sequence: IntArray, begin: int, end: int, positions: IntArray) -> int:
     """The first index in [begin, end) of an answer that is still there; `end` if there is none."""
-    while begin < end and places[sequence[begin, SLOT], BEGIN] != sequence[begin, PLACE]:
+    while begin < end and positions[sequence[begin, ROW], BEGIN] != sequence[begin, POSITION]:
         begin += 1
     return begin
 
 
 @compiled
-def move_places(sequence: IntArray, places: IntArray) -> None:
-    """Write the beginnings of `sequence` [n, 2] into `places` [slots, 2]."""
+def move_positions(sequence: IntArray, positions: IntArray) -> None:
+    """Write the beginnings of `sequence` [n, 2] into `positions` [rows, 2]."""
     for i in range(sequence.shape[0]):
-        places[sequence[i, SLOT], BEGIN] = sequence[i, PLACE]
+        positions[sequence[i, ROW], BEGIN] = sequence[i, POSITION]
 
 
 class AnswerTable:
     """Answers by id, and by age. Nothing here takes time that grows with their number, but for
     copies of arrays in a block; what moves them is compiled (`text_moves.py`)."""
 
-    __slots__ = ("_free", "_ids", "_oldest", "_slots", "number", "places", "sequence")
+    __slots__ = ("_free", "_ids", "_oldest", "_rows", "number", "positions", "sequence")
 
     def __init__(self) -> None:
-        self._slots: dict[str, int] = {}
-        self._ids: list[str] = []  # by slot; "" where it is free
+        self._rows: dict[str, int] = {}
+        self._ids: list[str] = []  # by row; "" where it is free
         self._free: list[int] = []
         self._oldest = 0
-        self.places = np.zeros((FIRST_ANSWERS, 2), np.int32)
-        """[slots, 2] int32: where the answer begins in the text, -1 for none, and its tokens."""
+        self.positions = np.zeros((FIRST_ANSWERS, 2), np.int32)
+        """[rows, 2] int32: where the answer begins in the text, -1 for none, and its tokens."""
         self.sequence = np.zeros((FIRST_ANSWERS, 2), np.int32)
-        """[n, 2] int32: slot and beginning of each answer in the text, oldest first, of which
-        `number` are in use. Where the slot's answer begins elsewhere, this one was removed."""
+        """[n, 2] int32: row and beginning of each answer in the text, oldest first, of which
+        `number` are in use. Where the row's answer begins elsewhere, this one was removed."""
         self.number = 0
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._rows)
 
     def __contains__(self, answer_id: object) -> bool:
-        return answer_id in self._slots
+        return answer_id in self._rows
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays."""
-        return self.places.nbytes + self.sequence.nbytes
+        return self.positions.nbytes + self.sequence.nbytes
 
     def put(self, answer_id: str, begin: int, length: int) -> None:
-        """Take in an answer of so many tokens that lies behind all others."""
+        """Add an answer of so many tokens that lies behind all others."""
         if self._free:
-            slot = self._free.pop()
-            self._ids[slot] = answer_id
+            row = self._free.pop()
+            self._ids[row] = answer_id
         else:
-            slot = len(self._ids)
-            if slot == len(self.places):
-                self.places = _grown(self.places)
+            row = len(self._ids)
+            if row == len(self.positions):
+                self.positions = _grown(self.positions)
             self._ids.append(answer_id)
         if self.number == len(self.sequence):
             self.sequence = _grown(self.sequence)
-        self.places[slot] = begin, length
-        self.sequence[self.number] = slot, begin
+        self.positions[row] = begin, length
+        self.sequence[self.number] = row, begin
         self.number += 1
-        self._slots[answer_id] = slot
+        self._rows[answer_id] = row
 
     def pop(self, answer_id: str) -> tuple[int, int] | None:
         """Forget an answer; returns where it begins and its tokens, None if the id is unknown."""
-        slot = self._slots.pop(answer_id, None)
-        if slot is None:
+        row = self._rows.pop(answer_id, None)
+        if row is None:
             return None
-        begin, length = self.places[slot].tolist()
-        self.places[slot] = -1, 0
-        self._ids[slot] = ""
-        self._free.append(slot)
+        begin, length = self.positions[row].tolist()
+        self.positions[row] = -1, 0
+        self._ids[row] = ""
+        self._free.append(row)
         return begin, length
 
-    def place_of(self, answer_id: str) -> tuple[int, int]:
+    def position_of(self, answer_id: str) -> tuple[int, int]:
         """Where an answer begins, and its tokens."""
-        begin, length = self.places[self._slots[answer_id]].tolist()
+        begin, length = self.positions[self._rows[answer_id]].tolist()
         return begin, length
 
     def oldest(self) -> str:
         """The id of the answer that was put first; there is one."""
-        self._oldest = first_kept(self.sequence, self._oldest, self.number, self.places)
-        return self._ids[int(self.sequence[self._oldest, SLOT])]
+        self._oldest = first_kept(self.sequence, self._oldest, self.number, self.positions)
+        return self._ids[int(self.sequence[self._oldest, ROW])]
 
     def move(self, sequence: IntArray) -> None:
         """The answers now lie where `sequence` [number, 2] says, which names them all."""
-        move_places(sequence, self.places)
+        move_positions(sequence, self.positions)
         self.sequence, self.number, self._oldest = sequence, len(sequence), 0
 
 

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
-"""Chains of a corpus's recent answers: for each token, the place before it in the same bucket.
+"""Chains of a corpus's recent answers: for each token, the position before it in the same bucket.
 
-Following a chain from a token's bucket visits that token's earlier places, newest first, among
+Following a chain from a token's bucket visits that token's earlier positions, newest first, among
 others of the same bucket, which the visitor skips. They cost 8 bytes a token, whatever the tokens.
 """
 
@@ -35,9 +35,9 @@ def link_recent(
         heads[bucket] = i
 
 
-def empty_heads(length: int, *, most: int = 1 << 14) -> IntArray:
+def empty_heads(length: int, *, max_heads: int = 1 << 14) -> IntArray:
     """Heads for a text of about `length` tokens: a power of two of them, all empty."""
     size = 64
-    while size < length and size < most:
+    while size < length and size < max_heads:
         size *= 2
     return np.full(size, -1, np.int32)

@@ -16,7 +16,7 @@ from reprise.spec.runtime.layout import BOS, CORPUS_FIELDS, END
 FIRST_ROWS = 1 << 15
 SMALL_TOKENS = 2048
 SMALL_ANSWERS = 16
-# What an answer and a namespace are charged beside the arrays: their places in tables, and names.
+# What an answer and a namespace are charged beside the arrays: their entries in tables, and names.
 TOKEN_BYTES = 12
 ANSWER_BYTES = 256
 NAMESPACE_BYTES = 512
@@ -78,7 +78,7 @@ class _Namespace:
         return self.corpus.oldest()
 
     def put(self, answer_id: str, text: bytes) -> None:
-        """Take in an answer; it stays small."""
+        """Add an answer; it stays small."""
         self.ids, self.texts = (*(self.ids or ()), answer_id), (*self.texts, text)
 
     def drop(self, answer_id: str) -> None:
@@ -130,7 +130,7 @@ class Corpora:
         found = self._use(namespace)
         if found.corpus is None:
             self._make_corpus(found)
-        self._settle(namespace, found)
+        self._recount(namespace, found)
         return found.row
 
     def leave(self, namespace: str) -> None:
@@ -185,11 +185,11 @@ class Corpora:
             self.table[found.row] = 0
             self._free.append(found.row)
             found.corpus = None
-        self._settle(name, found)
+        self._recount(name, found)
         if not found.uses and not len(found):
             del self._namespaces[name]
 
-    def _settle(self, name: str, found: _Namespace) -> None:
+    def _recount(self, name: str, found: _Namespace) -> None:
         """Count what the namespace holds into the total and order it by size and use."""
         before, now = Tally(*found.tally), found.count()
         found.tally = tuple(now)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from reprise.spec.api.near_answer import IntArray
-from reprise.spec.corpus.answer_table import PLACE, AnswerTable
+from reprise.spec.corpus.answer_table import POSITION, AnswerTable
 from reprise.spec.corpus.chain import bucket_of, empty_heads, link_recent
 from reprise.spec.corpus.suffix_array import mark_removed, merge_suffixes, narrow, sort_suffixes
 from reprise.spec.corpus.text_moves import copy_into, give_back, kept_answers, move_entries
@@ -59,7 +59,7 @@ def count_recent(
     pattern: IntArray,  # [k] int32
     found: IntArray,  # [MAX_RECENT] int32: receives the successors
 ) -> int:
-    """Write the token after each place of `pattern` among the recent ones; return how many."""
+    """Write the token after each position of `pattern` among the recent ones; return how many."""
     number, k = 0, pattern.shape[0]
     i = heads[bucket_of(pattern[k - 1], mask)]
     while i >= begin:
@@ -180,10 +180,10 @@ class Corpus:
 
     def remove(self, answer_id: str) -> bool:
         """Take an answer out, at once and for all orders; False if the id is unknown."""
-        place = self._answers.pop(answer_id)
-        if place is None:
+        position = self._answers.pop(answer_id)
+        if position is None:
             return False
-        begin, length = place
+        begin, length = position
         mark_removed(self._text, begin + 1, begin + 1 + length)
         self._removed += length + 2
         self.num_tokens -= length
@@ -275,13 +275,13 @@ class Corpus:
         """Move the answers that are left together, into `text`."""
         answers, old_text, old_order = self._answers, self._text, self._order
         sequence = answers.sequence[: answers.number]
-        moved, spans = kept_answers(sequence, answers.places, old_text, text)
+        moved, spans = kept_answers(sequence, answers.positions, old_text, text)
         order = np.empty(len(old_order), np.int32)
         order = order[: move_entries(old_order, spans, moved, order)]
         recent = length = self._length - self._removed
         first = int(np.searchsorted(spans[:, 0], self._recent))
         if first < len(moved):
-            recent = int(moved[first, PLACE])
+            recent = int(moved[first, POSITION])
         chain, heads = np.empty_like(self._chain), np.full_like(self._heads, -1)
         link_recent(text, chain, heads, len(heads) - 1, recent, recent, length)
         with self._lock:

@@ -6,6 +6,8 @@ Entries are indices into `text`, sorted by the up to MAX_ORDER + 1 tokens that f
 an END ending the comparison; ties by index. The entries that begin with a pattern are a range, and
 those that go on with a given token are a range within it.
 
+(Manber and Myers, "Suffix arrays: a new method for on-line string searches", 1993.)
+
 A removed answer leaves its entries where they are and only marks its tokens (`mark_removed`). A
 search takes them for what they were, so that the order stays right, and what is counted, the token
 after the pattern, says by itself whether it counts. So a mark needs no lock: each is a single
@@ -30,7 +32,7 @@ def mark_removed(text: IntArray, begin: int, end: int) -> None:
 
 @compiled
 def token_of(stored: int) -> int:
-    """The token at a place of the text, be it removed or not."""
+    """The token at a position of the text, be it removed or not."""
     return stored if stored >= BOS else stored - REMOVED
 
 
@@ -137,12 +139,12 @@ def successors(text, order, depth, low, high, tokens, counts):
                 continue
         if previous != END:
             count = run if size <= SAMPLED else max(1, run * size // SAMPLED)
-            place = number if number < SUCCESSORS else SUCCESSORS - 1
-            if number < SUCCESSORS or count > counts[place]:
-                while place > 0 and counts[place - 1] < count:
-                    tokens[place], counts[place] = tokens[place - 1], counts[place - 1]
-                    place -= 1
-                tokens[place], counts[place] = previous, count
+            rank = number if number < SUCCESSORS else SUCCESSORS - 1
+            if number < SUCCESSORS or count > counts[rank]:
+                while rank > 0 and counts[rank - 1] < count:
+                    tokens[rank], counts[rank] = tokens[rank - 1], counts[rank - 1]
+                    rank -= 1
+                tokens[rank], counts[rank] = previous, count
                 number = min(number + 1, SUCCESSORS)
         previous, run = token, 1
     if size > SAMPLED:

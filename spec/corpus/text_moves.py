@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 
 from reprise.spec.api.near_answer import IntArray
-from reprise.spec.corpus.answer_table import BEGIN, LENGTH, PLACE, SLOT
+from reprise.spec.corpus.answer_table import BEGIN, LENGTH, POSITION, ROW
 from reprise.spec.runtime.compiled import compiled
 
 BLOCK_BITS = 6
@@ -21,7 +21,7 @@ _madvise = types.ExternalFunction("madvise", types.int32(types.uintp, types.uint
 @compiled
 def kept_answers(
     sequence: IntArray,  # [n, 2] int32
-    places: IntArray,  # [slots, 2] int32
+    positions: IntArray,  # [rows, 2] int32
     text: IntArray,
     moved_text: IntArray,  # out: the answers that are still there, one after the other
 ) -> tuple[IntArray, IntArray]:
@@ -30,11 +30,11 @@ def kept_answers(
     spans = np.empty_like(sequence)
     number = at = 0
     for i in range(sequence.shape[0]):
-        slot, begin = sequence[i, SLOT], sequence[i, PLACE]
-        if places[slot, BEGIN] == begin:
-            end = begin + places[slot, LENGTH] + 2
+        row, begin = sequence[i, ROW], sequence[i, POSITION]
+        if positions[row, BEGIN] == begin:
+            end = begin + positions[row, LENGTH] + 2
             moved_text[at : at + end - begin] = text[begin:end]
-            moved[number, SLOT], moved[number, PLACE] = slot, at
+            moved[number, ROW], moved[number, POSITION] = row, at
             spans[number, 0], spans[number, 1] = begin, end
             number += 1
             at += end - begin
@@ -68,7 +68,7 @@ def move_entries(
         while spans[answer, 1] <= entry:
             answer += 1
         if entry >= spans[answer, 0]:
-            moved_order[number] = entry - spans[answer, 0] + moved[answer, PLACE]
+            moved_order[number] = entry - spans[answer, 0] + moved[answer, POSITION]
             number += 1
     return number
 

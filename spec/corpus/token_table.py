@@ -2,20 +2,20 @@
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
 """Token tables: for each token of a text, where it is and how often.
 
-A table is an open hash table; beside it, a chain leads from each place of a token to the next one
-to visit. So what is asked of a token takes one look, and a visit meets its places alone. Tables
-grow with the number of different tokens, not with the vocabulary.
+A table is an open hash table; beside it, a chain leads from each position of a token to the next
+one to visit. So what is asked of a token takes one look, and a visit meets its positions alone.
+Tables grow with the number of different tokens, not with the vocabulary.
 """
 
 import numpy as np
 
 from reprise.spec.api.near_answer import IntArray
 from reprise.spec.runtime.compiled import compiled
-from reprise.spec.runtime.layout import NEXT_PLACE, TAG, TOKEN
+from reprise.spec.runtime.layout import NEXT_POSITION, TAG, TOKEN
 
 # An entry. The key is 0 where none is, the token + 3 otherwise.
-KEY, FIRST_PLACE, COUNT, OUTPUT_COUNT, ENTRY_FIELDS = range(5)
-LEAST_ENTRIES = 64
+KEY, FIRST_POSITION, COUNT, OUTPUT_COUNT, ENTRY_FIELDS = range(5)
+MIN_ENTRIES = 64
 
 
 @compiled
@@ -33,9 +33,9 @@ def entry_of(table, mask, token):
 
 
 @compiled
-def first_place(table, mask, token):
-    """The place of a token that is to be visited first; -1 if the text has none."""
-    return table[entry_of(table, mask, token), FIRST_PLACE] - 1
+def first_position(table, mask, token):
+    """The position of a token that is to be visited first; -1 if the text has none."""
+    return table[entry_of(table, mask, token), FIRST_POSITION] - 1
 
 
 @compiled
@@ -57,29 +57,29 @@ def with_room(table: IntArray, room: int) -> IntArray:
 
 
 @compiled
-def put_first(table, mask, chain, token, place):
-    """Make `place` the first one of the token, before those that are there; returns its entry."""
+def put_first(table, mask, chain, token, position):
+    """Make `position` the token's first one, before those that are there; return its entry."""
     entry = entry_of(table, mask, token)
-    chain[place] = table[entry, FIRST_PLACE] - 1
+    chain[position] = table[entry, FIRST_POSITION] - 1
     table[entry, KEY] = token + 3
-    table[entry, FIRST_PLACE] = place + 1
+    table[entry, FIRST_POSITION] = position + 1
     return entry
 
 
 @compiled
 def link(text, chain, table, mask, begin, end, output):
-    """Add text[begin:end], so that a visit meets the latest places first. Counts are those of the
-    prompt, text[:output], and of the output. There has to be room."""
+    """Add text[begin:end], so that a visit meets the latest positions first. Counts are those of
+    the prompt, text[:output], and of the output. There has to be room."""
     for i in range(begin, end):
         entry = put_first(table, mask, chain, text[i], i)
         table[entry, COUNT if i < output else OUTPUT_COUNT] += 1
 
 
 @compiled
-def context_table(places: IntArray, length: int, output: int, room: int) -> IntArray:
-    """A table of places [:length, PLACE_FIELDS], with room for so many tokens more; see `link`."""
-    text, chain = places[:, TOKEN], places[:, NEXT_PLACE]
-    table = np.zeros((LEAST_ENTRIES, ENTRY_FIELDS), np.int32)
+def context_table(positions: IntArray, length: int, output: int, room: int) -> IntArray:
+    """Make a table of positions[:length], [n, POSITION_FIELDS], with room for `room` more."""
+    text, chain = positions[:, TOKEN], positions[:, NEXT_POSITION]
+    table = np.zeros((MIN_ENTRIES, ENTRY_FIELDS), np.int32)
     used = 0
     for i in range(length):
         if 2 * used >= table.shape[0]:
@@ -90,13 +90,13 @@ def context_table(places: IntArray, length: int, output: int, room: int) -> IntA
 
 
 @compiled
-def near_table(places: IntArray) -> IntArray:
-    """A table of near answers, places [t, NEAR_PLACE_FIELDS], so that a visit meets the first
-    places first. Counts are of the near answers that have the token."""
-    text, chain, tags = places[:, TOKEN], places[:, NEXT_PLACE], places[:, TAG]
-    table = np.zeros((LEAST_ENTRIES, ENTRY_FIELDS), np.int32)
+def near_table(positions: IntArray) -> IntArray:
+    """Make a table of near answers, positions [t, NEAR_POSITION_FIELDS], so that a visit meets the
+    first positions first. Counts are of the near answers that have the token."""
+    text, chain, tags = positions[:, TOKEN], positions[:, NEXT_POSITION], positions[:, TAG]
+    table = np.zeros((MIN_ENTRIES, ENTRY_FIELDS), np.int32)
     used = 0
-    for i in range(places.shape[0] - 1, -1, -1):
+    for i in range(positions.shape[0] - 1, -1, -1):
         if 2 * used >= table.shape[0]:
             table = with_room(table, 1)
         entry = put_first(table, table.shape[0] - 1, chain, text[i], i)

@@ -28,19 +28,19 @@ from reprise.spec.lengths.step_times import (
     LATEST,
     LATEST_PAIRS,
     PRIOR_COST,
+    baseline_seconds,
     cost_curve,
     fit,
-    least_deviation,
+    min_deviation,
     pair_up_all,
-    rest_seconds,
     start_costs,
 )
 
 BATCH_BINS = 12
 FIRST_STEPS = 4  # of a like batch, before the first is without drafts
 UNSURE = 0.05  # standard deviation of what drafts cost, where it is known best, in steps
-REST_SOON = 8  # steps between those without drafts, as long as it is unsure
-REST_EVERY = 128
+BASELINE_SOON_STEPS = 8  # steps between those without drafts, as long as it is unsure
+BASELINE_EVERY_STEPS = 128
 FIRST_REACH = 16
 REACH = 2
 RECENT = 1024  # steps after which a pair is forgotten
@@ -64,7 +64,7 @@ class CostModel:
         """What the first step with so many tokens in all costs more, in steps without drafts."""
 
     def observe_step(self, batch: int, drafted: int, seconds: float) -> None:
-        """Take in a step of so many seconds that decoded for `batch` requests and verified
+        """Record a step of so many seconds that decoded for `batch` requests and verified
         `drafted` tokens in all."""
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
@@ -81,14 +81,15 @@ class CostModel:
             self._nearest.clear()
         self.first_extra = like.first_extra
 
-    def is_new(self, batch: int, most: int) -> npt.NDArray[np.bool_]:
-        """Whether no step was seen yet [most + 1] that verified 0..most drafted tokens for `batch`
-        requests, or as many tokens in all for more or fewer."""
-        self._make_room(batch + most)
-        return self._is_new[batch : batch + most + 1]
+    def is_new(self, batch: int, max_tokens: int) -> npt.NDArray[np.bool_]:
+        """Return whether a step would be the first of its kind, [max_tokens + 1]: none was seen
+        that verified 0..max_tokens drafted tokens for `batch` requests, nor one of other requests
+        with as many tokens in all."""
+        self._make_room(batch + max_tokens)
+        return self._is_new[batch : batch + max_tokens + 1]
 
     def note_ready(self, num_tokens: int) -> None:
-        """Take in that the first step with up to so many tokens in all costs what others do."""
+        """Record that the first step with up to so many tokens in all costs what others do."""
         self._make_room(num_tokens)
         self._is_new[: num_tokens + 1] = False
 
@@ -97,10 +98,10 @@ class CostModel:
         while num_tokens >= len(self._is_new):
             self._is_new = np.append(self._is_new, np.ones_like(self._is_new))
 
-    def wants_rest(self, batch: int) -> bool:
+    def needs_baseline_step(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
         like = self._batches.get(_batch_bin(batch))
-        return like is not None and like.wants_rest()
+        return like is not None and like.needs_baseline_step()
 
     def is_unsure(self, batch: int) -> bool:
         """Whether it is not known well what any draft costs at once."""
@@ -111,22 +112,22 @@ class CostModel:
         """Most tokens that a step of `batch` requests is to verify in all: a token each, or a few,
         where nothing is known, and then twice as many as were seen."""
         like = self._best_known(batch)
-        return max(FIRST_REACH, batch, REACH * (0 if like is None else like.most_drafted))
+        return max(FIRST_REACH, batch, REACH * (0 if like is None else like.max_drafted))
 
-    def rest_s(self, batch: int) -> float | None:
+    def baseline_step_s(self, batch: int) -> float | None:
         """Seconds of a step without drafts for `batch` requests; None if none was seen yet."""
         like = self._best_known(batch)
-        return None if like is None else like.rest_s
+        return None if like is None else like.baseline_step_s
 
-    def curve(self, batch: int, most: int) -> Floats:
-        """Relative cost [most + 1] of a step that verifies 0..most drafted tokens in all for
-        `batch` requests: 1.0 without drafts. PRIOR_COST per token and request where steps with or
-        without drafts were not seen yet.
+    def curve(self, batch: int, max_tokens: int) -> Floats:
+        """Return the relative cost [max_tokens + 1] of a step that verifies 0..max_tokens drafted
+        tokens in all for `batch` requests: 1.0 without drafts. PRIOR_COST per token and request
+        where steps with or without drafts were not seen yet.
         """
         like = self._best_known(batch)
         if like is None:
-            return 1.0 + PRIOR_COST / batch * np.arange(most + 1, dtype=np.float64)
-        return like.curve(most)
+            return 1.0 + PRIOR_COST / batch * np.arange(max_tokens + 1, dtype=np.float64)
+        return like.curve(max_tokens)
 
     def _best_known(self, batch: int) -> "_LikeSteps | None":
         """The steps of the batch size nearest to `batch` of which something is known."""
@@ -142,8 +143,8 @@ class _LikeSteps:
     """Steps of like batch sizes: what they take, and what drafts cost."""
 
     def __init__(self, batch: int) -> None:
-        self.most_drafted = 0
-        self.rest_s = 0.0
+        self.max_drafted = 0
+        self.baseline_step_s = 0.0
         self.first_extra = 0.0
         self._start, self._spread = start_costs(batch)
         self._costs = self._start.copy()
@@ -155,43 +156,43 @@ class _LikeSteps:
         self._unpaired: list[tuple[float, float, float, float]] = []
         self._curve: Floats | None = None
         self._steps = 0
-        self._last_rest = 0
+        self._last_baseline = 0
 
     def observe(self, number: int, drafted: int, is_first: bool, seconds: float) -> None:
         self._steps += 1
         self._unpaired.append((number, drafted, is_first, math.log(seconds)))
-        if drafted > self.most_drafted:
-            self.most_drafted, self._curve = drafted, None
+        if drafted > self.max_drafted:
+            self.max_drafted, self._curve = drafted, None
         if drafted == 0:
-            self._last_rest = self._steps
+            self._last_baseline = self._steps
         every = FIT_EVERY if self._steps < MANY_STEPS else FIT_SELDOM
         if self._steps < FIRST_FITS or self._steps % every == 0:
             self._fit(number - RECENT)
 
-    def wants_rest(self) -> bool:
-        since = self._steps - self._last_rest
-        if self._last_rest == 0:
+    def needs_baseline_step(self) -> bool:
+        since = self._steps - self._last_baseline
+        if self._last_baseline == 0:
             return since >= FIRST_STEPS
-        return since >= REST_EVERY or (since >= REST_SOON and self.is_unsure())
+        return since >= BASELINE_EVERY_STEPS or (since >= BASELINE_SOON_STEPS and self.is_unsure())
 
     def is_known(self) -> bool:
-        return self._last_rest > 0 and self.most_drafted > 0
+        return self._last_baseline > 0 and self.max_drafted > 0
 
     def is_unsure(self) -> bool:
         return self._deviation > UNSURE
 
-    def curve(self, most: int) -> Floats:
+    def curve(self, max_tokens: int) -> Floats:
         """Not to be written to."""
-        if self._curve is None or len(self._curve) != most + 1:
-            self._curve = cost_curve(self._costs, most, self.most_drafted, self._deviation)
+        if self._curve is None or len(self._curve) != max_tokens + 1:
+            self._curve = cost_curve(self._costs, max_tokens, self.max_drafted, self._deviation)
         return self._curve
 
     def _fit(self, since: int) -> None:
         pair_up_all(self._latest, self._pairs, self._counts, np.array(self._unpaired, np.float64))
         self._unpaired.clear()
         covariance = fit(self._costs, self._start, self._spread, self._pairs, self._counts, since)
-        self._deviation = least_deviation(covariance, max(1, self.most_drafted))
-        self.rest_s = rest_seconds(self._latest, self._steps, self._costs)
+        self._deviation = min_deviation(covariance, max(1, self.max_drafted))
+        self.baseline_step_s = baseline_seconds(self._latest, self._steps, self._costs)
         self.first_extra = max(0.0, float(self._costs[FIRST]))
         self._curve = None
 

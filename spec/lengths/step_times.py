@@ -9,7 +9,8 @@ A step that verifies d > 0 drafted tokens is taken to cost, where one without dr
 The ratio of two steps' times is the ratio of their costs, times noise, for a machine that slows
 down meets both. All pairs are fitted together, as logarithms, and drawn to start values, the less
 so the more pairs there are and the less noise. A pair that is far off pulls no stronger than one
-that is off a little (Huber's loss): one of its steps was held up. How much noise there is, pairs of
+that is off a little (Huber's loss, "Robust estimation of a location parameter", 1964, by
+reweighted least squares): one of its steps was held up. How much noise there is, pairs of
 alike steps tell.
 """
 
@@ -23,7 +24,7 @@ ANY, FIRST, SLOPE, BENDS = 0, 1, 2, 3
 KNOTS = np.array([0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096], np.float64)
 SIZE = BENDS + len(KNOTS)
 NUMBER, DRAFTED, IS_FIRST, LOG_SECONDS = range(4)  # of a step
-WITH_REST, WITHOUT_REST, ALIKE, STEPS = range(4)  # pairs, and what else is counted
+WITH_BASELINE, WITHOUT_BASELINE, ALIKE, STEPS = range(4)  # pairs, and what else is counted
 LATEST = 15
 LATEST_PAIRS = 256
 NEAR = 4  # steps between two that are compared
@@ -32,15 +33,15 @@ ANY_SD = 0.1
 FIRST_SD = 1.0
 SLOPE_SD = 0.1  # in steps of a request
 BEND_SD = 0.05
-LEAST_NOISE = 0.01
+MIN_NOISE = 0.01
 NORMAL = 1.48  # standard deviations of normal noise against its median
 PRIOR_NOISE = 0.1
 PRIOR_PAIRS = 8
 FAR_OFF = 2.0  # times the noise: from there on a pair pulls no stronger
 OVERLAP = 4.0  # a step is in several pairs, which therefore say less together
-MOST_ITERATIONS = 10
+MAX_ITERATIONS = 10
 SMALL = 0.01  # a change, in standard deviations of the start values
-LEAST_COST = 0.5
+MIN_COST = 0.5
 
 
 def start_costs(batch):
@@ -69,12 +70,12 @@ def parts_of(drafted, is_first, parts):
 @compiled
 def step_cost(costs, parts):
     """What a step costs, one without drafts being 1."""
-    return max(LEAST_COST, 1.0 + (costs * parts).sum())
+    return max(MIN_COST, 1.0 + (costs * parts).sum())
 
 
 @compiled
 def pair_up(latest, pairs, counts, step):
-    """Take in a step [4], of the columns NUMBER to LOG_SECONDS, and pair it with those of `latest`
+    """Record a step [4], of the columns NUMBER to LOG_SECONDS, and pair it with those of `latest`
     [k, 4] that are near. `pairs` [3, LATEST_PAIRS, 8] keeps the latest of each kind; `counts` [4]:
     of each kind, and of steps."""
     seen = counts[STEPS]
@@ -82,11 +83,11 @@ def pair_up(latest, pairs, counts, step):
         other = latest[(seen - 1 - back) % len(latest)]
         if other[NUMBER] < step[NUMBER] - NEAR:
             break
-        kind = WITHOUT_REST
+        kind = WITHOUT_BASELINE
         if step[DRAFTED] == other[DRAFTED] and step[IS_FIRST] == other[IS_FIRST]:
             kind = ALIKE
         elif step[DRAFTED] == 0.0 or other[DRAFTED] == 0.0:
-            kind = WITH_REST
+            kind = WITH_BASELINE
         pair = pairs[kind, counts[kind] % LATEST_PAIRS]
         pair[:4] = step
         pair[4:] = other
@@ -97,7 +98,7 @@ def pair_up(latest, pairs, counts, step):
 
 @compiled
 def pair_up_all(latest, pairs, counts, steps):
-    """Take in steps [n, 4], one after another."""
+    """Record steps [n, 4], one after another."""
     for i in range(len(steps)):
         pair_up(latest, pairs, counts, steps[i])
 
@@ -112,7 +113,7 @@ def noise_of(pairs, count, since):
         if pairs[m, NUMBER] > since:
             apart[many] = NORMAL * abs(pairs[m, LOG_SECONDS] - pairs[m, 4 + LOG_SECONDS])
             many += 1
-    return max(LEAST_NOISE, np.median(apart[:many]))
+    return max(MIN_NOISE, np.median(apart[:many]))
 
 
 @compiled
@@ -124,7 +125,7 @@ def fit(costs, start, spread, pairs, counts, since):
     """
     many = 0
     used = np.empty((2 * LATEST_PAIRS, 8))
-    for kind in (WITH_REST, WITHOUT_REST):
+    for kind in (WITH_BASELINE, WITHOUT_BASELINE):
         for m in range(min(counts[kind], LATEST_PAIRS)):
             if pairs[kind, m, NUMBER] > since:
                 used[many] = pairs[kind, m]
@@ -135,7 +136,7 @@ def fit(costs, start, spread, pairs, counts, since):
     weighted = np.empty((SIZE, SIZE))
     some = np.empty(SIZE, np.int64)
     covariance = np.diag(spread**2)
-    for _ in range(MOST_ITERATIONS if many else 0):
+    for _ in range(MAX_ITERATIONS if many else 0):
         for m in range(many):
             parts_of(used[m, DRAFTED], used[m, IS_FIRST], one)
             parts_of(used[m, 4 + DRAFTED], used[m, 4 + IS_FIRST], other)
@@ -144,7 +145,7 @@ def fit(costs, start, spread, pairs, counts, since):
             off[m] = log_ratio - math.log(cost / its_cost)
             slopes[m] = one / cost - other / its_cost
             if one[FIRST] != other[FIRST]:
-                # It tells what first steps cost, and nothing else: some are made for seconds.
+                # It shows what first steps cost, and nothing else: some are made for seconds.
                 slopes[m, :FIRST] = 0.0
                 slopes[m, SLOPE:] = 0.0
         weighted[:] = 0.0
@@ -175,51 +176,52 @@ def fit(costs, start, spread, pairs, counts, since):
 
 
 @compiled
-def rest_seconds(latest, seen, costs):
+def baseline_seconds(latest, seen, costs):
     """What a step without drafts takes, from the latest ones; from all, where there is none."""
     parts = np.empty(SIZE)
     seconds = np.empty(len(latest))
-    count, rests = min(seen, len(latest)), 0
+    count, baselines = min(seen, len(latest)), 0
     for m in range(count):
         if latest[m, DRAFTED] == 0.0:
-            seconds[rests] = math.exp(latest[m, LOG_SECONDS])
-            rests += 1
-    if rests == 0:
+            seconds[baselines] = math.exp(latest[m, LOG_SECONDS])
+            baselines += 1
+    if baselines == 0:
         for m in range(count):
             parts_of(latest[m, DRAFTED], latest[m, IS_FIRST], parts)
             seconds[m] = math.exp(latest[m, LOG_SECONDS]) / step_cost(costs, parts)
-        rests = count
-    return np.median(seconds[:rests])
+        baselines = count
+    return np.median(seconds[:baselines])
 
 
 @compiled
-def least_deviation(covariance, most):
+def min_deviation(covariance, max_tokens):
     """Standard deviation of the relative cost of as many drafted tokens as it is known best for: 1,
-    as many as at one of the KNOTS below `most`, or `most`, which is 1 or more."""
+    as many as at one of the KNOTS below `max_tokens`, or `max_tokens`, which is 1 or more."""
     parts = np.empty(SIZE)
-    least = math.inf
-    for k in range(np.count_nonzero(most > KNOTS) + 1):
-        parts_of(min(float(most), max(1.0, KNOTS[k])), 0.0, parts)
-        least = min(least, (parts * (covariance @ parts)).sum())
-    return math.sqrt(max(0.0, least))
+    smallest = math.inf
+    for k in range(np.count_nonzero(max_tokens > KNOTS) + 1):
+        parts_of(min(float(max_tokens), max(1.0, KNOTS[k])), 0.0, parts)
+        smallest = min(smallest, (parts * (covariance @ parts)).sum())
+    return math.sqrt(max(0.0, smallest))
 
 
 @compiled
-def cost_curve(costs, most, seen, less):
-    """Relative cost [most + 1] of 0..most drafted tokens: 1.0 without, and never less for more.
+def cost_curve(costs, max_tokens, seen, discount):
+    """Return the relative cost [max_tokens + 1] of 0..max_tokens drafted tokens: 1.0 without, and
+    never less for more.
 
-    Of what any draft costs at once, up to `less` is taken off. Up to the `seen` tokens that there
-    were, fewer cost no more than more do; beyond, more cost no less than fewer do.
+    Of what any draft costs at once, up to `discount` is taken off. Up to the `seen` tokens that
+    there were, fewer cost no more than more do; beyond, more cost no less than fewer do.
     """
-    curve = np.ones(most + 1)
-    cost, k = 1.0 + max(costs[ANY] - less, min(0.0, costs[ANY])), 0
-    for d in range(1, most + 1):
+    curve = np.ones(max_tokens + 1)
+    cost, k = 1.0 + max(costs[ANY] - discount, min(0.0, costs[ANY])), 0
+    for d in range(1, max_tokens + 1):
         if k + 1 < len(KNOTS) and d > KNOTS[k + 1]:
             k += 1
         cost += costs[SLOPE] + costs[BENDS + k]
         curve[d] = max(1.0, cost)
-    for d in range(min(seen, most) - 1, 0, -1):
+    for d in range(min(seen, max_tokens) - 1, 0, -1):
         curve[d] = min(curve[d], curve[d + 1])
-    for d in range(max(seen, 1), most + 1):
+    for d in range(max(seen, 1), max_tokens + 1):
         curve[d] = max(curve[d], curve[d - 1])
     return curve

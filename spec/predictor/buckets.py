@@ -21,9 +21,9 @@ HITS = 6
 RECENCIES = 8
 
 
-def buckets_from(*least: int) -> npt.NDArray[np.int64]:
-    """The bucket of each number up to the last of `least`, at which new ones begin."""
-    return np.searchsorted(least, np.arange(least[-1] + 1), side="right")
+def buckets_from(*starts: int) -> npt.NDArray[np.int64]:
+    """The bucket of each number up to the last of `starts`, at which new ones begin."""
+    return np.searchsorted(starts, np.arange(starts[-1] + 1), side="right")
 
 
 _COUNT_BUCKETS = buckets_from(2, 3, 5, 9, 17)
@@ -86,7 +86,7 @@ def similarity_bucket(similarity: float) -> int:
 
 @compiled
 def rank_bucket(rank: int) -> int:
-    """0..4 for the near answer's place: 0, 1, 2-3, 4-7, 8+."""
+    """0..4 for the near answer's position: 0, 1, 2-3, 4-7, 8+."""
     if rank < 2:
         return rank
     if rank < 4:

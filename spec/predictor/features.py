@@ -5,7 +5,7 @@
 Weight 0 of either table stays 0: it is the feature that is not there.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,12 @@ from reprise.spec.predictor.buckets import (
     SECOND_MATCHES,
     SIMILARITIES,
 )
-from reprise.spec.runtime.compiled import compiled, float32_table
 from reprise.spec.runtime.layout import NUM_ORDERS, NUM_SKIPPED
+from reprise.spec.runtime.tables import address_table, float32, opener
 
 MATCH_CELLS = MATCHES * SECOND_MATCHES
 COUNT_CELLS = COUNTS * COUNTS
-CHANCE_BINS = 20
+PROB_BINS = 20
 THRESHOLDS = 8
 # Hashed features are learned while serving only: token ids mean nothing to another tokenizer. Two
 # that share a weight cost little (measured: eight times as many weights gain nothing).
@@ -39,16 +39,16 @@ def _offsets(*sizes: int) -> list[int]:
     return [1 + sum(sizes[:i]) for i in range(len(sizes) + 1)]
 
 
-# Attention over components.
+# The mixture over evidence.
 (
     NEAR_MATCH,  # match x length beyond one substitution
     NEAR_SKIPPED,  # kind x length beyond the substitution
     NEAR_DISTANCE,  # match x distance from the alignment; two more blocks for the skipped kinds
     NEAR_LIKENESS,  # similarity x coarse match
-    NEAR_PLACE,  # rank x coarse match
-    NEAR_SLOT,  # in the near answer's prompt, in ours x coarse match
+    NEAR_ANSWER_RANK,  # rank x coarse match
+    NEAR_PROMPTS,  # in the near answer's prompt, in ours x coarse match
     NEAR_HITS,  # hits x coarse match
-    NEAR_TAKEOVER,  # tokens left in the leading near answer x its hits
+    NEAR_CLAUSE_SWITCH,  # tokens left in the leading near answer x its hits
     CONTEXT_MATCH,  # prompt or output x match x length beyond one substitution
     CONTEXT_SKIPPED,
     CONTEXT_RECENCY,  # recency x coarse match
@@ -58,7 +58,7 @@ def _offsets(*sizes: int) -> list[int]:
     ESCAPE_NEAR,
     ESCAPE_CONTEXT,
     ESCAPE_CORPUS,
-    NUM_ATTENTION,
+    NUM_MIXTURE,
 ) = _offsets(
     MATCH_CELLS,
     2 * SECOND_MATCHES,
@@ -84,20 +84,20 @@ def _offsets(*sizes: int) -> list[int]:
     ORDER_CELL,  # order x count or absent x total
     DEPTH_CELL,  # orders below the longest x count or absent x total
     DEPTH_SHARES,  # share at the three longest orders x total
-    NEAR_CELL,  # least match x count or absent x total
-    NEAR_SHARES,  # least match x share there and one shorter
-    CONTEXT_CELL,  # least match x count or absent x total
-    BEST_COMPONENT,  # the best component's features
-    CHANCE,  # binned log of the attention's chance, in all and per source
+    NEAR_CELL,  # min match x count or absent x total
+    NEAR_SHARES,  # min match x share there and one shorter
+    CONTEXT_CELL,  # min match x count or absent x total
+    BEST_EVIDENCE,  # the best evidence's features
+    PROB,  # binned log of the mixture's probability, in all and per source
     PRESENCE,  # times in the prompt x times in the output x source
     NEAR_PRESENCE,  # near answers that have it x near answers x source
-    PLACE,  # rank among the candidates
+    CANDIDATE_RANK,  # rank among the candidates
     REACH,  # longest near match x longest context match x longest order
     SHARES,  # near share x corpus share x longest near match x longest order
-    CHANCE_REACH,  # binned chance x longest near match
-    CHANCE_ORDER,  # binned chance x longest order
+    PROB_REACH,  # binned probability x longest near match
+    PROB_ORDER,  # binned probability x longest order
     ALIGNED_CELL,  # near answers whose pointer is at it x in all; those with recent hits
-    ESCAPE_CHANCE,
+    ESCAPE_PROB,
     ESCAPE_MATCHES,
     ESCAPE_ORDERS,
     SKIPPED_CELL,  # order of the tokens before the last x count or absent x total
@@ -112,17 +112,17 @@ def _offsets(*sizes: int) -> list[int]:
     THRESHOLDS * CELL,
     THRESHOLDS * 25,
     THRESHOLDS * CELL,
-    NUM_ATTENTION,
-    4 * CHANCE_BINS,
+    NUM_MIXTURE,
+    4 * PROB_BINS,
     27,
     7 * 4 * 3,
     5,
     9 * 5 * 5,
     5 * 4 * 4 * 5,
-    CHANCE_BINS * 9,
-    CHANCE_BINS * 5,
+    PROB_BINS * 9,
+    PROB_BINS * 5,
     2 * CELL,
-    CHANCE_BINS,
+    PROB_BINS,
     121,
     132,
     NUM_SKIPPED * CELL,
@@ -133,68 +133,64 @@ def _offsets(*sizes: int) -> list[int]:
 
 
 def check_feature_indices(num_features: int) -> None:
-    """Raise OverflowError if a table has more weights than the trail's int16 can name: compiled
+    """Raise OverflowError if a table has more weights than the trace's int16 can name: compiled
     code would write elsewhere, as it checks no bounds."""
-    most = int(np.iinfo(np.int16).max) + 1
-    if num_features > most:
-        raise OverflowError(f"features: expected at most {most} in a table, came {num_features}")
+    max_features = int(np.iinfo(np.int16).max) + 1
+    if num_features > max_features:
+        raise OverflowError(
+            f"features: expected at most {max_features} in a table, came {num_features}"
+        )
 
 
-check_feature_indices(NUM_ATTENTION)
+check_feature_indices(NUM_MIXTURE)
 check_feature_indices(NUM_CHOICE)
 
 
 class Weights(NamedTuple):
     """The two weight tables and, per weight, the sum of squared gradients that sets its rate."""
 
-    attention: Any  # [NUM_ATTENTION] float32
-    attention_squares: Any  # [NUM_ATTENTION] float32
-    choice: Any  # [NUM_CHOICE] float32
-    choice_squares: Any  # [NUM_CHOICE] float32
+    mixture: Annotated[Any, float32(NUM_MIXTURE)]
+    mixture_squares: Annotated[Any, float32(NUM_MIXTURE)]
+    choice: Annotated[Any, float32(NUM_CHOICE)]
+    choice_squares: Annotated[Any, float32(NUM_CHOICE)]
 
 
 FIRST_SQUARE = 0.1
 
 
 def prior_weights() -> Weights:
-    """Start values by rule: longer matches and higher counts say more; choice trusts attention."""
-    attention = np.zeros(NUM_ATTENTION, np.float32)
+    """Make start values by rule: longer matches and higher counts say more, and the choice trusts
+    the mixture."""
+    mixture = np.zeros(NUM_MIXTURE, np.float32)
     choice = np.zeros(NUM_CHOICE, np.float32)
     match = np.arange(MATCHES)[:, None] * 0.5 + np.arange(SECOND_MATCHES)[None, :] * 0.2
-    attention[NEAR_MATCH : NEAR_MATCH + MATCH_CELLS] = match.ravel() - 1.0
-    attention[NEAR_SKIPPED : NEAR_SKIPPED + 2 * SECOND_MATCHES] = -2.0
-    attention[NEAR_TAKEOVER : NEAR_TAKEOVER + 4 * HITS] = -2.0
+    mixture[NEAR_MATCH : NEAR_MATCH + MATCH_CELLS] = match.ravel() - 1.0
+    mixture[NEAR_SKIPPED : NEAR_SKIPPED + 2 * SECOND_MATCHES] = -2.0
+    mixture[NEAR_CLAUSE_SWITCH : NEAR_CLAUSE_SWITCH + 4 * HITS] = -2.0
     for region in range(2):
         begin = CONTEXT_MATCH + region * MATCH_CELLS
-        attention[begin : begin + MATCH_CELLS] = match.ravel() - 1.5
-    attention[CONTEXT_SKIPPED : CONTEXT_SKIPPED + 2 * SECOND_MATCHES] = -2.0
+        mixture[begin : begin + MATCH_CELLS] = match.ravel() - 1.5
+    mixture[CONTEXT_SKIPPED : CONTEXT_SKIPPED + 2 * SECOND_MATCHES] = -2.0
     order = np.minimum(np.arange(NUM_ORDERS), 6)[:, None, None] * 0.4
     count = np.arange(COUNTS)[None, :, None] * 0.5
     total = np.arange(COUNTS)[None, None, :] * 0.2
     cells = order + count - total - 2.0
-    attention[CORPUS_COUNT : CORPUS_COUNT + cells.size] = cells.ravel()
-    log_chance = (np.arange(CHANCE_BINS) - 17) * 0.25
-    choice[CHANCE : CHANCE + CHANCE_BINS] = log_chance
-    choice[ESCAPE_CHANCE : ESCAPE_CHANCE + CHANCE_BINS] = log_chance
+    mixture[CORPUS_COUNT : CORPUS_COUNT + cells.size] = cells.ravel()
+    log_prob = (np.arange(PROB_BINS) - 17) * 0.25
+    choice[PROB : PROB + PROB_BINS] = log_prob
+    choice[ESCAPE_PROB : ESCAPE_PROB + PROB_BINS] = log_prob
     return Weights(
-        attention,
-        np.full(NUM_ATTENTION, FIRST_SQUARE, np.float32),
+        mixture,
+        np.full(NUM_MIXTURE, FIRST_SQUARE, np.float32),
         choice,
         np.full(NUM_CHOICE, FIRST_SQUARE, np.float32),
     )
 
 
 def weights_table(weights: Weights) -> npt.NDArray[np.int64]:
-    """Addresses [4] int64 by which compiled code finds weights that are kept alive."""
-    return np.array([table.ctypes.data for table in weights], np.int64)
+    """Write down where weights lie that are kept alive, for `open_weights`."""
+    return address_table(weights)
 
 
-@compiled
-def open_weights(table):
-    """The weights behind a table of `weights_table`."""
-    return Weights(
-        float32_table(table[0], (NUM_ATTENTION,)),
-        float32_table(table[1], (NUM_ATTENTION,)),
-        float32_table(table[2], (NUM_CHOICE,)),
-        float32_table(table[3], (NUM_CHOICE,)),
-    )
+open_weights = opener(Weights)
+"""The weights behind a table of `weights_table`."""

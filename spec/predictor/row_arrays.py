@@ -14,13 +14,13 @@ from reprise.spec.runtime.layout import (
     NEAR_INFO,
     NEAR_INFO_FIELDS,
     NEAR_LENGTH,
-    NEAR_PLACE_FIELDS,
-    NEAR_PLACES,
+    NEAR_POSITION_FIELDS,
+    NEAR_POSITIONS,
     NEAR_TOKENS,
     NEAR_TOKENS_MASK,
-    NEXT_PLACE,
-    PLACE_FIELDS,
-    PLACES,
+    NEXT_POSITION,
+    POSITION_FIELDS,
+    POSITIONS,
     TAG,
     TOKEN,
     TOKENS,
@@ -44,7 +44,7 @@ class NearTexts(NamedTuple):
 
     text: Any  # [length] int32: BOS, tokens, END of each
     chain: Any  # [length] int32
-    tags: Any  # [length] int32: near answer's index + 256 * slot class
+    tags: Any  # [length] int32: near answer's index + 256 * prompt class, see layout.py
     table: Any  # [mask + 1, ENTRY_FIELDS] int32
     mask: Any
     info: Any  # [count * NEAR_INFO_FIELDS] int32
@@ -54,10 +54,10 @@ class NearTexts(NamedTuple):
 @compiled
 def open_context(row):
     """The context behind a row of the request table."""
-    places = int32_table(row[PLACES], (row[CAPACITY], PLACE_FIELDS))
+    positions = int32_table(row[POSITIONS], (row[CAPACITY], POSITION_FIELDS))
     return Context(
-        places[:, TOKEN],
-        places[:, NEXT_PLACE],
+        positions[:, TOKEN],
+        positions[:, NEXT_POSITION],
         int32_table(row[TOKENS], (row[TOKENS_MASK] + 1, ENTRY_FIELDS)),
         row[TOKENS_MASK],
         row[BEGIN],
@@ -68,11 +68,11 @@ def open_context(row):
 @compiled
 def open_near(row):
     """The near answers behind a row of the request table; without any, nothing may be read."""
-    places = int32_table(row[NEAR_PLACES], (row[NEAR_LENGTH], NEAR_PLACE_FIELDS))
+    positions = int32_table(row[NEAR_POSITIONS], (row[NEAR_LENGTH], NEAR_POSITION_FIELDS))
     return NearTexts(
-        places[:, TOKEN],
-        places[:, NEXT_PLACE],
-        places[:, TAG],
+        positions[:, TOKEN],
+        positions[:, NEXT_POSITION],
+        positions[:, TAG],
         int32_table(row[NEAR_TOKENS], (row[NEAR_TOKENS_MASK] + 1, ENTRY_FIELDS)),
         row[NEAR_TOKENS_MASK],
         int32_at(row[NEAR_INFO], row[NEAR_COUNT] * NEAR_INFO_FIELDS),

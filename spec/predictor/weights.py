@@ -8,15 +8,48 @@ was learned under it.
 
 import hashlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reprise.spec.predictor.features import Weights, prior_weights
 
-FORMAT = 2
+FORMAT = 3
 START_WEIGHTS = Path(__file__).with_name("start_weights.npz")
 SECRET_BYTES = 16
+_PROCESS_SECRET = os.urandom(SECRET_BYTES)  # where none was saved
+
+
+class LearnedWeights:
+    """The weights that one engine worker learns, and the secret under which it does."""
+
+    def __init__(self) -> None:
+        self.tables = start_weights()
+        self.secret = _PROCESS_SECRET
+
+    def save(self, path: str | Path, *, lock: AbstractContextManager[Any]) -> None:
+        """Write all as it is at one moment; learning, which holds `lock`, does not wait for it.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        copies = Weights(*(table.copy() for table in self.tables))
+        with lock:  # again, into memory that is there
+            for table, copied in zip(self.tables, copies, strict=True):
+                copied[:] = table
+            secret = self.secret
+        save_weights(copies, path, secret=secret)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            ValueError: the file does not hold weights of this version.
+            OSError: the file cannot be read.
+        """
+        self.secret = load_weights(self.tables, path) or self.secret
 
 
 def salt_of(namespace: str, secret: bytes) -> int:

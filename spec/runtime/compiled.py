@@ -2,39 +2,29 @@
 # (numba infers the types of compiled functions; shapes are in the comments and docstrings)
 """Compiled code: no interpreter lock, cached on disk, and arrays reached by address."""
 
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from numba import carray, types
 from numba.extending import intrinsic
 
+from reprise.spec.runtime.source_stamp import source_stamp
+
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _sources_stamp() -> str:
-    """A checksum of all sources that are compiled, and of what they are compiled with."""
-    stamp = 0
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        stamp = zlib.crc32(path.read_bytes(), stamp)
-    return f"{stamp:08x}"
-
-
-_STAMP = _sources_stamp()
 
 
 def compiled(function: Function) -> Function:
     """Compile on first use (numba, nopython); the machine code is kept beside the source.
 
-    numba keeps a function's code for as long as its own file is unchanged, though functions of
-    other files are compiled into it. The stamp makes its name on disk that of all the sources.
+    numba keeps a function's code for as long as its own file is unchanged, though functions and
+    constants of other files are compiled into it. The stamp makes its name on disk that of all
+    these sources.
 
-    All is inlined into what Python calls: the trail and the scratch are dozens of arrays, which a
+    All is inlined into what Python calls: the trace and the scratch are dozens of arrays, which a
     call that is left would copy, at 1.4 us each time.
     """
-    function.__qualname__ = f"{function.__name__}-{_STAMP}"
+    function.__qualname__ = f"{function.__name__}-{source_stamp(function.__module__)}"
     result: Function = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(
         function
     )

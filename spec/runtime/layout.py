@@ -17,13 +17,13 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
 
 # Request table.
 (
-    PLACES,  # address: PLACE_FIELDS ints for each place of prompt, BOS, output and a draft
+    POSITIONS,  # address: POSITION_FIELDS ints for each position of prompt, BOS, output and a draft
     CAPACITY,
     LENGTH,  # tokens of prompt, BOS and output
     BEGIN,  # index of BOS
     TOKENS,  # address: token table
     TOKENS_MASK,
-    NEAR_PLACES,  # address: NEAR_PLACE_FIELDS ints for each place of BOS, tokens, END of each one
+    NEAR_POSITIONS,  # address: NEAR_POSITION_FIELDS ints for each of BOS, tokens, END of each one
     NEAR_LENGTH,
     NEAR_TOKENS,
     NEAR_TOKENS_MASK,
@@ -33,7 +33,7 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
     CORPUS_ROW,
     SALT,  # of hashed features: no namespace's are another's
     GENERATION,  # of the corpus when `ranges` was last right
-    PREDICTED,  # positions of the trail that hold a prediction
+    PREDICTED,  # positions of the trace that hold a prediction
     DRAFTED,  # tokens of the last draft that were proposed
     LEARN,  # positions to learn from
     LEARN_BEGIN,  # index of the token that the first of them should have predicted
@@ -48,10 +48,11 @@ CONTEXT, NEAR_ANSWER, CORPUS = range(3)
     REQUEST_FIELDS,
 ) = range(29)
 
-# Of a place, side by side, as a visit asks for all: its token, the next place of that token to
-# visit, and in near answers the near answer's index + 256 * slot class.
-TOKEN, NEXT_PLACE, PLACE_FIELDS = range(3)
-TAG, NEAR_PLACE_FIELDS = 2, 3
+# Of a position, side by side, as a visit asks for all: its token, the next position of that token
+# to visit, and in near answers the near answer's index + 256 * (1 if the token is in the request's
+# prompt + 2 if it is in the near answer's).
+TOKEN, NEXT_POSITION, POSITION_FIELDS = range(3)
+TAG, NEAR_POSITION_FIELDS = 2, 3
 
 # Ints per near answer in NEAR_INFO.
 NEAR_START, NEAR_SIMILARITY, NEAR_RANK, NEAR_CLAUSE, NEAR_ACCEPTED, NEAR_INFO_FIELDS = range(6)
@@ -74,15 +75,13 @@ MAX_NEAR = 32
 MAX_ORDER = 24
 ORDERS = np.array([1, 2, 3, 4, 5, 6, 8, 11, 16, 24], np.int64)
 NUM_ORDERS = 10
-MAX_COMPONENTS = 320
-COMPONENT_FEATURES = 6
+MAX_EVIDENCE = 320
+EVIDENCE_FEATURES = 6
 MAX_CANDIDATES = 6
 CANDIDATE_FEATURES = 64
 SUCCESSORS = 12  # kept per order
-USED_SUCCESSORS = 8  # of them, that become components
+USED_SUCCESSORS = 8  # of them, that become evidence
 SKIPPED_ORDERS = np.array([1, 2, 3, 4], np.int64)  # of the tokens before the last
 NUM_SKIPPED = 4
-USED_SKIPPED = (
-    6  # successors beyond the last token, of those kept per order, that become components
-)
-CANDIDATE_SLOTS = 1024
+USED_SKIPPED = 6  # successors beyond the last token, of those kept per order, that become evidence
+CANDIDATE_BUCKETS = 1024

@@ -7,10 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -18,82 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
-from reprise.engine_ext.compat import http_front_door, replacement, vllm_expectations
-from reprise.engine_ext.compat.replacement import install
-from reprise.engine_ext.compat.vllm_expectations import unexpected_in_vllm
 from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
-from reprise.engine_ext.core.identity import PROPOSER_PATH
-from reprise.engine_ext.proposer import CacheHitProposer
-from reprise.engine_ext.request.http_context import current_http_context
-from reprise.engine_ext.request.tenants import SOLE_TENANT, key_namespace
-
-
-@pytest.fixture
-def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As before `install`; what it does is undone."""
-    for name in ("from_vllm_config", "from_engine_args"):
-        built = AsyncLLM.__dict__[name].__func__
-        original = getattr(built, "__wrapped__", built)
-        monkeypatch.setattr(AsyncLLM, name, classmethod(original))
-    monkeypatch.setattr(AsyncLLM, "_reprise_installed", False, raising=False)
-
-
-def fake_config(model: str | None) -> Any:
-    speculative = SimpleNamespace(model=model) if model is not None else None
-    return SimpleNamespace(speculative_config=speculative)
-
-
-@pytest.mark.usefixtures("not_installed")
-def test_only_our_proposer_changes_what_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(cls: type, vllm_config: Any, **_kwargs: Any) -> Any:
-        return cls, vllm_config
-
-    monkeypatch.setattr(AsyncLLM, "from_vllm_config", classmethod(build))
-    assert install()
-    ours, others = fake_config(PROPOSER_PATH), fake_config("some.other.Proposer")
-    assert AsyncLLM.from_vllm_config(vllm_config=ours) == (EnhancedAsyncLLM, ours)
-    assert AsyncLLM.from_vllm_config(others) == (AsyncLLM, others)
-    assert AsyncLLM.from_vllm_config(fake_config(None))[0] is AsyncLLM
-
-    class Derived(AsyncLLM):
-        pass
-
-    assert Derived.from_vllm_config(ours)[0] is Derived
-
-
-@pytest.mark.usefixtures("not_installed")
-def test_another_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_expectations, "vllm_version", "0.99.0")
-    before = AsyncLLM.__dict__["from_vllm_config"]
-    assert not install()
-    assert AsyncLLM.__dict__["from_vllm_config"] is before
-
-
-@pytest.mark.usefixtures("not_installed")
-def test_a_changed_signature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unexpected_in_vllm() is None
-
-    async def add_request(self: Any, other: Any) -> None: ...
-
-    monkeypatch.setattr(AsyncLLM, "add_request", add_request)
-    assert "AsyncLLM.add_request('self', 'other')" in (unexpected_in_vllm() or "")
-    assert not install()
-
-
-@pytest.mark.usefixtures("not_installed")
-def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    monkeypatch.setattr(replacement.sys, "argv", ["serve", f'{{"model": "{PROPOSER_PATH}"}}'])
-    with pytest.raises(SystemExit, match="unset it"):
-        install()
-    monkeypatch.setattr(replacement.sys, "argv", ["serve"])
-    assert install()
-
-
-def test_the_worker_refuses_the_rust_front_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    with pytest.raises(ValueError, match=r"^Reprise needs .*: unset it\.$"):
-        CacheHitProposer(SimpleNamespace())
 
 
 class ManyEngines:
@@ -151,72 +73,58 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
-def server_arguments(**given: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"api_key": None, "middleware": [], "ssl_cert_reqs": 0, **given})
+class PausableEngine:
+    """The engine core behind vLLM's client, as far as pausing goes."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.fails = False
+
+    async def pause(self, **_: Any) -> None:
+        # The front end answers nothing from the moment on in which a pause may begin.
+        assert self.front_end.is_paused
+        if self.fails:
+            raise ValueError("Invalid pause mode: x")
+        self.is_paused = True
+
+    pause_scheduler_async = pause_generation_async = pause
+
+    async def resume_scheduler_async(self) -> None:
+        assert self.front_end.is_paused
+        self.is_paused = False
+
+    async def is_scheduler_paused_async(self) -> bool:
+        return self.is_paused
+
+    async def wake_up_async(self, *_: Any) -> bool:
+        self.is_paused = False
+        return True
 
 
-def test_the_middleware_goes_in_by_vllms_own_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_app(args: Any, *_others: Any) -> list[str]:
-        return list(args.middleware)
-
-    build_app.__module__ = "vllm.entrypoints.launchers.app"
-    entry = SimpleNamespace(build_app=build_app)
-    monkeypatch.setitem(http_front_door.sys.modules, http_front_door._ENTRY, entry)
-    assert http_front_door.install()
-    assert http_front_door.install()
-    args = server_arguments(middleware=["theirs"])
-    assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
-    assert entry.build_app(args, ("generate",)) == ["theirs", http_front_door.MIDDLEWARE]
-    args.middleware = None
-    entry.build_app = http_front_door._with_middleware(lambda args: args)
-    assert entry.build_app(args).middleware is None
-
-
-async def test_vllms_app_has_the_middleware_and_it_the_keys(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """With vLLM's own app, as its server builds it."""
-    from vllm.entrypoints.launchers.api_server import entry
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    seen = []
-
-    async def health(_request: Any) -> PlainTextResponse:
-        http_context = current_http_context.get()
-        seen.append(http_context.tenant if http_context is not None else "no context")
-        return PlainTextResponse("")
-
-    monkeypatch.setattr(entry, "build_app", entry.build_app)
-    assert http_front_door.install()
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--api-key", "a", "b"])
-    app = entry.build_app(args, ("generate",), None)
-    app.router.routes.insert(0, Route("/health", health))
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        for token in ("Bearer a", "Bearer b", "Bearer c", ""):
-            headers = {"authorization": token} if token else {}
-            assert (await client.get("/health", headers=headers)).status_code == 200
-    assert seen == [key_namespace("a"), key_namespace("b"), None, None]
-
-
-def test_tenants_are_distinguished_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tenant(authorization: str | None, **given: Any) -> str | None:
-        return http_front_door.server_tenants(server_arguments(**given)).tenant_of(authorization)
-
-    monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    assert tenant("Bearer EMPTY") == tenant(None) == SOLE_TENANT
-    assert tenant("Bearer a", api_key=["a", "b"]) == key_namespace("a")
-    assert tenant("Bearer c", api_key=["a", "b"]) is None
-    assert tenant(None, api_key=["a", "b"]) is None
-    # Somebody else may tell clients apart, by what is not seen here.
-    assert tenant("Bearer a", middleware=["their.Login"]) is None
-    assert tenant("Bearer a", ssl_cert_reqs=2) is None
-    assert tenant("Bearer a", middleware=[http_front_door.MIDDLEWARE]) == SOLE_TENANT
-    assert http_front_door.server_tenants(SimpleNamespace()).tenant_of(None) is None
-    monkeypatch.setenv("VLLM_API_KEY", "e")
-    assert tenant("Bearer e") == key_namespace("e")
-    assert tenant("Bearer EMPTY") is None
+@pytest.mark.usefixtures("never_started")
+async def test_the_front_end_knows_whether_the_engine_is_paused() -> None:
+    engine = EnhancedAsyncLLM.__new__(EnhancedAsyncLLM)
+    core = engine.engine_core = PausableEngine()
+    engine.logger_manager = None
+    front_end = engine.front_end = core.front_end = SimpleNamespace(  # type: ignore[assignment]
+        is_paused=False, model_changed=lambda: None
+    )
+    await engine.pause_generation(clear_cache=False)
+    assert front_end.is_paused
+    await engine.resume_generation()
+    assert not front_end.is_paused
+    core.fails = True
+    with pytest.raises(ValueError, match="Invalid pause mode"):
+        await engine.pause_generation(mode="x", clear_cache=False)
+    assert not front_end.is_paused
+    core.fails = False
+    await engine.pause_generation(clear_cache=False)
+    await engine.wake_up()
+    assert not front_end.is_paused
+    # Another client of the same engine has paused it.
+    core.is_paused = True
+    assert await engine.is_paused()
+    assert front_end.is_paused
 
 
 async def generate(

@@ -1,7 +1,7 @@
 """Real engines on the CPU: what is answered with drafts is what is answered without."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,18 +144,60 @@ VAGUE_QUESTIONS = ("Hello", "What about it then?", "one two three", "I was just 
 
 
 def test_sampled_answers_are_distributed_alike(plain_llm: Any, reprise_llm: Any) -> None:
+    _assert_distributed_alike(plain_llm, reprise_llm, temperature=0.8)
+
+
+@pytest.fixture(scope="module")
+def sampling_llm(demo_model: Path, llm_builder: Callable[..., Any]) -> Iterator[Any]:
+    """An engine in which our kernels verify sampled drafts, which they leave to vLLM on a CPU."""
+    settings = {
+        "verification": {"enabled": True, "backend": "torch"},
+        "drafts": {"verify_cost": 0.0},
+    }
+    llm = llm_builder(demo_model, with_reprise=True, additional_config={"reprise": settings})
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.8},
+        {"temperature": 1.2, "top_k": 6},
+        {"temperature": 1.2, "top_p": 0.8},
+        {"temperature": 1.2, "top_k": 20, "top_p": 0.9},
+    ],
+    ids=["temperature", "top-k", "top-p", "top-k-and-top-p"],
+)
+def test_our_own_sampler_follows_the_same_law(
+    plain_llm: Any, sampling_llm: Any, sampling: dict[str, Any]
+) -> None:
+    before = _verification(sampling_llm)
+    _assert_distributed_alike(plain_llm, sampling_llm, **sampling)
+    after = _verification(sampling_llm)
+    assert after["verified"] - before["verified"] > 100, "our sampler was hardly used"
+    assert after["fallen_through"] == before["fallen_through"] == {}
+
+
+def _verification(llm: Any) -> dict[str, Any]:
+    (report,) = llm.collective_rpc("reprise_stats")
+    found: dict[str, Any] = report["verification"]
+    return found
+
+
+def _assert_distributed_alike(plain_llm: Any, ours_llm: Any, **sampling: Any) -> None:
     """Two-sample chi-square over where and with which token a sample leaves the greedy answer."""
     statistic, degrees = 0.0, 0
     for question in VAGUE_QUESTIONS:
         greedy = tuple(_chat(plain_llm, [question], max_tokens=12)[0].token_ids)
-        _chat(reprise_llm, [question], max_tokens=12)
-        settled_report(reprise_llm)
+        _chat(ours_llm, [question], max_tokens=12)
+        settled_report(ours_llm)
         plain, ours = (
             Counter(
                 _first_divergence(greedy, tuple(completion.token_ids))
-                for completion in _chat(llm, [question] * 250, temperature=0.8, max_tokens=12)
+                for completion in _chat(llm, [question] * 250, **{"max_tokens": 12} | sampling)
             )
-            for llm in (plain_llm, reprise_llm)
+            for llm in (plain_llm, ours_llm)
         )
         of_question = _two_sample_chi_square(plain, ours)
         statistic, degrees = statistic + of_question[0], degrees + of_question[1]

@@ -14,14 +14,14 @@ from reprise.spec.batching.request import Request
 from reprise.spec.corpus import corpora as corpora_module
 from reprise.spec.corpus import corpus as corpus_module
 from reprise.spec.corpus.suffix_array import SAMPLED
-from reprise.spec.predictor.corpus_components import MAX_SKIPPED_LOOKS
+from reprise.spec.predictor.corpus_evidence import MAX_SKIPPED_LOOKS
 from reprise.spec.runtime.layout import (
     BEGIN,
     BOS,
-    COMPONENT_FEATURES,
     END,
+    EVIDENCE_FEATURES,
     LENGTH,
-    MAX_COMPONENTS,
+    MAX_EVIDENCE,
     ORDERS,
     PREDICTED,
     REMOVED,
@@ -39,7 +39,7 @@ OrderCounts = tuple[int, dict[int, int]]
 
 
 class Prediction(NamedTuple):
-    """One position of a trail, copied, and the plain lists that it was predicted from."""
+    """One position of a trace, copied, and the plain lists that it was predicted from."""
 
     text: list[int]  # prompt, BOS, output, draft so far
     begin: int  # index of BOS
@@ -48,8 +48,8 @@ class Prediction(NamedTuple):
     sorted_answers: SortedAnswers
     recent_answers: Answers  # its chains hold them
     orders: list[OrderCounts]  # counted by hand: how often the last tokens, and what followed
-    beyond: list[OrderCounts]  # the same for the tokens before the last, another in its place
-    trail: dict[str, Any]  # field to array, of this position
+    beyond: list[OrderCounts]  # the same for the tokens before the last, another in its position
+    trace: dict[str, Any]  # field to array, of this position
     after: dict[str, Any] | None  # of the next one, if the draft went on
     drafted: int  # the token drafted here, if it did
     weights: dict[str, Any]
@@ -59,8 +59,8 @@ class Prediction(NamedTuple):
 def sorted_suffixes(
     answers: tuple[tuple[tuple[int, ...], bool], ...],
 ) -> list[tuple[list[int], bool]]:
-    """What follows each place of the answers, in the order of the first 25 tokens, and whether the
-    answer counts."""
+    """What follows each position of the answers, in the order of the first 25 tokens, and whether
+    the answer counts."""
     suffixes = []
     for answer, counts in answers:
         text = [BOS, *answer, END]
@@ -73,8 +73,8 @@ def suffixes_of(answers: SortedAnswers) -> list[tuple[list[int], bool]]:
 
 
 def old_successors(suffixes: list[tuple[list[int], bool]], pattern: list[int]) -> OrderCounts:
-    """(places of the pattern, the most frequent next tokens with their counts): exact for few
-    places, sampled at even distances for many."""
+    """(positions of the pattern, the most frequent next tokens with their counts): exact for few
+    positions, sampled at even distances for many."""
     size = len(pattern)
     following = [(suffix[size], is_in) for suffix, is_in in suffixes if suffix[:size] == pattern]
     total = len(following)
@@ -92,7 +92,7 @@ def old_successors(suffixes: list[tuple[list[int], bool]], pattern: list[int]) -
 
 
 def add_recent(answers: Answers, own: list[int], found: list[OrderCounts]) -> list[OrderCounts]:
-    """Add the counts of the recent answers, newest places first."""
+    """Add the counts of the recent answers, newest positions first."""
     totals, counts = [total for total, _ in found], [dict(counts) for _, counts in found]
     for answer in reversed(answers):
         text = [BOS, *answer]
@@ -110,7 +110,7 @@ def add_recent(answers: Answers, own: list[int], found: list[OrderCounts]) -> li
 def counted(
     sorted_answers: SortedAnswers, recent_answers: Answers, own: list[int]
 ) -> list[OrderCounts]:
-    """Per order (places, next tokens with their counts) after `own`: BOS, output, draft so far."""
+    """Per order (number, next tokens with their counts) after `own`: BOS, output, draft so far."""
     suffixes = suffixes_of(sorted_answers)
     old = [
         old_successors(suffixes, own[-order:]) if order <= len(own) else (0, {})
@@ -122,7 +122,7 @@ def counted(
 def counted_beyond(
     sorted_answers: SortedAnswers, recent_answers: Answers, own: list[int]
 ) -> list[OrderCounts]:
-    """Per order (places, tokens with their counts, the most frequent first) of what comes after the
+    """Per order (number, tokens with their counts, the most frequent first) of what comes after the
     tokens before the last and one token that is not the last."""
     suffixes = suffixes_of(sorted_answers)
     recent: list[list[int]] = []
@@ -134,12 +134,14 @@ def counted_beyond(
         pattern = own[:-1][-k:]
         following: list[int] = []
         if len(own) > k:
-            places = [(suffix[k:], is_in) for suffix, is_in in suffixes if suffix[:k] == pattern]
-            looks = min(len(places), MAX_SKIPPED_LOOKS)
-            if k > 1 or len(places) <= MAX_SKIPPED_LOOKS:
-                at = [places[len(places) * look // looks] for look in range(looks)]
+            positions = [(suffix[k:], is_in) for suffix, is_in in suffixes if suffix[:k] == pattern]
+            looks = min(len(positions), MAX_SKIPPED_LOOKS)
+            if k > 1 or len(positions) <= MAX_SKIPPED_LOOKS:
+                at = [positions[len(positions) * look // looks] for look in range(looks)]
                 following += [
-                    rest[1] for rest, is_in in at if is_in and own[-1] != rest[0] != END != rest[1]
+                    skip_drafting[1]
+                    for skip_drafting, is_in in at
+                    if is_in and own[-1] != skip_drafting[0] != END != skip_drafting[1]
                 ]
             following += [
                 text[-1]
@@ -235,27 +237,29 @@ def _predicted(
 ) -> Iterator[Prediction]:
     request = provider._live["r"]
     assert isinstance(request, Request)
-    row = provider._requests[request.slot]
+    row = provider._table.rows[request.req_idx]
     (corpus,) = provider._corpora.corpora()
-    places = {name: corpus._answers.place_of(name)[0] for name in cached}
-    recent = {name for name, place in places.items() if place >= corpus._recent}
-    recent_answers = [cached[name] for name in sorted(recent, key=lambda name: places[name])]
+    positions = {name: corpus._answers.position_of(name)[0] for name in cached}
+    recent = {name for name, position in positions.items() if position >= corpus._recent}
+    recent_answers = [cached[name] for name in sorted(recent, key=lambda name: positions[name])]
     text = corpus._text[: corpus._recent].tolist()
     sorted_answers = answers_in(text, set(corpus._order.tolist()))
-    kept = [cached[name] for name in sorted(places, key=places.__getitem__) if name not in recent]
+    kept = [
+        cached[name] for name in sorted(positions, key=positions.__getitem__) if name not in recent
+    ]
     assert [answer for answer, is_in in sorted_answers if is_in] == kept
     predicted = int(row[PREDICTED])
-    trail = [
+    trace = [
         {
-            name: field[request.slot, position].copy()
-            for name, field in provider._trail._asdict().items()
+            name: field[request.req_idx, position].copy()
+            for name, field in provider._table.trace._asdict().items()
         }
         for position in range(predicted)
     ]
-    weights = {name: table.copy() for name, table in provider._weights._asdict().items()}
+    weights = {name: table.copy() for name, table in provider._learned.tables._asdict().items()}
     for position in range(predicted):
         length = int(row[LENGTH])
-        text, begin = request._places[: length + position, TOKEN].tolist(), int(row[BEGIN])
+        text, begin = request._positions[: length + position, TOKEN].tolist(), int(row[BEGIN])
         yield Prediction(
             text=text,
             begin=begin,
@@ -265,9 +269,9 @@ def _predicted(
             recent_answers=recent_answers,
             orders=counted(sorted_answers, recent_answers, text[begin:]),
             beyond=counted_beyond(sorted_answers, recent_answers, text[begin:]),
-            trail=trail[position],
-            after=trail[position + 1] if position + 1 < predicted else None,
-            drafted=int(trail[position]["tokens"]),
+            trace=trace[position],
+            after=trace[position + 1] if position + 1 < predicted else None,
+            drafted=int(trace[position]["tokens"]),
             weights=weights,
         )
 
@@ -288,14 +292,14 @@ def predictions() -> Sequence[Prediction]:
 
 
 @pytest.fixture(scope="session")
-def components() -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """Makes the tokens and features of so many components up, the same ones for each number."""
+def evidence() -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Makes the tokens and features of so many evidence up, the same ones for each number."""
 
     def make(count: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(count)
-        tokens = np.zeros(MAX_COMPONENTS, np.int32)
+        tokens = np.zeros(MAX_EVIDENCE, np.int32)
         tokens[:count] = random.integers(0, 5, count)
-        features = np.zeros((MAX_COMPONENTS, COMPONENT_FEATURES), np.int16)
+        features = np.zeros((MAX_EVIDENCE, EVIDENCE_FEATURES), np.int16)
         features[:count, :4] = random.integers(1, 200, (count, 4))
         return tokens, features
 

@@ -1,7 +1,7 @@
-"""Reliability of the chances that drafts are made by: what was said against what came.
+"""Reliability of the probabilities that drafts are made by: what was said against what came.
 
 A bin counts as occupied from 400 predictions on: the standard error of its share is then at most
-0.025. What is said of a drafted token is the chance that the draft is right up to and with it.
+0.025. What is said of a drafted token is the probability that the draft is right up to and with it.
 """
 
 import re
@@ -28,24 +28,24 @@ LEARNED = 100  # demo requests before those that count
 class Draft(NamedTuple):
     """What was said of each token: that the draft is right up to it; and how many were right."""
 
-    chances: list[float]
+    probs: list[float]
     accepted: int
 
 
 def follow(provider: DraftProvider, request_id: str, answer: list[int]) -> Iterator[Draft]:
     """Run a started request as a greedy engine would."""
-    slot = provider._live[request_id].slot  # type: ignore[union-attr]
+    req_idx = provider._live[request_id].req_idx  # type: ignore[union-attr]
     provider.observe(request_id, answer[:1])
     at = 1
     while at < len(answer):
         room = len(answer) - at
         most = min(room, provider.config.num_speculative_tokens)
         draft = provider.propose(request_id, limit=most)
-        chances = provider._trail.chances[slot, : len(draft)].tolist()
+        probs = provider._table.trace.probs[req_idx, : len(draft)].tolist()
         accepted = 0
         while accepted < len(draft) and draft[accepted] == answer[at + accepted]:
             accepted += 1
-        yield Draft(chances, accepted)
+        yield Draft(probs, accepted)
         provider.observe(request_id, answer[at : at + accepted + 1])
         at += accepted + 1
 
@@ -79,7 +79,7 @@ def recorded_drafts(folder: Path, name: str) -> list[Draft]:
     """Drafts on a recorded trace, with the retriever's near answers."""
     tokenizer = load_tokenizer(str(folder / "tokenizers" / "gpt2.json"))
     rows = tokenize_rows(load_trace(str(folder / "traces" / f"{name}.jsonl")), tokenizer)
-    drafter = RepriseDrafter(embedder=Embedder(), cost=0.005, seed=0, draft_length=64)
+    drafter = RepriseDrafter(embedder=Embedder(), cost=0.005, draft_length=64)
     fill_cache(drafter, rows)
     drafts: list[Draft] = []
     for row in rows:
@@ -93,10 +93,8 @@ def recorded_drafts(folder: Path, name: str) -> list[Draft]:
 
 
 def of_drafts(drafts: list[Draft]) -> list[tuple[float, bool]]:
-    """(chance, came) of all drafted tokens: the draft up to there."""
-    return [
-        (chance, k < draft.accepted) for draft in drafts for k, chance in enumerate(draft.chances)
-    ]
+    """(probability, came) of all drafted tokens: the draft up to there."""
+    return [(prob, k < draft.accepted) for draft in drafts for k, prob in enumerate(draft.probs)]
 
 
 def errors(said_and_came: list[tuple[float, bool]]) -> tuple[list[float], float]:
@@ -110,7 +108,7 @@ def errors(said_and_came: list[tuple[float, bool]]) -> tuple[list[float], float]
     return found.tolist(), float(np.average(found, weights=sizes[occupied]))
 
 
-def test_chances_of_drafts_on_a_generated_trace() -> None:
+def test_probabilities_of_drafts_on_a_generated_trace() -> None:
     """A bound, not a goal: templates make runs of near-certain tokens, each of which comes a little
     more often than said (0.997 for 0.995), which adds up along a draft; the worst bin is off by
     0.08, at a standard error of 0.03."""
@@ -121,7 +119,7 @@ def test_chances_of_drafts_on_a_generated_trace() -> None:
 
 
 @pytest.mark.slow
-def test_chances_of_drafts_on_a_recorded_trace(shared_folder: Path) -> None:
+def test_probabilities_of_drafts_on_a_recorded_trace(shared_folder: Path) -> None:
     """Text that nothing was developed or learned on. Other traces do not all hold the 0.05:
     docs/measurements.md says which."""
     found, mean = errors(of_drafts(recorded_drafts(shared_folder, "chat_cold")))

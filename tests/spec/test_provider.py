@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.api.near_answer import PlainNearAnswer
-from reprise.spec.lengths.draft_length import Turn
+from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.predictor.features import HASHED_TOKEN
 from reprise.spec.runtime.layout import TOKEN
 
@@ -60,14 +60,14 @@ def test_near_answers_that_come_again_go_on_where_they_are() -> None:
     provider.start("r", [1, 2, 3])
     provider.attach("r", [near("a", first, 0.6)])
     replay(provider, "r", first[:30])
-    # The new one comes first: the place of the other in their text changes, where it is does not.
+    # The new one comes first: the other begins elsewhere in their text, and goes on where it is.
     provider.attach("r", [near("b", later, 0.9), near("a", first, 0.7)])
-    slot = provider._live["r"].slot  # type: ignore[union-attr]
+    req_idx = provider._live["r"].req_idx  # type: ignore[union-attr]
     text = provider._live["r"]._near[0][:, TOKEN]  # type: ignore[union-attr]
-    unseen, followed = provider._trail.pointers[slot, 0, :2]
+    unseen, followed = provider._table.trace.pointers[req_idx, 0, :2]
     assert unseen == -1
     assert text[followed] == first[30]
-    assert provider._trail.hits[slot, 0, 1] > provider._trail.hits[slot, 0, 0]
+    assert provider._table.trace.hits[req_idx, 0, 1] > provider._table.trace.hits[req_idx, 0, 0]
     replay(provider, "r", first[30:])
     stats = provider.finish("r")
     assert stats is not None
@@ -242,17 +242,17 @@ def test_what_is_learned_of_tokens_stays_in_its_namespace() -> None:
     for namespace in ("", "mine", "theirs"):
         provider.add_answer("a", answer, namespace=namespace)
         provider.start("r", [1, 2, 3], namespace=namespace)
-        slot = provider._live["r"].slot  # type: ignore[union-attr]
+        req_idx = provider._live["r"].req_idx  # type: ignore[union-attr]
         provider.observe("r", answer[:1])
         seen[namespace] = set()
         for token in answer[1:]:
             assert provider.propose("r", limit=1)
-            features = provider._trail.candidate_feature[slot, 0, 0].tolist()
+            features = provider._table.trace.candidate_feature[req_idx, 0, 0].tolist()
             seen[namespace].update(f for f in features if f >= HASHED_TOKEN)
             provider.observe("r", [token])
         provider.finish("r")
     for one, other in itertools.combinations(seen.values(), 2):
-        # Some 180 of 20,480: a few of them meet by chance.
+        # Some 180 of 20,480: a few of them meet by probability.
         assert len(one) > 150 < len(other)
         assert len(one & other) < 15
 
@@ -340,7 +340,7 @@ def test_the_hot_path_never_raises() -> None:
 def test_steps_that_rest_are_caught_up_with() -> None:
     answer = answers_of(1, 90)[0]
     drafts = []
-    for rests in (False, True):
+    for baselines in (False, True):
         provider = new_provider()
         provider.start("r", [1, 2, 3])
         provider.attach("r", [near("a", answer, 0.95)])
@@ -349,7 +349,7 @@ def test_steps_that_rest_are_caught_up_with() -> None:
         # The draft is accepted, and then the model says something else for three steps.
         emitted = [[*first, 9], [8], [7], [6]]
         assert first == answer[1 : 1 + len(first)]
-        if rests:
+        if baselines:
             emitted = [[token for step in emitted for token in step]]
         for step in emitted:
             provider.step(["r"], [step], limits=lambda: [0])
@@ -369,9 +369,9 @@ def test_what_is_drafted_while_an_engine_runs_ahead_is_never_verified() -> None:
     provider.start("r", [1, 2, 3])
     provider.attach("r", [near("a", answer)])
     for token in answer[:4]:
-        assert len(provider.step(["r"], [[token]], turn=Turn.AHEAD)[0]) > 3
-    verified = provider.step(["r"], [answer[4:5]], turn=Turn.SETTLED)[0]
-    provider.step(["r"], [answer[5 : 6 + len(verified)]], turn=Turn.SETTLED)
+        assert len(provider.step(["r"], [[token]], mode=SchedulingMode.IN_FLIGHT)[0]) > 3
+    verified = provider.step(["r"], [answer[4:5]], mode=SchedulingMode.DRAINED)[0]
+    provider.step(["r"], [answer[5 : 6 + len(verified)]], mode=SchedulingMode.DRAINED)
     stats = provider.finish("r")
     assert stats is not None
     assert stats.accepted == len(verified) > 3
@@ -403,7 +403,7 @@ drafted = 0
 for token in range(30):
     drafts = provider.step(ids, [[token]] * 12, step_time_s=0.01, num_drafted_tokens=drafted)
     drafted = sum(map(len, drafts))
-    provider.rest(12)
+    provider.skip_drafting(12)
 for i in ids:
     provider.finish(i)
     provider.add_answer(i, tokens)
@@ -425,10 +425,10 @@ def test_a_loaded_worker_rests_without_looking_at_what_was_emitted() -> None:
     provider = new_provider(verify_cost=5.0)
     provider.start("r", [1, 2, 3])
     assert provider.step(["r"], [[4]]) == [[]]
-    assert provider.rest(1)
+    assert provider.skip_drafting(1)
     assert provider.step(["r"], [[5, 6]]) == [[]]
     stats = provider.finish("r")
     assert stats is not None
     assert (stats.steps, stats.emitted) == (2, 3)
-    assert not new_provider(verify_cost=0.02).rest(1)
+    assert not new_provider(verify_cost=0.02).skip_drafting(1)
     assert provider.stats().errors == 0

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from reprise.engine_ext.cli import doctor as doctor_module
 from reprise.engine_ext.cli.doctor import (
     Finding,
-    check_front_end,
+    check_compat,
     check_plugins,
     check_redis,
     check_settings,
@@ -32,7 +32,7 @@ def problems(findings: Iterator[Finding]) -> list[str]:
 
 def test_nothing_is_broken_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "reprise")
-    for check in (check_settings, check_vllm, check_plugins, check_front_end, check_shared_memory):
+    for check in (check_settings, check_vllm, check_plugins, check_compat, check_shared_memory):
         assert problems(check()) == []
     assert list(check_redis()) == []
 
@@ -44,7 +44,7 @@ def test_what_is_wrong_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("VLLM_PLUGINS", "another")
     assert problems(check_plugins()) == ["'another' shuts Reprise out"]
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    assert problems(check_front_end()) == ["VLLM_USE_RUST_FRONTEND is set"]
+    assert problems(check_compat()) == ["VLLM_USE_RUST_FRONTEND is set"]
     monkeypatch.setenv("REPRISE_RETRIEVAL__URL", "redis://127.0.0.1:1/0")
     (finding,) = check_redis()
     assert finding.problem is not None

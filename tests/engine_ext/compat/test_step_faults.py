@@ -1,10 +1,9 @@
 """Real engines in which one part of ours after another fails, and no answer is lost or changed.
 
-The parts are those that the code wraps; they fail in the engine core and in the worker, through a
+The parts are the patches of steps; they fail in the engine core and in the worker, through a
 plugin that exists for these tests only.
 """
 
-import ast
 import json
 import time
 from collections.abc import Iterator
@@ -16,15 +15,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import reprise.engine_ext
+from reprise.engine_ext.compat.patches import Kind
+from reprise.engine_ext.compat.registry import registry
 from reprise.eval.campaigns import step_campaign
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.token_rows import load_tokenizer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1200)]
-
-ENGINE_EXT = Path(reprise.engine_ext.__file__).parent
 
 PLUGIN = '''
 import json
@@ -65,13 +63,9 @@ def register():
 
 
 def wrapped_methods() -> set[str]:
-    """Names of the methods that the code wraps."""
-    names = set()
-    for path in ENGINE_EXT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "wrap_step_method":
-                names.add(ast.literal_eval(node.args[1]))
-    return names
+    """Names of the methods that are patched in steps."""
+    assert registry.table is not None
+    return {patch.attribute for patch in registry.table.patches if patch.kind is Kind.STEP}
 
 
 # Those that no step of an engine on the CPU comes by, or none of these ways.
@@ -147,7 +141,7 @@ def engine(
         "[vllm.general_plugins]\nreprise_test_faults = reprise_test_faults:register\n"
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
-        from reprise.engine_ext.compat import async_scheduling
+        from reprise.engine_ext.scheduling import async_scheduling
 
         monkeypatch.setenv("STEP_FAULTS", str(folder))
         monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
@@ -191,7 +185,7 @@ def test_all_parts_may_fail_at_once(engine: Engine) -> None:
 
 
 def test_no_part_is_left_out(engine: Engine) -> None:
-    """Each engine runs all parts that the code wraps, but for those of the other ways to step."""
+    """Each engine runs all patches of steps, but for those of the other ways to step."""
     ran = {place.rpartition(".")[2] for place in engine.places()}
     missing = wrapped_methods() - ran - set(NOT_IN)
     if engine.way.runs_ahead:

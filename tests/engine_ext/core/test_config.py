@@ -2,25 +2,40 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.core.config import draft_config, engine_config, load_config
 
 
 def test_additional_config_beats_file_beats_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REPRISE_DRAFTS__NUM_SPECULATIVE_TOKENS", "3")
+    monkeypatch.setenv("REPRISE_DRAFTS__NUM_THREADS", "3")
     monkeypatch.setenv("REPRISE_DRAFTS__MAX_NEAR_ANSWERS", "4")
     monkeypatch.setenv("REPRISE_RETRIEVAL__NEAR_ANSWERS", "5")
     file = tmp_path / "reprise.toml"
     file.write_text("[drafts]\nmax_near_answers = 6\n[retrieval]\nnear_answers = 7\n")
     monkeypatch.setenv("REPRISE_CONFIG", str(file))
     config = load_config({"retrieval": {"near_answers": 8}})
-    assert config.drafts.num_speculative_tokens == 3
+    assert config.drafts.num_threads == 3
     assert config.drafts.max_near_answers == 6
     assert config.retrieval.near_answers == 8
+
+
+def engine(num_speculative_tokens: int) -> Any:
+    speculative = SimpleNamespace(num_speculative_tokens=num_speculative_tokens)
+    drafts = {"reprise": {"drafts": {"verify_cost": 0.02}}}
+    return SimpleNamespace(additional_config=drafts, speculative_config=speculative)
+
+
+def test_the_engine_says_how_long_drafts_are() -> None:
+    drafts = draft_config(engine_config(engine(24)), engine(24))
+    assert (drafts.num_speculative_tokens, drafts.verify_cost) == (24, 0.02)
+    with pytest.raises(ValueError, match=r"^--speculative-config: num_speculative_tokens: .*1000"):
+        engine_config(engine(1000))
 
 
 def test_json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +50,8 @@ def test_json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"drafs": {}}, "unknown setting 'drafs'"),
         ({"drafts": {"num_spec": 1}}, "unknown setting 'drafts.num_spec'"),
-        ({"drafts": {"num_speculative_tokens": 1000}}, "drafts.num_speculative_tokens: .*got 1000"),
+        ({"drafts": {"max_near_answers": 33}}, "drafts.max_near_answers: .*got 33"),
+        ({"drafts": {"num_speculative_tokens": 8}}, "unknown setting"),
         ({"retrieval": {"near_answers": "many"}}, "retrieval.near_answers: .*got 'many'"),
     ],
 )

@@ -1,7 +1,6 @@
 """What is settled about a request before the engine sees it: whose it is, and what follows."""
 
 from collections.abc import AsyncGenerator, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,11 +187,10 @@ def test_a_private_request_keeps_the_salt_that_it_has_none_of() -> None:
     assert with_cache_salt(core_request(None), policy, SamplingParams()).cache_salt is None
 
 
-def worker(*, namespace: str | None = None, has_ids: bool = True) -> CacheHitProposer:
+def worker(*, namespace: str | None = None) -> CacheHitProposer:
     """As much of a worker as decides on namespaces."""
     proposer = CacheHitProposer.__new__(CacheHitProposer)
     proposer._namespace = namespace
-    proposer._ids = SimpleNamespace() if has_ids else None  # type: ignore[assignment]
     return proposer
 
 
@@ -202,14 +200,7 @@ def test_in_the_worker_no_hints_are_nobodys() -> None:
     assert worker()._namespace_of(RequestHints(namespace="")) == SOLE_TENANT
     assert worker(namespace="all")._namespace_of(hints) == "all"
     assert worker(namespace="all")._namespace_of(RequestHints()) == "all"
-    assert worker(namespace="all", has_ids=False)._namespace_of(RequestHints()) == "all"
-    for nobodys in (
-        worker()._namespace_of(RequestHints()),
-        # Where the runner tells no ids, no hints can be trusted to be this row's.
-        worker(has_ids=False)._namespace_of(RequestHints()),
-        worker(has_ids=False)._namespace_of(hints),
-    ):
-        assert is_private(nobodys)
+    assert is_private(worker()._namespace_of(RequestHints()))
 
 
 def test_learned_weights_of_private_requests_are_nobody_elses() -> None:

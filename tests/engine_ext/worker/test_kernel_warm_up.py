@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("vllm")
 
 from reprise.engine_ext.worker import kernel_warm_up
-from reprise.engine_ext.worker.kernel_warm_up import MOST_TOKENS, make_kernels
+from reprise.engine_ext.worker.kernel_warm_up import MAX_TOKENS, make_kernels
 
 pytestmark = pytest.mark.engine
 
@@ -36,7 +36,7 @@ class _Runner:
     ("limits", "most"),
     [
         ({"requests": 2, "drafted": 4}, 10),  # each of them with a full draft
-        ({"requests": 64, "drafted": 16}, MOST_TOKENS),
+        ({"requests": 64, "drafted": 16}, MAX_TOKENS),
         ({"requests": 64, "drafted": 16, "tokens": 48}, 48),
     ],
 )
@@ -47,7 +47,7 @@ def test_every_number_of_tokens_that_a_step_may_have(limits: dict[str, int], mos
 
 
 def test_a_slow_model_does_not_hold_up_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_warm_up, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(kernel_warm_up, "MAX_SECONDS", 0.0)
     runner = _Runner()
     assert make_kernels(runner) == 0
     assert not runner.ran
@@ -75,5 +75,5 @@ def test_a_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_real_engine_makes_them_at_its_start(reprise_llm: Any) -> None:
     (report,) = reprise_llm.collective_rpc("reprise_stats")
-    assert report["kernels_up_to"] == MOST_TOKENS  # 8 requests with up to 16 drafted tokens
+    assert report["kernels_up_to"] == MAX_TOKENS  # 8 requests with up to 16 drafted tokens
     assert report["errors"] == {}

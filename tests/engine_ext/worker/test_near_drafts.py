@@ -49,7 +49,7 @@ class World:
         self.overlap = TokenOverlap()
         self.errors = ErrorCounter()
         self.near = NearDrafts(
-            self.provider, self.retriever, self.overlap, most=4, errors=self.errors
+            self.provider, self.retriever, self.overlap, max_near=4, errors=self.errors
         )
         self.retriever.store(
             Answer.create(

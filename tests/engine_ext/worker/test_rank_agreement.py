@@ -37,7 +37,7 @@ def broken(*_, **__):
     raise RuntimeError("no kernel here")
 
 if case == "at the start" and rank == 1:
-    verification.install = broken
+    worker_installs.verify = broken
 errors = ErrorCounter()
 worker_installs.install(
     RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")), errors

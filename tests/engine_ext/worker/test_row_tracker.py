@@ -1,12 +1,11 @@
-"""The row trackers against a model of vLLM's input batch."""
+"""The row tracker against a model of vLLM's input batch."""
 
 import numpy as np
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from reprise.engine_ext.worker.row_tracker import ContentRowTracker, IdRowTracker
+from reprise.engine_ext.worker.row_tracker import RowTracker
 
 MAX_REQS = 6
 MAX_MODEL_LEN = 400
@@ -112,7 +111,7 @@ class _Batch(RuleBasedStateMachine):
 class IdTracking(_Batch):
     def __init__(self) -> None:
         super().__init__()
-        self.tracker = IdRowTracker()
+        self.tracker = RowTracker()
         self.seen: dict[str, list[int]] = {}
 
     def on_end(self, name: str) -> None:
@@ -141,36 +140,8 @@ class IdTracking(_Batch):
             assert row.num_tokens == len(request.tokens)
 
 
-class ContentTracking(_Batch):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tracker = ContentRowTracker()
-        self.seen: dict[str, list[int]] = {}
-        self.num_started = 0
-
-    @precondition(lambda self: self.rows)
-    @rule(data=st.data())
-    def step(self, data: st.DataObject) -> None:
-        sampled = self._decode(data)
-        tracked = self.tracker.update(sampled, self.num_tokens_no_spec, self.token_ids_cpu)
-        assert len({row.request_id for row in tracked}) == len(tracked)
-        for row in tracked:
-            if row.prompt_token_ids is not None:
-                assert row.request_id not in self.seen
-                self.num_started += 1
-                self.seen[row.request_id] = row.prompt_token_ids.tolist()
-            self.seen[row.request_id] += row.emitted_token_ids
-            assert self.seen[row.request_id] == self.rows[row.row].tokens
-
-    @invariant()
-    def no_request_starts_twice(self) -> None:
-        assert self.num_started <= self.num_named
-
-
 TestIdTracking = IdTracking.TestCase
-TestContentTracking = ContentTracking.TestCase
-for _case in (TestIdTracking, TestContentTracking):
-    _case.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestIdTracking.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def _rows(*requests: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -182,28 +153,8 @@ def _rows(*requests: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return lengths, table
 
 
-def test_two_requests_with_one_prompt_stay_apart_once_they_differ() -> None:
-    tracker = ContentRowTracker()
-    first = tracker.update([[5], [5]], *_rows([1, 2, 5], [1, 2, 5]))
-    assert len({row.request_id for row in first}) == 2
-    second = tracker.update([[6], [7]], *_rows([1, 2, 5, 6], [1, 2, 5, 7]))
-    swapped = tracker.update([[9], [8]], *_rows([1, 2, 5, 7, 9], [1, 2, 5, 6, 8]))
-    assert [row.request_id for row in swapped] == [row.request_id for row in reversed(second)]
-
-
-def test_absent_requests_are_given_up_oldest_first() -> None:
-    tracker = ContentRowTracker(max_absent=1)
-    tracker.update([[5]], *_rows([1, 5]))
-    tracker.update([[6]], *_rows([2, 6]))
-    assert tracker.take_ended() == []
-    tracker.update([[7]], *_rows([3, 7]))
-    (ended,) = tracker.take_ended()
-    assert ended.token_ids.tolist() == [1, 5]
-    assert tracker.take_ended() == []
-
-
 def test_output_taken_back_restarts_the_request() -> None:
-    tracker = IdRowTracker()
+    tracker = RowTracker()
     prompts = np.full(8, 1, np.int32)
     tracker.name_rows(["a"], prompts)
     tracker.update([[5, 6]], *_rows([1, 5, 6]))
@@ -213,22 +164,8 @@ def test_output_taken_back_restarts_the_request() -> None:
     assert row.emitted_token_ids == [7]
 
 
-@pytest.mark.parametrize("length", [200, 5000])
-def test_a_long_context_grows(length: int) -> None:
-    tracker = ContentRowTracker()
-    table = np.arange(8 * 8192, dtype=np.int32).reshape(8, 8192)
-    lengths = np.zeros(8, np.int32)
-    names = set()
-    for position in range(length, length + 600, 3):
-        lengths[0] = position
-        sampled = table[0, position - 3 : position].tolist()
-        (row,) = tracker.update([sampled], lengths, table)
-        names.add(row.request_id)
-    assert len(names) == 1
-
-
 def test_rows_are_settled_while_the_same_requests_decode() -> None:
-    tracker = IdRowTracker()
+    tracker = RowTracker()
     prompts = np.array([2, 2], np.int32)
     num_tokens, tokens = _rows([1, 2, 3], [1, 2])
     tracker.name_rows(["a", "b"], prompts)

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from reprise.engine_ext.worker.step_clock import Pace, StepClock
-from reprise.spec.lengths.draft_length import Turn
+from reprise.engine_ext.worker.step_clock import StepClock, StepContext
+from reprise.spec.api.scheduling_mode import SchedulingMode
 
 STEP_S, DRAFTING_S = 0.02, 0.01
 
@@ -57,14 +57,14 @@ def test_a_step_that_prefills_and_one_that_was_not_told_of_say_nothing() -> None
 
 def test_of_steps_that_run_ahead_only_those_without_a_gap_count_drafting_included() -> None:
     clock = StepClock()
-    clock.may_run_ahead()
-    assert clock.pace == Pace(Turn.SETTLED)
+    clock.set_async_launch()
+    assert clock.context == StepContext(SchedulingMode.DRAINED)
     run(clock, scheduled({}))
-    with clock.at(Pace(Turn.AHEAD, is_late=True)):
+    with clock.at(StepContext(SchedulingMode.IN_FLIGHT, is_late=True)):
         assert run(clock, scheduled({})) is None
-    with clock.at(Pace(Turn.AHEAD, is_late=True, was_ahead=True)):
+    with clock.at(StepContext(SchedulingMode.IN_FLIGHT, is_late=True, was_in_flight=True)):
         told = run(clock, scheduled({}))
     assert told is not None
     assert told >= STEP_S + DRAFTING_S
-    assert clock.pace == Pace(Turn.SETTLED)
+    assert clock.context == StepContext(SchedulingMode.DRAINED)
     assert clock.report()["steps"] == {"waited_for": 1, "run_ahead": 2}

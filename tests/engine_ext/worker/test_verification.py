@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,10 @@ from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from reprise.engine_ext.worker import verification
+from reprise.engine_ext.compat.patches import Feature
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.config import RepriseConfig
+from reprise.engine_ext.worker import verification, worker_installs
 from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
 
@@ -36,12 +40,17 @@ def _vllm_kernels() -> None:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Verification by the torch backend, on for sampling too, taken away again after the test."""
-    monkeypatch.setattr(RejectionSampler, "forward", RejectionSampler.forward)
+    registry.revert(Feature.VERIFICATION)
     monkeypatch.setattr(verification, "_installed", verification._Installation())
-    verification.install(VerifyConfig(enabled=True, backend="torch"))
-    return verification._installed
+    verify(enabled=True, backend="torch")
+    yield verification._installed
+    registry.revert(Feature.VERIFICATION)
+
+
+def verify(**settings: Any) -> None:
+    worker_installs.verify(RepriseConfig(verification=VerifyConfig(**settings)))
 
 
 class Batch:
@@ -228,10 +237,10 @@ def test_warming_up_meets_every_kernel_that_serving_will_need(
 
 
 def test_on_a_cpu_sampling_is_left_to_vllm_unless_asked_for(installed: Any) -> None:
-    verification.install(VerifyConfig())
+    verify()
     assert Batch([[1], [2]]).reason() is None
     assert Batch([[1], [2]], **sampled(2)).reason() == "sampling on a CPU"
-    verification.install(VerifyConfig(enabled=True))
+    verify(enabled=True)
     assert installed.samples
     assert Batch([[1], [2]], **sampled(2)).reason() is None
 
@@ -247,41 +256,52 @@ def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
     assert not installed.counts.fallen_through
 
 
-def test_off_where_it_is_switched_off_and_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RejectionSampler, "forward", RejectionSampler.forward)
+def test_off_where_it_is_switched_off_and_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.revert(Feature.VERIFICATION)
     monkeypatch.setattr(verification, "_installed", verification._Installation())
     before = RejectionSampler.forward
-    verification.install(VerifyConfig(enabled=False))
+    verify(enabled=False)
     assert RejectionSampler.forward is before
-    verification.install(VerifyConfig(enabled=True))
+    verify(enabled=True)
     wrapped = RejectionSampler.forward
-    verification.install(VerifyConfig(enabled=True, backend="torch"))
+    verify(enabled=True, backend="torch")
     assert RejectionSampler.forward is wrapped
     assert verification._installed.config.backend == "torch"
-    verification.install(VerifyConfig(enabled=False))
+    verify(enabled=False)
     Batch([[1]]).sample()
     assert verification.verification_counts() == verification.VerificationCounts()
+    registry.revert(Feature.VERIFICATION)
+    assert RejectionSampler.forward is before
 
 
 def test_an_unknown_vllm_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def another_forward(self: Any, logits: Any) -> Any:
         return self, logits
 
+    registry.revert(Feature.VERIFICATION)
     monkeypatch.setattr(RejectionSampler, "forward", another_forward)
     monkeypatch.setattr(verification, "_installed", verification._Installation())
-    with pytest.raises(RuntimeError, match=r"expected vLLM .* came .* forward\(self, logits\)"):
-        verification.install(VerifyConfig(enabled=True))
+    with pytest.raises(RuntimeError, match=r"RejectionSampler.forward has parameters .*'logits'"):
+        verify(enabled=True)
     assert not verification._installed.active
+
+
+def test_lossy_acceptance_is_left_to_vllm() -> None:
+    """FLy, of vLLM 0.33."""
+    batch = Batch([[1], [2]])
+    batch.sampler.use_fly = True
+    assert batch.reason() == "lossy acceptance"
 
 
 LIVE = """
 import json, sys
 from vllm import LLM, SamplingParams
-from reprise.engine_ext.compat import sampling_repair
-from reprise.engine_ext.worker import verification
+from reprise.engine_ext.core.config import RepriseConfig
+from reprise.engine_ext.worker import verification, worker_installs
 from reprise.kernels.config import VerifyConfig
 
-sampling_repair.install()  # without it, top-k beside drafts crashes vLLM's own sampler on a CPU
+# Without it, top-k beside drafts crashes vLLM's own sampler on a CPU.
+worker_installs.fix_sampling()
 llm = LLM(model=sys.argv[1], enforce_eager=True, max_num_seqs=4, max_model_len=512, seed=3,
           kv_cache_memory_bytes=1 << 28,
     dtype="float32", enable_prefix_caching=False,
@@ -296,7 +316,8 @@ def run(prompts, **sampling):
 greedy = {"temperature": 0.0}
 warm = {"temperature": 0.8, "top_p": 0.95, "top_k": 50}
 results = {"vllm": run(prompts, **greedy)}
-verification.install(VerifyConfig(enabled=True, backend="torch"))
+worker_installs.verify(
+    RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")))
 results["ours"] = run(prompts, **greedy)
 results["sampled"] = [run(prompts, **warm) for _ in range(2)]
 counts = verification.verification_counts()

@@ -58,14 +58,14 @@ def test_what_one_worker_learned_the_next_one_goes_on_from(
     learn(first)
     keeper.save()
     learned = kept(path)
-    assert (learned.attention != start_weights().attention).any()
+    assert (learned.mixture != start_weights().mixture).any()
     second = a_provider()
     again = WeightsKeeper(second, path, errors=errors)
     path.unlink()
     again.save()
     assert not path.exists()
     second.save(path)
-    assert (kept(path).attention == learned.attention).all()
+    assert (kept(path).mixture == learned.mixture).all()
     assert errors.counts() == {}
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, errors: ErrorCou
     keeper = WeightsKeeper(provider, path, errors=errors)
     learn(provider)
     keeper.save()
-    assert (kept(path).attention != start_weights().attention).any()
+    assert (kept(path).mixture != start_weights().mixture).any()
     assert errors.counts() == {}
 
 

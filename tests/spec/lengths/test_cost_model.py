@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reprise.spec.lengths.cost_model import RECENT, REST_EVERY, CostModel
+from reprise.spec.lengths.cost_model import BASELINE_EVERY_STEPS, RECENT, CostModel
 from reprise.spec.lengths.step_times import LATEST, PRIOR_COST
 
 
@@ -44,19 +44,19 @@ def test_any_draft_may_cost_at_once() -> None:
 def test_steps_of_another_batch_size_do_not_mix() -> None:
     model = CostModel()
     for _ in range(LATEST):
-        for batch, rest_s in ((1, 0.010), (32, 0.040)):
-            model.observe_step(batch, 0, rest_s)
-            model.observe_step(batch, 16, rest_s + 0.010)
+        for batch, baseline_step_s in ((1, 0.010), (32, 0.040)):
+            model.observe_step(batch, 0, baseline_step_s)
+            model.observe_step(batch, 16, baseline_step_s + 0.010)
     assert model.curve(1, 16)[16] == pytest.approx(2.0, abs=0.02)
     assert model.curve(32, 16)[16] == pytest.approx(1.25, abs=0.02)
-    assert model.rest_s(32) == pytest.approx(0.040)
+    assert model.baseline_step_s(32) == pytest.approx(0.040)
 
 
 def test_prior_and_nonsense() -> None:
     model = CostModel()
     for batch, d, seconds in ((0, 0, 1.0), (5, -1, 1.0), (5, 0, 0.0), (5, 0, float("nan"))):
         model.observe_step(batch, d, seconds)
-    assert model.rest_s(5) is None
+    assert model.baseline_step_s(5) is None
     assert model.curve(2, 3).tolist() == pytest.approx([1 + PRIOR_COST * d / 2 for d in range(4)])
 
 
@@ -163,13 +163,13 @@ def test_steps_that_cost_what_all_do_are_no_first_steps() -> None:
 
 def test_a_rest_is_due_where_none_was_seen_for_long() -> None:
     model = CostModel()
-    assert not model.wants_rest(8)
+    assert not model.needs_baseline_step(8)
     for _ in range(10):
         model.observe_step(8, 16, 0.02)
-    assert model.wants_rest(8)
+    assert model.needs_baseline_step(8)
     for _ in range(4):
         model.observe_step(8, 0, 0.01)
-    assert not model.wants_rest(8)
-    for _ in range(REST_EVERY):
+    assert not model.needs_baseline_step(8)
+    for _ in range(BASELINE_EVERY_STEPS):
         model.observe_step(8, 16, 0.02)
-    assert model.wants_rest(8)
+    assert model.needs_baseline_step(8)

@@ -20,13 +20,13 @@ from reprise.spec.lengths.step_times import (
     SIZE,
     SLOPE,
     STEPS,
-    WITH_REST,
-    WITHOUT_REST,
+    WITH_BASELINE,
+    WITHOUT_BASELINE,
+    baseline_seconds,
     cost_curve,
     fit,
-    least_deviation,
+    min_deviation,
     pair_up,
-    rest_seconds,
     start_costs,
 )
 
@@ -59,7 +59,7 @@ def test_steps_near_each_other_are_paired() -> None:
     expected: list[set[tuple[float, ...]]] = [set(), set(), set()]
     for one, other in itertools.combinations(steps, 2):
         if other[0] - one[0] <= NEAR:
-            kind = WITH_REST if one[1] == 0 or other[1] == 0 else WITHOUT_REST
+            kind = WITH_BASELINE if one[1] == 0 or other[1] == 0 else WITHOUT_BASELINE
             expected[ALIKE if one[1:3] == other[1:3] else kind].add((*other, *one))
     assert counts.tolist() == [*map(len, expected), len(steps)]
     for kind in range(3):
@@ -86,7 +86,7 @@ def test_the_fit_finds_what_the_steps_cost() -> None:
     assert abs(costs[FIRST] - 0.5) < 0.03
     expected = 1.1 + 0.006 * np.arange(41) + 0.01 * np.maximum(0, np.arange(41) - 16)
     assert np.abs(cost_curve(costs, 40, 40, 0.0)[1:] - expected[1:]).max() < 0.06
-    assert least_deviation(covariance, 40) < 0.02
+    assert min_deviation(covariance, 40) < 0.02
 
 
 def test_the_fit_is_where_no_change_is_better() -> None:
@@ -143,8 +143,8 @@ def test_a_step_without_drafts_is_known_where_there_was_none_lately() -> None:
     start, _ = start_costs(8)
     costs = start.copy()
     costs[ANY] = 0.5
-    rest, draft = (1, 0, False, np.log(0.002)), (2, 1, False, np.log(0.0045075))
-    latest, _, counts = _run([rest, draft])
-    assert abs(rest_seconds(latest, counts[STEPS], costs) - 0.002) < 1e-9
+    skip_drafting, draft = (1, 0, False, np.log(0.002)), (2, 1, False, np.log(0.0045075))
+    latest, _, counts = _run([skip_drafting, draft])
+    assert abs(baseline_seconds(latest, counts[STEPS], costs) - 0.002) < 1e-9
     latest, _, counts = _run([draft])
-    assert abs(rest_seconds(latest, counts[STEPS], costs) - 0.003) < 1e-5
+    assert abs(baseline_seconds(latest, counts[STEPS], costs) - 0.003) < 1e-5

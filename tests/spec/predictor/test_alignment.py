@@ -16,13 +16,13 @@ def test_alignment_jumps_to_a_match_or_moves_on() -> None:
     scratch = make_scratch()
     tags = np.repeat(np.arange(3, dtype=np.int32), 20)
     tokens = np.array([5, 5, 5, 6], np.int32)
-    places = np.array([7, 15, 22, 41], np.int32)
+    positions = np.array([7, 15, 22, 41], np.int32)
     matches = np.array([1, 6, 2, 9], np.int32)
     pointers, hits = np.zeros(MAX_NEAR, np.int32), np.ones(MAX_NEAR, np.float32)
     pointers[:3] = [6, 22, -1]
     after, after_hits = np.zeros_like(pointers), np.zeros_like(hits)
     advance_alignment(
-        tokens, places, matches, tags, 4, 5, 3, pointers, hits, after, after_hits, scratch
+        tokens, positions, matches, tags, 4, 5, 3, pointers, hits, after, after_hits, scratch
     )
     assert after[:3].tolist() == [16, 23, -1]
     expected = [DECAY + 1.0, DECAY + 1.0, DECAY]
@@ -30,7 +30,7 @@ def test_alignment_jumps_to_a_match_or_moves_on() -> None:
     assert not after_hits[3:].any()
 
 
-def test_without_components_all_move_on_and_who_was_right_is_credited() -> None:
+def test_without_evidence_all_move_on_and_who_was_right_is_credited() -> None:
     near_text = np.array([BOS, 5, 6, END, BOS, 6, 5, END], np.int32)
     pointers, hits = np.zeros(MAX_NEAR, np.int32), np.ones(MAX_NEAR, np.float32)
     pointers[:4] = [1, 5, -1, 8]  # the token, another, nowhere, past the end
@@ -41,17 +41,17 @@ def test_without_components_all_move_on_and_who_was_right_is_credited() -> None:
     assert not after_hits[4:].any()
 
 
-def next_pointer(components: list[tuple[int, int]], pointer: int) -> tuple[int, bool]:
-    """(pointer, whether it hit) from the (place, match) that predicted the token in one answer."""
-    best, best_place = np.float32(0.0), -1
-    for place, match in components:
-        distance = min(FAR, abs(place - pointer))
+def next_pointer(evidence: list[tuple[int, int]], pointer: int) -> tuple[int, bool]:
+    """(pointer, whether it hit) from the (position, match) that predicted the token."""
+    best, best_position = np.float32(0.0), -1
+    for position, match in evidence:
+        distance = min(FAR, abs(position - pointer))
         far_enough = match >= 2 or (match >= 1 and distance <= 8)
         score = match + 1 - 0.05 * distance
         if match and far_enough and score > float(best):
-            best, best_place = np.float32(score), place + 1
-    if best_place >= 0:
-        return best_place, True
+            best, best_position = np.float32(score), position + 1
+    if best_position >= 0:
+        return best_position, True
     return (pointer + 1 if pointer >= 0 else -1), False
 
 
@@ -60,19 +60,19 @@ def test_alignment_within_drafts(predictions: Sequence[Any]) -> None:
     for prediction in predictions:
         if prediction.after is None or not prediction.near:
             continue
-        trail, count = prediction.trail, int(prediction.trail["component_near_count"])
+        trace, count = prediction.trace, int(prediction.trace["evidence_near_count"])
         ends = np.cumsum([len(near.response_token_ids) + 2 for near in prediction.near]).tolist()
         for near, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            pointer = int(trail["pointers"][near])
+            pointer = int(trace["pointers"][near])
             own = [
-                (int(trail["component_place"][i]), int(trail["component_match"][i]))
+                (int(trace["evidence_position"][i]), int(trace["evidence_match"][i]))
                 for i in range(count)
-                if trail["component_token"][i] == prediction.drafted
-                and begin <= trail["component_place"][i] < end
+                if trace["evidence_token"][i] == prediction.drafted
+                and begin <= trace["evidence_position"][i] < end
             ]
             expected, hit = next_pointer(own, pointer)
             assert prediction.after["pointers"][near] == expected
-            hits = DECAY * float(trail["hits"][near]) + hit
+            hits = DECAY * float(trace["hits"][near]) + hit
             assert prediction.after["hits"][near] == pytest.approx(hits, abs=1e-5)
             kinds["hit"] += hit
             kinds["moved on"] += not hit and pointer >= 0

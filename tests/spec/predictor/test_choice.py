@@ -1,4 +1,4 @@
-"""The choice's features and chances against plain counting."""
+"""The choice's features and probabilities against plain counting."""
 
 import math
 from collections import Counter
@@ -9,23 +9,20 @@ import numpy as np
 import pytest
 
 from reprise.spec.predictor.buckets import COUNTS, count_bucket, share_bucket
-from reprise.spec.predictor.candidate_features import LEAST_MATCHES, RECENT_HITS
+from reprise.spec.predictor.candidate_features import MIN_MATCHES, RECENT_HITS
 from reprise.spec.predictor.features import (
     ALIGNED_CELL,
-    BEST_COMPONENT,
+    BEST_EVIDENCE,
+    CANDIDATE_RANK,
     CELL,
-    CHANCE,
-    CHANCE_BINS,
-    CHANCE_ORDER,
-    CHANCE_REACH,
     CONTEXT_CELL,
     CORPUS_COUNT,
     DEPTH_CELL,
     DEPTH_SHARES,
-    ESCAPE_CHANCE,
     ESCAPE_MATCHES,
     ESCAPE_NEAR,
     ESCAPE_ORDERS,
+    ESCAPE_PROB,
     HASHED_PAIR,
     HASHED_TOKEN,
     HASHED_TOKENS,
@@ -35,8 +32,11 @@ from reprise.spec.predictor.features import (
     NEAR_PRESENCE,
     NEAR_SHARES,
     ORDER_CELL,
-    PLACE,
     PRESENCE,
+    PROB,
+    PROB_BINS,
+    PROB_ORDER,
+    PROB_REACH,
     REACH,
     SHARES,
     SKIPPED_CELL,
@@ -51,9 +51,9 @@ from reprise.spec.runtime.layout import (
 )
 
 
-class Component(NamedTuple):
+class EvidenceRow(NamedTuple):
     token: int
-    place: int
+    rank: int
     match: int
     weight: np.float32
     features: list[int]
@@ -61,7 +61,7 @@ class Component(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many places speak for a candidate, and how many there are in all."""
+    """How many positions speak for a candidate, and how many there are in all."""
 
     own: int
     total: int
@@ -80,20 +80,20 @@ class Counts(NamedTuple):
         return 4 if self.share == 3 and self.own > 1 else self.share
 
 
-def components_of(prediction: Any) -> list[Component]:
-    """The trail's components with their sources."""
-    trail = prediction.trail
+def evidence_of(prediction: Any) -> list[EvidenceRow]:
+    """The trace's evidence with their sources."""
+    trace = prediction.trace
     made = []
-    for i in range(int(trail["component_count"])):
-        features = trail["component_feature"][i].tolist()
+    for i in range(int(trace["evidence_count"])):
+        features = trace["evidence_feature"][i].tolist()
         in_corpus = CORPUS_COUNT <= features[0] < ESCAPE_NEAR
-        in_near = i < trail["component_near_count"]
+        in_near = i < trace["evidence_near_count"]
         made.append(
-            Component(
-                int(trail["component_token"][i]),
-                int(trail["component_place"][i]),
-                int(trail["component_match"][i]),
-                trail["component_weight"][i],
+            EvidenceRow(
+                int(trace["evidence_token"][i]),
+                int(trace["evidence_position"][i]),
+                int(trace["evidence_match"][i]),
+                trace["evidence_weight"][i],
                 features,
                 NEAR_ANSWER if in_near else CORPUS if in_corpus else CONTEXT,
             )
@@ -101,43 +101,43 @@ def components_of(prediction: Any) -> list[Component]:
     return made
 
 
-def attention_chances(components: list[Component]) -> dict[int, np.float32]:
-    """Token to chance, the likeliest first, in the arithmetic of the compiled code."""
-    chances: dict[int, np.float32] = {}
-    for component in components:
-        chances[component.token] = chances.get(component.token, np.float32(0)) + component.weight
-    ranked = sorted(chances, key=lambda token: -chances[token])
-    return {token: chances[token] for token in ranked[:MAX_CANDIDATES]}
+def mixture_probs(evidence: list[EvidenceRow]) -> dict[int, np.float32]:
+    """Token to probability, the likeliest first, in the arithmetic of the compiled code."""
+    probs: dict[int, np.float32] = {}
+    for piece in evidence:
+        probs[piece.token] = probs.get(piece.token, np.float32(0)) + piece.weight
+    ranked = sorted(probs, key=lambda token: -probs[token])
+    return {token: probs[token] for token in ranked[:MAX_CANDIDATES]}
 
 
-def chance_bin(chance: float) -> tuple[int, float]:
-    """(bin, share of the next bin) of a chance's logarithm."""
-    at = min(max((math.log(chance + 1e-9) + 8.5) * 2.0, 0.0), CHANCE_BINS - 2.01)
+def prob_bin(prob: float) -> tuple[int, float]:
+    """(bin, share of the next bin) of a probability's logarithm."""
+    at = min(max((math.log(prob + 1e-9) + 8.5) * 2.0, 0.0), PROB_BINS - 2.01)
     return int(at), at - int(at)
 
 
-def match_counts(components: list[Component], source: int, token: int) -> list[Counts]:
-    """Per least match length: components of a source that match so far, for a token and in all."""
-    matches = [(c.token, c.match) for c in components if c.source == source]
+def match_counts(evidence: list[EvidenceRow], source: int, token: int) -> list[Counts]:
+    """Per least match length: evidence of a source that match so far, for a token and in all."""
+    matches = [(c.token, c.match) for c in evidence if c.source == source]
     return [
         Counts(
             sum(match >= least and other == token for other, match in matches),
             sum(match >= least for _, match in matches),
         )
-        for least in LEAST_MATCHES
+        for least in MIN_MATCHES
     ]
 
 
-def aligned_counts(prediction: Any, components: list[Component], token: int) -> list[Counts]:
-    """Components at their near answer's pointer; and of these, those of recent hits."""
-    pointers, hits = prediction.trail["pointers"].tolist(), prediction.trail["hits"].tolist()
+def aligned_counts(prediction: Any, evidence: list[EvidenceRow], token: int) -> list[Counts]:
+    """Evidence at their near answer's pointer; and of these, those of recent hits."""
+    pointers, hits = prediction.trace["pointers"].tolist(), prediction.trace["hits"].tolist()
     ends = np.cumsum([len(near.response_token_ids) + 2 for near in prediction.near])
     at = []
-    for component in components:
-        if component.source == NEAR_ANSWER:
-            near = int(np.searchsorted(ends, component.place, side="right"))
-            if pointers[near] == component.place:
-                at.append((component.token, hits[near] >= RECENT_HITS))
+    for piece in evidence:
+        if piece.source == NEAR_ANSWER:
+            near = int(np.searchsorted(ends, piece.rank, side="right"))
+            if pointers[near] == piece.rank:
+                at.append((piece.token, hits[near] >= RECENT_HITS))
     return [
         Counts(
             sum(other == token and (recent or not only) for other, recent in at),
@@ -203,17 +203,20 @@ def half(longest: int) -> int:
 
 
 def features_of(
-    prediction: Any, components: list[Component], token: int, place: int, chance: float
+    prediction: Any, evidence: list[EvidenceRow], token: int, rank: int, prob: float
 ) -> list[int]:
     """All features of one candidate, in order."""
-    near = match_counts(components, NEAR_ANSWER, token)
-    context = match_counts(components, CONTEXT, token)
+    near = match_counts(evidence, NEAR_ANSWER, token)
+    context = match_counts(evidence, CONTEXT, token)
     orders = order_counts(prediction, token)
-    best = max((c for c in components if c.token == token), key=lambda c: c.weight)
-    low, _ = chance_bin(chance)
-    block = CHANCE + (1 + best.source) * CHANCE_BINS
-    features = [CHANCE + low, CHANCE + low + 1, block + low, block + low + 1]
-    features += [PRESENCE + presence(prediction, token) * 3 + best.source, PLACE + min(place, 4)]
+    best = max((c for c in evidence if c.token == token), key=lambda c: c.weight)
+    low, _ = prob_bin(prob)
+    block = PROB + (1 + best.source) * PROB_BINS
+    features = [PROB + low, PROB + low + 1, block + low, block + low + 1]
+    features += [
+        PRESENCE + presence(prediction, token) * 3 + best.source,
+        CANDIDATE_RANK + min(rank, 4),
+    ]
     features.append(NEAR_PRESENCE + near_presence(prediction, token) * 3 + best.source)
     features += [ORDER_CELL + o * CELL + at.cell for o, at in enumerate(orders)]
     longest = orders[::-1][:3]
@@ -238,71 +241,71 @@ def features_of(
     corpus_share = orders[-1].share if orders else 0
     shares = (near[last].near_share * 4 + corpus_share) * 4 + last // 2
     features.append(SHARES + shares * 5 + half(len(orders)))
-    features += [CHANCE_REACH + low * 9 + near_reach, CHANCE_ORDER + low * 5 + order_reach]
-    for k, at in enumerate(aligned_counts(prediction, components, token)):
+    features += [PROB_REACH + low * 9 + near_reach, PROB_ORDER + low * 5 + order_reach]
+    for k, at in enumerate(aligned_counts(prediction, evidence, token)):
         if at.total:
             features.append(ALIGNED_CELL + k * CELL + at.cell)
     features += hashed(prediction, token)
-    return features + [BEST_COMPONENT + f for f in best.features if f]
+    return features + [BEST_EVIDENCE + f for f in best.features if f]
 
 
 def test_features_of_candidates(predictions: Sequence[Any]) -> None:
     kinds: Counter[str] = Counter()
     for prediction in predictions[::3]:
-        trail, components = prediction.trail, components_of(prediction)
-        ranked = attention_chances(components)
-        assert trail["candidate_count"] == len(ranked)
-        assert trail["candidate_token"][: len(ranked)].tolist() == list(ranked)
-        for place, (token, chance) in enumerate(ranked.items()):
-            count = int(trail["candidate_feature_count"][place])
-            found = trail["candidate_feature"][place, :count].tolist()
-            assert found == features_of(prediction, components, token, place, float(chance))
-        aligned = any(aligned_counts(prediction, components, -9)[1])
+        trace, evidence = prediction.trace, evidence_of(prediction)
+        ranked = mixture_probs(evidence)
+        assert trace["candidate_count"] == len(ranked)
+        assert trace["candidate_token"][: len(ranked)].tolist() == list(ranked)
+        for rank, (token, prob) in enumerate(ranked.items()):
+            count = int(trace["candidate_feature_count"][rank])
+            found = trace["candidate_feature"][rank, :count].tolist()
+            assert found == features_of(prediction, evidence, token, rank, float(prob))
+        aligned = any(aligned_counts(prediction, evidence, -9)[1])
         kinds["aligned"] += aligned
-        kinds["more candidates than kept"] += len({c.token for c in components}) > MAX_CANDIDATES
-        kinds["all sources"] += len({c.source for c in components}) == 3
+        kinds["more candidates than kept"] += len({c.token for c in evidence}) > MAX_CANDIDATES
+        kinds["all sources"] += len({c.source for c in evidence}) == 3
     assert len(kinds) == 3
     assert min(kinds.values()) >= 1, kinds
 
 
 def test_escape_features(predictions: Sequence[Any]) -> None:
     for prediction in predictions:
-        components = components_of(prediction)
+        evidence = evidence_of(prediction)
         near, context = (
-            min(10, max((c.match for c in components if c.source == source), default=0))
+            min(10, max((c.match for c in evidence if c.source == source), default=0))
             for source in (NEAR_ANSWER, CONTEXT)
         )
-        low, _ = chance_bin(float(prediction.trail["escape_weight"]))
+        low, _ = prob_bin(float(prediction.trace["escape_weight"]))
         orders = len(order_counts(prediction, 0))
-        assert prediction.trail["escape_feature"][3:7].tolist() == [
-            ESCAPE_CHANCE + low,
-            ESCAPE_CHANCE + low + 1,
+        assert prediction.trace["escape_feature"][3:7].tolist() == [
+            ESCAPE_PROB + low,
+            ESCAPE_PROB + low + 1,
             ESCAPE_MATCHES + near * 11 + context,
             ESCAPE_ORDERS + orders * 11 + near,
         ]
 
 
-def test_chances_are_a_softmax_of_the_features_weights(predictions: Sequence[Any]) -> None:
+def test_probabilities_are_a_softmax_of_the_features_weights(predictions: Sequence[Any]) -> None:
     for prediction in predictions:
-        trail, table = prediction.trail, prediction.weights["choice"].astype(np.float64)
-        ranked = attention_chances(components_of(prediction))
+        trace, table = prediction.trace, prediction.weights["choice"].astype(np.float64)
+        ranked = mixture_probs(evidence_of(prediction))
         scores = []
-        for place, chance in enumerate(ranked.values()):
-            _, fraction = chance_bin(float(chance))
-            assert trail["candidate_fraction"][place] == pytest.approx(fraction, abs=1e-5)
-            own = table[trail["candidate_feature"][place]]
-            own = own[: trail["candidate_feature_count"][place]]
+        for rank, prob in enumerate(ranked.values()):
+            _, fraction = prob_bin(float(prob))
+            assert trace["candidate_fraction"][rank] == pytest.approx(fraction, abs=1e-5)
+            own = table[trace["candidate_feature"][rank]]
+            own = own[: trace["candidate_feature_count"][rank]]
             scores.append(
                 (1 - fraction) * (own[0] + own[2])
                 + fraction * (own[1] + own[3])
                 + float(own[4:].sum())
             )
-        _, fraction = chance_bin(float(trail["escape_weight"]))
-        own = table[trail["escape_feature"][3:7]]
+        _, fraction = prob_bin(float(trace["escape_weight"]))
+        own = table[trace["escape_feature"][3:7]]
         scores.append((1 - fraction) * own[0] + fraction * own[1] + own[2] + own[3])
         expected = np.exp(np.array(scores) - max(scores))
         expected /= expected.sum()
-        found = trail["candidate_chance"]
+        found = trace["candidate_prob"]
         assert found[: len(ranked)] == pytest.approx(expected[:-1], abs=1e-5)
         assert found[MAX_CANDIDATES] == pytest.approx(expected[-1], abs=1e-5)
         if prediction.after is not None:

@@ -51,7 +51,7 @@ def test_learning_survives_a_restart(tmp_path: Path) -> None:
     assert (tmp_path / "weights").read_bytes() != b""
     with np.load(tmp_path / "weights") as mine, np.load(tmp_path / "again") as theirs:
         assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
-        assert not np.array_equal(mine["attention"], start_weights().attention)
+        assert not np.array_equal(mine["mixture"], start_weights().mixture)
         before = np.flatnonzero(mine["choice"][HASHED_TOKEN:])
     learn(second)  # finds the weights of the namespace's tokens where the first one left them
     second.save(tmp_path / "again")
@@ -73,8 +73,8 @@ def test_damaged_files_are_refused_and_nothing_is_taken_from_them(tmp_path: Path
         assert np.array_equal(mine, prior)
     random = np.random.default_rng(0)
     num_refused = 0
-    for place in random.integers(0, len(whole), 200):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for at in random.integers(0, len(whole), 200):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             load_weights(weights, file)
         except ValueError:
@@ -87,7 +87,7 @@ def test_damaged_files_are_refused_and_nothing_is_taken_from_them(tmp_path: Path
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "old.npz", format=np.int64(0))
-    with pytest.raises(ValueError, match="expected weights of format 2, came 0"):
+    with pytest.raises(ValueError, match="expected weights of format 3, came 0"):
         load_weights(prior_weights(), tmp_path / "old.npz")
     broken = prior_weights()
     broken.choice[3] = np.nan
@@ -103,7 +103,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_weights(prior_weights(), tmp_path / "small")
 
 
-def test_features_that_the_trail_cannot_name_are_refused() -> None:
+def test_features_that_the_trace_cannot_name_are_refused() -> None:
     check_feature_indices(NUM_CHOICE)
     check_feature_indices(1 << 15)
     with pytest.raises(OverflowError, match="expected at most 32768 in a table, came 32769"):

@@ -1,0 +1,92 @@
+"""Every field of vLLM's objects that is set from here on, with what it is set for.
+
+Methods are patched by the registry; these are the plain fields. Each function is called for one
+engine's own object, so nothing here outlives an engine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+def set_mark(obj: Any, name: str, value: Any) -> None:
+    """Keep a value of ours with an object of vLLM's, and in copies that other processes get."""
+    setattr(obj, f"_reprise_{name}", value)
+
+
+def mark_of(obj: Any, name: str, default: Any = None) -> Any:
+    """Return what `set_mark` has kept."""
+    return getattr(obj, f"_reprise_{name}", default)
+
+
+def set_async_scheduling(config: "VllmConfig", wanted: bool) -> None:
+    """Turn vLLM's asynchronous scheduling on or off in this process's copy of a config."""
+    config.scheduler_config.async_scheduling = wanted
+
+
+@contextmanager
+def without_requests(scheduler: Any) -> Iterator[None]:
+    """Let the engine core find nothing to schedule."""
+    scheduler.has_requests = lambda: False
+    try:
+        yield
+    finally:
+        del scheduler.has_requests
+
+
+def set_room_for_drafts(scheduler_output: "SchedulerOutput", num_tokens: int) -> None:
+    """Have the next step keep so many tokens free for each request's draft."""
+    scheduler_output.num_spec_tokens_to_schedule = num_tokens
+
+
+def set_num_scheduled(scheduler_output: "SchedulerOutput", num_tokens: int) -> None:
+    """Correct the number of tokens that a step computes."""
+    scheduler_output.total_num_scheduled_tokens = num_tokens
+
+
+def drop_drafts(request: Any) -> None:
+    """Forget the drafts that a request was to have with the next step."""
+    request.spec_token_ids = []
+
+
+def roll_back(request: Any, num_slots: int) -> None:
+    """Take slots of a step that no draft has used for never scheduled."""
+    request.num_computed_tokens -= num_slots
+    request.num_output_placeholders -= num_slots
+
+
+def resolve_on_host(runner: Any) -> None:
+    """Have a model runner leave nothing that a step has to know to be corrected on the device."""
+    runner.use_async_spec_decode = False
+
+
+@contextmanager
+def sampling(runner: Any, *, is_async: bool) -> Iterator[None]:
+    """Have a model runner sample as with, or as without, asynchronous scheduling."""
+    runner.use_async_scheduling = is_async
+    try:
+        yield
+    finally:
+        runner.use_async_scheduling = True
+
+
+def forget_draft_length(state: Any) -> None:
+    """Keep a model runner from correcting for a request's drafts whose fate it has seen."""
+    state.prev_num_draft_len = 0
+
+
+def take_inputs_from_host(batch: Any) -> None:
+    """Have the next step's inputs taken from the host, as after a step that was waited for."""
+    batch.prev_sampled_token_ids = None
+    batch.prev_req_id_to_index = None
+    batch.sampled_token_ids_cpu = None
+    batch.async_copy_ready_event = None
+
+
+def set_cudagraph_mode(compilation_config: Any, mode: Any) -> None:
+    """Choose the mode of CUDA graphs."""
+    compilation_config.cudagraph_mode = mode

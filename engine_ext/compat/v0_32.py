@@ -1,0 +1,453 @@
+"""What is patched in vLLM 0.32, with its model runner V1."""
+
+from reprise.engine_ext.compat.patches import Feature, Kind, Patch, Role, Table
+
+_API, _CORE, _WORKER = (Role.API_SERVER,), (Role.ENGINE_CORE,), (Role.WORKER,)
+
+_ASYNC_LLM = "vllm.v1.engine.async_llm:AsyncLLM"
+_BUILD_APP = "vllm.entrypoints.launchers.api_server.entry:build_app"
+_MP_EXECUTOR = "vllm.v1.executor.multiproc_executor:MultiprocExecutor"
+_PROCESSOR = "vllm.v1.engine.output_processor:OutputProcessor"
+_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+_WORKER_BASE = "vllm.v1.worker.worker_base:WorkerBase"
+
+_PROCESS_OUTPUTS = (
+    "self", "engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version",
+)  # fmt: skip
+_ADD_TO_PROCESSOR = ("self", "request", "prompt", "parent_req", "request_index", "queue")
+
+_TENANTS = (
+    Patch(
+        "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+        Feature.TENANTS,
+        _API,
+        Kind.WRAP,
+        parameters=("self", "request_id", "prompt", "params", "..."),
+    ),
+    Patch(
+        "vllm.v1.engine.llm_engine:LLMEngine.__init__",
+        Feature.TENANTS,
+        _API,
+        Kind.WRAP,
+        parameters=("self", "vllm_config", "..."),
+        hook="init_llm_engine",
+    ),
+    Patch(
+        "vllm.v1.engine:EngineCoreRequest",
+        Feature.TENANTS,
+        _API,
+        Kind.RELY,
+        fields=("cache_salt", "sampling_params", "..."),
+    ),
+)
+
+_REQUESTS = (
+    Patch(
+        f"{_RUNNER}._update_states",
+        Feature.REQUESTS,
+        _WORKER,
+        parameters=("self", "scheduler_output", "..."),
+        hook="before_step",
+        fallback="before_step",  # tried twice: the ends of requests are reported once
+    ),
+    Patch(
+        f"{_RUNNER}.propose_draft_token_ids",
+        Feature.REQUESTS,
+        _WORKER,
+        parameters=("self", "scheduler_output", "sampled_token_ids", "..."),
+        hook="before_propose",
+    ),
+    Patch(
+        f"{_RUNNER}._input_fits_in_drafter",
+        Feature.REQUESTS,
+        _WORKER,
+        hook="input_fits_in_drafter",
+        optional=True,
+    ),
+    Patch(f"{_SCHEDULER}.add_request", Feature.REQUESTS, _WORKER, parameters=("self", "request")),
+    Patch(
+        "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
+        Feature.REQUESTS,
+        _WORKER,
+        parameters=("self",),
+        hook="before_serving",
+        only_on="cpu",
+    ),
+    Patch(f"{_WORKER_BASE}.reprise_stats", Feature.REQUESTS, _WORKER, Kind.ADD),
+    Patch(f"{_WORKER_BASE}.reprise_draft_counts", Feature.REQUESTS, _WORKER, Kind.ADD),
+    Patch(f"{_WORKER_BASE}.reprise_flush", Feature.REQUESTS, _WORKER, Kind.ADD),
+)
+
+
+def _relies(target: str, *parameters: str) -> Patch:
+    """Expect a method that `EnhancedAsyncLLM` and what it is made of call or override."""
+    return Patch(target, Feature.FRONT_END, _API, Kind.RELY, parameters=(*parameters, "..."))
+
+
+_FRONT_END = (
+    Patch(
+        f"{_ASYNC_LLM}.from_vllm_config",
+        Feature.FRONT_END,
+        _API,
+        Kind.WRAP,
+        parameters=("cls", "vllm_config", "..."),
+        hook="build_engine",
+    ),
+    Patch(
+        f"{_ASYNC_LLM}.from_engine_args",
+        Feature.FRONT_END,
+        _API,
+        Kind.WRAP,
+        parameters=("cls", "engine_args", "..."),
+        hook="build_engine",
+    ),
+    _relies(f"{_ASYNC_LLM}.__init__", "self", "vllm_config", "executor_class", "log_stats"),
+    _relies(f"{_ASYNC_LLM}.add_request", "self", "request_id", "prompt", "params"),
+    _relies(f"{_ASYNC_LLM}._add_request", "self", "request", "prompt", "parent_req", "index"),
+    _relies(f"{_ASYNC_LLM}.generate", "self", "prompt", "sampling_params", "request_id"),
+    _relies(f"{_ASYNC_LLM}._run_output_handler", "self"),
+    _relies(
+        "vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async", "self", "method", "args"
+    ),
+    _relies(f"{_PROCESSOR}.process_outputs", *_PROCESS_OUTPUTS),
+    _relies(f"{_PROCESSOR}.abort_requests", "self", "request_ids", "internal"),
+    _relies(f"{_PROCESSOR}.add_request", *_ADD_TO_PROCESSOR),
+    # The app is built after the engine client, by whichever of them is the server.
+    Patch(_BUILD_APP, Feature.HTTP, _API, Kind.WRAP, only_if_loaded=True),
+    Patch("__main__:build_app", Feature.HTTP, _API, Kind.WRAP, only_if_loaded=True),
+)
+
+
+def _on_processor(name: str, feature: Feature, parameters: tuple[str, ...]) -> Patch:
+    return Patch(
+        f"{_PROCESSOR}.{name}", feature, _API, Kind.REPLACE, parameters=parameters, per_object=True
+    )
+
+
+_OUTPUTS = (
+    _on_processor("process_outputs", Feature.SINGLE_FLIGHT, _PROCESS_OUTPUTS),
+    _on_processor("abort_requests", Feature.SINGLE_FLIGHT, ("self", "request_ids", "internal")),
+    _on_processor("process_outputs", Feature.ONE_TOKEN_OUTPUTS, _PROCESS_OUTPUTS),
+    _on_processor("add_request", Feature.ONE_TOKEN_OUTPUTS, _ADD_TO_PROCESSOR),
+    Patch("vllm.parser:ParserManager.get_parser", Feature.ONE_TOKEN_OUTPUTS, _API, Kind.WRAP),
+)
+
+_UNDRAFTED_SETTINGS = (
+    Patch(
+        "vllm.sampling_params:SamplingParams._validate_spec_decode",
+        Feature.UNDRAFTED_SETTINGS,
+        _API,
+        Kind.WRAP,
+        parameters=("self", "speculative_config"),
+        hook="validate_spec_decode",
+    ),
+    Patch(
+        "vllm.v1.worker.gpu_model_runner:build_logitsprocs",
+        Feature.UNDRAFTED_SETTINGS,
+        _WORKER,
+        Kind.WRAP,
+    ),
+    # The same in both processes: neither half is applied without the other.
+    Patch(
+        "vllm.v1.sample.logits_processor:build_logitsprocs",
+        Feature.UNDRAFTED_SETTINGS,
+        _API + _WORKER,
+        Kind.RELY,
+        parameters=(
+            "vllm_config", "device", "is_pin_memory", "is_pooling_model", "custom_logitsprocs",
+        ),
+    ),
+    Patch(
+        "vllm.v1.sample.logits_processor:BUILTIN_LOGITS_PROCESSORS",
+        Feature.UNDRAFTED_SETTINGS,
+        _API + _WORKER,
+        Kind.RELY,
+        fields=(
+            "MinTokensLogitsProcessor", "LogitBiasLogitsProcessor", "MinPLogitsProcessor",
+        ),
+    ),
+)  # fmt: skip
+
+_EXECUTE_MODEL = ("self", "scheduler_output", "non_block")
+
+_STEP_EXCHANGE = (
+    Patch(
+        f"{_MP_EXECUTOR}.execute_model",
+        Feature.STEP_EXCHANGE,
+        _CORE,
+        parameters=_EXECUTE_MODEL,
+        fallback="execute_alone",
+    ),
+    Patch(
+        f"{_MP_EXECUTOR}.sample_tokens",
+        Feature.STEP_EXCHANGE,
+        _CORE,
+        parameters=("self", "grammar_output", "non_block"),
+        fallback="sample_once",
+    ),
+    Patch(
+        f"{_MP_EXECUTOR}.take_draft_token_ids",
+        Feature.STEP_EXCHANGE,
+        _CORE,
+        parameters=("self",),
+    ),
+    Patch(
+        f"{_MP_EXECUTOR}.collective_rpc",
+        Feature.STEP_EXCHANGE,
+        _CORE,
+        Kind.RELY,
+        parameters=(
+            "self", "method", "timeout", "args", "kwargs", "non_block", "unique_reply_rank",
+            "kv_output_aggregator", "ec_output_aggregator",
+        ),
+    ),
+    Patch(
+        "vllm.v1.worker.worker_base:WorkerWrapperBase.execute_model",
+        Feature.STEP_EXCHANGE,
+        _CORE,
+        Kind.RELY,
+        parameters=("self", "scheduler_output"),
+    ),
+    # Not in the worker's part: it is called by a worker that was forked with it.
+    Patch(
+        "vllm.v1.worker.worker_base:WorkerWrapperBase.reprise_step",
+        Feature.STEP_EXCHANGE,
+        _CORE,
+        Kind.ADD,
+        hook="run_step",
+    ),
+    Patch(
+        f"{_RUNNER}.sample_tokens",
+        Feature.STEP_EXCHANGE,
+        _WORKER,
+        parameters=("self", "grammar_output", "..."),
+        hook="attach_drafts",
+    ),
+)  # fmt: skip
+
+
+def _at_start(target: str, hook: str, *parameters: str) -> Patch:
+    return Patch(
+        target, Feature.ASYNC_SCHEDULING, _CORE, Kind.WRAP, parameters=parameters, hook=hook
+    )
+
+
+def _in_step(target: str, hook: str, fallback: str | None, *parameters: str) -> Patch:
+    """Patch the scheduler or the runner of an engine that schedules asynchronously."""
+    return Patch(
+        target,
+        Feature.ASYNC_SCHEDULING,
+        _CORE,
+        parameters=parameters,
+        hook=hook,
+        fallback=fallback,
+        per_object=True,
+    )
+
+
+_ASYNC_SCHEDULING = (
+    _at_start("vllm.config:VllmConfig.__post_init__", "check_config", "self"),
+    Patch(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        Feature.ASYNC_SCHEDULING,
+        _CORE,
+        Kind.WRAP,
+        parameters=("self", "..."),
+    ),
+    _at_start(
+        "vllm.v1.executor.uniproc_executor:UniProcExecutor._init_executor", "init_uniproc", "self"
+    ),
+    _at_start(f"{_MP_EXECUTOR}._init_executor", "init_multiproc", "self"),
+    Patch(
+        "vllm.v1.engine.core:EngineCore.step_with_batch_queue",
+        Feature.ASYNC_SCHEDULING,
+        _CORE,
+        parameters=("self",),
+        fallback="step_in_sync",
+    ),
+    Patch(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler.update_draft_token_ids",
+        Feature.ASYNC_SCHEDULING,
+        _CORE,
+        Kind.RELY,
+        parameters=("self", "draft_token_ids"),
+    ),
+    Patch(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler.has_requests",
+        Feature.ASYNC_SCHEDULING,
+        _CORE,
+        Kind.RELY,
+        parameters=("self",),
+    ),
+    _in_step(
+        f"{_SCHEDULER}._update_after_schedule",
+        "update_after_schedule",
+        "leave_no_room",
+        "self",
+        "scheduler_output",
+    ),
+    _in_step(
+        f"{_SCHEDULER}.update_from_output",
+        "update_from_output",
+        None,
+        "self",
+        "scheduler_output",
+        "model_runner_output",
+    ),
+    Patch(
+        "vllm.distributed.device_communicators.shm_broadcast:SpinCondition.wait",
+        Feature.ASYNC_SCHEDULING,
+        _CORE,
+        Kind.REPLACE,
+        parameters=("self", "timeout_ms"),
+        hook="poll_sleep",
+        per_object=True,
+    ),
+    # Where engine core and model runner share a process.
+    Patch(
+        f"{_RUNNER}.sample_tokens",
+        Feature.ASYNC_SCHEDULING,
+        _WORKER,
+        parameters=("self", "grammar_output", "..."),
+        fallback="sample_later",
+        per_object=True,
+    ),
+    Patch(
+        f"{_RUNNER}.propose_draft_token_ids",
+        Feature.ASYNC_SCHEDULING,
+        _WORKER,
+        parameters=("self", "scheduler_output", "sampled_token_ids", "..."),
+        per_object=True,
+    ),
+    Patch(
+        "vllm.v1.outputs:AsyncModelRunnerOutput.get_output",
+        Feature.ASYNC_SCHEDULING,
+        _WORKER,
+        parameters=("self",),
+        per_object=True,
+    ),
+    # Where the model runner is a process of its own.
+    Patch(
+        f"{_RUNNER}.execute_model",
+        Feature.ASYNC_SCHEDULING,
+        _WORKER,
+        parameters=("self", "scheduler_output", "..."),
+        fallback="execute_without_drafts",
+    ),
+    Patch(
+        f"{_RUNNER}.sample_tokens",
+        Feature.ASYNC_SCHEDULING,
+        _WORKER,
+        parameters=("self", "grammar_output", "..."),
+        hook="attach_num_drafted",
+    ),
+)
+
+_ENGINE_CORE = (
+    Patch(
+        f"{_SCHEDULER}._update_after_schedule",
+        Feature.DRAFT_PADDING,
+        _CORE,
+        parameters=("self", "scheduler_output"),
+        hook="update_after_schedule",
+        fallback="update_after_schedule",
+    ),
+    # Outside of what async scheduling does there: the workers are up by then.
+    Patch(
+        f"{_MP_EXECUTOR}._init_executor",
+        Feature.CPU_PLACEMENT,
+        _CORE,
+        Kind.WRAP,
+        parameters=("self",),
+        hook="init_executor",
+    ),
+)
+
+_WORKER_STEP = (
+    Patch(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
+        Feature.VERIFICATION,
+        _WORKER,
+        parameters=("self", "metadata", "draft_probs", "logits", "sampling_metadata"),
+        fallback="forward_of_vllm",
+    ),
+    Patch(
+        # What a request can change about sampling: a field unknown here might be ignored.
+        "vllm.v1.sample.metadata:SamplingMetadata",
+        Feature.VERIFICATION,
+        _WORKER,
+        Kind.RELY,
+        fields=(
+            "temperature", "all_greedy", "all_random", "top_p", "top_k", "generators",
+            "max_num_logprobs", "no_penalties", "prompt_token_ids", "frequency_penalties",
+            "presence_penalties", "repetition_penalties", "output_token_ids",
+            "allowed_token_ids_mask", "bad_words_token_ids", "logitsprocs", "logprob_token_ids",
+            "spec_token_ids", "thinking_budget_state_holder",
+        ),
+    ),
+    Patch(
+        f"{_RUNNER}._calc_spec_decode_metadata",
+        Feature.DRAFT_METADATA,
+        _WORKER,
+        parameters=("self", "num_draft_tokens", "cu_num_scheduled_tokens"),
+        hook="calc_spec_decode_metadata",
+    ),
+    Patch(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+        Feature.DRAFT_METADATA,
+        _WORKER,
+        Kind.RELY,
+        fields=(
+            "draft_token_ids", "num_draft_tokens", "cu_num_draft_tokens", "cu_num_sampled_tokens",
+            "target_logits_indices", "bonus_logits_indices", "logits_indices",
+        ),
+    ),
+    Patch(
+        f"{_RUNNER}._check_and_update_cudagraph_mode",
+        Feature.FULL_GRAPHS,
+        _WORKER,
+        parameters=("self", "attention_backends", "kv_cache_groups", "is_profiling"),
+        hook="check_cudagraph_mode",
+    ),
+    Patch(
+        "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+        Feature.SAMPLING_FIX,
+        _WORKER,
+        Kind.REPLACE,
+        parameters=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    ),
+    Patch(
+        "vllm.v1.attention.backends.cpu_attn:_get_attn_isa",
+        Feature.BATCH_INVARIANCE,
+        _WORKER,
+        Kind.WRAP,
+        parameters=("dtype", "block_size", "head_size", "..."),
+        hook="attention_isa",
+        only_on="cpu",
+    ),
+    Patch(
+        "vllm.model_executor.layers.utils:check_cpu_sgl_kernel",
+        Feature.BATCH_INVARIANCE,
+        _WORKER,
+        Kind.REPLACE,
+        parameters=("n", "k", "dtype"),
+        hook="uses_tile_kernel",
+        only_on="cpu",
+    ),
+)  # fmt: skip
+
+TABLE = Table(
+    "0.32",
+    (
+        *_TENANTS,
+        *_REQUESTS,
+        *_FRONT_END,
+        *_OUTPUTS,
+        *_UNDRAFTED_SETTINGS,
+        *_STEP_EXCHANGE,
+        *_ASYNC_SCHEDULING,
+        *_ENGINE_CORE,
+        *_WORKER_STEP,
+    ),
+)

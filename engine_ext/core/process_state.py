@@ -1,0 +1,30 @@
+"""Lists what changes in a process as a whole, not in one engine or request of it.
+
+A process may hold several engines. What can be is kept by engine or by task; the rest is here, with
+the reason why one value for all of them is right, or what follows where it is not.
+"""
+
+BY_ENGINE_OR_TASK = {
+    "async_llm._current_policy": "of the task that adds a request",
+    "compat.model_runner._drafters": "by drafter, with its engine's config; weak",
+    "frontend.info_reporter.current_info": "of the task that generates a request",
+    "request.http_context.current_http_context": "of the task that answers an HTTP request",
+}
+
+OF_THE_PROCESS = {
+    "compat.guarded.step_errors": "counts of errors in hooks, which are of vLLM's classes",
+    "compat.registry.registry": "what is patched in vLLM's classes, which a process has once",
+    "frontend.one_token_outputs._parsers_built": "a server is one per process",
+    "request.tenants._warned": "one log line each",
+    "worker.verification._installed": "the settings of the engine that was built last hold for all",
+}
+"""Variables of modules of `engine_ext`."""
+
+ELSEWHERE = {
+    "ONEDNN_MAX_CPU_ISA, VLLM_CPU_ATTN_SPLIT_KV": "in a worker's environment, for batch invariance",
+    "REPRISE_RETRIEVAL_ADDRESS": "in the environment while a front end starts its workers",
+    "cores that threads may run on": "of an engine core on the CPU, away from its workers'",
+    "faiss.omp_set_num_threads": "of the retrieval process",
+    "collectors of prometheus_client": "a process has one registry of metrics",
+}
+"""What the operating system or another library keeps for the process."""

@@ -1,0 +1,132 @@
+"""What the kernels take of a GPU, without one: compiled ahead of time, registers and spills read.
+
+Run `python -m reprise.eval.benchmarks.kernel_resources` for a table, without Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from reprise.kernels.verify import triton_kernels, triton_restrict
+
+_POINTERS = {
+    "logits_ptr": "*bf16",
+    "seeds_ptr": "*i64",
+    "offsets_ptr": "*i64",
+}
+_FLOAT_POINTERS = ("tile_max", "tile_mass", "least", "temperature", "top_p", "min_p")
+
+
+class Resources(NamedTuple):
+    """One compiled kernel."""
+
+    kernel: str
+    variant: str
+    num_warps: int
+    registers: int
+    """Registers per thread."""
+    spilled_bytes: int
+    """Local memory per thread, stack included."""
+    shared_bytes: int
+    """Shared memory per program."""
+
+
+def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
+    """Kernel, name of the variant, warps and compile-time constants, as they are launched."""
+    tile = {"TILE": triton_kernels.TILE}
+    padded = tile | {"PADDED_TILES": 64}
+    greedy = {"SAMPLES": False, "RESTRICTED": False, "temperature_ptr": None, "least_ptr": None}
+    greedy |= {"seeds_ptr": None, "offsets_ptr": None, "min_p_ptr": None}
+    plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
+    bf16 = padded | {"SHIFT": 16}
+    stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
+    restrict = triton_restrict.restrict_kernel
+    return [
+        (stats, "greedy", 4, tile | greedy | {"TILES_PER_PROGRAM": 2}),
+        (stats, "temperature", 4, tile | {"SAMPLES": True, "TILES_PER_PROGRAM": 2}),
+        (stats, "temperature, few rows", 4, tile | {"SAMPLES": True, "TILES_PER_PROGRAM": 1}),
+        (restrict, "top-k", 8, bf16 | {"top_p_ptr": None, "min_p_ptr": None}),
+        (restrict, "top-p", 8, bf16 | {"top_k_ptr": None, "min_p_ptr": None}),
+        (restrict, "all", 8, bf16),
+        (restrict, "all, float32", 8, padded | {"SHIFT": 0, "logits_ptr": "*fp32"}),
+        (sample, "greedy", 8, padded | greedy),
+        (sample, "temperature", 8, padded | plain),
+        (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
+        (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
+    ]
+
+
+def measure_resources(capability: int = 90) -> list[Resources]:
+    """Compile every kernel for a compute capability (90: Hopper) and read what it takes."""
+    target = GPUTarget("cuda", capability, 32)
+    rows = []
+    for kernel, variant, num_warps, constants in _variants():
+        kinds = {name: _kind(name, constants) for name in kernel.arg_names}
+        fixed = {name: constants[name] for name, kind in kinds.items() if kind == "constexpr"}
+        # As at run time if the vocabulary is a multiple of 16: only then do loads become vectors.
+        aligned = {
+            (index,): [["tt.divisibility", 16]]
+            for index, (name, kind) in enumerate(kinds.items())
+            if kind.startswith("*") or name in ("row_stride", "vocab")
+        }
+        source = ASTSource(
+            kernel,
+            signature=kinds,
+            constexprs={(kernel.arg_names.index(name),): value for name, value in fixed.items()},
+            attrs=aligned,
+        )
+        options = {"num_warps": num_warps, "enable_fp_fusion": True}
+        compiled = triton.compile(source, target=target, options=options)
+        registers, spilled = _read_cubin(compiled.asm["cubin"])
+        rows.append(
+            Resources(
+                kernel.__name__, variant, num_warps, registers, spilled, compiled.metadata.shared
+            )
+        )
+    return rows
+
+
+def _kind(name: str, constants: dict[str, Any]) -> str:
+    """Triton's name for an argument's type."""
+    if name in constants:
+        given = constants[name]
+        return given if isinstance(given, str) else "constexpr"
+    if name.endswith("_ptr"):
+        return _POINTERS.get(name, "*fp32" if name.startswith(_FLOAT_POINTERS) else "*i32")
+    return "i32"
+
+
+def _read_cubin(cubin: bytes) -> tuple[int, int]:
+    """Registers and local bytes (stack included) of the one kernel in a compiled object."""
+    tool = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [tool, "--dump-resource-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if found is None:
+        raise ValueError(f"expected a line with REG, STACK and LOCAL from {tool}, came {text!r}")
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'kernel':18} {'variant':22} warps registers spilled B shared B")
+    for row in measure_resources():
+        print(
+            f"{row.kernel:18} {row.variant:22} {row.num_warps:5} {row.registers:9} "
+            f"{row.spilled_bytes:9} {row.shared_bytes:8}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The kernels compile for a Hopper GPU, without one, and leave nothing to local memory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
+def test_every_kernel_compiles_for_hopper_without_spilling():
+    from reprise.eval.benchmarks.kernel_resources import measure_resources
+
+    rows = measure_resources(90)
+    assert {row.kernel for row in rows} == {
+        "tile_stats_kernel",
+        "restrict_kernel",
+        "sample_kernel",
+        "walk_kernel",
+    }
+    assert {row: row.spilled_bytes for row in rows if row.spilled_bytes} == {}
+    # 64 registers in 128 threads leave room for 8 programs, 32 warps, on a multiprocessor.
+    assert max(row.registers for row in rows if row.kernel == "tile_stats_kernel") <= 64

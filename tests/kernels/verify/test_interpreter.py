@@ -1,0 +1,38 @@
+"""The Triton tests without a GPU: in Triton's interpreter, in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+@pytest.mark.parametrize("name", ["test_verify_triton.py"])
+def test_triton_tests_pass_in_the_interpreter(name):
+    # The interpreter has to be chosen before triton is first imported, and would stay chosen for
+    # every later test of this process, the engine's among them.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)],
+        env=environment,
+        cwd=HERE.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def test_every_triton_test_file_is_run():
+    listed = test_triton_tests_pass_in_the_interpreter.pytestmark
+    names = next(mark.args[1] for mark in listed if mark.name == "parametrize")
+    assert sorted(names) == sorted(path.name for path in HERE.glob("*_triton.py"))

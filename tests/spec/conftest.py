@@ -240,7 +240,7 @@ def _predicted(
     row = provider._table.rows[request.req_idx]
     (corpus,) = provider._corpora.corpora()
     positions = {name: corpus._answers.position_of(name)[0] for name in cached}
-    recent = {name for name, position in positions.items() if position >= corpus._recent}
+    recent = {name for name, begin in positions.items() if begin >= corpus._recent}
     recent_answers = [cached[name] for name in sorted(recent, key=lambda name: positions[name])]
     text = corpus._text[: corpus._recent].tolist()
     sorted_answers = answers_in(text, set(corpus._order.tolist()))

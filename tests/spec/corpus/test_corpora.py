@@ -232,9 +232,9 @@ def test_answers_come_and_go_while_requests_do() -> None:
     drafted = checked = 0
     try:
         while checked < 300 and learner.is_alive():
-            for number, name in enumerate(names):
+            for index, name in enumerate(names):
                 provider.start("r", [7], namespace=name)
-                gone = removed[name] - len(names) + (number - removed[name]) % len(names)
+                gone = removed[name] - len(names) + (index - removed[name]) % len(names)
                 if gone >= 0:  # the last of this namespace that is out for certain
                     first = 100 * (gone % 1000)
                     provider.observe("r", [first, first + 1])

@@ -6,6 +6,7 @@ stay together in one of them, and so do those of a file.
 
 import ast
 import functools
+import logging
 import os
 import time
 from collections import Counter
@@ -26,6 +27,9 @@ os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
+
+# A library that vLLM's HTTP server loads sets the root logger to ERROR.
+logging.getLogger("reprise").setLevel(logging.INFO)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.

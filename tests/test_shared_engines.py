@@ -51,8 +51,16 @@ def test_what_ends_and_is_asked_for_again_starts_again(own: Any) -> None:
     ("file", "test", "group"),
     [
         ("test_losslessness.py", "test_stops_lengths_and_seeds_are_identical", "engines"),
-        ("scheduling/test_ahead.py", "test_answers_end_where_the_model_does[run]", "engines"),
-        ("scheduling/test_ahead.py", "test_preempted_and_chunked_requests_are_answered_alike", ""),
+        (
+            "scheduling/test_async_engines.py",
+            "test_answers_end_where_the_model_does[run]",
+            "engines",
+        ),
+        (
+            "scheduling/test_async_engines.py",
+            "test_preempted_and_chunked_requests_are_answered_alike",
+            "",
+        ),
         ("frontend/test_serving_load.py", "test_nothing_is_left_after_shutdown", ""),
         ("frontend/test_serving.py", "test_the_openai_client", "servers"),
         ("request/test_tenant_matrix.py", "test_nothing_crosses[on: one to another]", "servers"),

@@ -119,7 +119,7 @@ def _read_cubin(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print registers, spills and shared memory of each kernel, compiled for GPUs without one."""
     print(f"{'kernel':18} {'variant':22} warps registers spilled B shared B")
     for row in measure_resources():
         print(

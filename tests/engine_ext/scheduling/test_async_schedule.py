@@ -306,12 +306,9 @@ def test_who_waits_for_a_step_leaves_the_core_to_others() -> None:
     writer.start()
     reader.wait_until_ready()
     writer.join()
-    took = {}
-    for name in ("a loop", "sleep"):
-        if name == "sleep":
-            sleep_between_polls([reader])
-        threading.Timer(0.3, queue.enqueue, [name]).start()
-        began_s = time.thread_time()
-        assert reader.dequeue(timeout=10.0) == name
-        took[name] = time.thread_time() - began_s
-    assert took["sleep"] < took["a loop"] / 4
+    sleep_between_polls([reader])
+    threading.Timer(0.3, queue.enqueue, ["late"]).start()
+    waited_s, took_s = time.monotonic(), time.thread_time()
+    assert reader.dequeue(timeout=10.0) == "late"
+    # vLLM's own loop takes all of a core that nobody else wants.
+    assert time.thread_time() - took_s < (time.monotonic() - waited_s) / 4

@@ -180,7 +180,7 @@ def test_one_that_cannot_end_takes_no_other_along(world: World) -> None:
     assert sing(world, 8)["bad"]
 
 
-@pytest.mark.parametrize("broken", ["submit", "poll", "progress", "discard", "credit"])
+@pytest.mark.parametrize("broken", ["submit", "poll", "progress", "discard", "record_usage"])
 def test_without_retrieval_there_are_drafts_all_the_same(
     world: World, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_step_whose_rows_are_unknown_leaves_no_hole(
     world.step(new=("a", "b"))
     sing(world)
     with monkeypatch.context() as context:
-        context.setattr(world.proposer._ids, "name_rows", failing)
+        context.setattr(world.proposer._rows, "name_rows", failing)
         assert not any(world.step().values())
     assert world.errors == {"before_propose": 1}
     assert all(sing(world, 2).values())
@@ -219,12 +219,12 @@ def test_a_row_that_cannot_be_read_leaves_no_hole_in_the_others(
 ) -> None:
     world.step(new=("a", "b"))
     sing(world)
-    ids = world.proposer._ids
-    seen = dict(ids._num_seen)
+    rows = world.proposer._rows
+    seen = dict(rows._num_seen)
     with monkeypatch.context() as context:
         context.setattr(proposer_module.TrackedRow, "__new__", failing_second())
         assert not any(world.step().values())
-    assert ids._num_seen == seen
+    assert rows._num_seen == seen
     assert world.errors == {"propose": 1}
     assert all(sing(world, 2).values())
     assert world.observed["a"] == world.outputs["a"]

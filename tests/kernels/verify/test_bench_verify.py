@@ -51,7 +51,13 @@ def test_a_wrong_kernel_fails_the_run(tmp_path):
     assert "WRONG" in done.stderr
 
 
-CPU = "from reprise.eval.benchmarks import bench_verify_cpu as bench\n"
+CPU = """
+from reprise.eval.benchmarks import bench_verify_cpu as bench
+from reprise.eval.report.command_line import run_command
+
+def command():
+    raise SystemExit(run_command(bench.main, name="bench_verify_cpu.py"))
+"""
 
 
 def run_on_cpu(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +73,7 @@ def run_on_cpu(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.engine
 def test_on_the_cpu_it_times_ours_vllms_and_torch():
-    fewer = "bench.SHAPES = bench.SHAPES[::9]\nraise SystemExit(bench.main())"
+    fewer = "bench.SHAPES = bench.SHAPES[::9]\ncommand()"
     done = run_on_cpu(fewer, "--repeats", "2")
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
@@ -81,7 +87,7 @@ def test_on_the_cpu_a_wrong_output_fails_the_run():
     spoil = (
         "import torch\n"
         "bench.ours = lambda *_: lambda: (torch.zeros(1, 2, dtype=torch.int32),)\n"
-        "raise SystemExit(bench.main())"
+        "command()"
     )
     done = run_on_cpu(spoil)
     assert done.returncode == 1
@@ -90,6 +96,8 @@ def test_on_the_cpu_a_wrong_output_fails_the_run():
 
 @pytest.mark.engine
 def test_on_the_cpu_the_number_of_repeats_is_checked():
-    done = run_on_cpu("raise SystemExit(bench.main())", "--repeats", "0")
+    done = run_on_cpu("command()", "--repeats", "0")
     assert done.returncode == 2
-    assert "--repeats: expected at least 1, came 0" in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "bench_verify_cpu.py" in line]
+    assert "--repeats" in line
+    assert "greater than or equal to 1" in line

@@ -61,9 +61,8 @@ class RepriseConfig(BaseModel):
     cpu_batch_invariant: bool = False
     """On the CPU, compute a token alike whatever is computed beside it, so that not even where two
     tokens nearly tie an answer depends on drafting, or on the batch: no AMX tiles, in which vLLM
-    rounds by the number of tokens, and no sharing out of attention's keys among threads. The price
-    where there is AMX: SmolLM2-135M, 8 requests at once, gave 87 and 89 tokens/s without tiles, 118
-    and 104 with them."""
+    rounds by the number of tokens, and no sharing out of attention's keys among threads. Where
+    there is AMX this costs speed."""
 
     drafts: DraftSettings = DraftSettings()
     """Draft construction and draft length."""

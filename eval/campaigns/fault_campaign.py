@@ -45,6 +45,7 @@ from reprise.eval.campaigns.fault_ground import SERVER_OPTIONS, Ground, standing
 from reprise.eval.campaigns.fault_kinds import ABORTS, BURST, DISK_FULL, FAULT_KINDS, FaultKind
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.progress_log import ProgressLog
 
 _NUM_QUESTIONS = 96
 _NUM_LONG = 8
@@ -99,20 +100,6 @@ class Options(NamedTuple):
     embedding_model: str
 
 
-class Log:
-    """Writes lines with the time to standard error, and to a file if there is one."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def __call__(self, line: str) -> None:
-        stamped = f"{time.strftime('%H:%M:%S')} {line}"
-        print(stamped, file=sys.stderr, flush=True)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                print(stamped, file=file)
-
-
 class Campaign:
     """Draws faults, lives through them, and counts.
 
@@ -131,7 +118,7 @@ class Campaign:
         kinds: Sequence[FaultKind],
         *,
         seed: int,
-        log: Log,
+        log: ProgressLog,
     ) -> None:
         self.by_kind: dict[str, Count] = {}
         self._ground = ground
@@ -209,7 +196,7 @@ def wanted_outcomes(model: str, seed: int) -> dict[Question, Outcome]:
     return dict(zip(questions, found, strict=True))
 
 
-def run(options: Options, kinds: Sequence[FaultKind], log: Log) -> Report:
+def run(options: Options, kinds: Sequence[FaultKind], log: ProgressLog) -> Report:
     """Run a campaign.
 
     Raises:
@@ -291,7 +278,7 @@ def break_things(
     kinds = [kind for kind in FAULT_KINDS if kind.name in chosen]
     options = Options(faults, seed, model or str(demo_model_path()), embedding_model)
     try:
-        report = run(options, kinds, Log(log))
+        report = run(options, kinds, ProgressLog(log))
     except RuntimeError as error:
         raise InputError(str(error)) from error
     show(report)

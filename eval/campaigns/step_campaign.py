@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.replay.traces import TraceError, load_trace
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.progress_log import ProgressLog
 
 _PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _MAX_STEPS_WITHOUT_OUTPUT = 5_000
@@ -250,9 +251,15 @@ def _compare(said: Said, expected: Said, planned: Planned, outcome: Outcome) -> 
 
 
 def run_way(
-    way: Way, model: str, texts: Sequence[Sequence[int]], seeds: Sequence[int], count: int
+    way: Way,
+    model: str,
+    texts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    count: int,
+    *,
+    log: Callable[[str], None],
 ) -> Outcome:
-    """All seeds of a way against one engine, which so has seen the questions of those before."""
+    """Run all seeds of a way against one engine, which has seen the questions of those before."""
     outcome = Outcome()
     random = np.random.default_rng(0)
     max_model_len = way.settings["max_model_len"]
@@ -260,6 +267,7 @@ def run_way(
         texts, max_model_len, random, min(1500, 40 + count * len(seeds) // 3)
     )
     questions = list(dict.fromkeys(questions))
+    log(f"{way.name}: {len(questions)} questions to vLLM without speculation")
     expected = dict(zip(questions, plain_answers(model, way.settings, questions), strict=True))
     began_s = time.perf_counter()
     with _complaints(outcome), reprise_engine(model, way) as llm:
@@ -267,6 +275,10 @@ def run_way(
             random = np.random.default_rng(seed)
             requests = draw_requests(questions, random, count)
             run_requests(llm, requests, expected, random, outcome, name=f"{seed}")
+            log(
+                f"{way.name}: {outcome.requests.total()} of {count * len(seeds)} requests; "
+                f"{len(outcome.wrong)} wrong, {outcome.lost} lost"
+            )
         try:
             report = settled_report(llm, timeout_s=60.0)
         except TimeoutError:  # counted below
@@ -306,6 +318,7 @@ def main(
     model: Annotated[str, typer.Option(help="without, the demo model")] = "",
     trace: Annotated[Path | None, typer.Option(help="without, the demo trace")] = None,
     way: Annotated[int | None, typer.Option(help="only this one of the engines, from 0 on")] = None,
+    log: Annotated[Path | None, typer.Option(help="append progress to this file")] = None,
 ) -> int:
     """Run the campaign and print a row for each engine."""
     # Set before vLLM is imported: quiet but for errors.
@@ -324,6 +337,7 @@ def main(
     if not chosen:
         raise InputError(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
     count = -(-requests // seeds)
+    say = ProgressLog(log)
     table = Table(title=f"{count} requests of each of {seeds} seeds")
     columns = ("requests", "wrong", "lost", "errors", "preemptions", "accepted", "steps", "s")
     for name in ("engine", *columns):
@@ -331,7 +345,7 @@ def main(
     ends: Counter[str] = Counter()
     is_good = True
     for number, one in enumerate(chosen):
-        outcome = run_way(one, model, texts, range(seeds)[number :: len(chosen)], count)
+        outcome = run_way(one, model, texts, range(seeds)[number :: len(chosen)], count, log=say)
         ends += outcome.requests
         is_good &= outcome.is_good
         found = [outcome.requests.total(), len(outcome.wrong), outcome.lost, len(outcome.errors)]

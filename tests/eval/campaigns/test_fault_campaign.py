@@ -20,13 +20,13 @@ from reprise.eval.campaigns.campaign_requests import (
 from reprise.eval.campaigns.fault_campaign import (
     Campaign,
     Count,
-    Log,
     Report,
     main,
     wanted_outcomes,
 )
 from reprise.eval.campaigns.fault_ground import leftovers, standing
 from reprise.eval.campaigns.fault_kinds import FAULT_KINDS, FaultKind, no_fault
+from reprise.eval.report.progress_log import ProgressLog
 
 OUTCOME = Outcome("text", "stop", None, 3, 4)
 
@@ -127,7 +127,7 @@ def test_bad_input_is_refused_in_one_line(
 @pytest.mark.redis
 @pytest.mark.timeout(900)
 def test_no_reply_notices_a_fault(demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, log = str(demo_model), Log(None)
+    model, log = str(demo_model), ProgressLog(None)
     wanted = wanted_outcomes(model, 0)
     assert len({outcome.text for outcome in wanted.values()}) > len(wanted) / 2
     with standing(model, "lexical") as ground:

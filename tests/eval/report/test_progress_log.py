@@ -23,5 +23,5 @@ def test_lines_carry_the_time_and_are_appended(
 
 
 def test_a_file_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no-such-folder.*No such file"):
+    with pytest.raises(InputError, match=r"no-such-folder.*No such file"):
         ProgressLog(tmp_path / "no-such-folder" / "progress.log")

@@ -383,7 +383,7 @@ class CacheHitProposer(DrafterHooks):
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
             "verification": worker_installs.verification_report(),
-            "compat": {each.feature.value: each.reason or "applied" for each in registry.report()},
+            "compat": registry.states(),
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 

@@ -206,6 +206,13 @@ class Registry:
                 statuses.append(Status(feature, False, self.problem(feature)))
         return statuses
 
+    def states(self) -> dict[str, str]:
+        """Return what `report` lists: by feature `applied`, or why it is not."""
+        return {
+            each.feature.value: "applied" if each.is_applied else each.reason or "not applied"
+            for each in self.report()
+        }
+
     def summary(self) -> str:
         """Say in one line what `report` lists."""
         if (unknown := self.unknown_version()) is not None:

@@ -10,6 +10,7 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
 
+from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
@@ -188,6 +189,7 @@ class FrontEnd:
         """Bring the metrics up to date; `workers` are their reports, in one process only."""
         self.metrics.memory(self.exact.memory.stats())
         self.metrics.errors("front_end", self.errors.counts())
+        self.metrics.features("front_end", registry.states())
         if self.near_answers is not None:
             self.metrics.retrieval(self.near_answers.stats())
         if workers is not None:

@@ -108,6 +108,18 @@ class ServingMetrics:
                 self._increments.of(("errors", where, place), total)
             )
 
+    def features(self, where: str, states: Mapping[str, str]) -> None:
+        """Set what of Reprise is applied to vLLM in a process, see `Registry.states`."""
+        gauge = _gauge(
+            "feature_applied",
+            "Whether a feature is applied to vLLM: 1, or 0 where this vLLM is not as it expects.",
+            "where",
+            "feature",
+            mode="mostrecent",
+        )
+        for feature, state in states.items():
+            gauge.labels(self._model, where, feature).set(state == "applied")
+
     def workers(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Count what the workers report, see `CacheHitProposer.report`; skip empty reports."""
         for rank, report in enumerate(report for report in reports if report):
@@ -159,6 +171,7 @@ class ServingMetrics:
         for quantile, field in (("0.5", "p50"), ("0.99", "p99")):
             gauge.labels(self._model, quantile).set(float(propose.get(field, 0)) / 1e6)
         self.errors("worker", _mapping(report.get("errors")))
+        self.features("worker", _mapping(report.get("compat")))
 
     def near_answers(self, kind: str) -> None:
         """Count what a request had at its first token: `semantic`, `clause` or `miss`."""

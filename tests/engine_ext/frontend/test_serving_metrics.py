@@ -92,3 +92,13 @@ def test_seconds_of_retrieval_are_named_for_their_unit(name: str) -> None:
     assert value("retrieval_embed_seconds_total", name) == 0.75
     assert value("retrieval_stored_total", name) == 4
     assert value("retrieval_answers", name) == 2
+
+
+def test_what_is_not_applied_to_vllm_is_zero(name: str) -> None:
+    metrics = ServingMetrics(name)
+    metrics.features("front_end", {"front end": "applied", "single flight": "no such method"})
+    metrics.workers([{"compat": {"requests by id": "applied"}}])
+    labels = {"where": "front_end"}
+    assert value("feature_applied", name, feature="front end", **labels) == 1
+    assert value("feature_applied", name, feature="single flight", **labels) == 0
+    assert value("feature_applied", name, feature="requests by id", where="worker") == 1

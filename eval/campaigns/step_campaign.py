@@ -63,7 +63,7 @@ _TIGHT: Settings = {
     "block_size": BLOCK,
     "max_num_seqs": 12,
     "enforce_eager": True,
-    "kv_cache_memory_bytes": 1 << 28,
+    "kv_cache_memory_bytes": 1 << 30,
 }
 WAYS = (
     Way(
@@ -144,7 +144,7 @@ Said = tuple[tuple[int, ...], str | None]
 
 def plain_answers(model: str, settings: Settings, questions: Sequence[Question]) -> list[Said]:
     """What vLLM says without speculation, with room enough."""
-    keep = {"max_model_len", "block_size", "enforce_eager"}
+    keep = {"max_model_len", "block_size", "enforce_eager", "kv_cache_memory_bytes"}
     llm = _engine(model, {name: settings[name] for name in settings.keys() & keep})
     try:
         outputs = llm.generate(

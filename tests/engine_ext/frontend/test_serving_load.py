@@ -177,7 +177,7 @@ def test_the_memory_of_every_process_is_flat_under_load(
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """One whose path leaves room for vLLM's sockets, which pytest's does not in a second process."""
+    """Make one whose path leaves room for vLLM's sockets; pytest's in a second process does not."""
     with tempfile.TemporaryDirectory(prefix="r-") as folder:
         yield Path(folder)
 

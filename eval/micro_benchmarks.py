@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -90,7 +91,9 @@ def run_benchmarks(*options: str) -> int:
     command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"]
     command += ["--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=name"]
     command += ["--benchmark-group-by=func", "--benchmark-disable-gc", "--benchmark-warmup=on"]
-    return subprocess.run([*command, *options], cwd=ROOT).returncode
+    # Not the options of a pytest that this may run in, nor its word that tests run side by side.
+    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    return subprocess.run([*command, *options], cwd=ROOT, env=environment).returncode
 
 
 if __name__ == "__main__":

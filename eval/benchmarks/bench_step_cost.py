@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def step_seconds(
     configuration alone.
     """
     import torch
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     llm = LLM(
         model=model,
@@ -78,6 +79,17 @@ def step_seconds(
         enable_prefix_caching=False,
         speculative_config={"model": _PATH, "num_speculative_tokens": max(*drafted, 1)},
     )
+    try:
+        return _time_steps(llm, batches, drafted, context)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def _time_steps(
+    llm: Any, batches: Sequence[int], drafted: Sequence[int], context: int
+) -> dict[tuple[int, int], float]:
+    from vllm import SamplingParams
+
     engine = llm.llm_engine
     # A random token is hardly ever right: a step emits one, or now and then two.
     needed = 2 * (_WARM_STEPS + _STEPS) * len(drafted)

@@ -126,7 +126,7 @@ def test_bad_input_is_refused_in_one_line(
 @pytest.mark.engine
 @pytest.mark.redis
 @pytest.mark.timeout(900)
-def test_no_reply_notices_a_fault(demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_reply_notices_a_fault(demo_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, log = str(demo_model), ProgressLog(None)
     wanted = wanted_outcomes(model, 0)
     assert len({outcome.text for outcome in wanted.values()}) > len(wanted) / 2
@@ -136,7 +136,7 @@ def test_no_reply_notices_a_fault(demo_model: Path, capsys: pytest.CaptureFixtur
         for _ in range(60):
             campaign.live_through_one()
         report = Report(campaign.by_kind, [])
-        assert report.is_good, capsys.readouterr().err
+        assert report.is_good, capfd.readouterr().err
         assert len(report.by_kind) > 10
         # It can fail: another answer is wanted than is given.
         other = {each: outcome._replace(text="x") for each, outcome in wanted.items()}
@@ -145,4 +145,4 @@ def test_no_reply_notices_a_fault(demo_model: Path, capsys: pytest.CaptureFixtur
         count = failing.by_kind["none"]
         assert count.wrong == count.requests > 0
         assert ground.stop() == []
-    assert TENANTS[0] in capsys.readouterr().err
+    assert TENANTS[0] in capfd.readouterr().err

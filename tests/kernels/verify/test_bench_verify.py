@@ -12,9 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
+ON_GPU = """
+from reprise.eval.benchmarks import bench_verify as bench
+from reprise.eval.report.command_line import run_command
+
+def command():
+    raise SystemExit(run_command(bench.main, name="bench_verify.py"))
+"""
+
+
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, "--output", str(folder / "rows.csv")],
+        [sys.executable, "-c", ON_GPU + code, "--output", str(folder / "rows.csv")],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         cwd=ROOT,
         capture_output=True,
@@ -25,26 +34,23 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_it_checks_and_says_that_nothing_is_timed(tmp_path):
-    done = run(
-        "from reprise.eval.benchmarks.bench_verify import main; raise SystemExit(main())", tmp_path
-    )
+    done = run("command()", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "checked 12 shapes against the reference: 0 wrong" in done.stdout
-    assert "no CUDA device" in done.stdout
+    assert "No CUDA device" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_wrong_kernel_fails_the_run(tmp_path):
     spoil = (
-        "from reprise.eval.benchmarks import bench_verify as bench\n"
         "from reprise.kernels import verify\n"
         "right = verify.verify_drafts\n"
         "def wrong(*args, backend, **more):\n"
         "    tokens, accepted = right(*args, backend='torch', **more)\n"
         "    return (tokens, accepted) if backend == 'torch' else (tokens.roll(1, 0), accepted)\n"
         "verify.verify_drafts = wrong\n"
-        "raise SystemExit(bench.main())"
+        "command()"
     )
     done = run(spoil, tmp_path)
     assert done.returncode == 1

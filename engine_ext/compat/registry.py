@@ -193,17 +193,17 @@ class Registry:
         """List what is applied in this process, and what is not and why.
 
         Args:
-            check: also find out about features that nobody has asked for in this process; imports
-                what they patch.
+            check: find out anew about features that are not applied, also those that nobody has
+                asked for in this process; imports what they patch.
         """
         statuses = []
         for feature in Feature:
             if feature in self._applied:
                 statuses.append(Status(feature, True, None))
-            elif feature in self._problems:
-                statuses.append(Status(feature, False, self._problems[feature]))
             elif check:
                 statuses.append(Status(feature, False, self.problem(feature)))
+            elif feature in self._problems:
+                statuses.append(Status(feature, False, self._problems[feature]))
         return statuses
 
     def states(self) -> dict[str, str]:

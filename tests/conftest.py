@@ -255,10 +255,16 @@ def llm_builder() -> Callable[..., object]:
     return build_llm
 
 
+@pytest.fixture(scope="session")
+def start_plain_llm(shared: Shared, demo_model: Path) -> Callable[[], Any]:
+    """For fixtures of many tests: starts `plain_llm` unless it is there."""
+    return lambda: shared.get("plain_llm", lambda: build_llm(demo_model, with_reprise=False), _end)
+
+
 @pytest.fixture
-def plain_llm(shared: Shared, demo_model: Path) -> Any:
+def plain_llm(start_plain_llm: Callable[[], Any]) -> Any:
     """vLLM as it comes; shared by all tests."""
-    return shared.get("plain_llm", lambda: build_llm(demo_model, with_reprise=False), _end)
+    return start_plain_llm()
 
 
 @pytest.fixture

@@ -73,60 +73,6 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
-class PausableEngine:
-    """The engine core behind vLLM's client, as far as pausing goes."""
-
-    def __init__(self) -> None:
-        self.is_paused = False
-        self.fails = False
-
-    async def pause(self, **_: Any) -> None:
-        # The front end answers nothing from the moment on in which a pause may begin.
-        assert self.front_end.is_paused
-        if self.fails:
-            raise ValueError("Invalid pause mode: x")
-        self.is_paused = True
-
-    pause_scheduler_async = pause_generation_async = pause
-
-    async def resume_scheduler_async(self) -> None:
-        assert self.front_end.is_paused
-        self.is_paused = False
-
-    async def is_scheduler_paused_async(self) -> bool:
-        return self.is_paused
-
-    async def wake_up_async(self, *_: Any) -> bool:
-        self.is_paused = False
-        return True
-
-
-@pytest.mark.usefixtures("never_started")
-async def test_the_front_end_knows_whether_the_engine_is_paused() -> None:
-    engine = EnhancedAsyncLLM.__new__(EnhancedAsyncLLM)
-    core = engine.engine_core = PausableEngine()
-    engine.logger_manager = None
-    front_end = engine.front_end = core.front_end = SimpleNamespace(  # type: ignore[assignment]
-        is_paused=False, model_changed=lambda: None
-    )
-    await engine.pause_generation(clear_cache=False)
-    assert front_end.is_paused
-    await engine.resume_generation()
-    assert not front_end.is_paused
-    core.fails = True
-    with pytest.raises(ValueError, match="Invalid pause mode"):
-        await engine.pause_generation(mode="x", clear_cache=False)
-    assert not front_end.is_paused
-    core.fails = False
-    await engine.pause_generation(clear_cache=False)
-    await engine.wake_up()
-    assert not front_end.is_paused
-    # Another client of the same engine has paused it.
-    core.is_paused = True
-    assert await engine.is_paused()
-    assert front_end.is_paused
-
-
 async def generate(
     engine: AsyncLLM, prompt: Any, request_id: str, kind: RequestOutputKind, **params: Any
 ) -> tuple[str, list[int], str | None, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 
@@ -78,15 +79,11 @@ class FrontEnd:
         self.changes += 1
 
 
-class Client(ChangeTrackingAsyncLLM):
-    """One that has started nothing, and so has nothing to shut down."""
-
-    def __del__(self) -> None: ...
-
-
-@pytest.fixture
-def engine() -> Any:
-    engine = Client.__new__(Client)
+@pytest.fixture(params=[ChangeTrackingAsyncLLM, EnhancedAsyncLLM])
+def engine(request: pytest.FixtureRequest) -> Any:
+    """A client that has started nothing, and so has nothing to shut down."""
+    kind = type("Client", (request.param,), {"__del__": lambda _: None})
+    engine = kind.__new__(kind)
     engine.engine_core, engine.logger_manager = Core(), None
     engine.front_end = engine.engine_core.front_end = FrontEnd()  # type: ignore[assignment]
     return engine

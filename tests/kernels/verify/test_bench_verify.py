@@ -12,18 +12,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-ON_GPU = """
-from reprise.eval.benchmarks import bench_verify as bench
+COMMAND = """
+from reprise.eval.benchmarks import {module} as bench
 from reprise.eval.report.command_line import run_command
 
 def command():
-    raise SystemExit(run_command(bench.main, name="bench_verify.py"))
+    raise SystemExit(run_command(bench.main, name="{module}.py"))
 """
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", ON_GPU + code, "--output", str(folder / "rows.csv")],
+        [
+            sys.executable,
+            "-c",
+            COMMAND.format(module="bench_verify") + code,
+            "--output",
+            str(folder / "rows.csv"),
+        ],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         cwd=ROOT,
         capture_output=True,
@@ -57,18 +63,9 @@ def test_a_wrong_kernel_fails_the_run(tmp_path):
     assert "WRONG" in done.stderr
 
 
-CPU = """
-from reprise.eval.benchmarks import bench_verify_cpu as bench
-from reprise.eval.report.command_line import run_command
-
-def command():
-    raise SystemExit(run_command(bench.main, name="bench_verify_cpu.py"))
-"""
-
-
 def run_on_cpu(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", CPU + code, *arguments],
+        [sys.executable, "-c", COMMAND.format(module="bench_verify_cpu") + code, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -140,9 +140,10 @@ def _figures(
     yield Figure(tier, "shared memory", most["shared"] / MIB, bounds.shared_bytes / MIB + 1, "MiB")
     if tier == "sqlite":
         yield Figure(tier, "files", most["files"] / MIB, bounds.tier_bytes / MIB, "MiB")
-        # Vectors of what memory holds, twice while a new file is written.
-        index = most.get("index", 0.0)
-        yield Figure(tier, "index files", index / MIB, bounds.memory_bytes / MIB, "MiB")
+        # It holds what memory holds, and is there twice while a new one is written.
+        index, written = most.get("index", 0.0), most.get("index, both files", 0.0)
+        yield Figure(tier, "index file", index / MIB, bounds.memory_bytes / MIB, "MiB")
+        yield Figure(tier, "both index files", written / MIB, 2 * bounds.memory_bytes / MIB, "MiB")
     else:
         # The stream, its nodes, and buffers of connections are beside what answers are charged.
         room = bounds.tier_bytes / MIB + 24
@@ -165,11 +166,13 @@ def _lost(stats: Any) -> float:
 
 def _look(retriever: ProcessRetriever, redis: Any | None) -> dict[str, float]:
     folder = Path(retriever.address).parent
+    index_files = _sizes(folder, "*.index*")
     found = {
         "process RSS grown by": _rss(retriever.pid or 0),
         "owner RSS grown by": _rss("self"),
-        "files": _bytes_of(folder, "answers.sqlite", "answers.sqlite-wal"),
-        "index": _bytes_of(folder, "*.index*"),
+        "files": sum(_sizes(folder, "answers.sqlite", "answers.sqlite-wal")),
+        "index": max(index_files, default=0.0),
+        "index, both files": sum(index_files),
     }
     if redis is not None:
         found["redis"] = float(redis.info("memory")["used_memory"])
@@ -180,12 +183,12 @@ def _look(retriever: ProcessRetriever, redis: Any | None) -> dict[str, float]:
     }
 
 
-def _bytes_of(folder: Path, *patterns: str) -> float:
-    total = 0
+def _sizes(folder: Path, *patterns: str) -> list[float]:
+    sizes: list[float] = []
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         with contextlib.suppress(OSError):  # replaced or removed meanwhile
-            total += path.stat().st_size
-    return float(total)
+            sizes.append(float(path.stat().st_size))
+    return sizes
 
 
 def _rss(pid: int | str) -> float:

@@ -27,6 +27,7 @@ from reprise.eval.replay.methods import (
     needs_embedder,
     num_replays,
     parse_methods,
+    refuse_live_only,
     replay_method,
 )
 from reprise.eval.replay.results import Run, write_results
@@ -153,6 +154,7 @@ def _measure(options: RunOptions) -> None:
             engine_config, runs = run_live(options, methods, traces)
             config = {**_config(options, methods, traces), **engine_config}
         else:
+            refuse_live_only(methods)
             config, runs, frontiers = _run_replay(options, methods, traces)
     except (TraceError, MethodError, PlotError, TokenizerError, LiveError) as error:
         raise InputError(str(error)) from error

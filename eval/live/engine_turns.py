@@ -101,9 +101,7 @@ class _Engine:
                 stdout=log,
                 stderr=log,
                 pass_fds=(writing,),
-                env=engine_environment(
-                    {**_ENGINE_ENVIRONMENT, **os.environ}, with_reprise=self._job.uses_reprise
-                ),
+                env=self._environment(),
                 # With all that it starts it is stopped as one. Should this process die, it ends
                 # itself; not a session of its own, for the kernel then ends what stands still.
                 process_group=0,
@@ -113,6 +111,12 @@ class _Engine:
             target=self._listen, args=(os.fdopen(reading, "rb"),), name="reprise-live", daemon=True
         ).start()
         return self
+
+    def _environment(self) -> dict[str, str]:
+        variables = {**_ENGINE_ENVIRONMENT, **os.environ}
+        if not self._job.cpu_optimizations:
+            variables["REPRISE_ENGINE__CPU_OPTIMIZATIONS"] = "false"
+        return engine_environment(variables, with_reprise=self._job.uses_reprise)
 
     def __exit__(
         self,

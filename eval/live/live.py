@@ -10,7 +10,7 @@ from typing import Any
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_turns import LiveError, serve
 from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
-from reprise.eval.replay.methods import MethodError
+from reprise.eval.replay.methods import LIVE_ONLY_METHODS, METHODS, MethodError
 from reprise.eval.replay.results import Percentiles, Run
 from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.semantic_cache import cached_rows
@@ -18,7 +18,7 @@ from reprise.eval.replay.traces import TraceRow
 from reprise.eval.report.progress import progress_stages
 from reprise.retrieval.search.embedding import Embedder
 
-LIVE_METHODS = ("none", "ngram", "suffix", "suffix-long", "semantic-cache", "reprise")
+LIVE_METHODS = (*METHODS, *LIVE_ONLY_METHODS)
 
 
 def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
@@ -88,6 +88,7 @@ def _live_job(options: RunOptions, model: str, method: str, rows: Sequence[Trace
     return LiveJob(
         model=model,
         speculative_config=speculative_config(method, options.num_speculative_tokens),
+        cpu_optimizations=method != "reprise-drafts-only",
         rows=list(rows),
         concurrency=options.concurrency,
         seed=options.seed,

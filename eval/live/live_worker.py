@@ -39,6 +39,8 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     dtype: str = "auto"
     """As for vLLM; `auto`: what the model's folder says."""
+    cpu_optimizations: bool = True
+    """With our proposer: the setting `engine.cpu_optimizations`."""
     num_engines: int = 1
     """How many there are at a time, this one included; they share the memory of a GPU."""
 
@@ -86,7 +88,7 @@ def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] 
         return None
     if method == "ngram":
         return {"method": "ngram", "num_speculative_tokens": draft_length or NGRAM_DRAFT_LENGTH}
-    if method == "reprise":
+    if method in ("reprise", "reprise-drafts-only"):
         return {
             "model": "reprise.engine_ext.proposer.CacheHitProposer",
             "num_speculative_tokens": draft_length or 16,

@@ -26,7 +26,8 @@ from reprise.retrieval.search.embedding import Embedder
 
 METHODS = ("none", "ngram", "suffix", "suffix-long", "semantic-cache", "reprise")
 """What runs unless told otherwise, where it is installed."""
-ALL_METHODS = (*METHODS[:4], "suffix-best", *METHODS[4:])
+LIVE_ONLY_METHODS = ("reprise-drafts-only",)
+ALL_METHODS = (*METHODS[:4], "suffix-best", *METHODS[4:], *LIVE_ONLY_METHODS)
 _SUFFIX_METHODS = ("suffix", "suffix-long", "suffix-best")
 _EMBEDDING_METHODS = ("semantic-cache", "reprise")
 
@@ -65,6 +66,13 @@ def parse_methods(names: str | None) -> list[str]:
         if not _suffix_ready(method):
             raise MethodError(f"method {method!r} needs arctic-inference, which is not installed")
     return methods
+
+
+def refuse_live_only(methods: Sequence[str]) -> None:
+    """Raise MethodError if one of these needs a real engine."""
+    for method in methods:
+        if method in LIVE_ONLY_METHODS:
+            raise MethodError(f"method {method!r} runs with --engine vllm only")
 
 
 def needs_embedder(methods: Sequence[str]) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 
 from reprise.eval.benchmarks.bench_retrieval_inputs import READY_S, Figure, quantiles_us, wait_for
 from reprise.retrieval import Answer
+from reprise.retrieval.local.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 
 
 def quality_figures(traces: Sequence[Path], peer: Path | None) -> list[Figure]:

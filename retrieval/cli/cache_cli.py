@@ -24,10 +24,10 @@ from reprise.retrieval.api.namespace import check_namespace
 from reprise.retrieval.api.tier_url import INDEX_ENDING, beside_sqlite, redact, sqlite_path
 from reprise.retrieval.cli.answer_rows import read_rows, row_of
 from reprise.retrieval.host.private_files import open_private
+from reprise.retrieval.local.open_tier import open_tier
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
 from reprise.retrieval.query.turns import clip
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
-from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.tiers.tier import Tier, TierError
 
 Item = TypeVar("Item")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.local.local_retriever import LocalRetriever
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.index_snapshot import (
@@ -20,7 +21,6 @@ from reprise.retrieval.search.index_snapshot import (
     remove_stale_parts,
     write_snapshot,
 )
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 

@@ -54,7 +54,7 @@ THREADS = {
     "eval/live/engine_turns.py": "a benchmark's",
     "eval/live/live_worker.py": "a benchmark's",
     "eval/live/redis_server.py": "a benchmark's",
-    "eval/benchmarks/bench_retrieval_snapshot.py": "a benchmark's",
+    "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
 

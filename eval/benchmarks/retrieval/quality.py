@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reprise.eval.benchmarks.bench_retrieval_inputs import READY_S, Figure, quantiles_us, wait_for
+from reprise.eval.benchmarks.retrieval.inputs import READY_S, Figure, quantiles_us, wait_for
 from reprise.retrieval import Answer
 from reprise.retrieval.local.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder

@@ -45,7 +45,7 @@ THREADS = {
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
     "retrieval/service/retrieval_server.py": "test_the_server",
-    "retrieval/search/snapshot_keeper.py": "a thread a file, which catches all",
+    "retrieval/search/snapshot_writer.py": "a thread a file, which catches all",
     "retrieval/tiers/sync/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
     "engine_ext/worker/answer_learner.py": "catches all in its loop",

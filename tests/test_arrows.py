@@ -31,11 +31,11 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"cli"},
     ),
     "retrieval": (
-        {"host", "query"},
+        {"host", "query", "chat_logs"},
         {"api"},
         {"tiers"},
         {"tiers.redis", "tiers.sync", "search"},
-        {"local"},
+        {"in_process"},
         {"service"},
         {""},
         {"cli"},

@@ -42,7 +42,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.local.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.vector_index import VectorIndex
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier

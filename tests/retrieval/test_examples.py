@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 from reprise.retrieval.api import retriever
-from reprise.retrieval.local import update_queue
+from reprise.retrieval.in_process import update_queue
 from reprise.retrieval.tiers import tier
 from reprise.retrieval.tiers.sync import tier_sync
 

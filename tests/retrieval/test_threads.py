@@ -14,7 +14,7 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.local.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
@@ -40,7 +40,7 @@ from reprise.retrieval.tiers.sync.tier_sync import TierSync
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here (or why none) sees them go on.
 THREADS = {
-    "retrieval/local/local_retriever.py": "test_the_worker_of_retrieval",
+    "retrieval/in_process/local_retriever.py": "test_the_worker_of_retrieval",
     "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",

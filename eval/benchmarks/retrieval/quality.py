@@ -14,7 +14,7 @@ import numpy as np
 
 from reprise.eval.benchmarks.retrieval.inputs import READY_S, Figure, quantiles_us, wait_for
 from reprise.retrieval import Answer
-from reprise.retrieval.local.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 
 

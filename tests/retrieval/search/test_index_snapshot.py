@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.local.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.index_snapshot import (

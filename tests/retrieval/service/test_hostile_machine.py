@@ -15,7 +15,7 @@ import pytest
 from reprise.engine_ext.cli.doctor import check_socket, check_store
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.host import owned_folder, steady_clock
-from reprise.retrieval.local.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.query.turns import MAX_PROMPT_TOKENS, prompt_tail
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.service.process_retriever import ProcessRetriever

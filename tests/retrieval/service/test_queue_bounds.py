@@ -9,8 +9,8 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
-from reprise.retrieval.local.local_retriever import LocalRetriever
-from reprise.retrieval.local.work_queue import Prompt, WorkQueue
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.work_queue import Prompt, WorkQueue
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.retrieval_client import RetrievalClient

@@ -6,8 +6,8 @@ import pytest
 import redis
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.local.local_retriever import LocalRetriever
-from reprise.retrieval.local.open_tier import open_tier
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage

@@ -18,11 +18,11 @@ from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 from reprise.retrieval.api.tier_url import snapshot_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.local.awaited_results import AwaitedResults
-from reprise.retrieval.local.batch_processor import BatchProcessor, OnFound
-from reprise.retrieval.local.open_tier import open_now_or_later
-from reprise.retrieval.local.retriever_memory import RetrieverMemory
-from reprise.retrieval.local.work_queue import Prompt, Work, WorkQueue
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.batch_processor import BatchProcessor, OnFound
+from reprise.retrieval.in_process.open_tier import open_now_or_later
+from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
+from reprise.retrieval.in_process.work_queue import Prompt, Work, WorkQueue
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.query.query_reader import Decode, QueryReader
 from reprise.retrieval.query.turns import QueryOf, prompt_tail

@@ -10,10 +10,10 @@ import msgspec
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
-from reprise.retrieval.local.answer_reports import AnswerReports
-from reprise.retrieval.local.applied_invalidations import AppliedInvalidations
-from reprise.retrieval.local.awaited_results import AwaitedResults
-from reprise.retrieval.local.work_queue import WorkQueue
+from reprise.retrieval.in_process.answer_reports import AnswerReports
+from reprise.retrieval.in_process.applied_invalidations import AppliedInvalidations
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.work_queue import WorkQueue
 from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.local.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -225,7 +226,7 @@ def _load_traces(options: RunOptions) -> dict[str, list[TraceRow]]:
             empty: list[None] = []
             # Two files of one name in different folders stay apart by their whole paths.
             loaded[path if name in loaded else name] = load_trace(
-                path, on_empty=lambda empty=empty: empty.append(None)
+                path, on_empty=partial(empty.append, None)
             )
             if empty and not options.quiet:
                 left_out = f"{len(empty)} rows without a question or an answer left out"

@@ -235,13 +235,18 @@ def reprise_arguments() -> list[str]:
     ]
 
 
-def build_server(model: Path, *arguments: str, with_reprise: bool, **others: Any) -> Server:
-    """A server that is starting; one of ours has its admin routes on."""
+def build_server(
+    model: Path, *arguments: str, with_reprise: bool, embeds: bool = False, **others: Any
+) -> Server:
+    """A server that is starting; one of ours has its admin routes on, and compares questions by
+    their words unless `embeds`."""
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
         given += reprise_arguments()
-        admin = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
-        others = admin | others
+        ours = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
+        if not embeds:
+            ours["REPRISE_RETRIEVAL__EMBEDDING_MODEL"] = "lexical"
+        others = ours | others
     else:
         others = {"VLLM_PLUGINS": engine_environment(with_reprise=False)["VLLM_PLUGINS"], **others}
     return Server(model, *given, **others)
@@ -277,7 +282,7 @@ def _shared_server(
     for each in ("plain_server", "reprise_server"):
         if shared.has_users(each):
             with_reprise = each == "reprise_server"
-            build = functools.partial(server_builder, model, with_reprise=with_reprise)
+            build = functools.partial(server_builder, model, with_reprise=with_reprise, embeds=True)
             shared.get(each, build, Server.stop)
     server: Server = shared.get(name, lambda: None, Server.stop)
     server.wait()

@@ -44,6 +44,8 @@ SHARED_BY = {
     "reprise_server": "servers",
 }
 """Fixtures of which there is one for all tests, and the group of tests that stay together."""
+_TOGETHER = {**SHARED_BY, "predictions": "predictions"}
+"""With fixtures that take long to make, and that no process is to make again."""
 _STARTING = {*SHARED_BY, "llm_builder", "server_builder"}
 _ENGINE_BYTES = 3 << 30
 _MEMORY_WITHIN_S = 60.0
@@ -86,8 +88,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def group_of(nodeid: str) -> str:
     """Return the group of a test: that of what it shares with other files, or else its file."""
     file, _, name = nodeid.partition("::")
-    shared = SHARED_BY.keys() & _used_by(file).get(name.partition("[")[0], set())
-    return SHARED_BY[min(shared)] if shared else file
+    shared = _TOGETHER.keys() & _used_by(file).get(name.partition("[")[0], set())
+    return _TOGETHER[min(shared)] if shared else file
 
 
 @functools.cache

@@ -67,6 +67,7 @@ def test_what_ends_and_is_asked_for_again_starts_again(own: Any) -> None:
             "",
         ),
         ("frontend/test_serving.py", "test_the_openai_client", "servers"),
+        ("../spec/predictor/test_choice.py", "test_features_of_candidates", "predictions"),
         ("request/test_tenant_matrix.py", "test_nothing_crosses[on: one to another]", "servers"),
     ],
 )

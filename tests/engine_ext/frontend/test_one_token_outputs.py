@@ -31,6 +31,11 @@ from reprise.tests.engine_ext.frontend.parsed_streams import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _a_parser_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_token_outputs._parsers_built, "any", True)
+
+
 @pytest.mark.parametrize("step", [1, 2, 5, 17])
 def test_a_stop_string_inside_a_draft_ends_the_stream_there(step: int) -> None:
     text = "one two three four"

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
 CASES = ("both", "at the start", "alone", "in between")
 # One process loads everything, once, and is forked for each rank of each case.

@@ -89,6 +89,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self._is_ending = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
         command = [sys.executable, "-m", "reprise.engine_ext.cli.vllm_serve", str(model)]
         command += ["--served-model-name", MODEL_NAME]
@@ -127,9 +128,15 @@ class Server:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
+    def terminate(self) -> None:
+        """Ask it to end; `stop` has still to be called."""
+        if not self._is_ending:
+            self._is_ending = True
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Ask it to end, and make sure of it."""
-        self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         try:
             self.process.wait(_STOPS_WITHIN_S)
         except subprocess.TimeoutExpired:

@@ -18,14 +18,14 @@ Server = Any
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-NUM_REQUESTS = 500
+NUM_REQUESTS = 240
 CONCURRENCY = 32
 # Ten minutes before a release; every day, 12 rounds of 64 requests.
 SOAK_S = float(os.environ.get("SOAK_S", "0"))
 _MIN_ROUNDS = 12
 _MAY_GROW_MIB = 48
 
-SUBJECTS = ["order", "refund", "invoice", "password", "delivery", "account", "address", "payment"]
+SUBJECTS = ["order", "refund", "password", "delivery"]
 VERBS = ["cancel", "change", "find", "check", "report a problem with"]
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -93,7 +93,7 @@ def test_mixed_requests_are_byte_for_byte_vllms_own(
     ]
     assert different == []
     stats = reprise_server.send("/reprise/stats").json["front_end"]
-    assert stats["counts"]["exact"] > 50
+    assert stats["counts"]["exact"] > 20
     assert stats["errors"] == {}
     assert stats["flights"] == 0
 

@@ -65,6 +65,8 @@ def started(demo_model: Path, server_builder: Any, tmp_path_factory: Any) -> Ite
         yield servers
     finally:
         for server in servers.values():
+            server.terminate()
+        for server in servers.values():
             server.stop()
 
 

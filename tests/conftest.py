@@ -44,6 +44,8 @@ SHARED_BY = {
     "reprise_server": "servers",
 }
 """Fixtures of which there is one for all tests, and the group of tests that stay together."""
+_TOGETHER = {**SHARED_BY, "predictions": "predictions"}
+"""With fixtures that take long to make, and that no process is to make again."""
 _STARTING = {*SHARED_BY, "llm_builder", "server_builder"}
 _ENGINE_BYTES = 3 << 30
 _MEMORY_WITHIN_S = 60.0
@@ -86,8 +88,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def group_of(nodeid: str) -> str:
     """Return the group of a test: that of what it shares with other files, or else its file."""
     file, _, name = nodeid.partition("::")
-    shared = SHARED_BY.keys() & _used_by(file).get(name.partition("[")[0], set())
-    return SHARED_BY[min(shared)] if shared else file
+    shared = _TOGETHER.keys() & _used_by(file).get(name.partition("[")[0], set())
+    return _TOGETHER[min(shared)] if shared else file
 
 
 @functools.cache
@@ -205,10 +207,14 @@ def wait_for_memory() -> None:
         time.sleep(1.0)
 
 
-def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object:
+def build_llm(
+    model: Path, *, with_reprise: bool, embeds: bool = False, **overrides: object
+) -> object:
     """A real vLLM engine on the CPU, in a process of its own, at most 8 requests at once.
 
-    Without Reprise it is vLLM as its users get it: its processes do not load our plugin.
+    Without Reprise it is vLLM as its users get it: its processes do not load our plugin. With it,
+    questions are compared by their words unless `embeds`: an embedding model takes as long to load
+    as the engine takes to start.
     """
     from vllm import LLM
     from vllm.plugins import load_general_plugins
@@ -236,6 +242,8 @@ def build_llm(model: Path, *, with_reprise: bool, **overrides: object) -> object
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in engine_environment(with_reprise=with_reprise).items():
             monkeypatch.setenv(name, value)
+        if with_reprise and not embeds:
+            monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
         llm = LLM(**settings)
     # vLLM 0.32 gives an engine 5 s to end, waits as long for the worker, and kills both.
     core = llm.llm_engine.engine_core
@@ -270,7 +278,9 @@ def plain_llm(start_plain_llm: Callable[[], Any]) -> Any:
 @pytest.fixture
 def reprise_llm(shared: Shared, demo_model: Path) -> Any:
     """vLLM with our proposer; shared by all tests."""
-    return shared.get("reprise_llm", lambda: build_llm(demo_model, with_reprise=True), _end)
+    return shared.get(
+        "reprise_llm", lambda: build_llm(demo_model, with_reprise=True, embeds=True), _end
+    )
 
 
 def _end(llm: Any) -> None:

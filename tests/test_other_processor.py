@@ -18,6 +18,7 @@ print(torch.backends.cpu.get_cpu_capability(), *sorted(kernels))
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_a_process_held_to_avx2_has_no_other_kernels() -> None:
     if os.environ.get("OTHER_PROCESSOR"):
         pytest.skip("this run is held already")

@@ -61,8 +61,13 @@ def test_what_ends_and_is_asked_for_again_starts_again(own: Any) -> None:
             "test_preempted_and_chunked_requests_are_answered_alike",
             "",
         ),
-        ("frontend/test_serving_load.py", "test_nothing_is_left_after_shutdown", ""),
+        (
+            "frontend/test_serving_load.py",
+            "test_memory_is_flat_under_load_and_nothing_is_left_after_shutdown",
+            "",
+        ),
         ("frontend/test_serving.py", "test_the_openai_client", "servers"),
+        ("../spec/predictor/test_choice.py", "test_features_of_candidates", "predictions"),
         ("request/test_tenant_matrix.py", "test_nothing_crosses[on: one to another]", "servers"),
     ],
 )

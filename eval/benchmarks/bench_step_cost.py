@@ -10,6 +10,7 @@ with k drafted tokens for each request as without.
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import sys
@@ -66,23 +67,38 @@ def step_seconds(
 
     Starts an engine. Its `load_format` "dummy" takes random weights, of a model known by its
     configuration alone.
+
+    Raises:
+        ValueError: `context` leaves no room in the model's context.
     """
     import torch
     from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
 
-    llm = LLM(
-        model=model,
-        load_format=load_format,
-        skip_tokenizer_init=True,
-        enforce_eager=not torch.cuda.is_available(),
-        max_num_seqs=max(batches),
-        enable_prefix_caching=False,
-        speculative_config={"model": _PATH, "num_speculative_tokens": max(*drafted, 1)},
-    )
+    settings: dict[str, Any] = {
+        "model": model,
+        "load_format": load_format,
+        "skip_tokenizer_init": True,
+        "enforce_eager": not torch.cuda.is_available(),
+        "max_num_seqs": max(batches),
+        "enable_prefix_caching": False,
+        "speculative_config": {"model": _PATH, "num_speculative_tokens": max(*drafted, 1)},
+    }
+    config = EngineArgs(**copy.deepcopy(settings)).create_engine_config()
+    max_context = config.model_config.max_model_len - _num_emitted(drafted) - max(drafted)
+    if context > max_context:  # before an engine is started for nothing
+        raise ValueError(f"--context {context}: expected at most {max_context} for this model")
+    llm = LLM(**settings)
     try:
         return _time_steps(llm, batches, drafted, context)
     finally:
         llm.llm_engine.engine_core.shutdown()
+
+
+def _num_emitted(drafted: Sequence[int]) -> int:
+    """Return how many tokens a request has to be able to emit: a random one is hardly ever right,
+    so that a step emits one, or now and then two."""
+    return 2 * (_WARM_STEPS + _STEPS) * len(drafted)
 
 
 def _time_steps(
@@ -91,12 +107,9 @@ def _time_steps(
     from vllm import SamplingParams
 
     engine = llm.llm_engine
-    # A random token is hardly ever right: a step emits one, or now and then two.
-    needed = 2 * (_WARM_STEPS + _STEPS) * len(drafted)
-    max_context = engine.model_config.max_model_len - needed - max(drafted)
-    if context > max_context:
-        raise ValueError(f"--context {context}: expected at most {max_context} for this model")
-    params = SamplingParams(temperature=0.0, max_tokens=needed, ignore_eos=True, detokenize=False)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=_num_emitted(drafted), ignore_eos=True, detokenize=False
+    )
     random = np.random.default_rng(1)
     vocabulary = engine.model_config.get_vocab_size()
     seconds: dict[tuple[int, int], float] = {}

@@ -131,13 +131,21 @@ class Campaign:
         self._short = [each for each in wanted if not each.is_long]
 
     def live_through_one(self) -> None:
-        """Draw a fault, begin it, ask, and end it.
+        """Draw a fault and live through it.
 
         Raises:
             RuntimeError: a server has ended; with the end of its log.
         """
         [kind] = self._random.choices(self._kinds, [kind.weight for kind in self._kinds])
-        target = self._ground.targets[self._random.choice(kind.targets)]
+        self.live_through(kind, self._random.choice(kind.targets))
+
+    def live_through(self, kind: FaultKind, target_name: str) -> None:
+        """Begin a fault, ask, and end it.
+
+        Raises:
+            RuntimeError: a server has ended; with the end of its log.
+        """
+        target = self._ground.targets[target_name]
         server = self._ground.servers[target.name]
         asked = self._requests(kind)
         with kind.begin(target, self._random):

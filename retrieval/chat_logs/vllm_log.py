@@ -14,12 +14,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_QUOTED = r"""(?:'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")"""
 # Before it stands what the logger adds, without quotation marks: a text may speak of these lines.
-_OF_PROMPT = r"^[^'\"]*?(?:Request (?P<id>\S+) details|Received request (?P<old_id>\S+)): prompt: "
-_OF_OUTPUT = r"^[^'\"]*?Generated response (?P<id>\S+)(?P<stream> \(streaming \w+\))?: output: "
-_PROMPT, _OUTPUT = (re.compile(rf"{of}(?P<text>{_QUOTED}),") for of in (_OF_PROMPT, _OF_OUTPUT))
-_CUT_OFF = tuple(re.compile(rf"{of}['\"]") for of in (_OF_PROMPT, _OF_OUTPUT))
+_PROMPT = re.compile(
+    r"^[^'\"]*?(?:Request (?P<id>\S+) details|Received request (?P<old_id>\S+)): prompt: (?=['\"])"
+)
+_OUTPUT = re.compile(
+    r"^[^'\"]*?Generated response (?P<id>\S+)(?P<stream> \(streaming \w+\))?: output: (?=['\"])"
+)
+_QUOTED = re.compile(r"""(?:'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")(?=,)""")
 # In place of what vLLM did not keep: no text of the model's.
 _PLACEHOLDERS = re.compile(
     r"<streaming_complete: \d+ tokens>|\[(?:tool_calls|reasoning): .*\]", re.DOTALL
@@ -48,13 +50,11 @@ class VllmLog:
         if self._first_line is None:
             self._first_line = (number, line)
         if (found := _PROMPT.search(line)) is not None:
-            self._prompts[found["id"] or found["old_id"]] = (number, _text(found["text"]))
+            self._prompts[found["id"] or found["old_id"]] = (number, _text(line, found.end()))
         elif (found := _OUTPUT.search(line)) is not None:
             if self._first_output is None:
                 self._first_output = number
-            yield from self._answer(found["id"], found["stream"] or "", _text(found["text"]))
-        elif any(cut_off.search(line) for cut_off in _CUT_OFF):
-            raise ValueError("a line of vLLM's log that is cut off")
+            yield from self._answer(found["id"], found["stream"] or "", _text(line, found.end()))
 
     def problem(self) -> tuple[int, str] | None:
         """Return (line number, what is wrong) where nothing can be read of all lines."""
@@ -105,5 +105,8 @@ def _row(prompt: str, choices: list[dict[str, str]]) -> dict[str, Any]:
     return {"request": {"prompt": prompt, "rendered": True}, "response": {"choices": choices}}
 
 
-def _text(quoted: str) -> str:
-    return str(ast.literal_eval(quoted))
+def _text(line: str, begin: int) -> str:
+    quoted = _QUOTED.match(line, begin)
+    if quoted is None:
+        raise ValueError("a line of vLLM's log that is cut off")
+    return str(ast.literal_eval(quoted[0]))

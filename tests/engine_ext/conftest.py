@@ -89,6 +89,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self._is_ending = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
         command = [sys.executable, "-m", "reprise.engine_ext.cli.vllm_serve", str(model)]
         command += ["--served-model-name", MODEL_NAME]
@@ -127,9 +128,15 @@ class Server:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
+    def terminate(self) -> None:
+        """Ask it to end; `stop` has still to be called."""
+        if not self._is_ending:
+            self._is_ending = True
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Ask it to end, and make sure of it."""
-        self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         try:
             self.process.wait(_STOPS_WITHIN_S)
         except subprocess.TimeoutExpired:
@@ -235,13 +242,18 @@ def reprise_arguments() -> list[str]:
     ]
 
 
-def build_server(model: Path, *arguments: str, with_reprise: bool, **others: Any) -> Server:
-    """A server that is starting; one of ours has its admin routes on."""
+def build_server(
+    model: Path, *arguments: str, with_reprise: bool, embeds: bool = False, **others: Any
+) -> Server:
+    """A server that is starting; one of ours has its admin routes on, and compares questions by
+    their words unless `embeds`."""
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if with_reprise:
         given += reprise_arguments()
-        admin = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
-        others = admin | others
+        ours = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
+        if not embeds:
+            ours["REPRISE_RETRIEVAL__EMBEDDING_MODEL"] = "lexical"
+        others = ours | others
     else:
         others = {"VLLM_PLUGINS": engine_environment(with_reprise=False)["VLLM_PLUGINS"], **others}
     return Server(model, *given, **others)
@@ -277,7 +289,7 @@ def _shared_server(
     for each in ("plain_server", "reprise_server"):
         if shared.has_users(each):
             with_reprise = each == "reprise_server"
-            build = functools.partial(server_builder, model, with_reprise=with_reprise)
+            build = functools.partial(server_builder, model, with_reprise=with_reprise, embeds=True)
             shared.get(each, build, Server.stop)
     server: Server = shared.get(name, lambda: None, Server.stop)
     server.wait()

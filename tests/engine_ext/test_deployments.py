@@ -154,4 +154,6 @@ def test_an_adapter_has_answers_of_its_own(
         assert ours.metric("reprise:errors_total") == 0
     finally:
         for server in (plain, ours):
+            server.terminate()
+        for server in (plain, ours):
             server.stop()

@@ -2,30 +2,49 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
 from reprise import __version__
+from reprise.engine_ext.cli.cli import main
 
 
-def _reprise(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-c",
-        "from reprise.engine_ext.cli.cli import main; main()",
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+class Ended(NamedTuple):
+    """What a command came to."""
+
+    status: object
+    stdout: str
+    stderr: str
 
 
-def test_version() -> None:
-    assert _reprise("--version").stdout == f"reprise {__version__}\n"
+@pytest.fixture
+def reprise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs the command in this process."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["reprise", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_version_in_a_process_of_its_own() -> None:
+    program = "from reprise.engine_ext.cli.cli import main; main()"
+    command = [sys.executable, "-c", program, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"reprise {__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_help_lists_the_commands(arguments: tuple[str, ...]) -> None:
-    shown = _reprise(*arguments)
-    assert shown.returncode == 0
+def test_help_lists_the_commands(reprise: Callable[..., Ended], arguments: tuple[str, ...]) -> None:
+    shown = reprise(*arguments)
+    assert shown.status == 0
     assert all(command in shown.stdout for command in ("serve", "doctor", "cache"))
 
 
@@ -39,8 +58,10 @@ def test_help_lists_the_commands(arguments: tuple[str, ...]) -> None:
         (("serve", "m", "--speculative-config", "{}"), "--speculative-config"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments: tuple[str, ...], named: str) -> None:
-    refused = _reprise(*arguments)
-    assert refused.returncode == 2
+def test_bad_input_is_one_line_and_status_2(
+    reprise: Callable[..., Ended], arguments: tuple[str, ...], named: str
+) -> None:
+    refused = reprise(*arguments)
+    assert refused.status == 2
     assert refused.stderr.count("\n") == 1
     assert named.lower() in refused.stderr.lower()

@@ -64,6 +64,7 @@ def _functions_of_ours() -> Iterator[str]:
                     yield f"{getattr(owner, '__name__', owner)}.{attribute}"
 
 
+@pytest.mark.slow
 def test_all_that_the_plugin_puts_into_vllms_place_is_known() -> None:
     """In a process of its own: here an earlier test may have built an engine of ours."""
     script = (

@@ -1,14 +1,18 @@
-"""Real engines in which one part of ours after another fails, and no answer is lost or changed.
+"""Real engines in which nothing fails, and then one part of ours after another: no answer is lost
+or changed.
 
 The parts are the patches of steps; they fail in the engine core and in the worker, through a
 plugin that exists for these tests only.
 """
 
+import contextlib
 import json
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,11 +22,15 @@ pytest.importorskip("vllm")
 from reprise.engine_ext.compat.patches import Kind
 from reprise.engine_ext.compat.registry import registry
 from reprise.eval.campaigns import step_campaign
+from reprise.eval.campaigns.step_requests import Question
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.token_rows import load_tokenizer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+# The campaign runs the other one by itself: tests/eval/campaigns/test_step_campaign.py.
+RUN = [step_campaign.WAYS[number] for number in (0, 2, 3)]
 
 PLUGIN = '''
 import json
@@ -77,25 +85,44 @@ NOT_IN = {
 }
 
 
+QUESTIONS = 90
+CAMPAIGN = 150
+
+
+class Asked(NamedTuple):
+    """What engines are asked, and what vLLM says to it without speculation."""
+
+    questions: list[Question]
+    expected: dict[Question, step_campaign.Said]
+
+
+@pytest.fixture(scope="module")
+def asked(demo_model: Path) -> Asked:
+    """The same for all engines here, which differ in nothing that plain vLLM is given."""
+    (max_model_len,) = {way.settings["max_model_len"] for way in RUN}
+    tokenizer = load_tokenizer(demo_model)
+    rows = make_demo_trace(seed=0)[:60]
+    texts = [tokenizer.encode(f"{row.prompt} {row.response}").tolist() for row in rows]
+    texts = [text for text in texts if len(text) > 60]
+    drawn = step_campaign.draw_questions(texts, max_model_len, np.random.default_rng(3), QUESTIONS)
+    questions = list(dict.fromkeys(drawn))
+    said = step_campaign.plain_answers(str(demo_model), RUN[0].settings, questions)
+    return Asked(questions, dict(zip(questions, said, strict=True)))
+
+
 class Engine:
     """An engine in which a part can be made to fail, and what it is asked."""
 
-    def __init__(self, way: step_campaign.Way, model: Path, folder: Path) -> None:
+    def __init__(self, way: step_campaign.Way, asked: Asked, folder: Path) -> None:
         self.folder = folder
         self.fail("none", "before")
-        tokenizer = load_tokenizer(model)
-        rows = make_demo_trace(seed=0)[:60]
-        texts = [tokenizer.encode(f"{row.prompt} {row.response}").tolist() for row in rows]
-        texts = [text for text in texts if len(text) > 60]
-        random = np.random.default_rng(3)
-        max_model_len = way.settings["max_model_len"]
-        drawn = step_campaign.draw_questions(texts, max_model_len, random, 60)
-        self.questions = list(dict.fromkeys(drawn))
-        said = step_campaign.plain_answers(str(model), way.settings, self.questions)
-        self.expected = dict(zip(self.questions, said, strict=True))
         self.way = way
         self.llm: Any = None
+        self.log: Any = None
+        """What its processes print."""
+        self._asked = asked
         self._runs = 0
+        self._campaign: step_campaign.Outcome | None = None
 
     def fail(self, place: str, when: str) -> None:
         """From now on, in all processes."""
@@ -108,26 +135,55 @@ class Engine:
         """The parts that have run so far."""
         return {path.name for path in self.folder.iterdir() if not path.name.startswith("fault.")}
 
+    def complaints(self) -> list[str]:
+        """Lines of the log of parts that have failed."""
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").splitlines()
+        return [line for line in lines if "Reprise: " in line and "failed" in line]
+
     def ask(self, count: int) -> step_campaign.Outcome:
         """So many requests, compared with what is expected."""
         self._runs += 1
         random = np.random.default_rng(self._runs)
-        requests = step_campaign.draw_requests(self.questions, random, count)
+        requests = step_campaign.draw_requests(self._asked.questions, random, count)
         outcome = step_campaign.Outcome()
         step_campaign.run_requests(
-            self.llm, requests, self.expected, random, outcome, name=f"{self._runs}"
+            self.llm, requests, self._asked.expected, random, outcome, name=f"{self._runs}"
         )
         assert not outcome.wrong, outcome.wrong[:3]
         assert not outcome.lost
         assert outcome.requests.total() == count
         return outcome
 
+    def campaign(self) -> step_campaign.Outcome:
+        """A short campaign before anything has failed, once."""
+        if self._campaign is None:
+            self._campaign = self.ask(CAMPAIGN)
+            report = settled_report(self.llm)
+            assert report["errors"] == {}
+            assert report["live_requests"] == 0
+            assert self.complaints() == []
+        return self._campaign
 
-@pytest.fixture(
-    scope="module", params=[0, 2, 3], ids=["scheduled-ahead", "step-by-step", "run-ahead"]
-)
+
+@contextlib.contextmanager
+def printing_to(log: Any) -> Iterator[None]:
+    """Processes that are started print there for as long as they live."""
+    kept = os.dup(2)
+    os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@pytest.fixture(scope="module", params=RUN, ids=["scheduled-ahead", "step-by-step", "run-ahead"])
 def engine(
-    request: pytest.FixtureRequest, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    demo_model: Path,
+    asked: Asked,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("faults")
     plugins = tmp_path_factory.mktemp("plugins")
@@ -140,27 +196,40 @@ def engine(
     (about / "entry_points.txt").write_text(
         "[vllm.general_plugins]\nreprise_test_faults = reprise_test_faults:register\n"
     )
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        contextlib.ExitStack() as stack,
+        tempfile.TemporaryFile() as log,
+    ):
         from reprise.engine_ext.scheduling import async_scheduling
 
         monkeypatch.setenv("STEP_FAULTS", str(folder))
+        monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
         monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
-        built = Engine(step_campaign.WAYS[request.param], demo_model, folder)
+        built = Engine(request.param, asked, folder)
         # Only now: no other engine's processes have it. A forked one has what this process has.
         monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=":")
         monkeypatch.syspath_prepend(str(plugins))
         monkeypatch.setattr("vllm.plugins.plugins_loaded", False)
-        with step_campaign.reprise_engine(str(demo_model), built.way) as built.llm:
-            yield built
+        with printing_to(log):
+            built.llm = stack.enter_context(
+                step_campaign.reprise_engine(str(demo_model), built.way)
+            )
+        built.log = log
+        yield built
 
 
-def report_of(engine: Engine) -> dict[str, Any]:
-    return settled_report(engine.llm)
+def test_a_short_campaign_finds_nothing(engine: Engine) -> None:
+    outcome = engine.campaign()
+    assert outcome.requests["abort"] > 0
+    assert outcome.steps > 0
+    metrics = {one.name: one.value for one in engine.llm.get_metrics() if hasattr(one, "value")}
+    assert metrics["vllm:num_preemptions"] > 0
+    assert settled_report(engine.llm)["provider"]["accepted"] > 100
 
 
 def test_each_part_may_fail_at_every_call(engine: Engine) -> None:
-    engine.ask(24)  # finds out which parts there are
-    assert report_of(engine)["errors"] == {}
+    engine.campaign()  # finds out which parts there are
     places = sorted(engine.places())
     for place in places:
         for when in ("before", "after"):
@@ -169,14 +238,17 @@ def test_each_part_may_fail_at_every_call(engine: Engine) -> None:
     engine.fail("none", "before")
     outcome = engine.ask(24)
     assert outcome.steps > 0
-    report = report_of(engine)
+    report = settled_report(engine.llm)
     # Those of the worker are counted there; none of its requests is left behind.
     assert set(report["errors"]) <= set(places)
     assert "GPUModelRunner.execute_model" in report["errors"]
     assert report["live_requests"] == 0
+    if not engine.way.runs_ahead:  # else it prints where this process does
+        assert engine.complaints(), "nothing is complained of: the campaign could not fail"
 
 
 def test_all_parts_may_fail_at_once(engine: Engine) -> None:
+    engine.campaign()
     for when in ("before", "after"):
         engine.fail("every", when)
         engine.ask(16)
@@ -186,6 +258,7 @@ def test_all_parts_may_fail_at_once(engine: Engine) -> None:
 
 def test_no_part_is_left_out(engine: Engine) -> None:
     """Each engine runs all patches of steps, but for those of the other ways to step."""
+    engine.campaign()
     ran = {place.rpartition(".")[2] for place in engine.places()}
     missing = wrapped_methods() - ran - set(NOT_IN)
     if engine.way.runs_ahead:

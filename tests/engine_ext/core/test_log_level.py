@@ -4,6 +4,8 @@ import logging
 import subprocess
 import sys
 
+import pytest
+
 from reprise.engine_ext.core import log_level
 
 SERVER = """
@@ -19,6 +21,7 @@ init_logger("reprise.engine_ext.request.tenants").warning("seen")
 """
 
 
+@pytest.mark.slow
 def test_a_warning_is_seen_after_vllms_app_is_built() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SERVER], capture_output=True, text=True, timeout=200, check=True

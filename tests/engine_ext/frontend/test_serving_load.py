@@ -1,4 +1,4 @@
-"""Many mixed requests at once against plain vLLM; what is left after shutdown; a soak."""
+"""Many mixed requests at once against plain vLLM; a soak, and what is left after it."""
 
 import os
 import random
@@ -18,13 +18,14 @@ Server = Any
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-NUM_REQUESTS = 500
+NUM_REQUESTS = 240
 CONCURRENCY = 32
-# Ten minutes before a release; half a minute every day.
-SOAK_S = float(os.environ.get("SOAK_S", "30"))
+# Ten minutes before a release; every day, 12 rounds of 64 requests.
+SOAK_S = float(os.environ.get("SOAK_S", "0"))
+_MIN_ROUNDS = 12
 _MAY_GROW_MIB = 48
 
-SUBJECTS = ["order", "refund", "invoice", "password", "delivery", "account", "address", "payment"]
+SUBJECTS = ["order", "refund", "password", "delivery"]
 VERBS = ["cancel", "change", "find", "check", "report a problem with"]
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -92,7 +93,7 @@ def test_mixed_requests_are_byte_for_byte_vllms_own(
     ]
     assert different == []
     stats = reprise_server.send("/reprise/stats").json["front_end"]
-    assert stats["counts"]["exact"] > 50
+    assert stats["counts"]["exact"] > 20
     assert stats["errors"] == {}
     assert stats["flights"] == 0
 
@@ -138,43 +139,6 @@ def test_growth_is_seen_and_noise_is_not() -> None:
     assert _growth([100.0]) == 0
 
 
-def test_the_memory_of_every_process_is_flat_under_load(
-    demo_model: Path, server_builder: Any
-) -> None:
-    """After a third of the time for warming up: what is left must not grow in the rest.
-
-    oneDNN keeps nothing here: it caches code for every batch shape that it has seen, some 200 MiB
-    in the worker before it is full, of plain vLLM as of ours, and would hide a leak.
-    """
-    requests = mixed_requests(seed=2)[:64]
-    refresh = {"vllm_xargs": {"reprise_cache": "refresh"}}
-    server = server_builder(demo_model, with_reprise=True, ONEDNN_PRIMITIVE_CACHE_CAPACITY="0")
-    try:
-        server.wait()
-        # Under load it may take longer to load than the warming up takes.
-        server.wait_for_retrieval()
-        watch = Watch(server)
-        assert {"vllm_serve", "EngineCore", "Worker", "retrieval_process"} <= watch.samples.keys()
-        rounds = 0
-        started_s = time.monotonic()
-        while (elapsed_s := time.monotonic() - started_s) < SOAK_S or rounds < 12:
-            rounds += 1
-            # Exact hits in one round, generations in the next.
-            extra = refresh if rounds % 2 else {}
-            all_outcomes(server, [{**asked, **extra} for asked in requests])
-            if elapsed_s > SOAK_S / 3:
-                watch.sample()
-        growth = watch.growth_mib()
-        print(f"{rounds} rounds; MiB grown by process: {growth}")
-        assert len(watch.samples["Worker"]) >= 3
-        assert {role: mib for role, mib in growth.items() if mib > _MAY_GROW_MIB} == {}
-        stats = server.send("/reprise/stats").json["front_end"]
-        assert stats["errors"] == {}
-        assert stats["flights"] == 0
-    finally:
-        server.stop()
-
-
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """Make one whose path leaves room for vLLM's sockets; pytest's in a second process does not."""
@@ -182,12 +146,30 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_nothing_is_left_after_shutdown(
+def test_memory_is_flat_under_load_and_nothing_is_left_after_shutdown(
     demo_model: Path, short_folder: Path, server_builder: Any
 ) -> None:
-    server = server_builder(demo_model, with_reprise=True, TMPDIR=str(short_folder))
+    """Memory after a third of the time for warming up: what is left must not grow in the rest.
+
+    oneDNN keeps nothing here: it caches code for every batch shape that it has seen, some 200 MiB
+    in the worker before it is full, of plain vLLM as of ours, and would hide a leak.
+    """
+    server = server_builder(
+        demo_model,
+        with_reprise=True,
+        embeds=True,
+        ONEDNN_PRIMITIVE_CACHE_CAPACITY="0",
+        TMPDIR=str(short_folder),
+    )
     try:
         server.wait()
+        # Under load it may take longer to load than the warming up takes.
+        server.wait_for_retrieval()
+        growth = growth_under_load(server)
+        assert {role: mib for role, mib in growth.items() if mib > _MAY_GROW_MIB} == {}
+        stats = server.send("/reprise/stats").json["front_end"]
+        assert stats["errors"] == {}
+        assert stats["flights"] == 0
         before = server.chat("before the end")
         assert before.status == 200
         assert server.chat("before the end").cache == "exact"
@@ -204,3 +186,24 @@ def test_nothing_is_left_after_shutdown(
     if os.path.isdir("/dev/shm"):
         ours = [name for name in os.listdir("/dev/shm") if name.startswith("reprise")]
         assert [name for name in ours if pids & set(name.replace("_", "-").split("-"))] == []
+
+
+def growth_under_load(server: Server) -> dict[str, float]:
+    """Ask the server for a while; return the MiB that each of its processes has grown by."""
+    requests = mixed_requests(seed=2)[:64]
+    refresh = {"vllm_xargs": {"reprise_cache": "refresh"}}
+    watch = Watch(server)
+    assert {"vllm_serve", "EngineCore", "Worker", "retrieval_process"} <= watch.samples.keys()
+    rounds = 0
+    started_s = time.monotonic()
+    while (elapsed_s := time.monotonic() - started_s) < SOAK_S or rounds < _MIN_ROUNDS:
+        rounds += 1
+        # Exact hits in one round, generations in the next.
+        extra = refresh if rounds % 2 else {}
+        all_outcomes(server, [{**asked, **extra} for asked in requests])
+        if elapsed_s > SOAK_S / 3 and rounds > _MIN_ROUNDS / 3:
+            watch.sample()
+    growth = watch.growth_mib()
+    print(f"{rounds} rounds; MiB grown by process: {growth}")
+    assert len(watch.samples["Worker"]) >= 3
+    return growth

@@ -1,340 +1,39 @@
-"""Streams that vLLM's parsers read, drafted, replayed and followed, against one token a delta."""
+"""One token an output: stops, intervals, choices, metrics and errors, where streams are parsed."""
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.outputs import RequestOutput
 from vllm.parser import ParserManager
-from vllm.reasoning import ReasoningParserManager
-from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.tool_parsers import ToolParserManager
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.outputs import LogprobsLists
 
-from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.outputs import one_token_outputs
 from reprise.engine_ext.outputs.one_token_outputs import (
     OneTokenCollector,
-    OneTokenOutputs,
     one_token_each,
     parser_may_read,
     watch_parsers,
 )
-from reprise.engine_ext.outputs.replay import Ending, Replayer
-from reprise.engine_ext.outputs.single_flight import SingleFlight
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
-
-# Answers in each parser's own format, two calls where it knows several; the answers' markers, which
-# models have as tokens.
-SAMPLES = json.loads((Path(__file__).parents[1] / "data/parser_samples.json").read_text())
-# What these need is not to be had here: another package, or the o200k vocabulary.
-NEED_MORE = {"cohere_command3", "cohere_command4", "openai", "openai_gptoss"}
-# They know one call an answer, or none in a stream.
-FEWER_CALLS = {"internlm": 1, "gigachat3": 1, "phi4_mini_json": 0}
-# (tool parser, reasoning parser): what vLLM 0.32 streams with one token a delta is not what it says
-# in a reply that is no stream, on these samples.
-VLLM_STREAMS_OTHERWISE = {
-    ("hunyuan_a13b", None),
-    ("minicpm5", None),
-    ("phi4_mini_json", None),
-    (None, "granite"),
-    (None, "hunyuan_a13b"),
-    (None, "inkling"),
-    ("granite", "granite"),
-    ("hunyuan_a13b", "hunyuan_a13b"),
-    ("olmo3", "olmo3"),
-}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": "d",
-            "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}},
-        },
-    }
-    for name in "fg"
-]
-THINKING = {"thinking": True, "enable_thinking": True, "reasoning_effort": "high"}
-
-
-def marker_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and one for each marker."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # The last ones are never made of text: a parser wants to see them in the vocabulary.
-    symbols = ["<eos>", *alphabet, "Ġ</", "</", "think"]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>")
-    fast.add_tokens(SAMPLES["markers"])
-    call = {"open": "<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json"}
-    fast.response_template = {
-        "start_anchor": "question",
-        "fields": {
-            "thinking": {"open": "<think>", "close": "</think>"},
-            "tool_calls": {**call, "transform": {"type": "function", "function": "{content}"}},
-            "content": {},
-        },
-    }
-    return fast
-
-
-TOKENIZER = marker_tokenizer()
-PROMPT = TOKENIZER.encode("question")
-
-
-class Case(NamedTuple):
-    """An answer and the parsers that read it."""
-
-    tool_parser: str | None
-    reasoning_parser: str | None
-    text: str
-
-    @property
-    def token_ids(self) -> list[int]:
-        return list(TOKENIZER.encode(self.text, add_special_tokens=False))
-
-
-class Joined(NamedTuple):
-    """What a client makes of a stream."""
-
-    content: str
-    reasoning: str
-    calls: dict[int, tuple[str, str, int]]
-    """By index: name, arguments, number of ids."""
-
-
-def cases() -> Iterator[Any]:
-    tools, reasonings = SAMPLES["tool_parsers"], SAMPLES["reasoning_parsers"]
-    for name, form in tools.items():
-        yield pytest.param(Case(name, None, SAMPLES["tool_calls"][form]), id=f"tools-{name}")
-    for name, form in reasonings.items():
-        yield pytest.param(Case(None, name, SAMPLES["reasoning"][form]), id=f"reasoning-{name}")
-    for name in sorted(tools.keys() & reasonings.keys()):
-        text = SAMPLES["reasoning"][reasonings[name]] + SAMPLES["tool_calls"][tools[name]]
-        yield pytest.param(Case(name, name, text), id=f"both-{name}")
-
-
-def parser_of(case: Case) -> tuple[Any, ChatCompletionRequest]:
-    """As vLLM's chat serving builds it for a request."""
-    parser_class = ParserManager.get_parser(
-        tool_parser_name=case.tool_parser,
-        reasoning_parser_name=case.reasoning_parser,
-        enable_auto_tools=case.tool_parser is not None,
-        tokenizer=TOKENIZER,
-    )
-    assert parser_class is not None
-    tools = {"tools": TOOLS, "tool_choice": "auto"} if case.tool_parser else {}
-    request = ChatCompletionRequest(
-        model="m",
-        messages=[{"role": "user", "content": "q"}],
-        stream=True,
-        chat_template_kwargs=THINKING,
-        **tools,
-    )
-    return parser_class(TOKENIZER, request.tools, chat_template_kwargs=THINKING), request
-
-
-def read(case: Case, outputs: list[RequestOutput]) -> Joined:
-    """What vLLM's chat serving makes of outputs, joined as a client joins it."""
-    parser, request = parser_of(case)
-    content = reasoning = ""
-    calls: dict[int, tuple[str, str, int]] = {}
-    for output in outputs:
-        completion = output.outputs[0]
-        delta = parser.parse_delta(
-            completion.text,
-            list(completion.token_ids),
-            request,
-            PROMPT,
-            finished=completion.finish_reason is not None,
-        )
-        if delta is None:
-            continue
-        content += delta.content or ""
-        reasoning += delta.reasoning or ""
-        for call in delta.tool_calls or []:
-            name, arguments, num_ids = calls.get(call.index, ("", "", 0))
-            function = call.function
-            calls[call.index] = (
-                name + (function.name or "" if function else ""),
-                arguments + (function.arguments or "" if function else ""),
-                num_ids + bool(call.id),
-            )
-    return Joined(content, reasoning, calls)
-
-
-def make(name: str, **params: Any) -> tuple[EngineCoreRequest, RequestOutputCollector]:
-    request = EngineCoreRequest(
-        request_id=name,
-        external_req_id=name,
-        prompt_token_ids=PROMPT,
-        mm_features=None,
-        sampling_params=SamplingParams(
-            output_kind=RequestOutputKind.DELTA,
-            skip_special_tokens=False,
-            max_tokens=4000,
-            **params,
-        ),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
-    return request, RequestOutputCollector(RequestOutputKind.DELTA, name)
-
-
-class Rig:
-    """An output processor with everything of ours that touches streams."""
-
-    def __init__(self) -> None:
-        self.processor = OutputProcessor(TOKENIZER, log_stats=True)
-        self.errors = ErrorCounter()
-        OneTokenOutputs(self.processor, errors=self.errors)
-        self.replayer = Replayer(self.processor, chunk_tokens=16, errors=self.errors)
-        self.flights = SingleFlight(self.processor, self.replayer, errors=self.errors)
-
-    def on_first_token(self) -> None: ...
-
-    def on_finish(self, finished: Any) -> None: ...
-
-    def on_end(self) -> None: ...
-
-
-def emit(processor: OutputProcessor, name: str, token_ids: list[int], *, step: int) -> None:
-    """The engine's outputs for a request, `step` tokens each."""
-    for start in range(0, len(token_ids), step):
-        is_last = start + step >= len(token_ids)
-        output = EngineCoreOutput(
-            request_id=name,
-            new_token_ids=token_ids[start : start + step],
-            finish_reason=FinishReason.LENGTH if is_last else None,
-        )
-        processor.process_outputs([output], 1.0, IterationStats(), "w")
-
-
-def drain(queue: RequestOutputCollector) -> list[RequestOutput]:
-    outputs = []
-    while (output := queue.get_nowait()) is not None:
-        outputs.append(output)
-    return outputs
-
-
-def without_drafts(case: Case) -> list[RequestOutput]:
-    """vLLM alone, one token a step, each fetched at once."""
-    processor = OutputProcessor(TOKENIZER, log_stats=True)
-    request, queue = make("r")
-    processor.add_request(request, "question", None, 0, queue)
-    outputs = []
-    token_ids = case.token_ids
-    for index, token_id in enumerate(token_ids):
-        is_last = index == len(token_ids) - 1
-        output = EngineCoreOutput(
-            request_id="r",
-            new_token_ids=[token_id],
-            finish_reason=FinishReason.LENGTH if is_last else None,
-        )
-        processor.process_outputs([output], 1.0, IterationStats(), "w")
-        outputs += drain(queue)
-    return outputs
+from reprise.tests.engine_ext.outputs.parsed_streams import (
+    TOKENIZER,
+    Rig,
+    drain,
+    emit,
+    granite_case,
+    make,
+    without_drafts,
+)
 
 
 @pytest.fixture(autouse=True)
 def _a_parser_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_token_outputs._parsers_built, "any", True)
-
-
-def test_every_parser_of_vllm_has_a_sample() -> None:
-    assert set(ToolParserManager.list_registered()) == SAMPLES["tool_parsers"].keys() | (
-        NEED_MORE - {"openai_gptoss"}
-    )
-    assert set(ReasoningParserManager.list_registered()) == SAMPLES["reasoning_parsers"].keys() | (
-        NEED_MORE - {"openai"}
-    )
-
-
-@pytest.mark.parametrize("case", cases())
-def test_without_drafts_a_stream_adds_up_to_the_whole_reply(case: Case) -> None:
-    """What the next test compares with is right, but where vLLM itself streams otherwise."""
-    parser, request = parser_of(case)
-    parser.set_prompt_token_ids(PROMPT)
-    reasoning, content, calls = parser.parse(
-        case.text,
-        request,
-        enable_auto_tools=case.tool_parser is not None,
-        model_output_token_ids=case.token_ids,
-    )
-    streamed = read(case, without_drafts(case))
-    whole = [
-        (reasoning or "").strip(),
-        (content or "").strip(),
-        [(call.name, json.loads(call.arguments)) for call in calls or ()],
-    ]
-    added_up = [
-        streamed.reasoning.strip(),
-        streamed.content.strip(),
-        [(name, json.loads(arguments)) for name, arguments, _ in streamed.calls.values()],
-    ]
-    names = (case.tool_parser, case.reasoning_parser)
-    assert (added_up == whole) == (names not in VLLM_STREAMS_OTHERWISE)
-
-
-@pytest.mark.parametrize("case", cases())
-async def test_a_parser_reads_what_it_would_read_without_drafts(case: Case) -> None:
-    truth = read(case, without_drafts(case))
-    if case.tool_parser and not case.reasoning_parser:
-        named = [call for call in truth.calls.values() if call[0] in ("f", "g") and call[2] == 1]
-        assert len(named) == FEWER_CALLS.get(case.tool_parser, 2)
-
-    rig = Rig()
-    request, drafted = make("drafted")
-    rig.flights.lead(b"key", "drafted", watcher=rig)
-    rig.processor.add_request(request, "question", None, 0, drafted)
-    half = len(case.token_ids) // 2
-    first = EngineCoreOutput(request_id="drafted", new_token_ids=case.token_ids[:half])
-    rig.processor.process_outputs([first], 1.0, IterationStats(), "w")
-    request, followed = make("followed")
-    assert rig.flights.join(b"key", request, "question", followed)
-    emit(rig.processor, "drafted", case.token_ids[half:], step=17)
-
-    request, replayed = make("replayed")
-    ending = Ending(FinishReason.LENGTH, None)
-    rig.replayer.replay(request, "question", replayed, case.token_ids, ending, "w")
-    for task in list(rig.replayer._tasks):
-        await task
-    # The slowest of clients: nothing was fetched before all of it was there.
-    for queue in (drafted, followed, replayed):
-        assert read(case, drain(queue)) == truth
-    assert rig.errors.counts() == {}
-
-
-def granite_case() -> Case:
-    form = SAMPLES["tool_parsers"]["granite-20b-fc"]
-    return Case("granite-20b-fc", None, SAMPLES["tool_calls"][form])
-
-
-def test_without_this_a_slow_client_loses_calls() -> None:
-    """What the tests above are for: vLLM's own collector joins what was not fetched."""
-    case = granite_case()
-    processor = OutputProcessor(TOKENIZER, log_stats=True)
-    request, queue = make("r")
-    processor.add_request(request, "question", None, 0, queue)
-    emit(processor, "r", case.token_ids, step=17)
-    assert read(case, drain(queue)) != read(case, without_drafts(case))
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, 17])

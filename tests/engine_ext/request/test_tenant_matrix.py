@@ -50,7 +50,9 @@ def started(demo_model: Path, server_builder: Any, tmp_path_factory: Any) -> Ite
 
     def build(**others: Any) -> Server:
         options = {**eager, **others}
-        return server_builder(demo_model, "--enable-scale-out", with_reprise=True, **options)
+        return server_builder(
+            demo_model, "--enable-scale-out", with_reprise=True, embeds=True, **options
+        )
 
     servers = {
         "off": build(REPRISE_SERVING__ENABLED="false"),
@@ -62,6 +64,8 @@ def started(demo_model: Path, server_builder: Any, tmp_path_factory: Any) -> Ite
             server.wait()
         yield servers
     finally:
+        for server in servers.values():
+            server.terminate()
         for server in servers.values():
             server.stop()
 

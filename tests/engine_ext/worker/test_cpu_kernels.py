@@ -162,6 +162,7 @@ def _attention_in_pieces(size: int, dtype: torch.dtype) -> torch.Tensor:
     return output
 
 
+@pytest.mark.slow
 def test_the_plugin_alone_keeps_nobody_off_tiles() -> None:
     """In a process of its own: what it loads is what every engine beside ours loads."""
     report = (

@@ -20,7 +20,13 @@ TEXTS = [list(range(start, start + 150)) for start in range(40)]
 def run(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
-        env=os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {
+            "NO_COLOR": "1",
+            "OMP_NUM_THREADS": "1",
+            # It is soon there, other than a model.
+            "REPRISE_RETRIEVAL__EMBEDDING_MODEL": "lexical",
+        },
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -85,10 +91,10 @@ def test_what_makes_no_sense_is_named(
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("way", range(len(WAYS)))
-def test_a_short_campaign_finds_nothing(demo_model: Path, way: int) -> None:
+def test_a_short_campaign_finds_nothing(demo_model: Path) -> None:
+    """Against the engine that tests/engine_ext/compat/test_step_faults.py leaves out."""
     done = run(
-        *("--requests", "150", "--seeds", "2", "--way", str(way), "--model", str(demo_model)),
+        *("--requests", "150", "--seeds", "2", "--way", "1", "--model", str(demo_model)),
         timeout=800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from reprise.eval.report.command_line import run_command
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -98,9 +100,11 @@ def test_on_the_cpu_a_wrong_output_fails_the_run():
 
 
 @pytest.mark.engine
-def test_on_the_cpu_the_number_of_repeats_is_checked():
-    done = run_on_cpu("command()", "--repeats", "0")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "bench_verify_cpu.py" in line]
+def test_on_the_cpu_the_number_of_repeats_is_checked(capsys):
+    from reprise.eval.benchmarks import bench_verify_cpu
+
+    assert run_command(bench_verify_cpu.main, ["--repeats", "0"], name="bench_verify_cpu.py") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench_verify_cpu.py")
     assert "--repeats" in line
     assert "greater than or equal to 1" in line

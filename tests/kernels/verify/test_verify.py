@@ -31,6 +31,7 @@ def test_importing_the_package_imports_neither_torch_nor_triton():
     assert run_python(code).strip() == "set()"
 
 
+@pytest.mark.slow
 def test_transformers_imports_from_the_root_of_the_checkout():
     # There `import kernels` finds this folder, not the package that transformers looks for.
     code = (

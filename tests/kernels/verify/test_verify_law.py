@@ -67,7 +67,13 @@ def emitted_counts(rows, drafts, *, backend, seed=1, **constraints):
         backend=backend,
     )
     assert torch.equal((tokens >= 0).sum(dim=1), accepted.long() + 1)
-    return Counter(tuple(t for t in row if t >= 0) for row in tokens.tolist())
+    # Each sequence as one number, whose digits are its tokens; 0 is none.
+    places = (len(rows[0]) + 1) ** torch.arange(tokens.shape[1])
+    counts = torch.bincount(((tokens.cpu().long() + 1) * places).sum(dim=1))
+    codes = counts.nonzero()
+    digits = codes // places % (len(rows[0]) + 1)
+    emitted = (tuple(digit - 1 for digit in row if digit) for row in digits.tolist())
+    return Counter(dict(zip(emitted, counts[codes[:, 0]].tolist(), strict=True)))
 
 
 def sequence_law(row_laws, drafts):

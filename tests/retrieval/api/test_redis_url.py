@@ -1,7 +1,7 @@
 """What Redis URLs say, on real servers, and that their passwords are never shown."""
 
+import json
 import logging
-import os
 import subprocess
 import sys
 
@@ -125,27 +125,51 @@ def test_passwords_are_shown_nowhere(url):
     assert "p@ss" not in hide_secrets("wrong: p@ss", "redis://u:p%40ss@h")
 
 
-@pytest.mark.parametrize("url", [*READABLE, *UNREADABLE])
-def test_no_command_prints_a_password(url):
-    environment = {**os.environ, "REPRISE_RETRIEVAL__URL": url}
-    program = (
-        "import sys\n"
-        "from reprise.engine_ext.core.config import load_config\n"
-        "from reprise.retrieval.cli.cache_cli import app\n"
-        "try:\n    print(load_config())\n"
-        "except ValueError as error:\n    print(error)\n"
-        "for command in (['stats'], ['check'], ['export', '-']):\n"
-        "    try:\n        app(command, standalone_mode=False)\n"
-        "    except ValueError as error:\n        print(error, file=sys.stderr)\n"
-    )
+# One process for all URLs: it prints what it has to say of each, and logs as it likes.
+COMMANDS = """
+import contextlib, io, json, os, sys
+from reprise.engine_ext.core.config import load_config
+from reprise.retrieval.cli.cache_cli import app
+
+def run():
+    try:
+        print(load_config())
+    except ValueError as error:
+        print(error)
+    for command in (["stats"], ["check"], ["export", "-"]):
+        try:
+            app(command, standalone_mode=False)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+
+said = {}
+for url in sys.argv[1:]:
+    os.environ["REPRISE_RETRIEVAL__URL"] = url
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        run()
+    said[url] = [out.getvalue(), err.getvalue()]
+with open("said.json", "w") as file:
+    json.dump(said, file)
+"""
+
+
+def test_no_command_prints_a_password(tmp_path):
+    urls = [*READABLE, *UNREADABLE]
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", COMMANDS, *urls], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout
-    assert done.stderr
     assert SECRET not in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert list(said) == urls
+    for url, (out, err) in said.items():
+        assert out, url
+        assert err, url
+        assert SECRET not in out + err, url
+        assert "Traceback" not in err, url
 
 
 @pytest.mark.redis

@@ -43,6 +43,7 @@ def test_a_tokenizer_that_is_not_there_is_an_error(tmp_path):
         PromptTokenizer(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_the_process_cuts_queries_out_of_token_ids(tokenizer_folder, wait_until):
     config = RetrievalConfig(embedding_model="lexical", clauses=False)
     retriever = ProcessRetriever(config, tokenizer=str(tokenizer_folder), tokenizer_key="t")

@@ -225,35 +225,50 @@ def test_the_mark_tells_prompts_apart():
     assert len({prompt_mark(a) for a in (base, answer(1, text="other"), answer(2, text="q"))}) == 3
 
 
+# Makes an index once, and a process that writes it for each line that it is sent.
+WRITERS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from reprise.retrieval.search.answer_index import AnswerIndex
+from reprise.retrieval.search.index_snapshot import write_snapshot
+rows = np.random.default_rng(0).standard_normal((4000, 24)).astype(np.float32)
+index = AnswerIndex(24)
+for number, row in enumerate(rows): index.add('', f'id{number}', row)
+for _ in sys.stdin:
+    if (pid := os.fork()) == 0:
+        for number in range(5000):
+            write_snapshot(Path(sys.argv[1]), index.parts(), identity='model:24:hnsw', dim=24)
+            if not number:
+                print(os.getpid(), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print('ended', flush=True)
+"""
+
+
 def test_killed_in_mid_write_the_previous_file_is_whole(tmp_path):
-    """A process writes snapshots of growing size over and over, and is killed again and again."""
-    program = (
-        "import sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from reprise.retrieval.search.answer_index import AnswerIndex\n"
-        "from reprise.retrieval.search.index_snapshot import write_snapshot\n"
-        "rows = np.random.default_rng(0).standard_normal((4000, 24)).astype(np.float32)\n"
-        "index = AnswerIndex(24)\n"
-        "for number, row in enumerate(rows): index.add('', f'id{number}', row)\n"
-        "while True:\n"
-        "    write_snapshot(Path(sys.argv[1]), index.parts(), identity='model:24:hnsw', dim=24)\n"
-        "    print('.', end='', flush=True)\n"
-    )
+    """Processes write snapshots over and over, and are killed, each after another time."""
     path = tmp_path / "index"
     cut_short = 0
-    for attempt in range(12):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE
-        )
-        writer.stdout.read(1)  # one is written
-        time.sleep(0.003 * attempt)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.communicate()
-        [parts] = read_snapshot(path, identity=IDENTITY, dim=DIM)
-        assert len(parts.tail_ids) == 4000
-        cut_short += len(list(tmp_path.glob("*.part")))
-        remove_stale_parts(path)
-        assert not list(tmp_path.glob("*.part"))
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITERS, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writers:
+        for attempt in range(12):
+            print("write", file=writers.stdin, flush=True)
+            writer = int(writers.stdout.readline())  # it has written one
+            time.sleep(0.003 * attempt)
+            os.kill(writer, signal.SIGKILL)
+            assert writers.stdout.readline() == "ended\n"
+            [parts] = read_snapshot(path, identity=IDENTITY, dim=DIM)
+            assert len(parts.tail_ids) == 4000
+            cut_short += len(list(tmp_path.glob("*.part")))
+            remove_stale_parts(path)
+            assert not list(tmp_path.glob("*.part"))
+        writers.stdin.close()
     assert cut_short  # or the test has shown nothing
 
 

@@ -4,6 +4,7 @@ import statistics
 import time
 import tracemalloc
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,8 +101,9 @@ def test_a_put_takes_as_long_with_a_hundred_thousand_namespaces_as_with_a_thousa
     def median_us(num_namespaces):
         tier = MemoryTier(max_bytes=1 << 40, max_namespaces=num_namespaces)
         took_us = []
+        first = answer(0)
         for number in range(num_namespaces + 3000):
-            one = answer(number, namespace=f"salt{number}")
+            one = msgspec.structs.replace(first, namespace=f"salt{number}")
             began_s = time.perf_counter()
             gone = tier.put([one])
             took_us.append(1e6 * (time.perf_counter() - began_s))

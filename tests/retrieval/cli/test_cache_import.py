@@ -1,0 +1,198 @@
+"""`reprise cache import`: traces, chat logs, and lines that it refuses."""
+
+import json
+
+import pytest
+
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.tests.retrieval.cli.cache_command import (
+    refused,
+    run,
+)
+
+
+def test_traces_are_imported_with_a_tokenizer(url, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"cancel": 0, "my": 1, "order": 2, "?": 3}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"prompt": "cancel my order", "response": "order cancel", "warm": true}\n\n')
+    assert "needs --tokenizer" in refused("import", trace, "--url", url)
+    run("import", trace, "--url", url, "--tokenizer", tmp_path / "tokenizer.json")
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    [imported] = tier.answers("")
+    assert imported.prompt_token_ids.tolist() == [0, 1, 2]
+    assert imported.response_token_ids.tolist() == [2, 0]
+    assert imported.prompt_text == "cancel my order"
+    tier.close()
+
+
+@pytest.fixture
+def chat_tokenizer(tmp_path):
+    """The folder of a tokenizer with a chat template; each word is a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["?", "<u>", "<a>", "hi", "there", "bye", "now", "be", "kind", "<s>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
+    fast.chat_template = (
+        "{% for m in messages %}<{{ m['role'][0] }}> {{ m['content'] }} {% endfor %}<a>"
+    )
+    fast.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+# <u> hi <a> there
+HI_THERE = ([1, 3, 2], [4])
+CHAT_ROWS = {
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "there"},
+        ]
+    },
+    "content in parts": {
+        "id": 17,
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": "there"},
+        ],
+    },
+    "ShareGPT": {
+        "id": "a",
+        "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "there"}],
+    },
+    "request and response": {
+        "request": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+        "response": {"id": "x", "choices": [{"message": {"content": "there"}}]},
+    },
+    "batch file": {
+        "custom_id": 3,
+        "body": {"messages": [{"role": "user", "content": "hi"}]},
+        "response": {
+            "status_code": 200,
+            "body": {"choices": [{"message": {"role": "assistant", "content": "there"}}]},
+        },
+    },
+    "side by side": {"messages": [{"role": "user", "content": "hi"}], "response": "there"},
+    "LiteLLM": {
+        "call_type": "acompletion",
+        "status": "success",
+        "messages": [{"role": "user", "content": "hi"}],
+        "response": {"choices": [{"message": {"content": "there"}}]},
+    },
+    "vLLM": {"request": {"prompt": "<u> hi <a>"}, "response": {"choices": [{"text": "there"}]}},
+}
+
+
+def imported(tmp_path, namespace=""):
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    found = list(tier.answers(namespace))
+    tier.close()
+    return {
+        (tuple(a.prompt_token_ids.tolist()), tuple(a.response_token_ids.tolist())) for a in found
+    }
+
+
+@pytest.mark.parametrize("kind", CHAT_ROWS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_chat_logs_are_imported(url, tmp_path, chat_tokenizer, kind, packed):
+    import gzip
+
+    text = json.dumps(CHAT_ROWS[kind]).encode() + b"\n"
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(gzip.compress(text) if packed else text)
+    assert "a chat log needs --tokenizer" in refused("import", log, "--url", url)
+    assert "1 answer imported" in run("import", log, "--url", url, "--tokenizer", chat_tokenizer)
+    assert imported(tmp_path) == {tuple(map(tuple, HI_THERE))}
+
+
+def test_vllms_own_log_is_imported(url, tmp_path, chat_tokenizer):
+    log = tmp_path / "server.log"
+    log.write_text(
+        "INFO 11-29 14:00:00 vLLM API server\n"
+        "DEBUG Request a-1 details: prompt: '<s> be kind <u> hi <a>', prompt_token_ids: [1]\n"
+        "INFO Generated response a-1: output: 'there', finish_reason: stop\n"
+    )
+    assert "1 answer imported" in run("import", log, "--url", url, "--tokenizer", chat_tokenizer)
+    assert imported(tmp_path) == {((9, 7, 8, 1, 3, 2), (4,))}
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert [answer.prompt_text for answer in tier.answers("")] == ["hi"]
+    tier.close()
+
+
+def test_a_conversation_gives_an_answer_for_each_reply(url, tmp_path, chat_tokenizer):
+    log = tmp_path / "log.json"  # one array over several lines, as ShareGPT comes
+    turns = [("system", "be kind"), ("human", "hi"), ("gpt", "there")]
+    turns += [("human", "bye"), ("gpt", "now")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    unanswered = {"messages": [{"role": "user", "content": "hi"}]}
+    log.write_text(json.dumps([row, unanswered], indent=1))
+    output = run("import", log, "--url", url, "--tokenizer", chat_tokenizer)
+    assert "2 answers imported" in output
+    assert "1 rows without a question or an answer left out" in output
+    first, second = (9, 7, 8, 1, 3, 2), (9, 7, 8, 1, 3, 2, 4, 1, 5, 2)
+    assert imported(tmp_path) == {(first, (4,)), (second, (6,))}
+
+
+def test_what_was_known_already_is_told_apart(url, tmp_path):
+    rows = [{"prompt_token_ids": [n % 6], "response_token_ids": [n % 6, 7]} for n in range(18)]
+    log = tmp_path / "rows.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    assert "6 new, 12 already known" in run("import", log, "--url", url)
+    assert "0 new, 18 already known" in run("import", log, "--url", url)
+
+
+def test_ids_may_be_integers(url, tmp_path):
+    log = tmp_path / "rows.jsonl"
+    row = {"answer_id": 5, "namespace": 7, "prompt": [1, 2], "response": [3]}
+    log.write_text(json.dumps(row))
+    assert "1 new, 0 already known" in run("import", log, "--url", url)
+    assert imported(tmp_path, "7") == {((1, 2), (3,))}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("5", "expected a JSON object, got int"),
+        ("{}", "expected token ids, a prompt and a response, messages, conversations"),
+        ('{"messages": "hi"}', "expected a list in messages, got str"),
+        ('{"messages": [5]}', "expected an object in messages[0], got int"),
+        ('{"conversations": [{"value": "hi"}]}', "expected role and content (or from and value)"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "expected text in messages[0], got int"),
+        (
+            '{"request": 5, "response": {"choices": [{"text": "x"}]}}',
+            "expected an object in request",
+        ),
+        ('{"request": {}, "response": {"choices": 5}}', "expected a list of choices"),
+        (
+            '{"request": {}, "response": {"choices": [{"text": "x"}]}}',
+            "expected messages, input or a prompt",
+        ),
+        ('{"prompt": "a", "response": {}}', "Expected `str | array | null`"),
+        ('{"answer_id": []}', "Expected `int | str | null`"),
+    ],
+)
+def test_a_refused_line_says_what_was_expected(url, tmp_path, line, expected):
+    log = tmp_path / "rows.jsonl"
+    log.write_text('{"prompt_token_ids": [1], "response_token_ids": [2]}\n\n' + line + "\n")
+    message = refused("import", log, "--url", url)
+    assert "rows.jsonl, line 3: " in message
+    assert expected in message
+    assert not (tmp_path / "answers.sqlite").exists()
+
+
+def test_damaged_packed_files_are_refused(url, tmp_path):
+    import gzip
+
+    log = tmp_path / "rows.jsonl.gz"
+    for damaged in (gzip.compress(b"\n" * 100)[:-9], b"\x1f\x8bnonsense"):
+        log.write_bytes(damaged)
+        assert "cannot read" in refused("import", log, "--url", url)
+    log.write_text('[{"prompt": ')
+    assert "line 1: not JSON: the text ends within a row" in refused("import", log, "--url", url)

@@ -45,6 +45,7 @@ class Feature(Enum):
     ASYNC_SCHEDULING = "async scheduling"
     CPU_PLACEMENT = "engine core off the workers' cores"
     VERIFICATION = "verification"
+    VERIFICATION_V2 = "verification on model runner V2"
     DRAFT_METADATA = "draft metadata in one copy"
     FULL_GRAPHS = "full CUDA graphs"
     SAMPLING_FIX = "sampling parameters of drafted rows"

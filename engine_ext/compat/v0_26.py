@@ -12,6 +12,7 @@ _WITHOUT = frozenset(
         Feature.SINGLE_FLIGHT,
         Feature.ONE_TOKEN_OUTPUTS,
         Feature.UNDRAFTED_SETTINGS,
+        Feature.VERIFICATION_V2,  # its sampler draws other noise
     }
 )
 

@@ -40,11 +40,14 @@ from reprise.kernels.verify.triton_tiles import GREEDY, LOG2E, finite_or_zero, i
 
 TILE = 4096
 
-# Read one number at a time, often as views into larger tensors.
+# Read one number at a time, often as views into larger tensors: another alignment is no reason to
+# compile again.
 _PER_REQUEST = [
     f"{name}_ptr"
-    for name in ("cu", "slots", "temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-]
+    for name in (
+        "cu", "slots", "temperature", "top_k", "top_p", "min_p", "seeds", "positions", "row_token",
+    )
+]  # fmt: skip
 
 _SLACK = tl.constexpr(1e-3)
 """Far above what rounding can do to the order of two noises."""
@@ -74,7 +77,7 @@ def scan_kernel(
     logits_ptr,  # [rows, vocab]
     cu_ptr,  # [batch + 1]
     slots_ptr,  # [batch]
-    temperature_ptr,  # [num_slots] float32; read for the mass
+    temperature_ptr,  # [num_slots] float32, or None without top-p
     row_stride,
     vocab,
     num_tiles,
@@ -350,7 +353,8 @@ def verify_coupled_triton(
     layout = cu_num_logits, slots
     with torch.cuda.device_of(logits):
         scan_kernel[spread](
-            best, token, mass, logits, *layout, temperature, row_stride, vocab, num_tiles,
+            best, token, mass, logits, *layout, None if mass is None else temperature,
+            row_stride, vocab, num_tiles,
             TILES_PER_PROGRAM=per_program, TILE=TILE, **launch_options(4),
         )  # fmt: skip
         if temperature is not None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from reprise.engine_ext.compat.guarded import Original
@@ -59,7 +58,7 @@ def forward(
 
     if metadata.max_spec_len == 0 and not logits.is_cuda:
         # vLLM's sampler takes two thirds of the time that it takes to verify nothing.
-        state.installed.counts.undrafted += 1
+        state.count_undrafted()
         return original.instead(sample)
     reason = reason_to_fall_through(sampler, metadata, draft_probs, logits, sampling_metadata)
     if reason is None:
@@ -69,10 +68,10 @@ def forward(
             state.leave_to_vllm(error)
             reason = "error"
         else:
-            state.installed.counts.verified += 1
+            state.count_verified()
             return output
     if metadata.max_spec_len == 0:
-        state.installed.counts.undrafted += 1
+        state.count_undrafted()
         return original.instead(sample)
     state.count_fall_through(reason)
     return original()
@@ -139,12 +138,11 @@ def _verify(
     """Sample and verify a batch that qualifies: a `SamplerOutput`."""
     from vllm.v1.outputs import SamplerOutput
 
-    if logits.is_cuda and not state.installed.is_warm:
-        state.installed.is_warm = True
-        state.try_on_all_ranks(lambda: warm_up(logits))
+    if logits.is_cuda:
+        state.try_once(lambda: warm_up(logits))
     seeds = offsets = None
     if not sampling_metadata.all_greedy:
-        noise = draw_noise(len(metadata.num_draft_tokens))
+        noise = state.draw_noise(len(metadata.num_draft_tokens))
         if logits.is_cuda:
             noise = noise.pin_memory()
         seeds, offsets = noise.to(logits.device, non_blocking=True)
@@ -162,16 +160,6 @@ def _verify(
         max_draft=metadata.max_spec_len,
     )
     return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
-
-
-def draw_noise(batch: int) -> torch.Tensor:
-    """Draw fresh seeds, with offsets of 0: [2, batch] int64 on the CPU."""
-    if state.installed.noise is None:
-        # vLLM has seeded torch with the engine's seed by now, on every rank with the same.
-        state.installed.noise = np.random.default_rng(torch.initial_seed() % 2**64)
-    noise = np.zeros((2, batch), dtype=np.int64)
-    noise[0] = state.installed.noise.integers(-(2**63), 2**63, size=batch, dtype=np.int64)
-    return torch.from_numpy(noise)
 
 
 def warm_up(logits: torch.Tensor) -> None:

@@ -81,7 +81,7 @@ def verify(
             state.leave_to_vllm(error)
             reason = "error"
         else:
-            state.installed.counts.verified += 1
+            state.count_verified()
             return verified
     state.count_fall_through(reason)
     return original()  # type: ignore[no-any-return]
@@ -124,9 +124,7 @@ def _verify(
 ) -> Verified:
     """Sample and verify a batch that qualifies."""
     max_draft = rejection_sampler.num_speculative_steps
-    if not state.installed.is_warm:
-        state.installed.is_warm = True
-        state.try_on_all_ranks(lambda: try_kernels(logits, max_draft))
+    state.try_once(lambda: try_kernels(logits, max_draft))
     sampler = rejection_sampler.sampler
     settings = sampler.sampling_states
     given: dict[str, torch.Tensor | None] = dict.fromkeys(("top_k", "top_p", "min_p"))

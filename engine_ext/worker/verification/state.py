@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from vllm.logger import init_logger
 
 from reprise.engine_ext.worker.rank_agreement import all_ranks_can, num_ranks
@@ -76,6 +77,16 @@ def verification_counts() -> VerificationCounts:
     return installed.counts
 
 
+def count_verified() -> None:
+    """Count a batch that our kernels have verified."""
+    installed.counts.verified += 1
+
+
+def count_undrafted() -> None:
+    """Count a batch without drafts that vLLM samples."""
+    installed.counts.undrafted += 1
+
+
 def count_fall_through(reason: str) -> None:
     """Count a batch that vLLM verifies itself."""
     fallen_through = installed.counts.fallen_through
@@ -101,12 +112,15 @@ def leave_to_vllm(error: Exception) -> None:
     logger.error("Reprise: verification failed; vLLM's own is used.", exc_info=error)
 
 
-def try_on_all_ranks(attempt: Callable[[], None]) -> None:
+def try_once(attempt: Callable[[], None]) -> None:
     """Try the kernels before the first batch, which all ranks have at the same time.
 
     Raises:
         _NotOnAllRanksError: this rank or another one cannot verify.
     """
+    if installed.is_warm:
+        return
+    installed.is_warm = True
     failed: Exception | None = None
     try:
         attempt()
@@ -114,3 +128,13 @@ def try_on_all_ranks(attempt: Callable[[], None]) -> None:
         failed = error
     if not all_ranks_can(failed is None):
         raise _NotOnAllRanksError("the kernels do not run on all ranks") from failed
+
+
+def draw_noise(batch: int) -> torch.Tensor:
+    """Draw fresh seeds, with offsets of 0: [2, batch] int64 on the CPU."""
+    if installed.noise is None:
+        # vLLM has seeded torch with the engine's seed by now, on every rank with the same.
+        installed.noise = np.random.default_rng(torch.initial_seed() % 2**64)
+    noise = np.zeros((2, batch), dtype=np.int64)
+    noise[0] = installed.noise.integers(-(2**63), 2**63, size=batch, dtype=np.int64)
+    return torch.from_numpy(noise)

@@ -145,13 +145,13 @@ def test_sampled_output_follows_the_settings_of_each_request(installed: Any) -> 
 @pytest.mark.usefixtures("installed")
 def test_noise_is_fresh_and_follows_the_engines_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
-    first, second = on_v1.draw_noise(3), on_v1.draw_noise(3)
+    first, second = state.draw_noise(3), state.draw_noise(3)
     assert len({*first[0].tolist(), *second[0].tolist()}) == 6
     monkeypatch.setattr(state.installed, "noise", None)
-    assert torch.equal(on_v1.draw_noise(3), first)
+    assert torch.equal(state.draw_noise(3), first)
     torch.manual_seed(6)
     monkeypatch.setattr(state.installed, "noise", None)
-    assert not (on_v1.draw_noise(3)[0] == first[0]).any()
+    assert not (state.draw_noise(3)[0] == first[0]).any()
 
 
 UNQUALIFIED = {

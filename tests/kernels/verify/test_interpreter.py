@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-@pytest.mark.parametrize("name", ["test_verify_triton.py"])
+@pytest.mark.parametrize("name", ["test_coupled_triton.py", "test_verify_triton.py"])
 def test_triton_tests_pass_in_the_interpreter(name):
     # The interpreter has to be chosen before triton is first imported, and would stay chosen for
     # every later test of this process, the engine's among them.

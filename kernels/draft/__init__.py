@@ -56,8 +56,10 @@ def draft_tokens(
         raise ValueError(f"expected backend 'auto', 'torch' or 'triton', came {backend!r}")
     if drafts.numel() == 0:
         return
-    from reprise.kernels.draft.reference import draft_tokens_torch as run
-
+    if backend == "triton" or (backend == "auto" and drafts.is_cuda):
+        from reprise.kernels.draft.triton_kernels import draft_tokens_triton as run
+    else:
+        from reprise.kernels.draft.reference import draft_tokens_torch as run
     run(
         state,
         all_token_ids=all_token_ids,

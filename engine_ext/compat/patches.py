@@ -45,7 +45,7 @@ class Feature(Enum):
     ASYNC_SCHEDULING = "async scheduling"
     CPU_PLACEMENT = "engine core off the workers' cores"
     RUNNER = "choice of the model runner"
-    SPECULATOR = "requests by id on V2"
+    SPECULATOR = "speculator of V2"
     DRAFT_SLOTS = "draft slots by request"
     VERIFICATION = "verification"
     DRAFT_METADATA = "draft metadata in one copy"

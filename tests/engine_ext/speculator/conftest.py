@@ -19,17 +19,33 @@ PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _ENDS_WITHIN_S = 30.0
 
 
+def environment_of_v2(*, with_reprise: bool) -> dict[str, str]:
+    """The environment of a process in which vLLM chooses V2."""
+    path = [str(V2_ON_CPU), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **engine_environment(with_reprise=with_reprise),
+        "V2_ON_CPU": "1",
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+
+
+@pytest.fixture
+def v2_environment() -> dict[str, str]:
+    """For other processes than engines."""
+    return environment_of_v2(with_reprise=True)
+
+
+@pytest.fixture
+def plain_environment() -> dict[str, str]:
+    """Likewise, of a process in which vLLM finds no Triton."""
+    return engine_environment(with_reprise=True)
+
+
 class Engine:
     """An engine in a process of its own, see `engine_program.py`."""
 
     def __init__(self, *, with_reprise: bool, environment: dict[str, str], **settings: Any) -> None:
-        path = [str(V2_ON_CPU), *filter(None, [os.environ.get("PYTHONPATH")])]
-        variables = {
-            **engine_environment(with_reprise=with_reprise),
-            "V2_ON_CPU": "1",
-            "PYTHONPATH": os.pathsep.join(path),
-            **environment,
-        }
+        variables = environment_of_v2(with_reprise=with_reprise) | environment
         speculative = {"model": PROPOSER, "num_speculative_tokens": 4} if with_reprise else None
         chosen = {
             "model": str(demo_model_path()),

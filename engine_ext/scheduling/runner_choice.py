@@ -45,12 +45,17 @@ def reason_for_v1(config: VllmConfig) -> str | None:
         return None
     if (ours := _our_reason_for_v1(config)) is not None:
         return ours
-    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
-        return "VLLM_USE_V2_MODEL_RUNNER=0"
-    if not HAS_TRITON:
-        return "vLLM finds no Triton driver here"
+    if (machines := machines_reason_for_v1()) is not None:
+        return machines
     features = ", ".join(config._get_v2_model_runner_unsupported_features())
     return f"V2 does not support {features}"
+
+
+def machines_reason_for_v1() -> str | None:
+    """Say why every engine in this environment gets V1; None: that depends on the engine."""
+    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
+        return "VLLM_USE_V2_MODEL_RUNNER=0"
+    return None if HAS_TRITON else "vLLM finds no Triton driver here"
 
 
 def unsupported_by_v2(original: Callable[..., list[str]], config: VllmConfig) -> list[str]:

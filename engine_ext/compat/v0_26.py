@@ -1,4 +1,4 @@
-"""What is patched in vLLM 0.26, the last for PyTorch 2.11: no front end."""
+"""What is patched in vLLM 0.26, the last for PyTorch 2.11: no front end, model runner V1 only."""
 
 from dataclasses import replace
 
@@ -13,6 +13,9 @@ _WITHOUT = frozenset(
         Feature.ONE_TOKEN_OUTPUTS,
         Feature.UNDRAFTED_SETTINGS,
         Feature.VERIFICATION_V2,  # its sampler draws other noise
+        Feature.RUNNER,
+        Feature.SPECULATOR,
+        Feature.DRAFT_SLOTS,
     }
 )
 

@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from reprise.kernels.draft import triton_kernels as draft_kernels
 from reprise.kernels.verify import triton_coupled, triton_kernels, triton_restrict
 
 _POINTERS = {
@@ -24,8 +25,13 @@ _POINTERS = {
     "positions_ptr": "*i64",
     "tokens_ptr": "*i64",
     "best_token_ptr": "*i32",
+    "drafts_ptr": "*i64",
+    "totals_ptr": "*i64",
+    "wanted_ptr": "*u8",
 }
-_FLOAT_POINTERS = ("tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best")
+_FLOAT_POINTERS = (
+    "tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best", "chances", "hit_",
+)  # fmt: skip
 
 
 class Resources(NamedTuple):
@@ -50,6 +56,7 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
     greedy |= {"seeds_ptr": None, "offsets_ptr": None, "min_p_ptr": None}
     plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
     bf16 = padded | {"SHIFT": 16}
+    draft = {"WIDTH": 16, "BLOCK": draft_kernels.BLOCK}
     stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
     restrict = triton_restrict.restrict_kernel
     return [
@@ -65,6 +72,8 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
         *_coupled_variants(),
+        (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
+        (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
     ]
 
 

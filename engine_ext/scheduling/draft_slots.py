@@ -1,0 +1,50 @@
+"""How many tokens of a request may be drafted on model runner V2, where slots come before drafts.
+
+There every decoding request has a step with as many slots as drafts are long, and what the device
+has drafted fills them. A request that must not be drafted for has to be scheduled without. Its
+batch then runs without full CUDA graphs, which want requests of one length.
+
+The hooks of `Feature.DRAFT_SLOTS`, in the engine core.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.sampling_params import SamplingType
+
+from reprise.engine_ext.compat.engine_state import limit_drafts, set_room_for_drafts
+from reprise.engine_ext.compat.guarded import Original
+from reprise.engine_ext.core.identity import uses_our_proposer
+from reprise.engine_ext.core.request_hints import read_hints
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+def limit_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
+    """Run vLLM's, and take slots from requests that must not have as many with the next step."""
+    result = original()
+    if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
+        for request_id in scheduler_output.num_scheduled_tokens:
+            request = scheduler.requests[request_id]
+            if request.spec_token_ids:
+                limit_drafts(request, max_slots(request.sampling_params))
+    return result
+
+
+def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
+    """Run vLLM's so that no request has slots: what it may have is not known."""
+    if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
+        set_room_for_drafts(scheduler_output, 0)
+    return original()
+
+
+def max_slots(params: "SamplingParams | None") -> int | None:
+    """Return the maximum of tokens to draft in a step; None: the engine's own bound."""
+    if params is None:
+        return None
+    if params.seed is not None and params.sampling_type is not SamplingType.GREEDY:
+        # Verifying drafts spends other random numbers than sampling without: see decision 2.
+        return 0
+    hints = read_hints(params)
+    return hints.max_draft if hints.drafts else 0

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from reprise.engine_ext.compat.patches import Feature, Role
@@ -24,10 +25,14 @@ def install(config: RepriseConfig, errors: ErrorCounter) -> None:
     _agree(Feature.VERIFICATION, errors)
 
 
-def install_on_v2(config: RepriseConfig, errors: ErrorCounter) -> None:
-    """Apply all that can be on model runner V2, where vLLM's config is set; see `install`."""
+def install_on_v2(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter) -> None:
+    """Apply all that can be on model runner V2, see `install`."""
     with errors.recording(f"apply {Feature.VERIFICATION_V2.value}"):
-        verify_on_v2(config)
+        if vllm_config.parallel_config.enable_batch_sharded_sampling:
+            # A rank without a request in a batch would not come by where all agree.
+            logger.info("Reprise: with batch-sharded sampling vLLM verifies by itself.")
+        else:
+            verify_on_v2(config)
     _agree(Feature.VERIFICATION_V2, errors)
 
 
@@ -81,13 +86,8 @@ def verify_on_v2(config: RepriseConfig) -> None:
     """Verify drafts in one pass on model runner V2, if the settings want it."""
     from reprise.engine_ext.worker.verification import on_v2, state
 
-    if not state.configure(config.verification):
-        return
-    if on_v2.each_rank_samples_some():
-        state.deactivate()
-        logger.info("Reprise: with batch-sharded sampling vLLM verifies by itself.")
-        return
-    _apply_or_deactivate(Feature.VERIFICATION_V2, on_v2)
+    if state.configure(config.verification):
+        _apply_or_deactivate(Feature.VERIFICATION_V2, on_v2)
 
 
 def _apply_or_deactivate(feature: Feature, hooks: object) -> None:

@@ -3,11 +3,12 @@
     V2_ON_CPU=1 PYTHONPATH=tests/v2_on_cpu python ...
 
 For tests only: the kernels run in Triton's interpreter, thousands of times slower than on a GPU.
-Four things stand in the way, and each is changed as soon as its module has been imported:
+Five things stand in the way, and each is changed as soon as its module has been imported:
 
 * vLLM looks for an active Triton driver, and takes none for "no Triton", hence V1;
 * the CPU platform turns asynchronous scheduling off;
 * the interpreter makes an int32 of `int1 & int1` of a block and a scalar, and refuses it as a mask;
+* the interpreter counts a `tl.range` in plain numbers, where vLLM's top-k kernel has tensors;
 * plain vLLM gets V2 by itself then; with `VLLM_USE_V2_MODEL_RUNNER=0` it is V1 all the same.
 
 Python imports a module of this name when it starts, in each process of an engine too.
@@ -81,11 +82,35 @@ def _cast_masks(interpreter):
     )
 
 
+def _count_in_tensors(interpreter):
+    patch = interpreter._patch_lang_core
+
+    def patch_lang_core(lang, scope):
+        patch(lang, scope)
+        plain = lang.range
+
+        def as_tensors(*limits, **options):
+            for number in plain(*limits, **options):
+                handle = interpreter.TensorHandle(
+                    interpreter.np.array([number], interpreter.np.int32), lang.int32
+                )
+                yield lang.tensor(handle, lang.int32)
+
+        scope.set_attr(lang, "range", as_tensors)
+
+    interpreter._patch_lang_core = patch_lang_core
+
+
+def _change_interpreter(interpreter):
+    _cast_masks(interpreter)
+    _count_in_tensors(interpreter)
+
+
 if os.environ.get("V2_ON_CPU"):
     os.environ["TRITON_INTERPRET"] = "1"
     for _name, _change in (
         ("triton.backends", _add_cpu_driver),
         ("vllm.platforms.cpu", _keep_async_scheduling),
-        ("triton.runtime.interpreter", _cast_masks),
+        ("triton.runtime.interpreter", _change_interpreter),
     ):
         sys.meta_path.insert(0, _Change(_name, _change))

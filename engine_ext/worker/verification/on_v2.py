@@ -27,15 +27,6 @@ Verified = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Processed logits [rows, vocab], tokens [num_reqs, steps + 1] and how many they are [num_reqs]."""
 
 
-def each_rank_samples_some() -> bool:
-    """Return whether ranks share out the requests of a batch. They would not verify alike, as a
-    rank without a request does not come by."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    config = get_current_vllm_config_or_none()
-    return config is not None and bool(config.parallel_config.enable_batch_sharded_sampling)
-
-
 def verify(
     original: Original,
     rejection_sampler: Any,

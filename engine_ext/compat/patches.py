@@ -48,6 +48,7 @@ class Feature(Enum):
     SPECULATOR = "speculator of V2"
     DRAFT_SLOTS = "draft slots by request"
     VERIFICATION = "verification"
+    VERIFICATION_V2 = "verification on model runner V2"
     DRAFT_METADATA = "draft metadata in one copy"
     FULL_GRAPHS = "full CUDA graphs"
     SAMPLING_FIX = "sampling parameters of drafted rows"

@@ -15,6 +15,7 @@ _WITHOUT = frozenset(
         Feature.RUNNER,
         Feature.SPECULATOR,
         Feature.DRAFT_SLOTS,
+        Feature.VERIFICATION_V2,  # its sampler draws other noise
     }
 )
 

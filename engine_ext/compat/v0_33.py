@@ -1,8 +1,8 @@
 """What is patched in vLLM 0.33: what is patched in 0.32, but for one check of configs.
 
 All signatures and fields are the same. What differs is in the hooks: a rejection sampler may accept
-more than equal tokens (`use_fly`), and an engine core output may carry an error. Whether an engine
-schedules asynchronously does not depend on the drafter there where it runs V2.
+more than equal tokens (`use_fly`, `fly_window_size`), and an engine core output may carry an error.
+Whether an engine on V2 schedules asynchronously does not depend on its drafter there.
 """
 
 from dataclasses import replace

@@ -19,6 +19,7 @@ from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
+from reprise.engine_ext.worker import worker_installs
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.state import DraftState
 
@@ -62,6 +63,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         num_slots = req_states.max_num_reqs
         self._errors = ErrorCounter()
         self._req_states = req_states
+        worker_installs.install_on_v2(config, self._errors)
         keep_tokens_on_device(req_states)
         self.enable_adaptive_verification = bool(
             vllm_config.speculative_config.enable_adaptive_verification
@@ -186,6 +188,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         return {
             **(self._requests.report() if self._requests is not None else {}),
             "runner": "V2",
+            "verification": worker_installs.verification_report(),
             "compat": registry.states(),
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }

@@ -18,16 +18,27 @@ _ALL = "apply in worker"
 
 
 def install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    """Apply all that can be, on every rank; what fails is counted in `errors`."""
+    """Apply all that can be on model runner V1, on every rank; counts in `errors` what fails."""
     with errors.recording(_ALL):
         _install(config, errors)
-    # Each rank comes by here, whatever has failed: none verifies otherwise than the others.
-    failed = errors.counts().keys() & {_ALL, f"apply {Feature.VERIFICATION.value}"}
+    _agree(Feature.VERIFICATION, errors)
+
+
+def install_on_v2(config: RepriseConfig, errors: ErrorCounter) -> None:
+    """Apply all that can be on model runner V2, where vLLM's config is set; see `install`."""
+    with errors.recording(f"apply {Feature.VERIFICATION_V2.value}"):
+        verify_on_v2(config)
+    _agree(Feature.VERIFICATION_V2, errors)
+
+
+def _agree(feature: Feature, errors: ErrorCounter) -> None:
+    """Each rank comes by here, whatever has failed: none verifies otherwise than the others."""
+    failed = errors.counts().keys() & {_ALL, f"apply {feature.value}"}
     if not all_ranks_can(not failed):
         with errors.recording(_ALL):
-            from reprise.engine_ext.worker import verification
+            from reprise.engine_ext.worker.verification import state
 
-            verification.deactivate()
+            state.deactivate()
 
 
 def _install(config: RepriseConfig, errors: ErrorCounter) -> None:
@@ -58,23 +69,42 @@ def fix_sampling() -> None:
 
 
 def verify(config: RepriseConfig) -> None:
-    """Verify drafts in one pass, if the settings want it."""
-    from reprise.engine_ext.worker import verification
+    """Verify drafts in one pass on model runner V1, if the settings want it."""
+    from reprise.engine_ext.worker.verification import on_v1, state
 
-    if not verification.configure(config.verification):
+    if state.configure(config.verification):
+        on_v1.prepare()
+        _apply_or_deactivate(Feature.VERIFICATION, on_v1)
+
+
+def verify_on_v2(config: RepriseConfig) -> None:
+    """Verify drafts in one pass on model runner V2, if the settings want it."""
+    from reprise.engine_ext.worker.verification import on_v2, state
+
+    if not state.configure(config.verification):
         return
+    if on_v2.each_rank_samples_some():
+        state.deactivate()
+        logger.info("Reprise: with batch-sharded sampling vLLM verifies by itself.")
+        return
+    _apply_or_deactivate(Feature.VERIFICATION_V2, on_v2)
+
+
+def _apply_or_deactivate(feature: Feature, hooks: object) -> None:
+    from reprise.engine_ext.worker.verification import state
+
     try:
-        _apply(Feature.VERIFICATION, verification)
+        _apply(feature, hooks)
     except Exception:
-        verification.deactivate()
+        state.deactivate()
         raise
 
 
 def verification_report() -> dict[str, Any]:
     """Count the batches that this process has verified, sampled or left to vLLM, and why."""
-    from reprise.engine_ext.worker import verification
+    from reprise.engine_ext.worker.verification import state
 
-    return asdict(verification.verification_counts())
+    return asdict(state.verification_counts())
 
 
 def describe_drafts_in_one_copy() -> None:

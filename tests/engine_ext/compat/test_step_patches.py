@@ -36,12 +36,12 @@ UNGUARDED = {
 }
 
 OURS = {
-    "_installed": "worker/verification.py",
     "_parsers_built": "frontend/one_token_outputs.py",
     "context": "request/http_context.py",
     "engine": "async_llm.py",
     "flight": "frontend/single_flight.py",
     "front_end": "frontend/front_end.py",
+    "installed": "worker/verification/state.py",
     "led": "frontend/single_flight.py",
     "live": "worker/live_request.py",
     "tracked": "frontend/tracked_request.py",

@@ -46,14 +46,6 @@ def drafts_of(report: dict[str, Any]) -> dict[str, int]:
     return {source: each["accepted"] for source, each in report["provider"]["by_source"].items()}
 
 
-def settled(engine: Any) -> dict[str, Any]:
-    """The report once the worker has heard of all ends: with the next step at the latest."""
-    engine.generate(prompts=[[1, 2]], samplings=[{"temperature": 0.0, "max_tokens": 1}])
-    (report,) = engine.report()
-    report["live_requests"] -= 1
-    return dict(report)
-
-
 def test_both_run_v2_asynchronously(plain: Any, ours: Any) -> None:
     for engine, method in ((plain, None), (ours, "custom_class")):
         assert engine.settings_of() == {"runners": [V2], "async": True, "method": method}
@@ -62,10 +54,10 @@ def test_both_run_v2_asynchronously(plain: Any, ours: Any) -> None:
 def test_16_requests_in_4_slots(plain: Any, ours: Any, prompts: list[list[int]]) -> None:
     expected = plain.generate(prompts=prompts, samplings=[GREEDY])
     assert ours.generate(prompts=prompts, samplings=[GREEDY]) == expected
-    before = drafts_of(settled(ours))
+    before = drafts_of(ours.report())
     # By now every prompt is an exact repeat.
     assert ours.generate(prompts=prompts, samplings=[GREEDY]) == expected
-    after = drafts_of(settled(ours))
+    after = drafts_of(ours.report())
     accepted = sum(after.values()) - sum(before.values())
     assert accepted > len(prompts) * GREEDY["max_tokens"] / 2
     assert after["near_answer"] > before["near_answer"]
@@ -105,7 +97,7 @@ def test_aborted_requests_leave_the_others_as_they_are(
     assert len(expected) == 6
     for _ in range(2):
         assert ours.generate_with_aborts(**arguments, run=f"r{next(runs)}") == expected
-    drafts_of(settled(ours))
+    drafts_of(ours.report())
 
 
 def test_tenants_never_draft_from_one_another(
@@ -115,10 +107,10 @@ def test_tenants_never_draft_from_one_another(
         return [{"tokens": prompt[1:], "cache_salt": tenant} for prompt in prompts[:4]]
 
     def accepted(tenant: str) -> int:
-        before = drafts_of(settled(ours))
+        before = drafts_of(ours.report())
         answers = ours.generate(prompts=of(tenant), samplings=[GREEDY])
         assert answers == expected
-        after = drafts_of(settled(ours))
+        after = drafts_of(ours.report())
         return sum(after[s] - before[s] for s in ("near_answer", "corpus"))
 
     expected = plain.generate(prompts=of("plain"), samplings=[GREEDY])

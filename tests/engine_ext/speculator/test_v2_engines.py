@@ -117,3 +117,58 @@ def test_tenants_never_draft_from_one_another(
     assert accepted("a") == 0
     assert accepted("a") > 0
     assert accepted("b") == 0
+
+
+# 4 requests of some 40 tokens do not fit 8 blocks of 16: somebody has to give way. Prompts come in
+# chunks, and two ranks compute each.
+TIGHT = {
+    "block_size": 16,
+    "num_gpu_blocks_override": 8,
+    "max_num_batched_tokens": 12,
+    "max_model_len": 96,
+    "enable_prefix_caching": False,
+    "tensor_parallel_size": 2,
+}
+# Dynamo cannot compile collectives under the interpreter.
+NO_DYNAMO = {"TORCHDYNAMO_DISABLE": "1"}
+
+
+def test_two_ranks_agree_under_preemption_and_chunked_prefill(
+    start_engine: Callable[..., Any], prompts: list[list[int]]
+) -> None:
+    long_prompts = [[*prompts[i], *prompts[i + 1], *prompts[i + 2]] for i in range(5)]
+    plain = start_engine(with_reprise=False, environment=NO_DYNAMO, **TIGHT)
+    expected = plain.generate(prompts=long_prompts, samplings=[GREEDY])
+    plain.end()
+    ours = start_engine(with_reprise=True, environment=NO_DYNAMO, **TIGHT)
+    assert ours.settings_of()["runners"] == [V2, V2]
+    for _ in range(2):
+        assert ours.generate(prompts=long_prompts, samplings=[GREEDY]) == expected
+    assert sum(drafts_of(ours.report()).values()) > 0
+    assert ours.metrics()["vllm:num_preemptions"] > 0, "the test could not fail"
+    ours.end()
+
+
+def test_as_many_tokens_are_accepted_as_on_v1(
+    start_engine: Callable[..., Any], ours: Any, prompts: list[list[int]]
+) -> None:
+    """At least nine tenths of those a step, on the same requests in the same order."""
+    on_v1 = start_engine(
+        with_reprise=True,
+        environment={"VLLM_USE_V2_MODEL_RUNNER": "0"},
+        additional_config={"reprise": {"drafts": {"verify_cost": 0.0}}},
+    )
+    per_step = []
+    for engine in (on_v1, ours):
+        before = engine.report()["provider"]
+        for _ in range(2):
+            engine.generate(
+                prompts=[{"tokens": each, "cache_salt": "fresh"} for each in prompts[:8]],
+                samplings=[GREEDY],
+            )
+            engine.report()
+        after = engine.report()["provider"]
+        steps = after["steps"] - before["steps"]
+        per_step.append((after["accepted"] - before["accepted"]) / steps)
+    assert per_step[1] >= 0.9 * per_step[0] > 0, per_step
+    on_v1.end()

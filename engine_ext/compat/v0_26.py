@@ -12,10 +12,10 @@ _WITHOUT = frozenset(
         Feature.SINGLE_FLIGHT,
         Feature.ONE_TOKEN_OUTPUTS,
         Feature.UNDRAFTED_SETTINGS,
-        Feature.VERIFICATION_V2,  # its sampler draws other noise
         Feature.RUNNER,
         Feature.SPECULATOR,
         Feature.DRAFT_SLOTS,
+        Feature.VERIFICATION_V2,  # its sampler draws other noise
     }
 )
 

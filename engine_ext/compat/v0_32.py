@@ -1,4 +1,4 @@
-"""What is patched in vLLM 0.32: for model runner V1 and both; V2 is in `v0_32_runner_v2.py`."""
+"""What is patched in vLLM 0.32: for model runner V1 and both; V2 has files of its own."""
 
 from reprise.engine_ext.compat import v0_32_runner_v2, v0_32_verification_v2
 from reprise.engine_ext.compat.patches import Feature, Kind, Patch, Role, Table

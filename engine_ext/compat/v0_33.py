@@ -2,7 +2,7 @@
 
 All signatures and fields are the same. What differs is in the hooks: a rejection sampler may accept
 more than equal tokens (`use_fly`, `fly_window_size`), and an engine core output may carry an error.
-Whether an engine schedules asynchronously does not depend on the drafter there where it runs V2.
+Whether an engine on V2 schedules asynchronously does not depend on its drafter there.
 """
 
 from dataclasses import replace

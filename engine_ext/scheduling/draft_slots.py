@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingType
 
-from reprise.engine_ext.compat.engine_state import limit_drafts, set_room_for_drafts
+from reprise.engine_ext.compat.engine_state import (
+    limit_drafts,
+    mark_of,
+    set_mark,
+    set_room_for_drafts,
+)
 from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.core.identity import uses_our_proposer
 from reprise.engine_ext.core.request_hints import read_hints
@@ -19,6 +24,8 @@ from reprise.engine_ext.core.request_hints import read_hints
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.output import SchedulerOutput
+
+_MAX_SLOTS = "max_slots"
 
 
 def limit_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
@@ -28,7 +35,7 @@ def limit_slots(original: Original, scheduler: Any, scheduler_output: "Scheduler
         for request_id in scheduler_output.num_scheduled_tokens:
             request = scheduler.requests[request_id]
             if request.spec_token_ids:
-                limit_drafts(request, max_slots(request.sampling_params))
+                limit_drafts(request, _max_slots_of(request))
     return result
 
 
@@ -37,6 +44,16 @@ def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "Schedu
     if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
         set_room_for_drafts(scheduler_output, 0)
     return original()
+
+
+def _max_slots_of(request: Any) -> int | None:
+    """Return `max_slots` of a request, read once from the params that it has."""
+    params = request.sampling_params
+    kept: tuple[Any, int | None] | None = mark_of(request, _MAX_SLOTS)
+    if kept is None or kept[0] is not params:
+        kept = params, max_slots(params)
+        set_mark(request, _MAX_SLOTS, kept)
+    return kept[1]
 
 
 def max_slots(params: "SamplingParams | None") -> int | None:

@@ -138,7 +138,7 @@ class DeviceCorpora:
             if writes is not None:
                 self._hand_over(namespace, writes)
                 return
-            if not self._give_up_an_idle_one(namespace):
+            if not self._give_up_an_idle_one(namespace, len(corpus.text)):
                 limit //= 2
             if limit == 0:
                 # Appended answers are missing on the device: better none than a part.
@@ -154,11 +154,16 @@ class DeviceCorpora:
             self._made[namespace] = writes.row
             self._changes.append(_Change(namespace, writes.row, uploads))
 
-    def _give_up_an_idle_one(self, needed: str) -> bool:
-        """Give up the least recently used corpus that no request drafts from."""
-        return any(
-            self._give_up(namespace) for namespace in tuple(self._corpora) if namespace != needed
-        )
+    def _give_up_an_idle_one(self, needed: str, num_tokens: int) -> bool:
+        """Give up one of the largest corpora that no request drafts from."""
+        sizes = {name: len(corpus.text).bit_length() for name, corpus in self._corpora.items()}
+        del sizes[needed]
+        for name in sorted(sizes, key=lambda name: -sizes[name]):  # stable: by use within a size
+            if sizes[name] < num_tokens.bit_length():
+                break
+            if self._give_up(name):
+                return True
+        return False
 
     def _give_up(self, namespace: str) -> bool:
         """Give a corpus up, unless a request drafts from it."""

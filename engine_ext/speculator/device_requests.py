@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from reprise.engine_ext.core.config import RepriseConfig
@@ -16,6 +15,7 @@ from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
+from reprise.engine_ext.speculator.hit_keeper import HitKeeper, hits_path
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.speculator.slot_counts import SlotCounts, stats_of
 from reprise.engine_ext.speculator.slot_rows import SlotRows
@@ -79,6 +79,9 @@ class DeviceRequests:
         self._rows = SlotRows(state)
         self._corpora = DeviceCorpora(state)
         self._read_back = ReadBack(state.slots.device, errors=errors)
+        self._hits: HitKeeper | None = None
+        if (path := hits_path(config, self._tokenizer_key)) is not None:
+            self._hits = HitKeeper(state, path, self._read_back, errors=errors)
         self._requests: dict[str, _Request] = {}
         self._draft_counts = DraftCountsStore()
         self._total = RequestStats()
@@ -108,6 +111,9 @@ class DeviceRequests:
             moved = self._corpora.put_in_place()
             if moved:
                 self._follow(moved)
+        if self._hits is not None:
+            with self._errors.recording("save hits"):
+                self._hits.step()
 
     def _clear_slots(
         self, req_states: Any, scheduler_output: "SchedulerOutput"
@@ -162,7 +168,9 @@ class DeviceRequests:
         return self._draft_counts.take(request_ids)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until every finished request so far is learned; return whether it is."""
+        """Wait until every finished request so far is learned, and saved; return whether it is."""
+        if self._hits is not None:
+            self._hits.save()
         return self._read_back.flush(timeout_s) and self._learner.flush(timeout_s)
 
     def _begin(self, data: "NewRequestData", slot: int) -> None:
@@ -269,7 +277,7 @@ class DeviceRequests:
             and request.live.prompt_token_ids is not None
         )
 
-    def _add_stats(self, request: _Request, values: list[NDArray[np.int32]]) -> None:
+    def _add_stats(self, request: _Request, values: list[NDArray[Any]]) -> None:
         """In the thread that reads back: add the counts of a slot that a request had."""
         stats = stats_of(values[0])
         request.stats.add(stats)
@@ -280,7 +288,7 @@ class DeviceRequests:
         request_id: str,
         request: _Request,
         nearest: str | None,
-        values: list[NDArray[np.int32]],
+        values: list[NDArray[Any]],
     ) -> None:
         """In the thread that reads back: hand on what a request that is over leaves behind."""
         if values:

@@ -4,9 +4,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -14,7 +13,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 
 _QUEUE_LENGTH = 4096
 
-Receiver = Callable[[list[NDArray[np.int32]]], None]
+Receiver = Callable[[list[NDArray[Any]]], None]
 
 
 class _Copy(NamedTuple):
@@ -40,7 +39,7 @@ class ReadBack:
         threading.Thread(target=self._run, name="reprise-read-back", daemon=True).start()
 
     def send(self, parts: Sequence[torch.Tensor], receiver: Receiver) -> None:
-        """Copy int32 tensors, and call `receiver` with them when they are there."""
+        """Copy tensors, and call `receiver` with them when they are there."""
         if self._queue.full():
             self._errors.record("read back: queue full", queue.Full())
             return

@@ -22,12 +22,12 @@ _POINTERS = {
     "logits_ptr": "*bf16",
     "seeds_ptr": "*i64",
     "offsets_ptr": "*i64",
-    "positions_ptr": "*i64",
-    "tokens_ptr": "*i64",
-    "best_token_ptr": "*i32",
     "drafts_ptr": "*i64",
     "totals_ptr": "*i64",
     "wanted_ptr": "*u8",
+    "positions_ptr": "*i64",
+    "tokens_ptr": "*i64",
+    "best_token_ptr": "*i32",
 }
 _FLOAT_POINTERS = (
     "tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best", "chances", "hit_",
@@ -71,9 +71,9 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (sample, "temperature", 8, padded | plain),
         (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
-        *_coupled_variants(),
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
         (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
+        *_coupled_variants(),
     ]
 
 

@@ -82,7 +82,8 @@ class Engine:
 
     def end(self) -> None:
         """End its processes."""
-        self._process.communicate(timeout=_ENDS_WITHIN_S)
+        if self._process.poll() is None:
+            self._process.communicate(timeout=_ENDS_WITHIN_S)
 
 
 @pytest.fixture(scope="session")

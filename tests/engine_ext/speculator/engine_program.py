@@ -9,7 +9,10 @@ a function below and its keyword arguments; one line with `REPLY` and the result
 
 import json
 import sys
+import time
 from typing import Any
+
+_ENDS_WITHIN_S = 20.0
 
 
 def settings_of(llm: Any) -> dict[str, Any]:
@@ -75,13 +78,17 @@ def generate_with_aborts(
     return {number: tokens for number, tokens in found.items() if int(number) % 3}
 
 
-def report(llm: Any) -> list[dict[str, Any]]:
-    """The workers' figures, once all that is finished has been learned."""
+def report(llm: Any) -> dict[str, Any]:
+    """The first worker's figures, once all that is finished has been learned."""
     import msgspec
 
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    while llm.collective_rpc("reprise_stats")[0]["live_requests"]:
+        assert time.monotonic() < deadline, "requests have not ended"
+        time.sleep(0.02)
     assert all(llm.collective_rpc("reprise_flush"))
-    reports: list[dict[str, Any]] = msgspec.to_builtins(llm.collective_rpc("reprise_stats"))
-    return reports
+    figures: dict[str, Any] = msgspec.to_builtins(llm.collective_rpc("reprise_stats")[0])
+    return figures
 
 
 def metrics(llm: Any) -> dict[str, float]:

@@ -8,7 +8,7 @@ rank has any, and hands its drafts to the others, on the device and without the 
 import torch
 from vllm.distributed import parallel_state
 
-from reprise.engine_ext.worker.rank_agreement import num_ranks
+from reprise.engine_ext.worker.verification.rank_agreement import num_ranks
 
 
 class RankDrafts:

@@ -11,7 +11,8 @@ from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.worker.rank_agreement import all_ranks_can
+from reprise.engine_ext.core.same_samples import drafts_keep_samples
+from reprise.engine_ext.worker.verification.rank_agreement import all_ranks_can
 
 logger = init_logger(__name__)
 
@@ -22,28 +23,34 @@ def install(config: RepriseConfig, errors: ErrorCounter) -> None:
     """Apply all that can be on model runner V1, on every rank; counts in `errors` what fails."""
     with errors.recording(_ALL):
         _install(config, errors)
-    _agree(Feature.VERIFICATION, errors)
-
-
-def install_on_v2(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter) -> None:
-    """Apply all that can be on model runner V2, see `install`."""
-    with errors.recording(f"apply {Feature.VERIFICATION_V2.value}"):
-        if vllm_config.parallel_config.enable_batch_sharded_sampling:
-            # A rank without a request in a batch would not come by where all agree.
-            logger.info("Reprise: with batch-sharded sampling vLLM verifies by itself.")
-        else:
-            verify_on_v2(config)
-    _agree(Feature.VERIFICATION_V2, errors)
-
-
-def _agree(feature: Feature, errors: ErrorCounter) -> None:
-    """Each rank comes by here, whatever has failed: none verifies otherwise than the others."""
-    failed = errors.counts().keys() & {_ALL, f"apply {feature.value}"}
+    # Each rank comes by here, whatever has failed: none verifies otherwise than the others.
+    failed = errors.counts().keys() & {_ALL, f"apply {Feature.VERIFICATION.value}"}
     if not all_ranks_can(not failed):
         with errors.recording(_ALL):
             from reprise.engine_ext.worker.verification import state
 
             state.deactivate()
+
+
+def install_on_v2(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter) -> None:
+    """Apply all that can be on model runner V2, on every rank.
+
+    Raises:
+        ValueError: requests with a seed are drafted for, and would not keep their samples.
+    """
+    if not drafts_keep_samples(vllm_config, config):
+        return
+    if (problem := registry.problem(Feature.VERIFICATION_V2, Role.WORKER)) is not None:
+        logger.warning("Reprise: drafts are verified by vLLM: %s.", problem)
+        return
+    applying = f"apply {Feature.VERIFICATION_V2.value}"
+    with errors.recording(applying):
+        verify_on_v2(config)
+    if not all_ranks_can(applying not in errors.counts()):
+        raise ValueError(
+            "Reprise cannot verify drafts on every rank, see the error above. With "
+            "verification.enabled=false vLLM verifies, and requests with a seed get no drafts."
+        )
 
 
 def _install(config: RepriseConfig, errors: ErrorCounter) -> None:

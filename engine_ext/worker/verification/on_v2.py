@@ -8,7 +8,7 @@ has the same answer whatever was drafted.
 Temperature, top-k, top-p and min-p are applied while the logits are read. Where more acts on a
 batch (penalties, a bias, bad words, another logits processor, a thinking budget), or its processed
 logits are asked for, vLLM processes the logits, and what it returns is verified. What is left to
-vLLM is counted by the reason.
+vLLM is counted by the reason; a sampled request with a seed gets one token there, its own sample.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def verify(
     verify_draft_sampled: torch.Tensor,  # [rows]
 ) -> Verified:
     """Verify a batch, or leave it to vLLM: the hook of `Feature.VERIFICATION_V2`."""
+    rows = expanded_idx_mapping, verify_draft_sampled
     if not state.installed.active:
-        return original()  # type: ignore[no-any-return]
+        return _verify_by_vllm(original, rejection_sampler, idx_mapping_np, *rows)
 
     def process() -> torch.Tensor:
         return rejection_sampler.sampler.apply_sampling_params(  # type: ignore[no-any-return]
@@ -75,7 +76,7 @@ def verify(
             state.count_verified()
             return verified
     state.count_fall_through(reason)
-    return original()  # type: ignore[no-any-return]
+    return _verify_by_vllm(original, rejection_sampler, idx_mapping_np, *rows)
 
 
 def verify_by_vllm(original: Original, *_: Any, **__: Any) -> Any:
@@ -83,6 +84,25 @@ def verify_by_vllm(original: Original, *_: Any, **__: Any) -> Any:
     if state.installed.active:
         state.leave_to_vllm(RuntimeError("see the error above"))
     return original()
+
+
+def _verify_by_vllm(
+    original: Original,
+    rejection_sampler: Any,
+    slots: np.ndarray[Any, np.dtype[np.int32]],  # [num_reqs]
+    row_slots: torch.Tensor,  # [rows]
+    row_token_ids: torch.Tensor,  # [rows]
+) -> Verified:
+    """Have vLLM verify all but the drafts of sampled requests with a seed, which are not accepted.
+
+    What it draws in place of a draft that is none is the sample without drafts.
+    """
+    settings = rejection_sampler.sampler.sampling_states
+    promised = settings.seeds_set & (settings.temperature.np != 0.0)  # [max_num_reqs]
+    if not np.any(promised[slots]):
+        return original()  # type: ignore[no-any-return]
+    keeps = torch.from_numpy(promised).to(row_slots.device)[row_slots.long()]
+    return original.with_last(row_token_ids.masked_fill(keeps, -1))  # type: ignore[no-any-return]
 
 
 def reason_to_fall_through(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from vllm.logger import init_logger
 
-from reprise.engine_ext.worker.rank_agreement import all_ranks_can, num_ranks
+from reprise.engine_ext.worker.verification.rank_agreement import all_ranks_can, num_ranks
 from reprise.kernels.config import VerifyConfig
 
 logger = init_logger(__name__)

@@ -12,9 +12,12 @@ import pytest
 pytest.importorskip("vllm")
 
 from reprise.engine_ext.compat.engine_state import set_mark
+from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.identity import PROPOSER_PATH
+from reprise.engine_ext.core.same_samples import drafts_keep_samples
 from reprise.engine_ext.scheduling import runner_choice
 from reprise.engine_ext.scheduling.draft_slots import max_slots
+from reprise.kernels.config import VerifyConfig
 
 PROGRAM = Path(__file__).with_name("choice_program.py")
 OTHERS = "parallel drafting for EAGLE speculative decoding"
@@ -141,3 +144,26 @@ def test_a_request_has_the_slots_that_it_may_have() -> None:
     assert max_slots(with_hints(plain, RequestHints(drafts=False))) == 0
     assert max_slots(with_hints(plain, RequestHints(max_draft=2))) == 2
     assert max_slots(with_hints(seeded, RequestHints(max_draft=2))) == 0
+    assert max_slots(seeded, keeps_sample=True) is None
+    assert max_slots(with_hints(seeded, RequestHints(max_draft=2)), keeps_sample=True) == 2
+
+
+@pytest.mark.parametrize(
+    ("on_v2", "verification", "shares_out", "keeps"),
+    [
+        (True, {}, None, True),
+        (True, {"enabled": True}, False, True),
+        (True, {"enabled": False}, False, False),
+        (True, {}, True, False),
+        (False, {"enabled": True}, False, False),
+    ],
+)
+def test_a_seed_keeps_its_sample_where_drafts_are_verified_so(
+    on_v2: bool, verification: dict[str, Any], shares_out: bool | None, keeps: bool
+) -> None:
+    config = SimpleNamespace(
+        use_v2_model_runner=on_v2,
+        parallel_config=SimpleNamespace(enable_batch_sharded_sampling=shares_out),
+    )
+    settings = RepriseConfig(verification=VerifyConfig(**verification))
+    assert drafts_keep_samples(config, settings) is keeps

@@ -17,8 +17,8 @@ import sys
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from reprise.engine_ext.worker import rank_agreement, worker_installs
-from reprise.engine_ext.worker.verification import on_v1, state
+from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.worker.verification import on_v1, rank_agreement, state
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels

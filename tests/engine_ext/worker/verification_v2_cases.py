@@ -18,9 +18,10 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu.states import RequestState
 
-from reprise.engine_ext.compat.patches import Feature
+from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.verification import on_v2, state
 from reprise.kernels.config import VerifyConfig
@@ -299,6 +300,19 @@ def test_what_vllm_verifies_in_another_way_is_left_to_it(installed: Any) -> None
     assert reason(batch) == "lossy acceptance"
 
 
+def test_a_seed_keeps_its_sample_where_vllm_verifies(installed: Any) -> None:
+    kinds = [{"seed": 5}, {"temperature": 0.0, "seed": 5}, {"temperature": 0.9}]
+    batch = Batch(kinds, method="block")
+    samples = batch.feed_samples()
+    emitted = dict(zip(batch.slots.tolist(), batch.emitted(), strict=True))
+    rows = dict(zip(batch.slots.tolist(), samples, strict=True))
+    assert emitted[0] == rows[0][:1]  # its drafts are right, and were not accepted
+    assert emitted[1] == rows[1]
+    assert installed.counts.fallen_through == {"block verification": 1}
+    installed.active = False
+    assert dict(zip(batch.slots.tolist(), batch.emitted(), strict=True))[0] == rows[0][:1]
+
+
 def test_a_failing_kernel_is_left_to_vllm_from_then_on(
     installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,3 +344,28 @@ def test_it_is_off_where_it_is_switched_off(installed: Any) -> None:
     verify(enabled=False)
     Batch([{"temperature": 0.0}]).emitted()
     assert installed.counts == state.VerificationCounts()
+
+
+def fake_config(*, shares_out: bool | None = None) -> Any:
+    parallel = SimpleNamespace(enable_batch_sharded_sampling=shares_out)
+    return SimpleNamespace(use_v2_model_runner=True, parallel_config=parallel)
+
+
+def test_it_is_installed_where_drafts_keep_samples(installed: Any) -> None:
+    registry.revert(Feature.VERIFICATION_V2)
+    errors = ErrorCounter()
+    worker_installs.install_on_v2(RepriseConfig(), fake_config(shares_out=True), errors)
+    assert not registry.is_applied(Feature.VERIFICATION_V2, Role.WORKER)
+    worker_installs.install_on_v2(RepriseConfig(), fake_config(), errors)
+    assert registry.is_applied(Feature.VERIFICATION_V2, Role.WORKER)
+    assert installed.active
+    assert not errors.counts()
+
+
+def test_an_engine_does_not_start_where_it_cannot_be_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.revert(Feature.VERIFICATION_V2)
+    monkeypatch.delattr(on_v2, "verify")
+    with pytest.raises(ValueError, match=r"verification.enabled=false"):
+        worker_installs.install_on_v2(RepriseConfig(), fake_config(), ErrorCounter())

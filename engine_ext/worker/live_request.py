@@ -81,6 +81,12 @@ class LiveRequest:
             room = min(room, self.params.min_tokens - num_output_tokens - 1)
         return max(0, room)
 
+    def max_tokens_in_all(self) -> int | None:
+        """Return the maximum of prompt and output together; None: only the context bounds them."""
+        if self.params is None or self.params.max_tokens is None:
+            return None
+        return self.num_prompt_tokens + self.params.max_tokens
+
     def _promises_a_sample(self) -> bool:
         """Return whether a seed promises the same sample every time: vLLM's rejection sampling
         spends the request's random numbers differently when there are drafts. Greedy answers take

@@ -10,6 +10,7 @@ The hooks of `Feature.DRAFT_SLOTS`, in the engine core.
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.compat.engine_state import (
+    drop_drafts,
     limit_drafts,
     mark_of,
     set_mark,
@@ -36,10 +37,16 @@ def limit_slots(original: Original, scheduler: Any, scheduler_output: "Scheduler
     """Run vLLM's, and take slots from requests that must not have as many with the next step."""
     result = original()
     if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
-        for request_id in scheduler_output.num_scheduled_tokens:
-            request = scheduler.requests[request_id]
-            if request.spec_token_ids:
-                limit_drafts(request, _max_slots_of(request, scheduler.vllm_config))
+        requests = [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens]
+        try:
+            for request in requests:
+                if request.spec_token_ids:
+                    limit_drafts(request, _max_slots_of(request, scheduler.vllm_config))
+        except Exception:
+            # What each may have is not known: those that promise a sample must keep it.
+            for request in requests:
+                drop_drafts(request)
+            raise
     return result
 
 

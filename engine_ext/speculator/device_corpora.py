@@ -47,6 +47,7 @@ class DeviceCorpora:
         )
         self._max_tokens = state.arena.shape[0] // _LARGEST_SHARE
         self._corpora: OrderedDict[str, HostCorpus] = OrderedDict()
+        self._emptied: set[str] = set()  # have a region on the device, with nothing in it
         # Under the lock:
         self._lock = threading.Lock()
         self._made: dict[str, int] = {}  # rows of corpora, some of which are still on their way
@@ -99,7 +100,8 @@ class DeviceCorpora:
         self._corpora.move_to_end(namespace)
         corpus.append(answer_id, tokens)
         writes = None
-        if namespace in self._arena and corpus.num_recent_tokens <= MAX_RECENT_TOKENS:
+        is_alike = namespace in self._arena and namespace not in self._emptied
+        if is_alike and corpus.num_recent_tokens <= MAX_RECENT_TOKENS:
             writes = self._arena.append(namespace, tokens)
         if writes is not None:
             self._hand_over(namespace, writes)
@@ -136,14 +138,26 @@ class DeviceCorpora:
                 namespace, corpus.text, corpus.order, recent_begin=len(corpus.text), room=room
             )
             if writes is not None:
+                self._emptied.discard(namespace)
                 self._hand_over(namespace, writes)
                 return
             if not self._give_up_an_idle_one(namespace, len(corpus.text)):
                 limit //= 2
             if limit == 0:
-                # Appended answers are missing on the device: better none than a part.
-                self._give_up(namespace)
+                self._forget(namespace)
                 return
+
+    def _forget(self, namespace: str) -> None:
+        """Have nothing drafted from a corpus that has no room any more: what is on the device and
+        what is known of it here are not the same."""
+        if self._give_up(namespace):
+            return
+        self._corpora[namespace] = HostCorpus()
+        self._emptied.add(namespace)
+        row = self._arena.row(namespace)
+        if row >= 0:
+            empty = np.zeros(self._state.corpora.shape[1], np.int32)
+            self._hand_over(namespace, ArenaWrites([], row, empty))
 
     def _hand_over(self, namespace: str, writes: ArenaWrites) -> None:
         """Have the next step write these."""
@@ -173,6 +187,7 @@ class DeviceCorpora:
             self._made.pop(namespace, None)
             self._rows.pop(namespace, None)
         del self._corpora[namespace]
+        self._emptied.discard(namespace)
         if namespace in self._arena:
             writes = self._arena.drop(namespace)
             row = prepare(self._state.corpora[writes.row], writes.fields)

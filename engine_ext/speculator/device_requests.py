@@ -250,10 +250,9 @@ class DeviceRequests:
         parts = [self._counts.counts[slot]]
         if is_learned:
             # What was computed beyond the end, before the end was known, is cut off later.
-            bound = min(int(req_states.max_seq_len[slot]), req_states.max_model_len)
             parts += [
                 req_states.total_len.gpu[slot : slot + 1],
-                req_states.all_token_ids.gpu[slot, :bound],
+                req_states.all_token_ids.gpu[slot, : request.live.max_tokens_in_all()],
             ]
         self._read_back.send(parts, receiver)
 

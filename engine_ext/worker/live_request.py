@@ -80,6 +80,12 @@ class LiveRequest:
             room = min(room, self.params.min_tokens - num_output_tokens - 1)
         return max(0, room)
 
+    def max_tokens_in_all(self) -> int | None:
+        """Return the maximum of prompt and output together; None: only the context bounds them."""
+        if self.params is None or self.params.max_tokens is None:
+            return None
+        return self.num_prompt_tokens + self.params.max_tokens
+
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
         """Return the output up to where the scheduler ends it."""
         return self._up_to_the_end(list(output_token_ids), 0)[0]

@@ -177,3 +177,30 @@ def test_a_row_is_another_namespaces_only_after_every_request_has_left(state: Dr
     assert corpora.put_in_place() == {"e": rows["b"]}
     assert answers_on_device(state, rows["b"]) == [tuple(range(500, 510))]
     assert corpora.enter("e") == rows["b"]
+
+
+def test_a_corpus_without_room_is_emptied_and_begins_anew(state: DraftState) -> None:
+    """While a request drafts from it, so that its row cannot be taken away."""
+    corpora = DeviceCorpora(state)
+    corpora.add_answer("a", tokens(30), namespace="small")
+    corpora.put_in_place()
+    row = corpora.enter("small")
+    # All that is left of the arena goes to others, which have requests too.
+    for number, name in enumerate(("b", "c", "d")):
+        corpora.enter(name)
+        for k in range(40):
+            corpora.add_answer(f"{name}{k}", tokens(60, 100 * (number + 1) + k), namespace=name)
+    corpora.put_in_place()
+    taken = corpora._arena._take(max(size for _, size in corpora._arena._free))
+    assert taken >= 0
+    for k in range(60):
+        corpora.add_answer(f"more{k}", tokens(40, 1000 + 50 * k), namespace="small")
+        corpora.put_in_place()
+        on_device = answers_on_device(state, row)
+        known = corpora._corpora["small"]
+        assert len(on_device) == len(known)
+    # What is told to be removed is gone, whatever happened before.
+    for k in range(60):
+        corpora.remove_answer(f"more{k}", namespace="small")
+        corpora.put_in_place()
+        assert (1000 + 50 * k,) not in [answer[:1] for answer in answers_on_device(state, row)]

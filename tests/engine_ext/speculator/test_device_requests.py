@@ -68,8 +68,6 @@ class World:
             req_id_to_index={},
             total_len=SimpleNamespace(gpu=torch.zeros(NUM_SLOTS, dtype=torch.int32)),
             all_token_ids=SimpleNamespace(gpu=torch.zeros((NUM_SLOTS, MAX_LEN), dtype=torch.int32)),
-            max_seq_len=[MAX_LEN] * NUM_SLOTS,
-            max_model_len=MAX_LEN,
         )
         self.prompts: dict[str, tuple[list[int], SamplingParams]] = {}
 

@@ -88,6 +88,41 @@ def test_requests_of_all_kinds_side_by_side(
         assert ours.generate(prompts=prompts[:6], samplings=samplings) == expected
 
 
+def seeded(number: int, **sampling: Any) -> dict[str, Any]:
+    temperature = (0.3, 0.8, 1.2)[number % 3]
+    return {**GREEDY, "temperature": temperature, "seed": 100 + number, **sampling}
+
+
+def test_sampled_requests_with_a_seed_are_drafted_for_and_keep_their_samples(
+    plain: Any, ours: Any, prompts: list[list[int]]
+) -> None:
+    samplings = [seeded(n, **({"min_p": 0.05} if n % 4 == 3 else {})) for n in range(12)]
+    expected = plain.generate(prompts=prompts[:12], samplings=samplings)
+    assert ours.generate(prompts=prompts[:12], samplings=samplings) == expected
+    before = sum(drafts_of(ours.report()).values())
+    assert ours.generate(prompts=prompts[:12], samplings=samplings) == expected
+    after = sum(drafts_of(ours.report()).values())
+    # A repeat has the answer of before as its near answer.
+    assert after - before > 12 * GREEDY["max_tokens"] / 2
+    # Sampled requests without one are verified beside them.
+    mixed = [samplings[0], {**GREEDY, "temperature": 0.9}, GREEDY]
+    both = [engine.generate(prompts=prompts[:6], samplings=mixed) for engine in (plain, ours)]
+    assert [one == other for one, other in zip(*both, strict=True)][::3] == [True, True]
+    verified = ours.report()["verification"]
+    assert verified["verified"] > 0
+    assert verified["fallen_through"] == {}
+
+
+def test_top_k_and_top_p_of_seeded_requests(
+    plain: Any, ours: Any, prompts: list[list[int]]
+) -> None:
+    limits = [{"top_k": 20}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.95}]
+    samplings = [seeded(n, **limits[n], max_tokens=8) for n in range(3)]
+    expected = plain.generate(prompts=prompts[:3], samplings=samplings)
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:3], samplings=samplings) == expected
+
+
 def test_aborted_requests_leave_the_others_as_they_are(
     plain: Any, ours: Any, prompts: list[list[int]]
 ) -> None:

@@ -48,6 +48,24 @@ class _Request:
         self.stats = RequestStats()
         """Of slots that it had to leave; written by the thread that reads back."""
 
+    def take_slot(self, slot: int, data: "NewRequestData") -> None:
+        """Begin, or go on after preemption, in a slot."""
+        assert data.prefill_token_ids is not None
+        self.slot = slot
+        self.num_to_prefill = len(data.prefill_token_ids) - data.num_computed_tokens
+        self.live.num_prompt_tokens = data.prompt_len
+
+    def leave_slot(self) -> None:
+        """End, or be preempted."""
+        self.slot = None
+
+    def is_prefilled_by(self, num_scheduled: int) -> bool:
+        """Count tokens that a step computes; return whether drafting begins after it."""
+        if self.num_to_prefill <= 0:
+            return False
+        self.num_to_prefill -= num_scheduled
+        return self.num_to_prefill <= 0
+
 
 class DeviceRequests:
     """Keeps the device's state in step with vLLM's requests, on the rank that drafts.
@@ -184,9 +202,7 @@ class DeviceRequests:
             request = None
         if request is None:
             request = self._start(data)
-        request.slot = slot
-        request.num_to_prefill = len(data.prefill_token_ids) - data.num_computed_tokens
-        request.live.num_prompt_tokens = data.prompt_len
+        request.take_slot(slot, data)
         self._counts.clear(slot)
         row = -1
         if self._shares(request):
@@ -216,10 +232,8 @@ class DeviceRequests:
         """Attach near answers: the first ones with the step after which drafting begins."""
         num_scheduled = scheduler_output.num_scheduled_tokens
         for request_id, request in self._requests.items():
-            if request.num_to_prefill > 0 and request_id in num_scheduled:
-                request.num_to_prefill -= num_scheduled[request_id]
-                if request.num_to_prefill <= 0:
-                    self._near.attach_first(request_id, request.live, request.namespace)
+            if request.is_prefilled_by(num_scheduled.get(request_id, 0)):
+                self._near.attach_first(request_id, request.live, request.namespace)
         self._near.attach_arrived()
 
     def _follow(self, moved: dict[str, int]) -> None:
@@ -232,7 +246,7 @@ class DeviceRequests:
         self._rows.leave(request_id)
         if self._shares(request):
             self._corpora.leave(request.namespace)
-        request.slot = None
+        request.leave_slot()
 
     def _end(self, request_id: str, req_states: Any) -> None:
         request = self._requests.get(request_id)

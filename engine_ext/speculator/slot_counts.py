@@ -4,13 +4,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reprise.kernels.draft.constants import CONTEXT, GENERATION, NEAR_ANSWER, NUM_SOURCES
+from reprise.kernels.draft.constants import (
+    CONTEXT,
+    CORPUS,
+    GENERATION,
+    NEAR_ANSWER,
+    NUM_SOURCES,
+    RECENT,
+)
 from reprise.kernels.draft.state import PENDING_GENERATION, PENDING_SOURCE, DraftState
-from reprise.spec.api.stats import RequestStats
+from reprise.spec.api.stats import RequestStats, SourceStats
 
 _STEPS, _EMITTED, _DRAFTED = range(3)
 _ACCEPTED = _DRAFTED + NUM_SOURCES
 _FIELDS = _ACCEPTED + NUM_SOURCES
+_KINDS = {"context": (CONTEXT,), "near_answer": (NEAR_ANSWER,), "corpus": (CORPUS, RECENT)}
 
 
 class SlotCounts:
@@ -61,14 +69,17 @@ class SlotCounts:
 def stats_of(counts: NDArray[np.int32]) -> RequestStats:
     """Convert a slot's counts, [fields] int32, to those that are reported."""
     drafted, accepted = counts[_DRAFTED:_ACCEPTED].tolist(), counts[_ACCEPTED:].tolist()
-    stats = RequestStats(
+    by_source = {
+        source: SourceStats(
+            drafted=sum(drafted[kind] for kind in kinds),
+            accepted=sum(accepted[kind] for kind in kinds),
+        )
+        for source, kinds in _KINDS.items()
+    }
+    return RequestStats(
         steps=int(counts[_STEPS]),
         emitted=int(counts[_EMITTED]),
         drafted=sum(drafted),
         accepted=sum(accepted),
+        by_source=by_source,
     )
-    for source in range(NUM_SOURCES):
-        name = {CONTEXT: "context", NEAR_ANSWER: "near_answer"}.get(source, "corpus")
-        stats.by_source[name].drafted += drafted[source]
-        stats.by_source[name].accepted += accepted[source]
-    return stats

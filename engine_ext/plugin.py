@@ -60,8 +60,11 @@ def apply_all() -> None:
         async_scheduling,
         cpu_placement,
         draft_padding,
+        draft_slots,
+        runner_choice,
         step_exchange,
     )
+    from reprise.engine_ext.speculator import installation
     from reprise.engine_ext.worker import undrafted_settings
 
     api_server: dict[Feature, object] = {
@@ -74,6 +77,9 @@ def apply_all() -> None:
         Feature.DRAFT_PADDING: draft_padding,
         Feature.ASYNC_SCHEDULING: async_scheduling,
         Feature.CPU_PLACEMENT: cpu_placement,  # outside of the one before
+        Feature.RUNNER: runner_choice,
+        Feature.SPECULATOR: installation,
+        Feature.DRAFT_SLOTS: draft_slots,
     }
     for role, features in ((Role.API_SERVER, api_server), (Role.ENGINE_CORE, engine_core)):
         for feature, hooks in features.items():

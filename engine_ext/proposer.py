@@ -16,6 +16,7 @@ from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.request_hints import RequestHints
+from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
@@ -240,7 +241,8 @@ class CacheHitProposer(DrafterHooks):
         """Record a request; start retrieval unless the front end already has."""
         self._live[request_id] = live
         namespace = self._namespace_of(live.hints)
-        if self._near is not None and not is_private(namespace):
+        shares = not is_private(namespace)
+        if self._near is not None and shares and not promises_a_sample(live.params):
             self._near.begin(request_id, live, namespace)
 
     def before_serving(self, runner: "GPUModelRunner") -> None:

@@ -13,8 +13,9 @@ class VerifyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool | None = None
-    """Verify with `verify_drafts` where a batch qualifies. None: on CUDA, and on the CPU where all
-    requests are greedy; True: everywhere; False: never."""
+    """Verify with Reprise's kernels where a batch qualifies. None: on model runner V2, on CUDA, and
+    on the CPU where all requests are greedy; True: everywhere; False: never, and on V2 sampled
+    requests with a seed get no drafts."""
 
     backend: Literal["auto", "torch", "triton"] = "auto"
     """Implementation: `auto` takes Triton for CUDA tensors, numba or torch for all others."""

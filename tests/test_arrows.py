@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"core"},
         {"compat"},
         {"request", "scheduling", "worker"},
-        {"outputs"},
+        {"outputs", "speculator"},
         {"frontend"},
         {""},
         {"cli"},

@@ -143,6 +143,20 @@ def check_compat() -> Iterator[Finding]:
         )
 
 
+def check_runner() -> Iterator[Finding]:
+    """Say which of vLLM's model runners engines get here."""
+    from reprise.engine_ext.core.config import load_config
+    from reprise.engine_ext.scheduling.runner_choice import machines_reason_for_v1
+
+    wanted, reason = load_config().engine.runner, machines_reason_for_v1()
+    if wanted == "v2" and reason is not None:
+        yield Finding("model runner", f"engine.runner is v2: {reason}", "Set it to auto.")
+    elif wanted == "v1" or reason is not None:
+        yield Finding("model runner", None, f"V1: {reason or 'engine.runner is v1'}")
+    else:
+        yield Finding("model runner", None, "V2, unless an engine's own settings forbid it")
+
+
 def check_search() -> Iterator[Finding]:
     """Check FAISS and the embedding model."""
     from reprise.engine_ext.core.config import load_config
@@ -284,6 +298,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_vllm,
     check_plugins,
     check_compat,
+    check_runner,
     check_search,
     check_shared_memory,
     check_socket,

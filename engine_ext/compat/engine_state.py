@@ -29,6 +29,17 @@ def set_async_scheduling(config: "VllmConfig", wanted: bool) -> None:
 
 
 @contextmanager
+def shown_as_method(speculative_config: Any, method: str) -> Iterator[None]:
+    """Let vLLM take a drafter for one of another method."""
+    own = speculative_config.method
+    speculative_config.method = method
+    try:
+        yield
+    finally:
+        speculative_config.method = own
+
+
+@contextmanager
 def without_requests(scheduler: Any) -> Iterator[None]:
     """Let the engine core find nothing to schedule."""
     scheduler.has_requests = lambda: False
@@ -46,6 +57,12 @@ def set_room_for_drafts(scheduler_output: "SchedulerOutput", num_tokens: int) ->
 def set_num_scheduled(scheduler_output: "SchedulerOutput", num_tokens: int) -> None:
     """Correct the number of tokens that a step computes."""
     scheduler_output.total_num_scheduled_tokens = num_tokens
+
+
+def limit_drafts(request: Any, num_tokens: int | None) -> None:
+    """Have a request's drafts no longer than this with the next step; None: as long as they are."""
+    if num_tokens is not None:
+        request.spec_token_ids = request.spec_token_ids[:num_tokens]
 
 
 def drop_drafts(request: Any) -> None:
@@ -90,3 +107,13 @@ def take_inputs_from_host(batch: Any) -> None:
 def set_cudagraph_mode(compilation_config: Any, mode: Any) -> None:
     """Choose the mode of CUDA graphs."""
     compilation_config.cudagraph_mode = mode
+
+
+def keep_tokens_on_device(req_states: Any) -> None:
+    """Have model runner V2 keep the tokens of requests in the device's memory, where drafting reads
+    all of them in every step; by default a GPU reads them from the host's. To be called before
+    there is any request."""
+    tokens = req_states.all_token_ids
+    if hasattr(tokens, "_uva_buf"):
+        shape = (req_states.max_num_reqs, req_states.max_model_len)
+        req_states.all_token_ids = type(tokens)(shape, dtype=tokens.dtype, device=req_states.device)

@@ -32,6 +32,17 @@ class Original:
         """
         return self.instead(self._call)
 
+    def with_last(self, argument: Any) -> Any:
+        """Run it with another last argument, where all were given by position.
+
+        Raises:
+            RuntimeError: it, or what stood in for it, has run before.
+            ValueError: they were not.
+        """
+        if not isinstance(self._call, partial) or self._call.keywords:
+            raise ValueError(f"expected arguments by position, came {self._call}")
+        return self.instead(partial(self._call.func, *self._call.args[:-1], argument))
+
     def instead(self, call: Callable[[], Any]) -> Any:
         """Run something in its place, which then counts as vLLM's own: it is not run again.
 

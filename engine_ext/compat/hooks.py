@@ -12,9 +12,37 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
-class DrafterHooks(ABC):
-    """A drafter that wants to know requests by id. Of any model runner: what it is called with
-    from V1 comes from the patches of `Feature.REQUESTS`."""
+class WorkerReports(ABC):
+    """What a worker is asked by the front end, whatever its model runner."""
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """Return figures of this worker, plain values only."""
+
+    @abstractmethod
+    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """Return, once, counts of those of these requests that are over and asked for them."""
+
+    @abstractmethod
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was handed to the background is done."""
+
+
+class SpeculatorHooks(WorkerReports):
+    """A speculator of model runner V2 that wants to know requests by id."""
+
+    @abstractmethod
+    def end_requests(self, runner: Any, scheduler_output: "SchedulerOutput") -> None:
+        """Called before the runner gives up the slots of requests that end or are preempted."""
+
+    @abstractmethod
+    def begin_step(self, runner: Any, scheduler_output: "SchedulerOutput") -> None:
+        """Called once requests that begin, or go on after preemption, have their slots."""
+
+
+class DrafterHooks(WorkerReports):
+    """A drafter of model runner V1 that wants to know requests by id: what it is called with comes
+    from the patches of `Feature.REQUESTS`."""
 
     @abstractmethod
     def on_arrival(self, request: "Request") -> None:
@@ -68,20 +96,14 @@ class DrafterHooks(ABC):
                 draft.
         """
 
-    @abstractmethod
-    def report(self) -> dict[str, Any]:
-        """Return figures of this worker, plain values only."""
-
-    @abstractmethod
-    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Return, once, counts of those of these requests that are over and asked for them."""
-
-    @abstractmethod
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until what was handed to the background is done."""
-
 
 def drafter_of(runner: Any) -> DrafterHooks | None:
     """Return the drafter of a model runner; None: it is not ours."""
     drafter = getattr(runner, "drafter", None)
     return drafter if isinstance(drafter, DrafterHooks) else None
+
+
+def speculator_of(runner: Any) -> SpeculatorHooks | None:
+    """Return the speculator of a model runner V2; None: it is not ours."""
+    speculator = getattr(runner, "speculator", None)
+    return speculator if isinstance(speculator, SpeculatorHooks) else None

@@ -1,7 +1,8 @@
 """Calls a drafter's hooks from vLLM's model runner V1: ids, starts and ends of requests.
 
 The hooks of `Feature.REQUESTS`. Every other drafter passes through untouched. `WorkerBase` gains
-three methods for `collective_rpc`: `reprise_stats`, `reprise_draft_counts` and `reprise_flush`.
+three methods for `collective_rpc`, for either model runner: `reprise_stats`, `reprise_draft_counts`
+and `reprise_flush`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from reprise.engine_ext.compat.guarded import Original
-from reprise.engine_ext.compat.hooks import DrafterHooks, drafter_of
+from reprise.engine_ext.compat.hooks import (
+    DrafterHooks,
+    WorkerReports,
+    drafter_of,
+    speculator_of,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -65,18 +71,23 @@ def before_serving(original: Original, worker: Any) -> Any:
 
 
 def reprise_stats(worker: Any) -> dict[str, Any]:
-    """Return `DrafterHooks.report`."""
-    drafter = drafter_of(worker.model_runner)
-    return drafter.report() if drafter is not None else {}
+    """Return `WorkerReports.report`."""
+    reports = _reports_of(worker)
+    return reports.report() if reports is not None else {}
 
 
 def reprise_draft_counts(worker: Any, request_ids: Sequence[str]) -> dict[str, Any]:
-    """Return `DrafterHooks.take_draft_counts`."""
-    drafter = drafter_of(worker.model_runner)
-    return drafter.take_draft_counts(request_ids) if drafter is not None else {}
+    """Return `WorkerReports.take_draft_counts`."""
+    reports = _reports_of(worker)
+    return reports.take_draft_counts(request_ids) if reports is not None else {}
 
 
 def reprise_flush(worker: Any, timeout_s: float = 30.0) -> bool:
-    """Call `DrafterHooks.flush`."""
-    drafter = drafter_of(worker.model_runner)
-    return drafter.flush(timeout_s) if drafter is not None else True
+    """Call `WorkerReports.flush`."""
+    reports = _reports_of(worker)
+    return reports.flush(timeout_s) if reports is not None else True
+
+
+def _reports_of(worker: Any) -> WorkerReports | None:
+    runner = worker.model_runner
+    return drafter_of(runner) or speculator_of(runner)

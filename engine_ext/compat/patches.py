@@ -44,7 +44,11 @@ class Feature(Enum):
     STEP_EXCHANGE = "one exchange per step"
     ASYNC_SCHEDULING = "async scheduling"
     CPU_PLACEMENT = "engine core off the workers' cores"
+    RUNNER = "choice of the model runner"
+    SPECULATOR = "speculator of V2"
+    DRAFT_SLOTS = "draft slots by request"
     VERIFICATION = "verification"
+    VERIFICATION_V2 = "verification on model runner V2"
     DRAFT_METADATA = "draft metadata in one copy"
     FULL_GRAPHS = "full CUDA graphs"
     SAMPLING_FIX = "sampling parameters of drafted rows"
@@ -54,7 +58,7 @@ class Feature(Enum):
     def isolates(self) -> bool:
         """Return whether it keeps tenants apart: an engine does not start without. All other
         features only make engines faster, and are left out with a warning."""
-        return self in (Feature.TENANTS, Feature.REQUESTS)
+        return self in (Feature.TENANTS, Feature.REQUESTS, Feature.SPECULATOR)
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,11 @@ class Patch:
 
 @dataclass(frozen=True)
 class Table:
-    """All patches for one minor version of vLLM and one of its model runners."""
+    """All patches for one minor version of vLLM, with both of its model runners."""
 
     version: str
     """`0.32`: of all its patch releases."""
     patches: tuple[Patch, ...]
-    runner: str = "V1"
-    """Another model runner is another table, whose patches call the same hooks."""
 
     def of(self, feature: Feature) -> tuple[Patch, ...]:
         """Return the rows of a feature, in the order in which they are applied."""

@@ -1,4 +1,4 @@
-"""What is patched in vLLM 0.26, the last for PyTorch 2.11: no front end."""
+"""What is patched in vLLM 0.26, the last for PyTorch 2.11: no front end, model runner V1 only."""
 
 from dataclasses import replace
 
@@ -12,6 +12,10 @@ _WITHOUT = frozenset(
         Feature.SINGLE_FLIGHT,
         Feature.ONE_TOKEN_OUTPUTS,
         Feature.UNDRAFTED_SETTINGS,
+        Feature.RUNNER,
+        Feature.SPECULATOR,
+        Feature.DRAFT_SLOTS,
+        Feature.VERIFICATION_V2,  # its sampler draws other noise
     }
 )
 

@@ -1,5 +1,6 @@
-"""What is patched in vLLM 0.32, with its model runner V1."""
+"""What is patched in vLLM 0.32: for model runner V1 and both; V2 has files of its own."""
 
+from reprise.engine_ext.compat import v0_32_runner_v2, v0_32_verification_v2
 from reprise.engine_ext.compat.patches import Feature, Kind, Patch, Role, Table
 
 _API, _CORE, _WORKER = (Role.API_SERVER,), (Role.ENGINE_CORE,), (Role.WORKER,)
@@ -449,5 +450,7 @@ TABLE = Table(
         *_ASYNC_SCHEDULING,
         *_ENGINE_CORE,
         *_WORKER_STEP,
+        *v0_32_runner_v2.PATCHES,
+        *v0_32_verification_v2.PATCHES,
     ),
 )

@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +34,11 @@ class EngineConfig(BaseModel):
     """vLLM's engine core and workers, as far as drafts are not concerned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    runner: Literal["auto", "v1", "v2"] = "auto"
+    """vLLM's model runner. `auto`: V2, with asynchronous scheduling and drafts made on the device,
+    wherever vLLM would choose it for an engine without drafts, and V1 otherwise, as on the CPU.
+    `v2`: refuse to start where it cannot be V2."""
 
     cpu_optimizations: bool = True
     """On the CPU, speed up vLLM's engine itself, with or without drafts: asynchronous scheduling,

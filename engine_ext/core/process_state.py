@@ -16,7 +16,7 @@ OF_THE_PROCESS = {
     "compat.registry.registry": "what is patched in vLLM's classes, which a process has once",
     "outputs.one_token_outputs._parsers_built": "a server is one per process",
     "request.tenants._warned": "one log line each",
-    "worker.verification._installed": "the settings of the engine that was built last hold for all",
+    "worker.verification.state.installed": "the engine's that was built last hold for all",
 }
 """Variables of modules of `engine_ext`."""
 

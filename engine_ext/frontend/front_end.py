@@ -14,6 +14,7 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
+from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
@@ -63,6 +64,7 @@ class FrontEnd:
         self.config = config
         self._processor = processor
         self.errors = ErrorCounter()
+        self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
         self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
         self.counts: Counter[str] = Counter()
@@ -253,6 +255,8 @@ class FrontEnd:
         assert request.sampling_params is not None
         hints = read_hints(request.sampling_params)
         may_draft = hints.drafts and hints.max_draft != 0 and tracked.policy.shares
+        if promises_a_sample(request.sampling_params):
+            may_draft = may_draft and self._drafts_keep_samples
         if self.near_answers is not None and may_draft and not request.resumable:
             tracked.retrieves = self.near_answers.begin(request, tracked.policy.namespace)
             if tracked.retrieves:

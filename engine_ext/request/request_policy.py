@@ -11,7 +11,6 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.request.exact_hits import is_greedy
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 from reprise.engine_ext.request.request_control import (
     RequestControl,
@@ -112,14 +111,11 @@ def _cache_salt(prompt: Any) -> Any:
 def with_policy(params: SamplingParams, policy: RequestPolicy) -> SamplingParams:
     """Return a copy of `params` that carries hints for the worker, and nothing else of ours."""
     control = policy.control
-    # Verifying drafts draws random numbers: a seeded sample would no longer be the one that the
-    # seed gives without drafts.
-    may_draft = is_greedy(params) or params.seed is None
     hinted = with_hints(
         params,
         RequestHints(
             namespace=policy.namespace if policy.shares else None,
-            drafts=control.drafts and may_draft,
+            drafts=control.drafts,
             max_draft=control.max_draft,
             store=control.store,
             info=policy.info is not None,

@@ -39,6 +39,7 @@ from reprise.engine_ext.scheduling.modes import (
     set_cpu_optimizations,
     step_without_requests,
 )
+from reprise.engine_ext.scheduling.runner_choice import runs_on_v2
 
 logger = init_logger(__name__)
 
@@ -55,6 +56,7 @@ def possible_mode(config: VllmConfig) -> AsyncMode | None:
     parallel = config.parallel_config
     if (
         not uses_our_proposer(config)
+        or runs_on_v2(config)  # vLLM's own
         or config.model_config is None
         or config.model_config.is_hybrid  # its states follow accepted drafts on the device
         or config.kv_transfer_config is not None

@@ -3,7 +3,9 @@
 Where one token of a request is left to be computed when it joins (the rest is cached), vLLM
 schedules it as if it had a full draft, of placeholders, so that all requests of a batch are of one
 length. With drafts of all lengths nothing is won by that, and placeholders are no tokens: an
-embedding that is asked for one fails, and a grammar's mask counts rows for them.
+embedding that is asked for one fails, and a grammar's mask counts rows for them. On model runner V2
+all requests of a batch have slots for drafts, and placeholders are rejected by its own sampler: it
+keeps its padding.
 
 The hook of `Feature.DRAFT_PADDING`, in the engine core.
 """
@@ -17,7 +19,7 @@ from reprise.engine_ext.core.identity import uses_our_proposer
 
 def update_after_schedule(original: Original, scheduler: Any, scheduler_output: Any) -> Any:
     """Run vLLM's `_update_after_schedule` for a step without padding."""
-    if uses_our_proposer(scheduler.vllm_config):
+    if uses_our_proposer(scheduler.vllm_config) and not scheduler.use_v2_model_runner:
         remove_padding(scheduler_output)
     return original()
 

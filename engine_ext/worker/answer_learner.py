@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
-from reprise.spec.provider import DraftProvider
 
 _QUEUE_LENGTH = 1024
 # Token ids in lists take some 36 bytes each.
@@ -32,6 +31,18 @@ class FinishedRequest(NamedTuple):
     response_token_ids: Sequence[int] | NDArray[np.int32]
 
 
+class DraftsFromCorpora(Protocol):
+    """What drafts, on the host or on the device, from all answers of a namespace."""
+
+    def add_answer(
+        self, answer_id: str, response_token_ids: NDArray[np.int32], *, namespace: str = ""
+    ) -> None:
+        """Index an answer of a namespace; one already indexed under this id stays as it is."""
+
+    def remove_answer(self, answer_id: str, *, namespace: str = "") -> None:
+        """Take an answer out of the index; an unknown id is ignored."""
+
+
 class AnswerLearner:
     """One background thread. What it cannot keep up with is dropped and counted.
 
@@ -44,7 +55,7 @@ class AnswerLearner:
 
     def __init__(
         self,
-        provider: DraftProvider,
+        provider: DraftsFromCorpora,
         retriever: Retriever,
         overlap: TokenOverlap,
         *,

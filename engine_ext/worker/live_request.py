@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vllm.sampling_params import SamplingType
-
 from reprise.engine_ext.core.request_hints import read_hints
+from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.worker.row_tracker import IntArray
 from reprise.engine_ext.worker.undrafted_settings import must_not_be_drafted
 from reprise.retrieval.api.near_answer import NearAnswer
@@ -67,7 +66,7 @@ class LiveRequest:
         `room` being what fits."""
         if self.params is None:
             return 0 if self.has_ended else max(0, room)
-        if self.has_ended or self._promises_a_sample():
+        if self.has_ended or promises_a_sample(self.params):
             return 0
         if must_not_be_drafted(self.params):
             return 0
@@ -81,13 +80,10 @@ class LiveRequest:
             room = min(room, self.params.min_tokens - num_output_tokens - 1)
         return max(0, room)
 
-    def _promises_a_sample(self) -> bool:
-        """Return whether a seed promises the same sample every time: vLLM's rejection sampling
-        spends the request's random numbers differently when there are drafts. Greedy answers take
-        none."""
-        if self.params is None or self.params.seed is None:
-            return False
-        return self.params.sampling_type is not SamplingType.GREEDY
+    def max_tokens_in_all(self) -> int | None:
+        """Return the maximum of prompt and output together; None: only the context bounds them."""
+        max_tokens: int | None = self.params and self.params.max_tokens
+        return None if max_tokens is None else self.num_prompt_tokens + max_tokens
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
         """Return the output up to where the scheduler ends it."""

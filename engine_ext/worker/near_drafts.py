@@ -1,14 +1,21 @@
 """Near answers in a worker: asked for when a request arrives, drafted from when they are there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.live_request import LiveRequest
+from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
-from reprise.spec.provider import DraftProvider
+
+
+class DraftsFromNearAnswers(Protocol):
+    """What drafts, on the host or on the device, from near answers that come at any time."""
+
+    def attach(self, request_id: str, near_answers: Sequence[NearAnswer]) -> None:
+        """Give a request near answers to draft from; an unknown id is ignored."""
 
 
 class NearDrafts:
@@ -26,7 +33,7 @@ class NearDrafts:
 
     def __init__(
         self,
-        provider: DraftProvider,
+        provider: DraftsFromNearAnswers,
         retriever: Retriever,
         overlap: TokenOverlap,
         *,

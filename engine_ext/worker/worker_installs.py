@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.worker.rank_agreement import all_ranks_can
+from reprise.engine_ext.core.same_samples import drafts_keep_samples
+from reprise.engine_ext.worker.verification.rank_agreement import all_ranks_can
 
 logger = init_logger(__name__)
 
@@ -18,16 +20,37 @@ _ALL = "apply in worker"
 
 
 def install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    """Apply all that can be, on every rank; what fails is counted in `errors`."""
+    """Apply all that can be on model runner V1, on every rank; counts in `errors` what fails."""
     with errors.recording(_ALL):
         _install(config, errors)
     # Each rank comes by here, whatever has failed: none verifies otherwise than the others.
     failed = errors.counts().keys() & {_ALL, f"apply {Feature.VERIFICATION.value}"}
     if not all_ranks_can(not failed):
         with errors.recording(_ALL):
-            from reprise.engine_ext.worker import verification
+            from reprise.engine_ext.worker.verification import state
 
-            verification.deactivate()
+            state.deactivate()
+
+
+def install_on_v2(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter) -> None:
+    """Apply all that can be on model runner V2, on every rank.
+
+    Raises:
+        ValueError: requests with a seed are drafted for, and would not keep their samples.
+    """
+    if not drafts_keep_samples(vllm_config, config):
+        return
+    if (problem := registry.problem(Feature.VERIFICATION_V2, Role.WORKER)) is not None:
+        logger.warning("Reprise: drafts are verified by vLLM: %s.", problem)
+        return
+    applying = f"apply {Feature.VERIFICATION_V2.value}"
+    with errors.recording(applying):
+        verify_on_v2(config)
+    if not all_ranks_can(applying not in errors.counts()):
+        raise ValueError(
+            "Reprise cannot verify drafts on every rank, see the error above. With "
+            "verification.enabled=false vLLM verifies, and requests with a seed get no drafts."
+        )
 
 
 def _install(config: RepriseConfig, errors: ErrorCounter) -> None:
@@ -58,23 +81,37 @@ def fix_sampling() -> None:
 
 
 def verify(config: RepriseConfig) -> None:
-    """Verify drafts in one pass, if the settings want it."""
-    from reprise.engine_ext.worker import verification
+    """Verify drafts in one pass on model runner V1, if the settings want it."""
+    from reprise.engine_ext.worker.verification import on_v1, state
 
-    if not verification.configure(config.verification):
-        return
+    if state.configure(config.verification):
+        on_v1.prepare()
+        _apply_or_deactivate(Feature.VERIFICATION, on_v1)
+
+
+def verify_on_v2(config: RepriseConfig) -> None:
+    """Verify drafts in one pass on model runner V2, if the settings want it."""
+    from reprise.engine_ext.worker.verification import on_v2, state
+
+    if state.configure(config.verification):
+        _apply_or_deactivate(Feature.VERIFICATION_V2, on_v2)
+
+
+def _apply_or_deactivate(feature: Feature, hooks: object) -> None:
+    from reprise.engine_ext.worker.verification import state
+
     try:
-        _apply(Feature.VERIFICATION, verification)
+        _apply(feature, hooks)
     except Exception:
-        verification.deactivate()
+        state.deactivate()
         raise
 
 
 def verification_report() -> dict[str, Any]:
     """Count the batches that this process has verified, sampled or left to vLLM, and why."""
-    from reprise.engine_ext.worker import verification
+    from reprise.engine_ext.worker.verification import state
 
-    return asdict(verification.verification_counts())
+    return asdict(state.verification_counts())
 
 
 def describe_drafts_in_one_copy() -> None:

@@ -15,14 +15,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reprise.kernels.verify import triton_kernels, triton_restrict
+from reprise.kernels.draft import triton_kernels as draft_kernels
+from reprise.kernels.verify import triton_coupled, triton_kernels, triton_restrict
 
 _POINTERS = {
     "logits_ptr": "*bf16",
     "seeds_ptr": "*i64",
     "offsets_ptr": "*i64",
+    "drafts_ptr": "*i64",
+    "totals_ptr": "*i64",
+    "wanted_ptr": "*u8",
+    "positions_ptr": "*i64",
+    "tokens_ptr": "*i64",
+    "best_token_ptr": "*i32",
 }
-_FLOAT_POINTERS = ("tile_max", "tile_mass", "least", "temperature", "top_p", "min_p")
+_FLOAT_POINTERS = (
+    "tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best", "chances", "hit_",
+)  # fmt: skip
 
 
 class Resources(NamedTuple):
@@ -47,6 +56,7 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
     greedy |= {"seeds_ptr": None, "offsets_ptr": None, "min_p_ptr": None}
     plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
     bf16 = padded | {"SHIFT": 16}
+    draft = {"WIDTH": 16, "BLOCK": draft_kernels.BLOCK}
     stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
     restrict = triton_restrict.restrict_kernel
     return [
@@ -61,6 +71,37 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (sample, "temperature", 8, padded | plain),
         (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
+        (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
+        (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
+        *_coupled_variants(),
+    ]
+
+
+def _coupled_variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
+    """See `_variants`."""
+    tile = {"TILE": triton_coupled.TILE}
+    padded = tile | {"PADDED_TILES": 64}
+    bf16 = padded | {"SHIFT": 16}
+    no_top_p: dict[str, Any] = {"top_p_ptr": None, "tile_mass_ptr": None}
+    noise = padded | {"TILES_PER_PROGRAM": 2, "IS_SCALED": False}
+    free = {"least_ptr": None, "last_tie_ptr": None}
+    scan, threshold = triton_coupled.scan_kernel, triton_coupled.threshold_kernel
+    return [
+        (scan, "greedy or temperature", 4, tile | no_top_p | {"TILES_PER_PROGRAM": 2}),
+        (scan, "top-p", 4, tile | {"TILES_PER_PROGRAM": 2}),
+        (threshold, "top-k", 8, bf16 | no_top_p | {"min_p_ptr": None}),
+        (threshold, "top-p", 8, bf16 | {"top_k_ptr": None, "min_p_ptr": None}),
+        (threshold, "all", 8, bf16),
+        (threshold, "all, float32", 8, padded | {"SHIFT": 0, "logits_ptr": "*fp32"}),
+        (triton_coupled.noise_kernel, "temperature", 8, noise | free),
+        (triton_coupled.noise_kernel, "restricted", 8, noise),
+        (
+            triton_coupled.noise_kernel,
+            "processed logits",
+            8,
+            noise | free | {"IS_SCALED": True, "logits_ptr": "*fp32"},
+        ),
+        (triton_coupled.choose_kernel, "16 drafts", 4, {"WIDTH": 32, "PADDED_TILES": 64}),
     ]
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
-from reprise.retrieval.api.answer import Answer, AnswerUpdate
-from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.api.near_answer import NearAnswer
-from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.provider import DraftProvider
-
-_FLUSH_S = 600.0
 
 
 class RepriseDrafter:
@@ -33,39 +30,21 @@ class RepriseDrafter:
             settings["num_speculative_tokens"] = draft_length
         self._draft_length = draft_length or DraftConfig().num_speculative_tokens
         self._provider = DraftProvider(DraftConfig.model_validate(settings))
-        self._retriever = LocalRetriever(
-            # A replay hands over its whole cache at once.
-            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30, clauses=clauses),
-            embedder=embedder,
-        )
-        self._embedder = embedder
+        self._lookup = NearLookup(embedder=embedder, clauses=clauses)
         self._request_id = ""
         self._near_answers: list[NearAnswer] = []
 
     def prepare(self, rows: Sequence[TokenRow]) -> None:
-        # The embedder remembers these, so that all are embedded in large batches.
-        self._embedder.encode([row.source.query_text for row in rows])
+        self._lookup.prepare(rows)
         self._provider.warm_up()
 
     def add(self, row: TokenRow, answer_token_ids: IntArray) -> None:
-        self._retriever.store(
-            Answer.create(
-                answer_id=f"{row.request_id}-{len(answer_token_ids)}",
-                prompt_token_ids=row.prompt_token_ids,
-                response_token_ids=answer_token_ids,
-                prompt_text=row.source.query_text,
-            )
-        )
+        self._lookup.add(row, answer_token_ids)
 
     def look_up(self, row: TokenRow) -> None:
-        # The retriever serves prompts before it takes in answers: all that were added join first.
-        self._flush()
-        self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
-        self._flush()
-        for update in self._retriever.updates():
+        updates, self._near_answers = self._lookup.look_up(row)
+        for update in updates:
             self._take(update)
-        self._near_answers = self._retriever.poll(row.request_id) or []
-        self._retriever.discard(row.request_id)
 
     def _take(self, update: AnswerUpdate) -> None:
         """An answer joined or left."""
@@ -73,10 +52,6 @@ class RepriseDrafter:
             self._provider.add_answer(update.answer_id, update.response_token_ids)
         else:
             self._provider.remove_answer(update.answer_id)
-
-    def _flush(self) -> None:
-        if not self._retriever.flush(_FLUSH_S):
-            raise RuntimeError(f"retrieval did not finish within {_FLUSH_S} s")
 
     def start(self, row: TokenRow) -> None:
         self._request_id = row.request_id
@@ -96,7 +71,7 @@ class RepriseDrafter:
 
     def close(self) -> None:
         """Stop the retriever."""
-        self._retriever.close()
+        self._lookup.close()
 
     @property
     def by_source(self) -> Mapping[str, Mapping[str, int]]:

@@ -114,7 +114,7 @@ def _sample_token(
     mass = mass.to(tl.float64)
     tile, fraction = _invert(mass, noise * tl.sum(mass, axis=0))
     # The fraction, not the mass, is carried into the tile: its sum taken again may round otherwise.
-    _logit, weight = kept_weights(row_ptr, tile, vocab, row_max, scale, least, min_p, TILE)
+    _logit, weight = kept_weights(row_ptr, tile, vocab, row_max, scale, least, None, min_p, TILE)
     weight = weight.to(tl.float64)
     token, _rest = _invert(weight, fraction * tl.sum(weight, axis=0))
     return tile * TILE + token
@@ -245,25 +245,26 @@ def verify_drafts_triton(
         tile_stats_kernel[(triton.cdiv(num_tiles, tiles_per_program), max_draft + 1, batch)](
             tile_max, tile_mass, logits, cu_num_draft_tokens, temperature,
             row_stride, vocab, num_tiles,
-            SAMPLES=samples, TILES_PER_PROGRAM=tiles_per_program, TILE=TILE, **_launch(4),
+            SAMPLES=samples, TILES_PER_PROGRAM=tiles_per_program, TILE=TILE, **launch_options(4),
         )  # fmt: skip
         if restricted:
             restrict_kernel[(max_draft + 1, batch)](
                 tile_mass, least, tile_max, logits, cu_num_draft_tokens,
                 temperature, top_k, top_p, min_p,
                 row_stride, vocab, num_tiles,
-                SHIFT=KEY_SHIFT[logits.dtype], PADDED_TILES=padded_tiles, TILE=TILE, **_launch(8),
+                SHIFT=KEY_SHIFT[logits.dtype], PADDED_TILES=padded_tiles, TILE=TILE,
+                **launch_options(8),
             )  # fmt: skip
         sample_kernel[(max_draft + 1, batch)](
             sampled, tile_max, tile_mass, least, logits, cu_num_draft_tokens,
             temperature, min_p, seeds, offsets,
             row_stride, vocab, num_tiles,
             SAMPLES=samples, RESTRICTED=restricted, PADDED_TILES=padded_tiles, TILE=TILE,
-            **_launch(8),
+            **launch_options(8),
         )  # fmt: skip
         walk_kernel[(batch,)](
             output, accepted, sampled, draft_token_ids, cu_num_draft_tokens, max_draft,
-            WIDTH=triton.next_power_of_2(max_draft + 1), **_launch(1),
+            WIDTH=triton.next_power_of_2(max_draft + 1), **launch_options(1),
         )  # fmt: skip
     return output, accepted
 
@@ -273,6 +274,6 @@ def _dense(tensor: torch.Tensor | None, dtype: torch.dtype | None = None) -> tor
     return None if tensor is None else tensor.to(dtype or tensor.dtype).contiguous()
 
 
-def _launch(num_warps: int) -> dict[str, int | bool]:
+def launch_options(num_warps: int) -> dict[str, int | bool]:
     """Launch options. Fused multiply-add is named because Triton 3.9 warns where it is not."""
     return {"num_warps": num_warps, "enable_fp_fusion": True}

@@ -28,14 +28,14 @@ KEY_SHIFT = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 
 
 @triton.jit
-def _to_key(x, SHIFT: tl.constexpr):
+def to_key(x, SHIFT: tl.constexpr):
     """An integer that orders as the float; `SHIFT` drops the bits that the logits' type lacks."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT).to(tl.int64)
 
 
 @triton.jit
-def _from_key(key, SHIFT: tl.constexpr):
+def from_key(key, SHIFT: tl.constexpr):
     """The float of a key."""
     bits = (key << SHIFT).to(tl.int32)
     bits = tl.where(bits < 0, bits | ((1 << SHIFT) - 1), bits)
@@ -54,6 +54,7 @@ def _least_kept(
     row_max,
     scale,
     least,
+    last_tie,
     min_p,
     BY_MASS: tl.constexpr,  # measure what lies above a pivot by its mass, or count it
     SHIFT: tl.constexpr,
@@ -65,9 +66,9 @@ def _least_kept(
         key1 = low + quarter
         key2 = tl.minimum(low + 2 * quarter, high - 1)
         key3 = tl.minimum(low + 3 * quarter, high - 1)
-        pivot1 = _from_key(key1, SHIFT)
-        pivot2 = _from_key(key2, SHIFT)
-        pivot3 = _from_key(key3, SHIFT)
+        pivot1 = from_key(key1, SHIFT)
+        pivot2 = from_key(key2, SHIFT)
+        pivot3 = from_key(key3, SHIFT)
         above1 = tl.zeros([TILE], tl.float32)
         above2 = tl.zeros([TILE], tl.float32)
         above3 = tl.zeros([TILE], tl.float32)
@@ -75,7 +76,7 @@ def _least_kept(
             if tl.load(tile_max_ptr + tile) > pivot1:
                 if BY_MASS:
                     logit, amount = kept_weights(
-                        row_ptr, tile, vocab, row_max, scale, least, min_p, TILE
+                        row_ptr, tile, vocab, row_max, scale, least, last_tie, min_p, TILE
                     )
                 else:
                     logit = load_tile(row_ptr, tile, vocab, TILE)
@@ -95,7 +96,64 @@ def _least_kept(
                 high = key3
             else:
                 low = key3
-    return _from_key(high, SHIFT)
+    return from_key(high, SHIFT)
+
+
+@triton.jit
+def least_of_top_k(
+    row_ptr,
+    tile_max_ptr,  # [num_tiles]
+    vocab,
+    num_tiles,
+    top_k,  # in 1 .. vocab - 1
+    row_max,
+    SHIFT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The k-th largest logit of a row."""
+    lowest = to_key(tl.full([], float("-inf"), tl.float32), SHIFT) - 1
+    return _least_kept(
+        row_ptr, tile_max_ptr, vocab, num_tiles, lowest, to_key(row_max, SHIFT),
+        top_k.to(tl.float32), row_max, 0.0, 0.0, None, 0.0, False, SHIFT, TILE,
+    )  # fmt: skip
+
+
+@triton.jit
+def least_of_top_p(
+    row_ptr,
+    tile_max_ptr,  # [num_tiles]
+    maxima,  # [PADDED_TILES] float32
+    tile_mass,  # [PADDED_TILES] float32, relative to the tile's maximum
+    vocab,
+    num_tiles,
+    top_p,
+    row_max,
+    scale,
+    least,  # what is kept so far, see `kept_weights`
+    last_tie,
+    min_p,
+    SHIFT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The least logit that top-p keeps of what is kept so far."""
+    mass = tl.sum(tile_mass * tl.exp2((maxima - row_max) * scale), axis=0)
+    if (least > float("-inf")) | (min_p > 0.0):
+        total = tl.zeros([TILE], tl.float32)
+        for tile in range(num_tiles):
+            _logit, weight = kept_weights(
+                row_ptr, tile, vocab, row_max, scale, least, last_tie, min_p, TILE
+            )
+            total += weight
+        mass = tl.sum(total, axis=0)
+    # Fewer than `vocab` tokens lie below this bound, and together they weigh at most half of what
+    # top-p leaves out: the threshold cannot be lower, and most of the keys need no search.
+    bound = row_max + tl.log2(0.5 * (1.0 - top_p) * mass / vocab) / scale
+    lowest = to_key(tl.full([], float("-inf"), tl.float32), SHIFT) - 1
+    low = tl.maximum(to_key(tl.maximum(bound, least), SHIFT) - 1, lowest)
+    return _least_kept(
+        row_ptr, tile_max_ptr, vocab, num_tiles, low, to_key(row_max, SHIFT), top_p * mass,
+        row_max, scale, least, last_tie, min_p, True, SHIFT, TILE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize_on_alignment=PER_REQUEST)
@@ -131,8 +189,6 @@ def restrict_kernel(
     top = tl.max(maxima, axis=0)
     row_max = finite_or_zero(top)
     scale = LOG2E / temperature
-    lowest = _to_key(tl.full([], float("-inf"), tl.float32), SHIFT) - 1
-    highest = _to_key(row_max, SHIFT)
     least = tl.full([], float("-inf"), tl.float32)
     min_p = tl.full([], 0.0, tl.float32)
     if min_p_ptr is not None:
@@ -143,36 +199,23 @@ def restrict_kernel(
     if top_k_ptr is not None:
         top_k = tl.load(top_k_ptr + request)
         if top_k >= 1 and top_k < vocab:
-            least = _least_kept(
-                row_ptr, tile_max_ptr, vocab, num_tiles, lowest, highest, top_k.to(tl.float32),
-                row_max, scale, least, min_p, False, SHIFT, TILE,
-            )  # fmt: skip
+            least = least_of_top_k(
+                row_ptr, tile_max_ptr, vocab, num_tiles, top_k, row_max, SHIFT, TILE
+            )
     if top_p_ptr is not None:
         top_p = tl.load(top_p_ptr + request)
         if top_p < 1.0:
-            mass = tl.sum(tile_mass * tl.exp2((maxima - row_max) * scale), axis=0)
-            if (least > float("-inf")) | (min_p > 0.0):
-                total = tl.zeros([TILE], tl.float32)
-                for tile in range(num_tiles):
-                    _logit, weight = kept_weights(
-                        row_ptr, tile, vocab, row_max, scale, least, min_p, TILE
-                    )
-                    total += weight
-                mass = tl.sum(total, axis=0)
-            # Fewer than `vocab` tokens lie below this bound, and together they weigh at most half
-            # of what top-p leaves out: the threshold cannot be lower, and most of the keys need no
-            # search.
-            bound = row_max + tl.log2(0.5 * (1.0 - top_p) * mass / vocab) / scale
-            low = tl.maximum(_to_key(tl.maximum(bound, least), SHIFT) - 1, lowest)
-            least = _least_kept(
-                row_ptr, tile_max_ptr, vocab, num_tiles, low, highest, top_p * mass,
-                row_max, scale, least, min_p, True, SHIFT, TILE,
+            least = least_of_top_p(
+                row_ptr, tile_max_ptr, maxima, tile_mass, vocab, num_tiles, top_p,
+                row_max, scale, least, None, min_p, SHIFT, TILE,
             )  # fmt: skip
 
     tl.store(least_ptr + row, least)
     for tile in range(num_tiles):
         mass = 0.0
         if tl.load(tile_max_ptr + tile) >= least:
-            _logit, weight = kept_weights(row_ptr, tile, vocab, row_max, scale, least, min_p, TILE)
+            _logit, weight = kept_weights(
+                row_ptr, tile, vocab, row_max, scale, least, None, min_p, TILE
+            )
             mass = tl.sum(weight, axis=0)
         tl.store(tile_mass_ptr + tile, mass)

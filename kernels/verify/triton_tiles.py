@@ -44,9 +44,22 @@ def finite_or_zero(x):
 
 
 @triton.jit
-def kept_weights(row_ptr, tile, vocab, row_max, scale, least, min_p, TILE: tl.constexpr):
+def is_kept(logit, tile, least, last_tie, TILE: tl.constexpr):
+    """Which logits of a tile are at least `least`; of its ties, those up to the token `last_tie`.
+
+    `last_tie` is None where ties stay together.
+    """
+    kept = logit >= least
+    if last_tie is not None:
+        token = tile * TILE + tl.arange(0, TILE)
+        kept = kept & ((logit > least) | (token <= last_tie))
+    return kept
+
+
+@triton.jit
+def kept_weights(row_ptr, tile, vocab, row_max, scale, least, last_tie, min_p, TILE: tl.constexpr):
     """Logits of a tile and their weights, 1 for the likeliest token and 0 for what is not kept."""
     logit = load_tile(row_ptr, tile, vocab, TILE)
     weight = tl.exp2((logit - row_max) * scale)
-    kept = (logit >= least) & (weight >= min_p)
+    kept = is_kept(logit, tile, least, last_tie, TILE) & (weight >= min_p)
     return logit, tl.where(kept, weight, 0.0)

@@ -82,6 +82,8 @@ def law_of_row() -> Callable[..., np.ndarray]:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        *,
+        splits_ties: bool = False,
     ) -> np.ndarray:
         x = np.asarray(logits, dtype=np.float64) / temperature
         p = np.exp(x - x.max())
@@ -90,6 +92,10 @@ def law_of_row() -> Callable[..., np.ndarray]:
         if top_k is not None and 1 <= top_k < len(p):
             kth = sorted(x, reverse=True)[top_k - 1]
             keep = [keep[v] and x[v] >= kth for v in range(len(p))]
+            if splits_ties:  # of equals the first
+                ties = [v for v in range(len(p)) if x[v] == kth]
+                gone = set(ties[top_k - sum(x > kth) :])
+                keep = [keep[v] and v not in gone for v in range(len(p))]
         p = np.where(keep, p, 0.0)
         p /= p.sum()
         if top_p is not None and top_p < 1:

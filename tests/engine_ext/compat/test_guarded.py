@@ -136,3 +136,22 @@ def test_an_error_that_is_none_of_ours_to_swallow_passes(runner_class: type[Runn
     wrap_step_method(runner_class, "step", wraps(ends))
     with pytest.raises(SystemExit):
         runner_class().step(7)
+
+
+def test_vllms_own_runs_with_another_last_argument_once(runner_class: type[Runner]) -> None:
+    def hook(original: Original, _runner: Runner, number: int) -> Any:
+        return original.with_last(number + 1)
+
+    wrap_step_method(runner_class, "step", hook)
+    runner = runner_class()
+    assert runner.step(3) == 4
+    assert runner.steps == 1
+
+
+def test_arguments_by_name_are_not_mistaken_for_the_last(runner_class: type[Runner]) -> None:
+    def hook(original: Original, *_: Any, **__: Any) -> Any:
+        return original.with_last(7)
+
+    wrap_step_method(runner_class, "step", hook)
+    assert runner_class().step(3, double=True) == 6
+    assert sum(guarded.step_errors.counts().values()) == 1

@@ -29,6 +29,7 @@ PROBE = Path(__file__).with_name("plain_engine_probe.py")
 GATED = {
     "AsyncLLM.from_engine_args",
     "AsyncLLM.from_vllm_config",
+    "AsyncScheduler._update_after_schedule",
     "EngineArgs.create_engine_config",
     "EngineCore.step_with_batch_queue",
     "InputProcessor.process_inputs",
@@ -41,6 +42,8 @@ GATED = {
     "Scheduler._update_after_schedule",
     "UniProcExecutor._init_executor",
     "VllmConfig.__post_init__",
+    "VllmConfig._get_v2_model_runner_unsupported_features",
+    "vllm.v1.worker.gpu.spec_decode.init_speculator",
     "WorkerWrapperBase.reprise_step",  # vLLM has no such method, and never calls it
 }
 

@@ -22,9 +22,11 @@ UNGUARDED = {
     "MultiprocExecutor._init_executor": STARTS,
     "UniProcExecutor._init_executor": STARTS,
     "VllmConfig.__post_init__": STARTS,
+    "VllmConfig._get_v2_model_runner_unsupported_features": STARTS,
     "_get_attn_isa": STARTS,
     "build_logitsprocs": STARTS,
     "check_cpu_sgl_kernel": STARTS,
+    "init_speculator": STARTS,
     "WorkerBase.reprise_draft_counts": RPC,
     "WorkerBase.reprise_flush": RPC,
     "WorkerBase.reprise_stats": RPC,
@@ -36,12 +38,12 @@ UNGUARDED = {
 }
 
 OURS = {
-    "_installed": "worker/verification.py",
     "_parsers_built": "outputs/one_token_outputs.py",
     "context": "request/http_context.py",
     "engine": "async_llm.py",
     "flight": "outputs/single_flight.py",
     "front_end": "frontend/front_end.py",
+    "installed": "worker/verification/state.py",
     "led": "outputs/single_flight.py",
     "live": "worker/live_request.py",
     "tracked": "frontend/tracked_request.py",

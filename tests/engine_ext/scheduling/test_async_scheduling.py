@@ -35,6 +35,7 @@ def config(backend: str | None = "mp", **changes: Any) -> Any:
         kv_transfer_config=changes.get("kv_transfer_config"),
         scheduler_config=SimpleNamespace(scheduler_cls=changes.get("scheduler_cls")),
         parallel_config=SimpleNamespace(distributed_executor_backend=backend, **parallel),
+        use_v2_model_runner=changes.get("use_v2_model_runner", False),
     )
 
 
@@ -70,6 +71,7 @@ def test_on_one_core_nothing_runs_beside_the_worker(monkeypatch: pytest.MonkeyPa
         {"scheduler_cls": "my.Scheduler"},
         {"world_size": 2},
         {"data_parallel_size": 2},
+        {"use_v2_model_runner": True},
     ],
 )
 def test_other_engines_do_not(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:

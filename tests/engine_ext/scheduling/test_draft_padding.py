@@ -42,12 +42,16 @@ def request() -> Request:
     )
 
 
-@pytest.mark.parametrize(("drafter", "tokens"), [(PROPOSER_PATH, 1), ("ngram", 5)])
-def test_only_our_engines_schedule_them_without(drafter: str, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("drafter", "on_v2", "tokens"),
+    [(PROPOSER_PATH, False, 1), (PROPOSER_PATH, True, 5), ("ngram", False, 5)],
+)
+def test_only_our_engines_schedule_them_without(drafter: str, on_v2: bool, tokens: int) -> None:
     """With vLLM's own method, which counts what was scheduled."""
     assert registry.apply(Feature.DRAFT_PADDING, draft_padding, role=Role.ENGINE_CORE)
     scheduler = Scheduler.__new__(Scheduler)
     scheduler.vllm_config = SimpleNamespace(speculative_config=SimpleNamespace(model=drafter))
+    scheduler.use_v2_model_runner = on_v2
     scheduler.requests = {name: request() for name in ("running", "new", "resumed", "prompt")}
     scheduler.defer_block_free = False
     scheduler._inflight_prefills = set()

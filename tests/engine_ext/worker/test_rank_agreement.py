@@ -26,7 +26,8 @@ import traceback
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from reprise.engine_ext.worker import rank_agreement, verification, worker_installs
+from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.worker.verification import on_v1, rank_agreement, state
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
@@ -53,13 +54,13 @@ def run(rank, port, case):
     worker_installs.install(
         RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")), errors
     )
-    print("installed", verification._installed.active, flush=True)
+    print("installed", state.installed.active, flush=True)
     torch.manual_seed(7)
     batch = Batch([[1, 2], [3], []], **sampled(3))
     if case == "alone" and rank == 1:
-        verification.verify_drafts = broken
+        on_v1.verify_drafts = broken
     if case == "in between" and rank == 1:
-        verification.reason_to_fall_through = broken
+        on_v1.reason_to_fall_through = broken
     tokens = batch.sample()
     print("tokens", tokens, flush=True)
 

@@ -27,7 +27,8 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.worker import verification, worker_installs
+from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.worker.verification import on_v1, state
 from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
 
@@ -43,9 +44,9 @@ def _vllm_kernels() -> None:
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Verification by the torch backend, on for sampling too, taken away again after the test."""
     registry.revert(Feature.VERIFICATION)
-    monkeypatch.setattr(verification, "_installed", verification._Installation())
+    monkeypatch.setattr(state, "installed", state.Installation())
     verify(enabled=True, backend="torch")
-    yield verification._installed
+    yield state.installed
     registry.revert(Feature.VERIFICATION)
 
 
@@ -76,7 +77,7 @@ class Batch:
 
     def reason(self) -> str | None:
         """Why it is left to vLLM."""
-        return verification.reason_to_fall_through(
+        return on_v1.reason_to_fall_through(
             self.sampler, self.drafts, self.draft_probs, self.logits, self.sampling
         )
 
@@ -144,13 +145,13 @@ def test_sampled_output_follows_the_settings_of_each_request(installed: Any) -> 
 @pytest.mark.usefixtures("installed")
 def test_noise_is_fresh_and_follows_the_engines_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
-    first, second = verification.draw_noise(3), verification.draw_noise(3)
+    first, second = state.draw_noise(3), state.draw_noise(3)
     assert len({*first[0].tolist(), *second[0].tolist()}) == 6
-    monkeypatch.setattr(verification._installed, "noise", None)
-    assert torch.equal(verification.draw_noise(3), first)
+    monkeypatch.setattr(state.installed, "noise", None)
+    assert torch.equal(state.draw_noise(3), first)
     torch.manual_seed(6)
-    monkeypatch.setattr(verification._installed, "noise", None)
-    assert not (verification.draw_noise(3)[0] == first[0]).any()
+    monkeypatch.setattr(state.installed, "noise", None)
+    assert not (state.draw_noise(3)[0] == first[0]).any()
 
 
 UNQUALIFIED = {
@@ -210,7 +211,7 @@ def test_falling_through_is_counted_and_gives_vllms_output(installed: Any) -> No
 def test_a_failing_backend_is_reported_once_and_vllm_goes_on(
     installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "verify_drafts", None)
+    monkeypatch.setattr(on_v1, "verify_drafts", None)
     batch = Batch([[1], [2]])
     for _ in range(2):
         assert [row[0] for row in batch.sample()] == batch.logits[[0, 2]].argmax(dim=1).tolist()
@@ -227,8 +228,8 @@ def test_warming_up_meets_every_kernel_that_serving_will_need(
         names = tuple(name for name in ("temperature", "top_k", "top_p") if given[name] is not None)
         met.add((logits.numel() >= 4096 * 4096, max_draft, names))
 
-    monkeypatch.setattr(verification, "verify_drafts", record)
-    verification.warm_up(torch.zeros(1, 4096 * 4))
+    monkeypatch.setattr(on_v1, "verify_drafts", record)
+    on_v1.warm_up(torch.zeros(1, 4096 * 4))
     kinds = [(), ("temperature",), ("temperature", "top_k"), ("temperature", "top_p")]
     kinds.append(("temperature", "top_k", "top_p"))
     assert {(False, 1, kind) for kind in kinds} <= met
@@ -258,7 +259,7 @@ def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
 
 def test_off_where_it_is_switched_off_and_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.revert(Feature.VERIFICATION)
-    monkeypatch.setattr(verification, "_installed", verification._Installation())
+    monkeypatch.setattr(state, "installed", state.Installation())
     before = RejectionSampler.forward
     verify(enabled=False)
     assert RejectionSampler.forward is before
@@ -266,10 +267,10 @@ def test_off_where_it_is_switched_off_and_applied_once(monkeypatch: pytest.Monke
     wrapped = RejectionSampler.forward
     verify(enabled=True, backend="torch")
     assert RejectionSampler.forward is wrapped
-    assert verification._installed.config.backend == "torch"
+    assert state.installed.config.backend == "torch"
     verify(enabled=False)
     Batch([[1]]).sample()
-    assert verification.verification_counts() == verification.VerificationCounts()
+    assert state.verification_counts() == state.VerificationCounts()
     registry.revert(Feature.VERIFICATION)
     assert RejectionSampler.forward is before
 
@@ -280,10 +281,10 @@ def test_an_unknown_vllm_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) ->
 
     registry.revert(Feature.VERIFICATION)
     monkeypatch.setattr(RejectionSampler, "forward", another_forward)
-    monkeypatch.setattr(verification, "_installed", verification._Installation())
+    monkeypatch.setattr(state, "installed", state.Installation())
     with pytest.raises(RuntimeError, match=r"RejectionSampler.forward has parameters .*'logits'"):
         verify(enabled=True)
-    assert not verification._installed.active
+    assert not state.installed.active
 
 
 def test_lossy_acceptance_is_left_to_vllm() -> None:
@@ -297,7 +298,8 @@ LIVE = """
 import json, sys
 from vllm import LLM, SamplingParams
 from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.worker import verification, worker_installs
+from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.worker.verification import state
 from reprise.kernels.config import VerifyConfig
 
 # Without it, top-k beside drafts crashes vLLM's own sampler on a CPU.
@@ -320,7 +322,7 @@ worker_installs.verify(
     RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")))
 results["ours"] = run(prompts, **greedy)
 results["sampled"] = [run(prompts, **warm) for _ in range(2)]
-counts = verification.verification_counts()
+counts = state.verification_counts()
 results["counts"] = [counts.verified, sum(counts.fallen_through.values())]
 run(prompts[:2], logprobs=1, **greedy)
 run(prompts[:2], seed=11, **warm)

@@ -18,7 +18,14 @@ def test_every_kernel_compiles_for_hopper_without_spilling():
         "restrict_kernel",
         "sample_kernel",
         "walk_kernel",
+        "draft_kernel",
+        "fold_kernel",
+        "scan_kernel",
+        "threshold_kernel",
+        "noise_kernel",
+        "choose_kernel",
     }
     assert {row: row.spilled_bytes for row in rows if row.spilled_bytes} == {}
     # 64 registers in 128 threads leave room for 8 programs, 32 warps, on a multiprocessor.
-    assert max(row.registers for row in rows if row.kernel == "tile_stats_kernel") <= 64
+    full_reads = [row for row in rows if row.kernel in ("tile_stats_kernel", "scan_kernel")]
+    assert max(row.registers for row in full_reads if row.variant != "top-p") <= 64

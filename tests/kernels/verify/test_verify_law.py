@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from reprise.kernels.verify import verify_drafts
+from reprise.kernels.verify.coupled import verify_coupled
 
 NUM_SAMPLES = 40_000
 
@@ -33,39 +34,57 @@ LOGITS = {
     "nearly_one": [0.0, 0.0, 9.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
     "masked": [0.5, float("-inf"), 1.0, float("-inf"), 0.0, 2.0, 0.2, 0.1, 1.5, 0.3, 0.7],
 }
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 BACKENDS = [
     "torch",
-    pytest.param(
-        "triton",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
+    pytest.param("triton", marks=ON_GPU),
+    "coupled torch",
+    pytest.param("coupled triton", marks=ON_GPU),
 ]
 
 
 def emitted_counts(rows, drafts, *, backend, seed=1, **constraints):
-    """Verify `NUM_SAMPLES` requests with these `rows` of logits and count the emitted sequences."""
-    place = "cuda" if backend == "triton" else "cpu"
-    n = NUM_SAMPLES
+    """Verify that many requests with these `rows` of logits and count the emitted sequences."""
+    place = "cuda" if backend.endswith("triton") else "cpu"
+    n = NUM_SAMPLES // 2 if backend.startswith("coupled") else NUM_SAMPLES
     generator = torch.Generator().manual_seed(seed)
 
     def full(value, dtype):
         return torch.full((n,), value, dtype=dtype, device=place)
 
-    tokens, accepted = verify_drafts(
-        torch.tensor(rows).repeat(n, 1).to(place),
-        torch.tensor(drafts, dtype=torch.int32).repeat(n).to(place),
-        torch.arange(1, n + 1, device=place) * len(drafts),
-        temperature=full(constraints.get("temperature", 1.0), torch.float32),
-        top_k=full(constraints["top_k"], torch.int32) if "top_k" in constraints else None,
-        top_p=full(constraints["top_p"], torch.float32) if "top_p" in constraints else None,
-        min_p=full(constraints["min_p"], torch.float32) if "min_p" in constraints else None,
-        seeds=torch.randint(-(2**62), 2**62, (n,), generator=generator).to(place),
-        offsets=torch.arange(n, device=place) % 50,
-        backend=backend,
-    )
+    settings = {
+        "temperature": full(constraints.get("temperature", 1.0), torch.float32),
+        "top_k": full(constraints["top_k"], torch.int32) if "top_k" in constraints else None,
+        "top_p": full(constraints["top_p"], torch.float32) if "top_p" in constraints else None,
+        "min_p": full(constraints["min_p"], torch.float32) if "min_p" in constraints else None,
+        "seeds": torch.randint(-(2**62), 2**62, (n,), generator=generator).to(place),
+    }
+    logits = torch.tensor(rows).repeat(n, 1).to(place)
+    if backend.startswith("coupled"):
+        of_one = torch.arange(len(rows), device=place)
+        tokens, num_sampled = verify_coupled(
+            logits,
+            torch.tensor([0, *drafts], dtype=torch.int32).repeat(n).to(place),
+            (torch.arange(n, device=place)[:, None] % 50 + of_one).flatten(),
+            torch.arange(n + 1, device=place) * len(rows),
+            torch.arange(n, device=place),
+            **settings,
+            max_draft=len(drafts),
+            backend=backend.removeprefix("coupled "),
+        )
+        accepted = num_sampled - 1
+    else:
+        tokens, accepted = verify_drafts(
+            logits,
+            torch.tensor(drafts, dtype=torch.int32).repeat(n).to(place),
+            torch.arange(1, n + 1, device=place) * len(drafts),
+            **settings,
+            offsets=torch.arange(n, device=place) % 50,
+            backend=backend,
+        )
     assert torch.equal((tokens >= 0).sum(dim=1), accepted.long() + 1)
     # Each sequence as one number, whose digits are its tokens; 0 is none.
     places = (len(rows[0]) + 1) ** torch.arange(tokens.shape[1])
@@ -97,7 +116,9 @@ def test_emitted_sequences_follow_the_law(backend, rows, constraints, law_of_row
     # The most likely token first, so that the second draft and the bonus row are reached often.
     drafts = [max(range(len(rows)), key=rows.__getitem__), 4]
     shifted = [rows, rows[3:] + rows[:3], rows[::-1]]
-    law = sequence_law([law_of_row(row, **constraints) for row in shifted], drafts)
+    splits_ties = backend.startswith("coupled")
+    laws = [law_of_row(row, **constraints, splits_ties=splits_ties) for row in shifted]
+    law = sequence_law(laws, drafts)
     assert_law(emitted_counts(shifted, drafts, backend=backend, **constraints), law)
 
 

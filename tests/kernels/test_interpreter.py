@@ -15,7 +15,14 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-@pytest.mark.parametrize("name", ["test_verify_triton.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "draft/test_draft_triton.py",
+        "verify/test_coupled_triton.py",
+        "verify/test_verify_triton.py",
+    ],
+)
 def test_triton_tests_pass_in_the_interpreter(name):
     # The interpreter has to be chosen before triton is first imported, and would stay chosen for
     # every later test of this process, the engine's among them.
@@ -23,7 +30,7 @@ def test_triton_tests_pass_in_the_interpreter(name):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)],
         env=environment,
-        cwd=HERE.parents[2],
+        cwd=HERE.parents[1],
         capture_output=True,
         text=True,
         timeout=580,
@@ -35,4 +42,5 @@ def test_triton_tests_pass_in_the_interpreter(name):
 def test_every_triton_test_file_is_run():
     listed = test_triton_tests_pass_in_the_interpreter.pytestmark
     names = next(mark.args[1] for mark in listed if mark.name == "parametrize")
-    assert sorted(names) == sorted(path.name for path in HERE.glob("*_triton.py"))
+    found = (path.relative_to(HERE).as_posix() for path in HERE.rglob("*_triton.py"))
+    assert sorted(names) == sorted(found)

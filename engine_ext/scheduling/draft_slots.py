@@ -1,0 +1,95 @@
+"""How many tokens of a request may be drafted on model runner V2, where slots come before drafts.
+
+There every decoding request has a step with as many slots as drafts are long, and what the device
+has drafted fills them. A request that must not be drafted for has to be scheduled without. Its
+batch then runs without full CUDA graphs, which want requests of one length.
+
+The hooks of `Feature.DRAFT_SLOTS`, in the engine core.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from reprise.engine_ext.compat.engine_state import (
+    drop_drafts,
+    limit_drafts,
+    mark_of,
+    set_mark,
+    set_room_for_drafts,
+)
+from reprise.engine_ext.compat.guarded import Original
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.core.identity import uses_our_proposer
+from reprise.engine_ext.core.request_hints import read_hints
+from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+_MAX_SLOTS = "max_slots"
+_KEEP_SAMPLES = "keep_samples"
+
+
+def limit_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
+    """Run vLLM's, and take slots from requests that must not have as many with the next step."""
+    result = original()
+    if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
+        requests = [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens]
+        try:
+            for request in requests:
+                if request.spec_token_ids:
+                    limit_drafts(request, _max_slots_of(request, scheduler.vllm_config))
+        except Exception:
+            # What each may have is not known: those that promise a sample must keep it.
+            for request in requests:
+                drop_drafts(request)
+            raise
+    return result
+
+
+def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
+    """Run vLLM's so that no request has slots: what it may have is not known."""
+    if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
+        set_room_for_drafts(scheduler_output, 0)
+    return original()
+
+
+def _max_slots_of(request: Any, config: "VllmConfig") -> int | None:
+    """Return `max_slots` of a request, read once from the params that it has."""
+    params = request.sampling_params
+    kept: tuple[Any, int | None] | None = mark_of(request, _MAX_SLOTS)
+    if kept is None or kept[0] is not params:
+        keeps = promises_a_sample(params) and _drafts_keep_samples(config)
+        kept = params, max_slots(params, keeps_sample=keeps)
+        set_mark(request, _MAX_SLOTS, kept)
+    return kept[1]
+
+
+def _drafts_keep_samples(config: "VllmConfig") -> bool:
+    """Return whether workers verify so that drafts change no sample; found out once."""
+    kept: bool | None = mark_of(config.scheduler_config, _KEEP_SAMPLES)
+    if kept is None:
+        # What a worker asks before it verifies.
+        kept = drafts_keep_samples(config, engine_config(config)) and (
+            registry.problem(Feature.VERIFICATION_V2, Role.WORKER) is None
+        )
+        set_mark(config.scheduler_config, _KEEP_SAMPLES, kept)
+    return kept
+
+
+def max_slots(params: "SamplingParams | None", *, keeps_sample: bool = False) -> int | None:
+    """Return the maximum of tokens to draft in a step; None: the engine's own bound.
+
+    Args:
+        params: of the request.
+        keeps_sample: its seed gives the same sample with drafts as without.
+    """
+    if params is None:
+        return None
+    if promises_a_sample(params) and not keeps_sample:
+        return 0
+    hints = read_hints(params)
+    return hints.max_draft if hints.drafts else 0

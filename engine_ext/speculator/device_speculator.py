@@ -1,0 +1,218 @@
+"""The speculator of model runner V2: drafts on the device, from what the host has sent there."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+
+from reprise.engine_ext.compat import model_runner_v2
+from reprise.engine_ext.compat.engine_state import keep_tokens_on_device
+from reprise.engine_ext.compat.guarded import step_errors
+from reprise.engine_ext.compat.hooks import SpeculatorHooks
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.config import RepriseConfig, draft_config, engine_config
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.core.identity import unsupported_start
+from reprise.engine_ext.speculator.device_requests import DeviceRequests
+from reprise.engine_ext.speculator.rank_drafts import RankDrafts
+from reprise.engine_ext.speculator.slot_counts import SlotCounts
+from reprise.engine_ext.worker import worker_installs
+from reprise.kernels.draft import draft_tokens
+from reprise.kernels.draft.state import DraftState
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+logger = init_logger(__name__)
+
+MAX_NEAR_TOKENS = 8192
+"""Of all near answers of a request."""
+
+
+class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
+    """Drafts from near answers, from earlier answers and from the context, all in device memory.
+
+    vLLM builds one per worker and calls `propose` after every step. Nothing in `propose` waits for
+    the device, or makes it wait for the host: what requests bring along is sent when their step
+    begins (`DeviceRequests`), and what became of drafts is read back when they have ended. Every
+    row gets drafts of full length, never of negative tokens; where there is nothing to copy they
+    repeat the last token, with chance 0.
+    """
+
+    supports_mm_inputs = False
+    draft_logits = None  # a draft is one token with certainty
+
+    def __init__(self, vllm_config: "VllmConfig", device: torch.device, req_states: Any) -> None:
+        """Allocate device memory and, on the first rank, start retrieval.
+
+        Raises:
+            ValueError: a setting is unknown or out of bounds, or vLLM was started in a way that
+                cannot be served (it then refuses to start).
+        """
+        if (refused := unsupported_start()) is not None:
+            raise ValueError(refused)
+        config = engine_config(vllm_config)
+        if config.engine.runner == "v1":
+            raise ValueError("Reprise: engine.runner is v1, and this is model runner V2")
+        num_tokens = draft_config(config, vllm_config).num_speculative_tokens
+        _apply_in_worker(config)
+        num_slots = req_states.max_num_reqs
+        self._errors = ErrorCounter()
+        worker_installs.install_on_v2(config, vllm_config, self._errors)
+        self._req_states = req_states
+        keep_tokens_on_device(req_states)
+        self.enable_adaptive_verification = bool(
+            vllm_config.speculative_config.enable_adaptive_verification
+        )
+        self._drafts = torch.zeros((num_slots, num_tokens), dtype=torch.int64, device=device)
+        self.draft_token_confidence_probs = torch.zeros((num_slots, num_tokens), device=device)
+        self._slots = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._wanted = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._ranks = RankDrafts(self._drafts, self.draft_token_confidence_probs)
+        self._state: DraftState | None = None
+        self._counts: SlotCounts | None = None
+        self._requests: DeviceRequests | None = None
+        if self._ranks.is_first:
+            self._state = DraftState.create(
+                num_slots=num_slots,
+                max_draft=num_tokens,
+                max_near_tokens=MAX_NEAR_TOKENS,
+                device=device,
+            )
+            self._counts = SlotCounts(self._state)
+            self._requests = DeviceRequests(
+                vllm_config, config, self._state, self._counts, errors=self._errors
+            )
+            logger.info(
+                "Reprise: drafts on the device, in %.0f MiB of its memory.",
+                (self._state.num_bytes + req_states.all_token_ids.gpu.nbytes) / (1 << 20),
+            )
+        logger.info("Reprise: %s.", registry.summary())
+
+    def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
+        """vLLM calls this of every speculator; drafting is launched as it is."""
+
+    def capture(self) -> None:
+        """vLLM calls this of every speculator; there is nothing to capture."""
+
+    @torch.inference_mode()
+    def propose(
+        self,
+        input_batch: Any,
+        attn_metadata: Any,  # noqa: ARG002 - vLLM's, as are all of these
+        slot_mappings: Any,  # noqa: ARG002
+        last_hidden_states: torch.Tensor,  # noqa: ARG002
+        aux_hidden_states: Any,  # noqa: ARG002
+        num_sampled: torch.Tensor,
+        num_rejected: torch.Tensor,
+        last_sampled: torch.Tensor,
+        next_prefill_tokens: torch.Tensor,  # noqa: ARG002
+        temperature: torch.Tensor,  # noqa: ARG002
+        seeds: torch.Tensor,  # noqa: ARG002
+        dp_sync_state: Any = None,  # noqa: ARG002
+        dummy_run: bool = False,
+        skip_attn_for_dummy_run: bool = False,  # noqa: ARG002
+        mm_inputs: Any = None,  # noqa: ARG002
+        is_profile: bool = False,  # noqa: ARG002
+        num_speculative_tokens: int | None = None,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Draft for the next step, with the tokens of this one already in their requests.
+
+        Args:
+            num_sampled: [num_reqs] int32; 0: the request is still prefilling.
+            num_rejected: [num_reqs] int32, of the slots for drafts that this step had.
+            last_sampled: [max_num_reqs, 1] int64, by slot.
+
+        Returns:
+            [num_reqs, num_speculative_tokens] int64, in the order of the batch.
+        """
+        num_reqs = input_batch.num_reqs
+        drafts = self._drafts[:num_reqs]
+        if dummy_run:
+            return drafts
+        if self._ranks.is_first:
+            has_drafted = False
+            with self._errors.recording("propose"):
+                has_drafted = self._draft(
+                    num_reqs, input_batch.idx_mapping, num_sampled, num_rejected
+                )
+            if not has_drafted:
+                drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping][:, None])
+                self.draft_token_confidence_probs[:num_reqs].zero_()
+        self._ranks.share(num_reqs)
+        return drafts
+
+    def _draft(
+        self,
+        num_reqs: int,
+        idx_mapping: torch.Tensor,
+        num_sampled: torch.Tensor,
+        num_rejected: torch.Tensor,
+    ) -> bool:
+        """Fill the first rows of drafts and chances; return whether it may be done at all."""
+        assert self._state is not None
+        assert self._counts is not None
+        assert self._requests is not None
+        if self._requests.has_failed:
+            return False
+        slots = self._slots[:num_reqs].copy_(idx_mapping)
+        wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
+        self._counts.add_step(slots.long(), num_sampled[:num_reqs], num_rejected[:num_reqs])
+        draft_tokens(
+            self._state,
+            all_token_ids=self._req_states.all_token_ids.gpu,
+            total_len=self._req_states.total_len.gpu,
+            idx_mapping=slots,
+            wanted=wanted,
+            drafts=self._drafts[:num_reqs],
+            chances=self.draft_token_confidence_probs[:num_reqs],
+        )
+        return True
+
+    def end_requests(self, runner: Any, scheduler_output: "SchedulerOutput") -> None:
+        """Read back what became of requests whose slots are about to be given up."""
+        if self._requests is not None:
+            self._requests.end(runner.req_states, scheduler_output)
+
+    def begin_step(self, runner: Any, scheduler_output: "SchedulerOutput") -> None:
+        """Send what requests draft from, of those that begin and of those that it came late to."""
+        if self._requests is not None:
+            self._requests.begin_step(runner.req_states, scheduler_output)
+
+    def report(self) -> dict[str, Any]:
+        """Return figures of this worker since it started."""
+        return {
+            **(self._requests.report() if self._requests is not None else {}),
+            "runner": "V2",
+            "verification": worker_installs.verification_report(),
+            "compat": registry.states(),
+            "errors": {**step_errors.counts(), **self._errors.counts()},
+        }
+
+    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """Return, once, counts of those of these requests that are over and asked for them."""
+        return self._requests.take_draft_counts(request_ids) if self._requests is not None else {}
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until every finished request so far is learned; return whether it is."""
+        return self._requests.flush(timeout_s) if self._requests is not None else True
+
+
+def _apply_in_worker(config: RepriseConfig) -> None:
+    """Apply what the speculator cannot do without in this process.
+
+    Raises:
+        ValueError: this vLLM is not one whose requests and tenants can be told apart.
+    """
+    registry.apply(Feature.SPECULATOR, model_runner_v2, role=Role.WORKER)
+    for feature, role in ((Feature.SPECULATOR, Role.WORKER), (Feature.TENANTS, Role.API_SERVER)):
+        problem = registry.problem(feature, role)
+        if problem is not None and (feature is Feature.SPECULATOR or config.namespace is None):
+            raise ValueError(
+                f"Reprise cannot keep tenants apart with this vLLM ({feature.value}: {problem}); "
+                f"engine.runner=v1 may do"
+            )

@@ -1,0 +1,60 @@
+"""Near answers in a replay: the retriever that serves, made synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reprise.eval.replay.token_rows import IntArray, TokenRow
+from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.search.embedding import Embedder
+
+_FLUSH_S = 600.0
+
+
+class NearLookup:
+    """A retriever in this process: every request has its near answers in time."""
+
+    def __init__(self, *, embedder: Embedder, clauses: bool = True) -> None:
+        self._retriever = LocalRetriever(
+            # A replay hands over its whole cache at once.
+            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30, clauses=clauses),
+            embedder=embedder,
+        )
+        self._embedder = embedder
+
+    def prepare(self, rows: Sequence[TokenRow]) -> None:
+        """Embed all prompts in large batches, which the embedder remembers."""
+        self._embedder.encode([row.source.query_text for row in rows])
+
+    def add(self, row: TokenRow, answer_token_ids: IntArray) -> None:
+        """Let an answer join."""
+        self._retriever.store(
+            Answer.create(
+                answer_id=f"{row.request_id}-{len(answer_token_ids)}",
+                prompt_token_ids=row.prompt_token_ids,
+                response_token_ids=answer_token_ids,
+                prompt_text=row.source.query_text,
+            )
+        )
+
+    def look_up(self, row: TokenRow) -> tuple[list[AnswerUpdate], list[NearAnswer]]:
+        """The answers that joined or left since the last call, and the near answers of a row."""
+        # The retriever serves prompts before it takes in answers: all that were added join first.
+        self._flush()
+        self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
+        self._flush()
+        updates = list(self._retriever.updates())
+        near_answers = self._retriever.poll(row.request_id) or []
+        self._retriever.discard(row.request_id)
+        return updates, near_answers
+
+    def _flush(self) -> None:
+        if not self._retriever.flush(_FLUSH_S):
+            raise RuntimeError(f"retrieval did not finish within {_FLUSH_S} s")
+
+    def close(self) -> None:
+        """Stop the retriever."""
+        self._retriever.close()

@@ -1,0 +1,101 @@
+"""Drafting on the device: checks the arguments and hands over to a backend."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from reprise.kernels.draft.state import DraftState
+
+Backend = Literal["auto", "torch", "triton"]
+
+
+def draft_tokens(
+    state: DraftState,
+    *,
+    all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32, any row stride
+    total_len: torch.Tensor,  # [num_slots] int32
+    idx_mapping: torch.Tensor,  # [num_reqs] int32: the slot of each row of the batch
+    wanted: torch.Tensor,  # [num_reqs] bool
+    drafts: torch.Tensor,  # [num_reqs, K] int64: out
+    chances: torch.Tensor,  # [num_reqs, K] float32: out
+    backend: Backend = "auto",
+) -> None:
+    """Draft K tokens for each row of the batch, and learn from what became of its last draft.
+
+    For a row with `wanted`, whose slot's context is `all_token_ids[slot, :total_len[slot]]`:
+
+        for each source: the longest match of the context's last tokens, up to MAX_MATCH
+        the source whose matches of that length have been right most often
+        the tokens that follow that match, to the end of the answer it is in
+
+    A match does not reach back beyond the beginning of an answer, neither of the request's own nor
+    of the one it is found in; where both begin there, that counts as one more token. Of equally
+    long matches the context's last is taken, the near answers' first, the recent answers' last, and
+    in the sorted corpus the last of those with the commonest next token. A copy from the request's
+    own answer goes on into itself.
+
+    `chances[row, k]` is how often tokens in that place of such a copy have been right if those
+    before them were. Where there is nothing to draft, and in all rows without `wanted`, tokens are
+    the row's last one, with chance 0; they are never negative, so that a model can embed them.
+
+    Learning compares every source's copies, kept since the slot's last draft, with the tokens that
+    the context has got since; it needs nothing from the host. A row without `wanted` leaves what is
+    kept alone. The host never waits, nothing is allocated, and launches depend on shapes only.
+
+    Args:
+        backend: `auto` takes Triton for CUDA tensors, torch for all others.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit. Values are not looked at; slots must be in
+            [-1, num_slots), and -1 stands for a row without a request.
+    """
+    _check(state, all_token_ids, total_len, idx_mapping, wanted, drafts, chances)
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"expected backend 'auto', 'torch' or 'triton', came {backend!r}")
+    if drafts.numel() == 0:
+        return
+    if backend == "triton" or (backend == "auto" and drafts.is_cuda):
+        from reprise.kernels.draft.triton_kernels import draft_tokens_triton as run
+    else:
+        from reprise.kernels.draft.reference import draft_tokens_torch as run
+    run(
+        state,
+        all_token_ids=all_token_ids,
+        total_len=total_len,
+        idx_mapping=idx_mapping,
+        wanted=wanted,
+        drafts=drafts,
+        chances=chances,
+    )
+
+
+def _check(
+    state: DraftState,
+    all_token_ids: torch.Tensor,
+    total_len: torch.Tensor,
+    idx_mapping: torch.Tensor,
+    wanted: torch.Tensor,
+    drafts: torch.Tensor,
+    chances: torch.Tensor,
+) -> None:
+    rows, width = idx_mapping.shape[0], drafts.shape[-1]
+    max_model_len = all_token_ids.shape[-1]
+    expected: dict[str, tuple[torch.Tensor, tuple[int, ...], torch.dtype]] = {
+        "all_token_ids": (all_token_ids, (state.num_slots, max_model_len), torch.int32),
+        "total_len": (total_len, (state.num_slots,), torch.int32),
+        "idx_mapping": (idx_mapping, (rows,), torch.int32),
+        "wanted": (wanted, (rows,), torch.bool),
+        "drafts": (drafts, (rows, width), torch.int64),
+        "chances": (chances, (rows, width), torch.float32),
+    }
+    for name, (tensor, shape, dtype) in expected.items():
+        fits = tensor.shape == shape and tensor.dtype == dtype
+        if not fits or tensor.device != state.slots.device or tensor.stride(-1) != 1:
+            raise ValueError(
+                f"expected {name} {list(shape)} of {dtype} on {state.slots.device}, contiguous "
+                f"within a row, came {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            )
+    if width > state.max_draft:
+        raise ValueError(f"expected drafts of up to {state.max_draft} tokens, came {width}")

@@ -1,0 +1,29 @@
+"""Near answers as drafting reads them: a row of tokens with marks between the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reprise.kernels.draft.constants import BOS, END
+
+IntArray = npt.NDArray[np.int32]
+MAX_ANSWER_TOKENS = 2048
+"""Tokens of one near answer that are used."""
+
+
+def near_row(answers: Sequence[IntArray], *, max_near_tokens: int) -> IntArray:
+    """BOS, tokens, END of each answer, the nearest first, int32 [<= max_near_tokens].
+
+    Of an answer that is too long, and of the one that no longer fits, the first tokens are used.
+    """
+    parts: list[IntArray] = []
+    room = max_near_tokens
+    for answer in answers:
+        tokens = answer[: min(MAX_ANSWER_TOKENS, room - 2)] if room > 2 else answer[:0]
+        if len(tokens):
+            parts.append(np.concatenate(([BOS], tokens, [END]), dtype=np.int32))
+            room -= len(tokens) + 2
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)

@@ -1,0 +1,122 @@
+"""On model runner V2 a request is scheduled with the slots for drafts that it may have."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from reprise.engine_ext.compat.guarded import step_errors
+from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.identity import PROPOSER_PATH
+from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.scheduling import draft_slots
+
+PLACE = "AsyncScheduler._update_after_schedule"
+PARAMS = {
+    "plain": SamplingParams(),
+    "seeded": SamplingParams(seed=1),
+    "off": with_hints(SamplingParams(), RequestHints(drafts=False)),
+    "capped": with_hints(SamplingParams(), RequestHints(max_draft=2)),
+}
+
+
+class Request(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+@pytest.fixture
+def scheduler() -> Any:
+    """vLLM's own, with as much around it as its method needs."""
+    assert registry.apply(Feature.DRAFT_SLOTS, draft_slots, role=Role.ENGINE_CORE)
+    made = AsyncScheduler.__new__(AsyncScheduler)
+    made.vllm_config = SimpleNamespace(speculative_config=SimpleNamespace(model=PROPOSER_PATH))
+    made.use_v2_model_runner = True
+    made.num_sampled_tokens_per_step = 1
+    made.current_step = 5
+    made.decode_stagger = 1
+    made.defer_block_free = False
+    made._inflight_prefills = set()
+    made.requests = {
+        name: Request(
+            num_computed_tokens=32, num_in_flight_tokens=0, num_tokens=33,
+            num_output_placeholders=0, use_structured_output=False, is_prefill_chunk=False,
+            sampling_params=params, spec_token_ids=[],
+        )
+        for name, params in PARAMS.items()
+    }  # fmt: skip
+    return made
+
+
+def slots_after(scheduler: Any) -> dict[str, int]:
+    """By request: slots that it will have with the next step."""
+    scheduler._update_after_schedule(
+        SimpleNamespace(
+            num_scheduled_tokens=dict.fromkeys(PARAMS, 1),
+            total_num_scheduled_tokens=len(PARAMS),
+            scheduled_spec_decode_tokens={},
+            num_spec_tokens_to_schedule=4,
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+            pending_structured_output_tokens=False,
+            has_structured_output_requests=False,
+        )
+    )
+    return {name: len(each.spec_token_ids) for name, each in scheduler.requests.items()}
+
+
+def test_each_has_as_many_as_it_may_have(scheduler: Any) -> None:
+    for _ in range(2):
+        assert slots_after(scheduler) == {"plain": 4, "seeded": 0, "off": 0, "capped": 2}
+    # A streaming session's next turn brings other params.
+    scheduler.requests["off"].sampling_params = SamplingParams()
+    assert slots_after(scheduler)["off"] == 4
+
+
+@pytest.mark.parametrize("other", ["runner", "drafter"])
+def test_other_engines_are_left_alone(scheduler: Any, other: str) -> None:
+    if other == "runner":
+        scheduler.use_v2_model_runner = False
+    else:
+        scheduler.vllm_config.speculative_config.model = "ngram"
+    assert set(slots_after(scheduler).values()) == {4}
+
+
+def test_nobody_is_drafted_for_where_it_fails(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails before vLLM's own part has run: requests that promise a sample must keep it."""
+
+    def fail(*_: Any) -> Any:
+        raise AssertionError("injected")
+
+    before = step_errors.counts().get(PLACE, 0)
+    monkeypatch.setattr("reprise.engine_ext.compat.guarded._run_part", _failing_once(fail))
+    assert set(slots_after(scheduler).values()) == {0}
+    assert step_errors.counts()[PLACE] == before + 1
+
+
+def test_nor_where_it_fails_later(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> Any:
+        raise AssertionError("injected")
+
+    monkeypatch.setattr(draft_slots, "read_hints", fail)
+    assert set(slots_after(scheduler).values()) == {0}
+
+
+def _failing_once(fail: Any) -> Any:
+    """In place of `_run_part`: the hook fails before vLLM's part, the fallback runs."""
+    calls: list[Any] = []
+
+    def run(place: str, part: Any, theirs: Any, args: Any, kwargs: Any) -> Any:
+        if place == PLACE and not calls:
+            calls.append(part)
+            return fail()
+        return part(theirs, *args, **kwargs)
+
+    return run

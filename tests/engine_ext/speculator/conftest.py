@@ -1,0 +1,101 @@
+"""Engines on vLLM's model runner V2, on the CPU in Triton's interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
+from reprise.eval.live.engine_environment import engine_environment
+
+PROGRAM = Path(__file__).with_name("engine_program.py")
+V2_ON_CPU = Path(__file__).resolve().parents[2] / "v2_on_cpu"
+PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
+_ENDS_WITHIN_S = 30.0
+
+
+def environment_of_v2(*, with_reprise: bool) -> dict[str, str]:
+    """The environment of a process in which vLLM chooses V2."""
+    path = [str(V2_ON_CPU), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **engine_environment(with_reprise=with_reprise),
+        "V2_ON_CPU": "1",
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+
+
+@pytest.fixture
+def v2_environment() -> dict[str, str]:
+    """For other processes than engines."""
+    return environment_of_v2(with_reprise=True)
+
+
+@pytest.fixture
+def plain_environment() -> dict[str, str]:
+    """Likewise, of a process in which vLLM finds no Triton."""
+    return engine_environment(with_reprise=True)
+
+
+class Engine:
+    """An engine in a process of its own, see `engine_program.py`."""
+
+    def __init__(self, *, with_reprise: bool, environment: dict[str, str], **settings: Any) -> None:
+        variables = environment_of_v2(with_reprise=with_reprise) | environment
+        speculative = {"model": PROPOSER, "num_speculative_tokens": 4} if with_reprise else None
+        chosen = {
+            "model": str(demo_model_path()),
+            "dtype": DEMO_DTYPE,
+            "enforce_eager": True,
+            "max_num_seqs": 4,
+            "max_model_len": 256,
+            "kv_cache_memory_bytes": 1 << 26,
+            "disable_log_stats": False,
+            "speculative_config": speculative,
+            **settings,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROGRAM)],
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._send(chosen)
+
+    def _send(self, message: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("REPLY "):
+                return json.loads(line.removeprefix("REPLY "))
+        raise AssertionError(f"the engine has ended: {self._process.wait()}")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda **arguments: self._send([name, arguments])
+
+    def end(self) -> None:
+        """End its processes."""
+        if self._process.poll() is None:
+            self._process.communicate(timeout=_ENDS_WITHIN_S)
+
+
+@pytest.fixture(scope="session")
+def start_engine() -> Iterator[Callable[..., Engine]]:
+    """Starts engines on V2, and ends them after the last test."""
+    started: list[Engine] = []
+
+    def start(*, with_reprise: bool, environment: dict[str, str] | None = None, **settings: Any):  # type: ignore[no-untyped-def]
+        engine = Engine(with_reprise=with_reprise, environment=environment or {}, **settings)
+        started.append(engine)
+        return engine
+
+    yield start
+    for engine in started:
+        engine.end()

@@ -1,0 +1,304 @@
+"""What requests draft from on the device, and what they leave behind: real retrieval, no engine."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm import SamplingParams
+
+from reprise.engine_ext.core.config import RepriseConfig
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.speculator import device_requests
+from reprise.engine_ext.speculator.device_requests import DeviceRequests
+from reprise.engine_ext.speculator.slot_counts import SlotCounts
+from reprise.kernels.draft import draft_tokens
+from reprise.kernels.draft.constants import BOS, END, NEAR_LENGTH
+from reprise.kernels.draft.state import DraftState
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.search.embedding import Embedder
+
+NUM_SLOTS, MAX_LEN, NUM_DRAFTED = 3, 64, 4
+PROMPT = list(range(100, 108))
+ANSWER = list(range(200, 216))
+
+
+class Blocked(Embedder):
+    """Does not embed before it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__("lexical")
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def encode(self, texts: Sequence[str], *args: Any) -> Any:
+        assert self.go_on.wait(30)
+        return super().encode(texts, *args)
+
+
+class World:
+    """A worker's requests, and as much of vLLM's own state as they read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.embedder = Blocked()
+        config = RetrievalConfig(embedding_model="lexical")
+        self.retriever = LocalRetriever(config, embedder=self.embedder)
+        monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: self.retriever)
+        monkeypatch.setattr(device_requests, "model_key_of", lambda _: "model")
+        monkeypatch.setattr(device_requests, "tokenizer_key_of", lambda _: "")
+        self.state = DraftState.create(
+            num_slots=NUM_SLOTS, max_draft=NUM_DRAFTED, max_near_tokens=128, num_corpora=4,
+            arena_tokens=1 << 14,
+        )  # fmt: skip
+        self.errors = ErrorCounter()
+        self.counts = SlotCounts(self.state)
+        settings: Any = None
+        self.requests = DeviceRequests(
+            settings, RepriseConfig(), self.state, self.counts, errors=self.errors
+        )
+        self.req_states = SimpleNamespace(
+            req_id_to_index={},
+            total_len=SimpleNamespace(gpu=torch.zeros(NUM_SLOTS, dtype=torch.int32)),
+            all_token_ids=SimpleNamespace(gpu=torch.zeros((NUM_SLOTS, MAX_LEN), dtype=torch.int32)),
+        )
+        self.prompts: dict[str, tuple[list[int], SamplingParams]] = {}
+
+    def step(
+        self, begin: Sequence[str] = (), end: Sequence[str] = (), preempt: Sequence[str] = ()
+    ) -> None:
+        """Have requests begin and end as a step of vLLM's does."""
+        slots = self.req_states.req_id_to_index
+        new = []
+        output = SimpleNamespace(
+            finished_req_ids=set(end), preempted_req_ids=set(preempt), scheduled_new_reqs=new,
+            num_scheduled_tokens={},
+        )  # fmt: skip
+        self.requests.end(self.req_states, output)
+        for request_id in (*end, *preempt):
+            slots.pop(request_id, None)
+        for request_id in begin:
+            slot = min(set(range(NUM_SLOTS)) - set(slots.values()))
+            slots[request_id] = slot
+            prompt, params = self.prompts[request_id]
+            self.write(request_id, prompt)
+            new.append(
+                SimpleNamespace(
+                    req_id=request_id,
+                    prompt_token_ids=prompt,
+                    prefill_token_ids=prompt,
+                    sampling_params=params,
+                    prompt_len=len(prompt),
+                    num_computed_tokens=0,
+                )
+            )
+        output.num_scheduled_tokens |= {name: len(self.prompts[name][0]) for name in slots}
+        self.requests.begin_step(self.req_states, output)
+
+    def request(
+        self, name: str, namespace: str | None, prompt: list[int] = PROMPT, **hints: Any
+    ) -> str:
+        params = SamplingParams(max_tokens=32)
+        if namespace is not None:
+            params = with_hints(params, RequestHints(namespace=namespace, **hints))
+        self.prompts[name] = prompt, params
+        return name
+
+    def write(self, name: str, tokens: Sequence[int]) -> None:
+        slot = self.req_states.req_id_to_index[name]
+        self.req_states.all_token_ids.gpu[slot, : len(tokens)] = torch.tensor(tokens)
+        self.req_states.total_len.gpu[slot] = len(tokens)
+
+    def emit(self, name: str, tokens: Sequence[int]) -> None:
+        """The request's answer so far."""
+        self.write(name, [*self.prompts[name][0], *tokens])
+
+    def drafted(self, name: str) -> list[int]:
+        """What would be drafted for a request now; empty: nothing."""
+        slot = torch.tensor([self.req_states.req_id_to_index[name]], dtype=torch.int32)
+        drafts = torch.zeros((1, NUM_DRAFTED), dtype=torch.int64)
+        chances = torch.zeros((1, NUM_DRAFTED))
+        draft_tokens(
+            self.state,
+            all_token_ids=self.req_states.all_token_ids.gpu,
+            total_len=self.req_states.total_len.gpu,
+            idx_mapping=slot,
+            wanted=torch.ones(1, dtype=torch.bool),
+            drafts=drafts,
+            chances=chances,
+        )
+        return drafts[0, chances[0] > 0].tolist()
+
+    def learn(self, name: str, namespace: str | None, answer: list[int] = ANSWER) -> None:
+        """A whole request, and wait until it has been learned."""
+        self.step(begin=[self.request(name, namespace)])
+        self.emit(name, answer)
+        self.step(end=[name])
+        assert self.requests.flush(30)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(monkeypatch)
+    yield made
+    made.embedder.go_on.set()
+    made.retriever.close()
+    assert made.errors.counts() == {}
+
+
+def test_an_answer_is_drafted_from_by_its_namespace_only(world: World) -> None:
+    world.learn("first", "mine")
+    world.step(
+        begin=[
+            world.request("mine", "mine"),
+            world.request("others", "theirs"),
+            world.request("unknown", None),
+        ]
+    )
+    for name in ("mine", "others", "unknown"):
+        world.emit(name, ANSWER[:3])
+    assert world.drafted("mine") == ANSWER[3:7]
+    assert world.drafted("others") == []
+    assert world.drafted("unknown") == []
+
+
+def test_the_next_request_of_a_slot_inherits_nothing(world: World) -> None:
+    world.learn("first", "mine")
+    world.step(begin=[world.request("mine", "mine")])
+    world.emit("mine", ANSWER[:3])
+    assert world.drafted("mine") == ANSWER[3:7]
+    world.step(end=["mine"], begin=[world.request("other", None)])
+    assert world.req_states.req_id_to_index == {"other": 0}
+    world.emit("other", ANSWER[:3])
+    assert world.drafted("other") == []
+
+
+def test_a_request_of_an_unknown_tenant_leaves_nothing_behind(world: World) -> None:
+    world.learn("first", None)
+    assert world.requests.report()["provider"].answers == 0
+    assert world.retriever.stats().stored == 0
+
+
+@pytest.mark.parametrize("hints", [{"drafts": False}, {"store": False}, {"retrieval_id": "f"}])
+def test_hints_are_kept(world: World, hints: dict[str, Any]) -> None:
+    world.learn("first", "mine", ANSWER[::-1])
+    world.step(begin=[world.request("asks", "mine", **hints)])
+    world.emit("asks", ANSWER[::-1][:3])
+    drafted = world.drafted("asks")
+    assert drafted == ([] if hints == {"drafts": False} else ANSWER[::-1][3:7])
+    world.emit("asks", ANSWER)
+    world.step(end=["asks"])
+    assert world.requests.flush(30)
+    # The front end stores what it has retrieved for.
+    assert world.requests.report()["provider"].answers == (2 if hints == {"drafts": False} else 1)
+
+
+def test_late_near_answers_are_used_from_the_next_step_on(world: World) -> None:
+    question = "how do I cancel my order"
+    world.retriever.store(
+        Answer.create(
+            prompt_token_ids=PROMPT, response_token_ids=ANSWER, prompt_text=question,
+            namespace="mine",
+        )
+    )  # fmt: skip
+    assert world.requests.flush(30)
+    world.embedder.go_on.clear()
+    # Shares no tokens with the question that was learned: only embedding can find it.
+    other = list(range(300, 308))
+    world.step(begin=[world.request("late", "mine", other, retrieval_id="front")])
+    world.retriever.submit("front", namespace="mine", text=question)
+    world.step()
+    assert near_answers(world, 0) == []
+    world.embedder.go_on.set()
+    for _ in range(500):
+        world.step()
+        if near_answers(world, 0):
+            break
+        time.sleep(0.01)
+    assert near_answers(world, 0) == [BOS, *ANSWER, END]
+
+
+def near_answers(world: World, slot: int) -> list[int]:
+    return world.state.near_token_ids[slot, : world.state.slots[slot, NEAR_LENGTH]].tolist()
+
+
+def test_a_preempted_request_goes_on_with_what_it_had(world: World) -> None:
+    world.learn("first", "mine")
+    world.step(begin=[world.request("goes on", "mine")])
+    world.step(preempt=["goes on"], begin=[world.request("other", None)])
+    assert world.req_states.req_id_to_index == {"other": 0}
+    world.emit("other", ANSWER[:3])
+    assert world.drafted("other") == []
+    world.step(begin=["goes on"])
+    world.emit("goes on", ANSWER[:3])
+    assert world.drafted("goes on") == ANSWER[3:7]
+    world.emit("goes on", ANSWER[::-1])
+    world.step(end=["goes on"])
+    assert world.requests.flush(30)
+    assert world.requests.report()["provider"].answers == 2
+    assert world.requests.report()["live_requests"] == 1
+
+
+def test_a_request_that_ends_while_preempted_is_forgotten(world: World) -> None:
+    world.step(begin=[world.request("gone", "mine")])
+    world.step(preempt=["gone"])
+    world.step(end=["gone"])
+    assert world.requests.flush(30)
+    assert world.requests.report()["live_requests"] == 0
+    assert world.requests.report()["provider"].answers == 0
+
+
+def test_warm_up_runs_are_no_requests(world: World) -> None:
+    for name in ("_warmup_0_", "_v2_mixed_warmup_decode_0"):
+        world.step(begin=[world.request(name, "mine")])
+        world.emit(name, ANSWER)
+        assert world.requests.report()["live_requests"] == 0
+        world.step(end=[name])
+    assert world.requests.flush(30)
+    assert world.requests.report()["provider"].answers == 0
+
+
+def test_drafting_ends_where_a_slot_cannot_be_cleared(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clear(_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(world.requests._rows, "clear", clear)
+    assert not world.requests.has_failed
+    with pytest.raises(RuntimeError):
+        world.step(begin=[world.request("any", "mine")])
+    assert world.requests.has_failed
+
+
+def test_counts_are_of_the_request_that_asked(world: World) -> None:
+    world.learn("first", "mine")
+    world.step(begin=[world.request("asks", "mine", info=True)])
+    world.emit("asks", ANSWER[:1])
+    assert world.drafted("asks") == ANSWER[1:5]
+    # All four were right, and the model has added one.
+    slots = torch.zeros(1, dtype=torch.int64)
+    sampled, rejected = (torch.tensor([n], dtype=torch.int32) for n in (5, 0))
+    world.counts.add_step(slots, sampled, rejected)
+    world.emit("asks", ANSWER[:6])
+    world.drafted("asks")
+    # The first one was wrong, of three that there was room for.
+    sampled, rejected = (torch.tensor([n], dtype=torch.int32) for n in (1, 3))
+    world.counts.add_step(slots, sampled, rejected)
+    world.step(end=["asks"])
+    assert world.requests.flush(30)
+    (found,) = world.requests.take_draft_counts(["asks", "first"]).values()
+    assert found["steps"] == 2
+    sources = found["by_source"].values()
+    assert sum(each["drafted"] for each in sources) == 7
+    assert sum(each["accepted"] for each in sources) == 4
+    assert world.requests.take_draft_counts(["asks"]) == {}
+    total = world.requests.report()["provider"]
+    assert (total.steps, total.emitted, total.drafted, total.accepted) == (2, 6, 7, 4)

@@ -1,0 +1,158 @@
+"""`propose` never waits for the device, nor makes it wait for the host."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reprise.engine_ext.speculator import device_speculator
+from reprise.engine_ext.speculator.device_speculator import DeviceSpeculator
+from reprise.engine_ext.speculator.rank_drafts import RankDrafts
+from reprise.engine_ext.speculator.slot_counts import SlotCounts
+from reprise.kernels import draft
+from reprise.kernels.draft.state import DraftState
+from reprise.kernels.draft.triton_kernels import draft_tokens_triton
+
+# Methods that wait, and functions that make a tensor on the host or read one.
+FORBIDDEN = {
+    "item", "cpu", "tolist", "numpy", "to", "cuda", "synchronize", "nonzero", "pin_memory",
+    "masked_select", "unique", "tensor", "as_tensor", "from_numpy", "arange", "zeros", "empty",
+    "ones", "full", "one_hot", "wait", "acquire", "sleep", "bool", "int", "float",
+    "repeat_interleave",
+}  # fmt: skip
+# `to(torch.int32)` stays on the device.
+HARMLESS = {"to(torch.int32)"}
+IN_PROPOSE: tuple[Callable[..., Any], ...] = (
+    DeviceSpeculator.propose,
+    DeviceSpeculator._draft,
+    SlotCounts.add_step,
+    RankDrafts.share,
+    draft.draft_tokens,
+    draft._check,
+    draft_tokens_triton,
+)
+
+
+@pytest.mark.parametrize("function", IN_PROPOSE, ids=lambda each: each.__qualname__)
+def test_nothing_in_it_waits_or_makes_host_tensors(function: Callable[..., Any]) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if name in FORBIDDEN and not any(ast.unparse(node).endswith(h) for h in HARMLESS):
+                found.append(ast.unparse(node))
+    assert found == []
+
+
+class OnDevice(TorchDispatchMode):
+    """Lets tensors neither leave the device nor come to it."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                assert each.device.type == "meta", f"{function} made a tensor on the host"
+        return result
+
+
+class Batch:
+    """What vLLM knows of a batch, as far as it is read here."""
+
+    def __init__(self, num_reqs: int, device: str) -> None:
+        self.num_reqs = num_reqs
+        self.idx_mapping = torch.zeros(num_reqs, dtype=torch.int32, device=device)
+
+
+def speculator_on(device: str) -> DeviceSpeculator:
+    """One without an engine."""
+    made = object.__new__(DeviceSpeculator)
+    state = DraftState.create(
+        num_slots=4, max_draft=3, max_near_tokens=16, num_corpora=2, arena_tokens=64, device=device
+    )
+    made._state = state
+    made._counts = SlotCounts(state)
+    made._drafts = torch.zeros((4, 3), dtype=torch.int64, device=device)
+    made.draft_token_confidence_probs = torch.zeros((4, 3), device=device)
+    made._slots = torch.zeros(4, dtype=torch.int32, device=device)
+    made._wanted = torch.zeros(4, dtype=torch.bool, device=device)
+    made._ranks = RankDrafts(made._drafts, made.draft_token_confidence_probs)
+    made._requests = type("Requests", (), {"has_failed": False})()
+    made._req_states = type("States", (), {})()
+    tokens = torch.zeros((4, 32), dtype=torch.int32, device=device)
+    lengths = torch.full((4,), 5, dtype=torch.int32, device=device)
+    made._req_states.all_token_ids = type("Tokens", (), {"gpu": tokens})()
+    made._req_states.total_len = type("Lengths", (), {"gpu": lengths})()
+    made._errors = device_speculator.ErrorCounter()
+    return made
+
+
+def propose(made: DeviceSpeculator, batch: Batch, device: str, **others: Any) -> torch.Tensor:
+    ones = torch.ones(batch.num_reqs, dtype=torch.int32, device=device)
+    last = torch.full((4, 1), 7, dtype=torch.int64, device=device)
+    nothing: Any = None
+    return made.propose(
+        batch, nothing, nothing, nothing, nothing, ones, 0 * ones, last, nothing, nothing, nothing,
+        **others,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_that_it_launches_stays_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Torch's device without values stands for a GPU: every look at one raises."""
+
+    def kernel(state: Any, **others: Any) -> None:
+        draft._check(state, **others)
+        if fails:
+            raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(device_speculator, "draft_tokens", kernel)
+    made = speculator_on("meta")
+    batch = Batch(3, "meta")
+    with OnDevice():
+        assert propose(made, batch, "meta").shape == (3, 3)
+        with pytest.raises(NotImplementedError):
+            made._drafts.cpu()
+        with pytest.raises(RuntimeError):
+            bool(made._drafts.any())
+    assert made._errors.counts() == ({"propose": 1} if fails else {})
+
+
+def test_what_cannot_be_drafted_repeats_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = speculator_on("cpu")
+    made._drafts.fill_(-1)
+    made.draft_token_confidence_probs.fill_(0.5)
+
+    def kernel(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(device_speculator, "draft_tokens", kernel)
+    found = propose(made, Batch(2, "cpu"), "cpu")
+    assert found.tolist() == [[7, 7, 7]] * 2
+    assert made.draft_token_confidence_probs[:2].tolist() == [[0.0] * 3] * 2
+    assert made._errors.counts() == {"propose": 1}
+
+
+def test_nothing_is_drafted_once_a_slot_could_not_be_cleared() -> None:
+    made = speculator_on("cpu")
+    made._requests.has_failed = True  # type: ignore[union-attr]
+    assert propose(made, Batch(2, "cpu"), "cpu").tolist() == [[7, 7, 7]] * 2
+
+
+def test_a_dummy_run_touches_nothing() -> None:
+    made = speculator_on("cpu")
+    made._req_states = None
+    assert propose(made, Batch(4, "cpu"), "cpu", dummy_run=True).shape == (4, 3)

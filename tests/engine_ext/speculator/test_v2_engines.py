@@ -1,0 +1,209 @@
+"""Real engines on model runner V2, in Triton's interpreter: no answer changes by drafts."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from reprise.eval.demo_data.demo_model import demo_tokenizer_path
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+
+pytest.importorskip("vllm")
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+
+V2 = "vllm.v1.worker.cpu.model_runner"
+GREEDY = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """The first tokens of questions of the demo trace, of different lengths."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(demo_tokenizer_path()))
+    rows = [row.prompt for row in make_demo_trace(seed=0) if not row.warm][:16]
+    return [tokenizer.encode(row).ids[: 8 + i % 5] for i, row in enumerate(rows)]
+
+
+@pytest.fixture(scope="module")
+def plain(start_engine: Callable[..., Any]) -> Any:
+    """vLLM's V2 without speculation."""
+    return start_engine(with_reprise=False)
+
+
+@pytest.fixture(scope="module")
+def ours(start_engine: Callable[..., Any], plain: Any) -> Any:  # noqa: ARG001 - one after the other
+    """V2 with our proposer."""
+    return start_engine(with_reprise=True)
+
+
+def drafts_of(report: dict[str, Any]) -> dict[str, int]:
+    """Accepted tokens by source, and errors."""
+    assert report["errors"] == {}
+    assert report["live_requests"] == 0
+    return {source: each["accepted"] for source, each in report["provider"]["by_source"].items()}
+
+
+def test_both_run_v2_asynchronously(plain: Any, ours: Any) -> None:
+    for engine, method in ((plain, None), (ours, "custom_class")):
+        assert engine.settings_of() == {"runners": [V2], "async": True, "method": method}
+
+
+def test_16_requests_in_4_slots(plain: Any, ours: Any, prompts: list[list[int]]) -> None:
+    expected = plain.generate(prompts=prompts, samplings=[GREEDY])
+    assert ours.generate(prompts=prompts, samplings=[GREEDY]) == expected
+    before = drafts_of(ours.report())
+    # By now every prompt is an exact repeat.
+    assert ours.generate(prompts=prompts, samplings=[GREEDY]) == expected
+    after = drafts_of(ours.report())
+    accepted = sum(after.values()) - sum(before.values())
+    assert accepted > len(prompts) * GREEDY["max_tokens"] / 2
+    assert after["near_answer"] > before["near_answer"]
+    # What vLLM has counted is what the device has.
+    assert ours.metrics()["vllm:spec_decode_num_accepted_tokens"] == sum(after.values())
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"max_tokens": 1},
+        {"min_tokens": 12, "max_tokens": 14, "ignore_eos": False},
+        {"stop_token_ids": list(range(0, 2000, 7)), "max_tokens": 20},
+        {"temperature": 0.8, "seed": 11},
+        {"temperature": 0.8, "seed": 11, "min_p": 0.05, "logit_bias": {"17": 2.0}},
+        {"repetition_penalty": 1.3},
+        {"min_p": 0.1, "logit_bias": {"17": 2.0}},
+        {"logprobs": 1},
+    ],
+    ids=lambda special: "-".join(special),
+)
+def test_requests_of_all_kinds_side_by_side(
+    plain: Any, ours: Any, prompts: list[list[int]], special: dict[str, Any]
+) -> None:
+    samplings = [GREEDY, {**GREEDY, **special}]
+    expected = plain.generate(prompts=prompts[:6], samplings=samplings)
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:6], samplings=samplings) == expected
+
+
+def seeded(number: int, **sampling: Any) -> dict[str, Any]:
+    temperature = (0.3, 0.8, 1.2)[number % 3]
+    return {**GREEDY, "temperature": temperature, "seed": 100 + number, **sampling}
+
+
+def test_sampled_requests_with_a_seed_are_drafted_for_and_keep_their_samples(
+    plain: Any, ours: Any, prompts: list[list[int]]
+) -> None:
+    samplings = [seeded(n, **({"min_p": 0.05} if n % 4 == 3 else {})) for n in range(12)]
+    expected = plain.generate(prompts=prompts[:12], samplings=samplings)
+    assert ours.generate(prompts=prompts[:12], samplings=samplings) == expected
+    before = sum(drafts_of(ours.report()).values())
+    assert ours.generate(prompts=prompts[:12], samplings=samplings) == expected
+    after = sum(drafts_of(ours.report()).values())
+    # A repeat has the answer of before as its near answer.
+    assert after - before > 12 * GREEDY["max_tokens"] / 2
+    # Sampled requests without one are verified beside them.
+    mixed = [samplings[0], {**GREEDY, "temperature": 0.9}, GREEDY]
+    both = [engine.generate(prompts=prompts[:6], samplings=mixed) for engine in (plain, ours)]
+    assert [one == other for one, other in zip(*both, strict=True)][::3] == [True, True]
+    verified = ours.report()["verification"]
+    assert verified["verified"] > 0
+    assert verified["fallen_through"] == {}
+
+
+def test_top_k_and_top_p_of_seeded_requests(
+    plain: Any, ours: Any, prompts: list[list[int]]
+) -> None:
+    limits = [{"top_k": 20}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.95}]
+    samplings = [seeded(n, **limits[n], max_tokens=8) for n in range(3)]
+    expected = plain.generate(prompts=prompts[:3], samplings=samplings)
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:3], samplings=samplings) == expected
+
+
+def test_aborted_requests_leave_the_others_as_they_are(
+    plain: Any, ours: Any, prompts: list[list[int]]
+) -> None:
+    runs = itertools.count()
+    arguments = {"prompts": prompts[:9], "sampling": GREEDY, "every": 3}
+    expected = plain.generate_with_aborts(**arguments, run=f"r{next(runs)}")
+    assert len(expected) == 6
+    for _ in range(2):
+        assert ours.generate_with_aborts(**arguments, run=f"r{next(runs)}") == expected
+    drafts_of(ours.report())
+
+
+def test_tenants_never_draft_from_one_another(
+    plain: Any, ours: Any, prompts: list[list[int]]
+) -> None:
+    def of(tenant: str) -> list[dict[str, Any]]:
+        return [{"tokens": prompt[1:], "cache_salt": tenant} for prompt in prompts[:4]]
+
+    def accepted(tenant: str) -> int:
+        before = drafts_of(ours.report())
+        answers = ours.generate(prompts=of(tenant), samplings=[GREEDY])
+        assert answers == expected
+        after = drafts_of(ours.report())
+        return sum(after[s] - before[s] for s in ("near_answer", "corpus"))
+
+    expected = plain.generate(prompts=of("plain"), samplings=[GREEDY])
+    assert accepted("a") == 0
+    assert accepted("a") > 0
+    assert accepted("b") == 0
+
+
+# 4 requests of some 40 tokens do not fit 8 blocks of 16: somebody has to give way. Prompts come in
+# chunks, and two ranks compute each.
+TIGHT = {
+    "block_size": 16,
+    "num_gpu_blocks_override": 8,
+    "max_num_batched_tokens": 12,
+    "max_model_len": 96,
+    "enable_prefix_caching": False,
+    "tensor_parallel_size": 2,
+}
+# Dynamo cannot compile collectives under the interpreter.
+NO_DYNAMO = {"TORCHDYNAMO_DISABLE": "1"}
+
+
+def test_two_ranks_agree_under_preemption_and_chunked_prefill(
+    start_engine: Callable[..., Any], prompts: list[list[int]]
+) -> None:
+    long_prompts = [[*prompts[i], *prompts[i + 1], *prompts[i + 2]] for i in range(5)]
+    plain = start_engine(with_reprise=False, environment=NO_DYNAMO, **TIGHT)
+    expected = plain.generate(prompts=long_prompts, samplings=[GREEDY])
+    plain.end()
+    ours = start_engine(with_reprise=True, environment=NO_DYNAMO, **TIGHT)
+    assert ours.settings_of()["runners"] == [V2, V2]
+    for _ in range(2):
+        assert ours.generate(prompts=long_prompts, samplings=[GREEDY]) == expected
+    assert sum(drafts_of(ours.report()).values()) > 0
+    assert ours.metrics()["vllm:num_preemptions"] > 0, "the test could not fail"
+    ours.end()
+
+
+def test_as_many_tokens_are_accepted_as_on_v1(
+    start_engine: Callable[..., Any], ours: Any, prompts: list[list[int]]
+) -> None:
+    """At least nine tenths of those a step, on the same requests in the same order."""
+    on_v1 = start_engine(
+        with_reprise=True,
+        environment={"VLLM_USE_V2_MODEL_RUNNER": "0"},
+        additional_config={"reprise": {"drafts": {"verify_cost": 0.0}}},
+    )
+    per_step = []
+    for engine in (on_v1, ours):
+        before = engine.report()["provider"]
+        for _ in range(2):
+            engine.generate(
+                prompts=[{"tokens": each, "cache_salt": "fresh"} for each in prompts[:8]],
+                samplings=[GREEDY],
+            )
+            engine.report()
+        after = engine.report()["provider"]
+        steps = after["steps"] - before["steps"]
+        per_step.append((after["accepted"] - before["accepted"]) / steps)
+    assert per_step[1] >= 0.9 * per_step[0] > 0, per_step
+    on_v1.end()

@@ -1,0 +1,144 @@
+"""The Triton kernels against the reference: all that is drafted and kept, over random lives."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from reprise.kernels.draft import triton_kernels
+from reprise.kernels.draft.constants import VOTES
+
+ON_GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(params=[64] if not ON_GPU else [64, triton_kernels.BLOCK], autouse=True)
+def block(request, monkeypatch):
+    """Small blocks, so that what is scanned takes several."""
+    monkeypatch.setattr(triton_kernels, "BLOCK", request.param)
+
+
+def some(draw, number, vocab):
+    return [draw.randrange(vocab) for _ in range(number)]
+
+
+def answers(draw, number, longest, vocab):
+    return [some(draw, draw.randrange(1, longest), vocab) for _ in range(number)]
+
+
+def begin_some(world, draw, slot, vocab, corpora):
+    """A random request: any part of it may be missing."""
+    longest = world.all_token_ids.shape[1]
+    prompt = some(draw, draw.randrange(1, longest // 2), vocab)
+    near = answers(draw, draw.randrange(5), 50, vocab) if draw.random() < 0.7 else []
+    answer = some(draw, draw.randrange(4), vocab)
+    world.begin(slot, prompt, answer, near=near, corpus_row=draw.choice(corpora))
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 5, 40])
+@pytest.mark.parametrize("max_draft", [1, 3, 16])
+def test_random_requests_are_drafted_alike(make_world, vocab, max_draft):
+    draw = random.Random(17 * vocab + max_draft)
+    world = make_world(max_draft=max_draft, max_model_len=150, max_near=200)
+    corpora = [
+        -1,
+        world.put_corpus("a", answers(draw, 30, 20, vocab), recent=answers(draw, 12, 20, vocab)),
+        world.put_corpus("b", answers(draw, 3, 9, vocab), removed=[1]),
+        world.put_corpus("c", [], recent=answers(draw, 2, 9, vocab)),
+    ]
+    for slot in range(4):
+        begin_some(world, draw, slot, vocab, corpora)
+    given = 0
+    for _ in range(8):
+        rows = draw.sample([-1, 0, 1, 2, 3], draw.randrange(1, 5))
+        wanted = [draw.random() < 0.9 for _ in rows]
+        length = draw.randrange(1, max_draft + 1)
+        drafts, chances = world.draft_both(rows, wanted=wanted, length=length)
+        given += int((chances > 0).sum())
+        for row, slot in enumerate(rows):
+            if slot < 0:
+                continue
+            if draw.random() < 0.1:
+                begin_some(world, draw, slot, vocab, corpora)
+            else:
+                accepted = draw.randrange(length + 1)
+                world.emit(slot, [*drafts[row, :accepted].tolist(), *some(draw, 1, vocab)])
+    assert given > 0
+
+
+def test_a_large_range_is_asked_at_even_distances(make_world):
+    draw = random.Random(3)
+    world = make_world()
+    row = world.put_corpus("a", [[1, draw.randrange(2, 6), k] for k in range(6 * VOTES)])
+    world.begin(0, [0], [7, 1], corpus_row=row)
+    world.draft_both([0])
+    world.begin(1, [0], [1], corpus_row=row)  # with BOS before it
+    world.draft_both([1, 0])
+
+
+def test_a_thousand_answers_that_are_alike(make_world):
+    world = make_world(max_model_len=100)
+    row = world.put_corpus("a", [[4, 4, 4, 4, 5]] * 1000, recent=[[4, 4]] * 60)
+    world.begin(0, [4] * 40, [4] * 40, near=[[4] * 30] * 3, corpus_row=row)
+    drafts, _ = world.draft_both([0])
+    assert drafts[0, 0] == 4
+
+
+def test_one_request_none_and_nothing_at_all(make_world):
+    world = make_world(num_slots=1)
+    world.draft_both([0])
+    world.draft_both([])
+    world.begin(0, [1], [])
+    world.draft_both([0])
+    world.begin(0, [], [5])
+    world.draft_both([0])
+    world.begin(0, [], [])
+    world.draft_both([0])
+
+
+def test_a_full_context_has_no_room_for_drafts(make_world):
+    world = make_world(max_model_len=20, max_draft=16)
+    world.begin(0, [1, 2], [1] * 15)
+    for _ in range(4):
+        world.draft_both([0])
+        world.emit(0, [1])
+    assert int(world.total_len[0]) == 20
+    assert not world.draft_both([0])[1].any()
+
+
+def test_views_into_larger_tensors_are_written_in_place(make_world):
+    world = make_world()
+    world.begin(1, [1, 2, 3], [7, 1], near=[[7, 1, 5]])
+    wide = torch.full((4, 130), 3, dtype=torch.int32, device=world.all_token_ids.device)
+    wide[:, 1:65] = world.all_token_ids
+    world.all_token_ids = wide[:, 1:65]
+    assert world.draft_both([0, 1])[0][1, 0] == 5
+
+
+def test_the_length_of_drafts_may_change_between_steps(make_world):
+    world = make_world(max_draft=16)
+    world.begin(0, [9], [1, 2], near=[[1, 2, 3, 4, 5, 6, 7, 8]])
+    for length in (16, 1, 5, 16):
+        drafts, _ = world.draft_both([0], length=length)
+        world.emit(0, drafts[0, :1].tolist())
+    assert int(world.state.totals.sum()) > 0
+
+
+def test_launches_do_not_depend_on_what_is_drafted(make_world, monkeypatch):
+    launched = []
+    for name in ("draft_kernel", "fold_kernel"):
+        kernel = getattr(triton_kernels, name)
+
+        def spy(grid, kernel=kernel, name=name):
+            launched.append((name, grid))
+            return kernel[grid]
+
+        monkeypatch.setattr(
+            triton_kernels, name, type("Spy", (), {"__getitem__": staticmethod(spy)})()
+        )
+    world = make_world()
+    world.draft([0, 1], backend="triton")
+    world.begin(0, [9], [1, 2], near=[[1, 2, 3]])
+    world.draft([0, 1], backend="triton")
+    assert launched == [("draft_kernel", (2,)), ("fold_kernel", (1,))] * 2

@@ -17,6 +17,7 @@ from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.embedding import Embedder
+from reprise.spec.batching.request import select_near
 from reprise.spec.corpus.corpus import live_entries
 from reprise.spec.corpus.suffix_array import merge_suffixes, sort_suffixes
 from reprise.spec.lengths.best_lengths import best_lengths, easy_token_gain
@@ -26,6 +27,26 @@ MAX_RECENT = 4096
 """Tokens that are scanned before they are sorted in."""
 SOURCES = ("context", "near_answer", "corpus", "recent")
 _NAMESPACE = ""
+
+
+class SortedCorpus:
+    """Answers as a device has them: a text, and a suffix array over all but the recent ones."""
+
+    def __init__(self) -> None:
+        self.text: IntArray = np.zeros(0, np.int32)
+        self.order: IntArray = np.zeros(0, np.int32)
+        self.recent_begin = 0
+
+    def add(self, tokens: IntArray) -> None:
+        """Add an answer; what is recent is sorted in first where there would be too much of it."""
+        answer = np.concatenate(([BOS], tokens, [END]), dtype=np.int32)
+        end = len(self.text)
+        if end + len(answer) - self.recent_begin > MAX_RECENT:
+            added = sort_suffixes(self.text, live_entries(self.text, self.recent_begin, end))
+            order = np.empty(len(self.order) + len(added), np.int32)
+            merge_suffixes(self.text, self.order, added, order)
+            self.order, self.recent_begin = order, end
+        self.text = np.concatenate((self.text, answer))
 
 
 class DeviceDrafter:
@@ -53,8 +74,7 @@ class DeviceDrafter:
             arena_tokens=arena_tokens,
         )
         self._arena = CorpusArena(num_corpora=1, arena_tokens=arena_tokens)
-        self._text, self._order = np.zeros(0, np.int32), np.zeros(0, np.int32)
-        self._recent_begin = 0
+        self._corpus = SortedCorpus()
         self._near_answers: list[NearAnswer] = []
         self._generation = 0
         self._all_token_ids = torch.zeros((1, max_model_len), dtype=torch.int32)
@@ -78,25 +98,18 @@ class DeviceDrafter:
             self._join(update.response_token_ids)
 
     def _join(self, tokens: IntArray) -> None:
-        """Put an answer into the corpus, and what is recent into the suffix array if it is full."""
-        answer = np.concatenate(([BOS], tokens, [END]), dtype=np.int32)
-        recent = len(self._text) + len(answer) - self._recent_begin
-        if recent > MAX_RECENT:
-            added = sort_suffixes(
-                self._text, live_entries(self._text, self._recent_begin, len(self._text))
-            )
-            order = np.empty(len(self._order) + len(added), np.int32)
-            merge_suffixes(self._text, self._order, added, order)
-            self._order, self._recent_begin = order, len(self._text)
-        self._text = np.concatenate((self._text, answer))
+        """Put an answer into the corpus."""
+        sorted_before = len(self._corpus.order)
+        self._corpus.add(tokens)
+        is_appended = _NAMESPACE in self._arena and len(self._corpus.order) == sorted_before
         writes = (
             self._arena.append(_NAMESPACE, tokens)
-            if _NAMESPACE in self._arena and recent <= MAX_RECENT
+            if is_appended
             else self._arena.put(
                 _NAMESPACE,
-                self._text,
-                self._order,
-                recent_begin=self._recent_begin,
+                self._corpus.text,
+                self._corpus.order,
+                recent_begin=self._corpus.recent_begin,
                 room=MAX_RECENT,
             )
         )
@@ -114,7 +127,7 @@ class DeviceDrafter:
         self._total_len.zero_()
         self.observe(row.prompt_token_ids)
         near = near_row(
-            [answer.response_token_ids for answer in self._near_answers[: self._most_near]],
+            [near.response_token_ids for near in select_near(self._near_answers, self._most_near)],
             max_near_tokens=self._state.near_token_ids.shape[1],
         )
         self._state.near_token_ids[0, : len(near)] = torch.from_numpy(near)
@@ -160,8 +173,9 @@ class DeviceDrafter:
 
     @property
     def bytes_per_cached_token(self) -> float | None:
-        tokens = int(np.count_nonzero(self._text >= 0))
-        return 4 * (len(self._text) + len(self._order)) / tokens if tokens else None
+        text, order = self._corpus.text, self._corpus.order
+        tokens = int(np.count_nonzero(text >= 0))
+        return 4 * (len(text) + len(order)) / tokens if tokens else None
 
 
 def draft_length(chances: np.ndarray, cost: float) -> int:

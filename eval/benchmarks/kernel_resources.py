@@ -69,7 +69,7 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
-        (draft_kernels.fold_kernel, "", 4, {"CELLS": 1440, "PADDED": 2048}),
+        (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
     ]
 
 

@@ -17,10 +17,6 @@ MATCH_BUCKETS = 10
 """Buckets of match lengths: 0, 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-15, 16."""
 OFFSETS = 12
 """Offsets in a copy that have cells of their own; the last is for all further ones."""
-ALONE, AGREED, DISPUTED = range(3)
-"""How a copied token stands to the other sources' copies that are the same before it: none of them
-has a token there, one has the same, all that have one have another."""
-NUM_STANDINGS = 3
 VOTES = 32
 """Entries of a suffix array's range that are asked for the next token."""
 MAX_DRAFT = 64

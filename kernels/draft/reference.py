@@ -8,12 +8,9 @@ from typing import NamedTuple
 import torch
 
 from reprise.kernels.draft.constants import (
-    AGREED,
-    ALONE,
     BOS,
     CONTEXT,
     CORPUS,
-    DISPUTED,
     GENERATION,
     MAX_MATCH,
     MAX_TRIES,
@@ -79,46 +76,27 @@ def draft_row(
 ) -> None:
     """Copy from the source that has been right most often; keep all copies to learn from."""
     copies = find_copies(state, slot, text, len(drafts))
-    copied = torch.full(state.pending_token_ids[slot].shape, -1, dtype=torch.int32)
-    for kind, copy in enumerate(copies):
-        copied[kind, : len(copy.token_ids)] = copy.token_ids
-    standings = standings_of(copied)
     best, source = 0.0, -1
     for kind, copy in enumerate(copies):
-        if len(copy.token_ids):
-            cell = (kind, match_bucket(copy.match), 0, int(standings[kind, 0]))
-            chance = float(state.hit_chances[cell])
-            if chance > best:
-                best, source = chance, kind
+        chance = float(state.hit_chances[kind, match_bucket(copy.match), 0])
+        if len(copy.token_ids) and chance > best:
+            best, source = chance, kind
     if source >= 0:
         copy = copies[source]
         length = len(copy.token_ids)
         drafts[:length] = copy.token_ids
         offsets = torch.arange(length).clamp(max=OFFSETS - 1)
-        cells = state.hit_chances[source, match_bucket(copy.match)].cpu()
-        chances[:length] = cells[offsets, standings[source, :length]]
+        cells = state.hit_chances[source, match_bucket(copy.match)]
+        chances[:length] = cells[offsets.to(cells.device)]
     state.pending[slot, PENDING_GENERATION] = state.slots[slot, GENERATION]
     state.pending[slot, PENDING_LENGTH] = len(text)
     state.pending[slot, PENDING_SOURCE] = source
+    state.pending_token_ids[slot] = -1
     for kind, copy in enumerate(copies):
         state.pending[slot, PENDING_BUCKETS + kind] = match_bucket(copy.match)
-    state.pending_token_ids[slot] = copied
-
-
-def standings_of(copied: torch.Tensor) -> torch.Tensor:
-    """How each token of the copies, [NUM_SOURCES, K] int32, stands to those of the others that are
-    the same up to it: ALONE, AGREED or DISPUTED, [NUM_SOURCES, K] int64."""
-    standings = torch.full(copied.shape, ALONE)
-    offset = torch.arange(copied.shape[1])
-    for source, own in enumerate(copied):
-        others = [other for kind, other in enumerate(copied) if kind != source]
-        for standing in (DISPUTED, AGREED):  # one that agrees counts for more
-            for other in others:
-                differs = (own != other).nonzero()
-                first = int(differs[0]) if len(differs) else len(own)
-                there = offset < first if standing == AGREED else offset == first
-                standings[source, there & (own >= 0) & (other >= 0)] = standing
-    return standings
+        state.pending_token_ids[slot, kind, : len(copy.token_ids)] = copy.token_ids.to(
+            state.pending_token_ids.device
+        )
 
 
 def find_copies(state: DraftState, slot: int, text: torch.Tensor, length: int) -> list[Copy]:
@@ -248,15 +226,13 @@ def learn(state: DraftState, slot: int, text: torch.Tensor) -> None:
     if generation != int(state.slots[slot, GENERATION]):
         return
     emitted = text[length:].tolist()
-    standings = standings_of(state.pending_token_ids[slot].cpu())
     for source, copied in enumerate(state.pending_token_ids[slot].tolist()):
         for offset, (token, true) in enumerate(zip(copied, emitted, strict=False)):
             if token < 0:
                 break
             right = int(token == true)
             count = torch.tensor([1, right], dtype=torch.int32, device=state.new_hits.device)
-            standing = int(standings[source, offset])
-            state.new_hits[source, buckets[source], min(offset, OFFSETS - 1), standing] += count
+            state.new_hits[source, buckets[source], min(offset, OFFSETS - 1)] += count
             if source == given:
                 state.new_totals[source] += count
             if not right:

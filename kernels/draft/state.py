@@ -12,7 +12,6 @@ from reprise.kernels.draft.constants import (
     MATCH_BUCKETS,
     MAX_DRAFT,
     NUM_SOURCES,
-    NUM_STANDINGS,
     OFFSETS,
     SLOT_FIELDS,
 )
@@ -41,13 +40,13 @@ class DraftState:
     from there at least, by their signed values; what removal marks counts as it was."""
 
     hit_counts: torch.Tensor
-    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS, 2] float32: copied tokens that were
-    tried, and right, fading; the host may save and load it."""
+    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] float32: copied tokens that were tried, and right,
+    fading; the host may save and load it."""
     hit_chances: torch.Tensor
-    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS] float32: their quotients."""
+    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS] float32: their quotients."""
     new_hits: torch.Tensor
-    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS, 2] int32: counted since the counts were
-    last brought up to date."""
+    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] int32: counted since the counts were last
+    brought up to date."""
     totals: torch.Tensor
     """[NUM_SOURCES, 2] int64: of the drafts that were given out, tokens whose truth is known, and
     right ones, up to each draft's first wrong one. For metrics."""
@@ -85,7 +84,7 @@ class DraftState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        cells = (NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS)
+        cells = (NUM_SOURCES, MATCH_BUCKETS, OFFSETS)
         counts = start_counts().to(device)
         state = cls(
             slots=zeros(num_slots, SLOT_FIELDS),
@@ -130,8 +129,8 @@ PENDING_FIELDS = PENDING_BUCKETS + NUM_SOURCES
 
 
 def start_counts() -> torch.Tensor:
-    """Counts before anything was tried, [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS, 2]
-    float32: worth four tries, the more of them right the longer the match is."""
-    counts = torch.full((NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS, 2), 4.0)
-    counts[..., 1] *= 0.3 + 0.06 * torch.arange(MATCH_BUCKETS)[:, None, None]
+    """Counts before anything was tried, [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] float32: worth
+    four tries, the more of them right the longer the match is."""
+    counts = torch.full((NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2), 4.0)
+    counts[..., 1] *= 0.3 + 0.06 * torch.arange(MATCH_BUCKETS)[:, None]
     return counts

@@ -37,10 +37,6 @@ RECENT = tl.constexpr(constants.RECENT)
 NUM_SOURCES = tl.constexpr(constants.NUM_SOURCES)
 MATCH_BUCKETS = tl.constexpr(constants.MATCH_BUCKETS)
 OFFSETS = tl.constexpr(constants.OFFSETS)
-NUM_STANDINGS = tl.constexpr(constants.NUM_STANDINGS)
-ALONE = tl.constexpr(constants.ALONE)
-AGREED = tl.constexpr(constants.AGREED)
-DISPUTED = tl.constexpr(constants.DISPUTED)
 MAX_TRIES = tl.constexpr(constants.MAX_TRIES)
 GENERATION = tl.constexpr(constants.GENERATION)
 ANSWER_BEGIN = tl.constexpr(constants.ANSWER_BEGIN)
@@ -72,47 +68,6 @@ def _bucket(match):
 
 
 @triton.jit
-def _beside(own, other, offset, agreed, disputed, WIDTH: tl.constexpr):
-    """Where another copy, the same before, agrees with a token, and where it has another one."""
-    first = tl.min(tl.where(own != other, offset, WIDTH), axis=0)
-    both = (own >= 0) & (other >= 0)
-    return agreed | (both & (offset < first)), disputed | (both & (offset == first))
-
-
-@triton.jit
-def _standing(own, one, two, three, offset, WIDTH: tl.constexpr):
-    """See `reference.standings_of`; of one copy beside three others, [WIDTH] int32."""
-    agreed, disputed = _beside(own, one, offset, own < -1, own < -1, WIDTH)
-    agreed, disputed = _beside(own, two, offset, agreed, disputed, WIDTH)
-    agreed, disputed = _beside(own, three, offset, agreed, disputed, WIDTH)
-    return tl.where(agreed, AGREED, tl.where(disputed, DISPUTED, ALONE))
-
-
-@triton.jit
-def _standings(copied, offset, WIDTH: tl.constexpr):
-    """Of all copies."""
-    return (
-        _standing(copied[0], copied[1], copied[2], copied[3], offset, WIDTH),
-        _standing(copied[1], copied[0], copied[2], copied[3], offset, WIDTH),
-        _standing(copied[2], copied[0], copied[1], copied[3], offset, WIDTH),
-        _standing(copied[3], copied[0], copied[1], copied[2], offset, WIDTH),
-    )
-
-
-@triton.jit
-def _cells(source, bucket, offset, standing):
-    """Indices in the tables of hits."""
-    at = (source * MATCH_BUCKETS + bucket) * OFFSETS + tl.minimum(offset, OFFSETS - 1)
-    return at * NUM_STANDINGS + standing
-
-
-@triton.jit
-def _load_copy(pending_token_ids_ptr, offset, max_draft, SOURCE: tl.constexpr):
-    at = pending_token_ids_ptr + SOURCE * max_draft + offset
-    return tl.load(at, mask=offset < max_draft, other=-1)
-
-
-@triton.jit
 def _learn(
     pending_ptr,  # [PENDING_FIELDS]: the slot's
     pending_token_ids_ptr,  # [NUM_SOURCES, max_draft]: the slot's
@@ -130,22 +85,18 @@ def _learn(
     given = tl.load(pending_ptr + PENDING_SOURCE)
     emitted = tl.where(tl.load(pending_ptr + PENDING_GENERATION) == generation, length - before, 0)
     true = tl.load(context_ptr + before + offset, mask=offset < emitted, other=-1)
-    copied = (
-        _load_copy(pending_token_ids_ptr, offset, max_draft, 0),
-        _load_copy(pending_token_ids_ptr, offset, max_draft, 1),
-        _load_copy(pending_token_ids_ptr, offset, max_draft, 2),
-        _load_copy(pending_token_ids_ptr, offset, max_draft, 3),
-    )
-    standings = _standings(copied, offset, WIDTH)
     for source in tl.static_range(NUM_SOURCES):
-        known = (copied[source] >= 0) & (offset < emitted)
-        wrong = tl.min(tl.where(known & (copied[source] != true), offset, WIDTH), axis=0)
+        copied = tl.load(
+            pending_token_ids_ptr + source * max_draft + offset, mask=offset < max_draft, other=-1
+        )
+        known = (copied >= 0) & (offset < emitted)
+        wrong = tl.min(tl.where(known & (copied != true), offset, WIDTH), axis=0)
         tried = known & (offset <= wrong)
         right = known & (offset < wrong)
         bucket = tl.load(pending_ptr + PENDING_BUCKETS + source)
-        cell = new_hits_ptr + 2 * _cells(source, bucket, offset, standings[source])
-        tl.atomic_add(cell, tried.to(tl.int32), mask=tried, sem="relaxed")
-        tl.atomic_add(cell + 1, right.to(tl.int32), mask=right, sem="relaxed")
+        cell = (source * MATCH_BUCKETS + bucket) * OFFSETS + tl.minimum(offset, OFFSETS - 1)
+        tl.atomic_add(new_hits_ptr + 2 * cell, tried.to(tl.int32), mask=tried, sem="relaxed")
+        tl.atomic_add(new_hits_ptr + 2 * cell + 1, right.to(tl.int32), mask=right, sem="relaxed")
         if source == given:
             total = new_totals_ptr + 2 * source
             tl.atomic_add(total, tl.sum(tried.to(tl.int32), axis=0), sem="relaxed")
@@ -160,11 +111,31 @@ def _until_mark(token, offset, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _copy_from(source_ptr, place, until, room, offset, WIDTH: tl.constexpr):
-    """The tokens of a source from a place on, to the end of the answer they are in."""
-    at = place + offset
-    token = tl.load(source_ptr + at, mask=(at < until) & (offset < room), other=-1)
-    return _until_mark(token, offset, WIDTH)
+def _keep(
+    copied,  # [WIDTH] int32: the copy, then -1
+    match,
+    best,  # highest chance so far
+    best_source,
+    best_copy,  # [WIDTH] int32
+    best_bucket,
+    pending_ptr,
+    pending_token_ids_ptr,
+    hit_chances_ptr,
+    offset,  # [WIDTH]
+    max_draft,
+    SOURCE: tl.constexpr,
+):
+    """Keep a source's copy, to learn from, and return the best copy so far."""
+    bucket = _bucket(match)
+    tl.store(pending_ptr + PENDING_BUCKETS + SOURCE, bucket)
+    tl.store(pending_token_ids_ptr + SOURCE * max_draft + offset, copied, mask=offset < max_draft)
+    chance = tl.load(hit_chances_ptr + (SOURCE * MATCH_BUCKETS + bucket) * OFFSETS)
+    chance = tl.where(tl.max(copied, axis=0) >= 0, chance, 0.0)
+    better = chance > best
+    best_copy = tl.where(better, copied, best_copy)
+    best_source = tl.where(better, SOURCE, best_source)
+    best_bucket = tl.where(better, bucket, best_bucket)
+    return tl.maximum(chance, best), best_source, best_copy, best_bucket
 
 
 _SIZES = [
@@ -189,8 +160,8 @@ def draft_kernel(
     near_token_ids_ptr,  # [num_slots, max_near_tokens] int32
     corpora_ptr,  # [num_corpora, CORPUS_FIELDS] int32
     arena_ptr,  # [arena_tokens] int32
-    hit_chances_ptr,  # [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS] float32
-    new_hits_ptr,  # [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, NUM_STANDINGS, 2] int32: in and out
+    hit_chances_ptr,  # [NUM_SOURCES, MATCH_BUCKETS, OFFSETS] float32
+    new_hits_ptr,  # [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] int32: in and out
     new_totals_ptr,  # [NUM_SOURCES, 2] int32: in and out
     pending_ptr,  # [num_slots, PENDING_FIELDS] int32: in and out
     pending_token_ids_ptr,  # [num_slots, NUM_SOURCES, max_draft] int32: in and out
@@ -211,8 +182,8 @@ def draft_kernel(
     context_ptr = all_token_ids_ptr + slot * context_stride
     last = tl.load(context_ptr + length - 1, mask=length > 0, other=0)
     source = tl.full([], -1, tl.int32)
+    bucket = tl.full([], 0, tl.int32)
     copy = tl.full([WIDTH], -1, tl.int32)
-    chance = tl.zeros([WIDTH], tl.float32)
     if (tl.load(wanted_ptr + row) != 0) & (length > 0):
         slots_ptr += slot * SLOT_FIELDS
         pending_ptr += slot * PENDING_FIELDS
@@ -229,22 +200,31 @@ def draft_kernel(
         )  # fmt: skip
         # No thread may write what another has yet to read.
         tl.debug_barrier()
+        best = tl.full([], 0.0, tl.float32)
 
-        in_context, place = scan(
+        match, place = scan(
             context_ptr, length, begin, context_ptr, length, begin, False, True, BLOCK
         )
-        is_own = place > begin
-        period = tl.where(is_own, tl.maximum(length - place, 1), WIDTH)
-        until = tl.where(in_context > 0, tl.where(is_own, length, begin), 0)
+        in_answer = place > begin
+        period = tl.where(in_answer, tl.maximum(length - place, 1), WIDTH)
         at = place + offset % period
-        token = tl.load(context_ptr + at, mask=(at < until) & (offset < room), other=-1)
-        from_context = _until_mark(token, offset, WIDTH)
+        until = tl.where(match > 0, tl.where(in_answer, length, begin), 0)
+        copied = tl.load(context_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        best, source, copy, bucket = _keep(
+            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, CONTEXT,
+        )  # fmt: skip
 
-        in_near, place = scan(
+        match, place = scan(
             near_ptr, near_length, 0, context_ptr, length, begin, True, False, BLOCK
         )
-        until = tl.where(in_near > 0, near_length, 0)
-        from_near = _copy_from(near_ptr, place, until, room, offset, WIDTH)
+        until = tl.where(match > 0, near_length, 0)
+        at = place + offset
+        copied = tl.load(near_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        best, source, copy, bucket = _keep(
+            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, NEAR_ANSWER,
+        )  # fmt: skip
 
         has_corpus = corpus_row >= 0
         corpora_ptr += corpus_row * CORPUS_FIELDS
@@ -253,39 +233,37 @@ def draft_kernel(
         order_ptr = arena_ptr + tl.load(corpora_ptr + ORDER_BEGIN, mask=has_corpus, other=0)
         order_length = tl.load(corpora_ptr + ORDER_LENGTH, mask=has_corpus, other=0)
         recent = tl.load(corpora_ptr + RECENT_BEGIN, mask=has_corpus, other=0)
-        in_sorted, place = commonest_longest(
+        match, place = commonest_longest(
             text_ptr, text_length, order_ptr, order_length, context_ptr, length, begin
         )
-        until = tl.where(in_sorted > 0, text_length, 0)
-        from_sorted = _copy_from(text_ptr, place, until, room, offset, WIDTH)
+        until = tl.where(match > 0, text_length, 0)
+        at = place + offset
+        copied = tl.load(text_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        best, source, copy, bucket = _keep(
+            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, CORPUS,
+        )  # fmt: skip
 
         text_ptr += recent
         recent_length = text_length - recent
-        in_recent, place = scan(
+        match, place = scan(
             text_ptr, recent_length, 0, context_ptr, length, begin, True, True, BLOCK
         )
-        until = tl.where(in_recent > 0, recent_length, 0)
-        from_recent = _copy_from(text_ptr, place, until, room, offset, WIDTH)
+        until = tl.where(match > 0, recent_length, 0)
+        at = place + offset
+        copied = tl.load(text_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        best, source, copy, bucket = _keep(
+            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, RECENT,
+        )  # fmt: skip
 
-        matches = (in_context, in_near, in_sorted, in_recent)
-        copied = (from_context, from_near, from_sorted, from_recent)
-        standings = _standings(copied, offset, WIDTH)
-        best = tl.full([], 0.0, tl.float32)
-        for kind in tl.static_range(NUM_SOURCES):
-            bucket = _bucket(matches[kind])
-            at = pending_token_ids_ptr + kind * max_draft + offset
-            tl.store(at, copied[kind], mask=offset < max_draft)
-            tl.store(pending_ptr + PENDING_BUCKETS + kind, bucket)
-            cell = hit_chances_ptr + _cells(kind, bucket, offset, standings[kind])
-            each = tl.load(cell, mask=copied[kind] >= 0, other=0.0)
-            first = tl.max(tl.where(offset == 0, each, 0.0), axis=0)
-            copy = tl.where(first > best, copied[kind], copy)
-            chance = tl.where(first > best, each, chance)
-            source = tl.where(first > best, kind, source)
-            best = tl.maximum(first, best)
         tl.store(pending_ptr + PENDING_GENERATION, generation)
         tl.store(pending_ptr + PENDING_LENGTH, length)
         tl.store(pending_ptr + PENDING_SOURCE, source)
+    cell = (tl.maximum(source, 0) * MATCH_BUCKETS + bucket) * OFFSETS
+    chance = tl.load(
+        hit_chances_ptr + cell + tl.minimum(offset, OFFSETS - 1), mask=copy >= 0, other=0.0
+    )
     token = tl.where(copy >= 0, copy, last).to(tl.int64)
     tl.store(drafts_ptr + row * drafts_stride + offset, token, mask=offset < num_drafts)
     tl.store(chances_ptr + row * chances_stride + offset, chance, mask=offset < num_drafts)

@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from reprise.kernels.draft.constants import (
-    AGREED,
-    ALONE,
     CONTEXT,
     CORPUS,
-    DISPUTED,
     MAX_MATCH,
     MAX_TRIES,
     NEAR_ANSWER,
@@ -35,7 +32,7 @@ def test_a_near_answer_is_copied_from_its_longest_match_to_its_end(make_world):
     drafts, chances = world.draft([0])
     assert drafts.tolist() == [[3, 4, 2, 2, 2, 2, 2, 2]]  # then the last token
     assert source_of(world) == NEAR_ANSWER
-    cells = world.state.hit_chances[NEAR_ANSWER, match_bucket(3), :, ALONE]  # BOS, 1, 2
+    cells = world.state.hit_chances[NEAR_ANSWER, match_bucket(3)]  # BOS, 1, 2
     assert torch.equal(chances[0], torch.cat((cells[:2], torch.zeros(6))))
 
 
@@ -93,7 +90,7 @@ def test_the_source_that_was_right_most_often_is_taken(make_world):
     row = world.put_corpus("a", [[0, 1, 2, 3]])
     world.begin(0, [0], [0, 1], near=[[0, 1, 4]], corpus_row=row)
     assert world.draft([0])[0][0, 0] == 4  # of equal chances the first source's
-    world.state.hit_chances[CORPUS, match_bucket(3), 0, DISPUTED] += 0.01
+    world.state.hit_chances[CORPUS, match_bucket(3), 0] += 0.01
     assert world.draft([0])[0][0, 0] == 2
 
 
@@ -107,11 +104,8 @@ def test_what_became_of_every_source_is_counted_up_to_its_first_wrong_token(make
     world.draft([0])
     new = world.state.hit_counts - before
     bucket = match_bucket(2)
-    near, corpus = new[NEAR_ANSWER, bucket], new[CORPUS, bucket]
-    assert near[0, AGREED].tolist() == corpus[0, AGREED].tolist() == [1, 1]
-    assert near[1, DISPUTED].tolist() == [1, 1]
-    assert corpus[1, DISPUTED].tolist() == [1, 0]
-    assert near[2, ALONE].tolist() == [1, 0]  # the corpus's copy is another one by now
+    assert new[NEAR_ANSWER, bucket, :4].tolist() == [[1, 1], [1, 1], [1, 0], [0, 0]]
+    assert new[CORPUS, bucket, :4].tolist() == [[1, 1], [1, 0], [0, 0], [0, 0]]
     assert new.sum() == 5 + 3
     assert world.state.totals.tolist() == [[0, 0], [3, 2], [0, 0], [0, 0]]
     assert torch.equal(
@@ -132,7 +126,7 @@ def test_a_slot_that_another_request_took_teaches_nothing(make_world):
 def test_counts_fade_to_a_bounded_weight(make_world):
     world = make_world()
     world.begin(0, [0], [1], near=[[1, 2]])
-    cell = (NEAR_ANSWER, match_bucket(2), 0, ALONE)
+    cell = (NEAR_ANSWER, match_bucket(2), 0)
     world.state.hit_counts[cell] = torch.tensor([MAX_TRIES, MAX_TRIES])
     for _ in range(3):
         world.draft([0])

@@ -23,8 +23,9 @@ from reprise.spec.corpus.suffix_array import merge_suffixes, sort_suffixes
 from reprise.spec.lengths.best_lengths import best_lengths, easy_token_gain
 from reprise.spec.lengths.draft_length import MIN_PROB
 
-MAX_RECENT = 4096
-"""Tokens that are scanned before they are sorted in."""
+MIN_ROOM, MAX_ROOM = 256, 4096
+"""Tokens of recent answers that a corpus has room for before they are sorted in, as many as there
+are sorted ones; bounds of that."""
 SOURCES = ("context", "near_answer", "corpus", "recent")
 _NAMESPACE = ""
 
@@ -37,16 +38,22 @@ class SortedCorpus:
         self.order: IntArray = np.zeros(0, np.int32)
         self.recent_begin = 0
 
-    def add(self, tokens: IntArray) -> None:
-        """Add an answer; what is recent is sorted in first where there would be too much of it."""
-        answer = np.concatenate(([BOS], tokens, [END]), dtype=np.int32)
-        end = len(self.text)
-        if end + len(answer) - self.recent_begin > MAX_RECENT:
-            added = sort_suffixes(self.text, live_entries(self.text, self.recent_begin, end))
-            order = np.empty(len(self.order) + len(added), np.int32)
-            merge_suffixes(self.text, self.order, added, order)
-            self.order, self.recent_begin = order, end
-        self.text = np.concatenate((self.text, answer))
+    def add(self, tokens: IntArray) -> bool:
+        """Add an answer; whether all have been sorted, as there were too many recent ones."""
+        self.text = np.concatenate((self.text, [BOS], tokens, [END]), dtype=np.int32)
+        begin, end = self.recent_begin, len(self.text)
+        if end - begin <= room_beside(begin):
+            return False
+        added = sort_suffixes(self.text, live_entries(self.text, begin, end))
+        order = np.empty(len(self.order) + len(added), np.int32)
+        merge_suffixes(self.text, self.order, added, order)
+        self.order, self.recent_begin = order, end
+        return True
+
+
+def room_beside(num_sorted: int) -> int:
+    """Room for recent answers beside so many sorted tokens."""
+    return min(MAX_ROOM, max(MIN_ROOM, num_sorted))
 
 
 class DeviceDrafter:
@@ -99,20 +106,15 @@ class DeviceDrafter:
 
     def _join(self, tokens: IntArray) -> None:
         """Put an answer into the corpus."""
-        sorted_before = len(self._corpus.order)
-        self._corpus.add(tokens)
-        is_appended = _NAMESPACE in self._arena and len(self._corpus.order) == sorted_before
-        writes = (
-            self._arena.append(_NAMESPACE, tokens)
-            if is_appended
-            else self._arena.put(
-                _NAMESPACE,
-                self._corpus.text,
-                self._corpus.order,
-                recent_begin=self._corpus.recent_begin,
-                room=MAX_RECENT,
+        was_sorted = self._corpus.add(tokens)
+        if _NAMESPACE in self._arena and not was_sorted:
+            writes = self._arena.append(_NAMESPACE, tokens)
+        else:
+            text, begin = self._corpus.text, self._corpus.recent_begin
+            room = room_beside(begin)
+            writes = self._arena.put(
+                _NAMESPACE, text, self._corpus.order, recent_begin=begin, room=room
             )
-        )
         if writes is None:
             raise ValueError("expected a cache that the arena has room for, came a larger one")
         self._write(writes)

@@ -24,6 +24,7 @@ from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.device_drafter import DeviceDrafter
 from reprise.eval.replay.drafter import Drafter
+from reprise.eval.replay.mixture_drafter import MixtureDrafter
 from reprise.eval.replay.replay import ReplayCounts, replay
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
@@ -87,6 +88,9 @@ def main(
     ] = None,
     draft_length: Annotated[int, typer.Option(min=1, max=64, help="Most tokens of a draft.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="First requests only.")] = None,
+    core: Annotated[
+        bool, typer.Option(help="Also the core of the predictor, which has no kernel yet.")
+    ] = False,
 ) -> None:
     """What drafts made on the device are worth, beside the product's, in steps."""
     try:
@@ -110,6 +114,9 @@ def main(
         device = run(DeviceDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
         table.add_row(name, "host", f"{one:g}", *describe(host, one, host))
         table.add_row("", "device, copies", f"{one:g}", *describe(device, one, host))
+        if core:
+            drafter = MixtureDrafter(embedder=embedder, cost=one, draft_length=draft_length)
+            table.add_row("", "device, core", f"{one:g}", *describe(run(drafter, rows), one, host))
     console = Console()
     console.print(table)
     console.print("In steps: no figure of a device. MAL counts the model's own token in each step.")

@@ -17,15 +17,43 @@ from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.embedding import Embedder
+from reprise.spec.batching.request import select_near
 from reprise.spec.corpus.corpus import live_entries
 from reprise.spec.corpus.suffix_array import merge_suffixes, sort_suffixes
 from reprise.spec.lengths.best_lengths import best_lengths, easy_token_gain
 from reprise.spec.lengths.draft_length import MIN_PROB
 
-MAX_RECENT = 4096
-"""Tokens that are scanned before they are sorted in."""
+MIN_ROOM, MAX_ROOM = 256, 4096
+"""Tokens of recent answers that a corpus has room for before they are sorted in, as many as there
+are sorted ones; bounds of that."""
 SOURCES = ("context", "near_answer", "corpus", "recent")
 _NAMESPACE = ""
+
+
+class SortedCorpus:
+    """Answers as a device has them: a text, and a suffix array over all but the recent ones."""
+
+    def __init__(self) -> None:
+        self.text: IntArray = np.zeros(0, np.int32)
+        self.order: IntArray = np.zeros(0, np.int32)
+        self.recent_begin = 0
+
+    def add(self, tokens: IntArray) -> bool:
+        """Add an answer; whether all have been sorted, as there were too many recent ones."""
+        self.text = np.concatenate((self.text, [BOS], tokens, [END]), dtype=np.int32)
+        begin, end = self.recent_begin, len(self.text)
+        if end - begin <= room_beside(begin):
+            return False
+        added = sort_suffixes(self.text, live_entries(self.text, begin, end))
+        order = np.empty(len(self.order) + len(added), np.int32)
+        merge_suffixes(self.text, self.order, added, order)
+        self.order, self.recent_begin = order, end
+        return True
+
+
+def room_beside(num_sorted: int) -> int:
+    """Room for recent answers beside so many sorted tokens."""
+    return min(MAX_ROOM, max(MIN_ROOM, num_sorted))
 
 
 class DeviceDrafter:
@@ -53,8 +81,7 @@ class DeviceDrafter:
             arena_tokens=arena_tokens,
         )
         self._arena = CorpusArena(num_corpora=1, arena_tokens=arena_tokens)
-        self._text, self._order = np.zeros(0, np.int32), np.zeros(0, np.int32)
-        self._recent_begin = 0
+        self._corpus = SortedCorpus()
         self._near_answers: list[NearAnswer] = []
         self._generation = 0
         self._all_token_ids = torch.zeros((1, max_model_len), dtype=torch.int32)
@@ -78,28 +105,16 @@ class DeviceDrafter:
             self._join(update.response_token_ids)
 
     def _join(self, tokens: IntArray) -> None:
-        """Put an answer into the corpus, and what is recent into the suffix array if it is full."""
-        answer = np.concatenate(([BOS], tokens, [END]), dtype=np.int32)
-        recent = len(self._text) + len(answer) - self._recent_begin
-        if recent > MAX_RECENT:
-            added = sort_suffixes(
-                self._text, live_entries(self._text, self._recent_begin, len(self._text))
+        """Put an answer into the corpus."""
+        was_sorted = self._corpus.add(tokens)
+        if _NAMESPACE in self._arena and not was_sorted:
+            writes = self._arena.append(_NAMESPACE, tokens)
+        else:
+            text, begin = self._corpus.text, self._corpus.recent_begin
+            room = room_beside(begin)
+            writes = self._arena.put(
+                _NAMESPACE, text, self._corpus.order, recent_begin=begin, room=room
             )
-            order = np.empty(len(self._order) + len(added), np.int32)
-            merge_suffixes(self._text, self._order, added, order)
-            self._order, self._recent_begin = order, len(self._text)
-        self._text = np.concatenate((self._text, answer))
-        writes = (
-            self._arena.append(_NAMESPACE, tokens)
-            if _NAMESPACE in self._arena and recent <= MAX_RECENT
-            else self._arena.put(
-                _NAMESPACE,
-                self._text,
-                self._order,
-                recent_begin=self._recent_begin,
-                room=MAX_RECENT,
-            )
-        )
         if writes is None:
             raise ValueError("expected a cache that the arena has room for, came a larger one")
         self._write(writes)
@@ -114,7 +129,7 @@ class DeviceDrafter:
         self._total_len.zero_()
         self.observe(row.prompt_token_ids)
         near = near_row(
-            [answer.response_token_ids for answer in self._near_answers[: self._most_near]],
+            [near.response_token_ids for near in select_near(self._near_answers, self._most_near)],
             max_near_tokens=self._state.near_token_ids.shape[1],
         )
         self._state.near_token_ids[0, : len(near)] = torch.from_numpy(near)
@@ -160,8 +175,9 @@ class DeviceDrafter:
 
     @property
     def bytes_per_cached_token(self) -> float | None:
-        tokens = int(np.count_nonzero(self._text >= 0))
-        return 4 * (len(self._text) + len(self._order)) / tokens if tokens else None
+        text, order = self._corpus.text, self._corpus.order
+        tokens = int(np.count_nonzero(text >= 0))
+        return 4 * (len(text) + len(order)) / tokens if tokens else None
 
 
 def draft_length(chances: np.ndarray, cost: float) -> int:

@@ -28,6 +28,7 @@ from reprise.retrieval.service.answer_reports import AnswerReports
 from reprise.retrieval.service.applied_invalidations import AppliedInvalidations
 from reprise.retrieval.service.awaited_results import AwaitedResults
 from reprise.retrieval.service.batch_processor import BatchProcessor, OnFound
+from reprise.retrieval.service.exact_writes import ExactWrites
 from reprise.retrieval.service.open_tier import open_now_or_later
 from reprise.retrieval.service.work_queue import Prompt, Work, WorkQueue
 from reprise.retrieval.tiers.memory_tier import MemoryTier
@@ -94,6 +95,9 @@ class LocalRetriever(Retriever):
         self._queue = WorkQueue(
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
+        self._exact = ExactWrites(
+            max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
+        )
         self._results = AwaitedResults(max_requests=4 * self._config.queue_length)
         self._reports = AnswerReports(max_bytes=self._config.queue_bytes)
         self._stats = RetrievalStats()
@@ -151,12 +155,23 @@ class LocalRetriever(Retriever):
 
     def store(self, answer: Answer) -> None:
         with self._changed:
-            if answer.tokenizer_key != self._tokenizer_key:
+            if answer.fingerprint:
+                self._store_exact(answer)
+            elif answer.tokenizer_key != self._tokenizer_key:
                 self._count(wrong_tokenizer=1)
             elif self._closing or not self._queue.takes_answers:
                 self._count(dropped=1)
             else:
                 self._admit([answer], ours=True)
+
+    def _store_exact(self, answer: Answer) -> None:
+        """Have an answer for exact hits written to the tier; the caller holds the lock."""
+        if self._tiers is None:
+            return
+        if self._closing or not self._exact.put(answer):
+            self._count(dropped=1)
+        else:
+            self._changed.notify_all()
 
     def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         usage = {i: UsageCounts(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
@@ -291,6 +306,10 @@ class LocalRetriever(Retriever):
 
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""
+        if not forgotten.complete:
+            # Any of those that wait to be written may be meant.
+            with self._changed:
+                self._exact.drop(lambda _: True)
         for invalidation in forgotten.invalidations:
             if invalidation not in self._applied:
                 self._forget_here(invalidation)
@@ -301,6 +320,7 @@ class LocalRetriever(Retriever):
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
             self._applied.add(invalidation)
+            self._exact.drop(lambda answer: self._is_meant(answer, invalidation))
         meant = [
             (answer.namespace, answer.answer_id)
             for namespace in filter(invalidation.covers, self._memory.namespaces())
@@ -389,15 +409,16 @@ class LocalRetriever(Retriever):
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
-                is_idle = not (self._queue.num_answers or self._queue.num_gone or self._to_erase)
+                is_idle = not (self._queue.num_answers or self._queue.num_gone)
+                is_idle = is_idle and not (self._to_erase or self._exact)
                 if self._closing and is_idle:
                     search.close()
                     return
-                work = self._queue.take(self._config.batch_size)
+                work, exact = self._queue.take(self._config.batch_size), self._exact.take()
                 self._joining = work.answers
                 erased, self._to_erase = self._to_erase, set()
                 # Upkeep alone is not work that anybody waits for.
-                self._busy = bool(work or erased)
+                self._busy = bool(work or erased or exact)
                 settled = self._has_settled()
             try:
                 if time.monotonic() >= next_expiry_s:
@@ -408,6 +429,7 @@ class LocalRetriever(Retriever):
                         self._results.forget(set(expired))
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
                 upkeep = self._process_batch(search, work)
+                self._write_exact(exact)
                 if erased:
                     search.erase(erased)
                     self._notify_gone(tuple(erased))
@@ -440,7 +462,7 @@ class LocalRetriever(Retriever):
             return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _has_work(self) -> bool:
-        return bool(self._queue) or bool(self._to_erase) or self._closing
+        return bool(self._queue or self._exact or self._to_erase) or self._closing
 
     def _has_settled(self) -> bool:
         """Return whether all that the tier holds has been taken; the caller holds the lock."""
@@ -473,6 +495,18 @@ class LocalRetriever(Retriever):
         with self._changed:
             self._tiers.write(a for a in answers if self.answer(a.namespace, a.answer_id))
             self._joining = []
+
+    def _write_exact(self, answers: Sequence[Answer]) -> None:
+        """Have answers for exact hits written, with their queries, by which they are forgotten."""
+        if self._tiers is None or not answers:
+            return
+        texts = [self._queries.read(None, answer.prompt_token_ids) for answer in answers]
+        whole = [
+            msgspec.structs.replace(answer, prompt_text=text)
+            for answer, text in zip(answers, texts, strict=True)
+        ]
+        with self._changed:
+            self._tiers.write(a for a in whole if not self._was_just_forgotten(a))
 
     def _count(self, **increments: float) -> None:
         """Add to the counters; the caller holds the lock."""

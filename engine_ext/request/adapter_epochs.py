@@ -1,6 +1,7 @@
 """Tracks which state of an adapter's weights an answer belongs to."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ class AdapterEpochs:
         self._epochs: Counter[int] = Counter()
         self._changing: Counter[int] = Counter()
         self._loaded_here: set[int] = set()
+        self._began_s: dict[int, float] = {}
 
     @contextmanager
     def change(self, adapter_id: int, *, loads: bool) -> Iterator[None]:
         """Load or remove an adapter in this block; no answer from before its end is repeated."""
         self._epochs[adapter_id] += 1
         self._changing[adapter_id] += 1
+        self._began_s[adapter_id] = time.time()
         self._loaded_here.discard(adapter_id)
         try:
             yield
@@ -45,6 +48,10 @@ class AdapterEpochs:
         if adapter.load_inplace and adapter_id not in self._loaded_here:
             return "an adapter that every request reloads"
         return None
+
+    def loaded_since_s(self, adapter_id: int, otherwise_s: float) -> float:
+        """Return the time of day when an adapter's last loading here began, or `otherwise_s`."""
+        return self._began_s.get(adapter_id, otherwise_s)
 
     def key(self, adapter: "LoRARequest") -> str:
         """Return a name for the adapter and the state of its weights."""

@@ -111,12 +111,14 @@ class ExactAnswers:
             return
         if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
             return
-        answer = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
-        if answer is None or self.keys(request, policy.namespace) != keys:
-            return
-        if not self.is_forgotten(answer):
-            index = shared.keys.index(answer.exact_key)
-            self._take_in(msgspec.structs.replace(answer, exact_key=keys[index]))
+        found = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
+        if self.keys(request, policy.namespace) != keys:
+            return  # the weights have changed meanwhile
+        here = dict(zip(shared.keys, keys, strict=True))
+        for answer in found:
+            if answer.exact_key is not None and not self.is_forgotten(answer):
+                key = here[answer.exact_key]
+                self._take_in(msgspec.structs.replace(answer, exact_key=key))
 
     def used(self, tracked: TrackedRequest, answer: Answer) -> None:
         """Report that a request was answered with this."""

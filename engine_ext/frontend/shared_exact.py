@@ -103,14 +103,14 @@ class SharedExact:
 
     async def find(
         self, request: "EngineCoreRequest", namespace: str, keys: Sequence[bytes], state: str
-    ) -> Answer | None:
-        """Return the answer to a request, if the tier gives it within the budget."""
+    ) -> list[Answer]:
+        """Return the answers to a request, as many as the tier gives within the budget."""
         if (tier := self._tier) is None:
-            return None
+            return []
         with self._lock:
             if self._num_busy >= _THREADS:
                 self.outcomes["busy"] += 1
-                return None
+                return []
             self._num_busy += 1
         began_s = time.monotonic()
 
@@ -126,15 +126,14 @@ class SharedExact:
             found = await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
         except TimeoutError:
             self.outcomes["late"] += 1
-            return None
+            return []
         except TierError:
             self.outcomes["failed"] += 1
-            return None
+            return []
         good = [a for a in found if _is_answer_to(a, request, namespace, keys, state)]
         self.outcomes["refused"] += len(found) - len(good)
         self.outcomes["hit" if good else "miss"] += 1
-        # One that ended by itself comes before one that was cut.
-        return next((a for key in keys for a in good if a.exact_key == key), None)
+        return good
 
     def store(self, answer: Answer, *, key: bytes, state: str, expires_s: float | None) -> None:
         """Have an answer written for others; returns at once."""

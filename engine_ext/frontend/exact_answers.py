@@ -187,6 +187,9 @@ class ExactAnswers:
         lives_s = [] if answer.expires_s is None else [answer.expires_s - now_s]
         lives_s += [] if self._ttl_s is None else [answer.created_s + self._ttl_s - now_s]
         left_s = min(lives_s, default=None)
+        held = None if answer.exact_key is None else self.memory.get(answer.exact_key)
+        if held is not None and held.created_s >= answer.created_s:
+            return
         if left_s is None or left_s > 0:
             bare = msgspec.structs.replace(answer, fingerprint="", expires_s=None, prompt_text="")
             self.memory.put(bare, ttl_s=left_s)

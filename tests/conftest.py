@@ -302,6 +302,28 @@ def redis_server(start_redis: Callable[..., RedisServer]) -> RedisServer:
 
 
 @pytest.fixture
+def redis_bytes() -> Callable[[str], bytes]:
+    """A function that returns all that a Redis holds, keys and values, as it is."""
+    import redis
+
+    def read(url: str) -> bytes:
+        client = redis.Redis.from_url(url)
+        readers = {
+            b"string": client.get,
+            b"hash": client.hgetall,
+            b"zset": lambda key: client.zrange(key, 0, -1),
+            b"stream": client.xrange,
+        }
+        found = []
+        for key in client.keys("*"):
+            value = readers[client.type(key)](key)
+            found += [key, value if isinstance(value, bytes) else repr(value).encode()]
+        return b"\n".join(found)
+
+    return read
+
+
+@pytest.fixture
 def wait_until() -> Callable[..., None]:
     """A function that waits until a condition holds, and fails if it does not in time."""
 

@@ -225,8 +225,13 @@ def _folder_of(vllm_config: Any, name: str, revision: str | None) -> Path:
 
 
 def _changed_since(files: list[Path], since_s: float) -> str | None:
-    """Return the name of a file that changed later than that; None: none did."""
-    late = (state.name for state in states_of(files) if state.changed_ns > since_s * 1e9)
+    """Return the name of a file that changed later than that; None: none did.
+
+    What the hub's cache holds is named after its contents and never changes: it may just have been
+    downloaded.
+    """
+    own = [path for path in files if path.resolve().parent.name != "blobs"]
+    late = (state.name for state in states_of(own) if state.changed_ns > since_s * 1e9)
     return next(late, None)
 
 

@@ -207,6 +207,19 @@ def test_files_that_changed_since_loading_began_have_none(folder: Path) -> None:
         fingerprint_of(config_of(folder), loaded_since_s=time.time() - 3600, cache_folder=None)
 
 
+def test_what_the_hub_has_just_brought_has_one(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "snapshots" / "1"
+    blobs = tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(blobs / str(number))
+    config = config_of(snapshot)
+    found = fingerprint_of(config, loaded_since_s=time.time() - 3600, cache_folder=None)
+    assert found == of(config_of(folder))
+
+
 def test_an_adapter_is_known_by_its_files(folder: Path, tmp_path: Path) -> None:
     later_s = time.time() + 1
     before = adapter_fingerprint(folder, loaded_since_s=later_s)

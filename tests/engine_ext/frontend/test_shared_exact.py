@@ -337,13 +337,18 @@ def test_what_was_forgotten_does_not_come_back_by_the_tier(
     assert two.ask(emits=(9,)) == ("miss", [9])
 
 
-def stored_bytes(url: str, folder: Path) -> bytes:
-    if url.startswith("sqlite"):
-        return b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
-    import redis
+@pytest.fixture
+def stored_bytes(
+    url: str, tmp_path: Path, redis_bytes: Callable[[str], bytes]
+) -> Callable[[], bytes]:
+    """A function that returns all that the tier has on disk or in Redis."""
 
-    client = redis.Redis.from_url(url)
-    return b"".join(key + (client.dump(key) or b"") for key in client.keys("*"))
+    def read() -> bytes:
+        if url.startswith("redis"):
+            return redis_bytes(url)
+        return b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+
+    return read
 
 
 @pytest.mark.parametrize(
@@ -354,7 +359,7 @@ def stored_bytes(url: str, folder: Path) -> bytes:
 def test_no_store_holds_what_was_forgotten(
     url: str,
     make_replica: MakeReplica,
-    tmp_path: Path,
+    stored_bytes: Callable[[], bytes],
     condition: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -362,13 +367,13 @@ def test_no_store_holds_what_was_forgotten(
     replica = make_replica(url)
     replica.ask(prompt=tuple(SECRET), emits=tuple(SECRET))
     needles = [b"word30012 word30013", b"".join(i.to_bytes(2, "little") for i in SECRET)]
-    assert all(needle in stored_bytes(url, tmp_path) for needle in needles)
-    assert exact_id(b"").encode() in stored_bytes(url, tmp_path)
+    assert all(needle in stored_bytes() for needle in needles)
+    assert exact_id(b"").encode() in stored_bytes()
     outcome = replica.retriever.forget(Invalidation.create(**condition), timeout_s=30)
     assert outcome.done
     # Kept for drafts and for exact hits, it is still one answer.
     assert len(outcome.removed) == 1
-    left = stored_bytes(url, tmp_path)
+    left = stored_bytes()
     assert not [needle for needle in needles if needle in left]
     assert exact_id(b"").encode() not in left
     assert make_replica(url).ask(prompt=tuple(SECRET), emits=(9,)) == ("miss", [9])

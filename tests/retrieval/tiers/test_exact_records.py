@@ -21,7 +21,7 @@ LABEL = b"zzyzx-label"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
-def make_tier(request, tmp_path):
+def make_tier(request, tmp_path, redis_bytes):
     opened = []
     server = request.getfixturevalue("redis_server") if request.param == "redis" else None
 
@@ -42,11 +42,11 @@ def make_tier(request, tmp_path):
                         (exact_id(damage),),
                     )
             return b"".join(path.read_bytes() for path in tmp_path.iterdir())
-        client = redis.Redis.from_url(server.url)
         if damage is not None:
+            client = redis.Redis.from_url(server.url)
             (name,) = client.keys(f"*{exact_id(damage)}")
             client.set(name, b"RA\x01\x00rubbish of no use")
-        return b"".join(key + (client.dump(key) or b"") for key in client.keys("*"))
+        return redis_bytes(server.url)
 
     make.raw = raw
     yield make

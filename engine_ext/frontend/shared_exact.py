@@ -19,7 +19,7 @@ from reprise.engine_ext.core.fingerprint import (
     adapter_fingerprint,
     fingerprint_of,
 )
-from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs, files_of
 from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.service.open_tier import open_for_exact_hits
@@ -40,6 +40,7 @@ _THREADS = 4
 # A thread hangs no longer than this on a tier that does not answer; who asked has gone on long ago.
 _TIER_TIMEOUT_S = 0.25
 _MAX_RETRY_S = 2.0
+_MAX_ADAPTER_STATES = 1000
 
 
 class SharedExact:
@@ -195,8 +196,13 @@ class SharedExact:
     def _adapter_state(self, adapter: "LoRARequest") -> str | None:
         """Return the fingerprint of an adapter; its first request has it taken, in a thread."""
         loaded_since_s = self._adapters.loaded_since_s(adapter.lora_int_id, self._loaded_since_s)
-        name = f"{self._adapters.key(adapter)}:{adapter.lora_path}:{loaded_since_s}"
+        # Where its files have changed since it was loaded, what vLLM goes on with is not known: it
+        # drops adapters that are not used, and reads them again.
+        files = files_of(adapter.lora_path)
+        name = f"{self._adapters.key(adapter)}:{adapter.lora_path}:{files}:{loaded_since_s}"
         if name not in self._adapter_states:
+            if len(self._adapter_states) >= _MAX_ADAPTER_STATES:
+                self._adapter_states.clear()
             self._adapter_states[name] = None
             self._threads.submit(self._take_adapter, name, Path(adapter.lora_path), loaded_since_s)
         return self._adapter_states[name]

@@ -55,11 +55,11 @@ class AdapterEpochs:
 
     def key(self, adapter: "LoRARequest") -> str:
         """Return a name for the adapter and the state of its weights."""
-        files = _files_of(adapter.lora_path) if adapter.load_inplace else ()
+        files = files_of(adapter.lora_path) if adapter.load_inplace else ()
         return f"{adapter.lora_int_id}:{self._epochs[adapter.lora_int_id]}:{files}"
 
 
-def _files_of(path: str) -> tuple[tuple[str, int, int], ...]:
+def files_of(path: str) -> tuple[tuple[str, int, int], ...]:
     """Return names, sizes and times of the files in a folder; none if it is no folder here."""
     try:
         with os.scandir(path) as entries:

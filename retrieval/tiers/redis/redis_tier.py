@@ -119,7 +119,8 @@ class RedisTier(Tier):
             with self._transaction(client) as (pipe, notes):
                 for namespace, members in by_namespace.items():
                     self._put(pipe, notes, namespace, members, known[namespace])
-            if self._ttl_ms is not None or any(a.expires_s is not None for a in answers):
+            # Those for exact hits may each have a time of their own.
+            if self._ttl_ms is not None or any(answer.fingerprint for answer in answers):
                 self._removal.remove_expired(client, by_namespace)
             return self._removal.trim(client, by_namespace)
 

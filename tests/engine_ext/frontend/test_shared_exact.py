@@ -479,6 +479,12 @@ def test_an_adapter_is_shared_by_its_content(
     assert two.ask(emits=(9,), lora=requests["other"]) == ("miss", [9])
     assert two.ask(emits=(9,)) == ("miss", [9])
     assert two.ask(emits=(9,), lora=requests["there"]) == ("exact", [5, 6, 7])
+    # Its files have changed, and nobody has loaded it again: it is no known adapter any more.
+    file = Path(requests["here"].lora_path) / "adapter_model.safetensors"
+    file.write_bytes(adapter + b"ef!")
+    changed: Any = SimpleNamespace(lora_request=requests["here"])
+    assert one.shared is not None
+    assert one.shared.state_of(changed) is None
 
 
 def test_repeats_are_reported_to_the_tier(url: str, make_replica: MakeReplica) -> None:

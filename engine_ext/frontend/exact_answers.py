@@ -65,6 +65,8 @@ class ExactAnswers:
         """Drop all answers: weights were loaded, moved or replaced."""
         self.weights_epoch += 1
         self.memory.clear()
+        if self.shared is not None:
+            self.shared.withdraw()
 
     @property
     def may_share(self) -> bool:
@@ -92,8 +94,7 @@ class ExactAnswers:
         Raises:
             ValueError: As `keys`.
         """
-        # What the weights are after a change, no file says.
-        if self.shared is None or self.weights_epoch:
+        if self.shared is None:
             return None
         state = self.shared.state_of(request)
         if state is None:
@@ -171,7 +172,7 @@ class ExactAnswers:
 
     def _share(self, answer: Answer, tracked: TrackedRequest) -> None:
         """Have an answer that was just stored written to the tier."""
-        if self.shared is None or tracked.shared is None or self.weights_epoch:
+        if self.shared is None or tracked.shared is None:
             return
         lives_s = [s for s in (tracked.policy.control.ttl_s, self._ttl_s) if s is not None]
         self.shared.store(

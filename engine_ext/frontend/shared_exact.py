@@ -72,8 +72,8 @@ class SharedExact:
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         """Look-ups by outcome: hit, miss, late, busy, failed, refused; and answers written."""
-        self.fingerprint: str | None = None
-        """None: not taken yet, or there is none."""
+        self._fingerprint: str | None = None
+        self._is_withdrawn = False
         self._vllm_config, self._adapters = vllm_config, adapters
         self._loaded_since_s, self._retrieval, self._errors = loaded_since_s, retrieval, errors
         self._budget_s = config.serving.exact_budget_s
@@ -88,6 +88,17 @@ class SharedExact:
         threading.Thread(
             target=self._take_fingerprint, name="reprise-fingerprint", daemon=True
         ).start()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the engine; None: not taken yet, or there is none."""
+        return None if self._is_withdrawn else self._fingerprint
+
+    def withdraw(self) -> None:
+        """Share nothing from now on: the weights are not those of the files any more."""
+        if not self._is_withdrawn:
+            logger.info("Reprise: exact hits stay in this process, because its weights changed.")
+        self._is_withdrawn = True
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the fingerprint is taken, or is known not to be; False if it took longer."""
@@ -177,7 +188,7 @@ class SharedExact:
                 cache_folder=Path(envs.VLLM_CACHE_ROOT) / "reprise",
             )
             self._connect()
-            self.fingerprint = fingerprint
+            self._fingerprint = fingerprint
         except FingerprintError as error:
             logger.warning("Reprise: exact hits stay in this process, because %s.", error)
         except Exception as error:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _THREADS = 4
+# Beyond that many at once, none waits for the threads.
+_MAX_UNDER_WAY = 64
 # A thread hangs no longer than this on a tier that does not answer; who asked has gone on long ago.
 _TIER_TIMEOUT_S = 0.25
 _MAX_RETRY_S = 2.0
@@ -81,7 +83,7 @@ class SharedExact:
         name = config.retrieval.url.partition(":")[0]
         self._breaker = CircuitBreaker(f"Looking exact hits up in {name}", max_retry_s=_MAX_RETRY_S)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reprise-exact")
-        self._num_busy = 0
+        self._num_under_way = 0
         self._lock = threading.Lock()
         self._adapter_states: dict[str, str | None] = {}
         self._taken = threading.Event()
@@ -120,10 +122,10 @@ class SharedExact:
         if (tier := self._tier) is None:
             return []
         with self._lock:
-            if self._num_busy >= _THREADS:
+            if self._num_under_way >= _MAX_UNDER_WAY:
                 self.outcomes["busy"] += 1
                 return []
-            self._num_busy += 1
+            self._num_under_way += 1
         began_s = time.monotonic()
 
         def look_up() -> list[Answer]:
@@ -138,6 +140,8 @@ class SharedExact:
             found = await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
         except TimeoutError:
             self.outcomes["late"] += 1
+            # Now, not when the tier gives up: until then every request would wait.
+            self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
             return []
         except TierError:
             self.outcomes["failed"] += 1
@@ -178,7 +182,7 @@ class SharedExact:
 
     def _release(self, _: "Future[list[Answer]]") -> None:
         with self._lock:
-            self._num_busy -= 1
+            self._num_under_way -= 1
 
     def _take_fingerprint(self) -> None:
         try:

@@ -232,3 +232,20 @@ def test_an_adapter_is_known_by_its_files(folder: Path, tmp_path: Path) -> None:
         adapter_fingerprint(elsewhere, loaded_since_s=0.0)
     with pytest.raises(FingerprintError, match="cannot be read"):
         adapter_fingerprint(tmp_path / "none", loaded_since_s=later_s)
+
+
+def test_real_configurations_have_one_that_lasts(demo_model: Path, tmp_path: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    def made(model: Path, **options: Any) -> str:
+        known = {"enforce_eager": True, "dtype": "float32", "max_model_len": 512, "block_size": 32}
+        config = EngineArgs(model=str(model), **{**known, **options}).create_engine_config()
+        return of(config)
+
+    elsewhere = tmp_path / "model"
+    shutil.copytree(demo_model, elsewhere)
+    assert made(demo_model) == made(elsewhere)
+    others = [
+        made(demo_model, **changed) for changed in ({"dtype": "bfloat16"}, {"block_size": 64})
+    ]
+    assert len({made(demo_model), *others}) == 3

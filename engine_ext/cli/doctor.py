@@ -229,7 +229,7 @@ def check_store() -> Iterator[Finding]:
     """Check the SQLite file that the settings name, if they name one."""
     from reprise.engine_ext.core.config import load_config
     from reprise.retrieval.api.tier_url import sqlite_path
-    from reprise.retrieval.service.open_tier import open_tier
+    from reprise.retrieval.in_process.open_tier import open_tier
     from reprise.retrieval.tiers.tier import TierError
 
     config = load_config().retrieval
@@ -255,7 +255,7 @@ def check_redis() -> Iterator[Finding]:
     from reprise.engine_ext.core.config import load_config
     from reprise.retrieval.api.redis_url import SCHEMES
     from reprise.retrieval.api.tier_url import redact
-    from reprise.retrieval.service.open_tier import open_tier
+    from reprise.retrieval.in_process.open_tier import open_tier
     from reprise.retrieval.tiers.tier import TierError
 
     url = load_config().retrieval.url

@@ -22,8 +22,8 @@ from reprise.engine_ext.core.fingerprint import (
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs, files_of
 from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
 from reprise.retrieval.host import steady_clock
-from reprise.retrieval.service.open_tier import open_for_exact_hits
-from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker
+from reprise.retrieval.in_process.open_tier import open_for_exact_hits
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.tier import TierError
 
 if TYPE_CHECKING:

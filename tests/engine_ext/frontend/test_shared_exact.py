@@ -28,9 +28,9 @@ from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.api.answer import Answer, exact_id
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.host import steady_clock
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
-from reprise.retrieval.service.open_tier import open_tier
 
 POLICY = RequestPolicy(RequestControl(), "acme")
 SECRET = [30011, 30012, 30013, 30014, 30015]

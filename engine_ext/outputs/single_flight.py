@@ -1,0 +1,375 @@
+"""Generates once for identical determined requests that are in flight at the same time.
+
+The first such request leads: the engine generates for it. The others follow: they are given the
+engine's outputs as they come, each through its own `RequestState`. If the leader is aborted, the
+engine goes on for the followers under the leader's id; it is stopped when the last one is gone.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+from reprise.engine_ext.compat.patches import Feature
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.outputs.one_token_outputs import latest_output
+from reprise.engine_ext.outputs.replay import Ending, Feeder, Replayer
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import (
+        OutputProcessor,
+        OutputProcessorOutput,
+        RequestOutputCollector,
+        RequestState,
+    )
+    from vllm.v1.metrics.stats import IterationStats, PrefillStats
+
+# How an answer may end that the settings determine; an abort or an error is none.
+_WHOLE = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
+
+
+class FinishedFlight(NamedTuple):
+    """A generation that was not aborted and did not fail."""
+
+    token_ids: list[int]
+    """[n] as the client got them, cut at a stop string."""
+    text: str
+    """Detokenised; empty where the request wants no text."""
+    ending: Ending
+    num_followers: int
+
+
+class FlightWatcher(Protocol):
+    """Is notified of the progress of a flight."""
+
+    def on_first_token(self) -> None:
+        """Handle the engine's first tokens."""
+
+    def on_finish(self, finished: FinishedFlight) -> None:
+        """Handle the whole answer; not called after an abort or an error."""
+
+    def on_end(self) -> None:
+        """Handle the end of the flight, whatever ended it; called once, last."""
+
+
+class Flight:
+    """A generation in progress, recorded so that others can follow it."""
+
+    def __init__(
+        self,
+        key: bytes | None,
+        request_id: str,
+        *,
+        watcher: "FlightWatcher",
+        priority: int,
+    ) -> None:
+        self.key = key
+        self.priority = priority
+        self.request_id = request_id
+        self.watcher = watcher
+        self.token_ids: list[int] = []
+        self.follower_ids: dict[str, None] = {}
+        self.prefill_stats: PrefillStats | None = None
+        self.leader_is_gone = False
+        self.num_followers = 0
+
+
+class SingleFlight:
+    """Stands between the engine's outputs and vLLM's output processor. Event loop only."""
+
+    def __init__(
+        self, processor: "OutputProcessor", replayer: Replayer, *, errors: ErrorCounter
+    ) -> None:
+        """Take the place of `process_outputs` and `abort_requests` on this one processor."""
+        self._processor = processor
+        self._replayer = replayer
+        self._errors = errors
+        self._feeder = Feeder(processor)
+        own = registry.apply_to(processor, Feature.SINGLE_FLIGHT, self)
+        self._process_outputs = own["process_outputs"]
+        self._abort_requests = own["abort_requests"]
+        self._by_request: dict[str, Flight] = {}
+        self._by_key: dict[bytes, Flight] = {}
+        self._by_follower: dict[str, Flight] = {}
+        self.weight_version: str | None = None
+        """The label of the weights behind the latest output; None before the first."""
+
+    def __len__(self) -> int:
+        return len(self._by_request)
+
+    def lead(
+        self,
+        key: bytes | None,
+        request_id: str,
+        *,
+        watcher: FlightWatcher,
+        priority: int = 0,
+    ) -> None:
+        """Record what the engine emits for `request_id`, which is about to be admitted.
+
+        Args:
+            key: what makes two requests the same; None: only record it, no other may follow.
+            request_id: the engine's id of the request.
+            watcher: notified of its progress.
+            priority: of the request, as vLLM counts it: the lowest number comes first.
+        """
+        flight = Flight(key, request_id, watcher=watcher, priority=priority)
+        self._by_request[request_id] = flight
+        if key is not None:
+            self._by_key.setdefault(key, flight)
+
+    def cancel(self, request_id: str, error: Exception) -> None:
+        """Fail the flight of a leader that was not admitted: its followers get `error`."""
+        flight = self._by_request.pop(request_id, None)
+        if flight is not None:
+            for state in self._forget(flight):
+                self._fail(state, error)
+
+    def join(
+        self,
+        key: bytes,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+    ) -> bool:
+        """Follow the flight under `key`.
+
+        Returns:
+            False: there is none, or it is of lower priority or cannot be followed; nothing has
+            changed.
+        """
+        flight = self._by_key.get(key)
+        # A request must not wait for one of lower priority.
+        if flight is None or request.priority < flight.priority:
+            return False
+        request_id = request.request_id
+        try:
+            self._processor.add_request(request, prompt, None, 0, queue)
+            if flight.token_ids:
+                self._feed(flight, request_id, flight.token_ids, None)
+        except Exception as error:
+            self._errors.record("single_flight", error)
+            self._replayer.withdraw(request_id, queue)
+            return False
+        flight.follower_ids[request_id] = None
+        flight.num_followers += 1
+        self._by_follower[request_id] = flight
+        return True
+
+    def leave(self, request_id: str) -> None:
+        """Remove a follower: its request is answered in another way."""
+        followed = self._by_follower.pop(request_id, None)
+        if followed is not None:
+            followed.follower_ids.pop(request_id, None)
+
+    def process_outputs(
+        self,
+        engine_core_outputs: list[EngineCoreOutput],
+        engine_core_timestamp: float | None = None,
+        iteration_stats: "IterationStats | None" = None,
+        weight_version: str | None = None,
+    ) -> "OutputProcessorOutput":
+        """Call vLLM's `process_outputs`, and pass the same outputs to the followers."""
+        if weight_version is not None:
+            self.weight_version = weight_version
+        if not self._by_request:
+            return self._process_outputs(
+                engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
+            )
+        try:
+            recorded = [
+                # The lists are copied: vLLM cuts them at a stop string, each request its own.
+                (flight, output, list(output.new_token_ids), self._states_of(flight))
+                for output in engine_core_outputs
+                if (flight := self._by_request.get(output.request_id)) is not None
+            ]
+        except Exception as error:
+            self._errors.record("single_flight", error)
+            recorded = []
+            for output in engine_core_outputs:
+                self.cancel(output.request_id, error)
+        result = self._process_outputs(
+            engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
+        )
+        for flight, output, token_ids, states in recorded:
+            try:
+                self._advance(flight, output, token_ids, states, result)
+            except Exception as error:
+                self._give_up(flight, output, result, error)
+        return result
+
+    def _give_up(
+        self,
+        flight: Flight,
+        output: EngineCoreOutput,
+        result: "OutputProcessorOutput",
+        error: Exception,
+    ) -> None:
+        """End a flight that has failed here: its leader goes on, as without it."""
+        self._errors.record("single_flight", error)
+        self._by_request.pop(flight.request_id, None)
+        try:
+            for state in self._forget(flight):
+                self._fail(state, error)
+        except Exception as another:
+            self._errors.record("single_flight", another)
+        if flight.leader_is_gone and not output.finished:
+            result.reqs_to_abort.append(flight.request_id)
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """Call vLLM's `abort_requests`; return only what the engine has to stop."""
+        to_stop: list[str] = []
+        for request_id in self._abort_requests(request_ids, internal):
+            try:
+                to_stop += self._stops_with(request_id)
+            except Exception as error:
+                # The engine ignores an id that it does not know.
+                self._errors.record("single_flight", error)
+                to_stop.append(request_id)
+        return to_stop
+
+    def _stops_with(self, request_id: str) -> list[str]:
+        """Return what the engine has to stop when this request is aborted."""
+        if self._replayer.forget(request_id):
+            return []
+        led = self._by_request.get(request_id)
+        followed = self._by_follower.pop(request_id, None)
+        if led is not None:
+            led.leader_is_gone = True
+            if led.follower_ids:
+                return []
+            self._close(led)
+        elif followed is not None:
+            followed.follower_ids.pop(request_id, None)
+            if not followed.leader_is_gone or followed.follower_ids:
+                return []
+            self._close(followed)
+            return [followed.request_id]
+        return [request_id]
+
+    def _advance(
+        self,
+        flight: Flight,
+        output: EngineCoreOutput,
+        token_ids: list[int],
+        states: list["RequestState"],
+        result: "OutputProcessorOutput",
+    ) -> None:
+        """Pass one step's tokens to the followers; close the flight if it ended there."""
+        # From vLLM 0.33 on: the engine refused the leader on arrival, as when it is paused.
+        refused = getattr(output, "error", None)
+        if refused is not None:
+            self._by_request.pop(flight.request_id, None)
+            for state in self._forget(flight):
+                # Each client raises its own exception.
+                self._fail(state, refused.to_exception())
+            return
+        if not flight.token_ids:
+            flight.prefill_stats = output.prefill_stats
+            self._notify(flight.watcher.on_first_token)
+        flight.token_ids += token_ids
+        ending = None
+        if output.finish_reason is not None:
+            ending = Ending(output.finish_reason, output.stop_reason)
+        for follower_id in list(flight.follower_ids):
+            self._pass_on(flight, follower_id, token_ids, ending)
+        # A follower that has failed here is none of the flight any more, and while the leader goes
+        # on only the engine can end it.
+        members = [
+            state
+            for state in states
+            if state.request_id == flight.request_id or state.request_id in flight.follower_ids
+        ]
+        finished = next(
+            (state for state in members if not self._processor.has_request(state.request_id)), None
+        )
+        if ending is None and self._processor.has_request(flight.request_id):
+            return
+        has_no_client = flight.leader_is_gone and not flight.follower_ids
+        if finished is None and ending is None and not has_no_client:
+            return
+        if finished is not None:
+            self._report(flight, finished)
+        self._close(flight)
+        if ending is None and output.request_id not in result.reqs_to_abort:
+            # A follower's detokenizer found a stop string, which the aborted leader could not; or
+            # no client is left.
+            result.reqs_to_abort.append(flight.request_id)
+        for follower_id in flight.follower_ids:
+            state = self._processor.request_states.get(follower_id)
+            self._fail(state, RuntimeError("the generation that it followed has ended"))
+
+    def _report(self, flight: Flight, state: "RequestState") -> None:
+        assert state.queue is not None
+        outcome = latest_output(state.queue)
+        if outcome is None or isinstance(outcome, Exception) or not outcome.finished:
+            return
+        completion = outcome.outputs[0]
+        reasons = {str(reason): reason for reason in _WHOLE}
+        reason = reasons.get(completion.finish_reason or "")
+        if reason is None or state.detokenizer is None:
+            return
+        finished = FinishedFlight(
+            token_ids=list(state.detokenizer.output_token_ids),
+            text=getattr(state.detokenizer, "output_text", ""),
+            ending=Ending(reason, completion.stop_reason),
+            num_followers=flight.num_followers,
+        )
+        self._notify(flight.watcher.on_finish, finished)
+
+    def _pass_on(
+        self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
+    ) -> None:
+        state = self._processor.request_states.get(follower_id)
+        if state is None:
+            return
+        try:
+            self._feed(flight, follower_id, token_ids, ending)
+        except Exception as error:
+            self._errors.record("single_flight", error)
+            flight.follower_ids.pop(follower_id, None)
+            self._by_follower.pop(follower_id, None)
+            self._fail(state, error)
+
+    def _feed(
+        self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
+    ) -> None:
+        state = self._processor.request_states[follower_id]
+        self._feeder.feed(
+            follower_id,
+            token_ids,
+            ending=ending,
+            prefill_stats=flight.prefill_stats if state.is_prefilling else None,
+            weight_version=self.weight_version,
+        )
+
+    def _fail(self, state: "RequestState | None", error: Exception) -> None:
+        if state is not None and self._processor.has_request(state.request_id):
+            self._replayer.fail(state, error)
+
+    def _states_of(self, flight: Flight) -> list["RequestState"]:
+        ids = (flight.request_id, *flight.follower_ids)
+        states: dict[str, Any] = self._processor.request_states
+        return [states[id_] for id_ in ids if id_ in states]
+
+    def _close(self, flight: Flight) -> None:
+        if self._by_request.pop(flight.request_id, None) is not None:
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> list["RequestState | None"]:
+        """Drop a flight that is no longer among those in flight; return its followers' states."""
+        if flight.key is not None and self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+        for follower_id in flight.follower_ids:
+            self._by_follower.pop(follower_id, None)
+        self._notify(flight.watcher.on_end)
+        states: dict[str, Any] = self._processor.request_states
+        return [states.get(follower_id) for follower_id in flight.follower_ids]
+
+    def _notify(self, call: Callable[..., None], *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            self._errors.record("flight_watcher", error)

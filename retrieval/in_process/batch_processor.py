@@ -1,0 +1,115 @@
+"""What a retriever's worker thread does with a batch of work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.work_queue import Prompt
+from reprise.retrieval.query.query_reader import QueryReader
+from reprise.retrieval.search.near_search import NearSearch, Query
+from reprise.retrieval.tiers.memory_tier import MemoryTier
+
+OnFound = Callable[[str, str, list[NearAnswer]], None]
+
+
+class BatchProcessor:
+    """Answers prompts and indexes answers; one thread at a time.
+
+    Args:
+        memory: The answers that are held.
+        results: Where near answers are picked up.
+        queries: Prompts to queries.
+        changed: Guards `results` and `count`.
+        count: Adds to counts by name.
+        on_found: Called with each request's id, namespace and near answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: MemoryTier,
+        results: AwaitedResults,
+        queries: QueryReader,
+        changed: threading.Condition,
+        count: Callable[..., None],
+        on_found: OnFound | None,
+    ) -> None:
+        self._memory, self._results, self._queries = memory, results, queries
+        self._changed, self._count, self._on_found = changed, count, on_found
+
+    def leave(self, search: NearSearch, gone: Iterable[tuple[str, str]]) -> None:
+        """Make answers (namespace, id) that left memory unfindable."""
+        for namespace, answer_id in gone:
+            if not self._is_held(namespace, answer_id):  # it may have come back since
+                search.leave(namespace, answer_id)
+
+    def answer(self, search: NearSearch, prompts: Sequence[Prompt]) -> None:
+        """Search near answers for the prompts, and hand them over."""
+        with self._changed:
+            # Under load some requests are over before their batch comes.
+            awaited = [p for p in prompts if self._results.is_awaited(p.request_id)]
+            self._count(submitted=len(prompts), abandoned=len(prompts) - len(awaited))
+        if not awaited:
+            return
+        queries = [
+            Query(p.namespace, self._queries.read(p.text, p.prompt_token_ids)) for p in awaited
+        ]
+        for found in search.search(queries):
+            for place, near_answers in zip(found.places, found.near_answers, strict=True):
+                self._publish(awaited[place], near_answers)
+            with self._changed:
+                self._count(
+                    found=sum(map(bool, found.near_answers)),
+                    embed_s=found.embed_s,
+                    search_s=found.search_s,
+                )
+
+    def give_nothing(self, prompts: Iterable[Prompt]) -> None:
+        """Hand over no near answers: the search failed."""
+        with self._changed:
+            for prompt in prompts:
+                self._results.give(prompt.request_id, [])
+
+    def join(self, search: NearSearch, batch: Sequence[tuple[Answer, bool]]) -> list[Answer]:
+        """Index answers that are still held; return ours, with embeddings, to be written.
+
+        `batch` has each answer with whether it is ours.
+        """
+        held = [
+            (self._with_prompt_text(answer), ours)
+            for answer, ours in batch
+            if self._is_held(answer.namespace, answer.answer_id)
+        ]
+        if len(held) < len(batch):
+            lost = sum(ours for _, ours in batch) - sum(ours for _, ours in held)
+            with self._changed:
+                self._count(evicted_early=lost)
+        texts = [self._queries.read(answer.prompt_text, None) for answer, _ in held]
+        joined = search.join([answer for answer, _ in held], texts)
+        ours = {(a.namespace, a.answer_id) for a, is_ours in held if is_ours}
+        return [a for a in joined if (a.namespace, a.answer_id) in ours]
+
+    def _publish(self, prompt: Prompt, near_answers: list[NearAnswer]) -> None:
+        with self._changed:
+            # The request may be gone, or submitted anew, by now.
+            given = self._results.give(prompt.request_id, near_answers)
+        if given and self._on_found is not None:
+            self._on_found(prompt.request_id, prompt.namespace, near_answers)
+
+    def _is_held(self, namespace: str, answer_id: str) -> bool:
+        return self._memory.get(namespace, [answer_id])[0] is not None
+
+    def _with_prompt_text(self, answer: Answer) -> Answer:
+        """Return the answer with its query for text, by which people name it, if it came
+        without."""
+        if answer.prompt_text:
+            return answer
+        text = self._queries.read(None, answer.prompt_token_ids)
+        self._memory.set_prompt_text(answer.namespace, answer.answer_id, text)
+        return msgspec.structs.replace(answer, prompt_text=text)

@@ -1,0 +1,335 @@
+"""Between memory and the tier behind it: writes behind, catch-up, what other replicas did.
+
+Everything here runs in threads of its own. A tier that fails or hangs costs hits, never time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Forgotten, Invalidation, InvalidationPage
+from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker, State
+from reprise.retrieval.tiers.sync.late_writes import LateWrites, PendingForget
+from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
+from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, TierReader
+from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
+from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
+
+Result = TypeVar("Result")
+_WRITE_BATCH = 128
+_RETRY_S = 0.25
+_SECOND_TRY_S = 0.05
+# Usage is added up for so long before it is written: nothing but eviction waits for them.
+_USAGE_EVERY_S = 1.0
+# What was removed during an outage is to be gone within a second of its end.
+_MAX_RETRY_S = 0.8
+# Nothing is written unless what others removed was read this recently.
+_FOLLOWED_WITHIN_S = 1.0
+
+
+class TierSync:
+    """Keeps a tier and this process's memory in step.
+
+    Args:
+        tier: Where answers are kept; closed with this.
+        on_added: Called with answers found in the tier: all at start, then what others add. May
+            wait, which slows the reading down.
+        on_forgotten: Called with what others removed or had forgotten.
+        held: The (namespace, answer id) held here that the tier should have, or had.
+        queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
+        queue_bytes: Most bytes of them; the same.
+        poll_s: How often to look for what other replicas did.
+
+    Example:
+        >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
+        >>> tier = MemoryTier(max_bytes=1 << 20)
+        >>> sync = TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None)
+        >>> sync.write([Answer.create(prompt_token_ids=[1], response_token_ids=[2])])
+        >>> sync.drain(timeout_s=60)
+        True
+        >>> tier.num_answers
+        1
+        >>> sync.close()
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        on_added: OnAdded,
+        on_forgotten: OnForgotten,
+        held: Callable[[], set[Key]] = set,
+        queue_length: int = 4096,
+        queue_bytes: int = 64 << 20,
+        poll_s: float = 0.2,
+    ) -> None:
+        self._tier, self._on_forgotten = tier, on_forgotten
+        self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
+        self._poll_s = poll_s
+        self._usage = PendingUsage(queue_length)
+        self._usage_written_s, self._draining = time.monotonic(), 0
+        self._forgets: deque[PendingForget] = deque()
+        self._late = LateWrites()
+        self._writing = self._closing = False
+        self._changed = threading.Condition()
+        # Reads and writes fail apart: a full Redis refuses writes and still answers.
+        self._reads = CircuitBreaker(f"Reading from {tier.name}", max_retry_s=_MAX_RETRY_S)
+        self._writes = CircuitBreaker(f"Writing to {tier.name}", max_retry_s=_MAX_RETRY_S)
+        self._write_errors = LoopErrors(f"Writing to {tier.name}")
+        self._reader = TierReader(
+            tier,
+            breaker=self._reads,
+            on_added=on_added,
+            on_forgotten=on_forgotten,
+            held=held,
+            queue=self._queue,
+            late=self._late,
+            changed=self._changed,
+            poll_s=poll_s,
+        )
+        self.caught_up = self._reader.caught_up
+        self._threads = [
+            threading.Thread(
+                target=keep_going, args=(loop, errors), kwargs={"pause": self._pause}, name=name
+            )
+            for loop, errors, name in (
+                (self._write_loop, self._write_errors, "reprise-writer"),
+                (self._reader.loop, self._reader.errors, "reprise-reader"),
+            )
+        ]
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    @property
+    def unwritten(self) -> int:
+        """Answers that the tier never got."""
+        return self._queue.num_lost
+
+    @property
+    def uncredited(self) -> int:
+        """Answers whose uses the tier never got."""
+        return self._usage.lost
+
+    @property
+    def unreadable(self) -> int:
+        """Records and other entries of the tier that were skipped."""
+        return self._tier.num_damaged
+
+    @property
+    def tier_name(self) -> str:
+        """sqlite or redis."""
+        return self._tier.name
+
+    @property
+    def breakers(self) -> dict[str, State]:
+        """The state of each circuit breaker: read, look up and write fail apart."""
+        return {
+            "read": self._reads.state,
+            "write": self._writes.state,
+        }
+
+    @property
+    def degraded(self) -> str:
+        """What does not work now; empty if all does."""
+        failing = [verb for verb, state in self.breakers.items() if state != "closed"]
+        return f"{self._tier.name}: cannot {', '.join(failing)}" if failing else ""
+
+    def write(self, answers: Iterable[Answer]) -> None:
+        """Have answers written soon; returns at once."""
+        with self._changed:
+            self._queue.put(answers)
+            self._changed.notify_all()
+
+    def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
+        """Have uses added to those in the tier soon; returns at once."""
+        with self._changed:
+            self._usage.add(namespace, usage)
+
+    def forget(self, invalidation: Invalidation, timeout_s: float) -> PendingForget:
+        """Have the tier forget; waits for it up to `timeout_s`, and tries on after that."""
+        with self._changed:
+            pending = next((each for each in self._forgets if each.is_of(invalidation)), None)
+            if pending is None:
+                pending = PendingForget(invalidation)
+                self._queue.drop(invalidation.means)
+                self._forgets.append(pending)
+                self._changed.notify_all()
+        pending.done.wait(timeout_s)
+        return pending
+
+    @property
+    def position(self) -> str | None:
+        """How far the tier's log of invalidations has been followed; None: not yet."""
+        return self._reader.position
+
+    def invalidations(self, after: str) -> InvalidationPage:
+        """Return the log of invalidations beyond an earlier position.
+
+        Raises:
+            TierError: It cannot be read now.
+        """
+        return self._reader.invalidations(after)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all answers and uses are written; False if it took longer."""
+        with self._changed:
+            self._draining += 1
+            self._changed.notify_all()
+            done = self._changed.wait_for(
+                lambda: (
+                    not (self._queue or self._usage or self._forgets or self._late)
+                    and not self._writing
+                ),
+                timeout_s,
+            )
+            self._draining -= 1
+            return done
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what is waiting, if that takes no longer than `timeout_s`, and stop."""
+        if self._writes.state == "closed" and self._may_write():
+            self.drain(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._reader.stop()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        with self._changed:
+            # Only now: a batch that fails on its way is put back.
+            self._queue.lose_all()
+            self._usage.lost += len(self._usage)
+            self._usage.take()
+        self._tier.close()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether the threads are to end."""
+        with self._changed:
+            self._writing = False  # whoever drains need not wait for what was lost
+            return self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _write_loop(self) -> None:
+        kept_s = time.monotonic()
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work, _USAGE_EVERY_S)
+                if self._closing:
+                    return
+                usage = self._due_usage()
+                batch = self._queue.take(_WRITE_BATCH if self._may_write() else 0)
+                forgets, stale = list(self._forgets), self._late.take()
+                self._writing = True
+            forgotten = self._try_remove(stale) & self._try_forget(forgets)
+            written = not batch or self._try_write(partial(self._put, batch), len(batch))
+            # After the answers: they may be what was used.
+            pending = self._try_record_usage(usage) if written else usage
+            if time.monotonic() - kept_s >= _USAGE_EVERY_S:
+                kept_s = time.monotonic()
+                self._try_write(self._tier.expire, 0)
+            with self._changed:
+                self._put_back(batch, written, pending)
+                if pending or not written or not forgotten:
+                    self._changed.wait_for(lambda: self._closing, _RETRY_S)
+                self._changed.notify_all()
+
+    def _put_back(
+        self, batch: list[Answer], written: bool, pending: dict[str, dict[str, UsageCounts]]
+    ) -> None:
+        """End a batch of writing: what failed is tried again; the caller holds the lock."""
+        self._writing, self._queue.being_written = False, []
+        for namespace, uses in pending.items():
+            self._usage.add(namespace, uses)
+        if written:
+            self._late.wrote(batch)
+        else:
+            self._queue.put_back(self._late.without(batch))
+
+    def _put(self, answers: Sequence[Answer]) -> None:
+        """Write answers; those that had to make room for them leave memory too."""
+        gone = self._tier.put(answers)
+        if gone:
+            self._on_forgotten(Forgotten(removed=tuple(gone)))
+
+    def _has_work(self) -> bool:
+        waits = (self._queue and self._may_write()) or self._forgets or self._late
+        return bool(waits) or self._closing or self._usage_is_due()
+
+    def _may_write(self) -> bool:
+        """Return whether what others removed is known: what they removed during an outage must not
+        be written again after it."""
+        return self._reader.has_followed(_FOLLOWED_WITHIN_S + 5 * self._poll_s)
+
+    def _usage_is_due(self) -> bool:
+        waited_s = time.monotonic() - self._usage_written_s
+        return bool(self._usage) and (self._draining > 0 or waited_s >= _USAGE_EVERY_S)
+
+    def _due_usage(self) -> dict[str, dict[str, UsageCounts]]:
+        """Return usage to write now; the caller holds the lock."""
+        if not self._usage_is_due():
+            return {}
+        self._usage_written_s = time.monotonic()
+        return self._usage.take()
+
+    def _try_forget(self, forgets: Sequence[PendingForget]) -> bool:
+        """Return False if it should be tried again."""
+        for pending in forgets:
+            forget = partial(self._tier.forget, pending.invalidation)
+            try:
+                pending.removed = tuple(self._writes.call(partial(_patiently, forget)))
+                pending.done.set()
+            except TierError:
+                return False
+            except Exception as error:  # a fault of ours: it will not go better the next time
+                self._write_errors.failed(error)
+            with self._changed:
+                self._forgets.remove(pending)
+                self._reader.note_removed(pending.removed)
+        return True
+
+    def _try_remove(self, stale: dict[str, list[str]]) -> bool:
+        """Return False if it should be tried again."""
+        for namespace, answer_ids in stale.items():
+            if not self._try_write(partial(self._tier.remove, namespace, answer_ids), 0):
+                with self._changed:
+                    self._late.add((n, i) for n, ids in stale.items() for i in ids)
+                return False
+        return True
+
+    def _try_record_usage(
+        self, usage: dict[str, dict[str, UsageCounts]]
+    ) -> dict[str, dict[str, UsageCounts]]:
+        """Return what should be tried again."""
+        pending = dict(usage)
+        for namespace, uses in usage.items():
+            if not self._try_write(partial(self._tier.record_usage, namespace, uses), 0):
+                break
+            del pending[namespace]
+        return pending
+
+    def _try_write(self, write: Callable[[], object], num_answers: int) -> bool:
+        """Return False if it should be tried again."""
+        try:
+            self._writes.call(partial(_patiently, write))
+        except TierError:
+            return False
+        except Exception as error:  # an answer that has no encoding, say: never again
+            self._write_errors.failed(error)
+            self._queue.num_lost += num_answers
+        return True
+
+
+def _patiently(write: Callable[[], Result]) -> Result:
+    """Try twice: that holds nobody up here, and spares the breaker a dropped connection."""
+    try:
+        return write()
+    except TierError:
+        time.sleep(_SECOND_TRY_S)
+        return write()

@@ -1,0 +1,249 @@
+"""The seam, in this process, with the lexical embedder so that the tests take milliseconds."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.search.embedding import Embedder
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def build(**options):
+        config = RetrievalConfig(embedding_model="lexical", **options.pop("config", {}))
+        made.append(LocalRetriever(config, **options))
+        return made[-1]
+
+    yield build
+    for retriever in made:
+        retriever.close()
+
+
+class Blocked(Embedder):
+    """Does not embed before it may go on."""
+
+    def __init__(self):
+        super().__init__("lexical")
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.texts = []
+
+    def encode(self, texts, namespaces):
+        if texts:
+            self.texts += texts
+            self.asked.set()
+            assert self.go_on.wait(30)
+        return super().encode(texts, namespaces)
+
+
+class BlockedByLongTexts(Blocked):
+    """Besides, does not embed long texts before it may go on with those."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked_for_long, self.go_on_with_long = threading.Event(), threading.Event()
+
+    def encode(self, texts, namespaces):
+        if any(len(text) > 1000 for text in texts):
+            self.asked_for_long.set()
+            assert self.go_on_with_long.wait(30)
+        return super().encode(texts, namespaces)
+
+
+def answer(prompt, response, *, namespace="", **fields):
+    return Answer.create(
+        prompt_token_ids=list(prompt.encode()),
+        response_token_ids=list(response.encode()),
+        prompt_text=fields.pop("prompt_text", prompt),
+        namespace=namespace,
+        **fields,
+    )
+
+
+def near(retriever, text, *, namespace="", request_id="r", **prompt):
+    assert retriever.flush(200)  # prompts overtake answers that are still joining
+    retriever.submit(request_id, namespace=namespace, text=text, **prompt)
+    assert retriever.flush(200)
+    return retriever.poll(request_id)
+
+
+def test_the_nearest_comes_first_with_its_token_ids(make):
+    retriever = make()
+    retriever.store(answer("how do I cancel my order", "press cancel"))
+    retriever.store(answer("how do I cancel my subscription", "write to us"))
+    retriever.store(answer("weather in Paris", "rain"))
+    found = near(retriever, "please cancel my order")
+    assert [bytes(f.response_token_ids.astype(np.uint8)) for f in found][:2] == [
+        b"press cancel",
+        b"write to us",
+    ]
+    assert found[0].similarity > found[1].similarity > 0.2
+    assert found[0].response_token_ids.dtype == np.int32
+    assert (found[0].clause, found[0].kind, found[0].namespace) == (0, "whole", "")
+
+
+def test_nothing_crosses_a_wall(make):
+    retriever = make()
+    retriever.store(answer("cancel my order", "ok", namespace="acme"))
+    assert near(retriever, "cancel my order", namespace="zeta") == []
+    assert len(near(retriever, "cancel my order", namespace="acme")) == 1
+
+
+def test_queries_are_cut_out_of_token_ids(make):
+    retriever = make(
+        decode=lambda ids: bytes(ids).decode(), query_of=lambda prompt: prompt.partition("USER:")[2]
+    )
+    retriever.store(answer("SYSTEM:desk USER:cancel my order", "ok", prompt_text=""))
+    ids = list(b"SYSTEM:other USER:cancel my order")
+    [found] = near(retriever, None, prompt_token_ids=ids)
+    assert found.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def test_poll_says_none_until_there_and_after_discard(make):
+    retriever = make()
+    assert retriever.poll("unknown") is None
+    assert near(retriever, "hello") == []
+    retriever.discard("r")
+    assert retriever.poll("r") is None
+
+
+def test_updates_tell_what_joined_and_what_was_evicted(make):
+    retriever = make(config={"memory_bytes": 1 << 16})
+    for number in range(100):
+        retriever.store(answer(f"question {number}", "x" * 100))
+    assert retriever.flush(200)
+    updates = retriever.updates()
+    added = {u.answer_id for u in updates if u.added}
+    removed = {u.answer_id for u in updates if not u.added}
+    assert retriever.updates() == []
+    assert removed <= added
+    assert len(added) - len(removed) == retriever.stats().answers < 100
+    assert retriever.stats().bytes <= 1 << 16
+
+
+def test_an_answer_is_told_of_before_it_is_embedded(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"clauses": False})
+    retriever.store(answer("a question", "x"))
+    [update] = retriever.updates()
+    assert update.prompt_token_ids.tolist() == list(b"a question")
+    assert update.response_token_ids.tolist() == list(b"x")
+    embedder.go_on.set()
+
+
+def test_no_request_waits_for_another_with_a_longer_text(make):
+    embedder = BlockedByLongTexts()
+    retriever = make(embedder=embedder)
+    retriever.submit("first", namespace="", text="first")  # the others wait together
+    assert embedder.asked.wait(30)
+    retriever.submit("long", namespace="", text="long " * 300)
+    retriever.submit("short", namespace="", text="short")
+    embedder.go_on.set()
+    assert embedder.asked_for_long.wait(30)
+    assert retriever.poll("short") == []
+    assert retriever.poll("long") is None
+    embedder.go_on_with_long.set()
+    assert retriever.flush(30)
+    assert retriever.poll("long") == []
+
+
+def test_a_request_that_is_over_is_not_searched_for(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"clauses": False})
+    retriever.submit("first", namespace="", text="one")
+    assert embedder.asked.wait(30)
+    retriever.submit("over", namespace="", text="two")
+    retriever.submit("live", namespace="", text="three")
+    retriever.discard("over")
+    embedder.go_on.set()
+    assert retriever.flush(200)
+    assert retriever.stats().abandoned == 1
+    assert retriever.stats().submitted == 3
+    assert embedder.texts == ["one", "three"]
+
+
+def test_the_same_answer_twice_is_one(make):
+    retriever = make()
+    retriever.store(answer("hello", "hi"))
+    retriever.store(answer("hello", "hi"))
+    assert retriever.flush(200)
+    assert retriever.stats().answers == retriever.stats().stored == 1
+
+
+def test_another_tokenizers_answers_are_refused(make):
+    retriever = make(tokenizer_key="mine")
+    retriever.store(answer("hello", "hi", tokenizer_key="theirs"))
+    assert near(retriever, "hello") == []
+    assert retriever.stats().wrong_tokenizer == 1
+
+
+def test_a_failing_decode_costs_the_batch_and_no_more(make, caplog):
+    def decode(ids):
+        raise RuntimeError(f"cannot decode {len(ids)} ids")
+
+    retriever = make(decode=decode)
+    assert near(retriever, None, prompt_token_ids=[1, 2]) == []
+    assert retriever.stats().errors == 1
+    assert "A batch of retrieval work failed" in caplog.text
+    retriever.store(answer("hello", "hi"))
+    assert len(near(retriever, "hello")) == 1
+
+
+def test_prompts_beyond_the_queue_are_dropped_not_waited_for(make):
+    retriever = make(config={"queue_length": 1})
+    began_s = time.monotonic()
+    for number in range(2000):
+        retriever.submit(f"r{number}", namespace="", text="hello")
+    assert time.monotonic() - began_s < 2
+    assert retriever.stats().dropped > 0
+
+
+def test_nothing_is_taken_on_after_close(make):
+    retriever = make()
+    retriever.close()
+    retriever.submit("r", namespace="", text="hello")
+    retriever.store(answer("hello", "hi"))
+    assert retriever.poll("r") == []
+    assert retriever.health().state == "closed"
+
+
+def test_clauses_find_what_the_whole_question_does_not(make):
+    retriever = make()
+    assert retriever.flush(200)
+    retriever.store(answer("how do I cancel my order", "press cancel"))
+    retriever.store(answer("will I get a refund", "yes"))
+    for number in range(40):  # like the whole question more than its halves are
+        retriever.store(answer(f"my order will cancel refund how get {number}", "no"))
+    found = near(retriever, "How do I cancel my order and will I get a refund?")
+    by_answer = {bytes(f.response_token_ids.astype(np.uint8)): f for f in found}
+    assert len(found) == 32
+    assert by_answer[b"press cancel"].clause == 1
+    assert by_answer[b"yes"].clause == 2
+    assert by_answer[b"yes"].kind == "clause"
+    assert len({f.answer_id for f in found}) == 32
+    assert [f.similarity for f in found] == sorted((f.similarity for f in found), reverse=True)
+
+
+def test_clauses_can_be_turned_off(make):
+    retriever = make(config={"clauses": False})
+    retriever.store(answer("will I get a refund", "yes"))
+    found = near(retriever, "How do I cancel my order and will I get a refund?")
+    assert {f.clause for f in found} == {0}
+
+
+def test_progress_tells_when_there_is_more_to_poll(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder)
+    before = retriever.progress()
+    retriever.submit("r", namespace="", text="blocked")
+    assert embedder.asked.wait(30)
+    assert retriever.progress() == before
+    embedder.go_on.set()
+    assert retriever.flush(30)
+    assert retriever.progress() != before
+    assert retriever.poll("r") == []

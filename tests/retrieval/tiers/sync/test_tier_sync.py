@@ -1,0 +1,132 @@
+"""Between memory and a tier that hangs or fails, without one that really does."""
+
+import threading
+
+from reprise.retrieval import Answer
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sync.tier_sync import TierSync
+from reprise.retrieval.tiers.tier import TierError, UsageCounts
+
+
+def answer(number, *, namespace="acme"):
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * 20,
+        namespace=namespace,
+        answer_id=f"id{number}",
+    )
+
+
+def sync_of(tier, **options):
+    return TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None, **options)
+
+
+class FailingOnce(MemoryTier):
+    """Refuses the second namespace's first credits."""
+
+    name = "failing"
+
+    def __init__(self):
+        super().__init__(max_bytes=1 << 20)
+        self.refusals = 0
+
+    def record_usage(self, namespace, earned):
+        if namespace == "zeta" and self.refusals < 2:
+            self.refusals += 1
+            raise TierError("not now")
+        super().record_usage(namespace, earned)
+
+
+def test_what_failed_is_tried_again_and_what_did_not_is_not():
+    tier = FailingOnce()
+    tier.put([answer(1), answer(1, namespace="zeta")])
+    sync = sync_of(tier)
+    sync.record_usage("acme", {"id1": UsageCounts(1, 3)})
+    sync.record_usage("zeta", {"id1": UsageCounts(1, 4)})
+    assert sync.drain(20)
+    [mine], [theirs] = tier.answers("acme"), tier.answers("zeta")
+    assert (mine.uses, mine.accepted_tokens) == (1, 3)
+    assert (theirs.uses, theirs.accepted_tokens) == (1, 4)
+    assert tier.refusals == 2
+    sync.close()
+
+
+class Paged(MemoryTier):
+    """Hands out its answers page by page, each when it is told to."""
+
+    name = "paged"
+
+    def __init__(self):
+        super().__init__(max_bytes=1 << 20)
+        self.read, self.goes_on = threading.Event(), threading.Event()
+
+    def answers(self, namespace):
+        page = list(super().answers(namespace))
+        self.read.set()
+        self.goes_on.wait(20)
+        yield from page
+
+
+def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
+    tier = Paged()
+    tier.put([answer(1), answer(2)])
+    held = {}
+
+    def forget(forgotten):
+        for key in forgotten.removed:
+            held.pop(key, None)
+
+    sync = TierSync(
+        tier,
+        on_added=lambda batch: held.update({(a.namespace, a.answer_id): a for a in batch}),
+        on_forgotten=forget,
+    )
+    assert tier.read.wait(20)
+    pending = sync.forget(Invalidation.create(answer_id="id1"), timeout_s=20)
+    assert pending.removed == (("acme", "id1"),)
+    tier.goes_on.set()
+    assert sync.caught_up.wait(20)
+    assert set(held) == {("acme", "id2")}
+    sync.close()
+
+
+def test_an_answer_that_waits_or_was_just_written_is_forgotten_too():
+    tier = FailingOnce()
+    sync = sync_of(tier, poll_s=0.05)
+    sync.write([answer(1)])
+    assert sync.drain(20)
+    # Another process's invalidation that came too late for its own look at the tier.
+    sync._late.forget(Invalidation.create(namespace="acme"), [])
+    with sync._changed:
+        sync._changed.notify_all()
+    assert sync.drain(20)
+    assert list(tier.answers("acme")) == []
+    sync.close()
+
+
+class Unreadable(MemoryTier):
+    """Takes answers, and does not tell what others removed."""
+
+    name = "unreadable"
+
+    def __init__(self):
+        super().__init__(max_bytes=1 << 20)
+        self.is_readable = False
+
+    def invalidations(self, after):
+        if not self.is_readable:
+            raise TierError("not now")
+        return super().invalidations(after)
+
+
+def test_nothing_is_written_before_it_is_known_what_others_removed():
+    tier = Unreadable()
+    sync = sync_of(tier, poll_s=0.05)
+    sync.write([answer(1)])
+    assert not sync.drain(0.5)
+    assert list(tier.answers("acme")) == []
+    tier.is_readable = True
+    assert sync.drain(20)
+    assert len(list(tier.answers("acme"))) == 1
+    sync.close()

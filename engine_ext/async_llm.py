@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -76,9 +78,13 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         Raises:
             ValueError: a setting is unknown or out of bounds.
         """
+        self._began_s = time.time()
         self._num_api_servers = int(kwargs.get("client_count", 1))
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")
+        if not starts_workers and (parent := psutil.Process().parent()) is not None:
+            # Who started this process has started the engine, and before.
+            self._began_s = min(self._began_s, parent.create_time())
         if self._is_first_api_server and not starts_workers:
             logger.info(
                 "Reprise: with %d API servers the workers search for near answers themselves; "
@@ -133,6 +139,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self.output_processor,
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
+            loaded_since_s=self._began_s,
         )
         # Not the methods themselves: they would keep this engine alive.
         ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
@@ -149,6 +156,9 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
             errors=self.front_end.errors,
         )
+        forgetting = self.exact_forgetting
+        self.front_end.exact.is_forgotten = forgetting.is_forgotten
+        self.front_end.find_retrieval = lambda: forgetting.clients
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
@@ -227,6 +237,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         if front_end is None or policy is None or parent_req is not None:
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
+        await front_end.fetch(request, policy)
         if front_end.answer(request, prompt, queue, policy):
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)

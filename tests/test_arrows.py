@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"replay"},
         {"report"},
         {"demo_data"},
-        {"live"},
+        {"live", "virtual"},
         {"benchmarks"},
         {"campaigns", "micro"},
         {""},

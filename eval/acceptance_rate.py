@@ -33,7 +33,7 @@ from reprise.eval.replay.results import Run, write_results
 from reprise.eval.replay.results_table import print_results
 from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
-from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
+from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, save_plot
 from reprise.eval.report.html_report import write_html
@@ -223,16 +223,6 @@ def _load_traces(paths: Sequence[str], limit: int | None) -> dict[str, list[Trac
             # Two files of one name in different folders stay apart by their whole paths.
             loaded[path if name in loaded else name] = load_trace(path)
     return {name: limit_rows(rows, limit) for name, rows in loaded.items()}
-
-
-def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
-    """All warm rows, and the first `limit` others."""
-    kept, timed = [], 0
-    for row in rows:
-        timed += not row.warm
-        if row.warm or limit is None or timed <= limit:
-            kept.append(row)
-    return kept
 
 
 def _config(

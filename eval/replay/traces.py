@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,16 @@ def save_trace(path: str | Path, rows: Iterable[TraceRow]) -> None:
     """Write rows as a trace file."""
     encoder = msgspec.json.Encoder()
     Path(path).write_bytes(b"".join(encoder.encode(row) + b"\n" for row in rows))
+
+
+def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
+    """All warm rows, and the first `limit` others."""
+    kept, timed = [], 0
+    for row in rows:
+        timed += not row.warm
+        if row.warm or limit is None or timed <= limit:
+            kept.append(row)
+    return kept
 
 
 def _parse_row(line: str, *, where: str) -> TraceRow:

@@ -36,3 +36,39 @@ class MeasuredRun(NamedTuple):
     keeps_cache: bool
     """Whether the workloads were served by one engine, whose cache fills: of other rows each."""
     workloads: tuple[Workload, ...]
+
+
+_FIRST_GAP = HostGap(drafted_ms=2.5, undrafted_ms=1.9, drafter_ms=0.3, request_ms=0.1)
+GAP = HostGap(drafted_ms=1.5, undrafted_ms=1.5, drafter_ms=0.3, request_ms=0.05)
+PREFILL_MS = 2.0
+RETRIEVAL_S = 0.015
+
+MEASURED = (
+    MeasuredRun(
+        engine="v1",
+        gap=_FIRST_GAP,
+        is_warm=True,
+        keeps_cache=False,
+        workloads=(
+            Workload("support", 1, 12, 207, 294),
+            Workload("support", 8, 70, 1349, 1432),
+            Workload("support", 32, 70, 2955, 2448),
+            Workload("chat_cold", 8, 30, 1250, 994),
+            Workload("chat_cold", 32, 40, 2386, 2203),
+        ),
+    ),
+    MeasuredRun(
+        engine="v1-ahead",
+        gap=GAP,
+        is_warm=False,
+        keeps_cache=True,
+        workloads=(
+            Workload("chat_cold", 8, 24, 1298, 976),
+            Workload("support", 8, 64, 1428, 1384),
+            Workload("chat_cold", 32, 64, 2986, 2313),
+            Workload("support", 32, 96, 3949, 4129),
+            Workload("support", 1, 6, 210, 298),
+            Workload("chat_cold", 1, 3, 204, 306),
+        ),
+    ),
+)

@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"report"},
         {"demo_data"},
         {"live", "virtual"},
-        {"benchmarks"},
+        {"benchmarks", "gpu"},
         {"campaigns", "micro"},
         {""},
     ),

@@ -43,6 +43,7 @@ from reprise.eval.virtual.replays import ENGINES, Outcome, Prices, virtual_engin
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftProvider
 
+MACHINE = "NVIDIA H200, in virtual time"
 FIELDS = (
     "section", "trace", "warm_rows", "engine", "concurrency", "requests", "quality", "drafting_us",
     "tokens_per_s", "to_none", "measured_to_none", "mean_acceptance_length", "drafted_per_step",
@@ -187,7 +188,12 @@ def _compare(
                     engine.learn(cached)
                     outcome = engine.serve(timed, concurrency=number)
                 none = none or outcome
-                cells = {"section": "forecast", "trace": trace, "warm_rows": len(cached)}
+                cells = {
+                    "section": "forecast",
+                    "machine": MACHINE,
+                    "trace": trace,
+                    "warm_rows": len(cached),
+                }
                 ratio = outcome.tokens_per_s / none.tokens_per_s
                 found.append(cells | _cells(outcome, number, ratio, prices))
                 tick()
@@ -214,8 +220,13 @@ def _check(
 
 def _check_cells(check: Check, prices: Prices) -> dict[str, Any]:
     cells = _cells(check.drafted, check.workload.concurrency, check.to_none, prices)
-    measured = {"measured_to_none": round(check.workload.to_none, 3)}
-    return {"section": "check", "trace": check.workload.trace, **cells, **measured}
+    return {
+        "section": "check",
+        "machine": MACHINE,
+        "trace": check.workload.trace,
+        "measured_to_none": round(check.workload.to_none, 3),
+        **cells,
+    }
 
 
 def _cells(outcome: Outcome, concurrency: int, to_none: float, prices: Prices) -> dict[str, Any]:

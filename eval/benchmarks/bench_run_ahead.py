@@ -87,7 +87,8 @@ def main(
         raise InputError("the trace has no request to time: all warm")
     prices = Prices(
         device=SteadyDevice(step_ms / 1e3, token_cost),
-        gap=HostGap(gap_ms, gap_ms, drafting_ms, 0.0),
+        gap=HostGap({1: gap_ms}, {1: gap_ms}, {1: drafting_ms}),
+        suffix_gap=HostGap({1: gap_ms}, {1: gap_ms}, {1: drafting_ms}),
         retrieval_s=0.0,
         drafter=DeviceDrafter(0.0, 1.0),
         draft_length=draft_length,

@@ -10,6 +10,7 @@ parameters (`eval/virtual/h200.py`). It takes no GPU. With `--check` it replays 
 measured there, and says how far off it is. Compared are
 
     none          vLLM without drafts: its V2 runner, steps sent ahead
+    suffix        V1, SuffixDecoding, every step waited for, full graphs
     v1            V1, drafts from the host, every step waited for
     v1-ahead      V1, drafts from the host, only steps with drafts waited for
     v2            V2, drafts made on the device, as many for all requests
@@ -38,7 +39,7 @@ from reprise.eval.report.results_csv import append_rows
 from reprise.eval.virtual.checking import Check, check_run
 from reprise.eval.virtual.engines import DeviceDrafter
 from reprise.eval.virtual.h200 import H200
-from reprise.eval.virtual.measured_runs import GAP, MEASURED, PREFILL_MS, RETRIEVAL_S
+from reprise.eval.virtual.measured_runs import GAP, MEASURED, PREFILL_MS, RETRIEVAL_S, SUFFIX_GAP
 from reprise.eval.virtual.replays import ENGINES, Outcome, Prices, virtual_engine
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftProvider
@@ -105,6 +106,7 @@ def main(
     prices = Prices(
         device=H200(prefill_ms=PREFILL_MS),
         gap=GAP,
+        suffix_gap=SUFFIX_GAP,
         retrieval_s=RETRIEVAL_S,
         drafter=DeviceDrafter(drafting_us / 1e6, quality),
         draft_length=draft_length,
@@ -224,7 +226,7 @@ def _check_cells(check: Check, prices: Prices) -> dict[str, Any]:
         "section": "check",
         "machine": MACHINE,
         "trace": check.workload.trace,
-        "measured_to_none": round(check.workload.to_none, 3),
+        "measured_to_none": round(check.measured_to_none, 3),
         **cells,
     }
 

@@ -225,7 +225,7 @@ def verification_table(rows: list[Row]) -> list[list[str]]:
 
 
 def forecast_table(rows: list[Row]) -> list[list[str]]:
-    names = ("v1", "v1-ahead", "v2", "v2-adaptive")
+    names = ("suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
     table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "MAL, v2", "drafted, v2"]]
     keys = ("trace", "warm_rows", "concurrency")
     for key, engines in pivot(rows, keys=keys, column="engine").items():

@@ -23,12 +23,18 @@ class Check:
 
     @property
     def to_none(self) -> float:
-        return self.drafted.tokens_per_s / self.none.tokens_per_s
+        seconds = self.drafted.seconds + self.workload.lost_s
+        return self.drafted.tokens / seconds / self.none.tokens_per_s
+
+    @property
+    def measured_to_none(self) -> float:
+        """What was measured."""
+        return self.workload.drafted / self.workload.none
 
     @property
     def error(self) -> float:
         """Of the speed relative to none, as a share of what was measured."""
-        return self.to_none / self.workload.to_none - 1.0
+        return self.to_none / self.measured_to_none - 1.0
 
 
 def check_run(
@@ -43,7 +49,7 @@ def check_run(
     Raises:
         ValueError: a trace has too few rows.
     """
-    prices = replace(prices, gap=run.gap)
+    prices = replace(prices, gap=run.gap, suffix_gap=run.gap)
     parts = _parts(run, traces)
     with (
         virtual_engine("none", prices, embedder=None) as plain,
@@ -55,7 +61,7 @@ def check_run(
                 outcome = kept.serve(rows, concurrency=workload.concurrency)
             else:
                 with virtual_engine(run.engine, prices, embedder=embedder) as fresh:
-                    if run.is_warm:
+                    if run.is_warm and workload.trace == "support":
                         fresh.learn([row for row in traces["support"] if row.warm])
                     outcome = fresh.serve(rows, concurrency=workload.concurrency)
             yield Check(run=run, workload=workload, none=none, drafted=outcome)

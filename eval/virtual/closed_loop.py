@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from reprise.eval.replay.replay import accepted_length
 from reprise.eval.replay.token_rows import TokenRow
 from reprise.eval.virtual.near_sources import NearSource
+from reprise.eval.virtual.suffix_batch import SuffixBatch
 from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.provider import DraftProvider
@@ -43,7 +44,7 @@ class ClosedLoop:
 
     def __init__(
         self,
-        provider: DraftProvider,
+        provider: DraftProvider | SuffixBatch,
         near: NearSource,
         *,
         draft_length: int,
@@ -72,6 +73,10 @@ class ClosedLoop:
         self._coming: list[tuple[int, TokenRow]] = []
         self._live: dict[str, TokenRow] = {}
         self._positions: dict[str, int] = {}
+        self._unseen: dict[str, list[int]] = {}
+        """What was emitted in steps after which no draft could pay, and was not looked for."""
+        self.has_looked = False
+        """Whether drafts were looked for after the latest step, which takes its time."""
         self._arriving: dict[str, tuple[float, Sequence[NearAnswer]]] = {}
 
     def has_requests(self) -> bool:
@@ -141,20 +146,34 @@ class ClosedLoop:
             saved_s: how much of the drafting is no loss, in seconds.
             limit: most tokens of a draft now.
         """
-        for request_id, now in step.emitted.items():
-            if self._positions[request_id] == len(now):
-                self._begin(self._live[request_id])
+        if not step.emitted:  # all clients are thinking
+            return {}
+        new = [i for i, now in step.emitted.items() if self._positions[i] == len(now)]
+        for request_id in new:
+            self._begin(self._live[request_id])
         self._attach_arrived()
+        for request_id, now in step.emitted.items():
+            self._unseen.setdefault(request_id, []).extend(now)
+        about: dict[str, Any] = {
+            "step_time_s": self.as_measured(step, seconds),
+            "num_drafted_tokens": step.drafted,
+            "mode": mode,
+        }
+        self.has_looked = True
+        if not new:
+            if self.provider.skip_drafting(len(step.emitted), **about):
+                self.has_looked = False
+                self.end_requests()
+                return {}
+            about["step_time_s"] = None  # it is recorded
         length = self._draft_length if limit is None else min(limit, self._draft_length)
         ended = self._ended()
         drafts = self.provider.step(
             list(step.emitted),
-            list(step.emitted.values()),
+            [self._unseen.pop(request_id) for request_id in step.emitted],
             limits=lambda: [0 if i in ended else length for i in step.emitted],
-            step_time_s=self.as_measured(step, seconds),
-            num_drafted_tokens=step.drafted,
-            mode=mode,
             saved_s=saved_s,
+            **about,
         )
         self.end_requests()
         return {i: draft for i, draft in zip(step.emitted, drafts, strict=True) if draft}
@@ -168,6 +187,8 @@ class ClosedLoop:
     def end_requests(self) -> None:
         """Let those that have emitted all learn and go."""
         for request_id in self._ended():
+            if unseen := self._unseen.pop(request_id, None):
+                self.provider.observe(request_id, unseen)
             self.provider.finish(request_id)
             self._arriving.pop(request_id, None)
             self.learn(self._live.pop(request_id))

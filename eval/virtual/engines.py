@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -41,17 +42,24 @@ class Device(Protocol):
         it."""
 
 
+ByBatch = Mapping[int, float]
+"""Milliseconds by requests in the batch; straight lines between, and as at the ends beyond."""
+
+
 class HostGap(NamedTuple):
     """How long the device stands still because a step waits for the host, on the V1 runner."""
 
-    drafted_ms: float
+    drafted_ms: ByBatch
     """Around a step with drafts, without the drafter."""
-    undrafted_ms: float
+    undrafted_ms: ByBatch
     """Around a step without drafts that was waited for."""
-    drafter_ms: float
-    """Of drafting, whatever the batch."""
-    request_ms: float
-    """Of drafting, for each request."""
+    drafting_ms: ByBatch
+    """Of drafting."""
+
+
+def at_batch(by_batch: ByBatch, batch: int) -> float:
+    """Return what a table says of a batch."""
+    return float(np.interp(batch, list(by_batch), list(by_batch.values())))
 
 
 class V1:
@@ -72,9 +80,7 @@ class V1:
         loop = self._loop
         drafts: dict[str, list[int]] = {}
         while loop.has_requests():
-            seconds = self._waited_s(drafts)
-            step = loop.run_step(seconds + self._drafting_s(), drafts)
-            drafts = loop.draft(step, SchedulingMode.SYNC, seconds)
+            drafts = self._wait_and_draft(drafts, SchedulingMode.SYNC)
 
     def serve_running_ahead(self) -> None:
         """Only steps with drafts wait, and what follows them; see
@@ -84,17 +90,15 @@ class V1:
         would_draft = is_ahead = False
         while loop.has_requests():
             if drafts:
-                seconds = self._waited_s(drafts)
-                step = loop.run_step(seconds + self._drafting_s(), drafts)
-                drafts = loop.draft(step, SchedulingMode.DRAINED, seconds)
+                drafts = self._wait_and_draft(drafts, SchedulingMode.DRAINED)
                 continue
             ahead_s = self._device.sent_ahead_s(loop.batch, 0, loop.num_prefilled)
             step = loop.run_step(ahead_s if is_ahead else self._waited_s(drafts), {})
             known_s = ahead_s if is_ahead else None
-            drafting_s = self._drafting_s()
+            drafting_s = self._set_price()
             if is_ahead and would_draft:  # nothing was launched after this one
                 drafts = loop.draft(step, SchedulingMode.DRAINED, known_s)
-                loop.spent_s += drafting_s
+                loop.spent_s += drafting_s if loop.has_looked else 0.0
                 is_ahead = would_draft = False
             else:
                 # The host has nothing else to do while the device works on the next one.
@@ -105,13 +109,23 @@ class V1:
     def _waited_s(self, drafts: dict[str, list[int]]) -> float:
         loop = self._loop
         drafted = sum(map(len, drafts.values()))
-        gap_ms = self._gap.drafted_ms if drafted else self._gap.undrafted_ms
-        return self._device.step_s(loop.batch, drafted, loop.num_prefilled) + gap_ms / 1e3
+        gap = self._gap.drafted_ms if drafted else self._gap.undrafted_ms
+        gap_s = at_batch(gap, loop.batch) / 1e3
+        return self._device.step_s(loop.batch, drafted, loop.num_prefilled) + gap_s
 
-    def _drafting_s(self) -> float:
-        """What drafting for the batch takes, which the provider's clock is told as well."""
-        drafting_ms = self._gap.drafter_ms + self._gap.request_ms * self._loop.batch
-        self._clock.price_s = drafting_ms / 1e3
+    def _wait_and_draft(
+        self, drafts: dict[str, list[int]], mode: SchedulingMode
+    ) -> dict[str, list[int]]:
+        """Run a step that is waited for; returns the drafts after it."""
+        seconds, drafting_s = self._waited_s(drafts), self._set_price()
+        step = self._loop.run_step(seconds, drafts)
+        drafts = self._loop.draft(step, mode, seconds)
+        self._loop.spent_s += drafting_s if self._loop.has_looked else 0.0
+        return drafts
+
+    def _set_price(self) -> float:
+        """Return what drafting for the batch takes, and tell the provider's clock."""
+        self._clock.price_s = at_batch(self._gap.drafting_ms, self._loop.batch) / 1e3
         return self._clock.price_s
 
 

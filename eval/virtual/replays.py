@@ -10,11 +10,12 @@ from reprise.eval.replay.token_rows import TokenRow
 from reprise.eval.virtual.closed_loop import ClosedLoop
 from reprise.eval.virtual.engines import V1, V2, Device, DeviceDrafter, HostGap, PricedClock
 from reprise.eval.virtual.near_sources import NoNear, OverlapNear, RetrievedNear
+from reprise.eval.virtual.suffix_batch import SuffixBatch
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.lengths.batch_length import BatchDraftLength
 
-ENGINES = ("none", "v1", "v1-ahead", "v2", "v2-adaptive")
+ENGINES = ("none", "suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
 LENGTHS = (1, 2, 4, 8, 16)
 """Draft lengths that V2 has graphs for, beside none."""
 
@@ -25,6 +26,8 @@ class Prices:
 
     device: Device
     gap: HostGap
+    suffix_gap: HostGap
+    """With SuffixDecoding in place of our drafter."""
     retrieval_s: float
     drafter: DeviceDrafter
     draft_length: int
@@ -76,7 +79,7 @@ class VirtualEngine:
             verify_cost=0.0 if on_device else None,
         )
         self._loop = ClosedLoop(
-            DraftProvider(config, clock=self._clock),
+            SuffixBatch() if name == "suffix" else DraftProvider(config, clock=self._clock),
             near,
             draft_length=prices.draft_length,
             retrieval_s=prices.retrieval_s,
@@ -98,11 +101,12 @@ class VirtualEngine:
         """
         loop, prices = self._loop, self._prices
         loop.begin(rows, concurrency=concurrency)
-        v1 = V1(loop, self._clock, prices.device, prices.gap)
+        gap = prices.suffix_gap if self.name == "suffix" else prices.gap
+        v1 = V1(loop, self._clock, prices.device, gap)
         v2 = V2(loop, prices.device, prices.drafter)
         if self.name == "none":
             v2.serve_without_drafts()
-        elif self.name == "v1":
+        elif self.name in ("v1", "suffix"):
             v1.serve_synchronously()
         elif self.name == "v1-ahead":
             v1.serve_running_ahead()
@@ -130,7 +134,7 @@ def virtual_engine(
 ) -> Iterator[VirtualEngine]:
     """An engine with an empty cache. Without an embedder, near answers are found by shared
     tokens."""
-    if name == "none":
+    if name in ("none", "suffix"):
         yield VirtualEngine(name, prices, near=NoNear())
     elif embedder is None:
         yield VirtualEngine(name, prices, near=OverlapNear())

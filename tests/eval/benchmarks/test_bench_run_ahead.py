@@ -22,7 +22,8 @@ def rows() -> list[TokenRow]:
 def run_all(rows: list[TokenRow], *, gap_ms: float, token_cost: float) -> list[Outcome]:
     prices = Prices(
         device=SteadyDevice(0.005, token_cost),
-        gap=HostGap(gap_ms, gap_ms, 0.5, 0.0),
+        gap=HostGap({1: gap_ms}, {1: gap_ms}, {1: 0.5}),
+        suffix_gap=HostGap({1: gap_ms}, {1: gap_ms}, {1: 0.5}),
         retrieval_s=0.0,
         drafter=DeviceDrafter(0.0, 1.0),
         draft_length=16,

@@ -17,6 +17,7 @@ from reprise.eval.virtual.replays import Outcome, Prices, virtual_engine
 PRICES = Prices(
     device=H200(prefill_ms=PREFILL_MS),
     gap=GAP,
+    suffix_gap=GAP,
     retrieval_s=0.015,
     drafter=DeviceDrafter(position_s=1e-5, quality=0.98),
     draft_length=16,
@@ -77,5 +78,5 @@ def test_the_same_figures_every_time(rows: list[TokenRow]) -> None:
 
 def test_waiting_for_the_host_costs_its_gap(rows: list[TokenRow]) -> None:
     short = serve("v1", rows)
-    long = serve("v1", rows, prices=replace(PRICES, gap=GAP._replace(drafted_ms=6.0)))
+    long = serve("v1", rows, prices=replace(PRICES, gap=GAP._replace(drafted_ms={1: 6.0})))
     assert long.tokens_per_s < short.tokens_per_s < serve("v2", rows).tokens_per_s

@@ -14,7 +14,8 @@ def test_a_drafted_token_costs_what_it_was_measured_to(batch: int, each: int, st
     """In products alone, in steps of its request (docs/measurements.md)."""
     without = products_ms(batch)
     cost = (products_ms(batch * (1 + each)) - without) / without / each
-    assert cost == pytest.approx(steps, rel=0.2)
+    # Times are known to a tenth of a millisecond.
+    assert cost == pytest.approx(steps, rel=0.2, abs=0.0015)
 
 
 @pytest.mark.parametrize(("batch", "ms"), [(1, 4.8), (8, 5.0), (32, 5.3)])

@@ -31,6 +31,7 @@ from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.replay.peer_drafters import suffix_installed
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
@@ -65,8 +66,11 @@ def main(
         str, typer.Option(metavar="LIST", help="Requests at a time.")
     ] = "1,8,32,128",
     engines: Annotated[
-        str, typer.Option(metavar="LIST", help="Some of them, none first.")
-    ] = ",".join(ENGINES),
+        str | None,
+        typer.Option(
+            metavar="LIST", help=f"Beside none, some of {','.join(ENGINES[1:])}; else all."
+        ),
+    ] = None,
     warm: Annotated[
         int | None,
         typer.Option(min=0, help="First rows that only fill the cache; else those marked so."),
@@ -151,11 +155,15 @@ def _load(
     return traces
 
 
-def _engines(text: str) -> list[str]:
+def _engines(text: str | None) -> list[str]:
+    if text is None:
+        return [name for name in ENGINES if name != "suffix" or suffix_installed()]
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in ENGINES:
             raise InputError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    if "suffix" in names and not suffix_installed():
+        raise InputError("engine 'suffix' needs arctic-inference, which is not installed")
     return ["none", *(name for name in names if name != "none")]
 
 
@@ -209,8 +217,9 @@ def _check(
     if missing := {w.trace for run in MEASURED for w in run.workloads} - traces.keys():
         raise InputError(f"--check: no trace named {' or '.join(sorted(missing))}")
     checks = []
-    with stage("measured runs", sum(len(run.workloads) for run in MEASURED)) as tick:
-        for run in MEASURED:
+    runs = [run for run in MEASURED if run.engine in _engines(None)]
+    with stage("measured runs", sum(len(run.workloads) for run in runs)) as tick:
+        for run in runs:
             try:
                 for one in check_run(run, traces, prices, embedder=embedder):
                     checks.append(one)

@@ -35,7 +35,7 @@ from reprise.eval.replay.results import Run, write_results
 from reprise.eval.replay.results_table import print_results
 from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
-from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
+from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, save_plot
 from reprise.eval.report.html_report import write_html
@@ -232,16 +232,6 @@ def _load_traces(options: RunOptions) -> dict[str, list[TraceRow]]:
                 left_out = f"{len(empty)} rows without a question or an answer left out"
                 print(f"{path}: {left_out}", file=sys.stderr)
     return {name: limit_rows(rows, options.limit) for name, rows in loaded.items()}
-
-
-def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
-    """All warm rows, and the first `limit` others."""
-    kept, timed = [], 0
-    for row in rows:
-        timed += not row.warm
-        if row.warm or limit is None or timed <= limit:
-            kept.append(row)
-    return kept
 
 
 def _config(

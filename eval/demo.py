@@ -19,7 +19,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reprise.eval.acceptance_rate import limit_rows
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_turns import LiveError, serve
@@ -27,7 +26,7 @@ from reprise.eval.live.live import method_groups, run_of_outcome
 from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
 from reprise.eval.replay.peer_drafters import suffix_installed
 from reprise.eval.replay.results import Run
-from reprise.eval.replay.traces import TraceRow
+from reprise.eval.replay.traces import TraceRow, limit_rows
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.api.near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
@@ -36,6 +37,8 @@ class DraftProvider:
 
     Args:
         config: settings; the defaults if None.
+        clock: seconds from some start on, by which looking for drafts is timed. A replay in virtual
+            time has its own.
 
     Example:
         >>> provider = DraftProvider(DraftConfig(verify_cost=0.0))
@@ -44,7 +47,13 @@ class DraftProvider:
         >>> drafts = provider.step(["r1"], [[5, 6]])
     """
 
-    def __init__(self, config: DraftConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: DraftConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
         self.config = config or DraftConfig()
         self._lock = StepLock()
         self._changes = threading.Lock()  # of the corpora, which never holds up a step
@@ -153,7 +162,7 @@ class DraftProvider:
                 device is at work meanwhile.
         """
         with self._lock:
-            began_s = time.perf_counter()
+            began_s = self._clock()
             try:
                 self._observe_cost(len(request_ids), step_time_s, num_drafted_tokens)
                 known = self._observe(request_ids, emitted)
@@ -161,7 +170,7 @@ class DraftProvider:
                 if known:
                     self._propose(known, limits, drafts, mode, saved_s)
                     if self._searched:
-                        self._length.observe_search(time.perf_counter() - began_s)
+                        self._length.observe_search(self._clock() - began_s)
                 return drafts
             except Exception:
                 self._note_error()
@@ -218,6 +227,18 @@ class DraftProvider:
             except Exception:
                 self._note_error()
                 return []
+
+    def draft_chances(self, request_id: str) -> npt.NDArray[np.float32]:
+        """Return the probability that the last draft is right up to and with each of its tokens,
+        float32 [n]; none for an unknown id, and for a draft that was not to be verified."""
+        with self._lock:
+            request = self._live.get(request_id)
+            if not isinstance(request, Request):
+                return np.zeros(0, np.float32)
+            chances: npt.NDArray[np.float32] = self._table.trace.probs[
+                request.req_idx, : request.num_drafted
+            ]
+            return chances.copy()
 
     def finish(self, request_id: str) -> RequestStats | None:
         """Forget a request and return its counters; None if the id is unknown."""

@@ -185,7 +185,7 @@ class _Engine:
     def _take_in(self, message: LiveMessage | None) -> None:
         failure = message.failure if message else "the engine's process ended without a word"
         if failure is not None:
-            raise LiveError(f"model {self._job.model}: {_cause(failure, self._log_file)}")
+            raise LiveError(f"model {self._job.model}: {cause_of(failure, self._log_file)}")
         assert message is not None
         self.is_ready |= message.is_ready
         self.has_served |= message.has_served
@@ -221,7 +221,7 @@ class _Engine:
             os.killpg(self._process.pid, number)
 
 
-def _cause(message: str, log: Path) -> str:
+def cause_of(message: str, log: Path) -> str:
     """The message, or, where vLLM only says that the engine failed, the last error in its log."""
     if "Engine core initialization failed" not in message or not log.is_file():
         return message

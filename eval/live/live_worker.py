@@ -112,19 +112,18 @@ def _serve(
     prompts = [prompt_token_ids(llm, row) for row in job.rows]
     warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
-    # Before the warm rows: no method may pay for whatever an engine does on its first request. Not
-    # a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/compat/cpu_kernels.py).
-    _generate(llm, [[1] * _WARM_UP_TOKENS], job, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
-    warm_outputs, _ = _generate(llm, warm, job, tick=tick)
+    # Before the warm rows: no method may pay for it.
+    send_first_request(llm)
+    warm_outputs, _ = generate(llm, warm, concurrency=job.concurrency, tick=tick)
     uses_reprise = job.uses_reprise
     if uses_reprise:
         settled_report(llm, timeout_s=_FLUSH_S)
-    before, drafting_before = _counters(llm), _drafting_report(llm) if uses_reprise else {}
+    before, drafting_before = draft_counters(llm), _drafting_report(llm) if uses_reprise else {}
     send(LiveMessage(is_ready=True))
     may_begin.wait()
-    outputs, steps = _generate(llm, timed, job, tick=tick)
+    outputs, steps = generate(llm, timed, concurrency=job.concurrency, tick=tick)
     send(LiveMessage(has_served=True))
-    after = _counters(llm)
+    after = draft_counters(llm)
     outcome = LiveOutcome(
         output_token_ids=outputs,
         warm_output_token_ids=warm_outputs,
@@ -171,15 +170,22 @@ def prompt_token_ids(llm: LLM, row: TraceRow) -> list[int]:
     return ids
 
 
-def _generate(
+def send_first_request(llm: LLM) -> None:
+    """Have an engine do whatever it does on its first request."""
+    # Not a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/compat/cpu_kernels.py).
+    prompt = [1] * _WARM_UP_TOKENS
+    generate(llm, [prompt], concurrency=1, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
+
+
+def generate(
     llm: LLM,
     prompts: Sequence[Sequence[int]],
-    job: LiveJob,
     *,
+    concurrency: int,
     tick: Callable[[], None],
     max_tokens: int = MAX_OUTPUT_TOKENS,
 ) -> tuple[list[list[int]], int]:
-    """Greedy answers to all prompts, at most `job.concurrency` at once, and the steps they took.
+    """Greedy answers to all prompts, at most `concurrency` at once, and the steps they took.
 
     A closed loop, as of that many clients: the next request comes when one has finished, and so
     may draft from its answer.
@@ -192,7 +198,7 @@ def _generate(
     outputs: list[list[int]] = [[] for _ in prompts]
     steps, sent, finished = 0, 0, 0
     while finished < len(prompts):
-        while sent < len(prompts) and sent - finished < job.concurrency:
+        while sent < len(prompts) and sent - finished < concurrency:
             params = SamplingParams(
                 temperature=0.0,
                 max_tokens=max(1, min(max_tokens, room - len(prompts[sent]))),
@@ -213,7 +219,7 @@ def _generate(
     return outputs, steps
 
 
-def _counters(llm: LLM) -> dict[str, int]:
+def draft_counters(llm: LLM) -> dict[str, int]:
     """vLLM's own counters of speculation."""
     names = {
         "vllm:spec_decode_num_draft_tokens": "drafted",
@@ -266,7 +272,7 @@ def main() -> None:
         try:
             outcome = _serve(job, send, may_begin)
         except Exception as error:
-            send(LiveMessage(failure=_reason(error)))
+            send(LiveMessage(failure=reason_of(error)))
             raise
         send(LiveMessage(outcome=outcome))
 
@@ -282,7 +288,7 @@ def _listen(may_begin: threading.Event) -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """One line: what a validator objected to, else the first line of the message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     objections = [line.strip() for line in lines if "Value error, " in line]

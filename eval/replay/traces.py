@@ -86,6 +86,16 @@ def save_trace(path: str | Path, rows: Iterable[TraceRow]) -> None:
     Path(path).write_bytes(b"".join(encoder.encode(row) + b"\n" for row in rows))
 
 
+def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
+    """All warm rows, and the first `limit` others."""
+    kept, timed = [], 0
+    for row in rows:
+        timed += not row.warm
+        if row.warm or limit is None or timed <= limit:
+            kept.append(row)
+    return kept
+
+
 def _row(fields: Mapping[str, Any]) -> TraceRow:
     """Return a row that has the fields of a trace."""
     for name in _REQUIRED:

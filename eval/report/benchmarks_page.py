@@ -224,8 +224,55 @@ def verification_table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def forecast_table(rows: list[Row]) -> list[list[str]]:
+    names = ("suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
+    table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "MAL, v2", "drafted, v2"]]
+    keys = ("trace", "warm_rows", "concurrency")
+    for key, engines in pivot(rows, keys=keys, column="engine").items():
+        v2 = engines.get("v2", {})
+        table.append(
+            [
+                *key,
+                number(engines.get("none", {}).get("tokens_per_s"), 0),
+                *(number(engines.get(name, {}).get("to_none"), 2) for name in names),
+                number(v2.get("mean_acceptance_length"), 2),
+                number(v2.get("drafted_per_step"), 1),
+            ]
+        )
+    return table
+
+
+def check_table(rows: list[Row]) -> list[list[str]]:
+    table = [["engine", "trace", "at once", "requests", "measured", "in virtual time", "off, %"]]
+    for row in rows:
+        measured, modelled = float(row["measured_to_none"]), float(row["to_none"])
+        names = ("engine", "trace", "concurrency", "requests")
+        off = f"{100 * (modelled / measured - 1):+.0f}"
+        table.append([*(row[n] for n in names), number(measured, 2), number(modelled, 2), off])
+    return table
+
+
+def gpu_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "workload", "engine", "runner", "tokens/s", "to none", "MAL", "identical"]]
+    for row in rows:
+        same = row["identical_outputs"]
+        table.append(
+            [
+                *(row[name] for name in ("model", "workload", "method", "runner")),
+                number(row["tokens_per_s"], 0),
+                number(row["to_none"], 2),
+                number(row["mean_acceptance_length"], 2),
+                f"{same} of {row['requests']}" if same else row["note"],
+            ]
+        )
+    return table
+
+
 _RUN = ("engine", "trace", "method", "model", "cost", "concurrency")
 _ENGINE_COMMAND = "python eval/acceptance_rate.py --engine vllm --take-turns"
+_FORECAST_COMMAND = (
+    "python eval/benchmarks/bench_virtual_gpu.py --csv eval/results/bench_virtual_gpu.csv"
+)
 _ACCEPTANCE = "--csv eval/results/acceptance_rate.csv"
 SECTIONS = (
     Section(
@@ -298,6 +345,37 @@ SECTIONS = (
         keys=("batch", "drafts", "vocab", "sampling", "implementation"),
         table=verification_table,
         where={},
+    ),
+    Section(
+        title="Engines on a GPU",
+        about="Tokens/s of vLLM engines that are up at once, of which one serves at a time; cold "
+        "requests\nfirst, then warm ones. `identical`: answers that are those of `none`.",
+        file="gpu.csv",
+        command="python eval/gpu/measure.py --out eval/results --model MODEL --pad-to padded-8b",
+        keys=("model", "workload", "method"),
+        table=gpu_table,
+        where={},
+    ),
+    Section(
+        title="Engines on a GPU, in virtual time",
+        about="A forecast: recorded answers replayed on steps that cost what they were measured "
+        "to cost, with\na model of 8 billion parameters ([measuring](measuring.md#before-a-gpu-is-"
+        "there)). Speed to `none`.\nV1 is what Reprise runs on; V2 is to come.",
+        file="bench_virtual_gpu.csv",
+        command=_FORECAST_COMMAND,
+        keys=("trace", "warm_rows", "engine", "concurrency"),
+        table=forecast_table,
+        where={"section": "forecast"},
+    ),
+    Section(
+        title="How far off virtual time is",
+        about="Runs that were measured on an H200 ([measurements](measurements.md#a-live-engine-on-"
+        "a-gpu)),\nreplayed. Speed to `none`.",
+        file="bench_virtual_gpu.csv",
+        command=f"{_FORECAST_COMMAND} --check",
+        keys=("engine", "trace", "concurrency"),
+        table=check_table,
+        where={"section": "check"},
     ),
     Section(
         title="Retrieval",

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from reprise.eval.benchmarks import bench_run_ahead
-from reprise.eval.benchmarks.bench_run_ahead import ENGINES, Device, Replay
+from reprise.eval.benchmarks.bench_run_ahead import ENGINES, SteadyDevice, run_engine
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.token_rows import TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.report.command_line import run_command
+from reprise.eval.virtual.engines import DeviceDrafter, HostGap
+from reprise.eval.virtual.replays import Outcome, Prices
 
 
 @pytest.fixture(scope="module")
@@ -17,27 +19,28 @@ def rows() -> list[TokenRow]:
     return tokenize_rows(make_demo_trace(), load_tokenizer(demo_tokenizer_path()))
 
 
-def speeds(rows: list[TokenRow], device: Device) -> dict[str, tuple[float, Replay]]:
-    found = {}
-    for name, serve in ENGINES.items():
-        replay = Replay(rows, 8, 16)
-        serve(replay, device)
-        assert replay.tokens == sum(len(row.response_token_ids) for row in rows if not row.warm)
-        found[name] = (replay.tokens / replay.spent_s, replay)
-    return found
+def run_all(rows: list[TokenRow], *, gap_ms: float, token_cost: float) -> list[Outcome]:
+    prices = Prices(
+        device=SteadyDevice(0.005, token_cost),
+        gap=HostGap({1: gap_ms}, {1: gap_ms}, {1: 0.5}),
+        suffix_gap=HostGap({1: gap_ms}, {1: gap_ms}, {1: 0.5}),
+        retrieval_s=0.0,
+        drafter=DeviceDrafter(0.0, 1.0),
+        draft_length=16,
+    )
+    return [run_engine(name, rows, concurrency=8, prices=prices) for name in ENGINES]
 
 
 def test_running_ahead_is_as_fast_as_no_drafts_where_none_pay(rows: list[TokenRow]) -> None:
-    dear = speeds(rows, Device(step_s=0.005, gap_s=0.002, drafting_s=0.0005, token_cost=1.0))
-    none, waiting, ahead = (speed for speed, _ in dear.values())
+    outcomes = run_all(rows, gap_ms=2.0, token_cost=1.0)
+    none, waiting, ahead = (outcome.tokens_per_s for outcome in outcomes)
     assert waiting < 0.85 * none
-    assert ahead > 0.87 * none  # 0.92; finding out costs the rest
-    assert dear["running ahead"][1].drafted_steps < 0.15 * dear["running ahead"][1].steps
+    assert ahead > 0.87 * none  # finding out costs the rest
+    assert outcomes[2].drafted_steps < 0.15 * outcomes[2].steps
 
 
 def test_running_ahead_drafts_where_drafts_pay(rows: list[TokenRow]) -> None:
-    cheap = speeds(rows, Device(step_s=0.005, gap_s=0.001, drafting_s=0.0005, token_cost=0.01))
-    none, waiting, ahead = (speed for speed, _ in cheap.values())
+    none, waiting, ahead = (o.tokens_per_s for o in run_all(rows, gap_ms=1.0, token_cost=0.01))
     assert min(waiting, ahead) > 1.5 * none
     assert ahead > 0.9 * waiting
 

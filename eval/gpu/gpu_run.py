@@ -1,0 +1,168 @@
+"""A GPU run: its time, its engines, what it has measured."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError
+from reprise.eval.gpu.gpu_rows import GpuRows
+from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder
+from reprise.eval.gpu.methods import GpuMethod
+from reprise.eval.gpu.workloads import Plan, Workload
+from reprise.eval.replay.traces import TraceRow
+from reprise.eval.report.results_csv import ROOT
+
+_KERNELS_S = 100.0
+_START_S = 240.0
+_LAST_S = 8.0  # to end all engines
+_WARM_AT_ONCE = 32
+
+
+class GpuRun:
+    """One run: its time, its engines, its rows."""
+
+    def __init__(self, *, out: Path, rows: GpuRows, deadline_s: float, max_tokens: int) -> None:
+        self._began_s = time.monotonic()
+        self._out, self._rows = out, rows
+        self._deadline_s, self._max_tokens = deadline_s, max_tokens
+        self._references: dict[str, list[list[int]]] = {}
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the engines have to end."""
+        return self._deadline_s - _LAST_S - (time.monotonic() - self._began_s)
+
+    def say(self, text: str) -> None:
+        """Print a line, at once, with the seconds since the start."""
+        print(f"[{time.monotonic() - self._began_s:6.1f} s] {text}", flush=True)
+
+    def check_kernels(self, commands: Sequence[Sequence[str]]) -> None:
+        """Run the checks of kernels, unless a run before this one has found nothing wrong."""
+        passed = self._out / "kernels.passed"
+        if passed.exists():
+            return
+        fine = True
+        for command in commands:
+            self.say(" ".join(command[1:]))
+            limit_s = min(_KERNELS_S, self.left_s)
+            with (self._out / "kernels.log").open("a") as log:
+                try:
+                    done = subprocess.run(
+                        command, cwd=ROOT, stdout=log, stderr=log, timeout=max(1.0, limit_s)
+                    )
+                    status = done.returncode
+                except subprocess.TimeoutExpired:
+                    status = 124
+            fine &= status == 0
+            self.say(f"status {status}; see kernels.log")
+        if fine:
+            passed.touch()
+
+    @contextlib.contextmanager
+    def engines(
+        self, methods: Sequence[GpuMethod], jobs: Sequence[GpuJob]
+    ) -> Iterator[list[GpuEngine]]:
+        """All engines, started at once; those that do not come up are left out."""
+        with contextlib.ExitStack() as stack:
+            started = [
+                stack.enter_context(GpuEngine(method, job))
+                for method, job in zip(methods, jobs, strict=True)
+            ]
+            until_s = time.monotonic() + min(_START_S, self.left_s)
+            for engine in started:
+                self._get_ready(engine, until_s)
+            yield [engine for engine in started if engine.failure is None]
+
+    def _get_ready(self, engine: GpuEngine, until_s: float) -> None:
+        try:
+            engine.wait_until_ready(until_s - time.monotonic())
+            self.say(f"{engine.method.name} is up, on model runner {engine.runner}")
+        except GpuEngineError as error:
+            self.say(f"no engine: {error}")
+            self._keep_log(engine)
+
+    def _keep_log(self, engine: GpuEngine) -> None:
+        with contextlib.suppress(OSError):
+            lines = engine.log_file.read_text(errors="replace").splitlines()[-200:]
+            (self._out / f"{engine.method.name}.log").write_text("\n".join(lines))
+
+    def measure(self, engines: Sequence[GpuEngine], plan: Plan) -> None:
+        """Serve all workloads, as far as time allows."""
+        for workload in plan.cold:
+            self._serve_all(engines, workload)
+        if any(not self._is_done(engine, w) for engine in engines for w in plan.warm):
+            for engine in engines:
+                self._warm(engine, plan.warm_rows)
+        for workload in plan.warm:
+            self._serve_all(engines, workload)
+
+    def _is_done(self, engine: GpuEngine, workload: Workload) -> bool:
+        return self._rows.is_done(engine.method.name, workload)
+
+    def _warm(self, engine: GpuEngine, rows: Sequence[TraceRow]) -> None:
+        if engine.failure is not None:
+            return
+        order = GpuOrder(rows=list(rows), concurrency=_WARM_AT_ONCE, max_tokens=self._max_tokens)
+        try:
+            reply = engine.serve(order, self.left_s)
+            self.say(f"{engine.method.name} has {len(rows)} warm answers, {reply.wall_s:.1f} s")
+        except GpuEngineError as error:
+            self.say(str(error))
+            self._keep_log(engine)
+
+    def _serve_all(self, engines: Sequence[GpuEngine], workload: Workload) -> None:
+        for engine in engines:
+            name = engine.method.name
+            # Outputs without drafts are needed again, to compare with.
+            if self._is_done(engine, workload) and name != "none":
+                continue
+            if engine.failure is not None:
+                self._rows.add_failure(name, workload, engine.failure)
+                continue
+            if self.left_s <= 0:
+                self.say(f"no time is left for {workload.name}, {name}")
+                continue
+            self._serve(engine, workload)
+
+    def _serve(self, engine: GpuEngine, workload: Workload) -> None:
+        name = engine.method.name
+        order = GpuOrder(
+            rows=list(workload.rows),
+            concurrency=workload.concurrency,
+            max_tokens=self._max_tokens,
+        )
+        try:
+            reply = engine.serve(order, self.left_s)
+        except GpuEngineError as error:
+            self.say(f"{workload.name}: {error}")
+            self._rows.add_failure(name, workload, engine.failure or "")
+            self._keep_log(engine)
+            return
+        if name == "none":
+            self._references[workload.name] = reply.output_token_ids
+        reference = self._references.get(workload.name)
+        row = self._rows.add(name, engine.runner, workload, reply, reference)
+        self.say(
+            f"{workload.name}, {name}: {row['tokens_per_s']} tokens/s, {row['to_none']} to none, "
+            f"MAL {row['mean_acceptance_length']}, drafted {row['drafted_per_step']}, identical "
+            f"{row.get('identical_outputs', '?')} of {row['requests']} {row['note']}"
+        )
+
+    def trace_step(self, engines: Sequence[GpuEngine], rows: Sequence[TraceRow]) -> None:
+        """Have vLLM's profiler record a few steps of one engine with drafts."""
+        drafting = [e for e in engines if e.failure is None and e.method.name != "none"]
+        if not drafting or self.left_s < 0:
+            self.say("no step is traced")
+            return
+        order = GpuOrder(
+            rows=list(rows), concurrency=len(rows), max_tokens=self._max_tokens, is_profiled=True
+        )
+        try:
+            drafting[0].serve(order, self.left_s)
+            self.say(f"a step of {drafting[0].method.name} is traced in {self._out / 'trace'}")
+        except GpuEngineError as error:
+            self.say(f"no trace: {error}")

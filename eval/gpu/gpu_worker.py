@@ -1,0 +1,201 @@
+"""One engine of a GPU run, in a process of its own, that serves one workload after the other.
+
+Beside `reprise.eval.live.live_worker` because engines stay up here: on a GPU a start takes a
+minute, and a workload a few seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reprise.eval.live.live_worker import (
+    draft_counters,
+    generate,
+    prompt_token_ids,
+    reason_of,
+    send_first_request,
+)
+from reprise.eval.live.settled_report import settled_report
+from reprise.eval.replay.traces import TraceRow
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+_SETTLE_S = 20.0
+_PROFILED_TOKENS = 24
+
+
+class GpuJob(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine to start."""
+
+    model: str
+    dtype: str
+    speculative_config: dict[str, Any] | None
+    max_num_seqs: int
+    kv_cache_bytes: int | None
+    """Of a GPU's memory; None on a CPU. Not a share: several engines start at once."""
+    full_graphs: bool
+    profile_folder: str | None = None
+    """Absolute; where traces go, if any is asked for."""
+
+
+class GpuOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload to serve."""
+
+    rows: list[TraceRow]
+    concurrency: int
+    max_tokens: int
+    is_profiled: bool = False
+
+
+class GpuReply(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What a worker says: that it is ready, or what a workload came to, or why it ends."""
+
+    is_ready: bool = False
+    runner: str = ""
+    """Which model runner vLLM chose."""
+    is_served: bool = False
+    output_token_ids: list[list[int]] = []
+    steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    wall_s: float = 0.0
+    note: str = ""
+    """What went wrong that did not end it."""
+    failure: str | None = None
+
+
+def _build(job: GpuJob) -> LLM:
+    from vllm import LLM
+
+    options: dict[str, Any] = {}
+    if job.kv_cache_bytes is None:
+        options["enforce_eager"] = True
+    else:
+        options["kv_cache_memory_bytes"] = job.kv_cache_bytes
+    if job.full_graphs:
+        options["compilation_config"] = {"cudagraph_mode": "FULL"}
+    if job.profile_folder is not None:
+        options["profiler_config"] = _profiler_config(job.profile_folder)
+    return LLM(
+        model=job.model,
+        dtype=job.dtype,
+        max_num_seqs=job.max_num_seqs,
+        seed=0,
+        disable_log_stats=False,
+        speculative_config=job.speculative_config,
+        **options,
+    )
+
+
+def _profiler_config(folder: str) -> dict[str, Any]:
+    """A few steps, once requests decode; what a vLLM does not know is left out."""
+    from vllm.config import ProfilerConfig
+
+    wanted = {
+        "profiler": "torch",
+        "torch_profiler_dir": folder,
+        "torch_profiler_with_stack": False,
+        "delay_iterations": 4,
+        "max_iterations": 2,
+    }
+    known = {field.name for field in dataclasses.fields(ProfilerConfig)}
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _serve(llm: LLM, order: GpuOrder, *, uses_reprise: bool) -> GpuReply:
+    prompts = [prompt_token_ids(llm, row) for row in order.rows]
+    note = _settle(llm) if uses_reprise else ""
+    before = draft_counters(llm)
+    if order.is_profiled:
+        llm.start_profile()
+    began_s = time.perf_counter()
+    outputs, steps = generate(
+        llm,
+        prompts,
+        concurrency=order.concurrency,
+        tick=lambda: None,
+        max_tokens=_PROFILED_TOKENS if order.is_profiled else order.max_tokens,
+    )
+    wall_s = time.perf_counter() - began_s
+    if order.is_profiled:
+        llm.stop_profile()
+    after = draft_counters(llm)
+    return GpuReply(
+        is_served=True,
+        output_token_ids=outputs,
+        steps=steps,
+        drafted_tokens=after["drafted"] - before["drafted"],
+        accepted_tokens=after["accepted"] - before["accepted"],
+        wall_s=wall_s,
+        note=note,
+    )
+
+
+def _settle(llm: LLM) -> str:
+    """Wait until what was answered before is learned; returns why that is not known."""
+    try:
+        settled_report(llm, timeout_s=_SETTLE_S)
+    except Exception as error:  # no reason to lose a machine's time
+        return f"not settled: {reason_of(error)}"
+    return ""
+
+
+def _runner_of(llm: LLM) -> str:
+    is_v2 = getattr(llm.llm_engine.vllm_config, "use_v2_model_runner", None)
+    return {True: "v2", False: "v1", None: "not told"}[is_v2]
+
+
+def main() -> None:
+    """Arguments: the file of the job, and the descriptor of a pipe for replies. Orders come as
+    lines on standard input; its end ends the process and all that it has started."""
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=GpuJob)
+    descriptor = int(sys.argv[2])
+    os.set_inheritable(descriptor, False)  # the engine's processes must not keep the pipe open
+    with os.fdopen(descriptor, "wb") as pipe:
+
+        def send(reply: GpuReply) -> None:
+            pipe.write(msgspec.json.encode(reply) + b"\n")
+            pipe.flush()
+
+        try:
+            llm = _build(job)
+            send_first_request(llm)
+            send(GpuReply(is_ready=True, runner=_runner_of(llm)))
+            for order in _orders():
+                send(_serve(llm, order, uses_reprise="reprise." in str(job.speculative_config)))
+        except Exception as error:
+            send(GpuReply(failure=reason_of(error)))
+            raise
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _orders() -> Iterator[GpuOrder]:
+    """Yield orders as they come. Read on a thread, so that this process ends with who gives them,
+    whatever it does."""
+    from queue import SimpleQueue
+
+    orders: SimpleQueue[GpuOrder] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            orders.put(msgspec.json.decode(line, type=GpuOrder))
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=read, name="reprise-gpu-orders", daemon=True).start()
+    while True:
+        yield orders.get()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The engines that a GPU run compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+_PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
+
+
+class GpuMethod(NamedTuple):
+    """One engine: what a user would pass to vLLM, and in which environment."""
+
+    name: str
+    speculative_config: dict[str, Any] | None
+    environment: Mapping[str, str] = {}
+    """Beside this process's own. vLLM's variable for the runner overrules whatever chooses it."""
+    runs_on_cpu: bool = True
+    """Whether a dry run without a GPU has it."""
+    full_graphs: bool = False
+    """Asked for, as our own engine does by itself: steps with drafts of any lengths as one graph,
+    without which a drafter on V1 is not compared at its best."""
+
+
+METHODS = (
+    GpuMethod("none", None),
+    GpuMethod("reprise-v2", {"model": _PROPOSER, "num_speculative_tokens": 16}, {_RUNNER: "1"},
+              runs_on_cpu=False),
+    GpuMethod("reprise-v1", {"model": _PROPOSER, "num_speculative_tokens": 16}, {_RUNNER: "0"}),
+    GpuMethod("ngram-gpu", {"method": "ngram_gpu", "num_speculative_tokens": 5},
+              runs_on_cpu=False),
+    GpuMethod("suffix-v1", {"method": "suffix"}, {_RUNNER: "0"}, full_graphs=True),
+)  # fmt: skip
+"""In the order in which they are started and measured: where time runs out, the last ones miss."""
+
+
+def methods_named(names: str, *, dry_run: bool) -> list[GpuMethod]:
+    """Those of a comma-separated list, `none` first, which the others are compared with.
+
+    Raises:
+        ValueError: one is unknown, or cannot run without a GPU.
+    """
+    known = {method.name: method for method in METHODS}
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+        if dry_run and not known[name].runs_on_cpu:
+            raise ValueError(f"method {name!r} needs a GPU")
+    return [method for method in METHODS if method.name in {"none", *wanted}]

@@ -1,0 +1,95 @@
+"""Where a replay in virtual time has near answers from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from reprise.eval.replay.token_rows import TokenRow
+from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.near_answer import NearAnswer
+
+_OVERLAP_ANSWERS = 8
+_FLUSH_S = 600.0
+
+
+class NearSource(Protocol):
+    """Answers that were given, and which of them are near to a prompt."""
+
+    def add(self, row: TokenRow) -> None:
+        """Take in a row's answer."""
+
+    def find(self, row: TokenRow) -> Sequence[NearAnswer]:
+        """Return the answers near to a row's prompt, the nearest first."""
+
+
+class NoNear:
+    """For an engine without drafts."""
+
+    def add(self, row: TokenRow) -> None:
+        pass
+
+    def find(self, row: TokenRow) -> Sequence[NearAnswer]:  # noqa: ARG002
+        return ()
+
+
+class OverlapNear:
+    """By shared tokens, as drafting does until retrieval has answered: quick, and coarse."""
+
+    def __init__(self) -> None:
+        self._overlap = TokenOverlap()
+
+    def add(self, row: TokenRow) -> None:
+        self._overlap.apply(
+            AnswerUpdate(
+                answer_id=row.request_id,
+                namespace="",
+                added=True,
+                prompt_tokens=row.prompt_token_ids.astype("<i4").tobytes(),
+                response_tokens=row.response_token_ids.astype("<i4").tobytes(),
+            )
+        )
+
+    def find(self, row: TokenRow) -> Sequence[NearAnswer]:
+        return self._overlap.search("", row.prompt_token_ids, count=_OVERLAP_ANSWERS)
+
+
+class RetrievedNear:
+    """By meaning: the retriever that serves, waited for. Close it in the end."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._retriever = LocalRetriever(
+            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30), embedder=embedder
+        )
+
+    def add(self, row: TokenRow) -> None:
+        self._retriever.store(
+            Answer.create(
+                answer_id=row.request_id,
+                prompt_token_ids=row.prompt_token_ids,
+                response_token_ids=row.response_token_ids,
+                prompt_text=row.source.query_text,
+            )
+        )
+
+    def find(self, row: TokenRow) -> Sequence[NearAnswer]:
+        # The retriever serves prompts before it takes in answers: all that were added join first.
+        self._flush()
+        self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
+        self._flush()
+        self._retriever.updates()
+        near = self._retriever.poll(row.request_id) or []
+        self._retriever.discard(row.request_id)
+        return near
+
+    def _flush(self) -> None:
+        if not self._retriever.flush(_FLUSH_S):
+            raise RuntimeError(f"retrieval did not finish within {_FLUSH_S} s")
+
+    def close(self) -> None:
+        """Stop the retriever."""
+        self._retriever.close()

@@ -1,0 +1,176 @@
+# mypy: allow-untyped-calls
+"""Batch length: as many drafted tokens for every request of a batch, decided on the host, ahead.
+
+Where drafts are made on the device and steps are sent ahead of what they come to, how many tokens
+are drafted after a step is settled when that step is scheduled: the same number K for all requests,
+and one of the few for which graphs of whole steps were captured. What is known then is what earlier
+steps came to, and what steps cost. With q(j) the share of drafts whose token j was right among
+those whose tokens before it were, a step with drafts of K tokens emits for each request
+
+    1 + q(1) + q(1) q(2) + ... + q(1) ... q(K)
+
+tokens, and costs what the cost curve says of K times the batch. The K is taken that emits most for
+what it costs; none where no K emits more than a step without drafts does. Then a short draft is
+tried now and then, so seldom that trying costs next to nothing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reprise.spec.lengths.cost_model import CostModel
+
+FIRST_SHARE = 0.5  # of first tokens that are right, where nothing is known
+FIRST_WEIGHT = 4.0  # drafts that this counts as, until it is forgotten
+NEXT_WEIGHT = 4.0  # drafts that a token is taken to be as right as the one before it for
+MEMORY = 64  # drafts after which one counts 1 / e
+MIN_KEPT = 0.75  # of what was known, in a step, however large its batch
+MIN_GAIN = 0.01  # of drafts over none, as a share of the tokens a second
+PROBE_SHARE = 0.005  # of all steps' time, that may go into trying
+MIN_PROBE_STEPS = 8
+NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class BatchDraftLength:
+    """Decides one draft length for a whole batch, a step or two before it is verified.
+
+    Args:
+        choices: the lengths that may be chosen, above 0, rising; 0 always may be.
+        costs: what steps cost; may be filled beforehand from a profile of the device.
+
+    Example:
+        >>> length = BatchDraftLength((1, 2, 4, 8, 16))
+        >>> num_spec_tokens = length.choose(batch=8)
+        >>> length.observe([num_spec_tokens] * 8, [0] * 8)
+    """
+
+    def __init__(self, choices: Sequence[int], costs: CostModel | None = None) -> None:
+        if not choices or choices[0] < 1 or list(choices) != sorted(set(choices)):
+            raise ValueError(f"choices: expected rising lengths above 0, got {list(choices)}")
+        self.costs = costs or CostModel()
+        self._choices: Ints = np.array(choices, np.int64)
+        self._tried: Floats = np.zeros(choices[-1])
+        self._right: Floats = np.zeros(choices[-1])
+        self._tried[0], self._right[0] = FIRST_WEIGHT, FIRST_WEIGHT * FIRST_SHARE
+        self._since_draft = 0
+        self._num_new = 0
+
+    def choose(self, batch: int) -> int:
+        """Return how many tokens to draft for each of `batch` requests in the step to be scheduled;
+        0 for none."""
+        if batch < 1:
+            return 0
+        self._since_draft += 1
+        reach = max(self.costs.reach(batch), batch * int(self._choices[0]))
+        choices = self._choices[self._choices * batch <= reach]
+        if self.costs.needs_baseline_step(batch):
+            return 0
+        curve = self.costs.curve(batch, batch * int(choices[-1]))
+        emitted = 1.0 + np.cumsum(self.survival())
+        speeds = emitted[choices - 1] / curve[choices * batch]
+        best = int(np.argmax(speeds))
+        if speeds[best] > 1.0 + MIN_GAIN:
+            self._since_draft, self._num_new = 0, 0
+            return int(choices[best])
+        return self._probe(batch, int(choices[0]), float(curve[choices[0] * batch]) - 1.0)
+
+    def _probe(self, batch: int, length: int, cost: float) -> int:
+        """Return `length`, which costs as many steps more than none, or 0 where it is too soon."""
+        wait = max(MIN_PROBE_STEPS, cost / PROBE_SHARE)
+        if NEW_REQUESTS_DIVISOR * self._num_new >= batch:
+            wait = max(MIN_PROBE_STEPS, wait / NEW_REQUESTS_DIVISOR)
+        if self._since_draft < wait:
+            return 0
+        self._since_draft, self._num_new = 0, 0
+        return length
+
+    def survival(self) -> Floats:
+        """Return the probability [n] that a draft is right up to and with each of its tokens."""
+        shares = self._right / np.maximum(self._tried, 1e-9)
+        for j in range(1, len(shares)):
+            # Where a token was seldom drafted, it is taken to be as right as the one before it.
+            right = self._right[j] + NEXT_WEIGHT * shares[j - 1]
+            shares[j] = right / (self._tried[j] + NEXT_WEIGHT)
+        survival: Floats = np.asarray(np.cumprod(shares), np.float64)
+        return survival
+
+    def observe(
+        self,
+        verified: Sequence[int],
+        accepted: Sequence[int],
+        *,
+        step_time_s: float | None = None,
+    ) -> None:
+        """Record a step, once it is known what it came to.
+
+        Args:
+            verified: [B] drafted tokens of each request that were verified; 0: it had none.
+            accepted: [B] how many of these were right.
+            step_time_s: what it took, in seconds, if it did nothing but decode for these requests
+                and its beginning did not wait for the host; None: it teaches nothing of costs.
+        """
+        lengths, right = np.array(verified, np.int64), np.array(accepted, np.int64)
+        if step_time_s is not None:
+            self.costs.observe_step(len(lengths), int(lengths.sum()), step_time_s)
+        drafts = int(np.count_nonzero(lengths))
+        if not drafts:
+            return
+        places = np.arange(1, len(self._tried) + 1)[:, None]
+        kept = max(MIN_KEPT, np.exp(-drafts / MEMORY))
+        # Token j was tried where those before it were right.
+        tried = (places <= lengths) & (places <= right + 1)
+        self._tried *= kept
+        self._tried += tried.sum(axis=1)
+        self._right *= kept
+        self._right += ((places <= lengths) & (places <= right)).sum(axis=1)
+
+    def note_new_requests(self, count: int) -> None:
+        """Record that so many requests have begun, or got near answers: what was known of others
+        says less."""
+        self._num_new += count
+
+
+def capture_schedule(
+    choices: Sequence[int], max_num_seqs: int, *, longest: int
+) -> list[tuple[int, int, int]]:
+    """Return ranges of batch sizes with a draft length each, so that a device that captures graphs
+    for every length among them captures all of `choices`, and none.
+
+    It is no schedule to serve by: which length a batch gets is left to `BatchDraftLength`. The form
+    is that of vLLM's `num_speculative_tokens_per_batch_size`: (first size, last size, length), both
+    sizes included, from 1 to `max_num_seqs`. Of more lengths than sizes the shortest are left out,
+    0 is not; lengths above `longest` are too.
+    """
+    lengths = sorted({min(length, longest) for length in choices}, reverse=True)
+    lengths = [*lengths[: max(0, max_num_seqs - 1)], 0]
+    last = len(lengths)
+    return [
+        (size, max_num_seqs if size == last else size, length)
+        for size, length in enumerate(lengths, start=1)
+    ]
+
+
+def verification_chances(
+    survival: npt.NDArray[np.float32],  # [B, n]
+    caps: Sequence[int],  # [B]
+) -> npt.NDArray[np.float32]:
+    """Return what each drafted token's chance is given that those before it are right, [B, n], as
+    vLLM's adaptive verification takes it (`draft_token_confidence_probs`).
+
+    Args:
+        survival: the probability that a draft is right up to and with each token; 0 behind its end.
+        caps: how many tokens each request may have verified. Those behind have no chance, and are
+            never verified.
+    """
+    chances = np.zeros_like(survival)
+    before = np.ones(len(survival), np.float32)
+    for j in range(survival.shape[1]):
+        here = np.minimum(survival[:, j], before)
+        np.divide(here, before, out=chances[:, j], where=before > 0.0)
+        before = here
+    chances[np.arange(survival.shape[1])[None, :] >= np.asarray(caps)[:, None]] = 0.0
+    return chances

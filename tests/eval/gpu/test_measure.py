@@ -1,0 +1,181 @@
+"""The driver of a GPU run: its plan, its rows, and the whole of it on a CPU."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.gpu import measure
+from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError
+from reprise.eval.gpu.gpu_rows import GpuRows
+from reprise.eval.gpu.gpu_run import GpuRun
+from reprise.eval.gpu.gpu_worker import GpuJob, GpuReply
+from reprise.eval.gpu.methods import METHODS, methods_named
+from reprise.eval.gpu.workloads import SHARES, Workload, make_plan
+from reprise.eval.replay.traces import TraceRow
+from reprise.eval.report.command_line import run_command
+from reprise.eval.report.results_csv import read_rows
+
+ABOUT = {"machine": "a GPU", "model": "m", "vllm": "0", "torch": "0"}
+
+
+def trace(size: int) -> list[TraceRow]:
+    return [TraceRow(prompt=f"question {n}", response="answer") for n in range(size)]
+
+
+def workload(name: str = "warm", size: int = 2) -> Workload:
+    return Workload(name, 8, trace(size))
+
+
+def reply(outputs: list[list[int]], wall_s: float = 2.0) -> GpuReply:
+    return GpuReply(
+        is_served=True,
+        output_token_ids=outputs,
+        steps=4,
+        drafted_tokens=8,
+        accepted_tokens=2,
+        wall_s=wall_s,
+    )
+
+
+def test_no_request_is_asked_twice() -> None:
+    plan = make_plan(trace(120), trace(300), dry_run=False)
+    warm = [row.prompt for row in plan.warm_rows]
+    for one in (plan.cold, plan.warm):
+        assert [w.concurrency for w in one] == list(SHARES)
+    asked = warm + [row.prompt for w in plan.warm for row in w.rows]
+    assert len(asked) == len(set(asked)) <= 300
+    cold = [row.prompt for w in plan.cold for row in w.rows]
+    assert len(cold) == len(set(cold)) <= 120
+    by_size = {w.concurrency: len(w.rows) for w in plan.warm}
+    assert by_size[8] > 8
+    assert by_size[32] > 32
+    with pytest.raises(ValueError, match="the cold trace has 3 rows, too few"):
+        make_plan(trace(3), trace(300), dry_run=False)
+
+
+def test_methods() -> None:
+    assert [m.name for m in methods_named("reprise-v1", dry_run=True)] == ["none", "reprise-v1"]
+    with pytest.raises(ValueError, match="unknown method 'x'"):
+        methods_named("x", dry_run=False)
+    with pytest.raises(ValueError, match="'ngram-gpu' needs a GPU"):
+        methods_named("ngram-gpu", dry_run=True)
+    assert METHODS[0].name == "none"
+
+
+def test_rows_are_written_at_once_and_read_by_the_next_run(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.csv"
+    rows = GpuRows(file, ABOUT)
+    none = rows.add("none", "v2", workload(), reply([[1, 2], [3, 4]]), [[1, 2], [3, 4]])
+    assert none["to_none"] == 1.0
+    drafted = rows.add("x", "v1", workload(), reply([[1, 2], [3, 5]], 1.0), [[1, 2], [3, 4]])
+    assert (drafted["to_none"], drafted["identical_outputs"]) == (2.0, 1)
+    assert (drafted["mean_acceptance_length"], drafted["drafted_per_step"]) == (1.5, 2.0)
+    rows.add_failure("y", workload(), "it\nfell over")
+    written = read_rows(file)
+    assert [row["method"] for row in written] == ["none", "x", "y"]
+    assert written[2]["note"] == "it fell over"
+    again = GpuRows(file, ABOUT)
+    assert again.is_done("x", workload())
+    assert not again.is_done("y", workload())  # what failed is tried again
+    assert not again.is_done("x", workload("cold"))
+    assert not GpuRows(file, ABOUT | {"model": "another"}).is_done("x", workload())
+    assert again.add("z", "v1", workload(), reply([[1, 2], [3]]), None)["to_none"] == 0.75
+
+
+@pytest.mark.slow
+def test_an_engine_that_does_not_start_is_left_out(tmp_path: Path, capsys: Any) -> None:
+    rows = GpuRows(tmp_path / "gpu.csv", ABOUT)
+    run = GpuRun(out=tmp_path, rows=rows, deadline_s=100.0, max_tokens=4)
+    job = GpuJob(
+        model=str(tmp_path / "nowhere"),
+        dtype="auto",
+        speculative_config=None,
+        max_num_seqs=2,
+        kv_cache_bytes=None,
+        full_graphs=False,
+    )
+    with run.engines([METHODS[0]], [job]) as engines:
+        assert engines == []
+    assert "no engine: none: " in capsys.readouterr().out
+    assert (tmp_path / "none.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_late_waits_for_nothing(tmp_path: Path) -> None:
+    rows = GpuRows(tmp_path / "gpu.csv", ABOUT)
+    run = GpuRun(out=tmp_path, rows=rows, deadline_s=9.0, max_tokens=4)
+    job = GpuJob(
+        model="m",
+        dtype="auto",
+        speculative_config=None,
+        max_num_seqs=2,
+        kv_cache_bytes=None,
+        full_graphs=False,
+    )
+    began = time.monotonic()
+    with run.engines([METHODS[0]], [job]) as engines:
+        assert engines == []
+    assert time.monotonic() - began < 30.0
+    with GpuEngine(METHODS[0], job) as engine, pytest.raises(GpuEngineError, match="no answer"):
+        engine.wait_until_ready(0.0)
+
+
+def test_kernels_that_passed_are_not_checked_again(tmp_path: Path) -> None:
+    rows = GpuRows(tmp_path / "gpu.csv", ABOUT)
+    run = GpuRun(out=tmp_path, rows=rows, deadline_s=100.0, max_tokens=4)
+    run.check_kernels([[sys.executable, "-c", "raise SystemExit(3)"]])
+    assert not (tmp_path / "kernels.passed").exists()
+    run.check_kernels([[sys.executable, "-c", "print('fine')"]])
+    run.check_kernels([[sys.executable, "-c", "raise SystemExit('not to be run')"]])
+    assert (tmp_path / "kernels.log").read_text() == "fine\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--dry-run", "--methods", "reprise-v2"], "needs a GPU"),
+        (["--dry-run", "--warm", "/nowhere.jsonl"], "/nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], reason: str, tmp_path: Path, capsys: Any
+) -> None:
+    given = [*arguments, "--out", str(tmp_path / "out")]
+    assert run_command(measure.main, given, name="measure.py") == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_dry_run_measures_and_goes_on(tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--dry-run", "--out", str(tmp_path), "--methods", "reprise-v1"]
+    assert run_command(measure.main, [*arguments, "--deadline-s", "500"], name="measure.py") == 0
+    rows = read_rows(tmp_path / measure.ROWS_FILE)
+    assert {(row["method"], row["workload"]) for row in rows} == {
+        (method, f"{kind} at {number}")
+        for method in ("none", "reprise-v1")
+        for kind in ("cold", "warm")
+        for number in (1, 2)
+    }
+    for row in rows:
+        assert float(row["tokens_per_s"]) > 0
+        assert row["identical_outputs"] == row["requests"]
+        assert row["runner"] == "v1"
+    drafted = [row for row in rows if row["method"] == "reprise-v1"]
+    assert sum(float(row["drafted_per_step"]) for row in drafted) > 0
+    assert list((tmp_path / "trace").iterdir())
+    assert len(make_demo_trace()) > 8
+    capsys.readouterr()
+    # A run without time left changes nothing, and says what is missing of what it was asked for.
+    assert run_command(measure.main, [*arguments, "--deadline-s", "10"], name="measure.py") == 0
+    assert read_rows(tmp_path / measure.ROWS_FILE) == rows
+    assert "no engine" in capsys.readouterr().out

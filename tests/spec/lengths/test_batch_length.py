@@ -1,0 +1,136 @@
+"""One draft length for a batch: what it settles on, how soon, and what finding out costs."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from reprise.spec.lengths.batch_length import (
+    BatchDraftLength,
+    capture_schedule,
+    verification_chances,
+)
+
+CHOICES = (1, 2, 4, 8, 16)
+DELAY = 2  # steps until it is known what one came to
+
+
+def serve(
+    length: BatchDraftLength,
+    *,
+    batch: int,
+    steps: int,
+    right: float,
+    token_cost: float,
+    seed: int = 0,
+    step_s: float = 0.005,
+) -> tuple[list[int], float]:
+    """Lengths of so many steps, and tokens a second to those without drafts. Each token is right
+    with probability `right`; `token_cost`: of one for each request, in steps."""
+    random = np.random.default_rng(seed)
+    lengths, unseen, emitted, spent = [], [], 0, 0.0
+    for _ in range(steps):
+        k = length.choose(batch)
+        wrong = random.random((batch, k + 1)) > right
+        wrong[:, k] = True
+        accepted = wrong.argmax(axis=1)
+        seconds = step_s * (1.0 + token_cost * k)
+        unseen.append((accepted, k, seconds * float(np.exp(random.normal(0, 0.02)))))
+        emitted += batch + int(accepted.sum())
+        spent += seconds
+        lengths.append(k)
+        if len(unseen) > DELAY:
+            before, drafted, took_s = unseen.pop(0)
+            length.observe([drafted] * batch, before.tolist(), step_time_s=took_s)
+    return lengths, emitted / spent / (batch / step_s)
+
+
+def test_long_drafts_where_tokens_are_right_and_cheap() -> None:
+    length = BatchDraftLength(CHOICES)
+    lengths, speed = serve(length, batch=8, steps=400, right=0.9, token_cost=0.01)
+    assert np.median(lengths[100:]) >= 8
+    assert speed > 4.0
+    assert length.survival()[:3] == pytest.approx([0.9, 0.81, 0.73], abs=0.08)
+
+
+def test_short_drafts_where_tokens_are_dear() -> None:
+    lengths, speed = serve(
+        BatchDraftLength(CHOICES), batch=32, steps=400, right=0.7, token_cost=0.25
+    )
+    assert 1 <= np.median(lengths[50:]) <= 2
+    assert speed > 1.15
+
+
+@pytest.mark.parametrize("batch", [8, 32, 128])
+def test_no_drafts_within_a_few_steps_where_none_are_right(batch: int) -> None:
+    cold = BatchDraftLength(CHOICES)
+    lengths, speed = serve(cold, batch=batch, steps=400, right=0.02, token_cost=0.05)
+    assert sum(k > 0 for k in lengths[:20]) <= 10
+    assert sum(k > 0 for k in lengths[40:]) <= 60
+    assert speed > 0.99
+
+
+def test_it_falls_back_from_warm_to_cold_and_returns() -> None:
+    length = BatchDraftLength(CHOICES)
+    serve(length, batch=32, steps=300, right=0.9, token_cost=0.02)
+    cold, _ = serve(length, batch=32, steps=200, right=0.02, token_cost=0.02, seed=1)
+    assert sum(cold[20:]) <= 2 * len(cold) // 8
+    warm, _ = serve(length, batch=32, steps=200, right=0.9, token_cost=0.02, seed=2)
+    assert np.median(warm[60:]) >= 8
+
+
+def test_new_requests_are_tried_sooner() -> None:
+    tried = []
+    for is_told in (False, True):
+        length = BatchDraftLength((4,))
+        serve(length, batch=16, steps=300, right=0.0, token_cost=0.05)
+        steps = 0
+        while length.choose(16) == 0 and steps < 1000:
+            steps += 1
+            if is_told:
+                length.note_new_requests(4)
+            length.observe([0] * 16, [0] * 16)
+        tried.append(steps)
+    assert tried[1] < tried[0]
+
+
+def test_a_request_without_drafts_says_nothing() -> None:
+    length = BatchDraftLength((2,))
+    before = length.survival()
+    length.observe([0, 0], [0, 0])
+    assert length.survival().tolist() == before.tolist()
+    length.observe([2, 0], [2, 0])
+    assert (length.survival() > before).all()
+
+
+def test_no_length_for_an_empty_batch_and_the_shortest_at_first() -> None:
+    length = BatchDraftLength(CHOICES)
+    assert length.choose(0) == 0
+    assert length.choose(64) == 1  # 64 tokens: more were never tried
+
+
+@pytest.mark.parametrize("choices", [(), (0, 1), (2, 1), (1, 1)])
+def test_choices_are_checked(choices: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="choices: expected rising lengths above 0"):
+        BatchDraftLength(choices)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 6, 7, 256])
+def test_the_schedule_names_every_length_once(max_num_seqs: int) -> None:
+    schedule = capture_schedule(CHOICES, max_num_seqs, longest=8)
+    assert schedule[0][0] == 1
+    assert schedule[-1][1:] == (max_num_seqs, 0)
+    assert all(a[1] + 1 == b[0] for a, b in pairwise(schedule))
+    lengths = [length for _, _, length in schedule]
+    assert lengths == [8, 4, 2, 1, 0][: max_num_seqs - 1] + [0] * (max_num_seqs < 6) or (
+        lengths == [8, 4, 2, 1, 0]
+    )
+
+
+def test_chances_given_that_the_tokens_before_are_right() -> None:
+    survival = np.array([[0.8, 0.4, 0.4, 0.0], [0.5, 0.25, 0.1, 0.05]], np.float32)
+    chances = verification_chances(survival, [4, 2])
+    assert chances.dtype == np.float32
+    assert chances == pytest.approx(np.array([[0.8, 0.5, 1.0, 0.0], [0.5, 0.5, 0.0, 0.0]]))
+    assert np.cumprod(chances[0]).tolist() == pytest.approx(survival[0].tolist())
+    assert verification_chances(survival, [0, 0]).max() == 0.0

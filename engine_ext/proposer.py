@@ -20,6 +20,7 @@ from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, private_namespace
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
+from reprise.engine_ext.scheduling.runner_choice import refuse_other_runner
 from reprise.engine_ext.worker import undrafted_settings, worker_installs
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.worker.kernel_warm_up import make_kernels
@@ -65,6 +66,8 @@ class CacheHitProposer(DrafterHooks):
         if (refused := unsupported_start()) is not None:
             raise ValueError(refused)
         config = engine_config(vllm_config)
+        if config.engine.runner == "v2":
+            refuse_other_runner(vllm_config)
         drafts = draft_config(config, vllm_config)
         self._num_speculative_tokens = drafts.num_speculative_tokens
         self._max_model_len: int = vllm_config.model_config.max_model_len

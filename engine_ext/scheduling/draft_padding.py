@@ -19,7 +19,8 @@ from reprise.engine_ext.core.identity import uses_our_proposer
 
 def update_after_schedule(original: Original, scheduler: Any, scheduler_output: Any) -> Any:
     """Run vLLM's `_update_after_schedule` for a step without padding."""
-    if uses_our_proposer(scheduler.vllm_config) and not scheduler.use_v2_model_runner:
+    is_on_v2 = getattr(scheduler, "use_v2_model_runner", False)  # unknown to older versions
+    if uses_our_proposer(scheduler.vllm_config) and not is_on_v2:
         remove_padding(scheduler_output)
     return original()
 

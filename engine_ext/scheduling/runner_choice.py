@@ -36,7 +36,7 @@ _NEAREST_METHOD = "ngram_gpu"
 
 def runs_on_v2(config: VllmConfig) -> bool:
     """Return whether an engine of this config, which names our proposer, gets model runner V2."""
-    return bool(config.use_v2_model_runner)
+    return bool(getattr(config, "use_v2_model_runner", False))  # unknown to older versions
 
 
 def reason_for_v1(config: VllmConfig) -> str | None:

@@ -46,6 +46,7 @@ class Engine:
 
     def __init__(self, *, with_reprise: bool, environment: dict[str, str], **settings: Any) -> None:
         variables = environment_of_v2(with_reprise=with_reprise) | environment
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for a function to the worker
         speculative = {"model": PROPOSER, "num_speculative_tokens": 4} if with_reprise else None
         chosen = {
             "model": str(demo_model_path()),

@@ -360,7 +360,9 @@ SECTIONS = (
         title="Engines on a GPU, in virtual time",
         about="A forecast: recorded answers replayed on steps that cost what they were measured "
         "to cost, with\na model of 8 billion parameters ([measuring](measuring.md#before-a-gpu-is-"
-        "there)). Speed to `none`.\nV1 is what Reprise runs on; V2 is to come.",
+        "there)). Speed to `none`.\nThe answers are the support model's own; support has 100 rows "
+        "in the cache, chat_cold nothing.\nDrafts on the device (`v2`) are taken to have 98% of "
+        "the tokens right that the host's have, and to\ntake 10 us for each position.",
         file="bench_virtual_gpu.csv",
         command=_FORECAST_COMMAND,
         keys=("trace", "warm_rows", "engine", "concurrency"),
@@ -370,7 +372,11 @@ SECTIONS = (
     Section(
         title="How far off virtual time is",
         about="Runs that were measured on an H200 ([measurements](measurements.md#a-live-engine-on-"
-        "a-gpu)),\nreplayed. Speed to `none`.",
+        "a-gpu)),\nreplayed with the measured model's own answers. Speed to `none`. SuffixDecoding "
+        "has not changed since\nand says how right the costs are. `v1` and `v1-ahead` run the "
+        "drafts of now against figures of\nthen: what made the losses of `v1-ahead` has been "
+        "changed since, and which rows it was asked for is\nnot recorded. Costs that were not "
+        "measured were chosen so that `suffix` and `v1` come out.",
         file="bench_virtual_gpu.csv",
         command=f"{_FORECAST_COMMAND} --check",
         keys=("engine", "trace", "concurrency"),

@@ -34,8 +34,8 @@ class Device(Protocol):
     """What steps take."""
 
     def step_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
-        """Return what the device takes: `batch` requests decode, so many drafted tokens are
-        verified, and so many tokens of prompts are computed."""
+        """Return what a step takes that the host has to launch: `batch` requests decode, so many
+        drafted tokens are verified, and so many tokens of prompts are computed."""
 
     def sent_ahead_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
         """Return what a step takes that waits for nothing but the device, or for the host to send

@@ -31,9 +31,13 @@ _CAPTURED = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 # What the host takes for a step at 8 requests when the device takes next to nothing (the model of 4
 # million parameters, vLLM's V2 runner): steps that are sent ahead are no faster.
 _HOST_STEP_MS = 3.9
-# `verify_drafts` with a batch's drafts (docs/benchmarks.md, Verification on a GPU): greedy, 32,000
-# and 151,936 tokens, medians of 0.08 to 0.24 ms, at 8 to 128 requests. Taken to come on top.
+# `verify_drafts` with a batch's greedy drafts (docs/benchmarks.md, Verification on a GPU): medians
+# of 0.08 to 0.24 ms at 8 to 128 requests on a host whose launches were slow, which a step that
+# waits for the host pays. In an earlier run, on a quiet host, it was 0.05 to 0.07 ms in most shapes
+# and 0.10 at 128 with 8 drafts each (eval/results/bench_verify.csv); a step that was sent ahead
+# waits for no launch.
 _VERIFY_MS = 0.2
+_VERIFY_AHEAD_MS = {1: 0.06, 32: 0.06, 128: 0.1}
 
 
 class H200:
@@ -44,18 +48,23 @@ class H200:
         self._prefill_ms = prefill_ms
 
     def step_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
-        """Return what the device takes: `batch` requests decode, so many drafted tokens are
-        verified, and so many tokens of prompts are computed."""
-        beside = np.interp(batch, list(_STEP_MS), _beside_products())
-        total = products_ms(captured_size(batch + drafted) + prefilled) + beside
-        total += _VERIFY_MS if drafted else 0.0
-        total += self._prefill_ms if prefilled else 0.0
-        return float(total) / 1e3
+        """Return what a step takes that the host has to launch: `batch` requests decode, so many
+        drafted tokens are verified, and so many tokens of prompts are computed."""
+        verify_ms = _VERIFY_MS if drafted else 0.0
+        return (self._compute_ms(batch, drafted, prefilled) + verify_ms) / 1e3
 
     def sent_ahead_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
         """Return what a step takes that waits for nothing but the device, or for the host to send
         it."""
-        return max(self.step_s(batch, drafted, prefilled), _HOST_STEP_MS / 1e3)
+        ahead = _VERIFY_AHEAD_MS
+        verify_ms = float(np.interp(batch, list(ahead), list(ahead.values()))) if drafted else 0.0
+        compute_ms = self._compute_ms(batch, drafted, prefilled)
+        return max(compute_ms + verify_ms, _HOST_STEP_MS) / 1e3
+
+    def _compute_ms(self, batch: int, drafted: int, prefilled: int) -> float:
+        beside = float(np.interp(batch, list(_STEP_MS), _beside_products()))
+        tokens = captured_size(batch + drafted) + prefilled
+        return products_ms(tokens) + beside + (self._prefill_ms if prefilled else 0.0)
 
 
 def products_ms(tokens: int) -> float:

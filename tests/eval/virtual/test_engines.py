@@ -51,6 +51,7 @@ def test_drafts_on_the_device_pay_where_they_are_right(name: str, rows: list[Tok
     assert drafted.mean_acceptance_length > 1.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [1, 8, 32])
 @pytest.mark.parametrize("name", ["v2", "v2-adaptive"])
 def test_drafts_that_are_never_right_cost_next_to_nothing(
@@ -63,6 +64,7 @@ def test_drafts_that_are_never_right_cost_next_to_nothing(
     assert drafted.tokens_per_s > 0.97 * none.tokens_per_s
 
 
+@pytest.mark.slow
 def test_better_drafts_and_cheaper_ones_are_faster(rows: list[TokenRow]) -> None:
     better = serve("v2", rows)
     worse = replace(PRICES, drafter=DeviceDrafter(position_s=1e-5, quality=0.7))
@@ -71,6 +73,7 @@ def test_better_drafts_and_cheaper_ones_are_faster(rows: list[TokenRow]) -> None
     assert serve("v2", rows, prices=dearer).tokens_per_s < better.tokens_per_s
 
 
+@pytest.mark.slow
 def test_the_same_figures_every_time(rows: list[TokenRow]) -> None:
     for name in ("v1", "v1-ahead", "v2-adaptive"):
         assert serve(name, rows[:300]) == serve(name, rows[:300])

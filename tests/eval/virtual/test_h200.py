@@ -28,6 +28,7 @@ def test_more_tokens_never_cost_less() -> None:
     for batch in (1, 5, 8, 32, 100, 128):
         costs = [DEVICE.step_s(batch, drafted) for drafted in range(0, 2100, 7)]
         assert costs == sorted(costs)
+        assert DEVICE.sent_ahead_s(batch, 8) < DEVICE.step_s(batch, 8)
         assert DEVICE.step_s(batch, 0, 40) > DEVICE.step_s(batch)
 
 

@@ -13,8 +13,9 @@ NUM_SOURCES = 4
 
 MAX_MATCH = 16
 """Longest match that is told from longer ones."""
-MATCH_BUCKETS = 10
-"""Buckets of match lengths: 0, 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-15, 16."""
+BUCKET_STARTS = (0, 1, 2, 3, 4, 5, 7, 9, 13, 16)
+MATCH_BUCKETS = len(BUCKET_STARTS)
+"""Buckets of match lengths."""
 OFFSETS = 12
 """Offsets in a copy that have cells of their own; the last is for all further ones."""
 VOTES = 32
@@ -31,5 +32,15 @@ TEXT_BEGIN, TEXT_LENGTH, ORDER_BEGIN, ORDER_LENGTH, RECENT_BEGIN, CORPUS_FIELDS 
 """Fields of a corpus: where its text lies in the arena; how much of it may be read; where its
 suffix array lies in the arena; entries in it; index in the text from which on it is not sorted."""
 
+START_TRIES = 8.0
+START_RATES = (0.0, 0.25, 0.38, 0.43, 0.5, 0.6, 0.7, 0.8, 0.85, 0.85)
+"""What a cell's counts start as: so many tries, and this share of them right by the bucket of its
+match and offset together, as far as a copied token's match goes where those before it were right.
+The shares are those of copies for answers to grade-school problems (GSM8K), between two models."""
 MAX_TRIES = 1024.0
 """A cell's counts fade so that they weigh as many tries at most."""
+
+
+def match_bucket(match: int) -> int:
+    """The bucket of a match length in the tables of hits."""
+    return sum(match >= start for start in BUCKET_STARTS) - 1

@@ -10,6 +10,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from reprise.kernels.draft import mixture_layout as at
 from reprise.kernels.draft.constants import BOS, END, REMOVED
 
@@ -367,7 +369,7 @@ def advance(
         distance = min(60, abs(place - alignment.pointers[index] - 1))
         score = match - 0.05 * distance
         if (match >= 3 or distance <= 8) and score > best[index][0]:
-            best[index] = (score, place)
+            best[index] = (float(np.float32(score)), place)  # so ties go as the host's do
     pointers = [pointer + 1 if pointer >= 0 else -1 for pointer in alignment.pointers]
     hits = [0.9 * hit for hit in alignment.hits]
     for index, (_, place) in enumerate(best):

@@ -25,6 +25,7 @@ from reprise.kernels.draft.constants import (
     TEXT_BEGIN,
     TEXT_LENGTH,
     VOTES,
+    match_bucket,
 )
 from reprise.kernels.draft.state import (
     PENDING_BUCKETS,
@@ -213,11 +214,6 @@ def copy_context(text: torch.Tensor, begin: int, tail: torch.Tensor, length: int
     if prompt_match:
         return Copy(prompt_match, text[prompt_place : min(begin, prompt_place + length)])
     return Copy()
-
-
-def match_bucket(match: int) -> int:
-    """The bucket of a match length in the tables of hits."""
-    return min(match, 4) + sum(match >= least for least in (5, 7, 9, 13, 16))
 
 
 def learn(state: DraftState, slot: int, text: torch.Tensor) -> None:

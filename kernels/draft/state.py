@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from reprise.kernels.draft.constants import (
+    BUCKET_STARTS,
     CORPUS_FIELDS,
     CORPUS_ROW,
     MATCH_BUCKETS,
@@ -14,6 +15,9 @@ from reprise.kernels.draft.constants import (
     NUM_SOURCES,
     OFFSETS,
     SLOT_FIELDS,
+    START_RATES,
+    START_TRIES,
+    match_bucket,
 )
 
 
@@ -129,8 +133,9 @@ PENDING_FIELDS = PENDING_BUCKETS + NUM_SOURCES
 
 
 def start_counts() -> torch.Tensor:
-    """Counts before anything was tried, [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] float32: worth
-    four tries, the more of them right the longer the match is."""
-    counts = torch.full((NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2), 4.0)
-    counts[..., 1] *= 0.3 + 0.06 * torch.arange(MATCH_BUCKETS)[:, None]
+    """Counts before anything was tried, [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] float32."""
+    counts = torch.full((NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2), START_TRIES)
+    for bucket, start in enumerate(BUCKET_STARTS):
+        for offset in range(OFFSETS):
+            counts[:, bucket, offset, 1] *= START_RATES[match_bucket(start + offset)]
     return counts

@@ -62,7 +62,7 @@ NUM_WARPS = 8
 
 @triton.jit
 def _bucket(match):
-    """See `reference.match_bucket`."""
+    """See `constants.match_bucket`."""
     more = (match >= 5).to(tl.int32) + (match >= 7).to(tl.int32) + (match >= 9).to(tl.int32)
     return tl.minimum(match, 4) + more + (match >= 13).to(tl.int32) + (match >= 16).to(tl.int32)
 

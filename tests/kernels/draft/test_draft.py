@@ -12,8 +12,8 @@ from reprise.kernels.draft.constants import (
     MAX_TRIES,
     NEAR_ANSWER,
     RECENT,
+    match_bucket,
 )
-from reprise.kernels.draft.reference import match_bucket
 from reprise.kernels.draft.state import PENDING_SOURCE, DraftState
 
 
@@ -111,6 +111,17 @@ def test_what_became_of_every_source_is_counted_up_to_its_first_wrong_token(make
     assert torch.equal(
         world.state.hit_chances, world.state.hit_counts[..., 1] / world.state.hit_counts[..., 0]
     )
+
+
+def test_counts_start_as_if_longer_matches_had_been_right_more_often(make_world):
+    state = make_world().state
+    chances = state.hit_chances
+    assert torch.equal(chances, state.hit_counts[..., 1] / state.hit_counts[..., 0])
+    assert bool((chances.diff(dim=1) >= 0).all())  # with the match
+    assert bool((chances.diff(dim=2) >= 0).all())  # and with what was copied rightly since
+    assert [match_bucket(n) for n in (0, 1, 4, 5, 6, 7, 12, 13, 16, 40)] == [
+        0, 1, 4, 5, 5, 6, 7, 8, 9, 9,
+    ]  # fmt: skip
 
 
 def test_a_slot_that_another_request_took_teaches_nothing(make_world):

@@ -21,8 +21,10 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.fingerprint import FingerprintError
 from reprise.engine_ext.frontend import shared_exact
+from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.front_end import FrontEnd, RequestPolicy
 from reprise.engine_ext.frontend.shared_exact import SharedExact
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.api.answer import Answer, exact_id
@@ -498,3 +500,42 @@ def test_repeats_are_reported_to_the_tier(url: str, make_replica: MakeReplica) -
     (answer,) = tier.exact_answers("acme")
     tier.close()
     assert (answer.uses, answer.accepted_tokens) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        *((SharedExact, name) for name in ("state_of", "find", "store", "used", "_adapter_state")),
+        *((ExactAnswers, name) for name in ("shared_keys", "fetch", "used", "_share", "_take_in")),
+        (AdapterEpochs, "loaded_since_s"),
+        (shared_exact, "_is_answer_to"),
+    ],
+)
+def test_an_error_in_any_part_costs_a_hit_and_no_request(
+    make_replica: MakeReplica,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+) -> None:
+    called = 0
+
+    def fail(*_: Any, **__: Any) -> Any:
+        nonlocal called
+        called += 1
+        raise RuntimeError("injected")
+
+    url = f"sqlite:///{tmp_path}/answers.sqlite"
+    one, two = make_replica(url), make_replica(url)
+    one.ask()
+    monkeypatch.setattr(owner, name, fail)
+    adapter = LoRARequest("a", 1, str(tmp_path))
+    for replica, lora in ((one, None), (two, None), (two, adapter)):
+        for prompt in ((1, 2, 3), (1, 2, 3), (4, 5)):
+            kind, token_ids = replica.ask(lora=lora, prompt=prompt)
+            assert kind in ("exact", "miss")
+            assert token_ids == [5, 6, 7]
+    assert called
+    errors = sum((one.front_end.errors.counts() | two.front_end.errors.counts()).values())
+    assert errors
+    monkeypatch.undo()

@@ -133,6 +133,7 @@ class World:
         config = SimpleNamespace(
             model_config=SimpleNamespace(**model, tokenizer_mode="auto"),
             kv_transfer_config=None,
+            use_v2_model_runner=False,
             weight_transfer_config=None,
         )
         self.processor = OutputProcessor(None, log_stats=True)

@@ -41,6 +41,7 @@ OURS = {
     "_parsers_built": "outputs/one_token_outputs.py",
     "context": "request/http_context.py",
     "engine": "async_llm.py",
+    "exact": "frontend/exact_answers.py",
     "flight": "outputs/single_flight.py",
     "front_end": "frontend/front_end.py",
     "installed": "worker/verification/state.py",

@@ -25,6 +25,7 @@ def exact_answers(*, num_api_servers: int = 1, weight_transfer: Any = None) -> E
     config: Any = SimpleNamespace(
         model_config=SimpleNamespace(**MODEL),
         kv_transfer_config=None,
+        use_v2_model_runner=False,
         weight_transfer_config=weight_transfer,
     )
     return ExactAnswers(config, load_config({}), num_api_servers=num_api_servers)

@@ -31,7 +31,10 @@ def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
         tokenizer_revision="",
     )
     config = SimpleNamespace(
-        model_config=model, kv_transfer_config=None, weight_transfer_config=None
+        model_config=model,
+        kv_transfer_config=None,
+        weight_transfer_config=None,
+        use_v2_model_runner=False,
     )
     processor = OutputProcessor(None, log_stats=False)
     settings = load_config({"serving": serving})

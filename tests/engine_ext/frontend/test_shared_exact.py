@@ -66,7 +66,10 @@ class Replica:
             **dict.fromkeys([*names, "served_model_name", "tokenizer_mode"], "m")
         )
         config: Any = SimpleNamespace(
-            model_config=model, kv_transfer_config=None, weight_transfer_config=None
+            model_config=model,
+            kv_transfer_config=None,
+            weight_transfer_config=None,
+            use_v2_model_runner=False,
         )
         self.front_end = FrontEnd(
             config,

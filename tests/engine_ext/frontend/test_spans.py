@@ -64,7 +64,10 @@ def front_end(*, tracing: bool) -> FrontEnd:
         tokenizer_mode="auto",
     )
     config = SimpleNamespace(
-        model_config=model, kv_transfer_config=None, weight_transfer_config=None
+        model_config=model,
+        kv_transfer_config=None,
+        weight_transfer_config=None,
+        use_v2_model_runner=False,
     )
     processor = OutputProcessor(None, log_stats=False, tracing_enabled=tracing)
     retriever: Any = InstantRetriever()

@@ -245,6 +245,7 @@ def engine(**speculative: Any) -> SimpleNamespace:
     return SimpleNamespace(
         model_config=SimpleNamespace(),
         kv_transfer_config=None,
+        use_v2_model_runner=False,
         speculative_config=SimpleNamespace(**speculative) if speculative else None,
     )
 

@@ -35,7 +35,10 @@ def scheduler() -> Any:
     """vLLM's own, with as much around it as its method needs."""
     assert registry.apply(Feature.DRAFT_SLOTS, draft_slots, role=Role.ENGINE_CORE)
     made = AsyncScheduler.__new__(AsyncScheduler)
-    made.vllm_config = SimpleNamespace(speculative_config=SimpleNamespace(model=PROPOSER_PATH))
+    made.vllm_config = SimpleNamespace(
+        speculative_config=SimpleNamespace(model=PROPOSER_PATH), scheduler_config=SimpleNamespace()
+    )
+    draft_slots.set_mark(made.vllm_config.scheduler_config, draft_slots._KEEP_SAMPLES, False)
     made.use_v2_model_runner = True
     made.num_sampled_tokens_per_step = 1
     made.current_step = 5
@@ -76,6 +79,11 @@ def test_each_has_as_many_as_it_may_have(scheduler: Any) -> None:
     # A streaming session's next turn brings other params.
     scheduler.requests["off"].sampling_params = SamplingParams()
     assert slots_after(scheduler)["off"] == 4
+
+
+def test_a_seed_has_slots_where_drafts_keep_its_sample(scheduler: Any) -> None:
+    draft_slots.set_mark(scheduler.vllm_config.scheduler_config, draft_slots._KEEP_SAMPLES, True)
+    assert slots_after(scheduler)["seeded"] == 4
 
 
 @pytest.mark.parametrize("other", ["runner", "drafter"])

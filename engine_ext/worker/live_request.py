@@ -83,9 +83,8 @@ class LiveRequest:
 
     def max_tokens_in_all(self) -> int | None:
         """Return the maximum of prompt and output together; None: only the context bounds them."""
-        if self.params is None or self.params.max_tokens is None:
-            return None
-        return self.num_prompt_tokens + self.params.max_tokens
+        limit: int | None = self.params.max_tokens if self.params is not None else None
+        return None if limit is None else self.num_prompt_tokens + limit
 
     def _promises_a_sample(self) -> bool:
         """Return whether a seed promises the same sample every time: vLLM's rejection sampling

@@ -10,9 +10,11 @@ class _AsVllm(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if logging.getLogger().handlers:
             return
-        handlers = logging.getLogger("vllm").handlers or [logging.lastResort]
+        handlers = logging.getLogger("vllm").handlers
+        if not handlers and logging.lastResort is not None:
+            handlers = [logging.lastResort]
         for handler in handlers:
-            if handler is not None and record.levelno >= handler.level:
+            if record.levelno >= handler.level:
                 handler.handle(record)
 
 

@@ -33,15 +33,23 @@ def generate(
     llm: Any, prompts: list[list[int]], samplings: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Answer prompts, which take turns with the ways to sample."""
-    from vllm import SamplingParams
-
-    params = [SamplingParams(**samplings[i % len(samplings)]) for i in range(len(prompts))]
+    params = [_params(samplings[i % len(samplings)]) for i in range(len(prompts))]
     outputs = llm.generate(
         [{"prompt_token_ids": prompt[0], **prompt[1]} for prompt in map(_with_extras, prompts)],
         params,
         use_tqdm=False,
     )
     return [_said(output.outputs[0]) for output in outputs]
+
+
+def _params(sampling: dict[str, Any]) -> Any:
+    """Sampling params from JSON, whose keys are text."""
+    from vllm import SamplingParams
+
+    biases = sampling.get("logit_bias")
+    if biases is not None:
+        biases = {int(token): bias for token, bias in biases.items()}
+    return SamplingParams(**{**sampling, "logit_bias": biases})
 
 
 def _with_extras(prompt: Any) -> tuple[list[int], dict[str, Any]]:

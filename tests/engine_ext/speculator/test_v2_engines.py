@@ -71,7 +71,7 @@ def test_16_requests_in_4_slots(plain: Any, ours: Any, prompts: list[list[int]])
     [
         {"max_tokens": 1},
         {"min_tokens": 12, "max_tokens": 14, "ignore_eos": False},
-        {"stop_token_ids": list(range(0, 2000, 7)), "max_tokens": 20},
+        {"stop_token_ids": list(range(0, 800, 7)), "max_tokens": 20},
         {"temperature": 0.8, "seed": 11},
         {"temperature": 0.8, "seed": 11, "min_p": 0.05, "logit_bias": {"17": 2.0}},
         {"repetition_penalty": 1.3},
@@ -155,12 +155,12 @@ def test_tenants_never_draft_from_one_another(
     assert accepted("b") == 0
 
 
-# 4 requests of some 40 tokens do not fit 8 blocks of 16: somebody has to give way. Prompts come in
+# 4 requests of some 50 tokens do not fit 5 blocks of 32: somebody has to give way. Prompts come in
 # chunks, and two ranks compute each.
 TIGHT = {
-    "block_size": 16,
-    "num_gpu_blocks_override": 8,
-    "max_num_batched_tokens": 12,
+    "block_size": 32,
+    "num_gpu_blocks_override": 6,
+    "max_num_batched_tokens": 24,
     "max_model_len": 96,
     "enable_prefix_caching": False,
     "tensor_parallel_size": 2,

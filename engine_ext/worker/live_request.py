@@ -82,8 +82,8 @@ class LiveRequest:
 
     def max_tokens_in_all(self) -> int | None:
         """Return the maximum of prompt and output together; None: only the context bounds them."""
-        max_tokens: int | None = self.params and self.params.max_tokens
-        return None if max_tokens is None else self.num_prompt_tokens + max_tokens
+        limit: int | None = self.params.max_tokens if self.params is not None else None
+        return None if limit is None else self.num_prompt_tokens + limit
 
     def answer_of(self, output_token_ids: Sequence[int] | IntArray) -> list[int]:
         """Return the output up to where the scheduler ends it."""

@@ -48,8 +48,8 @@ from reprise.spec import DraftProvider
 MACHINE = "NVIDIA H200, in virtual time"
 FIELDS = (
     "section", "trace", "warm_rows", "engine", "concurrency", "requests", "quality", "drafting_us",
-    "tokens_per_s", "to_none", "measured_to_none", "mean_acceptance_length", "drafted_per_step",
-    "drafted_steps_share",
+    "tokens_per_s", "to_none", "busy_to_none", "measured_to_none", "mean_acceptance_length",
+    "drafted_per_step", "drafted_steps_share",
 )  # fmt: skip
 """Columns of the CSV."""
 
@@ -198,13 +198,16 @@ def _compare(
                     engine.learn(cached)
                     outcome = engine.serve(timed, concurrency=number)
                 none = none or outcome
-                cells = {
+                cells: dict[str, Any] = {
                     "section": "forecast",
                     "machine": MACHINE,
                     "trace": trace,
                     "warm_rows": len(cached),
                 }
                 ratio = outcome.tokens_per_s / none.tokens_per_s
+                if outcome.busy_tokens_per_s and none.busy_tokens_per_s:
+                    busy = outcome.busy_tokens_per_s / none.busy_tokens_per_s
+                    cells["busy_to_none"] = round(busy, 3)
                 found.append(cells | _cells(outcome, number, ratio, prices))
                 tick()
     return found
@@ -265,6 +268,7 @@ def _print(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
         "engine": "engine",
         "tokens_per_s": "tokens/s",
         "to_none": "to none",
+        "busy_to_none": "all busy",
         "measured_to_none": "measured",
         "mean_acceptance_length": "MAL",
         "drafted_per_step": "drafted",

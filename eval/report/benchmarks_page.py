@@ -226,7 +226,7 @@ def verification_table(rows: list[Row]) -> list[list[str]]:
 
 def forecast_table(rows: list[Row]) -> list[list[str]]:
     names = ("suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
-    table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "MAL, v2", "drafted, v2"]]
+    table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "v2, all busy", "MAL, v2"]]
     keys = ("trace", "warm_rows", "concurrency")
     for key, engines in pivot(rows, keys=keys, column="engine").items():
         v2 = engines.get("v2", {})
@@ -235,8 +235,8 @@ def forecast_table(rows: list[Row]) -> list[list[str]]:
                 *key,
                 number(engines.get("none", {}).get("tokens_per_s"), 0),
                 *(number(engines.get(name, {}).get("to_none"), 2) for name in names),
+                number(v2.get("busy_to_none"), 2),
                 number(v2.get("mean_acceptance_length"), 2),
-                number(v2.get("drafted_per_step"), 1),
             ]
         )
     return table
@@ -362,7 +362,9 @@ SECTIONS = (
         "to cost, with\na model of 8 billion parameters ([measuring](measuring.md#before-a-gpu-is-"
         "there)). Speed to `none`.\nThe answers are the support model's own; support has 100 rows "
         "in the cache, chat_cold nothing.\nDrafts on the device (`v2`) are taken to have 98% of "
-        "the tokens right that the host's have, and to\ntake 10 us for each position.",
+        "the tokens right that the host's have, and to\ntake 10 us for each position. "
+        "All busy: as long as requests are waiting; the end of a run, when\never fewer are there, "
+        "gains more.",
         file="bench_virtual_gpu.csv",
         command=_FORECAST_COMMAND,
         keys=("trace", "warm_rows", "engine", "concurrency"),

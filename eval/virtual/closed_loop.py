@@ -68,6 +68,8 @@ class ClosedLoop:
         self.request_steps = 0
         """Steps of requests, without those that prefill."""
         self.spent_s = 0.0
+        self.busy_tokens, self.busy_s = 0, 0.0
+        """Of these, while a request was waiting for a client: later ever fewer are asked for."""
         self._concurrency = concurrency
         self._waiting = list(reversed(rows))
         self._coming: list[tuple[int, TokenRow]] = []
@@ -120,13 +122,19 @@ class ClosedLoop:
             self.request_steps += self._positions[request_id] > 0
             self._positions[request_id] += len(now)
             self.tokens += len(now)
+            self.busy_tokens += len(now) if self._waiting else 0
         self.steps += 1
-        self.spent_s += seconds
+        self.spend(seconds)
         drafted = sum(map(len, drafts.values()))
         self.drafted_steps += drafted > 0
         self.drafted += drafted
         self.accepted += sum(accepted.values())
         return Step(emitted, accepted, drafted, only_decoded)
+
+    def spend(self, seconds: float) -> None:
+        """Let time pass."""
+        self.spent_s += seconds
+        self.busy_s += seconds if self._waiting else 0.0
 
     def draft(
         self,

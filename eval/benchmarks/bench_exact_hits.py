@@ -1,13 +1,14 @@
 """Exact hits over HTTP, from memory and from a tier, and what looking for them costs a miss.
 
-    python eval/benchmarks/bench_exact_hits.py               both sections, on the demo model
+    python eval/benchmarks/bench_exact_hits.py               every section, on the demo model
     python eval/benchmarks/bench_exact_hits.py --only hits   one of them
 
-Sections: `hits` (each question is generated, repeated by the same server from memory, then by
-another one from the tier: after a restart with SQLite, beside the first with Redis) and `miss`
-(throughput of what nobody has asked before: exact hits off, in memory, and in memory and Redis,
-in rounds, forwards and backwards by turns, while the other servers stand still). Rows are appended
-to a CSV.
+Sections: `look-ups` (one look-up in SQLite and in Redis, in this process, as a request waits for
+it, within the default budget), `hits` (each question is generated, repeated by the same server from
+memory, then by another one from the tier: after a restart with SQLite, beside the first with Redis)
+and `miss` (throughput of what nobody has asked before: exact hits off, in memory, and in memory and
+Redis, in rounds, forwards and backwards by turns, while the other servers stand still). Rows are
+appended to a CSV.
 """
 
 import asyncio
@@ -20,18 +21,27 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.frontend.shared_exact import SharedExact
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server, Timing, alone, ask_all
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.redis_server import RedisServer
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.in_process.open_tier import open_tier
 
-SECTIONS = ("hits", "miss")
+SECTIONS = ("look-ups", "hits", "miss")
+_PROMPT_TOKENS, _ANSWER_TOKENS = 200, 200
 RESULTS_FILE = RESULTS / "bench_exact_hits.csv"
 FIELDS = ("section", "from", "requests", "name", "value", "unit", "note")
 _FINGERPRINT_WITHIN_S = 60.0
@@ -54,6 +64,67 @@ def serving(model: str, url: str, **serving: str) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+def bench_look_ups(model: str, count: int) -> list[dict[str, Any]]:
+    """Time a look-up that finds an answer of 200 tokens, and one that finds nothing."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    vllm_config = EngineArgs(model=model, dtype=DEMO_DTYPE).create_engine_config()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:
+        for kind, url in (("sqlite", f"sqlite:///{folder}/answers.sqlite"), ("redis", redis.url)):
+            serving = {"exact_hits_from_others": "trusted"}
+            shared = SharedExact(
+                vllm_config,
+                load_config({"serving": serving, "retrieval": {"url": url}}),
+                adapters=AdapterEpochs(),
+                loaded_since_s=time.time(),
+                retrieval=list,
+                errors=ErrorCounter(),
+            )
+            shared.wait(_FINGERPRINT_WITHIN_S)
+            if shared.fingerprint is None:
+                raise RuntimeError("there is no fingerprint of the demo model")
+            _fill(url, shared.fingerprint, count)
+            for name, first, good in (("found", 0, "hit"), ("nothing there", count, "miss")):
+                took_ms = asyncio.run(_look_up(shared, first, count))
+                found = shared.outcomes
+                if found[good] + found["late"] + found["failed"] < count:
+                    raise RuntimeError(f"{name}: of {count} look-ups came {dict(found)}")
+                for quantile, place in (("p50", 0.5), ("p99", 0.99)):
+                    value = took_ms[int(place * (count - 1))]
+                    row = _row("look-ups", kind, took_ms, f"{name}, {quantile}", value, "ms")
+                    rows.append({**row, "note": f"{found[good]} in time"})
+                shared.outcomes.clear()
+            shared.close()
+    return rows
+
+
+def _fill(url: str, fingerprint: str, count: int) -> None:
+    tier = open_tier(url)
+    assert tier is not None
+    for number in range(count):
+        answer = Answer.create(
+            prompt_token_ids=[number] * _PROMPT_TOKENS,
+            response_token_ids=list(range(_ANSWER_TOKENS)),
+            finish_reason="stop",
+            exact_key=number.to_bytes(16, "little"),
+        )
+        tier.put([msgspec.structs.replace(answer, fingerprint=fingerprint)])
+    tier.close()
+
+
+async def _look_up(shared: SharedExact, first: int, count: int) -> list[float]:
+    """Return the time of each look-up in ms, the shortest first."""
+    took_ms = []
+    for number in range(first, first + count):
+        request: Any = SimpleNamespace(prompt_token_ids=[number] * _PROMPT_TOKENS)
+        keys = [number.to_bytes(16, "little"), b"limit".ljust(16)]
+        began_s = time.perf_counter()
+        await shared.find(request, "", keys, shared.fingerprint or "")
+        took_ms.append((time.perf_counter() - began_s) * 1e3)
+    return sorted(took_ms)
 
 
 def bench_hits(model: str, questions: Sequence[str], max_tokens: int) -> list[dict[str, Any]]:
@@ -222,6 +293,7 @@ def measure(
         str, typer.Option(metavar="LIST", help="Sections, separated by commas.")
     ] = ",".join(SECTIONS),
     requests: Annotated[int, typer.Option(min=4, help="Questions of one run, at most.")] = 64,
+    look_ups: Annotated[int, typer.Option(min=10, help="Of the section `look-ups`.")] = 1000,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 7,
     concurrency: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 8,
@@ -234,6 +306,8 @@ def measure(
     model = str(demo_model_path())
     questions = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:requests]
     rows = []
+    if "look-ups" in sections:
+        rows += bench_look_ups(model, count=look_ups)
     if "hits" in sections:
         rows += bench_hits(model, questions, max_tokens)
     if "miss" in sections:

@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
@@ -76,6 +77,8 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         Raises:
             ValueError: a setting is unknown or out of bounds.
         """
+        # Before anything is started: a bad setting would otherwise cost a model's loading first.
+        self._config = engine_config(vllm_config)
         self._num_api_servers = int(kwargs.get("client_count", 1))
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")
@@ -115,11 +118,8 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     def _attach_front_end(self) -> None:
         if self.front_end is not None:
             return
-        # Imported late: the settings of drafting draw in numba, and a worker forked from a
-        # process with llvmlite in it does not start (vLLM's scan for kernels trips over it).
-        from reprise.engine_ext.core.config import engine_config
-
-        config = self._config = engine_config(self.vllm_config)
+        config = self._config
+        assert config is not None
         if self._retrieval_socket is not None and self._retriever is None:
             self._retriever = start_retrieval(
                 self.vllm_config, config.retrieval, for_front_end=True

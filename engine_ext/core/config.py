@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 CONFIG_FILE_VARIABLE = "REPRISE_CONFIG"
 
 # Variables with the prefix that are no settings: hand-overs between our own processes.
-_RESERVED_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"})
+CHECKED_VARIABLE = "REPRISE_CHECKED_PID"
+"""Names the process that `reprise serve` has checked before it became vLLM's server."""
+_RESERVED_VARIABLES = frozenset(
+    {CONFIG_FILE_VARIABLE, CHECKED_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"}
+)
 
 
 class EngineConfig(BaseModel):
@@ -123,17 +127,29 @@ def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
     Raises:
         ValueError: as `load_config`.
     """
-    given = vllm_config.additional_config
-    ours = given.get("reprise") if isinstance(given, dict) else None
+    config = config_with(vllm_config.additional_config)
+    draft_config(config, vllm_config)
+    return config
+
+
+def config_with(additional_config: Any) -> RepriseConfig:
+    """Load the configuration of an engine with this `--additional-config`.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    ours = additional_config.get("reprise") if isinstance(additional_config, dict) else None
     if _has_admin_token(ours):
         raise ValueError(
             "Reprise configuration: serving.admin_token must come from "
             "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
             "which vLLM writes into its log"
         )
-    config = load_config(ours)
-    draft_config(config, vllm_config)
-    return config
+    if ours is not None and not isinstance(ours, Mapping):
+        raise ValueError(
+            f"--additional-config: reprise must be an object of settings, got {type(ours).__name__}"
+        )
+    return load_config(ours)
 
 
 def draft_config(config: RepriseConfig, vllm_config: "VllmConfig") -> DraftConfig:

@@ -1,9 +1,16 @@
 """Watches over the start of vLLM's server: bad settings end it at once, and so does SIGTERM."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
+from types import FrameType
+
+import psutil
 
 from reprise.engine_ext.checks.start_checks import (
     check_start,
@@ -13,6 +20,10 @@ from reprise.engine_ext.checks.start_checks import (
 )
 from reprise.engine_ext.core.config import CHECKED_VARIABLE
 
+_ENDS_WITHIN_S = 3.0
+_GOES_WITHIN_S = 1.0
+# vLLM's handler from its first lines until uvicorn runs, whose own takes its place.
+_VLLMS_HANDLER = "run_server.<locals>._interrupt_init"
 logger = logging.getLogger(__name__)
 _BAD_INPUT = 2
 _checked_pids: set[int] = set()
@@ -37,3 +48,34 @@ def check_once() -> None:
         raise SystemExit(_BAD_INPUT)
     for warning in warnings_of(findings):
         logger.warning("Reprise: %s", warning)
+
+
+def end_soon_on_sigterm() -> None:
+    """Have SIGTERM end the start of vLLM's server within seconds, and all that it has started.
+
+    vLLM interrupts what it does then, and waits for processes that are loading a model and do not
+    listen. Once it serves, how it ends is its own affair.
+    """
+    vllms = signal.getsignal(signal.SIGTERM)
+    if not callable(vllms) or getattr(vllms, "__qualname__", "") != _VLLMS_HANDLER:
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        threading.Thread(target=_end_all, name="reprise-end", daemon=True).start()
+        vllms(signum, frame)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _end_all() -> None:
+    """End this process and its descendants, unless it has ended by itself until then."""
+    descendants = psutil.Process().children(recursive=True)
+    time.sleep(_ENDS_WITHIN_S)
+    for each in descendants:
+        with contextlib.suppress(psutil.Error):
+            each.terminate()
+    _, alive = psutil.wait_procs(descendants, timeout=_GOES_WITHIN_S)
+    for each in alive:
+        with contextlib.suppress(psutil.Error):
+            each.kill()
+    os._exit(128 + signal.SIGTERM)

@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,6 +68,10 @@ class RepriseConfig(BaseModel):
     rounds by the number of tokens, and no sharing out of attention's keys among threads. Where
     there is AMX this costs speed."""
 
+    log_format: Literal["vllm", "json"] = "vllm"
+    """Our log lines: as vLLM's, by its handlers, or one JSON object a line on standard output. Not
+    by `--additional-config`, which is read too late."""
+
     drafts: DraftSettings = DraftSettings()
     """Draft construction and draft length."""
 
@@ -96,6 +100,7 @@ class _Environment(BaseSettings):
 
     namespace: str | None = None
     cpu_batch_invariant: bool | None = None
+    log_format: str | None = None
     drafts: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
     verification: dict[str, Any] = {}
@@ -144,6 +149,11 @@ def config_with(additional_config: Any) -> RepriseConfig:
             "Reprise configuration: serving.admin_token must come from "
             "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
             "which vLLM writes into its log"
+        )
+    if isinstance(ours, Mapping) and "log_format" in ours:
+        raise ValueError(
+            "Reprise configuration: log_format must come from REPRISE_LOG_FORMAT or the settings "
+            "file, not from --additional-config, which is read after the first lines"
         )
     if ours is not None and not isinstance(ours, Mapping):
         raise ValueError(

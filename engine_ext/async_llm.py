@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,11 @@ from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.frontend.announcements import (
+    announce_near_answers,
+    end_line,
+    start_line,
+)
 from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
@@ -66,8 +72,11 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
     Otherwise a request without a tenant is private."""
     _config: "RepriseConfig | None" = None
+    _has_announced = False
+    _has_ended = False
     _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
+    _announcing: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
 
@@ -88,6 +97,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
                 "replies report miss in place of semantic.",
                 self._num_api_servers,
             )
+        self._began_s = time.monotonic()
         with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
@@ -114,6 +124,10 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         if self.front_end is not None and self._report_task is None:
             interval_s = self.front_end.config.serving.stats_interval_s
             self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
+        if self._retriever is not None and self._announcing is None:
+            self._announcing = asyncio.create_task(
+                announce_near_answers(self._retriever, began_s=self._began_s)
+            )
 
     def _attach_front_end(self) -> None:
         if self.front_end is not None:
@@ -125,6 +139,10 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
                 self.vllm_config, config.retrieval, for_front_end=True
             )
             self._retrieval_socket.symlink_to(self._retriever.address)
+        if self._is_first_api_server and not self._has_announced:
+            self._has_announced = True
+            searches_here = self._retriever is not None
+            logger.info(start_line(config, self.vllm_config, searches_here=searches_here))
         if not config.serving.enabled:
             return
         self.front_end = FrontEnd(
@@ -202,7 +220,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             prompt, params = fully_isolated(prompt, params)
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if params.n > 1 and policy.http_context is not None:
-            policy.http_context.add_outcome(lambda: "miss")
+            policy.http_context.add_outcome(lambda: "miss", reason=lambda: "n")
         token = _current_policy.set(policy)
         try:
             queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
@@ -251,12 +269,17 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self.exact_forgetting.close()
         if self.front_end is not None:
             self.front_end.close()
+            if not self._has_ended:
+                self._has_ended = True
+                if (line := end_line(self.front_end.stats())) is not None:
+                    logger.info(line)
         if self._retriever is not None:
             self._retriever.close()
         if self._retrieval_socket is not None:
             shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
-        if self._report_task is not None:
-            cancel_task_threadsafe(self._report_task)
+        for task in (self._report_task, self._announcing):
+            if task is not None:
+                cancel_task_threadsafe(task)
         super().shutdown(timeout=timeout)
 
     async def report(self) -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
 
@@ -75,12 +76,19 @@ class ExactAnswers:
     def find(
         self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
     ) -> Answer | None:
-        """Return an answer to `request` that is at most `max_age_s` old; None: there is none."""
+        """Return an answer to `request` that is at most `max_age_s` old; None: there is none.
+
+        The first tokens of an answer do not depend on `max_tokens`: a longer one is cut to it.
+        """
         assert request.sampling_params is not None
-        complete = self.memory.get(keys.complete)
-        if complete is not None and not _has_room(complete, request.sampling_params.max_tokens):
-            complete = None
-        answer = complete if complete is not None else self.memory.get(keys.limited)
+        max_tokens = request.sampling_params.max_tokens
+        answer = self.memory.get(keys.complete)
+        if answer is not None and not _has_room(answer, max_tokens):
+            answer = _cut_to(answer, max_tokens)
+        if answer is None and (known := self.memory.get(keys.cut)) is not None:
+            answer = _cut_to(known, max_tokens)
+        if answer is None:
+            answer = self.memory.get(keys.limited)
         if answer is None or max_age_s is None:
             return answer
         return answer if steady_clock.now_s() - answer.created_s <= max_age_s else None
@@ -102,7 +110,11 @@ class ExactAnswers:
         )
         if keys is None or not same_weights:
             return False
-        cut = finished.ending.finish_reason is FinishReason.LENGTH
+        key = keys.complete
+        if finished.ending.finish_reason is FinishReason.LENGTH:
+            # At the end of the model's context an answer is shorter than `max_tokens`.
+            is_cut = len(finished.token_ids) == tracked.max_tokens
+            key = keys.cut if is_cut else keys.limited
         answer = Answer.create(
             prompt_token_ids=tracked.prompt_token_ids,
             response_token_ids=finished.token_ids,
@@ -110,7 +122,7 @@ class ExactAnswers:
             model_key=self._model_key,
             finish_reason=str(finished.ending.finish_reason),
             stop_reason=finished.ending.stop_reason,
-            exact_key=keys.limited if cut else keys.complete,
+            exact_key=key,
         )
         self.memory.put(answer, ttl_s=tracked.policy.control.ttl_s)
         return True
@@ -140,3 +152,16 @@ def _has_room(answer: Answer, max_tokens: int | None) -> bool:
     if answer.finish_reason == str(FinishReason.REPETITION):
         return num_tokens < max_tokens
     return num_tokens <= max_tokens
+
+
+def _cut_to(answer: Answer, max_tokens: int | None) -> Answer | None:
+    """Return the first `max_tokens` tokens of an answer, as if it had been cut there; None: it is
+    not that long."""
+    if max_tokens is None or len(answer.response_tokens) // 4 < max_tokens:
+        return None
+    return msgspec.structs.replace(
+        answer,
+        response_tokens=answer.response_tokens[: 4 * max_tokens],
+        finish_reason=str(FinishReason.LENGTH),
+        stop_reason=None,
+    )

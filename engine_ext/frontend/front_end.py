@@ -22,7 +22,7 @@ from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
-from reprise.engine_ext.request.exact_hits import is_determined
+from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
 
@@ -163,7 +163,7 @@ class FrontEnd:
             if kind != "miss":
                 tracked.kind = "exact"
             if policy.http_context is not None:
-                policy.http_context.add_outcome(lambda: tracked.kind)
+                policy.http_context.add_outcome(lambda: tracked.kind, reason=lambda: tracked.reason)
             if policy.info is not None:
                 policy.info.add(tracked)
         self.counts[kind] += 1
@@ -220,21 +220,21 @@ class FrontEnd:
         """Answer the request if possible; return exact, followed or miss."""
         control = tracked.policy.control
         if not tracked.policy.shares:
-            self._refuse("unknown tenant")
+            self._refuse("unknown tenant", tracked)
             return "miss"
         if not control.look_up and not control.store:
             return "miss"
         if self.is_paused:
-            self._refuse("paused engine")
+            self._refuse("paused engine", tracked)
             return "miss"
         reason = self.exact.refusal(request)
         if reason is not None:
-            self._refuse(reason)
+            self._refuse(reason, tracked)
             return "miss"
         try:
             keys = self.exact.keys(request, tracked.policy.namespace)
         except ValueError:
-            self._refuse("a setting without an encoding")
+            self._refuse("a setting without an encoding", tracked)
             return "miss"
         tracked.keys = keys
         if control.look_up:
@@ -273,7 +273,14 @@ class FrontEnd:
             priority=request.priority,
         )
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, tracked: TrackedRequest) -> None:
+        tracked.reason = word_of(reason)
+        if reason == SAMPLED and not self.refusals[reason]:
+            logger.info(
+                "Reprise: a request without temperature 0 or a seed is sampled anew each time, so "
+                "it is never an exact hit; drafts speed it up. Send temperature 0 or a seed, or "
+                "set REPRISE_SERVING__EXACT_HITS=always to have one sample repeated. (Said once.)"
+            )
         self.refusals[reason] += 1
         self.metrics.refused(reason)
 

@@ -56,8 +56,8 @@ class NearByTokens(RepriseDrafter):
 
     def look_up(self, row: TokenRow) -> None:
         super().look_up(row)
-        most = DraftConfig().max_near_answers
-        self._near_answers = self._overlap.search("", row.prompt_token_ids, count=most)
+        max_near = DraftConfig().max_near_answers
+        self._near_answers = self._overlap.search("", row.prompt_token_ids, count=max_near)
 
     def _take(self, update: AnswerUpdate) -> None:
         super()._take(update)

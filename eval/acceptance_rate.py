@@ -56,7 +56,7 @@ def measure(
     ] = None,
     trace: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH...", help="JSONL traces, one or more; else the demo trace."),
+        typer.Option(metavar="PATH...", help="Traces or chat logs, one or more; else the demo."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -145,7 +145,7 @@ def _measure(options: RunOptions) -> None:
     try:
         methods = parse_methods(options.methods)
         _check_outputs(options)
-        traces = _load_traces(options.traces, options.limit)
+        traces = _load_traces(options)
         _quieten_libraries()
         frontiers: Frontiers | None = None
         if options.engine == "vllm":
@@ -214,17 +214,23 @@ def _frontiers_of(
         return trace_frontiers(trace, rows, methods, settings, on_request=tick)
 
 
-def _load_traces(paths: Sequence[str], limit: int | None) -> dict[str, list[TraceRow]]:
+def _load_traces(options: RunOptions) -> dict[str, list[TraceRow]]:
     """Name to rows; at most `limit` rows of each beside the warm ones."""
-    if not paths:
+    if not options.traces:
         loaded = {DEMO_TRACE: make_demo_trace()}
     else:
         loaded = {}
-        for path in paths:
+        for path in options.traces:
             name = Path(path).stem
+            empty: list[None] = []
             # Two files of one name in different folders stay apart by their whole paths.
-            loaded[path if name in loaded else name] = load_trace(path)
-    return {name: limit_rows(rows, limit) for name, rows in loaded.items()}
+            loaded[path if name in loaded else name] = load_trace(
+                path, on_empty=lambda empty=empty: empty.append(None)
+            )
+            if empty and not options.quiet:
+                left_out = f"{len(empty)} rows without a question or an answer left out"
+                print(f"{path}: {left_out}", file=sys.stderr)
+    return {name: limit_rows(rows, options.limit) for name, rows in loaded.items()}
 
 
 def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:

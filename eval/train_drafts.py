@@ -100,7 +100,7 @@ def replay(
     pairs: list[Pair], provider: DraftProvider, tokenizer: tokenizers.Tokenizer, embedder: Embedder
 ) -> None:
     """Run the pairs through as a greedy engine would, every answer joining the cache."""
-    most = provider.config.num_speculative_tokens
+    max_draft = provider.config.num_speculative_tokens
     vectors = np.asarray(embedder.encode([pair.prompt for pair in pairs]))
     answers = [np.array(tokenizer.encode(pair.response).ids, np.int32) for pair in pairs]
     prompts = [np.array(tokenizer.encode(pair.prompt).ids, np.int32) for pair in pairs]
@@ -121,7 +121,7 @@ def replay(
             provider.observe("", answer[:1])
             at = 1
             while at < len(answer):
-                draft = provider.propose("", limit=min(most, len(answer) - at))
+                draft = provider.propose("", limit=min(max_draft, len(answer) - at))
                 accepted = 0
                 while accepted < len(draft) and draft[accepted] == answer[at + accepted]:
                     accepted += 1

@@ -191,7 +191,7 @@ def check_disk(config: RepriseConfig | None = None) -> Iterator[Finding]:
 def check_store(config: RepriseConfig | None = None) -> Iterator[Finding]:
     """Check the SQLite file that the settings name, if they name one."""
     from reprise.retrieval.api.tier_url import sqlite_path
-    from reprise.retrieval.service.open_tier import open_tier
+    from reprise.retrieval.in_process.open_tier import open_tier
     from reprise.retrieval.tiers.tier import TierError
 
     config = config or valid_settings()
@@ -238,7 +238,7 @@ def check_redis(config: RepriseConfig | None = None) -> Iterator[Finding]:
 
 
 def _redis_problem(url: str) -> str | None:
-    from reprise.retrieval.service.open_tier import open_tier
+    from reprise.retrieval.in_process.open_tier import open_tier
 
     try:
         tier = open_tier(url)

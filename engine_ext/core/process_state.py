@@ -14,7 +14,7 @@ BY_ENGINE_OR_TASK = {
 OF_THE_PROCESS = {
     "compat.guarded.step_errors": "counts of errors in hooks, which are of vLLM's classes",
     "compat.registry.registry": "what is patched in vLLM's classes, which a process has once",
-    "frontend.one_token_outputs._parsers_built": "a server is one per process",
+    "outputs.one_token_outputs._parsers_built": "a server is one per process",
     "request.tenants._warned": "one log line each",
     "worker.verification._installed": "the settings of the engine that was built last hold for all",
 }

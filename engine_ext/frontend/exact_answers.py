@@ -8,8 +8,8 @@ from vllm.v1.engine import FinishReason
 
 from reprise.engine_ext.core.model_key import model_key_of
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
-from reprise.engine_ext.frontend.single_flight import FinishedFlight
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.exact_hits import (
     ExactKeys,

@@ -16,12 +16,12 @@ from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
-from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs, watch_parsers
-from reprise.engine_ext.frontend.replay import Ending, Replayer
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
-from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
+from reprise.engine_ext.outputs.replay import Ending, Replayer
+from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer

@@ -9,7 +9,7 @@ from reprise.retrieval.api.answer import Answer
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
-    from reprise.engine_ext.frontend.single_flight import FinishedFlight
+    from reprise.engine_ext.outputs.single_flight import FinishedFlight
     from reprise.retrieval.api.retriever import Retriever
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
-from reprise.engine_ext.frontend.single_flight import FinishedFlight
 from reprise.engine_ext.frontend.spans import Spans
+from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.engine_ext.request.exact_hits import ExactKeys
 from reprise.engine_ext.request.request_policy import RequestPolicy
 

@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from reprise.eval.benchmarks.bench_retrieval_inputs import (
+from reprise.eval.benchmarks.retrieval.inputs import (
     NAMESPACE,
     READY_S,
     Figure,
@@ -34,16 +34,16 @@ from reprise.eval.benchmarks.bench_retrieval_inputs import (
     wait_for,
     wait_until_ready,
 )
-from reprise.eval.benchmarks.bench_retrieval_prompts import burst_figures
-from reprise.eval.benchmarks.bench_retrieval_quality import quality_figures
-from reprise.eval.benchmarks.bench_retrieval_snapshot import snapshot_figures
+from reprise.eval.benchmarks.retrieval.prompts import burst_figures
+from reprise.eval.benchmarks.retrieval.quality import quality_figures
+from reprise.eval.benchmarks.retrieval.snapshot import snapshot_figures
 from reprise.eval.live.redis_server import RedisServer
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.vector_index import VectorIndex
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 

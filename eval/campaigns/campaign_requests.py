@@ -246,11 +246,11 @@ def _of_stream(text: str) -> Outcome:
 
 def _info(reply: aiohttp.ClientResponse, text: str) -> dict[str, Any]:
     """What the server tells of the drafts: in a header, or in a comment line of a stream."""
-    told = reply.headers.get("x-reprise-info")
+    reported = reply.headers.get("x-reprise-info")
     for line in text.splitlines():
         if line.startswith(": x-reprise-info "):
-            told = line.removeprefix(": x-reprise-info ")
-    return json.loads(told) if told else {}
+            reported = line.removeprefix(": x-reprise-info ")
+    return json.loads(reported) if reported else {}
 
 
 def _crossing(cache: str | None, info: dict[str, Any]) -> str | None:

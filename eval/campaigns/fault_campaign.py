@@ -108,7 +108,7 @@ class Campaign:
         wanted: each question's outcome.
         kinds: the faults to draw from.
         seed: of faults and requests.
-        log: what is told of each reply that is not as it should be.
+        log: what is said of each reply that is not as it should be.
     """
 
     def __init__(
@@ -210,11 +210,11 @@ def run(options: Options, kinds: Sequence[FaultKind], log: ProgressLog) -> Repor
             kinds = [kind for kind in kinds if kind.name != DISK_FULL]
             log(f"no file system may be mounted here: {DISK_FULL!r} is left out")
         campaign = Campaign(ground, wanted, kinds, seed=options.seed, log=log)
-        told_s = time.monotonic()
+        reported_s = time.monotonic()
         for number in range(1, options.faults + 1):
             campaign.live_through_one()
-            if time.monotonic() - told_s > _REPORT_EVERY_S or number == options.faults:
-                told_s = time.monotonic()
+            if time.monotonic() - reported_s > _REPORT_EVERY_S or number == options.faults:
+                reported_s = time.monotonic()
                 total = Report(campaign.by_kind, []).total
                 log(
                     f"{number} of {options.faults} faults; of {total.requests} replies "

@@ -54,18 +54,18 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Figure:
-    """The most that was seen of something, and what it may be at most."""
+    """The maximum that was seen of something, and what it may be at most."""
 
     tier: str
     what: str
-    most: float
+    max_seen: float
     bound: float
     unit: str
 
     @property
     def holds(self) -> bool:
         """Whether it was within its bound."""
-        return self.most <= self.bound
+        return self.max_seen <= self.bound
 
 
 def small_answer(number: int, num_namespaces: int) -> Answer:
@@ -103,7 +103,7 @@ def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Fi
             raise RuntimeError("the retrieval process did not start")
         redis = _redis_client(url) if tier == "redis" else None
         before = _look(retriever, redis) | {"shared": 0.0}
-        most: dict[str, float] = {}
+        max_seen: dict[str, float] = {}
         took_us: list[float] = []
         for number in range(answers):
             one = small_answer(number, namespaces)
@@ -117,14 +117,14 @@ def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Fi
                 retriever.record_usage(one.namespace, {one.answer_id: 30})
             if number % max(1, answers // _LOOKS) == 0 or number == answers - 1:
                 for what, value in _look(retriever, redis).items():
-                    most[what] = max(most.get(what, 0.0), value - before.get(what, 0.0))
-        return list(_figures(tier, bounds, most, took_us, retriever, overlap))
+                    max_seen[what] = max(max_seen.get(what, 0.0), value - before.get(what, 0.0))
+        return list(_figures(tier, bounds, max_seen, took_us, retriever, overlap))
 
 
 def _figures(
     tier: str,
     bounds: Bounds,
-    most: dict[str, float],
+    max_seen: dict[str, float],
     took_us: list[float],
     retriever: ProcessRetriever,
     overlap: TokenOverlap,
@@ -136,18 +136,20 @@ def _figures(
     # The owner holds the answers for exact hits, and a worker's index of shared tokens.
     owner = _SLACK * (bounds.memory_bytes + overlap.num_bytes) + bounds.queue_bytes + _SLACK_BYTES
     for what, bound in (("process RSS grown by", process), ("owner RSS grown by", owner)):
-        yield Figure(tier, what, most[what] / MIB, bound / MIB, "MiB")
-    yield Figure(tier, "shared memory", most["shared"] / MIB, bounds.shared_bytes / MIB + 1, "MiB")
+        yield Figure(tier, what, max_seen[what] / MIB, bound / MIB, "MiB")
+    yield Figure(
+        tier, "shared memory", max_seen["shared"] / MIB, bounds.shared_bytes / MIB + 1, "MiB"
+    )
     if tier == "sqlite":
-        yield Figure(tier, "files", most["files"] / MIB, bounds.tier_bytes / MIB, "MiB")
+        yield Figure(tier, "files", max_seen["files"] / MIB, bounds.tier_bytes / MIB, "MiB")
         # It holds what memory holds, and is there twice while a new one is written.
-        index, written = most.get("index", 0.0), most.get("index, both files", 0.0)
+        index, written = max_seen.get("index", 0.0), max_seen.get("index, both files", 0.0)
         yield Figure(tier, "index file", index / MIB, bounds.memory_bytes / MIB, "MiB")
         yield Figure(tier, "both index files", written / MIB, 2 * bounds.memory_bytes / MIB, "MiB")
     else:
         # The stream, its nodes, and buffers of connections are beside what answers are charged.
         room = bounds.tier_bytes / MIB + 24
-        yield Figure(tier, "used_memory grown by", most["redis"] / MIB, room, "MiB")
+        yield Figure(tier, "used_memory grown by", max_seen["redis"] / MIB, room, "MiB")
     yield Figure(tier, "memory charged", stats.bytes / MIB, bounds.memory_bytes / MIB, "MiB")
     yield Figure(tier, "namespaces", stats.namespaces, bounds.max_namespaces, "")
     yield Figure(tier, "answers lost unsaid", _lost(stats), 0, "")
@@ -221,7 +223,7 @@ def print_figures(figures: list[Figure]) -> None:
         table.add_row(
             figure.tier,
             figure.what,
-            f"{figure.most:,.1f}",
+            f"{figure.max_seen:,.1f}",
             f"{figure.bound:,.1f}",
             figure.unit,
             verdict,

@@ -109,7 +109,7 @@ def _serve(
         send(LiveMessage(request_finished=True))
 
     llm = _build_engine(job)
-    prompts = [_prompt_token_ids(llm, row.prompt) for row in job.rows]
+    prompts = [_prompt_token_ids(llm, row) for row in job.rows]
     warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
     # Before the warm rows: no method may pay for whatever an engine does on its first request. Not
@@ -156,16 +156,18 @@ def _build_engine(job: LiveJob) -> LLM:
     )
 
 
-def _prompt_token_ids(llm: LLM, prompt: str) -> list[int]:
-    """Through the model's chat template where it has one."""
+def _prompt_token_ids(llm: LLM, row: TraceRow) -> list[int]:
+    """Through the model's chat template where it has one, and the prompt has not been."""
     tokenizer: Any = llm.get_tokenizer()
-    if not getattr(tokenizer, "chat_template", None):
-        ids: list[int] = tokenizer.encode(prompt)
-        return ids
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    text = row.prompt
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if has_template and not row.rendered:
+        text = tokenizer.apply_chat_template(
+            row.messages or [{"role": "user", "content": row.prompt}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=not (has_template or row.rendered))
     return ids
 
 

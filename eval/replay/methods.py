@@ -135,18 +135,20 @@ def replay_drafter(
     on_request: Callable[[], None] = lambda: None,
 ) -> Run:
     """A method that drafts, once."""
-    most = settings.num_speculative_tokens
+    draft_length = settings.num_speculative_tokens
     if method == "reprise":
-        reprise = RepriseDrafter(embedder=settings.embedder, cost=settings.cost, draft_length=most)
+        reprise = RepriseDrafter(
+            embedder=settings.embedder, cost=settings.cost, draft_length=draft_length
+        )
         try:
             return _replay_with(reprise, method, trace, rows, settings, on_request=on_request)
         finally:
             reprise.close()
     drafters: dict[str, Callable[[], Drafter]] = {
         "none": NoDrafter,
-        "ngram": lambda: NgramDrafter(draft_length=most or NGRAM_DRAFT_LENGTH),
-        "suffix": lambda: SuffixDrafter(SuffixSetting(), draft_length=most),
-        "suffix-long": lambda: SuffixDrafter(SUFFIX_LONG, draft_length=most),
+        "ngram": lambda: NgramDrafter(draft_length=draft_length or NGRAM_DRAFT_LENGTH),
+        "suffix": lambda: SuffixDrafter(SuffixSetting(), draft_length=draft_length),
+        "suffix-long": lambda: SuffixDrafter(SUFFIX_LONG, draft_length=draft_length),
     }
     drafter = drafters[method]()
     return _replay_with(drafter, method, trace, rows, settings, on_request=on_request)

@@ -8,8 +8,8 @@ from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.provider import DraftProvider
 

@@ -1,16 +1,20 @@
-"""Trace files: recorded requests, one JSON object a line, in time order."""
+"""Trace files: recorded requests in time order, as JSON Lines; chat logs are traces too."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from reprise.retrieval.chat_logs.exchanges import Exchange, exchanges_of, is_chat_row
+from reprise.retrieval.chat_logs.log_rows import LogError, read_log
+from reprise.retrieval.query.turns import query_of_messages, query_text
+
 _REQUIRED = ("prompt", "response")
 _OPTIONAL_TEXT = ("id", "cached", "query", "group")
+_OPTIONAL_FLAGS = {"warm", "rendered"}
 
 
 class TraceError(ValueError):
@@ -34,6 +38,10 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The part of the prompt to embed, where it is not the whole prompt."""
     group: str | None = None
     """Topic label."""
+    messages: list[dict[str, str]] | None = None
+    """The chat that the answer replies to, of which `prompt` is the text."""
+    rendered: bool = False
+    """Whether `prompt` has been through the model's chat template already."""
 
     @property
     def query_text(self) -> str:
@@ -41,26 +49,30 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.query if self.query is not None else self.prompt
 
 
-def load_trace(path: str | Path) -> list[TraceRow]:
-    """Read a trace file, strictly.
+def load_trace(path: str | Path, *, on_empty: Callable[[], None] = lambda: None) -> list[TraceRow]:
+    """Read a trace, or a chat log of any kind that `reprise cache import` reads.
 
-    Blank lines are skipped. Raises TraceError, in one line that names file and line number, for a
-    file that cannot be read, a line that is not a JSON object, a missing or mistyped field, or a
-    trace in which nothing is left to replay.
+    Args:
+        path: see `read_log`.
+        on_empty: called for each row of a chat log that holds no answer.
+
+    Raises:
+        TraceError: one line that names file and line number, for a file that cannot be read, a row
+            with a missing or mistyped field, or a trace in which nothing is left to replay.
     """
     path = Path(path)
+    rows: list[TraceRow] = []
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TraceError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    # Not splitlines(): that also breaks at U+2028 and its like, which JSON allows inside strings.
-    rows = [
-        _parse_row(line, where=f"{path}:{number}")
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
+        for number, fields in read_log(path):
+            try:
+                found = _chat_rows(fields) if is_chat_row(fields) else [_row(fields)]
+            except ValueError as error:
+                raise TraceError(f"{path}, line {number}: {error}") from None
+            if not found:
+                on_empty()
+            rows += found
+    except LogError as error:
+        raise TraceError(str(error)) from None
     if not rows:
         raise TraceError(f"{path}: the trace is empty")
     if all(row.warm for row in rows):
@@ -74,26 +86,62 @@ def save_trace(path: str | Path, rows: Iterable[TraceRow]) -> None:
     Path(path).write_bytes(b"".join(encoder.encode(row) + b"\n" for row in rows))
 
 
-def _parse_row(line: str, *, where: str) -> TraceRow:
-    try:
-        fields: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TraceError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise TraceError(f"{where}: not usable JSON: nested too deeply") from None
-    if not isinstance(fields, dict):
-        raise TraceError(f"{where}: expected a JSON object, got {type(fields).__name__}")
+def _row(fields: Mapping[str, Any]) -> TraceRow:
+    """Return a row that has the fields of a trace."""
     for name in _REQUIRED:
         if name not in fields:
-            raise TraceError(f"{where}: the row has no {name!r}")
+            hint = "; it has token ids, not text" if f"{name}_token_ids" in fields else ""
+            raise ValueError(f"the row has no {name!r}{hint}")
         if not isinstance(fields[name], str) or not fields[name]:
-            raise TraceError(f"{where}: {name!r} must be a non-empty string")
-    for name in _OPTIONAL_TEXT:
-        if not isinstance(fields.get(name), str | None):
-            raise TraceError(f"{where}: {name!r} must be a string")
-    warm = fields.get("warm", False)
-    if not isinstance(warm, bool):
-        raise TraceError(f"{where}: 'warm' must be true or false")
-    return TraceRow(
-        warm=warm, **{name: fields[name] for name in _REQUIRED + _OPTIONAL_TEXT if name in fields}
-    )
+            raise ValueError(f"{name!r} must be a non-empty string")
+    return TraceRow(**{name: fields[name] for name in _REQUIRED}, **_labels(fields))
+
+
+def _chat_rows(fields: Mapping[str, Any]) -> list[TraceRow]:
+    """Return a row for each answer in a row of a chat log; what a trace may add to it counts."""
+    labels = _labels(fields)
+    exchanges = exchanges_of(fields)
+    if len(exchanges) > 1 and labels.keys() & {"cached", "query"}:
+        raise ValueError("'cached' and 'query' are of one answer; the chat has several")
+    return [_chat_row(exchange, labels) for exchange in exchanges]
+
+
+def _chat_row(exchange: Exchange, labels: Mapping[str, Any]) -> TraceRow:
+    if exchange.messages is None:
+        prompt, query = exchange.prompt, query_text(exchange.prompt)
+    else:
+        prompt, query = _plain(exchange.messages), query_of_messages(exchange.messages)
+    made = {
+        "prompt": prompt,
+        "response": exchange.response,
+        "query": query if query != prompt else None,
+        "messages": exchange.messages,
+        "rendered": exchange.rendered,
+    }
+    return TraceRow(**{**made, **labels})
+
+
+def _plain(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return a chat as text; a single question as it is, as in a trace."""
+    if [message["role"] for message in messages] == ["user"]:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _labels(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the optional fields of a trace that a row has.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    labels = {name: fields[name] for name in _OPTIONAL_TEXT if fields.get(name) is not None}
+    if isinstance(labels.get("id"), int):
+        labels["id"] = str(labels["id"])
+    for name, value in labels.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name!r} must be a string")
+    for name in _OPTIONAL_FLAGS & fields.keys():
+        if not isinstance(fields[name], bool):
+            raise ValueError(f"{name!r} must be true or false")
+        labels[name] = fields[name]
+    return labels

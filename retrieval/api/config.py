@@ -28,8 +28,8 @@ class RetrievalConfig(BaseModel):
     embedding_model: str = "all-MiniLM-L6-v2"
     """A sentence-transformers name or folder; `lexical` for hashed words, without a model."""
 
-    near_answers: Annotated[int, Field(ge=1, le=256)] = 32
-    """Maximum of near answers handed over for one request."""
+    near_answers: Annotated[int, Field(ge=1, le=32)] = 32
+    """Maximum of near answers handed over for one request; no more than 32 can be drafted from."""
 
     min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
     """Cosine from which an answer counts as near; a wrong one only costs a little speed."""

@@ -83,7 +83,7 @@ class Retriever(ABC):
 
     Example:
         >>> from reprise.retrieval import Answer, RetrievalConfig
-        >>> from reprise.retrieval.service.local_retriever import LocalRetriever
+        >>> from reprise.retrieval.in_process.local_retriever import LocalRetriever
         >>> retriever = LocalRetriever(RetrievalConfig(embedding_model="lexical"))
         >>> stored = Answer.create(
         ...     prompt_token_ids=[1], response_token_ids=[7, 8], prompt_text="cancel my order"

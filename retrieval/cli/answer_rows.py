@@ -1,25 +1,23 @@
 """Answers as JSON Lines: what `reprise cache export` writes and `import` reads.
 
 A row of ours holds token ids. A row of {"prompt", "response"} as text, such as a recorded trace
-has, needs a tokenizer, and so do chat logs (`chat_rows`), whose tokenizer must have a chat template
-too. A file may be packed by gzip, or be one JSON array.
+has, needs a tokenizer, and so do chat logs (`chat_logs`), whose tokenizer must have a chat template
+too.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.cli.chat_rows import Exchange, exchanges_of, is_chat_row
+from reprise.retrieval.chat_logs.exchanges import Exchange, exchanges_of, is_chat_row
+from reprise.retrieval.chat_logs.log_rows import LogError, read_log
 from reprise.retrieval.query.turns import query_of_messages
 
-_GZIP = b"\x1f\x8b"
 _EXPECTED = (
     "token ids, a prompt and a response, messages, conversations, or a request and a response"
 )
@@ -33,6 +31,9 @@ class TextTokenizer(Protocol):
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of the prompt that asks for the next message of a chat."""
+
+    def query_of(self, prompt: str) -> str:
+        """Return what a prompt that has been through the chat template asks."""
 
 
 class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
@@ -77,7 +78,7 @@ def read_rows(
     """Yield the answers of a file, row by row.
 
     Args:
-        path: JSON Lines, or a JSON array.
+        path: Any file that `read_log` reads.
         tokenizer: For rows of text.
         namespace: Instead of the rows' own.
         tokenizer_key: Instead of the rows' own.
@@ -86,55 +87,27 @@ def read_rows(
     Raises:
         ValueError: The file, or a row of it, cannot be read; names the line and what was expected.
     """
-    try:
-        with path.open("rb") as file:
-            is_packed = file.read(2) == _GZIP
-            file.seek(0)
-            unpacked = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if is_packed else file
-            for where, line in _raw_rows(unpacked):
-                try:
-                    answers = list(_answers(line, tokenizer, namespace, tokenizer_key))
-                except (msgspec.MsgspecError, ValueError) as error:
-                    raise ValueError(f"{path}, {where}: {error}") from error
-                if not answers:
-                    on_empty()
-                yield from answers
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"cannot read {path}: damaged gzip file: {error}") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _raw_rows(file: BinaryIO) -> Iterator[tuple[str, bytes | msgspec.Raw]]:
-    """Yield (which line, its JSON) for each row."""
-    for number, line in enumerate(file, start=1):
-        stripped = line.strip()
-        if not stripped:
-            continue
-        if number == 1 and stripped.startswith(b"["):
-            try:
-                rows = msgspec.json.decode(line + file.read(), type=list[msgspec.Raw])
-            except msgspec.MsgspecError as error:
-                raise ValueError(f"the JSON array cannot be read: {error}") from error
-            yield from ((f"row {row} of the array", raw) for row, raw in enumerate(rows, start=1))
-            return
-        yield f"line {number}", line
+    for row in read_log(path):
+        try:
+            answers = list(_answers(row.fields, tokenizer, namespace, tokenizer_key))
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise LogError(f"{path}, line {row.line_number}: {error}") from error
+        if not answers:
+            on_empty()
+        yield from answers
 
 
 def _answers(
-    line: bytes | msgspec.Raw,
+    fields: Mapping[str, Any],
     tokenizer: TextTokenizer | None,
     namespace: str | None,
     tokenizer_key: str | None,
 ) -> Iterator[Answer]:
-    plain = msgspec.json.decode(line)
-    if not isinstance(plain, Mapping):
-        raise ValueError(f"expected an object with {_EXPECTED}, got {type(plain).__name__}")
-    if is_chat_row(plain):
-        for exchange in exchanges_of(plain):
+    if is_chat_row(fields):
+        for exchange in exchanges_of(fields):
             yield _answer_of(exchange, tokenizer, namespace or "", tokenizer_key or "")
         return
-    row = msgspec.convert(plain, _Row)
+    row = msgspec.convert(fields, _Row)
     if namespace is not None:
         row.namespace = namespace
     if tokenizer_key is not None:
@@ -149,7 +122,8 @@ def _answer_of(
     if tokenizer is None:
         raise ValueError("a chat log needs --tokenizer")
     if exchange.messages is None:
-        prompt_ids, query = tokenizer.encode(exchange.prompt), exchange.prompt
+        prompt_ids = tokenizer.encode(exchange.prompt)
+        query = tokenizer.query_of(exchange.prompt) if exchange.rendered else exchange.prompt
     else:
         prompt_ids = tokenizer.encode_chat(exchange.messages)
         query = query_of_messages(exchange.messages)

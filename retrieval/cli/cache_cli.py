@@ -24,10 +24,10 @@ from reprise.retrieval.api.namespace import check_namespace
 from reprise.retrieval.api.tier_url import INDEX_ENDING, beside_sqlite, redact, sqlite_path
 from reprise.retrieval.cli.answer_rows import read_rows, row_of
 from reprise.retrieval.host.private_files import open_private
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
 from reprise.retrieval.query.turns import clip
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
-from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.tiers.tier import Tier, TierError
 
 Item = TypeVar("Item")
@@ -56,7 +56,7 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Exported answers, a trace or a chat log, as JSON Lines; may be packed by gzip."
+            help="Exported answers, a trace, or a chat log of any kind; may be packed by gzip."
         ),
     ],
     url: Url,
@@ -72,7 +72,8 @@ def import_(
 ) -> None:
     """Put the answers of a file into the cache.
 
-    Chat logs may have messages, conversations, or a request and a response in each row.
+    Chat logs are OpenAI-style messages, ShareGPT, requests with responses (OpenAI, LiteLLM), or
+    vLLM's log of requests.
 
     Example: reprise cache import answers.jsonl --url sqlite:///var/cache/answers.sqlite
     """
@@ -97,7 +98,7 @@ def import_(
             tier.put(batch)
     new = len(distinct.keys() - held)
     counts = f"{new} new, {len(answers) - new} already known"
-    without = f"; {len(empty)} rows without an answer left out" if empty else ""
+    without = f"; {len(empty)} rows without a question or an answer left out" if empty else ""
     typer.echo(f"{_answers(len(answers))} imported into {redact(url)}: {counts}{without}")
 
 

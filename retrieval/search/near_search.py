@@ -20,7 +20,7 @@ from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.gpu_index import gpu_indexes
-from reprise.retrieval.search.snapshot_keeper import SnapshotKeeper
+from reprise.retrieval.search.snapshot_writer import SnapshotWriter
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 FloatArray = NDArray[np.float32]
@@ -77,13 +77,13 @@ class NearSearch:
         self._index = AnswerIndex(
             embedder.dim, exact_search_limit=config.exact_search_limit, gpu=gpu
         )
-        self._changes, self._settled = 0, False
+        self._changes, self._has_dropped_unclaimed = 0, False
         self.num_embedded = self.num_restored = 0
-        self._keeper: SnapshotKeeper | None = None
+        self._snapshots: SnapshotWriter | None = None
         if snapshot is not None:
             identity = f"{embedder.identity}:{'hnsw' if gpu is None else 'gpu'}"
-            self._keeper = SnapshotKeeper(snapshot, identity=identity)
-            self._keeper.restore(self._index)
+            self._snapshots = SnapshotWriter(snapshot, identity=identity)
+            self._snapshots.restore(self._index)
         self._split_errors = LoopErrors("Finding the clauses of a question")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")
 
@@ -167,29 +167,29 @@ class NearSearch:
             self._index.erase_removed(namespace)
         self.embedder.forget(namespaces)
         self._changes += 1
-        if self._keeper is not None:
-            self._keeper.hurry()
+        if self._snapshots is not None:
+            self._snapshots.hurry()
 
     def drop_unclaimed(self) -> None:
         """Remove what the snapshot held and nobody joined: it was removed in the meantime."""
-        if not self._settled:
-            self._settled = True
+        if not self._has_dropped_unclaimed:
+            self._has_dropped_unclaimed = True
             dropped = self._index.drop_unclaimed()
             if dropped:
                 self.erase(dropped)
 
     def maintain(self) -> bool:
         """Do a step of the index's upkeep, some 15 ms; return whether there is more to do."""
-        keeper = self._keeper
-        if keeper is not None and self._changes and keeper.is_due:
-            self._write_snapshot(keeper)
+        snapshots = self._snapshots
+        if snapshots is not None and self._changes and snapshots.is_due:
+            self._write_snapshot(snapshots)
         # While it is being written, the graph must stay as it is.
-        return not (keeper is not None and keeper.writing) and self._index.maintain()
+        return not (snapshots is not None and snapshots.writing) and self._index.maintain()
 
     @property
     def num_refused_snapshots(self) -> int:
         """Snapshots that could not be used."""
-        return 0 if self._keeper is None else self._keeper.num_refused
+        return 0 if self._snapshots is None else self._snapshots.num_refused
 
     @property
     def num_waiting(self) -> int:
@@ -199,12 +199,12 @@ class NearSearch:
     def close(self) -> None:
         """Stop the helper thread, and write the snapshot if there is something to write."""
         self._pool.shutdown(wait=False)
-        if self._keeper is not None and self._changes:
-            self._write_snapshot(self._keeper, wait=True)
+        if self._snapshots is not None and self._changes:
+            self._write_snapshot(self._snapshots, wait=True)
 
-    def _write_snapshot(self, keeper: SnapshotKeeper, *, wait: bool = False) -> None:
+    def _write_snapshot(self, snapshots: SnapshotWriter, *, wait: bool = False) -> None:
         self._changes = 0
-        keeper.write(self._index, wait=wait)
+        snapshots.write(self._index, wait=wait)
 
     def _vector_of(self, answer: Answer) -> FloatArray | None:
         """Return the vector that an answer brings; None if it has none by this embedder."""

@@ -23,10 +23,10 @@ from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Ret
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.pinned_cores import pinned_cores
 from reprise.retrieval.host.socket_address import peer_pid, short_address
+from reprise.retrieval.in_process.update_queue import UpdateQueue
 from reprise.retrieval.query.turns import clip, prompt_tail
 from reprise.retrieval.service.held_answers import HeldAnswers
 from reprise.retrieval.service.shared_results import ResultReader
-from reprise.retrieval.service.update_queue import UpdateQueue
 from reprise.retrieval.service.wire import (
     RESPONSES,
     AnswerAdded,

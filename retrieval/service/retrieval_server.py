@@ -22,8 +22,8 @@ from reprise.retrieval.host.pinned_cores import leave_cores
 from reprise.retrieval.host.private_files import PRIVATE
 from reprise.retrieval.host.shared_block import free_bytes
 from reprise.retrieval.host.socket_address import short_address
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.shared_results import ResultWriter
 from reprise.retrieval.service.wire import (
     REQUESTS,

@@ -37,7 +37,7 @@ class NameHeap:
             place = len(self._names)
             self._names.append(name)
             self._numbers.append(number)
-        self._settle(place, name, number)
+        self._sift(place, name, number)
 
     def discard(self, name: str) -> None:
         """Remove a name; one that is not there is no error."""
@@ -46,7 +46,7 @@ class NameHeap:
             return
         last, number = self._names.pop(), self._numbers.pop()
         if last != name:
-            self._settle(place, last, number)
+            self._sift(place, last, number)
 
     def lowest(self, *, but: str | None = None) -> str | None:
         """Return the name of the lowest number, `but` left out; None if there is none."""
@@ -63,8 +63,8 @@ class NameHeap:
         self._numbers.clear()
         self._place_of.clear()
 
-    def _settle(self, place: int, name: str, number: float) -> None:
-        """Let a name find its place, from `place` up or down."""
+    def _sift(self, place: int, name: str, number: float) -> None:
+        """Move a name to its place, from `place` up or down."""
         names, numbers, place_of = self._names, self._numbers, self._place_of
         while place and number < numbers[(place - 1) // 2]:
             above = (place - 1) // 2

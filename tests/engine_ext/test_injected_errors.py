@@ -24,19 +24,19 @@ from reprise.engine_ext.frontend import (
     exact_answers,
     front_end,
     info_reporter,
-    one_token_outputs,
 )
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.info_reporter import InfoReporter
 from reprise.engine_ext.frontend.near_answers import NearAnswers
-from reprise.engine_ext.frontend.one_token_outputs import OneTokenOutputs
-from reprise.engine_ext.frontend.replay import Feeder, Replayer
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
-from reprise.engine_ext.frontend.single_flight import SingleFlight
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.outputs import one_token_outputs
+from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs
+from reprise.engine_ext.outputs.replay import Feeder, Replayer
+from reprise.engine_ext.outputs.single_flight import SingleFlight
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl

@@ -1,5 +1,6 @@
 """The command: its JSON, its errors, its page and its plots."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,12 +133,26 @@ def test_bad_traces(fails: Fails, tmp_path: Path) -> None:
     assert "nowhere.jsonl: no such file" in fails("--trace", str(tmp_path / "nowhere.jsonl"))
     bad = tmp_path / "bad.jsonl"
     for text, message in (
-        ('{"prompt": "p", "response": "r"}\n{', "bad.jsonl:2: not JSON"),
-        ('{"prompt": "p"}', "bad.jsonl:1: the row has no 'response'"),
+        ('{"prompt": "p", "response": "r"}\n{', "bad.jsonl, line 2: not JSON"),
+        ('{"prompt": "p"}', "bad.jsonl, line 1: the row has no 'response'"),
         ("\n", "the trace is empty"),
     ):
         bad.write_text(text)
         assert message in fails("--trace", str(bad))
+
+
+def test_chat_logs_are_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, output = tmp_path / "chats.json.gz", tmp_path / "out.json"
+    human, gpt = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello there"}
+    rows = [{"conversations": [human, gpt, human, gpt]}, {"conversations": [human]}]
+    log.write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
+    arguments = ("--trace", str(log), "--methods", "none", "--output", str(output))
+    assert main(arguments) == 0
+    assert "1 rows without a question or an answer left out" in capsys.readouterr().err
+    (run,) = json.loads(output.read_text())["runs"]
+    assert run["requests"] == 2
+    assert main([*arguments, "--quiet"]) == 0
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_bad_arguments(fails: Fails, tmp_path: Path) -> None:

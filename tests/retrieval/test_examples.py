@@ -5,8 +5,9 @@ import doctest
 import pytest
 
 from reprise.retrieval.api import retriever
-from reprise.retrieval.service import update_queue
-from reprise.retrieval.tiers import tier, tier_sync
+from reprise.retrieval.in_process import update_queue
+from reprise.retrieval.tiers import tier
+from reprise.retrieval.tiers.sync import tier_sync
 
 
 @pytest.mark.parametrize("module", [retriever, tier, tier_sync, update_queue])

@@ -14,10 +14,10 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.retrieval_server import RetrievalServer
@@ -31,21 +31,22 @@ from reprise.retrieval.service.wire import (
     Welcome,
     receive,
 )
-from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.retrieval.tiers.tier_sync import TierSync
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.sync.tier_reader import TierReader
+from reprise.retrieval.tiers.sync.tier_sync import TierSync
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here (or why none) sees them go on.
 THREADS = {
-    "retrieval/service/local_retriever.py": "test_the_worker_of_retrieval",
+    "retrieval/in_process/local_retriever.py": "test_the_worker_of_retrieval",
     "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
     "retrieval/service/retrieval_server.py": "test_the_server",
-    "retrieval/search/snapshot_keeper.py": "a thread a file, which catches all",
-    "retrieval/tiers/tier_sync.py": "test_reading_and_writing_a_tier",
+    "retrieval/search/snapshot_writer.py": "a thread a file, which catches all",
+    "retrieval/tiers/sync/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
     "engine_ext/worker/answer_learner.py": "catches all in its loop",
     "engine_ext/worker/weights_keeper.py": "catches all in its loop",
@@ -53,7 +54,7 @@ THREADS = {
     "eval/live/engine_turns.py": "a benchmark's",
     "eval/live/live_worker.py": "a benchmark's",
     "eval/live/redis_server.py": "a benchmark's",
-    "eval/benchmarks/bench_retrieval_snapshot.py": "a benchmark's",
+    "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
 
@@ -377,9 +378,9 @@ def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
 
 
 def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
-    for method in ("_has_work", "_read_loop"):
-        failing = failing_once(getattr(TierSync, method))
-        monkeypatch.setattr(TierSync, method, lambda *a, f=failing: f(*a))
+    for of, method in ((TierSync, "_has_work"), (TierReader, "loop")):
+        failing = failing_once(getattr(of, method))
+        monkeypatch.setattr(of, method, lambda *a, f=failing: f(*a))
     tier, arrived = SqliteTier(tmp_path / "answers.sqlite"), []
     tier.put([answer(1)])
     sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)

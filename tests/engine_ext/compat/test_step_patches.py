@@ -37,12 +37,12 @@ UNGUARDED = {
 
 OURS = {
     "_installed": "worker/verification.py",
-    "_parsers_built": "frontend/one_token_outputs.py",
+    "_parsers_built": "outputs/one_token_outputs.py",
     "context": "request/http_context.py",
     "engine": "async_llm.py",
-    "flight": "frontend/single_flight.py",
+    "flight": "outputs/single_flight.py",
     "front_end": "frontend/front_end.py",
-    "led": "frontend/single_flight.py",
+    "led": "outputs/single_flight.py",
     "live": "worker/live_request.py",
     "tracked": "frontend/tracked_request.py",
 }

@@ -51,6 +51,7 @@ def test_json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"drafs": {}}, "unknown setting 'drafs'"),
         ({"drafts": {"num_spec": 1}}, "unknown setting 'drafts.num_spec'"),
         ({"drafts": {"max_near_answers": 33}}, "drafts.max_near_answers: .*got 33"),
+        ({"retrieval": {"near_answers": 33}}, "retrieval.near_answers: .*got 33"),
         ({"drafts": {"num_speculative_tokens": 8}}, "unknown setting"),
         ({"retrieval": {"near_answers": "many"}}, "retrieval.near_answers: .*got 'many'"),
     ],

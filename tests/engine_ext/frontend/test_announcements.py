@@ -9,7 +9,7 @@ import pytest
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend.announcements import announce_near_answers, end_line, start_line
 from reprise.retrieval import RetrievalConfig
-from reprise.retrieval.service.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 
 
 def line(**settings: Any) -> str:

@@ -15,9 +15,9 @@ from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequ
 from reprise.retrieval import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.spec.provider import DraftProvider
 
 PROMPT = list(range(50_000, 50_040))

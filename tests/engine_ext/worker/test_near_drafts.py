@@ -15,9 +15,9 @@ from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.provider import DraftProvider
 

@@ -16,8 +16,8 @@ from vllm import SamplingParams
 from reprise.engine_ext import proposer as proposer_module
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.retrieval import RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 
 pytestmark = pytest.mark.engine
 

@@ -11,8 +11,8 @@ import redis
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.redis_url import parse_redis_url
 from reprise.retrieval.api.tier_url import check_url, hide_secrets, redact
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 
 SECRET = "S3CR3T-w0rd"

@@ -360,6 +360,13 @@ CHAT_ROWS = {
         },
     },
     "side by side": {"messages": [{"role": "user", "content": "hi"}], "response": "there"},
+    "LiteLLM": {
+        "call_type": "acompletion",
+        "status": "success",
+        "messages": [{"role": "user", "content": "hi"}],
+        "response": {"choices": [{"message": {"content": "there"}}]},
+    },
+    "vLLM": {"request": {"prompt": "<u> hi <a>"}, "response": {"choices": [{"text": "there"}]}},
 }
 
 
@@ -385,6 +392,20 @@ def test_chat_logs_are_imported(url, tmp_path, chat_tokenizer, kind, packed):
     assert imported(tmp_path) == {tuple(map(tuple, HI_THERE))}
 
 
+def test_vllms_own_log_is_imported(url, tmp_path, chat_tokenizer):
+    log = tmp_path / "server.log"
+    log.write_text(
+        "INFO 11-29 14:00:00 vLLM API server\n"
+        "DEBUG Request a-1 details: prompt: '<s> be kind <u> hi <a>', prompt_token_ids: [1]\n"
+        "INFO Generated response a-1: output: 'there', finish_reason: stop\n"
+    )
+    assert "1 answer imported" in run("import", log, "--url", url, "--tokenizer", chat_tokenizer)
+    assert imported(tmp_path) == {((9, 7, 8, 1, 3, 2), (4,))}
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert [answer.prompt_text for answer in tier.answers("")] == ["hi"]
+    tier.close()
+
+
 def test_a_conversation_gives_an_answer_for_each_reply(url, tmp_path, chat_tokenizer):
     log = tmp_path / "log.json"  # one array over several lines, as ShareGPT comes
     turns = [("system", "be kind"), ("human", "hi"), ("gpt", "there")]
@@ -394,7 +415,7 @@ def test_a_conversation_gives_an_answer_for_each_reply(url, tmp_path, chat_token
     log.write_text(json.dumps([row, unanswered], indent=1))
     output = run("import", log, "--url", url, "--tokenizer", chat_tokenizer)
     assert "2 answers imported" in output
-    assert "1 rows without an answer left out" in output
+    assert "1 rows without a question or an answer left out" in output
     first, second = (9, 7, 8, 1, 3, 2), (9, 7, 8, 1, 3, 2, 4, 1, 5, 2)
     assert imported(tmp_path) == {(first, (4,)), (second, (6,))}
 
@@ -418,7 +439,7 @@ def test_ids_may_be_integers(url, tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("5", "expected an object with token ids, a prompt and a response, messages"),
+        ("5", "expected a JSON object, got int"),
         ("{}", "expected token ids, a prompt and a response, messages, conversations"),
         ('{"messages": "hi"}', "expected a list in messages, got str"),
         ('{"messages": [5]}', "expected an object in messages[0], got int"),
@@ -431,7 +452,7 @@ def test_ids_may_be_integers(url, tmp_path):
         ('{"request": {}, "response": {"choices": 5}}', "expected a list of choices"),
         (
             '{"request": {}, "response": {"choices": [{"text": "x"}]}}',
-            "expected messages or a prompt",
+            "expected messages, input or a prompt",
         ),
         ('{"prompt": "a", "response": {}}', "Expected `str | array | null`"),
         ('{"answer_id": []}', "Expected `int | str | null`"),
@@ -454,7 +475,7 @@ def test_damaged_packed_files_are_refused(url, tmp_path):
         log.write_bytes(damaged)
         assert "cannot read" in refused("import", log, "--url", url)
     log.write_text('[{"prompt": ')
-    assert "the JSON array cannot be read" in refused("import", log, "--url", url)
+    assert "line 1: not JSON: the text ends within a row" in refused("import", log, "--url", url)
 
 
 def test_an_export_is_for_its_owner_alone(url, fill, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.index_snapshot import (
@@ -20,7 +21,6 @@ from reprise.retrieval.search.index_snapshot import (
     remove_stale_parts,
     write_snapshot,
 )
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
@@ -342,7 +342,7 @@ def test_with_a_flat_index_nothing_is_missed_and_it_comes_back(tmp_path):
 
 def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
     """And adding goes on meanwhile: only the graph's upkeep waits."""
-    monkeypatch.setattr("reprise.retrieval.search.snapshot_keeper._FIRST_WRITE_S", 0.0)
+    monkeypatch.setattr("reprise.retrieval.search.snapshot_writer._FIRST_WRITE_S", 0.0)
     config = {"url": f"sqlite:///{tmp_path}/a.sqlite"}
     retriever = start(config)
     for number in range(2000):

@@ -15,9 +15,9 @@ import pytest
 from reprise.engine_ext.cli.doctor import check_socket, check_store
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.host import owned_folder, steady_clock
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.query.turns import MAX_PROMPT_TOKENS, prompt_tail
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.wire import Submit
@@ -206,20 +206,20 @@ def test_a_file_that_cannot_be_opened_is_tried_again(
 
 def test_a_snapshot_that_cannot_be_written_is_said_once(tmp_path, caplog):
     from reprise.retrieval.search.answer_index import AnswerIndex
-    from reprise.retrieval.search.snapshot_keeper import SnapshotKeeper
+    from reprise.retrieval.search.snapshot_writer import SnapshotWriter
 
     path = tmp_path / "absent" / "answers.index"
-    keeper = SnapshotKeeper(path, identity="x")
+    writer = SnapshotWriter(path, identity="x")
     index = AnswerIndex(4, exact_search_limit=300)
     for _ in range(3):
-        keeper.write(index, wait=True)
+        writer.write(index, wait=True)
     assert len(lines(caplog)) == 1
     path.parent.mkdir()
-    keeper.write(index, wait=True)
+    writer.write(index, wait=True)
     assert path.exists()
     path.parent.chmod(0o700)
     shutil.rmtree(path.parent)
-    keeper.write(index, wait=True)
+    writer.write(index, wait=True)
     assert len(lines(caplog)) == 2
 
 

@@ -9,17 +9,17 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.work_queue import Prompt, WorkQueue
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.retrieval_server import RetrievalServer
 from reprise.retrieval.service.wire import Hello, LaunchConfig, Sender, Store, Submit, receive
-from reprise.retrieval.service.work_queue import Prompt, WorkQueue
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.record import encode_record
+from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError
-from reprise.retrieval.tiers.tier_sync import TierSync
 
 
 def answer(number, *, size=20, namespace=""):

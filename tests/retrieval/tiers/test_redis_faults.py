@@ -6,8 +6,8 @@ import pytest
 import redis
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 from reprise.retrieval.tiers.record import encode_record
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.tier import TierError

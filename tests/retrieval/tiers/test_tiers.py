@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
 from reprise.retrieval.api.tier_url import redact
-from reprise.retrieval.service.open_tier import open_tier
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier

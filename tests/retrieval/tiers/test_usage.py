@@ -6,11 +6,11 @@ import pytest
 import redis
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
-from reprise.retrieval.service.open_tier import open_tier
 from reprise.retrieval.service.process_retriever import ProcessRetriever
-from reprise.retrieval.tiers.pending_usage import PendingUsage
+from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.tier import UsageCounts
 
 pytestmark = pytest.mark.redis

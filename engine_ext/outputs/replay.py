@@ -16,7 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.one_token_outputs import empty
+from reprise.engine_ext.outputs.one_token_outputs import empty
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprise.retrieval import AnswerUpdate
-from reprise.retrieval.service.update_queue import UpdateQueue
+from reprise.retrieval.in_process.update_queue import UpdateQueue
 
 
 def update(number):

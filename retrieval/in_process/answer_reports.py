@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
-from reprise.retrieval.service.update_queue import Key, UpdateQueue
+from reprise.retrieval.in_process.update_queue import Key, UpdateQueue
 
 
 class AnswerReports:

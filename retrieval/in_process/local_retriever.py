@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-import msgspec
 from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
@@ -19,28 +18,22 @@ from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
 from reprise.retrieval.api.tier_url import snapshot_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.batch_processor import BatchProcessor, OnFound
+from reprise.retrieval.in_process.open_tier import open_now_or_later
+from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
+from reprise.retrieval.in_process.work_queue import Prompt, Work, WorkQueue
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.query.query_reader import Decode, QueryReader
 from reprise.retrieval.query.turns import QueryOf, prompt_tail
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
 from reprise.retrieval.search.near_search import NearSearch
-from reprise.retrieval.service.answer_reports import AnswerReports
-from reprise.retrieval.service.applied_invalidations import AppliedInvalidations
-from reprise.retrieval.service.awaited_results import AwaitedResults
-from reprise.retrieval.service.batch_processor import BatchProcessor, OnFound
-from reprise.retrieval.service.open_tier import open_now_or_later
-from reprise.retrieval.service.work_queue import Prompt, Work, WorkQueue
-from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import UsageCounts
-from reprise.retrieval.tiers.tier_sync import TierSync
 
 OnForgotten = Callable[[Forgotten], None]
 OnGone = Callable[[Sequence[tuple[str, str]]], None]
 _IDLE_S = 0.25
-# Vector of 384 dimensions, graph links and dictionary entries, as measured.
-_INDEX_BYTES = 2200
-# What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
-_NAMESPACE_BYTES = 3000
 _EXPIRE_EVERY_S = 0.5
 
 
@@ -80,29 +73,26 @@ class LocalRetriever(Retriever):
         self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._threads = tokenizer_key, threads
         self._on_gone, self._on_forgotten = on_gone, on_forgotten
-        self._applied = AppliedInvalidations()
-        self._to_erase: set[tuple[str, str]] = set()
-        self._joining: list[tuple[Answer, bool]] = []
         self._search: NearSearch | None = None
-        self._memory = MemoryTier(
-            max_bytes=self._config.memory_bytes,
-            index_bytes=_INDEX_BYTES,
-            namespace_bytes=_NAMESPACE_BYTES,
-            max_namespaces=self._config.max_namespaces,
-            ttl_s=self._config.ttl_s,
-        )
         self._queue = WorkQueue(
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
         self._results = AwaitedResults(max_requests=4 * self._config.queue_length)
-        self._reports = AnswerReports(max_bytes=self._config.queue_bytes)
         self._stats = RetrievalStats()
         self._waiting = 0
         self._closing = False
         self._busy = True  # until the models are loaded
         self._changed = threading.Condition()
+        self._memory = RetrieverMemory(
+            self._config,
+            queue=self._queue,
+            results=self._results,
+            queries=self._queries,
+            changed=self._changed,
+            count=self._count,
+        )
         self._batches = BatchProcessor(
-            memory=self._memory,
+            memory=self._memory.tier,
             results=self._results,
             queries=self._queries,
             changed=self._changed,
@@ -156,22 +146,22 @@ class LocalRetriever(Retriever):
             elif self._closing or not self._queue.takes_answers:
                 self._count(dropped=1)
             else:
-                self._admit([answer], ours=True)
+                self._memory.admit([answer], ours=True)
 
     def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         usage = {i: UsageCounts(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
-        self._memory.record_usage(namespace, usage)
+        self._memory.tier.record_usage(namespace, usage)
         if self._tiers is not None:
             self._tiers.record_usage(namespace, usage)
 
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
-        gone = self._forget_here(invalidation)
+        gone = self._memory.forget(invalidation)
         self._notify_forgotten(Forgotten((invalidation,)))
         if self._tiers is None:
             return Forgetting(tuple(gone), done=True)
         pending = self._tiers.forget(invalidation, timeout_s)
         # What memory does not hold may still lie in shared memory; what it holds came meanwhile.
-        self._remove(pending.removed)
+        self._memory.remove(pending.removed)
         removed = tuple({**dict.fromkeys(gone), **dict.fromkeys(pending.removed)})
         return Forgetting(removed, done=pending.done.is_set())
 
@@ -190,7 +180,7 @@ class LocalRetriever(Retriever):
 
     def updates(self) -> list[AnswerUpdate]:
         with self._changed:
-            return self._reports.take(self.answer)
+            return self._memory.take_updates()
 
     def flush(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
@@ -211,9 +201,9 @@ class LocalRetriever(Retriever):
                 embedded=0 if search is None else search.num_embedded,
                 restored=0 if search is None else search.num_restored,
                 refused_snapshots=0 if search is None else search.num_refused_snapshots,
-                answers=self._memory.num_answers,
-                namespaces=self._memory.num_namespaces,
-                bytes=self._memory.num_bytes,
+                answers=self._memory.tier.num_answers,
+                namespaces=self._memory.tier.num_namespaces,
+                bytes=self._memory.tier.num_bytes,
                 waiting=self._waiting,
                 unreadable=0 if self._tiers is None else self._tiers.unreadable,
                 unwritten=0 if self._tiers is None else self._tiers.unwritten,
@@ -247,15 +237,15 @@ class LocalRetriever(Retriever):
 
     def answer(self, namespace: str, answer_id: str) -> Answer | None:
         """Return an answer held in memory."""
-        return self._memory.get(namespace, [answer_id])[0]
+        return self._memory.answer(namespace, answer_id)
 
     def answers(self) -> list[Answer]:
         """Return all answers held in memory."""
-        return [a for name in self._memory.namespaces() for a in self._memory.answers(name)]
+        return self._memory.answers()
 
     def keys(self) -> list[tuple[str, str]]:
         """Return (namespace, answer id) of all answers held in memory."""
-        return self._memory.keys()
+        return self._memory.tier.keys()
 
     def close(self) -> None:
         with self._changed:
@@ -275,7 +265,7 @@ class LocalRetriever(Retriever):
             tier,
             on_added=self._arrived,
             on_forgotten=self._forgotten,
-            held=self._held,
+            held=self._memory.held,
             queue_length=self._config.queue_length,
             queue_bytes=self._config.queue_bytes,
             poll_s=self._config.poll_s,
@@ -287,97 +277,20 @@ class LocalRetriever(Retriever):
             self._changed.wait_for(lambda: self._queue.takes_answers or self._closing)
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
             self._count(wrong_tokenizer=len(answers) - len(own))
-            self._admit([a for a in own if not self.answer(a.namespace, a.answer_id)], ours=False)
+            new = [a for a in own if not self.answer(a.namespace, a.answer_id)]
+            self._memory.admit(new, ours=False)
 
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""
         for invalidation in forgotten.invalidations:
-            if invalidation not in self._applied:
-                self._forget_here(invalidation)
-        self._remove(forgotten.removed)
+            if not self._memory.has_forgotten(invalidation):
+                self._memory.forget(invalidation)
+        self._memory.remove(forgotten.removed)
         self._notify_forgotten(forgotten)
-
-    def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
-        """Forget in this process; the (namespace, id) that were there."""
-        with self._changed:
-            self._applied.add(invalidation)
-        meant = [
-            (answer.namespace, answer.answer_id)
-            for namespace in filter(invalidation.covers, self._memory.namespaces())
-            for answer in self._memory.answers(namespace)
-            if self._is_meant(answer, invalidation)
-        ]
-        return self._remove(meant)
-
-    def _is_meant(self, answer: Answer, invalidation: Invalidation) -> bool:
-        text = None
-        if invalidation.needs_text and not answer.prompt_text:
-            text = self._queries.read(None, answer.prompt_token_ids)
-        return invalidation.means(answer, text)
-
-    def _remove(self, keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Remove answers (namespace, id) here and wherever they are shared; those there were."""
-        with self._changed:
-            gone = [key for key in keys if self._memory.remove(key[0], [key[1]])]
-            self._note_gone(gone)
-            self._results.forget(set(keys))
-        self._erase(keys)
-        return gone
-
-    def _erase(self, keys: Sequence[tuple[str, str]]) -> None:
-        """Have the worker leave no trace of answers that are gone."""
-        if not keys:
-            return
-        with self._changed:
-            self._to_erase.update(keys)
-            self._changed.notify_all()
 
     def _notify_forgotten(self, forgotten: Forgotten) -> None:
         if self._on_forgotten is not None:
             self._on_forgotten(forgotten)
-
-    def _held(self) -> set[tuple[str, str]]:
-        """Return what is held here and is not on its way to the tier."""
-        with self._changed:
-            under_way = {
-                (answer.namespace, answer.answer_id)
-                for answer, ours in (*self._queue.answers, *self._joining)
-                if ours
-            }
-            names = self._memory.namespaces()
-            held = {(name, i) for name in names for i in self._memory.answer_ids(name)}
-            return held - under_way
-
-    def _admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
-        """Hold answers, report them, and have the worker index them; the caller holds the lock."""
-        if ours:
-            answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
-        keyed = {(a.namespace, a.answer_id): a for a in answers}
-        new = {key: answer for key, answer in keyed.items() if not self._memory.holds(*key)}
-        # The index holds the vector: once is enough.
-        bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
-        gone = dict.fromkeys(self._memory.put(bare))
-        for key, answer in new.items():
-            if key not in gone:
-                self._count(stored=1, resyncs=self._reports.joined(answer))
-        self._note_gone([key for key in gone if key not in new])
-        self._queue.put_answers(answers, ours=ours)
-        self._changed.notify_all()
-
-    def _was_just_forgotten(self, answer: Answer) -> bool:
-        """Return whether it was on its way here when it was to be forgotten; the caller holds the
-        lock."""
-        return any(
-            answer.created_s <= each.made_s and self._is_meant(answer, each)
-            for each in self._applied.made_lately()
-        )
-
-    def _note_gone(self, gone: Sequence[tuple[str, str]]) -> None:
-        """Report that answers (namespace, id) left memory; the caller holds the lock."""
-        for key in gone:
-            self._count(resyncs=self._reports.left(key))
-        self._queue.put_gone(gone)
-        self._count(evicted=len(gone))
 
     def _work(self, embedder: Embedder | None) -> None:
         """Load the models, then do what there is to do until closed: the worker thread."""
@@ -389,29 +302,24 @@ class LocalRetriever(Retriever):
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
-                is_idle = not (self._queue.num_answers or self._queue.num_gone or self._to_erase)
-                if self._closing and is_idle:
+                if self._closing and self._is_idle():
                     search.close()
                     return
                 work = self._queue.take(self._config.batch_size)
-                self._joining = work.answers
-                erased, self._to_erase = self._to_erase, set()
+                self._memory.joining = work.answers
+                erased = self._memory.take_erasures()
                 # Upkeep alone is not work that anybody waits for.
                 self._busy = bool(work or erased)
-                settled = self._has_settled()
+                is_complete = self._is_complete()
             try:
                 if time.monotonic() >= next_expiry_s:
-                    with self._changed:
-                        expired = self._memory.expired()
-                        self._note_gone(expired)
-                        self._to_erase.update(expired)
-                        self._results.forget(set(expired))
+                    self._memory.expire()
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
                 upkeep = self._process_batch(search, work)
                 if erased:
                     search.erase(erased)
                     self._notify_gone(tuple(erased))
-                if settled:
+                if is_complete:
                     search.drop_unclaimed()
             except Exception as error:
                 self._errors.failed(error)
@@ -428,7 +336,7 @@ class LocalRetriever(Retriever):
         return NearSearch(
             config,
             embedder,
-            self._memory,
+            self._memory.tier,
             splitter=ClauseSplitter(config.clause_pipeline) if config.clauses else None,
             # What hashed words stand in for is not to be overwritten.
             snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
@@ -440,9 +348,14 @@ class LocalRetriever(Retriever):
             return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _has_work(self) -> bool:
-        return bool(self._queue) or bool(self._to_erase) or self._closing
+        return bool(self._queue) or self._memory.has_erasures or self._closing
 
-    def _has_settled(self) -> bool:
+    def _is_idle(self) -> bool:
+        """Return whether nothing is left to be done before closing; the caller holds the lock."""
+        queue = self._queue
+        return not (queue.num_answers or queue.num_gone or self._memory.has_erasures)
+
+    def _is_complete(self) -> bool:
         """Return whether all that the tier holds has been taken; the caller holds the lock."""
         tiers = self._tiers
         if tiers is None or self._closing:
@@ -471,8 +384,7 @@ class LocalRetriever(Retriever):
         if self._tiers is None:
             return
         with self._changed:
-            self._tiers.write(a for a in answers if self.answer(a.namespace, a.answer_id))
-            self._joining = []
+            self._tiers.write(self._memory.take_joined(answers))
 
     def _count(self, **increments: float) -> None:
         """Add to the counters; the caller holds the lock."""

@@ -5,8 +5,8 @@ import threading
 from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError, UsageCounts
-from reprise.retrieval.tiers.tier_sync import TierSync
 
 
 def answer(number, *, namespace="acme"):

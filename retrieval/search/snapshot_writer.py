@@ -22,7 +22,7 @@ _WRITING_SHARE = 0.01
 _HURRIED_S = 0.5
 
 
-class SnapshotKeeper:
+class SnapshotWriter:
     """Restores one index from a file and keeps the file up to date, in a thread of its own.
 
     All calls come from the thread that uses the index. While `writing`, that thread must not call

@@ -10,23 +10,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgotten, Invalidation, InvalidationPage
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker, State
-from reprise.retrieval.tiers.late_writes import LateWrites, PendingForget
-from reprise.retrieval.tiers.pending_usage import PendingUsage
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker, State
+from reprise.retrieval.tiers.sync.late_writes import LateWrites, PendingForget
+from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
+from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, TierReader
+from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
-from reprise.retrieval.tiers.write_queue import Key, WriteQueue
 
-OnAdded = Callable[[Sequence[Answer]], None]
-OnForgotten = Callable[[Forgotten], None]
 Result = TypeVar("Result")
 _WRITE_BATCH = 128
-_READ_BATCH = 500
 _RETRY_S = 0.25
 _SECOND_TRY_S = 0.05
 # Usage is added up for so long before it is written: nothing but eviction waits for them.
@@ -73,33 +70,38 @@ class TierSync:
         queue_bytes: int = 64 << 20,
         poll_s: float = 0.2,
     ) -> None:
-        self._tier, self._on_added, self._on_forgotten = tier, on_added, on_forgotten
-        self._held = held
+        self._tier, self._on_forgotten = tier, on_forgotten
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
         self._poll_s = poll_s
         self._usage = PendingUsage(queue_length)
         self._usage_written_s, self._draining = time.monotonic(), 0
         self._forgets: deque[PendingForget] = deque()
         self._late = LateWrites()
-        self._removed_meanwhile: set[Key] = set()
-        self._position: str | None = None
-        self._behind = False
-        self._followed_s = float("-inf")
         self._writing = self._closing = False
         self._changed = threading.Condition()
-        self.caught_up = threading.Event()
         # Reads and writes fail apart: a full Redis refuses writes and still answers.
         self._reads = CircuitBreaker(f"Reading from {tier.name}", max_retry_s=_MAX_RETRY_S)
         self._writes = CircuitBreaker(f"Writing to {tier.name}", max_retry_s=_MAX_RETRY_S)
         self._write_errors = LoopErrors(f"Writing to {tier.name}")
-        self._read_errors = LoopErrors(f"Reading from {tier.name}")
+        self._reader = TierReader(
+            tier,
+            breaker=self._reads,
+            on_added=on_added,
+            on_forgotten=on_forgotten,
+            held=held,
+            queue=self._queue,
+            late=self._late,
+            changed=self._changed,
+            poll_s=poll_s,
+        )
+        self.caught_up = self._reader.caught_up
         self._threads = [
             threading.Thread(
                 target=keep_going, args=(loop, errors), kwargs={"pause": self._pause}, name=name
             )
             for loop, errors, name in (
                 (self._write_loop, self._write_errors, "reprise-writer"),
-                (self._read_loop, self._read_errors, "reprise-reader"),
+                (self._reader.loop, self._reader.errors, "reprise-reader"),
             )
         ]
         for thread in self._threads:
@@ -166,7 +168,7 @@ class TierSync:
     @property
     def position(self) -> str | None:
         """How far the tier's log of invalidations has been followed; None: not yet."""
-        return self._position
+        return self._reader.position
 
     def invalidations(self, after: str) -> InvalidationPage:
         """Return the log of invalidations beyond an earlier position.
@@ -174,7 +176,7 @@ class TierSync:
         Raises:
             TierError: It cannot be read now.
         """
-        return self._reads.call(lambda: self._tier.invalidations(after))
+        return self._reader.invalidations(after)
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until all answers and uses are written; False if it took longer."""
@@ -197,6 +199,7 @@ class TierSync:
             self.drain(timeout_s)
         with self._changed:
             self._closing = True
+            self._reader.stop()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout_s)
@@ -262,8 +265,7 @@ class TierSync:
     def _may_write(self) -> bool:
         """Return whether what others removed is known: what they removed during an outage must not
         be written again after it."""
-        within_s = _FOLLOWED_WITHIN_S + 5 * self._poll_s
-        return time.monotonic() - self._followed_s < within_s
+        return self._reader.has_followed(_FOLLOWED_WITHIN_S + 5 * self._poll_s)
 
     def _usage_is_due(self) -> bool:
         waited_s = time.monotonic() - self._usage_written_s
@@ -289,7 +291,7 @@ class TierSync:
                 self._write_errors.failed(error)
             with self._changed:
                 self._forgets.remove(pending)
-                self._removed_meanwhile.update(pending.removed)
+                self._reader.note_removed(pending.removed)
         return True
 
     def _try_remove(self, stale: dict[str, list[str]]) -> bool:
@@ -322,92 +324,6 @@ class TierSync:
             self._write_errors.failed(error)
             self._queue.num_lost += num_answers
         return True
-
-    def _read_loop(self) -> None:
-        caught_up = False
-        while not self._closing:
-            more = False
-            try:
-                if caught_up:
-                    more = self._reads.call(self._follow)
-                    caught_up = not self._behind
-                else:
-                    self._reads.call(self._catch_up)
-                    caught_up = True
-                    self.caught_up.set()
-            except TierError:
-                # What was read before it failed is lost; what was removed meanwhile is unknown.
-                caught_up = False
-            except Exception as error:  # the breaker has counted it too
-                caught_up = False
-                self._read_errors.failed(error)
-            with self._changed:
-                self._late.drop_old()
-                if caught_up:
-                    self._removed_meanwhile.clear()
-                if not more:
-                    self._changed.wait_for(lambda: self._closing, self._poll_s)
-
-    def _catch_up(self) -> None:
-        """Take all that the tier holds, and forget what it no longer does."""
-        self._behind = False
-        self._follow_invalidations()
-        with self._changed:
-            self._removed_meanwhile.clear()
-        self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
-        held = self._held()
-        with self._changed:
-            expected = held - self._queue.unwritten
-        present: set[Key] = set()
-        for namespace in self._tier.namespaces():
-            answers = self._tier.answers(namespace)
-            while batch := list(islice(answers, _READ_BATCH)):
-                if self._closing:
-                    return
-                present.update((answer.namespace, answer.answer_id) for answer in batch)
-                self._on_added(batch)
-                self._follow_invalidations()
-        with self._changed:
-            gone = expected - present - self._queue.unwritten
-            # Read before we had it removed, it may have been taken after that.
-            gone |= self._removed_meanwhile
-            self._removed_meanwhile.clear()
-        if gone:
-            self._on_forgotten(Forgotten(removed=tuple(gone)))
-
-    def _follow(self) -> bool:
-        self._follow_invalidations()
-        changes = self._tier.changes()
-        if changes.added:
-            self._on_added(changes.added)
-        if changes.removed:
-            removed = set(changes.removed)
-            with self._changed:
-                self._queue.drop(lambda answer: (answer.namespace, answer.answer_id) in removed)
-            self._on_forgotten(Forgotten(removed=changes.removed))
-        self._behind |= not changes.complete
-        return bool(changes.added)
-
-    def _follow_invalidations(self) -> None:
-        began_s, is_first = time.monotonic(), self._position is None
-        page = self._tier.invalidations(self._position)
-        with self._changed:
-            for each in page.invalidations:
-                self._queue.drop(each.means)
-                self._late.forget(each, self._queue.being_written)
-            if not page.complete:
-                # Any of them may be meant.
-                self._behind = True
-                self._queue.lose_all()
-        is_news = page.position is not None and is_first
-        if page.invalidations or is_news or not page.complete:
-            self._on_forgotten(
-                Forgotten(page.invalidations, position=page.position, complete=page.complete)
-            )
-        self._position = page.position
-        with self._changed:
-            self._followed_s = began_s
-            self._changed.notify_all()
 
 
 def _patiently(write: Callable[[], Result]) -> Result:

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from reprise.eval.benchmarks.bench_retrieval_inputs import (
+from reprise.eval.benchmarks.retrieval.inputs import (
     NAMESPACE,
     Figure,
     clustered,

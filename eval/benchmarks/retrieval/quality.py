@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from reprise.eval.benchmarks.bench_retrieval_inputs import READY_S, Figure, quantiles_us, wait_for
+from reprise.eval.benchmarks.retrieval.inputs import READY_S, Figure, quantiles_us, wait_for
 from reprise.retrieval import Answer
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 
 
 def quality_figures(traces: Sequence[Path], peer: Path | None) -> list[Figure]:

@@ -22,16 +22,16 @@ from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.outputs import LogprobsLists
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend import one_token_outputs
-from reprise.engine_ext.frontend.one_token_outputs import (
+from reprise.engine_ext.outputs import one_token_outputs
+from reprise.engine_ext.outputs.one_token_outputs import (
     OneTokenCollector,
     OneTokenOutputs,
     one_token_each,
     parser_may_read,
     watch_parsers,
 )
-from reprise.engine_ext.frontend.replay import Ending, Replayer
-from reprise.engine_ext.frontend.single_flight import SingleFlight
+from reprise.engine_ext.outputs.replay import Ending, Replayer
+from reprise.engine_ext.outputs.single_flight import SingleFlight
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 
 # Answers in each parser's own format, two calls where it knows several; the answers' markers, which

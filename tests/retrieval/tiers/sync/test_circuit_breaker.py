@@ -2,7 +2,7 @@
 
 import pytest
 
-from reprise.retrieval.tiers.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.tier import TierError
 
 

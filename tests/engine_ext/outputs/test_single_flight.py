@@ -13,8 +13,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.replay import Ending, Replayer
-from reprise.engine_ext.frontend.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.outputs.replay import Ending, Replayer
+from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
 
 EOS = 0
 KINDS = list(RequestOutputKind)

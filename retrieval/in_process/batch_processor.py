@@ -9,10 +9,10 @@ import msgspec
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.work_queue import Prompt
 from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.search.near_search import NearSearch, Query
-from reprise.retrieval.service.awaited_results import AwaitedResults
-from reprise.retrieval.service.work_queue import Prompt
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 OnFound = Callable[[str, str, list[NearAnswer]], None]

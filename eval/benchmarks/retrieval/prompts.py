@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reprise.eval.benchmarks.bench_retrieval_inputs import (
+from reprise.eval.benchmarks.retrieval.inputs import (
     Figure,
     questions,
 )

@@ -13,8 +13,8 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.one_token_outputs import latest_output
-from reprise.engine_ext.frontend.replay import Ending, Feeder, Replayer
+from reprise.engine_ext.outputs.one_token_outputs import latest_output
+from reprise.engine_ext.outputs.replay import Ending, Feeder, Replayer
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest

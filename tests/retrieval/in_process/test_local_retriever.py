@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.service.local_retriever import LocalRetriever
 
 
 @pytest.fixture

@@ -1,0 +1,178 @@
+"""What a retriever holds in memory: which answers join, leave, and are to be forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.in_process.answer_reports import AnswerReports
+from reprise.retrieval.in_process.applied_invalidations import AppliedInvalidations
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.work_queue import WorkQueue
+from reprise.retrieval.query.query_reader import QueryReader
+from reprise.retrieval.tiers.memory_tier import MemoryTier
+
+Key = tuple[str, str]
+# Vector of 384 dimensions, graph links and dictionary entries, as measured.
+_INDEX_BYTES = 2200
+# What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
+_NAMESPACE_BYTES = 3000
+
+
+class RetrieverMemory:
+    """Answers by (namespace, id), with what follows where one of them joins or leaves.
+
+    An answer that leaves is taken out of near answers not yet picked up, reported to whoever
+    mirrors the memory, and queued for the worker to take out of the index.
+
+    Args:
+        config: Bounds.
+        queue: Where the worker finds what joined and what left.
+        results: Near answers that wait to be picked up.
+        queries: Prompts to queries, for invalidations by text.
+        changed: The retriever's lock, which guards all of these.
+        count: Adds to counts by name; called with the lock held.
+    """
+
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        *,
+        queue: WorkQueue,
+        results: AwaitedResults,
+        queries: QueryReader,
+        changed: threading.Condition,
+        count: Callable[..., None],
+    ) -> None:
+        self.tier = MemoryTier(
+            max_bytes=config.memory_bytes,
+            index_bytes=_INDEX_BYTES,
+            namespace_bytes=_NAMESPACE_BYTES,
+            max_namespaces=config.max_namespaces,
+            ttl_s=config.ttl_s,
+        )
+        self._queue, self._results, self._queries = queue, results, queries
+        self._changed, self._count = changed, count
+        self._applied = AppliedInvalidations()
+        self._reports = AnswerReports(max_bytes=config.queue_bytes)
+        self._to_erase: set[Key] = set()
+        self.joining: Sequence[tuple[Answer, bool]] = ()
+        """Answers that the worker indexes now, each with whether it is ours; the lock guards it."""
+
+    @property
+    def has_erasures(self) -> bool:
+        """Whether the worker has traces of answers to erase; the caller holds the lock."""
+        return bool(self._to_erase)
+
+    def answer(self, namespace: str, answer_id: str) -> Answer | None:
+        """Return an answer that is held."""
+        return self.tier.get(namespace, [answer_id])[0]
+
+    def answers(self) -> list[Answer]:
+        """Return all answers that are held."""
+        return [a for name in self.tier.namespaces() for a in self.tier.answers(name)]
+
+    def take_updates(self) -> list[AnswerUpdate]:
+        """Return, once, which answers joined and left; the caller holds the lock."""
+        return self._reports.take(self.answer)
+
+    def admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
+        """Hold answers, report them, and have the worker index them; the caller holds the lock."""
+        if ours:
+            answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
+        keyed = {(a.namespace, a.answer_id): a for a in answers}
+        new = {key: answer for key, answer in keyed.items() if not self.tier.holds(*key)}
+        # The index holds the vector: once is enough.
+        bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
+        gone = dict.fromkeys(self.tier.put(bare))
+        for key, answer in new.items():
+            if key not in gone:
+                self._count(stored=1, resyncs=self._reports.joined(answer))
+        self._note_gone([key for key in gone if key not in new])
+        self._queue.put_answers(answers, ours=ours)
+        self._changed.notify_all()
+
+    def held(self) -> set[Key]:
+        """Return what is held here and is not on its way to the tier."""
+        with self._changed:
+            under_way = {
+                (answer.namespace, answer.answer_id)
+                for answer, ours in (*self._queue.answers, *self.joining)
+                if ours
+            }
+            names = self.tier.namespaces()
+            held = {(name, i) for name in names for i in self.tier.answer_ids(name)}
+            return held - under_way
+
+    def has_forgotten(self, invalidation: Invalidation) -> bool:
+        """Return whether an invalidation has been carried out here."""
+        return invalidation in self._applied
+
+    def forget(self, invalidation: Invalidation) -> list[Key]:
+        """Forget in this process; the (namespace, id) that were there."""
+        with self._changed:
+            self._applied.add(invalidation)
+        meant = [
+            (answer.namespace, answer.answer_id)
+            for namespace in filter(invalidation.covers, self.tier.namespaces())
+            for answer in self.tier.answers(namespace)
+            if self._is_meant(answer, invalidation)
+        ]
+        return self.remove(meant)
+
+    def remove(self, keys: Sequence[Key]) -> list[Key]:
+        """Remove answers here and wherever they are shared; those that were there."""
+        with self._changed:
+            gone = [key for key in keys if self.tier.remove(key[0], [key[1]])]
+            self._note_gone(gone)
+            self._results.forget(set(keys))
+            if keys:
+                # The worker leaves no trace of them, whether or not they were still here.
+                self._to_erase.update(keys)
+                self._changed.notify_all()
+        return gone
+
+    def expire(self) -> None:
+        """Remove the answers whose time is over."""
+        with self._changed:
+            expired = self.tier.expired()
+            self._note_gone(expired)
+            self._to_erase.update(expired)
+            self._results.forget(set(expired))
+
+    def take_erasures(self) -> set[Key]:
+        """Return, once, the answers of which no trace is to be left; the caller holds the lock."""
+        erased, self._to_erase = self._to_erase, set()
+        return erased
+
+    def take_joined(self, answers: Iterable[Answer]) -> list[Answer]:
+        """End the indexing of a batch; return those of these answers that are still held. The
+        caller holds the lock."""
+        self.joining = ()
+        return [a for a in answers if self.answer(a.namespace, a.answer_id)]
+
+    def _is_meant(self, answer: Answer, invalidation: Invalidation) -> bool:
+        text = None
+        if invalidation.needs_text and not answer.prompt_text:
+            text = self._queries.read(None, answer.prompt_token_ids)
+        return invalidation.means(answer, text)
+
+    def _was_just_forgotten(self, answer: Answer) -> bool:
+        """Return whether it was on its way here when it was to be forgotten; the caller holds the
+        lock."""
+        return any(
+            answer.created_s <= each.made_s and self._is_meant(answer, each)
+            for each in self._applied.made_lately()
+        )
+
+    def _note_gone(self, gone: Sequence[Key]) -> None:
+        """Report that answers left memory; the caller holds the lock."""
+        for key in gone:
+            self._count(resyncs=self._reports.left(key))
+        self._queue.put_gone(gone)
+        self._count(evicted=len(gone))

@@ -1,0 +1,175 @@
+"""Reads a tier: all that it holds at start and after an outage, then what others do to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.invalidation import Forgotten, InvalidationPage
+from reprise.retrieval.host.loop_errors import LoopErrors
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.sync.late_writes import LateWrites
+from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
+from reprise.retrieval.tiers.tier import Tier, TierError
+
+OnAdded = Callable[[Sequence[Answer]], None]
+OnForgotten = Callable[[Forgotten], None]
+_READ_BATCH = 500
+
+
+class TierReader:
+    """Takes over what a tier holds, and takes out of what waits to be written what is forgotten.
+
+    Args:
+        tier: Where answers are kept.
+        breaker: Around every call.
+        on_added: Called with answers found in the tier; may wait.
+        on_forgotten: Called with what others removed or had forgotten.
+        held: The (namespace, answer id) held here that the tier should have, or had.
+        queue: What waits to be written.
+        late: What was written lately.
+        changed: Guards `queue`, `late` and what is here.
+        poll_s: How often to look for what other replicas did.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        breaker: CircuitBreaker,
+        on_added: OnAdded,
+        on_forgotten: OnForgotten,
+        held: Callable[[], set[Key]],
+        queue: WriteQueue,
+        late: LateWrites,
+        changed: threading.Condition,
+        poll_s: float,
+    ) -> None:
+        self._tier, self._breaker, self._held = tier, breaker, held
+        self._on_added, self._on_forgotten = on_added, on_forgotten
+        self._queue, self._late, self._changed = queue, late, changed
+        self._poll_s = poll_s
+        self._removed_meanwhile: set[Key] = set()
+        self._position: str | None = None
+        self._behind = False
+        self._followed_s = float("-inf")
+        self._closing = False
+        self.caught_up = threading.Event()
+        """Set once all that the tier held has been taken."""
+        self.errors = LoopErrors(f"Reading from {tier.name}")
+
+    @property
+    def position(self) -> str | None:
+        """How far the tier's log of invalidations has been followed; None: not yet."""
+        return self._position
+
+    def has_followed(self, within_s: float) -> bool:
+        """Return whether what others had forgotten was read this recently."""
+        return time.monotonic() - self._followed_s < within_s
+
+    def invalidations(self, after: str) -> InvalidationPage:
+        """Return the log of invalidations beyond an earlier position.
+
+        Raises:
+            TierError: It cannot be read now.
+        """
+        return self._breaker.call(lambda: self._tier.invalidations(after))
+
+    def note_removed(self, keys: Iterable[Key]) -> None:
+        """Note what this process removed from the tier; the caller holds the lock."""
+        self._removed_meanwhile.update(keys)
+
+    def stop(self) -> None:
+        """Have the loop end; the caller holds the lock and notifies."""
+        self._closing = True
+
+    def loop(self) -> None:
+        """Read until stopped."""
+        caught_up = False
+        while not self._closing:
+            more = False
+            try:
+                if caught_up:
+                    more = self._breaker.call(self._follow)
+                    caught_up = not self._behind
+                else:
+                    self._breaker.call(self._catch_up)
+                    caught_up = True
+                    self.caught_up.set()
+            except TierError:
+                # What was read before it failed is lost; what was removed meanwhile is unknown.
+                caught_up = False
+            except Exception as error:  # the breaker has counted it too
+                caught_up = False
+                self.errors.failed(error)
+            with self._changed:
+                self._late.drop_old()
+                if caught_up:
+                    self._removed_meanwhile.clear()
+                if not more:
+                    self._changed.wait_for(lambda: self._closing, self._poll_s)
+
+    def _catch_up(self) -> None:
+        """Take all that the tier holds, and forget what it no longer does."""
+        self._behind = False
+        self._follow_invalidations()
+        with self._changed:
+            self._removed_meanwhile.clear()
+        self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
+        held = self._held()
+        with self._changed:
+            expected = held - self._queue.unwritten
+        present: set[Key] = set()
+        for namespace in self._tier.namespaces():
+            answers = self._tier.answers(namespace)
+            while batch := list(islice(answers, _READ_BATCH)):
+                if self._closing:
+                    return
+                present.update((answer.namespace, answer.answer_id) for answer in batch)
+                self._on_added(batch)
+                self._follow_invalidations()
+        with self._changed:
+            gone = expected - present - self._queue.unwritten
+            # Read before we had it removed, it may have been taken after that.
+            gone |= self._removed_meanwhile
+            self._removed_meanwhile.clear()
+        if gone:
+            self._on_forgotten(Forgotten(removed=tuple(gone)))
+
+    def _follow(self) -> bool:
+        """Take what has changed; returns whether something was added."""
+        self._follow_invalidations()
+        changes = self._tier.changes()
+        if changes.added:
+            self._on_added(changes.added)
+        if changes.removed:
+            removed = set(changes.removed)
+            with self._changed:
+                self._queue.drop(lambda answer: (answer.namespace, answer.answer_id) in removed)
+            self._on_forgotten(Forgotten(removed=changes.removed))
+        self._behind |= not changes.complete
+        return bool(changes.added)
+
+    def _follow_invalidations(self) -> None:
+        began_s, is_first = time.monotonic(), self._position is None
+        page = self._tier.invalidations(self._position)
+        with self._changed:
+            for each in page.invalidations:
+                self._queue.drop(each.means)
+                self._late.forget(each, self._queue.being_written)
+            if not page.complete:
+                # Any of them may be meant.
+                self._behind = True
+                self._queue.lose_all()
+        is_news = page.position is not None and is_first
+        if page.invalidations or is_news or not page.complete:
+            self._on_forgotten(
+                Forgotten(page.invalidations, position=page.position, complete=page.complete)
+            )
+        self._position = page.position
+        with self._changed:
+            self._followed_s = began_s
+            self._changed.notify_all()

@@ -203,12 +203,26 @@ class FrontEnd:
         """Return plain figures since this process started."""
         return {
             "counts": dict(self.counts),
+            "hit_rates": self._hit_rates(),
+            "active_requests": self._processor.get_num_unfinished_requests(),
             "refusals": dict(self.refusals),
             "memory": self.exact.memory.stats()._asdict(),
             "flights": len(self.flights),
             "errors": self.errors.counts(),
             "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
         }
+
+    def _hit_rates(self) -> dict[str, float]:
+        """Return the shares of requests that were answered without generating, and of generated
+        ones that had near answers."""
+        num_saved = self.counts["exact"] + self.counts["followed"]
+        total = num_saved + self.counts["miss"]
+        rates = {"exact": num_saved / total if total else 0.0}
+        if self.near_answers is not None:
+            found = self.near_answers.stats()
+            searched = found["submitted"] - found["abandoned"]
+            rates["near"] = found["found"] / searched if searched else 0.0
+        return rates
 
     def _take(
         self,

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
+_SPECULATIVE = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
+
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
 _current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
@@ -80,12 +82,26 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
 
-    def __init__(self, vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> None:
+    def __init__(self, vllm_config: "VllmConfig | None" = None, *args: Any, **kwargs: Any) -> None:
         """As `AsyncLLM`; starts retrieval for its workers and itself.
+
+        In place of a vLLM config it takes the arguments of `AsyncEngineArgs`, by keyword, as
+        `create_enhanced_system` does: the engine is then the calling program's, which is one
+        tenant.
 
         Raises:
             ValueError: a setting is unknown or out of bounds.
+
+        Example:
+            >>> async def main():
+            ...     engine = EnhancedAsyncLLM(model="...", max_model_len=4096)
+            ...     async for output in engine.generate("Hello", SamplingParams(), "1"):
+            ...         print(output.outputs[0].text)
+            ...     engine.shutdown()
         """
+        is_programs = vllm_config is None
+        if vllm_config is None:
+            vllm_config, kwargs = _from_arguments(kwargs)
         # Before anything is started: a bad setting would otherwise cost a model's loading first.
         self._config = engine_config(vllm_config)
         self._num_api_servers = int(kwargs.get("client_count", 1))
@@ -103,7 +119,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self._attach_front_end()
         usage = kwargs.get("usage_context")
         # Whoever runs a batch has given all of its requests.
-        self.is_sole_tenant = usage is UsageContext.OPENAI_BATCH_RUNNER
+        self.is_sole_tenant = is_programs or usage is UsageContext.OPENAI_BATCH_RUNNER
         # Also where the rest of the front end is off: tenants have drafts of their own even then.
         registry.apply(Feature.HTTP, server_middleware, role=Role.API_SERVER)
         has_middleware = registry.num_patched(Feature.HTTP) > 0
@@ -347,11 +363,31 @@ async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_
         del engine
 
 
+def _from_arguments(arguments: dict[str, Any]) -> tuple["VllmConfig", dict[str, Any]]:
+    """Return the vLLM config and the keywords of `AsyncLLM` for the arguments of engine args."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.executor import Executor
+
+    if "model" not in arguments:
+        raise TypeError("EnhancedAsyncLLM needs a vllm_config, or the arguments of AsyncEngineArgs")
+    engine_args = AsyncEngineArgs(**{"speculative_config": dict(_SPECULATIVE), **arguments})
+    config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    return config, {
+        "executor_class": Executor.get_class(config),
+        "log_stats": not engine_args.disable_log_stats,
+        "log_requests": engine_args.enable_log_requests,
+        "usage_context": UsageContext.ENGINE_CONTEXT,
+    }
+
+
 @asynccontextmanager
-async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterator[EnhancedAsyncLLM]:
+async def create_enhanced_system(
+    engine_args: "AsyncEngineArgs", config: "RepriseConfig | None" = None
+) -> AsyncIterator[EnhancedAsyncLLM]:
     """Build, start and in the end clean up an engine with everything in front of it.
 
-    Engine args without a speculative config get ours, with up to 16 tokens a draft.
+    Engine args without a speculative config get ours, with up to 16 tokens a draft. What `config`
+    sets wins over environment and settings file, as `additional_config` does.
 
     The engine is the calling program's, which is one tenant: its requests without a `cache_salt`
     share cached answers. A program that serves several gives each prompt its tenant's
@@ -367,7 +403,10 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
         ...             print(output.outputs[0].text)
     """
     if engine_args.speculative_config is None:
-        engine_args.speculative_config = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
+        engine_args.speculative_config = dict(_SPECULATIVE)
+    if config is not None:
+        ours = {"reprise": config.model_dump(mode="json", exclude_unset=True)}
+        engine_args.additional_config = {**(engine_args.additional_config or {}), **ours}
     engine = EnhancedAsyncLLM.from_engine_args(engine_args)
     engine.is_sole_tenant = True
     try:

@@ -102,10 +102,14 @@ def missing_paths(text: str, files: set[str]) -> set[str]:
 
 @cache
 def python_files() -> dict[str, ast.Module]:
-    """The sources of the five folders and the tests, parsed."""
+    """The sources of the five folders, the examples and the tests, parsed."""
     found = [
         *REPOSITORY.glob("*.py"),
-        *(path for folder in (*FOLDERS, "tests") for path in (REPOSITORY / folder).rglob("*.py")),
+        *(
+            path
+            for folder in (*FOLDERS, "examples", "tests")
+            for path in (REPOSITORY / folder).rglob("*.py")
+        ),
     ]
     return {
         str(path.relative_to(REPOSITORY)): ast.parse(path.read_text(encoding="utf-8"))
@@ -260,9 +264,8 @@ def test_names_that_examples_import_exist() -> None:
     for name, text in manual().items():
         for module, names in re.findall(r"(?m)^from reprise\.?([\w.]*) import ([\w, ]+)$", text):
             path = module.replace(".", "/")
-            file = next(
-                (f for f in (f"{path}.py", f"{path}/__init__.py") if f in python_files()), ""
-            )
+            homes = (f"{path}.py", f"{path}/__init__.py".lstrip("/"))
+            file = next((f for f in homes if f in python_files()), "")
             defined = {
                 word
                 for node in ast.walk(python_files().get(file, ast.Module([], [])))

@@ -1,16 +1,17 @@
 """One frozen, typed configuration for everything that runs inside vLLM.
 
-Precedence, lowest first: `REPRISE_*` environment variables, the TOML or JSON file named by
+Precedence, lowest first: `REPRISE_*` environment variables, the TOML, YAML or JSON file named by
 `REPRISE_CONFIG`, `--additional-config '{"reprise": {...}}'`.
 """
 
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -198,6 +199,13 @@ def _from_environment() -> dict[str, Any]:
         raise ValueError(f"Reprise configuration (environment): {_first_problem(error)}") from None
 
 
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+}
+
+
 def _from_file() -> dict[str, Any]:
     name = os.environ.get(CONFIG_FILE_VARIABLE)
     if not name:
@@ -205,10 +213,11 @@ def _from_file() -> dict[str, Any]:
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
+        values = _PARSERS.get(path.suffix, json.loads)(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML or JSON file: {error}"
+            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML, YAML or JSON file: {reason}"
         ) from None
     if not isinstance(values, dict):
         raise ValueError(

@@ -93,7 +93,7 @@ def broken_links(name: str, text: str) -> Iterator[str]:
 def missing_paths(text: str, files: set[str]) -> set[str]:
     """Python files, and files and folders of ours in backticks, that do not exist."""
     names = set(re.findall(r"(?<![\w/.*-])(?:[\w-]+/)*[\w-]+\.py\b(?!\.)", text))
-    own = "|".join((*FOLDERS, "docs", "tests"))
+    own = "|".join((*FOLDERS, "docs", "deploy", "tests"))
     spans = {span for span in code_spans(text) if re.fullmatch(rf"(?:{own})/[\w/.-]*", span)}
     endings = {file.rsplit("/", 1)[-1] for file in files}
     gone = {n for n in names if n not in files and ("/" in n or n not in endings)}
@@ -102,14 +102,11 @@ def missing_paths(text: str, files: set[str]) -> set[str]:
 
 @cache
 def python_files() -> dict[str, ast.Module]:
-    """The sources of the five folders, the examples and the tests, parsed."""
+    """The sources of the five folders, of `deploy`, the examples and the tests, parsed."""
+    folders = (*FOLDERS, "deploy", "examples", "tests")
     found = [
         *REPOSITORY.glob("*.py"),
-        *(
-            path
-            for folder in (*FOLDERS, "examples", "tests")
-            for path in (REPOSITORY / folder).rglob("*.py")
-        ),
+        *(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")),
     ]
     return {
         str(path.relative_to(REPOSITORY)): ast.parse(path.read_text(encoding="utf-8"))

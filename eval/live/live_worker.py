@@ -109,7 +109,7 @@ def _serve(
         send(LiveMessage(request_finished=True))
 
     llm = _build_engine(job)
-    prompts = [_prompt_token_ids(llm, row) for row in job.rows]
+    prompts = [prompt_token_ids(llm, row) for row in job.rows]
     warm = [p for p, row in zip(prompts, job.rows, strict=True) if row.warm]
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
     # Before the warm rows: no method may pay for whatever an engine does on its first request. Not
@@ -156,7 +156,7 @@ def _build_engine(job: LiveJob) -> LLM:
     )
 
 
-def _prompt_token_ids(llm: LLM, row: TraceRow) -> list[int]:
+def prompt_token_ids(llm: LLM, row: TraceRow) -> list[int]:
     """Through the model's chat template where it has one, and the prompt has not been."""
     tokenizer: Any = llm.get_tokenizer()
     text = row.prompt

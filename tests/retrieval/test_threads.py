@@ -325,7 +325,7 @@ def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
     client.close()
 
 
-@pytest.mark.parametrize("method", ["_load", "_process_batch", "_has_settled"])
+@pytest.mark.parametrize("method", ["_load", "_process_batch", "_is_complete"])
 def test_the_worker_of_retrieval(method, monkeypatch, wait_until, caplog):
     failing = failing_once(getattr(LocalRetriever, method))
     monkeypatch.setattr(LocalRetriever, method, lambda *a: failing(*a))

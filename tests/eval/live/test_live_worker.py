@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reprise.eval.demo_data.demo_model import BUNDLED
-from reprise.eval.live.live_worker import _prompt_token_ids
+from reprise.eval.live.live_worker import prompt_token_ids
 from reprise.eval.replay.traces import TraceRow
 
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
@@ -36,4 +36,4 @@ def tokenizer() -> Any:
 )
 def test_a_prompt_goes_through_the_template_once(tokenizer: Any, row: TraceRow, text: str) -> None:
     llm: Any = SimpleNamespace(get_tokenizer=lambda: tokenizer)
-    assert _prompt_token_ids(llm, row) == tokenizer.encode(text, add_special_tokens=False)
+    assert prompt_token_ids(llm, row) == tokenizer.encode(text, add_special_tokens=False)

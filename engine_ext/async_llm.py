@@ -17,6 +17,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 
+from reprise.engine_ext.checks.start_up import end_soon_on_sigterm
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
@@ -104,6 +105,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             vllm_config, kwargs = _from_arguments(kwargs)
         # Before anything is started: a bad setting would otherwise cost a model's loading first.
         self._config = engine_config(vllm_config)
+        end_soon_on_sigterm()
         self._num_api_servers = int(kwargs.get("client_count", 1))
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")

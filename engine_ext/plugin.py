@@ -45,7 +45,6 @@ def _register() -> None:
         if (refused := unsupported_start()) is not None:
             raise SystemExit(refused)
         start_up.check_once()
-        start_up.end_soon_on_sigterm()
     if registry.unknown_version() is not None:
         logger.warning(
             "Reprise: %s; an engine with our proposer will not start.", registry.summary()

@@ -53,9 +53,12 @@ def check_once() -> None:
 def end_soon_on_sigterm() -> None:
     """Have SIGTERM end the start of vLLM's server within seconds, and all that it has started.
 
-    vLLM interrupts what it does then, and waits for processes that are loading a model and do not
-    listen. Once it serves, how it ends is its own affair.
+    vLLM interrupts what it does then, and waits for an engine core that takes no signal before its
+    model is loaded. To be called by the server while it builds its engine, and of no effect in any
+    other process; once it serves, how it ends is vLLM's own affair.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     vllms = signal.getsignal(signal.SIGTERM)
     if not callable(vllms) or getattr(vllms, "__qualname__", "") != _VLLMS_HANDLER:
         return

@@ -225,18 +225,18 @@ def check_numerics() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_settings,
+    check_store,
+    check_redis,
+    check_shared_memory,
+    check_socket,
+    check_disk,
     check_vllm,
     check_plugins,
     check_compat,
     check_search,
     check_numerics,
-    check_shared_memory,
-    check_socket,
-    check_disk,
-    check_store,
-    check_redis,
 )
-"""In order; `check_embedding` runs beside them."""
+"""What takes a moment first, what imports vLLM last; `check_embedding` runs beside them."""
 
 
 def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:

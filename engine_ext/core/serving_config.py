@@ -18,6 +18,14 @@ class ServingConfig(BaseModel):
     the answer (temperature 0, or a seed). `always`: sampled requests without a seed as well, which
     then get one and the same sample each time. `off`: every request is generated."""
 
+    exact_hits_from_others: Literal["off", "trusted"] = "off"
+    """`trusted`: answers for exact hits are kept in the tier of the section `retrieval` too, where
+    they outlive a restart and every server with the same fingerprint repeats them. Whoever may
+    write there decides what they say. `off`: each process repeats what it has generated."""
+
+    exact_budget_s: Annotated[float, Field(gt=0, le=1.0)] = 0.005
+    """Seconds that a request waits for the tier to give an exact hit; then it is generated."""
+
     exact_memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
     """Bound on the answers kept for exact hits, per API server process."""
 

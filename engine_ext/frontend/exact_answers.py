@@ -1,5 +1,6 @@
 """Finds and stores answers for exact hits, for the weights that the engine has now."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -8,6 +9,7 @@ from vllm.v1.engine import FinishReason
 
 from reprise.engine_ext.core.model_key import model_key_of
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
@@ -17,6 +19,8 @@ from reprise.engine_ext.request.exact_hits import (
     refusal,
     unsupported_engine,
 )
+from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.engine_ext.request.shared_keys import SharedKeys, mixed
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.host import steady_clock
 
@@ -30,19 +34,23 @@ logger = init_logger(__name__)
 
 
 class ExactAnswers:
-    """Uses an exact memory for one engine. Event loop only."""
+    """Uses an exact memory, and the tier behind it, for one engine. Event loop only."""
 
     def __init__(
         self, vllm_config: "VllmConfig", config: "RepriseConfig", *, num_api_servers: int = 1
     ) -> None:
         serving = config.serving
         lives_s = [s for s in (serving.ttl_s, config.retrieval.ttl_s) if s is not None]
-        self.memory = ExactMemory(
-            max_bytes=serving.exact_memory_bytes, ttl_s=min(lives_s, default=None)
-        )
+        self._ttl_s = min(lives_s, default=None)
+        self.memory = ExactMemory(max_bytes=serving.exact_memory_bytes, ttl_s=self._ttl_s)
+        self.shared: SharedExact | None = None
+        """None: nothing is kept beyond this process."""
+        self.is_forgotten: Callable[[Answer], bool] = lambda _: False
+        """Whether an answer that comes from the tier was to be forgotten."""
         self.adapters = AdapterEpochs()
         self.weights_epoch = 0
         """Counts the changes of the model's weights."""
+        self._last: tuple[EngineCoreRequest, str, ExactKeys] | None = None
         self._mode = serving.exact_hits
         self._vllm_config = vllm_config
         self._model_key = model_key_of(vllm_config)
@@ -57,6 +65,13 @@ class ExactAnswers:
         """Drop all answers: weights were loaded, moved or replaced."""
         self.weights_epoch += 1
         self.memory.clear()
+        if self.shared is not None:
+            self.shared.withdraw()
+
+    @property
+    def may_share(self) -> bool:
+        """Whether the answers of this engine may be exact hits of others at all."""
+        return self._mode != "off" and self._unsupported is None
 
     def refusal(self, request: "EngineCoreRequest") -> str | None:
         """Return why this request must be generated and its answer not stored; None: it need not.
@@ -71,7 +86,49 @@ class ExactAnswers:
         Raises:
             ValueError: a setting has no encoding; such a request cannot be replayed.
         """
-        return exact_keys(request, namespace=namespace, model_key=self._model_key_of(request))
+        return mixed(self._base_keys(request, namespace), self._model_key_of(request))
+
+    def shared_keys(self, request: "EngineCoreRequest", namespace: str) -> SharedKeys | None:
+        """Return the keys of a request's answer in the tier; None: it is not looked for there.
+
+        Raises:
+            ValueError: As `keys`.
+        """
+        if self.shared is None:
+            return None
+        state = self.shared.state_of(request)
+        if state is None:
+            return None
+        return SharedKeys(mixed(self._base_keys(request, namespace), state), state)
+
+    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> None:
+        """Bring the answer to a request from the tier into memory, if it is there in time."""
+        if self.shared is None or self.refusal(request) is not None:
+            return
+        try:
+            shared = self.shared_keys(request, policy.namespace)
+            keys = self.keys(request, policy.namespace)
+        except ValueError:
+            return
+        if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
+            return
+        found = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
+        if self.keys(request, policy.namespace) != keys:
+            return  # the weights have changed meanwhile
+        here = dict(zip(shared.keys, keys, strict=True))
+        for answer in found:
+            if answer.exact_key is not None and not self.is_forgotten(answer):
+                key = here[answer.exact_key]
+                self._take_in(msgspec.structs.replace(answer, exact_key=key))
+
+    def used(self, tracked: TrackedRequest, answer: Answer) -> None:
+        """Report that a request was answered with this."""
+        if self.shared is not None and tracked.shared is not None:
+            key = dict(zip(tracked.keys or (), tracked.shared.keys, strict=False)).get(
+                answer.exact_key or b""
+            )
+            if key is not None:
+                self.shared.used(answer.namespace, key, len(answer.response_tokens) // 4)
 
     def find(
         self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
@@ -110,11 +167,6 @@ class ExactAnswers:
         )
         if keys is None or not same_weights:
             return False
-        key = keys.complete
-        if finished.ending.finish_reason is FinishReason.LENGTH:
-            # At the end of the model's context an answer is shorter than `max_tokens`.
-            is_cut = len(finished.token_ids) == tracked.max_tokens
-            key = keys.cut if is_cut else keys.limited
         answer = Answer.create(
             prompt_token_ids=tracked.prompt_token_ids,
             response_token_ids=finished.token_ids,
@@ -122,10 +174,43 @@ class ExactAnswers:
             model_key=self._model_key,
             finish_reason=str(finished.ending.finish_reason),
             stop_reason=finished.ending.stop_reason,
-            exact_key=key,
+            exact_key=_key_of(keys, finished, tracked.max_tokens),
         )
         self.memory.put(answer, ttl_s=tracked.policy.control.ttl_s)
+        self._share(answer, tracked, finished)
         return True
+
+    def _share(self, answer: Answer, tracked: TrackedRequest, finished: FinishedFlight) -> None:
+        """Have an answer that was just stored written to the tier."""
+        if self.shared is None or tracked.shared is None:
+            return
+        lives_s = [s for s in (tracked.policy.control.ttl_s, self._ttl_s) if s is not None]
+        self.shared.store(
+            answer,
+            key=_key_of(tracked.shared.keys, finished, tracked.max_tokens),
+            state=tracked.shared.state,
+            expires_s=answer.created_s + min(lives_s) if lives_s else None,
+        )
+
+    def _take_in(self, answer: Answer) -> None:
+        """Hold an answer from the tier in memory for what is left of its time."""
+        now_s = steady_clock.now_s()
+        lives_s = [] if answer.expires_s is None else [answer.expires_s - now_s]
+        lives_s += [] if self._ttl_s is None else [answer.created_s + self._ttl_s - now_s]
+        left_s = min(lives_s, default=None)
+        held = None if answer.exact_key is None else self.memory.get(answer.exact_key)
+        if held is not None and held.created_s >= answer.created_s:
+            return
+        if left_s is None or left_s > 0:
+            bare = msgspec.structs.replace(answer, fingerprint="", expires_s=None, prompt_text="")
+            self.memory.put(bare, ttl_s=left_s)
+
+    def _base_keys(self, request: "EngineCoreRequest", namespace: str) -> ExactKeys:
+        """Return keys in which the model is still missing; those of the last request are kept."""
+        if self._last is None or self._last[0] is not request or self._last[1] != namespace:
+            keys = exact_keys(request, namespace=namespace, model_key="")
+            self._last = (request, namespace, keys)
+        return self._last[2]
 
     def _adapter_refusal(self, request: "EngineCoreRequest") -> str | None:
         adapter = request.lora_request
@@ -141,6 +226,14 @@ class ExactAnswers:
             return f"{self._model_key}:{self.weights_epoch}"
         with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
         return f"{with_adapter}:{self.weights_epoch}:{self.adapters.key(adapter)}"
+
+
+def _key_of(keys: ExactKeys, finished: FinishedFlight, max_tokens: int | None) -> bytes:
+    """Return which of a request's keys its answer is stored under."""
+    if finished.ending.finish_reason is not FinishReason.LENGTH:
+        return keys.complete
+    # At the end of the model's context an answer is shorter than `max_tokens`.
+    return keys.cut if len(finished.token_ids) == max_tokens else keys.limited
 
 
 def _has_room(answer: Answer, max_tokens: int | None) -> bool:

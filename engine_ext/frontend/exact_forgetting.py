@@ -14,6 +14,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 
@@ -28,6 +29,7 @@ _FIND_EVERY_S, _MAX_FIND_EVERY_S = 5.0, 300.0
 _STARTS_WITHIN_S = 300.0
 _TIER_WITHIN_S = 2.0
 _MAX_APPLIED = 1000
+_CLOCK_SKEW_S = 2.0
 
 
 class ForgetReport(NamedTuple):
@@ -69,7 +71,9 @@ class ExactForgetting:
         self._began_s = self._look_s = time.monotonic()
         self._pause_s = _FIND_EVERY_S
         self._reader: PromptTokenizer | None = None
-        self._applied: dict[str, None] = {}
+        self._applied: dict[str, Invalidation] = {}
+        # Answers made until then may have been removed without our knowing.
+        self._unknown_until_s = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -94,6 +98,24 @@ class ExactForgetting:
             replace(each, state="degraded", detail=late) if each.state == "starting" else each
             for each in found
         ]
+
+    @property
+    def clients(self) -> list[RetrievalClient]:
+        """Of the retrieval processes that are known."""
+        return list(self._clients.values())
+
+    def is_forgotten(self, answer: Answer) -> bool:
+        """Return whether an answer from the tier, with its query, was to be forgotten: who carries
+        that out there may not have come to it yet."""
+        if answer.created_s <= self._unknown_until_s:
+            return True
+        has_text = bool(answer.prompt_text)
+        return any(
+            answer.created_s <= each.made_s + _CLOCK_SKEW_S
+            and (each.matches(answer) if has_text or not each.needs_text else True)
+            for each in self._applied.values()
+            if each.covers(answer.namespace)
+        )
 
     @property
     def num_pending(self) -> int:
@@ -154,6 +176,7 @@ class ExactForgetting:
                 "Reprise: some removals by other processes are not known here, so this process "
                 "drops all its answers for exact hits."
             )
+            self._unknown_until_s = steady_clock.now_s()
             self._memory.clear()
             return
         self._memory.remove_ids(forgotten.removed)
@@ -162,7 +185,7 @@ class ExactForgetting:
                 await self._forget_here(invalidation)
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
-        self._applied[invalidation.invalidation_id] = None
+        self._applied[invalidation.invalidation_id] = invalidation
         if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]
         return self._memory.remove(await self.find(invalidation))

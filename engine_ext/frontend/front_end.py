@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
@@ -58,7 +60,19 @@ class FrontEnd:
         *,
         num_api_servers: int = 1,
         retriever: "Retriever | None" = None,
+        loaded_since_s: float | None = None,
     ) -> None:
+        """As `AsyncLLM` attaches it.
+
+        Args:
+            vllm_config: Of the engine.
+            config: Our settings.
+            processor: Of the engine's client.
+            num_api_servers: Processes that serve the engine.
+            retriever: This process's own, if it has one.
+            loaded_since_s: The time of day before the engine began to load its weights; None: not
+                known, so that exact hits stay in this process.
+        """
         serving = config.serving
         self.config = config
         self._processor = processor
@@ -87,8 +101,43 @@ class FrontEnd:
             else None
         )
         """None: the workers search by themselves."""
+        self.find_retrieval: Callable[[], Sequence[Retriever]] = lambda: (
+            [] if retriever is None else [retriever]
+        )
+        """Returns the retrieval processes of the engine that are known."""
+        if loaded_since_s is not None:
+            self._share_exact_hits(vllm_config, loaded_since_s)
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
+
+    def _share_exact_hits(self, vllm_config: "VllmConfig", loaded_since_s: float) -> None:
+        if self.config.serving.exact_hits_from_others == "off" or not self.exact.may_share:
+            return
+        if self.config.retrieval.url == "memory://":
+            logger.warning("Reprise: exact hits stay in this process: retrieval.url names no tier.")
+            return
+        self.exact.shared = SharedExact(
+            vllm_config,
+            self.config,
+            adapters=self.exact.adapters,
+            loaded_since_s=loaded_since_s,
+            retrieval=lambda: self.find_retrieval(),
+            errors=self.errors,
+        )
+
+    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> None:
+        """Look for the answer to `request` beyond this process, for as long as the budget allows.
+
+        What is found is in memory then, where `answer` finds it.
+        """
+        if self.exact.shared is None or self.is_paused:
+            return
+        if not (policy.shares and policy.control.look_up):
+            return
+        try:
+            await self.exact.fetch(request, policy)
+        except Exception as error:
+            self.errors.record("exact_fetch", error)
 
     def answer(
         self,
@@ -188,6 +237,8 @@ class FrontEnd:
     def report(self, workers: list[Any] | None) -> None:
         """Bring the metrics up to date; `workers` are their reports, in one process only."""
         self.metrics.memory(self.exact.memory.stats())
+        if self.exact.shared is not None:
+            self.metrics.shared(self.exact.shared.stats())
         self.metrics.errors("front_end", self.errors.counts())
         self.metrics.features("front_end", registry.states())
         if self.near_answers is not None:
@@ -196,8 +247,10 @@ class FrontEnd:
             self.metrics.workers(workers)
 
     def close(self) -> None:
-        """Stop replays in progress."""
+        """Stop replays in progress, and look-ups."""
         self._replayer.close()
+        if self.exact.shared is not None:
+            self.exact.shared.close()
 
     def stats(self) -> dict[str, Any]:
         """Return plain figures since this process started."""
@@ -207,6 +260,7 @@ class FrontEnd:
             "active_requests": self._processor.get_num_unfinished_requests(),
             "refusals": dict(self.refusals),
             "memory": self.exact.memory.stats()._asdict(),
+            "shared": self.exact.shared.stats() if self.exact.shared is not None else None,
             "flights": len(self.flights),
             "errors": self.errors.counts(),
             "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
@@ -247,6 +301,7 @@ class FrontEnd:
             return "miss"
         try:
             keys = self.exact.keys(request, tracked.policy.namespace)
+            tracked.shared = self.exact.shared_keys(request, tracked.policy.namespace)
         except ValueError:
             self._refuse("a setting without an encoding", tracked)
             return "miss"
@@ -255,6 +310,7 @@ class FrontEnd:
             stored = self.exact.find(keys, request, control.max_age_s)
             if stored is not None:
                 if self._replay(stored, request, prompt, queue):
+                    self.exact.used(tracked, stored)
                     return "exact"
                 # It would fail the next time as well.
                 self.exact.memory.remove([stored])

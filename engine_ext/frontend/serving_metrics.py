@@ -95,6 +95,19 @@ class ServingMetrics:
         for why, total in (("room", stats.evicted), ("age", stats.expired)):
             counter.labels(self._model, why).inc(self._increments.of(("evicted", why), total))
 
+    def shared(self, stats: Mapping[str, Any]) -> None:
+        """Count look-ups of exact hits in the tier by outcome, and answers written there."""
+        counter = _counter("exact_tier_lookups", "Look-ups of exact hits in the tier.", "outcome")
+        for outcome in ("hit", "miss", "late", "busy", "failed", "refused", "unreadable"):
+            total = float(stats.get(outcome, 0))
+            counter.labels(self._model, outcome).inc(self._increments.of(("tier", outcome), total))
+        self._add(
+            "exact_tier_written",
+            "Answers handed over to be written to the tier for exact hits.",
+            "front_end",
+            float(stats.get("written", 0)),
+        )
+
     def errors(self, where: str, counts: Mapping[str, int]) -> None:
         """Count errors that were caught, by place; `where` is `front_end` or `worker`."""
         counter = _counter(

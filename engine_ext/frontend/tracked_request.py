@@ -10,6 +10,7 @@ from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.engine_ext.request.exact_hits import ExactKeys
 from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.engine_ext.request.shared_keys import SharedKeys
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -52,6 +53,8 @@ class TrackedRequest:
         self.policy = policy
         self.keys: ExactKeys | None = None
         """What its answer will be stored under; None: not for exact hits."""
+        self.shared: SharedKeys | None = None
+        """What it will be stored under in the tier; None: not there."""
         self.retrieves = False
         """Whether near answers are searched for here."""
         self.kind = "miss"

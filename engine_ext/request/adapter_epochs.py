@@ -1,6 +1,7 @@
 """Tracks which state of an adapter's weights an answer belongs to."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ class AdapterEpochs:
         self._epochs: Counter[int] = Counter()
         self._changing: Counter[int] = Counter()
         self._loaded_here: set[int] = set()
+        self._began_s: dict[int, float] = {}
 
     @contextmanager
     def change(self, adapter_id: int, *, loads: bool) -> Iterator[None]:
         """Load or remove an adapter in this block; no answer from before its end is repeated."""
         self._epochs[adapter_id] += 1
         self._changing[adapter_id] += 1
+        self._began_s[adapter_id] = time.time()
         self._loaded_here.discard(adapter_id)
         try:
             yield
@@ -46,13 +49,17 @@ class AdapterEpochs:
             return "an adapter that every request reloads"
         return None
 
+    def loaded_since_s(self, adapter_id: int, otherwise_s: float) -> float:
+        """Return the time of day when an adapter's last loading here began, or `otherwise_s`."""
+        return self._began_s.get(adapter_id, otherwise_s)
+
     def key(self, adapter: "LoRARequest") -> str:
         """Return a name for the adapter and the state of its weights."""
-        files = _files_of(adapter.lora_path) if adapter.load_inplace else ()
+        files = files_of(adapter.lora_path) if adapter.load_inplace else ()
         return f"{adapter.lora_int_id}:{self._epochs[adapter.lora_int_id]}:{files}"
 
 
-def _files_of(path: str) -> tuple[tuple[str, int, int], ...]:
+def files_of(path: str) -> tuple[tuple[str, int, int], ...]:
     """Return names, sizes and times of the files in a folder; none if it is no folder here."""
     try:
         with os.scandir(path) as entries:

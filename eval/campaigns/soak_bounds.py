@@ -15,7 +15,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,7 @@ from rich.table import Table
 
 from reprise.eval.live.redis_server import RedisServer
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.progress import progress_stages
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -82,7 +83,14 @@ def small_answer(number: int, num_namespaces: int) -> Answer:
     )
 
 
-def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Figure]:
+def soak(
+    tier: str,
+    bounds: Bounds,
+    *,
+    answers: int,
+    namespaces: int,
+    on_answer: Callable[[], None] = lambda: None,
+) -> list[Figure]:
     """Store answers and look, some 20 times, at what everything takes."""
     with contextlib.ExitStack() as stack:
         url = "memory://" if tier == "sqlite" else stack.enter_context(RedisServer()).url
@@ -110,6 +118,7 @@ def soak(tier: str, bounds: Bounds, *, answers: int, namespaces: int) -> list[Fi
             began_s = time.perf_counter()
             retriever.store(one)
             took_us.append(1e6 * (time.perf_counter() - began_s))
+            on_answer()
             if number % 500 == 499:  # no faster than answers are indexed, so that none is dropped
                 retriever.flush(120)
                 for update in retriever.updates():
@@ -242,10 +251,16 @@ def main(
     """Store many small answers and check what everything takes."""
     bounds = Bounds(memory_mib * MIB, tier_mib * MIB, max_namespaces)
     figures: list[Figure] = []
-    for tier in tiers.split(","):
+    chosen = tiers.split(",")
+    for tier in chosen:
         if tier not in TIERS:
             raise InputError(f"--tiers: expected some of {', '.join(TIERS)}, got {tier!r}")
-        figures += soak(tier, bounds, answers=answers, namespaces=namespaces)
+    with progress_stages(quiet=False) as stage:
+        for tier in chosen:
+            with stage(f"{tier}: answers stored", answers) as tick:
+                figures += soak(
+                    tier, bounds, answers=answers, namespaces=namespaces, on_answer=tick
+                )
     print_figures(figures)
     return 0 if all(figure.holds for figure in figures) else 1
 

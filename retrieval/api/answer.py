@@ -15,6 +15,8 @@ from reprise.retrieval.host.steady_clock import now_s
 
 IntArray = NDArray[np.int32]
 
+EXACT_PREFIX = "exact:"
+"""Begins the names in a tier of answers for exact hits."""
 PROMPT_END = 512
 """Tokens of a prompt that updates carry: its end, where the question is."""
 
@@ -60,8 +62,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     exact_key: bytes | None = None
-    """By which the front end serves it verbatim; None: it is only drafted from. No tier looks
-    answers up by it."""
+    """By which the front end serves it verbatim; None: it is only drafted from."""
     tokenizer_key: str = ""
     """Drafts only for requests of the same tokenizer."""
     created_s: float = 0.0
@@ -70,6 +71,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     embedding: bytes = b""
     """float16 [dim], L2-normalised, of `prompt_text` by `embedder`; empty: not embedded yet."""
     embedder: str = ""
+    fingerprint: str = ""
+    """Names all that determined it. Set where it lies in a tier for exact hits, under its exact
+    key, and is not drafted from."""
+    expires_s: float | None = None
+    """When it stops to be an exact hit, in seconds since 1970; None: when its tier says."""
 
     @classmethod
     def create(
@@ -112,6 +118,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             tokenizer_key=tokenizer_key,
             created_s=now_s() if created_s is None else created_s,
         )
+
+    @property
+    def stored_id(self) -> str:
+        """Name in a tier: the exact key of an answer for exact hits, the id of any other."""
+        if self.fingerprint and self.exact_key is not None:
+            return exact_id(self.exact_key)
+        return self.answer_id
 
     @property
     def prompt_token_ids(self) -> IntArray:
@@ -171,6 +184,11 @@ class AnswerUpdate(msgspec.Struct, frozen=True, kw_only=True):
     def response_token_ids(self) -> IntArray:
         """int32 [r], read-only."""
         return np.frombuffer(self.response_tokens, dtype="<i4")
+
+
+def exact_id(exact_key: bytes) -> str:
+    """Return the name in a tier of the answer for exact hits under this key."""
+    return EXACT_PREFIX + exact_key.hex()
 
 
 def content_id(namespace: str, model_key: str, prompt: bytes, response: bytes) -> str:

@@ -136,7 +136,10 @@ class Retriever(ABC):
 
     @abstractmethod
     def store(self, answer: Answer) -> None:
-        """Let an answer join: searches find it soon after."""
+        """Let an answer join: searches find it soon after.
+
+        One with a fingerprint is for exact hits: it is written to the tier, and no search finds it.
+        """
 
     @abstractmethod
     def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:

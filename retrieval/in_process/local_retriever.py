@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+import msgspec
 from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
@@ -144,12 +145,23 @@ class LocalRetriever(Retriever):
 
     def store(self, answer: Answer) -> None:
         with self._changed:
-            if answer.tokenizer_key != self._tokenizer_key:
+            if answer.fingerprint:
+                self._store_exact(answer)
+            elif answer.tokenizer_key != self._tokenizer_key:
                 self._count(wrong_tokenizer=1)
             elif self._closing or not self._queue.takes_answers:
                 self._count(dropped=1)
             else:
                 self._memory.admit([answer], ours=True)
+
+    def _store_exact(self, answer: Answer) -> None:
+        """Have an answer for exact hits written to the tier; the caller holds the lock."""
+        if self._tiers is None:
+            return
+        if self._closing or not self._memory.exact.put(answer):
+            self._count(dropped=1)
+        else:
+            self._changed.notify_all()
 
     def record_usage(self, namespace: str, accepted_tokens: Mapping[str, int]) -> None:
         usage = {i: UsageCounts(1, tokens) for i, tokens in accepted_tokens.items() if tokens >= 0}
@@ -299,6 +311,10 @@ class LocalRetriever(Retriever):
 
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""
+        if not forgotten.complete:
+            # Any of those that wait to be written may be meant.
+            with self._changed:
+                self._memory.exact.drop(lambda _: True)
         for invalidation in forgotten.invalidations:
             if not self._memory.has_forgotten(invalidation):
                 self._memory.forget(invalidation)
@@ -322,17 +338,18 @@ class LocalRetriever(Retriever):
                 if self._closing and self._is_idle():
                     search.close()
                     return
-                work = self._queue.take(self._config.batch_size)
+                work, exact = self._queue.take(self._config.batch_size), self._memory.exact.take()
                 self._memory.joining = work.answers
                 erased = self._memory.take_erasures()
                 # Upkeep alone is not work that anybody waits for.
-                self._busy = bool(work or erased)
+                self._busy = bool(work or erased or exact)
                 is_complete = self._is_complete()
             try:
                 if time.monotonic() >= next_expiry_s:
                     self._memory.expire()
                     next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
                 upkeep = self._process_batch(search, work)
+                self._write_exact(exact)
                 if erased:
                     search.erase(erased)
                     self._notify_gone(tuple(erased))
@@ -365,12 +382,13 @@ class LocalRetriever(Retriever):
             return self._changed.wait_for(lambda: self._closing, seconds)
 
     def _has_work(self) -> bool:
-        return bool(self._queue) or self._memory.has_erasures or self._closing
+        memory = self._memory
+        return bool(self._queue or memory.exact) or memory.has_erasures or self._closing
 
     def _is_idle(self) -> bool:
         """Return whether nothing is left to be done before closing; the caller holds the lock."""
-        queue = self._queue
-        return not (queue.num_answers or queue.num_gone or self._memory.has_erasures)
+        queue, memory = self._queue, self._memory
+        return not (queue.num_answers or queue.num_gone or memory.has_erasures or memory.exact)
 
     def _is_complete(self) -> bool:
         """Return whether all that the tier holds has been taken; the caller holds the lock."""
@@ -402,6 +420,18 @@ class LocalRetriever(Retriever):
             return
         with self._changed:
             self._tiers.write(self._memory.take_joined(answers))
+
+    def _write_exact(self, answers: Sequence[Answer]) -> None:
+        """Have answers for exact hits written, with their queries, by which they are forgotten."""
+        if self._tiers is None or not answers:
+            return
+        texts = [self._queries.read(None, answer.prompt_token_ids) for answer in answers]
+        whole = [
+            msgspec.structs.replace(answer, prompt_text=text)
+            for answer, text in zip(answers, texts, strict=True)
+        ]
+        with self._changed:
+            self._tiers.write(a for a in whole if not self._memory.was_just_forgotten(a))
 
     def _count(self, **increments: float) -> None:
         """Add to the counters; the caller holds the lock."""

@@ -13,6 +13,7 @@ from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.in_process.answer_reports import AnswerReports
 from reprise.retrieval.in_process.applied_invalidations import AppliedInvalidations
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.exact_writes import ExactWrites
 from reprise.retrieval.in_process.work_queue import WorkQueue
 from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.tiers.memory_tier import MemoryTier
@@ -61,6 +62,8 @@ class RetrieverMemory:
         self._applied = AppliedInvalidations()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
+        self.exact = ExactWrites(max_length=config.queue_length, max_bytes=config.queue_bytes)
+        """Answers for exact hits that pass through to the tier; the lock guards it."""
         self.joining: Sequence[tuple[Answer, bool]] = ()
         """Answers that the worker indexes now, each with whether it is ours; the lock guards it."""
 
@@ -84,7 +87,7 @@ class RetrieverMemory:
     def admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, report them, and have the worker index them; the caller holds the lock."""
         if ours:
-            answers = [answer for answer in answers if not self._was_just_forgotten(answer)]
+            answers = [answer for answer in answers if not self.was_just_forgotten(answer)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
         new = {key: answer for key, answer in keyed.items() if not self.tier.holds(*key)}
         # The index holds the vector: once is enough.
@@ -117,6 +120,7 @@ class RetrieverMemory:
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
             self._applied.add(invalidation)
+            self.exact.drop(lambda answer: self._is_meant(answer, invalidation))
         meant = [
             (answer.namespace, answer.answer_id)
             for namespace in filter(invalidation.covers, self.tier.namespaces())
@@ -162,7 +166,7 @@ class RetrieverMemory:
             text = self._queries.read(None, answer.prompt_token_ids)
         return invalidation.means(answer, text)
 
-    def _was_just_forgotten(self, answer: Answer) -> bool:
+    def was_just_forgotten(self, answer: Answer) -> bool:
         """Return whether it was on its way here when it was to be forgotten; the caller holds the
         lock."""
         return any(

@@ -40,6 +40,12 @@ class LateTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().answers(namespace)
 
+    def exact_answers(self, namespace: str) -> Iterator[Answer]:
+        return self._tier().exact_answers(namespace)
+
+    def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
+        return self._tier().find_exact(namespace, exact_keys)
+
     def namespaces(self) -> list[str]:
         return self._tier().namespaces()
 

@@ -50,6 +50,9 @@ class _Fields(msgspec.Struct, array_like=True, frozen=True):
     accepted_tokens: int
     embedding: bytes
     embedder: str
+    # Earlier versions read records with these, and write none.
+    fingerprint: str = ""
+    expires_s: float | None = None
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -36,6 +36,16 @@ create table if not exists namespaces (
 ) without rowid;
 create index if not exists by_size on namespaces (num_bytes);
 create index if not exists by_worth on namespaces (rank);
+create table if not exists expiries (
+  namespace text not null,
+  answer_id text not null,
+  expires_s real not null,
+  primary key (namespace, answer_id)
+) without rowid;
+create index if not exists by_expiry on expiries (expires_s);
+create trigger if not exists expiry_left after delete on answers begin
+  delete from expiries where namespace = old.namespace and answer_id = old.answer_id;
+end;
 create trigger if not exists answer_joined after insert on answers begin
   insert into namespaces (namespace, num_bytes) values (new.namespace, length(new.record) + 400)
     on conflict (namespace) do update set num_bytes = num_bytes + excluded.num_bytes;

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.answer import EXACT_PREFIX, Answer, exact_id
 from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.change_log import LOG_LENGTH, ChangeLog
@@ -96,7 +97,7 @@ class SqliteTier(Tier):
             record = encode_record(answer)
             size = len(record) + _OVERHEAD_BYTES
             if size > self._batch_bytes:
-                left += [(answer.namespace, answer.answer_id)]
+                left += [(answer.namespace, answer.stored_id)]
                 continue
             if num_bytes + size > self._batch_bytes or len(batch) == self._batch_answers:
                 left += self._put(batch, num_bytes)
@@ -131,7 +132,7 @@ class SqliteTier(Tier):
                 removed += db.execute(
                     "delete from answers where namespace = ? and answer_id = ?", key
                 ).rowcount
-            self._log.note(db, "-", [(namespace, answer_id) for answer_id in answer_ids])
+            self._note(db, "-", [(namespace, answer_id) for answer_id in answer_ids])
         return removed
 
     def answer_ids(self, namespace: str) -> list[str]:
@@ -166,13 +167,29 @@ class SqliteTier(Tier):
         return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
 
     def expire(self) -> None:
-        if self._ttl_s is not None:
-            with self._session() as db:
-                self._delete_expired(db)
+        with self._session() as db:
+            self._delete_expired(db)
         if self._wal_holds_forgotten:
             self._empty_wal()
 
     def answers(self, namespace: str) -> Iterator[Answer]:
+        return self._all(namespace, exact=False)
+
+    def exact_answers(self, namespace: str) -> Iterator[Answer]:
+        return self._all(namespace, exact=True)
+
+    def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
+        names = [exact_id(key) for key in exact_keys]
+        with self._session() as db:
+            rows = db.execute(
+                "select record from answers where namespace = ? and created_s >= ?"
+                f" and answer_id in ({', '.join('?' * len(names))})",
+                (namespace, self._oldest_s(), *names),
+            ).fetchall()
+        found = [self._reader.read(row[0], namespace=namespace) for row in rows]
+        return [answer for answer in found if answer is not None]
+
+    def _all(self, namespace: str, *, exact: bool) -> Iterator[Answer]:
         last = ""
         while True:
             with self._session() as db:
@@ -180,8 +197,12 @@ class SqliteTier(Tier):
                     "select answer_id, record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
                     " from answers left join credits using (namespace, answer_id)"
                     " where namespace = ? and answer_id > ? and created_s >= ?"
+                    " and (substr(answer_id, 1, ?) = ?) = ?"
                     " order by answer_id limit ?",
-                    (namespace, last, self._oldest_s(), _PAGE),
+                    (
+                        *(namespace, last, self._oldest_s()),
+                        *(len(EXACT_PREFIX), EXACT_PREFIX, exact, _PAGE),
+                    ),
                 ).fetchall()
             if not rows:
                 return
@@ -219,6 +240,13 @@ class SqliteTier(Tier):
             "delete from answers where created_s < ? returning namespace, answer_id",
             (self._oldest_s(),),
         ).fetchall()
+        expired = db.execute(
+            "select namespace, answer_id from expiries where expires_s <= ?",
+            (steady_clock.now_s(),),
+        ).fetchall()
+        for table in ("answers", "expiries") if expired else ():
+            db.executemany(f"delete from {table} where namespace = ? and answer_id = ?", expired)
+        gone += expired
         db.executemany("delete from credits where namespace = ? and answer_id = ?", gone)
         self._wal_holds_forgotten |= bool(gone)
 
@@ -238,7 +266,7 @@ class SqliteTier(Tier):
             db.executemany(
                 "insert or replace into answers"
                 " (namespace, answer_id, created_s, record) values (?, ?, ?, ?)",
-                [(a.namespace, a.answer_id, a.created_s, r) for a, r in batch],
+                [(a.namespace, a.stored_id, a.created_s, r) for a, r in batch],
             )
             db.executemany(
                 "insert into credits values (?, ?, ?, ?)"
@@ -246,13 +274,21 @@ class SqliteTier(Tier):
                 " uses = max(uses, excluded.uses),"
                 " accepted_tokens = max(accepted_tokens, excluded.accepted_tokens)",
                 [
-                    (a.namespace, a.answer_id, a.uses, a.accepted_tokens)
+                    (a.namespace, a.stored_id, a.uses, a.accepted_tokens)
                     for a, _ in batch
                     if a.uses or a.accepted_tokens
                 ],
             )
-            db.executemany(RANK, [(now_s, a.namespace, a.answer_id) for a, _ in batch])
-            self._log.note(db, "+", [(a.namespace, a.answer_id) for a, _ in batch])
+            db.executemany(
+                "insert or replace into expiries values (?, ?, ?)",
+                [
+                    (a.namespace, a.stored_id, a.expires_s)
+                    for a, _ in batch
+                    if a.expires_s is not None
+                ],
+            )
+            db.executemany(RANK, [(now_s, a.namespace, a.stored_id) for a, _ in batch])
+            self._note(db, "+", [(a.namespace, a.stored_id) for a, _ in batch])
             joined = Counter(a.namespace for a, _ in batch)
             db.executemany(WORTH, [(count, now_s, name) for name, count in joined.items()])
         return left + self._trim_namespaces(joined)
@@ -284,7 +320,7 @@ class SqliteTier(Tier):
         ).fetchall()
         for table in ("answers", "credits"):
             db.executemany(f"delete from {table} where namespace = ? and answer_id = ?", gone)
-        self._log.note(db, "-", gone)
+        self._note(db, "-", gone)
         if not gone:  # a row that another version left
             db.execute("delete from namespaces where namespace = ?", (namespace,))
         return gone
@@ -340,6 +376,12 @@ class SqliteTier(Tier):
             self._db.execute("pragma auto_vacuum=incremental")
             self._db.execute("vacuum")
         self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+    def _note(
+        self, db: sqlite3.Connection, operation: Literal["+", "-"], keys: Iterable[tuple[str, str]]
+    ) -> None:
+        """Log what was put or removed, but for answers for exact hits, which nobody follows."""
+        self._log.note(db, operation, [key for key in keys if not key[1].startswith(EXACT_PREFIX)])
 
     def _oldest_s(self) -> float:
         return 0.0 if self._ttl_s is None else steady_clock.now_s() - self._ttl_s

@@ -88,14 +88,28 @@ class Tier(ABC):
 
     @abstractmethod
     def answers(self, namespace: str) -> Iterator[Answer]:
-        """Return all answers of a namespace, in no particular order, read in pages."""
+        """Return all answers of a namespace, in no particular order, read in pages; those for exact
+        hits not among them."""
+
+    def exact_answers(self, namespace: str) -> Iterator[Answer]:  # noqa: ARG002
+        """Return all answers for exact hits of a namespace, see `answers`."""
+        return iter(())
+
+    def find_exact(
+        self,
+        namespace: str,  # noqa: ARG002
+        exact_keys: Sequence[bytes],  # noqa: ARG002
+    ) -> list[Answer]:
+        """Return the answers for exact hits under these keys, as many as there are, in one round
+        trip."""
+        return []
 
     @abstractmethod
     def namespaces(self) -> list[str]:
         """Return those that hold answers."""
 
     def answer_ids(self, namespace: str) -> list[str]:
-        """Return ids of all answers of a namespace, of those that cannot be read too."""
+        """Return the names of all that a namespace holds, also of what cannot be read."""
         return [answer.answer_id for answer in self.answers(namespace)]
 
     def forget(
@@ -107,18 +121,36 @@ class Tier(ABC):
         Records that cannot be read are only removed where their namespace and id say enough.
         """
         self.announce(invalidation)
-        gone = []
+        gone: dict[tuple[str, str], None] = {}
         for namespace in filter(invalidation.covers, self.namespaces()):
-            if invalidation.needs_contents or invalidation.is_late:
-                answers = self.answers(namespace)
-                ids = [a.answer_id for a in answers if invalidation.means(a, text_of(a))]
-            else:
-                ids = [i for i in self.answer_ids(namespace) if invalidation.names(namespace, i)]
-            for begin in range(0, len(ids), _FORGET_BATCH):
-                batch = ids[begin : begin + _FORGET_BATCH]
+            meant = self._meant(namespace, invalidation, text_of)
+            names = list(meant)
+            for begin in range(0, len(names), _FORGET_BATCH):
+                batch = names[begin : begin + _FORGET_BATCH]
                 self.remove(namespace, batch)
-                gone += [(namespace, answer_id) for answer_id in batch]
-        return gone
+                gone.update(((namespace, meant[name]), None) for name in batch)
+        return list(gone)
+
+    def _meant(self, namespace: str, invalidation: Invalidation, text_of: TextOf) -> dict[str, str]:
+        """Return what is meant in a namespace: names in this tier, with the ids of the answers."""
+        by_contents = invalidation.needs_contents or invalidation.is_late
+        exact = {answer.stored_id: answer for answer in self.exact_answers(namespace)}
+        meant = {
+            name: answer.answer_id
+            for name, answer in exact.items()
+            if invalidation.means(answer, text_of(answer))
+        }
+        if by_contents:
+            answers = self.answers(namespace)
+            meant |= {
+                a.answer_id: a.answer_id for a in answers if invalidation.means(a, text_of(a))
+            }
+            return meant
+        for name in self.answer_ids(namespace):
+            # An answer for exact hits that cannot be read has no other id.
+            if name not in exact and invalidation.names(namespace, name):
+                meant[name] = name
+        return meant
 
     def announce(self, invalidation: Invalidation) -> None:  # noqa: B027 - memory has no replicas
         """Add an invalidation to the log that replicas follow."""

@@ -43,7 +43,7 @@ def tag_of(namespace: str) -> str:
 
 def suffix_of(answer: Answer) -> str:
     """Return the end of the key of an answer's record."""
-    return f"a:{answer.answer_id}"
+    return f"a:{answer.stored_id}"
 
 
 def read_held(client: Any, namespace: str, answer_ids: Sequence[str]) -> dict[str, Held | None]:
@@ -59,7 +59,7 @@ def read_known(
 ) -> dict[str, Known]:
     """Return what is known of answers that are to be written, in one round trip."""
     pipe = client.pipeline(transaction=False)
-    ids = {name: [a.answer_id for a, _ in members] for name, members in by_namespace.items()}
+    ids = {name: [a.stored_id for a, _ in members] for name, members in by_namespace.items()}
     for namespace, answer_ids in ids.items():
         pipe.exists(f"{tag_of(namespace)}:ids")
         ledger.queue_bytes_of(pipe, namespace)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from reprise.retrieval.api.answer import EXACT_PREFIX
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis import redis_stream
 from reprise.retrieval.tiers.redis.redis_keys import Held, read_held, tag_of
@@ -60,6 +61,8 @@ class RedisRemoval:
         replies = pipe.execute()[::5]
         pipe = client.pipeline(transaction=False)
         for answer_id in held if announced else ():
+            if answer_id.startswith(EXACT_PREFIX):
+                continue  # nobody follows those
             redis_stream.announce(
                 pipe, REMOVED, namespace, answer_id, "", length=self._stream_length
             )

@@ -3,7 +3,8 @@
 Keys of one namespace carry one hash tag, so that each call works on Redis Cluster; nothing ever
 walks the key space:
 
-    reprise:2:{<namespace digest>}:a:<answer id>   an answer's record
+    reprise:2:{<namespace digest>}:a:<answer id>   an answer's record; for exact hits the id is of
+                                                   its exact key
     reprise:2:{<namespace digest>}:ids             hash: answer id -> bytes, key of its record
     reprise:2:{<namespace digest>}:uses            hash: answer id -> uses
     reprise:2:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
@@ -28,7 +29,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.answer import EXACT_PREFIX, Answer, exact_id
 from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.api.redis_url import parse_redis_url
 from reprise.retrieval.api.tier_url import hide_secrets
@@ -118,7 +119,8 @@ class RedisTier(Tier):
             with self._transaction(client) as (pipe, notes):
                 for namespace, members in by_namespace.items():
                     self._put(pipe, notes, namespace, members, known[namespace])
-            if self._ttl_ms is not None:
+            # Those for exact hits may each have a time of their own.
+            if self._ttl_ms is not None or any(answer.fingerprint for answer in answers):
                 self._removal.remove_expired(client, by_namespace)
             return self._removal.trim(client, by_namespace)
 
@@ -158,13 +160,31 @@ class RedisTier(Tier):
             return self._removal.drop(client, namespace, held)
 
     def answers(self, namespace: str) -> Iterator[Answer]:
+        return self._all(namespace, exact=False)
+
+    def exact_answers(self, namespace: str) -> Iterator[Answer]:
+        return self._all(namespace, exact=True)
+
+    def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
+        tag = tag_of(namespace)
+        with self._client() as client:
+            # One slot, so that a cluster takes it too.
+            records = client.mget([f"{tag}:a:{exact_id(key)}" for key in exact_keys])
+        held = [record for record in records if record is not None]
+        found = [self._reader.read(record, namespace=namespace) for record in held]
+        return [answer for answer in found if answer is not None]
+
+    def _all(self, namespace: str, *, exact: bool) -> Iterator[Answer]:
         tag = tag_of(namespace)
         cursor = 0
         while True:
             with self._client() as client:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
-            suffixes = {i.decode(): Held.of(value).suffix for i, value in page.items()}
-            yield from self._fetch({namespace: suffixes})
+            held = {i.decode(): Held.of(value).suffix for i, value in page.items()}
+            wanted = {
+                i: suffix for i, suffix in held.items() if i.startswith(EXACT_PREFIX) == exact
+            }
+            yield from self._fetch({namespace: wanted})
             if cursor == 0:
                 return
 
@@ -233,10 +253,15 @@ class RedisTier(Tier):
     def _time_to_live(self, answer: Answer) -> dict[str, Any]:
         """Return options of SET: from when the answer was made; as it was, where none is
         configured."""
-        if self._ttl_ms is None:
-            return {"keepttl": True}
-        age_ms = int((steady_clock.now_s() - answer.created_s) * 1000)
-        return {"px": max(1, self._ttl_ms - age_ms)}
+        now_s, lives_ms = steady_clock.now_s(), []
+        if self._ttl_ms is not None:
+            lives_ms.append(self._ttl_ms - int((now_s - answer.created_s) * 1000))
+        if answer.expires_s is not None:
+            lives_ms.append(int((answer.expires_s - now_s) * 1000))
+        if not lives_ms:
+            # An answer for exact hits is another one, with its own time.
+            return {} if answer.fingerprint else {"keepttl": True}
+        return {"px": max(1, min(lives_ms))}
 
     def _with_a_record(self, client: Any, tag: str, page: Mapping[bytes, bytes]) -> list[str]:
         """Return, of these ids, by what is known of them, those whose record has not expired."""
@@ -266,7 +291,7 @@ class RedisTier(Tier):
         held = {i: entry for i, entry in known.held.items() if entry is not None}
         sizes = {i: entry.num_bytes for i, entry in held.items()}
         for answer, record in members:
-            answer_id, suffix = answer.answer_id, suffix_of(answer)
+            answer_id, suffix = answer.stored_id, suffix_of(answer)
             num_bytes = len(record) + len(namespace.encode()) + _OVERHEAD_BYTES
             growth += num_bytes - sizes.get(answer_id, 0)
             sizes[answer_id] = num_bytes
@@ -286,9 +311,10 @@ class RedisTier(Tier):
                 used_s=now_s,
             )
             pipe.zadd(f"{tag}:value", {answer_id: rank})
-            redis_stream.announce(
-                notes, ADDED, namespace, answer_id, suffix, length=self._stream_length
-            )
+            if not answer_id.startswith(EXACT_PREFIX):  # those nobody follows
+                redis_stream.announce(
+                    notes, ADDED, namespace, answer_id, suffix, length=self._stream_length
+                )
         if self._ttl_ms is not None:
             for name in (*_BY_ID, "value"):
                 pipe.pexpire(f"{tag}:{name}", self._ttl_ms)
@@ -327,7 +353,7 @@ class RedisTier(Tier):
                 for answer_id, record, uses in zip(suffixes, records, usage, strict=True):
                     answer = record and self._reader.read(record, namespace=namespace)
                     # An earlier version's, under an exact key, may be a later answer's.
-                    if answer is not None and answer.answer_id == answer_id:
+                    if answer is not None and answer.stored_id == answer_id:
                         answers.append(with_usage(answer, uses))
         return answers
 

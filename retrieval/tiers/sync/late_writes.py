@@ -57,16 +57,16 @@ class LateWrites:
         """Have removed what is meant of what was or is being written."""
         for answer in (*being_written, *(answer for _, answer in self._written)):
             if invalidation.means(answer):
-                self._stale[answer.namespace, answer.answer_id] = None
+                self._stale[_key(answer)] = None
         kept = [pair for pair in self._written if _key(pair[1]) not in self._stale]
         self._written = deque(kept, maxlen=_MAX_REMEMBERED)
 
     def add(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Have these (namespace, answer id) removed."""
+        """Have these (namespace, name in the tier) removed."""
         self._stale.update(dict.fromkeys(keys))
 
     def take(self) -> dict[str, list[str]]:
-        """Return answer ids to remove, by namespace; they are gone from here."""
+        """Return names in the tier to remove, by namespace; they are gone from here."""
         by_namespace: dict[str, list[str]] = {}
         for namespace, answer_id in self._stale:
             by_namespace.setdefault(namespace, []).append(answer_id)
@@ -79,4 +79,4 @@ class LateWrites:
 
 
 def _key(answer: Answer) -> tuple[str, str]:
-    return (answer.namespace, answer.answer_id)
+    return (answer.namespace, answer.stored_id)

@@ -148,7 +148,7 @@ class TierReader:
         if changes.removed:
             removed = set(changes.removed)
             with self._changed:
-                self._queue.drop(lambda answer: (answer.namespace, answer.answer_id) in removed)
+                self._queue.drop(lambda answer: (answer.namespace, answer.stored_id) in removed)
             self._on_forgotten(Forgotten(removed=changes.removed))
         self._behind |= not changes.complete
         return bool(changes.added)

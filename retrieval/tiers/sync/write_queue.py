@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from reprise.retrieval.api.answer import Answer
 
 Key = tuple[str, str]
-"""(namespace, answer id)"""
+"""(namespace, name in the tier, which is the answer's id or of its exact key)"""
 _MAX_LOST = 100_000
 
 
@@ -37,7 +37,7 @@ class WriteQueue:
     def unwritten(self) -> set[Key]:
         """What the tier cannot have: it waits, is being written, or was lost."""
         under_way = (*self._waiting, *self.being_written)
-        return {*self._lost, *((answer.namespace, answer.answer_id) for answer in under_way)}
+        return {*self._lost, *((answer.namespace, answer.stored_id) for answer in under_way)}
 
     def put(self, answers: Iterable[Answer]) -> None:
         """Let answers wait."""
@@ -77,6 +77,6 @@ class WriteQueue:
             oldest = self._waiting.popleft()
             self._num_bytes -= oldest.num_bytes
             self.num_lost += 1
-            self._lost[oldest.namespace, oldest.answer_id] = None
+            self._lost[oldest.namespace, oldest.stored_id] = None
             if len(self._lost) > _MAX_LOST:
                 del self._lost[next(iter(self._lost))]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -158,3 +159,26 @@ async def test_without_retrieval_the_answer_is_pending(replicas: list[Replica]) 
     assert report.exact == 3
     assert report.is_pending
     assert first.forgetting.num_pending == 1
+
+
+async def test_what_was_forgotten_is_known_when_the_tier_still_has_it(url: str) -> None:
+    replica = Replica(url)
+    try:
+        before = msgspec.structs.replace(answer("hello"), prompt_text="hello")
+        other = msgspec.structs.replace(answer("bye"), prompt_text="bye")
+        elsewhere = answer("hello", namespace="another")
+        assert not replica.forgetting.is_forgotten(before)
+        await replica.forgetting.forget(Invalidation.create(prompt="hello", namespace="person"))
+        assert replica.forgetting.is_forgotten(before)
+        assert not replica.forgetting.is_forgotten(other)
+        assert not replica.forgetting.is_forgotten(elsewhere)
+        # Without its query it may be the one.
+        assert replica.forgetting.is_forgotten(answer("bye"))
+        later = msgspec.structs.replace(before, created_s=before.created_s + 60)
+        assert not replica.forgetting.is_forgotten(later)
+        # More was removed than is known.
+        await replica.forgetting._apply(Forgotten(complete=False))
+        assert replica.forgetting.is_forgotten(elsewhere)
+        assert not replica.forgetting.is_forgotten(later)
+    finally:
+        replica.close()

@@ -56,6 +56,17 @@ def test_evictions_are_counted_by_reason_once(name: str) -> None:
     assert value("exact_memory_answers", name) == 2
 
 
+def test_look_ups_in_the_tier_are_counted_by_outcome_once(name: str) -> None:
+    metrics = ServingMetrics(name)
+    for hits in (2, 2, 5):
+        metrics.shared({"hit": hits, "late": 1, "written": 4, "unreadable": 1, "fingerprint": "f"})
+    assert value("exact_tier_lookups_total", name, outcome="hit") == 5
+    assert value("exact_tier_lookups_total", name, outcome="late") == 1
+    assert value("exact_tier_lookups_total", name, outcome="miss") == 0
+    assert value("exact_tier_lookups_total", name, outcome="unreadable") == 1
+    assert value("exact_tier_written_total", name) == 4
+
+
 def test_errors_of_front_end_and_workers_are_kept_apart(name: str) -> None:
     metrics = ServingMetrics(name)
     metrics.errors("front_end", {"replay": 2})

@@ -1,5 +1,6 @@
 """Adapters: a change of weights is another adapter, and what may change unseen is refused."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ def test_a_change_ends_what_was_answered_before_and_meanwhile() -> None:
         meanwhile = epochs.key(adapter)
     assert epochs.refusal(adapter) is None
     assert len({before, meanwhile, epochs.key(adapter)}) == 3
+
+
+def test_an_adapter_is_as_old_as_its_last_loading() -> None:
+    epochs = AdapterEpochs()
+    assert epochs.loaded_since_s(1, 5.0) == 5.0
+    before_s = time.time()
+    with epochs.change(1, loads=True):
+        assert before_s <= epochs.loaded_since_s(1, 5.0) <= time.time()
+    assert epochs.loaded_since_s(2, 5.0) == 5.0
 
 
 def test_of_two_changes_at_once_the_later_end_counts() -> None:

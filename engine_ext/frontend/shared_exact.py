@@ -1,0 +1,248 @@
+"""Exact hits beyond this process: answers in the tier, for whoever has the same fingerprint."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from vllm import envs
+from vllm.logger import init_logger
+
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.core.fingerprint import (
+    FingerprintError,
+    adapter_fingerprint,
+    fingerprint_of,
+)
+from reprise.engine_ext.request.adapter_epochs import AdapterEpochs, files_of
+from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
+from reprise.retrieval.host import steady_clock
+from reprise.retrieval.in_process.open_tier import open_for_exact_hits
+from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.tier import TierError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine import EngineCoreRequest
+
+    from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.retrieval.api.retriever import Retriever
+
+logger = init_logger(__name__)
+
+_THREADS = 4
+# Beyond that many at once, none waits for the threads.
+_MAX_UNDER_WAY = 64
+# A thread hangs no longer than this on a tier that does not answer; who asked has gone on long ago.
+_TIER_TIMEOUT_S = 0.25
+_MAX_RETRY_S = 2.0
+_MAX_ADAPTER_STATES = 1000
+
+
+class SharedExact:
+    """Looks answers up in the tier, and has them written there. Event loop only.
+
+    Until the fingerprint is taken, in a thread, nothing is found and nothing written.
+
+    Args:
+        vllm_config: Of the engine.
+        config: Our settings.
+        adapters: Which adapters were loaded when.
+        loaded_since_s: The time of day before the engine began to load its weights.
+        retrieval: Returns the retrieval processes that answers may be written through.
+        errors: Counts what goes wrong here.
+
+    Raises:
+        ValueError: The configured URL names no tier.
+    """
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        config: "RepriseConfig",
+        *,
+        adapters: AdapterEpochs,
+        loaded_since_s: float,
+        retrieval: "Callable[[], Sequence[Retriever]]",
+        errors: ErrorCounter,
+    ) -> None:
+        self.outcomes: Counter[str] = Counter()
+        """Look-ups by outcome: hit, miss, late, busy, failed, refused; and answers written."""
+        self._fingerprint: str | None = None
+        self._is_withdrawn = False
+        self._vllm_config, self._adapters = vllm_config, adapters
+        self._loaded_since_s, self._retrieval, self._errors = loaded_since_s, retrieval, errors
+        self._budget_s = config.serving.exact_budget_s
+        self._tier = open_for_exact_hits(config.retrieval, timeout_s=_TIER_TIMEOUT_S)
+        name = config.retrieval.url.partition(":")[0]
+        self._breaker = CircuitBreaker(f"Looking exact hits up in {name}", max_retry_s=_MAX_RETRY_S)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reprise-exact")
+        self._num_under_way = 0
+        self._lock = threading.Lock()
+        self._adapter_states: dict[str, str | None] = {}
+        self._taken = threading.Event()
+        threading.Thread(
+            target=self._take_fingerprint, name="reprise-fingerprint", daemon=True
+        ).start()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the engine; None: not taken yet, or there is none."""
+        return None if self._is_withdrawn else self._fingerprint
+
+    def withdraw(self) -> None:
+        """Share nothing from now on: the weights are not those of the files any more."""
+        if not self._is_withdrawn:
+            logger.info("Reprise: exact hits stay in this process, because its weights changed.")
+        self._is_withdrawn = True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the fingerprint is taken, or is known not to be; False if it took longer."""
+        return self._taken.wait(timeout_s)
+
+    def state_of(self, request: "EngineCoreRequest") -> str | None:
+        """Return the fingerprint of what answers this request; None: it is not known (yet)."""
+        if self.fingerprint is None:
+            return None
+        if request.lora_request is None:
+            return self.fingerprint
+        of_adapter = self._adapter_state(request.lora_request)
+        return None if of_adapter is None else f"{self.fingerprint}:{of_adapter}"
+
+    async def find(
+        self, request: "EngineCoreRequest", namespace: str, keys: Sequence[bytes], state: str
+    ) -> list[Answer]:
+        """Return the answers to a request, as many as the tier gives within the budget."""
+        if (tier := self._tier) is None:
+            return []
+        with self._lock:
+            if self._num_under_way >= _MAX_UNDER_WAY:
+                self.outcomes["busy"] += 1
+                return []
+            self._num_under_way += 1
+        began_s = time.monotonic()
+
+        def look_up() -> list[Answer]:
+            found = tier.find_exact(namespace, keys)
+            if (took_s := time.monotonic() - began_s) > self._budget_s:
+                raise TierError(f"an answer came after {took_s * 1e3:.0f} ms")
+            return found
+
+        future = self._threads.submit(self._breaker.call, look_up)
+        future.add_done_callback(self._release)
+        try:
+            found = await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
+        except TimeoutError:
+            self.outcomes["late"] += 1
+            # Now, not when the tier gives up: until then every request would wait.
+            self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
+            return []
+        except TierError:
+            self.outcomes["failed"] += 1
+            return []
+        good = [a for a in found if _is_answer_to(a, request, namespace, keys, state)]
+        self.outcomes["refused"] += len(found) - len(good)
+        self.outcomes["hit" if good else "miss"] += 1
+        return good
+
+    def store(self, answer: Answer, *, key: bytes, state: str, expires_s: float | None) -> None:
+        """Have an answer written for others; returns at once."""
+        record = msgspec.structs.replace(
+            answer, exact_key=key, fingerprint=state, expires_s=expires_s, response_text=""
+        )
+        for retriever in self._retrieval()[:1]:
+            retriever.store(record)
+            self.outcomes["written"] += 1
+
+    def used(self, namespace: str, key: bytes, num_tokens: int) -> None:
+        """Report that an answer was repeated: by that it stays while others have to leave."""
+        for retriever in self._retrieval()[:1]:
+            retriever.record_usage(namespace, {exact_id(key): num_tokens})
+
+    def stats(self) -> dict[str, Any]:
+        """Return plain figures since this process started."""
+        return {
+            **self.outcomes,
+            "fingerprint": self.fingerprint,
+            "breaker": self._breaker.state,
+            "unreadable": 0 if self._tier is None else self._tier.num_damaged,
+        }
+
+    def close(self) -> None:
+        """Release connections and threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._tier is not None:
+            self._tier.close()
+
+    def _release(self, _: "Future[list[Answer]]") -> None:
+        with self._lock:
+            self._num_under_way -= 1
+
+    def _take_fingerprint(self) -> None:
+        try:
+            fingerprint = fingerprint_of(
+                self._vllm_config,
+                loaded_since_s=self._loaded_since_s,
+                cache_folder=Path(envs.VLLM_CACHE_ROOT) / "reprise",
+            )
+            self._connect()
+            self._fingerprint = fingerprint
+        except FingerprintError as error:
+            logger.warning("Reprise: exact hits stay in this process, because %s.", error)
+        except Exception as error:
+            self._errors.record("fingerprint", error)
+        finally:
+            self._taken.set()
+
+    def _connect(self) -> None:
+        """Connect now, which takes longer than a look-up may."""
+        try:
+            if self._tier is not None:
+                self._tier.find_exact("", [b"\0" * 16])
+        except TierError:
+            return  # the look-ups say so
+
+    def _adapter_state(self, adapter: "LoRARequest") -> str | None:
+        """Return the fingerprint of an adapter; its first request has it taken, in a thread."""
+        loaded_since_s = self._adapters.loaded_since_s(adapter.lora_int_id, self._loaded_since_s)
+        # Where its files have changed since it was loaded, what vLLM goes on with is not known: it
+        # drops adapters that are not used, and reads them again.
+        files = files_of(adapter.lora_path)
+        name = f"{self._adapters.key(adapter)}:{adapter.lora_path}:{files}:{loaded_since_s}"
+        if name not in self._adapter_states:
+            if len(self._adapter_states) >= _MAX_ADAPTER_STATES:
+                self._adapter_states.clear()
+            self._adapter_states[name] = None
+            self._threads.submit(self._take_adapter, name, Path(adapter.lora_path), loaded_since_s)
+        return self._adapter_states[name]
+
+    def _take_adapter(self, name: str, folder: Path, loaded_since_s: float) -> None:
+        try:
+            self._adapter_states[name] = adapter_fingerprint(folder, loaded_since_s=loaded_since_s)
+        except FingerprintError as error:
+            logger.warning("Reprise: an adapter's exact hits stay in this process: %s.", error)
+        except Exception as error:
+            self._errors.record("fingerprint", error)
+
+
+def _is_answer_to(
+    answer: Answer,
+    request: "EngineCoreRequest",
+    namespace: str,
+    keys: Sequence[bytes],
+    state: str,
+) -> bool:
+    """Return whether a record is what its key promises: what lies in a tier may be anything."""
+    return (
+        answer.fingerprint == state
+        and answer.namespace == namespace
+        and answer.exact_key in keys
+        and answer.prompt_tokens == token_bytes(request.prompt_token_ids or [])
+        and (answer.expires_s is None or steady_clock.now_s() < answer.expires_s)
+    )

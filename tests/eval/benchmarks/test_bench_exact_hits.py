@@ -1,0 +1,47 @@
+"""The benchmark of exact hits: its arithmetic and what it refuses, without a server."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprise.eval.benchmarks import bench_exact_hits
+from reprise.eval.benchmarks.bench_exact_hits import FIELDS, main
+from reprise.eval.benchmarks.serving_load import Timing
+from reprise.eval.report.results_csv import read_rows
+
+
+def timings(*texts: str) -> list[Timing]:
+    return [Timing(0.001, 0.01 * (n + 1), 5, text) for n, text in enumerate(texts)]
+
+
+def test_quantiles_of_whole_answers() -> None:
+    p50, p99 = bench_exact_hits._rows("redis", timings(*"abcde"), note="n")
+    assert (p50["name"], p50["value"], p50["unit"]) == ("whole answer, p50", 30.0, "ms")
+    assert (p99["value"], p99["from"], p99["requests"], p99["note"]) == (50.0, "redis", 5, "n")
+    assert set(p50) == set(FIELDS)
+
+
+def test_what_differs_or_was_no_hit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_exact_hits, "_counts", lambda _: {"exact": 2})
+    server: Any = None
+    bench_exact_hits._check(timings("a", "b"), timings("a", "b"), server, num_exact=2)
+    with pytest.raises(RuntimeError, match="1 of 2 answers differ"):
+        bench_exact_hits._check(timings("a", "b"), timings("a", "c"), server, num_exact=2)
+    with pytest.raises(RuntimeError, match="expected 3 exact hits, came 2"):
+        bench_exact_hits._check(timings("a", "b"), timings("a", "b"), server, num_exact=3)
+
+
+def test_sections_are_chosen_and_their_rows_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = bench_exact_hits._row("miss", "redis", ["q"], "throughput", 1.5, "tok/s")
+    monkeypatch.setattr(bench_exact_hits, "bench_miss", lambda *_, **__: [row])
+    monkeypatch.setattr(bench_exact_hits, "bench_hits", lambda *_, **__: pytest.fail("not asked"))
+    csv = tmp_path / "rows.csv"
+    assert main(["--only", "miss", "--csv", str(csv)]) == 0
+    assert "throughput" in capsys.readouterr().out
+    (kept,) = read_rows(csv)
+    assert (kept["from"], kept["value"], kept["note"]) == ("redis", "1.5", "")
+    assert main(["--only", "mist", "--csv", str(csv)]) == 2
+    assert "expected some of hits, miss, got mist" in capsys.readouterr().err

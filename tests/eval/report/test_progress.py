@@ -1,0 +1,41 @@
+"""Progress is seen where standard error is a file: a line at the beginning and then regularly."""
+
+import time
+
+import pytest
+
+from reprise.eval.report.progress import progress_stages
+
+
+def test_lines_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        progress_stages(quiet=False, every_s=0.02) as stage,
+        stage("support: suffix", 7) as tick,
+    ):
+        tick()
+        tick()
+        time.sleep(0.3)
+    first, *others = capfd.readouterr().err.splitlines()
+    assert first.endswith(" support: suffix: begins")
+    assert " support: suffix: 2 of 7 after 0 s" in others[-1]
+    time.sleep(0.1)
+    assert capfd.readouterr().err == ""  # the stage has ended
+
+
+def test_an_error_ends_the_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(KeyError),
+        progress_stages(quiet=False, every_s=0.02) as stage,
+        stage("engines", 1),
+    ):
+        raise KeyError
+    capfd.readouterr()
+    time.sleep(0.1)
+    assert capfd.readouterr().err == ""
+
+
+def test_nothing_where_it_is_to_be_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress_stages(quiet=True, every_s=0.01) as stage, stage("engines", 1) as tick:
+        tick()
+        time.sleep(0.05)
+    assert capfd.readouterr().err == ""

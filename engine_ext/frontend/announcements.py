@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.engine_ext.core.serving_config import ServingConfig
     from reprise.retrieval.api.retriever import Retriever
 
 logger = init_logger(__name__)
@@ -34,7 +35,7 @@ def start_line(config: "RepriseConfig", vllm_config: "VllmConfig", *, searches_h
     parts = [
         f"Reprise {__version__} on vLLM {registry.version}, model runner {runner_of(vllm_config)}",
         f"drafts of up to {length} tokens",
-        _EXACT_HITS[config.serving.exact_hits if config.serving.enabled else "off"],
+        _exact_hits(config.serving),
         f"one namespace for all requests: {config.namespace}"
         if config.namespace is not None
         else "namespaces from API keys that the server checks and from cache_salt",
@@ -82,6 +83,14 @@ def end_line(stats: Mapping[str, Any]) -> str | None:
         f"Reprise: of {total} requests {num_exact} were exact hits, {num_followed} followed an "
         f"identical one{found}; {counts.get('tokens_saved', 0)} tokens were not generated."
     )
+
+
+def _exact_hits(serving: "ServingConfig") -> str:
+    kind = serving.exact_hits if serving.enabled else "off"
+    if kind == "off":
+        return _EXACT_HITS[kind]
+    is_shared = serving.exact_hits_from_others == "trusted"
+    return f"{_EXACT_HITS[kind]}, {'shared through the tier' if is_shared else 'of this process'}"
 
 
 def _tier(url: str) -> str:

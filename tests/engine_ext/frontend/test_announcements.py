@@ -24,7 +24,7 @@ def test_the_first_line_says_what_is_on() -> None:
     for part in (
         "model runner V1",
         "drafts of up to 12 tokens",
-        "exact hits for temperature 0 or a seed",
+        "exact hits for temperature 0 or a seed, of this process",
         "namespaces from API keys that the server checks and from cache_salt",
         "answers end with the server",
         "near answers once all-MiniLM-L6-v2 is loaded",
@@ -32,11 +32,11 @@ def test_the_first_line_says_what_is_on() -> None:
         assert part in plain
     other = line(
         namespace="acme",
-        serving={"exact_hits": "always"},
+        serving={"exact_hits": "always", "exact_hits_from_others": "trusted"},
         retrieval={"url": "redis://:secret@host:1/0"},
     )
     assert "one namespace for all requests: acme" in other
-    assert "exact hits for all requests" in other
+    assert "exact hits for all requests, sampled ones too, shared through the tier" in other
     assert "answers kept in redis://:***@host:1/0" in other
     assert "no exact hits" in line(serving={"enabled": False})
 

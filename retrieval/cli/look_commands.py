@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -24,6 +23,7 @@ from reprise.retrieval.cli.tier_access import (
     embedder_of,
     opened,
 )
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.query.turns import clip
 
 _SHOWN_CHARACTERS = 48
@@ -134,7 +134,7 @@ def _cells(answer: Answer) -> tuple[str, ...]:
     return (
         answer.answer_id[:_ID_CHARACTERS],
         answer.namespace or "(default)",
-        age_of(time.time() - answer.created_s),
+        age_of(steady_clock.now_s() - answer.created_s),
         str(answer.uses),
         str(len(answer.response_tokens) // 4),
         _shortened(answer.prompt_text),

@@ -1,3 +1,42 @@
-"""Cached answers of similar prompts, drafted for speculative decoding, verified by the model."""
+"""Cached answers of similar prompts, drafted for speculative decoding, verified by the model.
+
+The names below are imported when they are asked for: `import reprise` alone costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
+    from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.retrieval.api.answer import Answer
+    from reprise.retrieval.api.config import RetrievalConfig
+    from reprise.retrieval.api.retriever import Retriever
+    from reprise.spec.provider import DraftProvider
 
 __version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "DraftProvider",
+    "EnhancedAsyncLLM",
+    "RepriseConfig",
+    "RetrievalConfig",
+    "Retriever",
+    "create_enhanced_system",
+]
+_HOMES = {
+    "Answer": "reprise.retrieval.api.answer",
+    "DraftProvider": "reprise.spec.provider",
+    "EnhancedAsyncLLM": "reprise.engine_ext.async_llm",
+    "RepriseConfig": "reprise.engine_ext.core.config",
+    "RetrievalConfig": "reprise.retrieval.api.config",
+    "Retriever": "reprise.retrieval.api.retriever",
+    "create_enhanced_system": "reprise.engine_ext.async_llm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

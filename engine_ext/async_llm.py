@@ -18,11 +18,18 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 
+from reprise.engine_ext.checks.start_up import end_soon_on_sigterm
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.frontend.announcements import (
+    announce_near_answers,
+    end_line,
+    start_line,
+)
 from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
@@ -51,6 +58,8 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
+_SPECULATIVE = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
+
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
 # processed request. Both run in one task.
 _current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
@@ -67,17 +76,37 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
     Otherwise a request without a tenant is private."""
     _config: "RepriseConfig | None" = None
+    _has_announced = False
+    _has_ended = False
     _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
+    _announcing: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
 
-    def __init__(self, vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> None:
+    def __init__(self, vllm_config: "VllmConfig | None" = None, *args: Any, **kwargs: Any) -> None:
         """As `AsyncLLM`; starts retrieval for its workers and itself.
+
+        In place of a vLLM config it takes the arguments of `AsyncEngineArgs`, by keyword, as
+        `create_enhanced_system` does: the engine is then the calling program's, which is one
+        tenant.
 
         Raises:
             ValueError: a setting is unknown or out of bounds.
+
+        Example:
+            >>> async def main():
+            ...     engine = EnhancedAsyncLLM(model="...", max_model_len=4096)
+            ...     async for output in engine.generate("Hello", SamplingParams(), "1"):
+            ...         print(output.outputs[0].text)
+            ...     engine.shutdown()
         """
+        is_programs = vllm_config is None
+        if vllm_config is None:
+            vllm_config, kwargs = _from_arguments(kwargs)
+        # Before anything is started: a bad setting would otherwise cost a model's loading first.
+        self._config = engine_config(vllm_config)
+        end_soon_on_sigterm()
         self._began_s = time.time()
         self._num_api_servers = int(kwargs.get("client_count", 1))
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
@@ -91,12 +120,13 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
                 "replies report miss in place of semantic.",
                 self._num_api_servers,
             )
+        self._starting_s = time.monotonic()
         with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
         usage = kwargs.get("usage_context")
         # Whoever runs a batch has given all of its requests.
-        self.is_sole_tenant = usage is UsageContext.OPENAI_BATCH_RUNNER
+        self.is_sole_tenant = is_programs or usage is UsageContext.OPENAI_BATCH_RUNNER
         # Also where the rest of the front end is off: tenants have drafts of their own even then.
         registry.apply(Feature.HTTP, server_middleware, role=Role.API_SERVER)
         has_middleware = registry.num_patched(Feature.HTTP) > 0
@@ -117,20 +147,25 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         if self.front_end is not None and self._report_task is None:
             interval_s = self.front_end.config.serving.stats_interval_s
             self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
+        if self._retriever is not None and self._announcing is None:
+            self._announcing = asyncio.create_task(
+                announce_near_answers(self._retriever, began_s=self._starting_s)
+            )
 
     def _attach_front_end(self) -> None:
         if self.front_end is not None:
             return
-        # Imported late: the settings of drafting draw in numba, and a worker forked from a
-        # process with llvmlite in it does not start (vLLM's scan for kernels trips over it).
-        from reprise.engine_ext.core.config import engine_config
-
-        config = self._config = engine_config(self.vllm_config)
+        config = self._config
+        assert config is not None
         if self._retrieval_socket is not None and self._retriever is None:
             self._retriever = start_retrieval(
                 self.vllm_config, config.retrieval, for_front_end=True
             )
             self._retrieval_socket.symlink_to(self._retriever.address)
+        if self._is_first_api_server and not self._has_announced:
+            self._has_announced = True
+            searches_here = self._retriever is not None
+            logger.info(start_line(config, self.vllm_config, searches_here=searches_here))
         if not config.serving.enabled:
             return
         self.front_end = FrontEnd(
@@ -212,7 +247,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             prompt, params = fully_isolated(prompt, params)
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if params.n > 1 and policy.http_context is not None:
-            policy.http_context.add_outcome(lambda: "miss")
+            policy.http_context.add_outcome(lambda: "miss", reason=lambda: "n")
         token = _current_policy.set(policy)
         try:
             queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
@@ -262,12 +297,17 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self.exact_forgetting.close()
         if self.front_end is not None:
             self.front_end.close()
+            if not self._has_ended:
+                self._has_ended = True
+                if (line := end_line(self.front_end.stats())) is not None:
+                    logger.info(line)
         if self._retriever is not None:
             self._retriever.close()
         if self._retrieval_socket is not None:
             shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
-        if self._report_task is not None:
-            cancel_task_threadsafe(self._report_task)
+        for task in (self._report_task, self._announcing):
+            if task is not None:
+                cancel_task_threadsafe(task)
         super().shutdown(timeout=timeout)
 
     async def report(self) -> None:
@@ -335,11 +375,31 @@ async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_
         del engine
 
 
+def _from_arguments(arguments: dict[str, Any]) -> tuple["VllmConfig", dict[str, Any]]:
+    """Return the vLLM config and the keywords of `AsyncLLM` for the arguments of engine args."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.executor import Executor
+
+    if "model" not in arguments:
+        raise TypeError("EnhancedAsyncLLM needs a vllm_config, or the arguments of AsyncEngineArgs")
+    engine_args = AsyncEngineArgs(**{"speculative_config": dict(_SPECULATIVE), **arguments})
+    config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    return config, {
+        "executor_class": Executor.get_class(config),
+        "log_stats": not engine_args.disable_log_stats,
+        "log_requests": engine_args.enable_log_requests,
+        "usage_context": UsageContext.ENGINE_CONTEXT,
+    }
+
+
 @asynccontextmanager
-async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterator[EnhancedAsyncLLM]:
+async def create_enhanced_system(
+    engine_args: "AsyncEngineArgs", config: "RepriseConfig | None" = None
+) -> AsyncIterator[EnhancedAsyncLLM]:
     """Build, start and in the end clean up an engine with everything in front of it.
 
-    Engine args without a speculative config get ours, with up to 16 tokens a draft.
+    Engine args without a speculative config get ours, with up to 16 tokens a draft. What `config`
+    sets wins over environment and settings file, as `additional_config` does.
 
     The engine is the calling program's, which is one tenant: its requests without a `cache_salt`
     share cached answers. A program that serves several gives each prompt its tenant's
@@ -355,7 +415,10 @@ async def create_enhanced_system(engine_args: "AsyncEngineArgs") -> AsyncIterato
         ...             print(output.outputs[0].text)
     """
     if engine_args.speculative_config is None:
-        engine_args.speculative_config = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
+        engine_args.speculative_config = dict(_SPECULATIVE)
+    if config is not None:
+        ours = {"reprise": config.model_dump(mode="json", exclude_unset=True)}
+        engine_args.additional_config = {**(engine_args.additional_config or {}), **ours}
     engine = EnhancedAsyncLLM.from_engine_args(engine_args)
     engine.is_sole_tenant = True
     try:

@@ -20,7 +20,7 @@ def register() -> None:
 
     Raises:
         SystemExit: the command line names our proposer and asks for what `unsupported_start`
-            names.
+            names, or for what `check_start` says will not work.
     """
     try:
         _register()
@@ -34,15 +34,17 @@ def register() -> None:
 
 
 def _register() -> None:
+    from reprise.engine_ext.checks import start_up
     from reprise.engine_ext.compat.registry import registry
-    from reprise.engine_ext.core import log_level
+    from reprise.engine_ext.core import logs
     from reprise.engine_ext.core.identity import PROPOSER_PATH, unsupported_start
 
-    log_level.install()
+    logs.install()
     # The speculative config may also stand in a file; then the workers refuse.
-    refused = unsupported_start()
-    if refused is not None and any(PROPOSER_PATH in word for word in sys.argv):
-        raise SystemExit(refused)
+    if any(PROPOSER_PATH in word for word in sys.argv):
+        if (refused := unsupported_start()) is not None:
+            raise SystemExit(refused)
+        start_up.check_once()
     if registry.unknown_version() is not None:
         logger.warning(
             "Reprise: %s; an engine with our proposer will not start.", registry.summary()

@@ -223,15 +223,18 @@ def _load_traces(options: RunOptions) -> dict[str, list[TraceRow]]:
         loaded = {}
         for path in options.traces:
             name = Path(path).stem
-            empty: list[None] = []
             # Two files of one name in different folders stay apart by their whole paths.
-            loaded[path if name in loaded else name] = load_trace(
-                path, on_empty=partial(empty.append, None)
-            )
-            if empty and not options.quiet:
-                left_out = f"{len(empty)} rows without a question or an answer left out"
-                print(f"{path}: {left_out}", file=sys.stderr)
+            loaded[path if name in loaded else name] = _load_trace(path, quiet=options.quiet)
     return {name: limit_rows(rows, options.limit) for name, rows in loaded.items()}
+
+
+def _load_trace(path: str, *, quiet: bool) -> list[TraceRow]:
+    empty: list[None] = []
+    rows = load_trace(path, on_empty=partial(empty.append, None))
+    if empty and not quiet:
+        left_out = f"{len(empty)} rows without a question or an answer left out"
+        print(f"{path}: {left_out}", file=sys.stderr)
+    return rows
 
 
 def _config(

@@ -199,6 +199,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable)
 
 
+@pytest.fixture(autouse=True)
+def _our_lines_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the plugin is loaded into this process, they go to vLLM's handlers alone."""
+    monkeypatch.setattr(logging.getLogger("reprise"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("reprise"), "handlers", [logging.NullHandler()])
+
+
 def wait_for_memory() -> None:
     """Beside another process that runs tests: give it time to end an engine, if need be."""
     deadline_s = time.monotonic() + _MEMORY_WITHIN_S

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 LAYERS: dict[str, tuple[set[str], ...]] = {
     "engine_ext": (
         {"core"},
-        {"compat"},
+        {"checks", "compat"},
         {"request", "scheduling", "worker"},
         {"outputs", "speculator"},
         {"frontend"},

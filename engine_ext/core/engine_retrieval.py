@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reprise.engine_ext.core import logs
 from reprise.engine_ext.core.model_key import tokenizer_key_of
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.host.owned_folder import make_folder
@@ -28,6 +29,7 @@ def start_retrieval(
         tokenizer=vllm_config.model_config.tokenizer,
         tokenizer_key=tokenizer_key_of(vllm_config),
         for_front_end=for_front_end,
+        json_logs=logs.wants_json(),
     )
 
 

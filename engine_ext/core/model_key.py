@@ -3,6 +3,8 @@
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from reprise.retrieval.query.tokenizer_key import vocabulary_key
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -29,7 +31,18 @@ def model_key_of(vllm_config: "VllmConfig", *, lora_request: Any = None) -> str:
 
 
 def tokenizer_key_of(vllm_config: "VllmConfig") -> str:
-    """32 hexadecimal digits: answers drafted from must be tokenised alike."""
+    """32 hexadecimal digits: answers drafted from must be tokenised alike.
+
+    Of the vocabulary itself, so that `reprise cache import` finds the same key by itself wherever
+    the model lies; of the tokenizer's name where its file cannot be read.
+    """
     model = vllm_config.model_config
+    found = vocabulary_key(
+        str(model.tokenizer),
+        revision=model.tokenizer_revision or None,
+        mode=str(getattr(model, "tokenizer_mode", "auto")),
+    )
+    if found is not None:
+        return found
     parts = (model.tokenizer, model.tokenizer_revision, model.tokenizer_mode)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

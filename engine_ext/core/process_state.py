@@ -12,6 +12,7 @@ BY_ENGINE_OR_TASK = {
 }
 
 OF_THE_PROCESS = {
+    "checks.start_up._checked_pids": "a process has one command line, which is checked once",
     "compat.guarded.step_errors": "counts of errors in hooks, which are of vLLM's classes",
     "compat.registry.registry": "what is patched in vLLM's classes, which a process has once",
     "outputs.one_token_outputs._parsers_built": "a server is one per process",

@@ -8,9 +8,10 @@ from reprise.engine_ext.core.config import RepriseConfig
 _HEAD = """\
 # Settings
 
-Every setting, as an environment variable, in the TOML or JSON file that `REPRISE_CONFIG` names, or
-in `--additional-config '{"reprise": {...}}'`; the later ones win over the earlier. An unknown
-setting, or one out of its bounds, is refused by name when the engine starts.
+Every setting, as an environment variable, in the TOML, YAML or JSON file that `REPRISE_CONFIG`
+names, or in `--additional-config '{"reprise": {...}}'`; the later ones win over the earlier: the
+file over the environment, and the command line over both. An unknown setting, or one out of its
+bounds, is refused by name before the engine starts.
 
 ```
 REPRISE_RETRIEVAL__URL=redis://localhost:6379/0

@@ -124,18 +124,28 @@ class ExactAnswers:
     def used(self, tracked: TrackedRequest, answer: Answer) -> None:
         """Report that a request was answered with this."""
         if self.shared is not None and tracked.shared is not None:
-            key = _key_of(tracked.shared.keys, answer.finish_reason)
-            self.shared.used(answer.namespace, key, len(answer.response_tokens) // 4)
+            key = dict(zip(tracked.keys or (), tracked.shared.keys, strict=False)).get(
+                answer.exact_key or b""
+            )
+            if key is not None:
+                self.shared.used(answer.namespace, key, len(answer.response_tokens) // 4)
 
     def find(
         self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
     ) -> Answer | None:
-        """Return an answer to `request` that is at most `max_age_s` old; None: there is none."""
+        """Return an answer to `request` that is at most `max_age_s` old; None: there is none.
+
+        The first tokens of an answer do not depend on `max_tokens`: a longer one is cut to it.
+        """
         assert request.sampling_params is not None
-        complete = self.memory.get(keys.complete)
-        if complete is not None and not _has_room(complete, request.sampling_params.max_tokens):
-            complete = None
-        answer = complete if complete is not None else self.memory.get(keys.limited)
+        max_tokens = request.sampling_params.max_tokens
+        answer = self.memory.get(keys.complete)
+        if answer is not None and not _has_room(answer, max_tokens):
+            answer = _cut_to(answer, max_tokens)
+        if answer is None and (known := self.memory.get(keys.cut)) is not None:
+            answer = _cut_to(known, max_tokens)
+        if answer is None:
+            answer = self.memory.get(keys.limited)
         if answer is None or max_age_s is None:
             return answer
         return answer if steady_clock.now_s() - answer.created_s <= max_age_s else None
@@ -164,20 +174,20 @@ class ExactAnswers:
             model_key=self._model_key,
             finish_reason=str(finished.ending.finish_reason),
             stop_reason=finished.ending.stop_reason,
-            exact_key=_key_of(keys, str(finished.ending.finish_reason)),
+            exact_key=_key_of(keys, finished, tracked.max_tokens),
         )
         self.memory.put(answer, ttl_s=tracked.policy.control.ttl_s)
-        self._share(answer, tracked)
+        self._share(answer, tracked, finished)
         return True
 
-    def _share(self, answer: Answer, tracked: TrackedRequest) -> None:
+    def _share(self, answer: Answer, tracked: TrackedRequest, finished: FinishedFlight) -> None:
         """Have an answer that was just stored written to the tier."""
         if self.shared is None or tracked.shared is None:
             return
         lives_s = [s for s in (tracked.policy.control.ttl_s, self._ttl_s) if s is not None]
         self.shared.store(
             answer,
-            key=_key_of(tracked.shared.keys, answer.finish_reason),
+            key=_key_of(tracked.shared.keys, finished, tracked.max_tokens),
             state=tracked.shared.state,
             expires_s=answer.created_s + min(lives_s) if lives_s else None,
         )
@@ -218,9 +228,12 @@ class ExactAnswers:
         return f"{with_adapter}:{self.weights_epoch}:{self.adapters.key(adapter)}"
 
 
-def _key_of(keys: ExactKeys, finish_reason: str | None) -> bytes:
-    """Return which of a request's keys an answer that ended so is stored under."""
-    return keys.limited if finish_reason == str(FinishReason.LENGTH) else keys.complete
+def _key_of(keys: ExactKeys, finished: FinishedFlight, max_tokens: int | None) -> bytes:
+    """Return which of a request's keys its answer is stored under."""
+    if finished.ending.finish_reason is not FinishReason.LENGTH:
+        return keys.complete
+    # At the end of the model's context an answer is shorter than `max_tokens`.
+    return keys.cut if len(finished.token_ids) == max_tokens else keys.limited
 
 
 def _has_room(answer: Answer, max_tokens: int | None) -> bool:
@@ -232,3 +245,16 @@ def _has_room(answer: Answer, max_tokens: int | None) -> bool:
     if answer.finish_reason == str(FinishReason.REPETITION):
         return num_tokens < max_tokens
     return num_tokens <= max_tokens
+
+
+def _cut_to(answer: Answer, max_tokens: int | None) -> Answer | None:
+    """Return the first `max_tokens` tokens of an answer, as if it had been cut there; None: it is
+    not that long."""
+    if max_tokens is None or len(answer.response_tokens) // 4 < max_tokens:
+        return None
+    return msgspec.structs.replace(
+        answer,
+        response_tokens=answer.response_tokens[: 4 * max_tokens],
+        finish_reason=str(FinishReason.LENGTH),
+        stop_reason=None,
+    )

@@ -25,7 +25,7 @@ from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.outputs.replay import Ending, Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
-from reprise.engine_ext.request.exact_hits import is_determined
+from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
 
@@ -214,7 +214,7 @@ class FrontEnd:
             if kind != "miss":
                 tracked.kind = "exact"
             if policy.http_context is not None:
-                policy.http_context.add_outcome(lambda: tracked.kind)
+                policy.http_context.add_outcome(lambda: tracked.kind, reason=lambda: tracked.reason)
             if policy.info is not None:
                 policy.info.add(tracked)
         self.counts[kind] += 1
@@ -258,6 +258,8 @@ class FrontEnd:
         """Return plain figures since this process started."""
         return {
             "counts": dict(self.counts),
+            "hit_rates": self._hit_rates(),
+            "active_requests": self._processor.get_num_unfinished_requests(),
             "refusals": dict(self.refusals),
             "memory": self.exact.memory.stats()._asdict(),
             "shared": self.exact.shared.stats() if self.exact.shared is not None else None,
@@ -265,6 +267,18 @@ class FrontEnd:
             "errors": self.errors.counts(),
             "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
         }
+
+    def _hit_rates(self) -> dict[str, float]:
+        """Return the shares of requests that were answered without generating, and of generated
+        ones that had near answers."""
+        num_saved = self.counts["exact"] + self.counts["followed"]
+        total = num_saved + self.counts["miss"]
+        rates = {"exact": num_saved / total if total else 0.0}
+        if self.near_answers is not None:
+            found = self.near_answers.stats()
+            searched = found["submitted"] - found["abandoned"]
+            rates["near"] = found["found"] / searched if searched else 0.0
+        return rates
 
     def _take(
         self,
@@ -276,22 +290,22 @@ class FrontEnd:
         """Answer the request if possible; return exact, followed or miss."""
         control = tracked.policy.control
         if not tracked.policy.shares:
-            self._refuse("unknown tenant")
+            self._refuse("unknown tenant", tracked)
             return "miss"
         if not control.look_up and not control.store:
             return "miss"
         if self.is_paused:
-            self._refuse("paused engine")
+            self._refuse("paused engine", tracked)
             return "miss"
         reason = self.exact.refusal(request)
         if reason is not None:
-            self._refuse(reason)
+            self._refuse(reason, tracked)
             return "miss"
         try:
             keys = self.exact.keys(request, tracked.policy.namespace)
             tracked.shared = self.exact.shared_keys(request, tracked.policy.namespace)
         except ValueError:
-            self._refuse("a setting without an encoding")
+            self._refuse("a setting without an encoding", tracked)
             return "miss"
         tracked.keys = keys
         if control.look_up:
@@ -333,7 +347,14 @@ class FrontEnd:
             priority=request.priority,
         )
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, tracked: TrackedRequest) -> None:
+        tracked.reason = word_of(reason)
+        if reason == SAMPLED and not self.refusals[reason]:
+            logger.info(
+                "Reprise: a request without temperature 0 or a seed is sampled anew each time, so "
+                "it is never an exact hit; drafts speed it up. Send temperature 0 or a seed, or "
+                "set REPRISE_SERVING__EXACT_HITS=always to have one sample repeated. (Said once.)"
+            )
         self.refusals[reason] += 1
         self.metrics.refused(reason)
 

@@ -34,7 +34,11 @@ def health_report(
     }
     for number, health in enumerate(retrieval):
         name = "retrieval" if len(retrieval) == 1 else f"retrieval_{number}"
-        components[name] = {"state": health.state, "detail": health.detail}
+        components[name] = {
+            "state": health.state,
+            "detail": health.detail,
+            "embedder": health.embedder,
+        }
         if health.tier:
             is_open = any(state != "closed" for state in health.breakers.values())
             components[f"{name}_tier"] = {

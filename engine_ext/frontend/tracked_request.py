@@ -48,6 +48,8 @@ class TrackedRequest:
         self._trace_headers = request.trace_headers
         self._begun_s = time.monotonic()
         self.prompt_token_ids = request.prompt_token_ids or []
+        params = request.sampling_params
+        self.max_tokens: int | None = params.max_tokens if params is not None else None
         self.policy = policy
         self.keys: ExactKeys | None = None
         """What its answer will be stored under; None: not for exact hits."""
@@ -57,6 +59,8 @@ class TrackedRequest:
         """Whether near answers are searched for here."""
         self.kind = "miss"
         """What the reply reports: exact, semantic, clause or miss."""
+        self.reason: str | None = None
+        """Why it could not be an exact hit, whatever the cache holds; None: it could."""
         self.weights_epoch = weights_epoch
         self.weight_version = weight_version
 

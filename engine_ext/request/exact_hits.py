@@ -6,6 +6,7 @@ not known to do so passes through to the engine: a refusal costs a generation, n
 
 import hashlib
 import json
+import re
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -57,7 +58,7 @@ KEYED_FIELDS = FLOAT_FIELDS | frozenset(
     }
 )
 """Fields of `SamplingParams` that change the tokens or where they end. `max_tokens` is apart: it
-only matters to answers that were cut off by it."""
+only matters to where an answer is cut."""
 
 REFUSED_FIELDS = {
     "n": 1,
@@ -132,13 +133,32 @@ _LOSSLESS_METHODS = frozenset({"standard", "block"})
 _ENGINE_TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
+SAMPLED = "sampled without a seed"
+"""The refusal of requests that ask for another sample each time."""
+
+
+_WORDS = {
+    SAMPLED: "sampled",
+    "exact hits are off": "off",
+    "a setting without an encoding": "setting",
+}
+
+
+def word_of(reason: str) -> str:
+    """Return a refusal in one word, for a reply's header: letters, digits, dashes, underscores."""
+    return _WORDS.get(reason) or re.sub(r"[^A-Za-z0-9_]+", "-", reason).strip("-")
+
+
 class ExactKeys(NamedTuple):
     """The keys that a request's answer may be stored under."""
 
     complete: bytes
     """An answer that ended by itself: good for every `max_tokens` that has room for it."""
     limited: bytes
-    """An answer that hit this request's `max_tokens`; also the identity of a flight."""
+    """An answer that was cut for another reason than `max_tokens`; also the identity of a
+    flight."""
+    cut: bytes
+    """The longest answer known that hit its `max_tokens`: good for every smaller one."""
 
 
 def is_greedy(params: "SamplingParams") -> bool:
@@ -194,7 +214,7 @@ def refusal(request: "EngineCoreRequest", mode: ExactHits) -> str | None:
     if any((params.extra_args or {}).get(name) for name in _ENGINE_TRANSFERS):
         return "KV transfer"
     if mode == "deterministic" and not is_determined(params):
-        return "sampled without a seed"
+        return SAMPLED
     return None
 
 
@@ -223,7 +243,11 @@ def exact_keys(
         },
     )
     limit = str(params.max_tokens).encode()
-    return ExactKeys(complete, hashlib.blake2b(limit, key=complete, digest_size=16).digest())
+    return ExactKeys(
+        complete,
+        limited=hashlib.blake2b(limit, key=complete, digest_size=16).digest(),
+        cut=hashlib.blake2b(b"cut", key=complete, digest_size=16).digest(),
+    )
 
 
 def sampling_fields(params: "SamplingParams") -> dict[str, Any]:

@@ -33,7 +33,7 @@ class HttpRequestContext:
         self.tenant = tenant
         """The request's tenant according to `ServerTenants`; None: unknown."""
         self.path = path
-        self._kinds: list[Callable[[], str]] = []
+        self._outcomes: list[tuple[Callable[[], str], Callable[[], str | None]]] = []
         self._infos: list[RequestInfo] = []
 
     @property
@@ -41,14 +41,19 @@ class HttpRequestContext:
         """Whether the client asks for the outcome, be it by an empty header."""
         return not self.headers.keys().isdisjoint(_HEADERS_THAT_ASK)
 
-    def add_outcome(self, kind: Callable[[], str]) -> None:
-        """Add one request to the engine; `kind` returns how the cache took it."""
-        self._kinds.append(kind)
+    def add_outcome(
+        self, kind: Callable[[], str], *, reason: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """Add one request to the engine; `kind` returns how the cache took it, and `reason` why it
+        could not be an exact hit, in one word; None: it could."""
+        self._outcomes.append((kind, reason))
 
     def outcome(self) -> str | None:
         """Return the value of the reply's `x-reprise-cache`; None: the engine was not asked."""
-        kinds = {kind() for kind in self._kinds}
-        return ", ".join(kind for kind in CACHE_KINDS if kind in kinds) or None
+        kinds = {kind() for kind, _ in self._outcomes}
+        reasons = {reason() for _, reason in self._outcomes} - {None}
+        words = ", ".join(kind for kind in CACHE_KINDS if kind in kinds) or None
+        return f"{words}; reason={min(filter(None, reasons))}" if words and reasons else words
 
     def add_info(self, info: RequestInfo) -> None:
         """Add the information on one request to the engine client that is over."""

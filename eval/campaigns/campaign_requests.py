@@ -255,7 +255,8 @@ def _info(reply: aiohttp.ClientResponse, text: str) -> dict[str, Any]:
 
 def _crossing(cache: str | None, info: dict[str, Any]) -> str | None:
     """Tell what a request that has nothing to draw on has drawn on all the same."""
-    kinds = {kind.strip() for kind in (cache or "").split(",")} | set(info.get("cache", ()))
+    said = (cache or "").partition(";")[0]
+    kinds = {kind.strip() for kind in said.split(",")} | set(info.get("cache", ()))
     if found := kinds & {"exact", "semantic", "clause"}:
         return f"{', '.join(sorted(found))} for a namespace that has seen nothing"
     by_source = (info.get("drafts") or {}).get("by_source", {})

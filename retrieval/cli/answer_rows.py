@@ -55,12 +55,14 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
     created_s: float | None = None
     uses: int = 0
     accepted_tokens: int = 0
+    embedding: bytes = b""
+    embedder: str = ""
 
 
 def row_of(answer: Answer) -> bytes:
-    """Return one line of JSON, without the embedding: that is computed again where it is needed."""
+    """Return one line of JSON; the embedding, in base64, spares who imports it computing it."""
     row = msgspec.structs.asdict(answer)
-    for name in ("prompt_tokens", "response_tokens", "exact_key", "embedding", "embedder"):
+    for name in ("prompt_tokens", "response_tokens", "exact_key"):
         del row[name]
     row["prompt_token_ids"] = answer.prompt_token_ids.tolist()
     row["response_token_ids"] = answer.response_token_ids.tolist()
@@ -160,7 +162,13 @@ def _answer(row: _Row, tokenizer: TextTokenizer | None) -> Answer:
         tokenizer_key=row.tokenizer_key,
         created_s=row.created_s,
     )
-    return msgspec.structs.replace(answer, uses=row.uses, accepted_tokens=row.accepted_tokens)
+    return msgspec.structs.replace(
+        answer,
+        uses=row.uses,
+        accepted_tokens=row.accepted_tokens,
+        embedding=row.embedding,
+        embedder=row.embedder if row.embedding else "",
+    )
 
 
 def _ids(text: str | list[int], tokenizer: TextTokenizer | None) -> list[int]:

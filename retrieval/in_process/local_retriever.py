@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import UsageCounts
 
+logger = logging.getLogger(__name__)
 OnForgotten = Callable[[Forgotten], None]
 OnGone = Callable[[Sequence[tuple[str, str]]], None]
 _IDLE_S = 0.25
@@ -73,6 +75,7 @@ class LocalRetriever(Retriever):
         self._config = config or RetrievalConfig()
         self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._threads = tokenizer_key, threads
+        self._has_warned_of_others = False
         self._on_gone, self._on_forgotten = on_gone, on_forgotten
         self._search: NearSearch | None = None
         self._queue = WorkQueue(
@@ -289,8 +292,22 @@ class LocalRetriever(Retriever):
             self._changed.wait_for(lambda: self._queue.takes_answers or self._closing)
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
             self._count(wrong_tokenizer=len(answers) - len(own))
+            self._warn_of_others({a.tokenizer_key for a in answers} - {self._tokenizer_key})
             new = [a for a in own if not self.answer(a.namespace, a.answer_id)]
             self._memory.admit(new, ours=False)
+
+    def _warn_of_others(self, keys: set[str]) -> None:
+        """Say once that the tier holds answers of other tokenizers."""
+        if not keys or self._has_warned_of_others:
+            return
+        self._has_warned_of_others = True
+        logger.warning(
+            "Answers in the tier that were made with another tokenizer are ignored: its key is %s, "
+            "this engine's is %s. If they are your history, import it again with reprise cache "
+            "import --model MODEL.",
+            " or ".join(sorted(key or "empty" for key in keys)),
+            self._tokenizer_key or "empty",
+        )
 
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""

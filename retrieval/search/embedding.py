@@ -175,6 +175,24 @@ def _local_folder(model: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def find_model(model: str) -> Path | None:
+    """Return the folder of a model that is on this machine, without loading it: as named, bundled,
+    or in the hub's cache."""
+    folder = _local_folder(model)
+    if folder is not None:
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    for repository in (model, f"sentence-transformers/{model}"):
+        try:
+            found = try_to_load_from_cache(repository, "config.json")
+        except ValueError:  # no name that a hub could have
+            continue
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
 def _multiplies_bfloat16() -> bool:
     try:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text()

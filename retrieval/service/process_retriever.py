@@ -57,6 +57,7 @@ class ProcessRetriever(RetrievalClient):
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
         for_front_end: The owner takes no updates from here, but forgets what is to be
             forgotten.
+        json_logs: The process logs JSON.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -69,6 +70,7 @@ class ProcessRetriever(RetrievalClient):
         tokenizer: str | None = None,
         tokenizer_key: str = "",
         for_front_end: bool = False,
+        json_logs: bool = False,
     ) -> None:
         config = config or RetrievalConfig()
         # A wrong URL should fail here, not over there; what is only out of order is tried again.
@@ -90,6 +92,7 @@ class ProcessRetriever(RetrievalClient):
             owner_pid=os.getpid(),
             tokenizer=tokenizer,
             tokenizer_key=tokenizer_key,
+            json_logs=json_logs,
         )
         self._threads = config.embedding_threads
         self.restarts = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from reprise.retrieval.host.log_lines import formatter
 from reprise.retrieval.host.pinned_cores import leave_pinned_cores
 from reprise.retrieval.service.wire import LaunchConfig
 
@@ -25,12 +27,15 @@ _NICENESS = 10
 
 def main() -> None:
     """Serve until the owner is gone."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s reprise: %(message)s")
+    multiprocessing.current_process().name = "Retrieval"
     os.umask(0o077)  # all that is written here holds prompts and answers
     # The owner's wish to end is an orderly one: answers on their way are written first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchConfig)
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(as_json=launch.json_logs))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     leave_pinned_cores(launch.owner_pid)
     # Whoever decodes goes first where cores are few.
     os.nice(_NICENESS)

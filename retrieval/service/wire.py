@@ -31,6 +31,8 @@ class LaunchConfig(msgspec.Struct, frozen=True):
     owner_pid: int
     tokenizer: str | None = None
     tokenizer_key: str = ""
+    json_logs: bool = False
+    """Log lines are JSON."""
     is_first: bool = True
     """Of a row of starts: what fails at each of them is logged once."""
 

@@ -44,7 +44,14 @@ class Reply(NamedTuple):
 
     @property
     def cache(self) -> str | None:
-        return self.headers.get("x-reprise-cache")
+        """The kinds, without a reason."""
+        kinds, _, _ = self.headers.get("x-reprise-cache", "").partition(";")
+        return kinds or None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it could not be an exact hit; None: it could, for all that the reply says."""
+        return self.headers.get("x-reprise-cache", "").partition("; reason=")[2] or None
 
     @property
     def generated(self) -> bool:

@@ -51,6 +51,8 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
 ) -> None:
     announced = []
     lines = []
+    speculative = SimpleNamespace(num_speculative_tokens=16)
+    vllm_config: Any = SimpleNamespace(additional_config={}, speculative_config=speculative)
 
     def start(_self: Any, _config: Any, *_args: Any, **_kwargs: Any) -> None:
         announced.append(os.environ.get(ADDRESS_VARIABLE))
@@ -60,7 +62,7 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     monkeypatch.setattr(EnhancedAsyncLLM, "_attach_front_end", lambda _self: None)
     monkeypatch.setattr(async_llm.logger, "info", lambda *words: lines.append(words))
     engine = EnhancedAsyncLLM(
-        None, client_addresses={"input": "x"}, client_count=3, client_index=index
+        vllm_config, client_addresses={"input": "x"}, client_count=3, client_index=index
     )
     assert announced == [None]
     assert len(lines) == (index == 0)
@@ -69,7 +71,7 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     engine.front_end = SimpleNamespace(report=reports.append)  # type: ignore[assignment]
     await engine.report()
     assert reports == [["a", "b", "c", "d"] if index == 0 else None]
-    EnhancedAsyncLLM(None)
+    EnhancedAsyncLLM(vllm_config)
     assert announced[1] is not None
 
 
@@ -232,3 +234,14 @@ async def test_on_a_real_engine(demo_model: Path) -> None:
         await metrics_follow_the_workers(engine)
     await asyncio.sleep(0.2)
     assert asyncio.all_tasks() == before
+
+
+@pytest.mark.usefixtures("never_started")
+def test_a_bad_setting_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(AsyncLLM, "__init__", lambda *_args, **_kwargs: started.append(True))
+    monkeypatch.setenv("REPRISE_RETRIEVAL__URL", "redi://x")
+    vllm_config: Any = SimpleNamespace(additional_config={})
+    with pytest.raises(ValueError, match="redi://x"):
+        EnhancedAsyncLLM(vllm_config)
+    assert started == []

@@ -48,12 +48,17 @@ THREADS = {
     "retrieval/search/snapshot_writer.py": "a thread a file, which catches all",
     "retrieval/tiers/sync/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
+    "engine_ext/checks/machine_checks.py": "one question to Redis, which catches all",
+    "engine_ext/checks/start_up.py": "ends the process",
+    "engine_ext/cli/doctor.py": "one check, whose errors are findings",
+    "engine_ext/frontend/shared_exact.py": "one fingerprint, which catches all, and look-ups",
     "engine_ext/worker/answer_learner.py": "catches all in its loop",
     "engine_ext/worker/weights_keeper.py": "catches all in its loop",
     "spec/batching/batch.py": "stays in compiled code, which raises nothing",
     "eval/live/engine_turns.py": "a benchmark's",
     "eval/live/live_worker.py": "a benchmark's",
     "eval/live/redis_server.py": "a benchmark's",
+    "eval/report/progress.py": "a benchmark's",
     "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)

@@ -6,14 +6,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from reprise.engine_ext.cli import doctor as doctor_module
-from reprise.engine_ext.cli.doctor import (
+from reprise.engine_ext.checks.machine_checks import (
     Finding,
-    check_compat,
-    check_plugins,
     check_redis,
     check_settings,
     check_shared_memory,
+)
+from reprise.engine_ext.cli import doctor as doctor_module
+from reprise.engine_ext.cli.doctor import (
+    CHECKS,
+    check_compat,
+    check_embedding,
+    check_plugins,
     check_vllm,
     doctor,
 )
@@ -59,6 +63,7 @@ def test_status_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing() -> Iterator[Finding]:
         raise RuntimeError("it fell over")
 
+    monkeypatch.setattr(doctor_module, "check_embedding", lambda: iter(()))
     monkeypatch.setattr(doctor_module, "CHECKS", (fine,))
     status, output = run()
     assert status == 0
@@ -68,3 +73,22 @@ def test_status_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
     status, output = run()
     assert status == 1
     assert "RuntimeError: it fell over" in output
+
+
+def test_one_wrong_setting_is_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRISE_RETRIEVAL__URL", "redi://nowhere")
+    checks = [check for check in (*CHECKS, check_embedding) if check not in _IMPORTING]
+    found = [finding for check in checks for finding in check() if finding.problem is not None]
+    (wrong,) = [finding for finding in found if "VLLM_PLUGINS" not in finding.name]
+    assert "redi://nowhere" in str(wrong)
+
+
+def test_a_lacking_embedding_model_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "no-such-model")
+    (finding,) = check_embedding()
+    assert not finding.is_fatal
+    assert "no-such-model" in str(finding)
+
+
+# They import vLLM, and know nothing of settings.
+_IMPORTING = (check_vllm, check_plugins, check_compat)

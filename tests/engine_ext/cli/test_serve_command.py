@@ -1,7 +1,9 @@
 """The command line and environment that `reprise serve` hands to vLLM."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -14,6 +16,7 @@ from reprise.engine_ext.cli.serve_command import (
     server_command,
     server_environment,
 )
+from reprise.engine_ext.core.config import CHECKED_VARIABLE
 
 
 def test_options_of_vllm_pass_through_and_the_proposer_is_named() -> None:
@@ -63,14 +66,30 @@ def test_admin_routes_are_let_in_and_nothing_is_shut_out() -> None:
     assert server_environment({"VLLM_PLUGINS": ""})["VLLM_PLUGINS"] == "reprise"
 
 
-def test_the_command_replaces_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_replaces_this_process(
+    monkeypatch: pytest.MonkeyPatch, demo_model: Path
+) -> None:
     started = []
     monkeypatch.setattr(serve_command.os, "execve", lambda *given: started.append(given))
     app = typer.Typer()
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-    result = CliRunner().invoke(app, ["m", "--num-speculative-tokens", "3", "--port", "1"])
+    given = [str(demo_model), "--num-speculative-tokens", "3", "--port", "0"]
+    result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
     ((executable, command, environment),) = started
     assert executable == sys.executable
-    assert command[-2:] == ["--port", "1"]
+    assert command[-2:] == ["--port", "0"]
     assert "reprise" in environment["VLLM_PLUGINS"]
+    assert environment[CHECKED_VARIABLE] == str(os.getpid())
+
+
+def test_what_cannot_work_is_not_started(monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> None:
+    started = []
+    monkeypatch.setattr(serve_command.os, "execve", lambda *given: started.append(given))
+    monkeypatch.setenv("REPRISE_RETRIEVAL__URL", "redi://x")
+    app = typer.Typer()
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+    result = CliRunner().invoke(app, [str(demo_model), "--port", "0"])
+    assert isinstance(result.exception, ValueError)
+    assert "redi://x" in str(result.exception)
+    assert started == []

@@ -53,9 +53,11 @@ OURS = {
 
 DATA = {
     "args.middleware": "as --middleware would, before the server's app is built",
+    "engine_args.additional_config": "of args that are ours to complete",
     "engine_args.speculative_config": "of args that are ours to complete",
     "hinted.extra_args": "of a copy of a request's params",
     "hinted.skip_clone": "of a copy of a request's params",
+    "ours.propagate": "of our own logger",
     "output.reprise_info": "a field of ours, on its way to the client",
     "params.extra_args": "hints, in the place that vLLM has for them",
     "prompt.cache_salt": "of a request that is on its way into the engine",

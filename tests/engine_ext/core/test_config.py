@@ -45,6 +45,19 @@ def test_json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_config().namespace == "acme"
 
 
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    file = tmp_path / f"reprise.{ending}"
+    file.write_text("namespace: acme\nretrieval:\n  url: memory://\n  near_answers: 7\n")
+    monkeypatch.setenv("REPRISE_CONFIG", str(file))
+    assert load_config().namespace == "acme"
+    assert load_config().retrieval.near_answers == 7
+    file.write_text("a: [")
+    with pytest.raises(ValueError, match="expected a readable TOML, YAML or JSON file") as error:
+        load_config()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("additional", "message"),
     [
@@ -75,7 +88,7 @@ def test_an_unreadable_file_is_named(
     if content is not None:
         file.write_text(content)
     monkeypatch.setenv("REPRISE_CONFIG", str(file))
-    with pytest.raises(ValueError, match="expected a readable TOML or JSON file"):
+    with pytest.raises(ValueError, match="expected a readable TOML, YAML or JSON file"):
         load_config()
 
 

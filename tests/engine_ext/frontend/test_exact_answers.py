@@ -52,6 +52,7 @@ def tracked(exact: ExactAnswers, **fields: Any) -> Any:
         "policy": RequestPolicy(RequestControl(), "acme"),
         "weights_epoch": exact.weights_epoch,
         "weight_version": "w",
+        "max_tokens": 10,
     }
     return SimpleNamespace(**{**known, **fields})
 
@@ -81,22 +82,24 @@ def test_only_an_answer_of_the_weights_as_they_are_is_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "fits"),
+    ("reason", "cut_at"),
     [
-        (FinishReason.STOP, {None: True, 4: True, 3: True, 2: False}),
+        (FinishReason.STOP, {None: False, 4: False, 3: False, 2: True, 1: True}),
         # vLLM looks at the limit before it looks for repetition.
-        (FinishReason.REPETITION, {None: True, 4: True, 3: False, 2: False}),
+        (FinishReason.REPETITION, {None: False, 4: False, 3: True, 2: True, 1: True}),
     ],
 )
-def test_an_answer_fits_a_limit_at_which_it_would_have_ended_alike(
-    reason: FinishReason, fits: dict[int | None, bool]
+def test_an_answer_ends_at_a_limit_as_if_it_had_been_generated_with_it(
+    reason: FinishReason, cut_at: dict[int | None, bool]
 ) -> None:
     exact = exact_answers()
     exact.store(tracked(exact), finished(3, reason), weight_version="w")
-    for max_tokens, fit in fits.items():
+    for max_tokens, is_cut in cut_at.items():
         asked = request(max_tokens)
         found = exact.find(exact.keys(asked, "acme"), asked, None)
-        assert (found is not None) == fit, max_tokens
+        assert found is not None
+        assert found.finish_reason == str(FinishReason.LENGTH if is_cut else reason), max_tokens
+        assert found.response_token_ids.tolist() == [0, 1, 2][:max_tokens]
 
 
 def test_an_answer_older_than_asked_for_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ class Client:
 
     def __init__(self, front_end: FrontEnd) -> None:
         self.front_end = front_end
+        self.reason: FinishReason | None = None
+        """Why the last answer ended."""
         self._count = 0
 
     def ask(
@@ -87,6 +89,8 @@ class Client:
             processor.process_outputs([output], None, None, "default")
         output = queue.get_nowait()
         assert output is not None
+        ended = output.outputs[0].finish_reason
+        self.reason = next((each for each in FinishReason if str(each) == ended), None)
         return "exact" if hit else "miss", list(output.outputs[0].token_ids)
 
 
@@ -104,17 +108,31 @@ def test_the_second_time_comes_from_the_cache(client: Client) -> None:
     assert stats["errors"] == {}
 
 
-def test_a_whole_answer_serves_every_limit_that_has_room(client: Client) -> None:
+def test_a_whole_answer_serves_every_limit(client: Client) -> None:
     client.ask(max_tokens=10)
-    assert client.ask(max_tokens=3)[0] == "exact"
+    assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])
+    assert client.reason is FinishReason.STOP
     assert client.ask(max_tokens=400)[0] == "exact"
-    assert client.ask(max_tokens=2, emits=(5, 6), reason=FinishReason.LENGTH)[0] == "miss"
+    assert client.ask(max_tokens=2) == ("exact", [5, 6])
+    assert client.reason is FinishReason.LENGTH
 
 
-def test_a_cut_answer_serves_its_own_limit_only(client: Client) -> None:
+def test_a_cut_answer_serves_smaller_limits(client: Client) -> None:
     client.ask(max_tokens=3, reason=FinishReason.LENGTH)
     assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])
-    assert client.ask(max_tokens=4, emits=(5, 6, 7, 8))[0] == "miss"
+    assert client.ask(max_tokens=1) == ("exact", [5])
+    assert client.reason is FinishReason.LENGTH
+    longer = (5, 6, 7, 8)
+    assert client.ask(max_tokens=4, emits=longer, reason=FinishReason.LENGTH)[0] == "miss"
+    assert client.ask(max_tokens=4) == ("exact", [5, 6, 7, 8])
+    assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])
+    assert client.front_end.stats()["memory"]["answers"] == 1
+
+
+def test_an_answer_cut_by_the_models_context_serves_its_own_limit(client: Client) -> None:
+    client.ask(max_tokens=10, reason=FinishReason.LENGTH)
+    assert client.ask(max_tokens=10) == ("exact", [5, 6, 7])
+    assert client.ask(max_tokens=11)[0] == "miss"
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
@@ -232,7 +250,9 @@ def test_an_answer_that_ended_by_repetition_needs_room_for_one_more(client: Clie
     repetition = FinishReason.REPETITION
     client.ask(max_tokens=10, reason=repetition)
     assert client.ask(max_tokens=4)[0] == "exact"
-    assert client.ask(max_tokens=3)[0] == "miss"
+    assert client.reason is repetition
+    assert client.ask(max_tokens=3)[0] == "exact"
+    assert client.reason is FinishReason.LENGTH
     client.ask(max_tokens=10, reason=FinishReason.STOP, stop_token_ids=[7])
     assert client.ask(max_tokens=3, stop_token_ids=[7])[0] == "exact"
 
@@ -256,6 +276,22 @@ def test_outcomes_are_added_to_the_http_context(client: Client) -> None:
     http_context = HttpRequestContext({}, None)
     client.ask(policy=RequestPolicy(RequestControl(), "", http_context))
     assert http_context.outcome() == "exact"
+
+
+def test_a_sampled_request_is_told_why_and_the_log_once(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        http_context = HttpRequestContext({}, None)
+        with caplog.at_level("INFO"):
+            client.ask(policy=RequestPolicy(RequestControl(), "", http_context), temperature=0.7)
+        assert http_context.outcome() == "miss; reason=sampled"
+    said = [each for each in caplog.records if "temperature 0 or a seed" in each.getMessage()]
+    assert len(said) == 1
+    http_context = HttpRequestContext({}, None)
+    private = RequestPolicy(RequestControl(), "\0private", http_context)
+    client.ask(policy=private)
+    assert http_context.outcome() == "miss; reason=unknown-tenant"
 
 
 def test_an_error_of_ours_becomes_a_generation(

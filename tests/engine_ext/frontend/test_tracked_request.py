@@ -40,7 +40,10 @@ class Seen:
 
 def track(seen: Seen, *, has_retrieval: bool = True) -> TrackedRequest:
     request: Any = SimpleNamespace(
-        request_id="r", trace_headers={"traceparent": "x"}, prompt_token_ids=[1, 2]
+        sampling_params=None,
+        request_id="r",
+        trace_headers={"traceparent": "x"},
+        prompt_token_ids=[1, 2],
     )
     return TrackedRequest(
         request,

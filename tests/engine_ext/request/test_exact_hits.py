@@ -131,11 +131,12 @@ def test_where_and_when_a_request_runs_is_not_in_the_keys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(KEYED_FIELDS))
-def test_a_keyed_field_changes_both_keys(name: str) -> None:
+def test_a_keyed_field_changes_all_keys(name: str) -> None:
     base = keys_of(make_request())
     flipped = keys_of(make_request(with_field(name, FLIPPED[name])))
     assert flipped.complete != base.complete
     assert flipped.limited != base.limited
+    assert flipped.cut != base.cut
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_FIELDS))
@@ -150,12 +151,13 @@ def test_how_an_answer_is_handed_out_is_not_in_the_keys(name: str) -> None:
     assert keys_of(make_request(with_field(name, value[name]))) == keys_of(make_request())
 
 
-def test_max_tokens_is_only_in_the_key_of_answers_cut_by_it() -> None:
+def test_max_tokens_is_only_in_the_key_of_answers_cut_otherwise() -> None:
     base = keys_of(make_request())
     longer = keys_of(make_request(with_field("max_tokens", 51)))
     assert longer.complete == base.complete
     assert longer.limited != base.limited
-    assert base.limited != base.complete
+    assert longer.cut == base.cut
+    assert len(set(base)) == 3
 
 
 def test_prompt_namespace_model_and_reasoning_are_in_the_keys() -> None:

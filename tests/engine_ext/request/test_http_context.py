@@ -71,6 +71,18 @@ async def test_outcomes_of_several_requests_are_one_header_and_none_is_no_header
         await send({"type": "http.response.body", "body": b""})
 
     assert (await run(several, headers={}))[0]["headers"] == [(b"x-reprise-cache", b"exact, miss")]
+
+    async def sampled(_scope: Any, _receive: Any, send: Any) -> None:
+        http_context = current_http_context.get()
+        assert http_context is not None
+        for kind in ("miss", "semantic"):
+            http_context.add_outcome(lambda kind=kind: kind, reason=lambda: "sampled")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    assert (await run(sampled, headers={}))[0]["headers"] == [
+        (b"x-reprise-cache", b"semantic, miss; reason=sampled")
+    ]
     assert (await run(none, headers={"authorization": "Basic abc"}))[0]["headers"] == []
 
 

@@ -3,7 +3,8 @@
 from reprise.engine_ext.request.exact_hits import ExactKeys
 from reprise.engine_ext.request.shared_keys import mixed
 
-ONE, OTHER = ExactKeys(b"c" * 16, b"l" * 16), ExactKeys(b"d" * 16, b"l" * 16)
+ONE = ExactKeys(b"c" * 16, b"l" * 16, b"t" * 16)
+OTHER = ExactKeys(b"d" * 16, b"l" * 16, b"t" * 16)
 
 
 def test_keys_and_state_both_count() -> None:

@@ -15,6 +15,7 @@ def answer(number, *, namespace="acme", created_s=None):
         prompt_text=f"question {number}",
         namespace=namespace,
         answer_id=f"id{number}",
+        tokenizer_key="k",
         created_s=created_s,
     )
 

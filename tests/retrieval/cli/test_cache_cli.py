@@ -15,7 +15,10 @@ from reprise.tests.retrieval.cli.cache_command import (
     run,
 )
 
-COMMANDS = ["import", "export", "warm", "stats", "invalidate", "check"]
+COMMANDS = [
+    *("import", "export", "warm", "stats", "invalidate", "check"),
+    *("list", "show", "search"),
+]
 
 
 def test_answers_survive_export_and_import(url, fill, tmp_path):
@@ -84,7 +87,12 @@ def test_every_command_over_redis(redis_server, tmp_path):
     assert "0 of 3 answers embedded" in run("warm", "--url", url, "--model", "lexical")
     assert "acme" in run("stats", "--url", url)
     assert "3 answers exported" in run("export", tmp_path / "b.jsonl", "--url", url)
-    assert sorted((tmp_path / "b.jsonl").read_bytes().split(b"\n")[:3]) == sorted(lines)
+    exported = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert {row.pop("embedder") for row in exported} == {"lexical:512"}
+    assert all(len(row.pop("embedding")) > 512 for row in exported)
+    for line in map(json.loads, lines):
+        del line["embedding"], line["embedder"]
+        assert line in exported
     client = redis.Redis.from_url(url)
     [key] = client.keys("*:a:id3")
     client.set(key, b"damaged")

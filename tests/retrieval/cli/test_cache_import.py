@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from reprise.retrieval.query.tokenizer_key import vocabulary_key
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.tests.retrieval.cli.cache_command import (
     refused,
@@ -144,15 +145,16 @@ def test_what_was_known_already_is_told_apart(url, tmp_path):
     rows = [{"prompt_token_ids": [n % 6], "response_token_ids": [n % 6, 7]} for n in range(18)]
     log = tmp_path / "rows.jsonl"
     log.write_text("\n".join(map(json.dumps, rows)))
-    assert "6 new, 12 already known" in run("import", log, "--url", url)
-    assert "0 new, 18 already known" in run("import", log, "--url", url)
+    given = ("import", log, "--url", url, "--tokenizer-key", "k")
+    assert "6 new, 12 already known" in run(*given)
+    assert "0 new, 18 already known" in run(*given)
 
 
 def test_ids_may_be_integers(url, tmp_path):
     log = tmp_path / "rows.jsonl"
     row = {"answer_id": 5, "namespace": 7, "prompt": [1, 2], "response": [3]}
     log.write_text(json.dumps(row))
-    assert "1 new, 0 already known" in run("import", log, "--url", url)
+    assert "1 new, 0 already known" in run("import", log, "--url", url, "--tokenizer-key", "k")
     assert imported(tmp_path, "7") == {((1, 2), (3,))}
 
 
@@ -196,3 +198,45 @@ def test_damaged_packed_files_are_refused(url, tmp_path):
         assert "cannot read" in refused("import", log, "--url", url)
     log.write_text('[{"prompt": ')
     assert "line 1: not JSON: the text ends within a row" in refused("import", log, "--url", url)
+
+
+def test_an_import_that_was_interrupted_goes_on(url, tmp_path, monkeypatch):
+    rows = [{"prompt_token_ids": [n], "response_token_ids": [n, 7]} for n in range(600)]
+    log = tmp_path / "rows.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    given = ("import", log, "--url", url, "--tokenizer-key", "k")
+    written = []
+    put = SqliteTier.put
+
+    def interrupted(tier, answers):
+        if written:
+            raise KeyboardInterrupt
+        written.extend(answers)
+        return put(tier, answers)
+
+    monkeypatch.setattr(SqliteTier, "put", interrupted)
+    run(*given, status=130)
+    assert 0 < len(written) < 600
+    rest = []
+    monkeypatch.setattr(SqliteTier, "put", lambda tier, a: rest.extend(a) or put(tier, a))
+    assert f"{600 - len(written)} new, {len(written)} already known" in run(*given)
+    assert len(rest) == 600 - len(written)
+    # Answers that were put there without the right key are put there anew.
+    rest.clear()
+    run(*given[:-1], "other")
+    assert len(rest) == 600
+
+
+def test_what_servers_would_ignore_is_refused(url, tmp_path, chat_tokenizer):
+    log = tmp_path / "rows.jsonl"
+    row = {"prompt_token_ids": [1], "response_token_ids": [2]}
+    log.write_text(json.dumps(row))
+    assert "name the model that is served by --model" in refused("import", log, "--url", url)
+    output = run("import", log, "--url", url, "--model", chat_tokenizer)
+    [held] = SqliteTier(tmp_path / "answers.sqlite").answers("")
+    assert held.tokenizer_key == vocabulary_key(str(chat_tokenizer))
+    assert held.tokenizer_key in output
+    log.write_text(json.dumps({**row, "tokenizer_key": "another"}))
+    given = ("import", log, "--url", url)
+    assert "made with another tokenizer (another)" in refused(*given, "--model", chat_tokenizer)
+    assert "1 answer imported" in run(*given)

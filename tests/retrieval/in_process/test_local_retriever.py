@@ -9,6 +9,7 @@ import pytest
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
 
 @pytest.fixture
@@ -180,6 +181,18 @@ def test_another_tokenizers_answers_are_refused(make):
     retriever.store(answer("hello", "hi", tokenizer_key="theirs"))
     assert near(retriever, "hello") == []
     assert retriever.stats().wrong_tokenizer == 1
+
+
+def test_answers_of_another_tokenizer_in_the_tier_are_said_once(make, tmp_path, caplog):
+    url = f"sqlite:///{tmp_path}/answers.sqlite"
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    tier.put([answer(f"hello {n}", "hi", tokenizer_key="theirs") for n in range(3)])
+    tier.close()
+    retriever = make(tokenizer_key="mine", config={"url": url})
+    assert retriever.wait_until_warm(200)
+    assert retriever.stats().wrong_tokenizer == 3
+    (line,) = [r.getMessage() for r in caplog.records if "another tokenizer" in r.getMessage()]
+    assert "its key is theirs, this engine's is mine" in line
 
 
 def test_a_failing_decode_costs_the_batch_and_no_more(make, caplog):

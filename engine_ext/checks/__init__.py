@@ -1,0 +1,1 @@
+"""What can be known before an engine starts, without vLLM."""

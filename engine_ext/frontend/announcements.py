@@ -1,0 +1,98 @@
+"""The lines that say what is on: at the start, when near answers are ready, and at the end."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+
+from reprise import __version__
+from reprise.engine_ext.compat.registry import registry
+from reprise.retrieval.api.tier_url import redact
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.engine_ext.core.serving_config import ServingConfig
+    from reprise.retrieval.api.retriever import Retriever
+
+logger = init_logger(__name__)
+_LOOK_S = 0.25
+_EXACT_HITS = {
+    "deterministic": "exact hits for temperature 0 or a seed",
+    "always": "exact hits for all requests, sampled ones too",
+    "off": "no exact hits",
+}
+_TIERS = {"memory": "answers end with the server"}
+
+
+def start_line(config: "RepriseConfig", vllm_config: "VllmConfig", *, searches_here: bool) -> str:
+    """Say what is on in an engine that has just been built."""
+    speculative = vllm_config.speculative_config
+    length = speculative.num_speculative_tokens if speculative is not None else 0
+    parts = [
+        f"Reprise {__version__} on vLLM {registry.version}, model runner {runner_of(vllm_config)}",
+        f"drafts of up to {length} tokens",
+        _exact_hits(config.serving),
+        f"one namespace for all requests: {config.namespace}"
+        if config.namespace is not None
+        else "namespaces from API keys that the server checks and from cache_salt",
+        _tier(config.retrieval.url),
+        f"near answers once {config.retrieval.embedding_model} is loaded"
+        if searches_here
+        else "near answers searched for by the workers",
+    ]
+    return "; ".join(parts) + "."
+
+
+def runner_of(vllm_config: "VllmConfig") -> str:
+    """Name the model runner that an engine uses: V1 or V2."""
+    return "V2" if getattr(vllm_config, "use_v2_model_runner", False) is True else "V1"
+
+
+async def announce_near_answers(retriever: "Retriever", *, began_s: float) -> None:
+    """Log when near answers are ready, and how long that took since `began_s` (monotonic)."""
+    while (health := retriever.health()).state == "starting":
+        await asyncio.sleep(_LOOK_S)
+    if health.state == "closed":
+        return
+    took_s = time.monotonic() - began_s
+    held = retriever.stats().answers
+    without = f", {health.detail}" if health.detail else ""
+    logger.info(
+        "Reprise: near answers are ready after %.1f s (%s, %d answers held%s).",
+        took_s,
+        health.embedder,
+        held,
+        without,
+    )
+
+
+def end_line(stats: Mapping[str, Any]) -> str | None:
+    """Say what a front end has saved, by its `stats`; None: it was asked nothing."""
+    counts: Mapping[str, int] = stats["counts"]
+    num_exact, num_followed = counts.get("exact", 0), counts.get("followed", 0)
+    total = num_exact + num_followed + counts.get("miss", 0)
+    if not total:
+        return None
+    near = stats.get("retrieval") or {}
+    found = f", {near['found']} had near answers" if near else ""
+    return (
+        f"Reprise: of {total} requests {num_exact} were exact hits, {num_followed} followed an "
+        f"identical one{found}; {counts.get('tokens_saved', 0)} tokens were not generated."
+    )
+
+
+def _exact_hits(serving: "ServingConfig") -> str:
+    kind = serving.exact_hits if serving.enabled else "off"
+    if kind == "off":
+        return _EXACT_HITS[kind]
+    is_shared = serving.exact_hits_from_others == "trusted"
+    return f"{_EXACT_HITS[kind]}, {'shared through the tier' if is_shared else 'of this process'}"
+
+
+def _tier(url: str) -> str:
+    scheme = url.partition(":")[0]
+    return _TIERS.get(scheme) or f"answers kept in {redact(url)}"

@@ -1,0 +1,123 @@
+"""What the commands `reprise cache ...` share: the tier that a URL names, and words for counts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.namespace import check_namespace
+from reprise.retrieval.api.tier_url import redact, sqlite_path
+from reprise.retrieval.in_process.open_tier import open_tier
+from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
+from reprise.retrieval.search.embedding import LEXICAL, Embedder
+from reprise.retrieval.tiers.tier import Tier, TierError
+
+Item = TypeVar("Item")
+_BATCH = 256
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_progress = Console(stderr=True)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="REPRISE_RETRIEVAL__URL", help="sqlite:///path or redis://host:port/0"
+    ),
+]
+Namespace = Annotated[str | None, typer.Option(help="Only this namespace; all without it.")]
+
+
+@contextmanager
+def opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
+    """Yield the tier of a URL; what goes wrong with it is one line."""
+    try:
+        path = sqlite_path(url) if url.startswith("sqlite:") else None
+        # A mistyped path would read as an empty cache.
+        if path is not None and not may_create and not path.exists():
+            raise ValueError(f"there is no SQLite file {path}")
+        tier = open_tier(url)
+        if tier is None:
+            raise ValueError("memory:// lives in a running engine; name sqlite:// or redis://")
+        try:
+            yield tier
+        finally:
+            tier.close()
+    except TierError as error:
+        raise ValueError(f"{redact(url)}: {error}") from error
+
+
+def namespaces_of(tier: Tier, namespace: str | None) -> list[str]:
+    """Return the namespaces of a tier, or the one that is asked for."""
+    return tier.namespaces() if namespace is None else [check_namespace(namespace)]
+
+
+def all_answers(tier: Tier, namespace: str | None) -> Iterator[Answer]:
+    """Yield the answers of a tier, of one namespace or of all."""
+    for name in namespaces_of(tier, namespace):
+        yield from tier.answers(name)
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Group items into batches of a size that tiers take well."""
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def tracked(items: Iterable[Item], doing: str) -> Iterable[Item]:
+    """Show progress to a person, and nothing to a pipe."""
+    hidden = not _progress.is_terminal
+    return track(items, doing, console=_progress, transient=True, disable=hidden)
+
+
+def answers_in_words(count: int) -> str:
+    """Return a count of answers in words."""
+    return f"{count} answer" if count == 1 else f"{count} answers"
+
+
+def embedder_of(model: str) -> Embedder:
+    """Return the model itself: what stands in for it would overwrite better embeddings."""
+    announcing = logging.getLogger(Embedder.__module__)
+    announcing.disabled = True  # the error below says it
+    try:
+        embedder = Embedder(model)
+    finally:
+        announcing.disabled = False
+    if embedder.name == LEXICAL and model != LEXICAL:
+        raise ValueError(f"no embedding model {model!r}: neither a folder, installed nor cached")
+    return embedder
+
+
+def tokenizer_at(name: str | None) -> PromptTokenizer | None:
+    """Return the tokenizer of this name; None: none is named."""
+    if name is None:
+        return None
+    try:
+        return PromptTokenizer(name)
+    except Exception as error:  # tokenizers raise what they like
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no tokenizer at {name}: {reason}") from error
+
+
+def seconds_of(age: str) -> float:
+    """Return the seconds of an age such as 90s or 7d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", age)
+    if match is None:
+        raise ValueError(f"an age must look like 90s, 15m, 6h, 7d or 2w, got {age!r}")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def age_of(seconds: float) -> str:
+    """Return an age in one word."""
+    for unit in ("w", "d", "h", "m"):
+        if seconds >= _UNITS_S[unit]:
+            return f"{seconds / _UNITS_S[unit]:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"

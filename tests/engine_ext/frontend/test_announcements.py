@@ -1,0 +1,64 @@
+"""The lines at the start, when near answers are ready, and at the end."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.frontend.announcements import announce_near_answers, end_line, start_line
+from reprise.retrieval import RetrievalConfig
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+
+
+def line(**settings: Any) -> str:
+    vllm_config: Any = SimpleNamespace(
+        speculative_config=SimpleNamespace(num_speculative_tokens=12)
+    )
+    return start_line(load_config(settings), vllm_config, searches_here=True)
+
+
+def test_the_first_line_says_what_is_on() -> None:
+    plain = line()
+    for part in (
+        "model runner V1",
+        "drafts of up to 12 tokens",
+        "exact hits for temperature 0 or a seed, of this process",
+        "namespaces from API keys that the server checks and from cache_salt",
+        "answers end with the server",
+        "near answers once all-MiniLM-L6-v2 is loaded",
+    ):
+        assert part in plain
+    other = line(
+        namespace="acme",
+        serving={"exact_hits": "always", "exact_hits_from_others": "trusted"},
+        retrieval={"url": "redis://:secret@host:1/0"},
+    )
+    assert "one namespace for all requests: acme" in other
+    assert "exact hits for all requests, sampled ones too, shared through the tier" in other
+    assert "answers kept in redis://:***@host:1/0" in other
+    assert "no exact hits" in line(serving={"enabled": False})
+
+
+async def test_near_answers_are_announced_once_they_are_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    retriever = LocalRetriever(RetrievalConfig(embedding_model="lexical"))
+    try:
+        with caplog.at_level("INFO"):
+            await announce_near_answers(retriever, began_s=time.monotonic())
+    finally:
+        retriever.close()
+    (record,) = caplog.records
+    assert "near answers are ready after" in record.getMessage()
+    assert "lexical:512, 0 answers held" in record.getMessage()
+
+
+def test_the_last_line_says_what_was_saved() -> None:
+    assert end_line({"counts": {}, "retrieval": None}) is None
+    counts = {"exact": 3, "followed": 1, "miss": 6, "tokens_saved": 40}
+    said = end_line({"counts": counts, "retrieval": {"found": 5}})
+    assert said is not None
+    assert said.startswith("Reprise: of 10 requests 3 were exact hits, 1 followed")
+    assert "5 had near answers; 40 tokens were not generated" in said

@@ -1,0 +1,75 @@
+"""`reprise cache list`, `show` and `search`, over SQLite."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from reprise.retrieval import Answer
+from reprise.retrieval.cli.cache_cli import app
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+
+QUESTIONS = ("How do I cancel my order?", "Where is my parcel?", "What does delivery cost?")
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A file with an answer to each question, the last of another namespace."""
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    tier.put(
+        [
+            Answer.create(
+                prompt_token_ids=[number],
+                response_token_ids=[number, 7],
+                prompt_text=question,
+                response_text=f"Answer\n{number}",
+                namespace="acme" if number == 2 else "",
+                answer_id=f"id{number}",
+                created_s=1000.0 + number,
+                tokenizer_key="k",
+            )
+            for number, question in enumerate(QUESTIONS)
+        ]
+    )
+    tier.close()
+    return f"sqlite:///{tmp_path}/answers.sqlite"
+
+
+def test_the_newest_come_first(url: str) -> None:
+    lines = run("list", "--url", url, "--limit", "2").splitlines()
+    rows = [line for line in lines if "id" in line and "Answer" in line]
+    assert ["id2" in rows[0], "id1" in rows[1], len(rows)] == [True, True, 2]
+    assert "acme" in rows[0]
+    assert "(default)" in rows[1]
+    assert lines[-1] == "2 of 3: name --limit for more"
+    assert "id2" not in run("list", "--url", url, "--namespace", "")
+
+
+def test_one_answer_is_shown_whole(url: str) -> None:
+    shown = json.loads(run("show", "id2", "--url", url))
+    assert shown["prompt"] == QUESTIONS[2]
+    assert shown["response"] == "Answer\n2"
+    assert (shown["namespace"], shown["tokenizer_key"]) == ("acme", "k")
+    with pytest.raises(ValueError, match="3 answers have ids that begin with id"):
+        typer.main.get_command(app).main(["show", "id", "--url", url], standalone_mode=False)
+    with pytest.raises(ValueError, match="no answer whose id begins with x"):
+        typer.main.get_command(app).main(["show", "x", "--url", url], standalone_mode=False)
+
+
+@pytest.mark.parametrize("warmed", [False, True])
+def test_answers_are_found_by_a_question_as_typed(url: str, warmed: bool) -> None:
+    if warmed:
+        run("warm", "--url", url, "--model", "lexical")
+    given = ("search", "my parcel, where is it?", "--url", url, "--model", "lexical")
+    rows = [line for line in run(*given).splitlines() if "Answer" in line]
+    assert len(rows) == 3
+    assert "id1" in rows[0]
+    assert len([line for line in run(*given, "--limit", "1").splitlines() if "Answer" in line]) == 1

@@ -279,7 +279,8 @@ def _print(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
         table.add_column(headings[name], justify="left" if name in ("trace", "engine") else "right")
     for row in rows:
         table.add_row(*(str(row.get(name, "")) for name in names))
-    console = Console()
+    # Elsewhere than on a terminal rich would cut names off at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     console.print("In virtual time: no figure of a device.")
 

@@ -381,7 +381,7 @@ SECTIONS = (
         "measured were chosen so that `suffix` and `v1` come out.",
         file="bench_virtual_gpu.csv",
         command=f"{_FORECAST_COMMAND} --check",
-        keys=("engine", "trace", "concurrency"),
+        keys=("engine", "trace", "concurrency", "requests"),
         table=check_table,
         where={"section": "check"},
     ),

@@ -61,7 +61,7 @@ def test_the_first_repeat_of_a_restarted_server_is_a_hit(
         assert shared(again)["hit"] == len(QUESTIONS)
         # Each key is a tenant of its own.
         assert again.chat(QUESTIONS[0], key=again.api_keys[1]).generated
-        removed = again.send("/reprise/cache", {"everything": True}, method="DELETE").json
+        removed = again.send("/reprise/cache?everything=true", method="DELETE").json
         assert removed["removed"] >= len(QUESTIONS)
         assert all(again.chat(question).generated for question in QUESTIONS)
     finally:

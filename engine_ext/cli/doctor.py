@@ -138,10 +138,12 @@ def check_compat() -> Iterator[Finding]:
 
 def check_runner() -> Iterator[Finding]:
     """Say which of vLLM's model runners engines get here."""
-    from reprise.engine_ext.core.config import load_config
     from reprise.engine_ext.scheduling.runner_choice import machines_reason_for_v1
 
-    wanted, reason = load_config().engine.runner, machines_reason_for_v1()
+    config = valid_settings()
+    if config is None:
+        return
+    wanted, reason = config.engine.runner, machines_reason_for_v1()
     if wanted == "v2" and reason is not None:
         yield Finding("model runner", f"engine.runner is v2: {reason}", "Set it to auto.")
     elif wanted == "v1" or reason is not None:

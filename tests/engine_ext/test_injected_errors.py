@@ -59,7 +59,7 @@ _ELSEWHERE = {
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed fetch _take_in"),
     (ExactMemory, "clear namespaces"),
-    (FrontEnd, "close fetch model_changed progress report stats _share_exact_hits"),
+    (FrontEnd, "close fetch model_changed progress report stats _hit_rates _share_exact_hits"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates"),
     (TrackedRequest, "retrieval_ms"),

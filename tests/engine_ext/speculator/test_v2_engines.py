@@ -61,9 +61,10 @@ def test_16_requests_in_4_slots(plain: Any, ours: Any, prompts: list[list[int]])
     accepted = sum(after.values()) - sum(before.values())
     assert accepted > len(prompts) * GREEDY["max_tokens"] / 2
     assert after["near_answer"] > before["near_answer"]
-    # The device also counts what was accepted beyond an end, before the end was known.
+    # vLLM also counts what fills slots and happens to be right; the device also what was accepted
+    # beyond an end, before the end was known.
     counted = ours.metrics()["vllm:spec_decode_num_accepted_tokens"]
-    assert counted <= sum(after.values()) <= 1.5 * counted
+    assert 0.8 * counted <= sum(after.values()) <= 1.2 * counted
 
 
 @pytest.mark.parametrize(

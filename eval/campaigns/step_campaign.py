@@ -323,6 +323,7 @@ def main(
     """Run the campaign and print a row for each engine."""
     # Set before vLLM is imported: quiet but for errors.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"  # where complaints are looked for
     model = model or str(demo_model_path())
     try:
         tokenizer = load_tokenizer(model)

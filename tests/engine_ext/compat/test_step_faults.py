@@ -82,6 +82,9 @@ NOT_IN = {
     "compile_or_warm_up_model": "runs while an engine starts",
     "add_request": "tells a drafter in the engine core's process: only where steps run ahead",
     "get_output": "of outputs that come later: only where steps run ahead",
+    "add_requests": "of model runner V2",
+    "finish_requests": "of model runner V2",
+    "_verify": "of model runner V2",
 }
 
 
@@ -205,6 +208,7 @@ def engine(
 
         monkeypatch.setenv("STEP_FAULTS", str(folder))
         monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
+        monkeypatch.setenv("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # of the processes it starts
         monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
         built = Engine(request.param, asked, folder)
         # Only now: no other engine's processes have it. A forked one has what this process has.

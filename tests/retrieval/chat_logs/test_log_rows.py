@@ -118,7 +118,8 @@ def test_what_is_wrong_is_said_with_its_line(
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(b"\n" * 100, mtime=0)[:-9], b"\x1f\x8bnonsense", b"\xff\xfe\x00\xd8\x00"]
+    "content",
+    [gzip.compress(b"\n" * 100, mtime=0)[:-9], b"\x1f\x8bnonsense", b"\xff\xfe\x00\xd8\x00"],
 )
 def test_a_damaged_file_is_refused(read, content: bytes) -> None:
     assert "cannot read" in refused(read, content)

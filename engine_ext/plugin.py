@@ -61,6 +61,7 @@ def apply_all() -> None:
     from reprise.engine_ext.scheduling import (
         async_scheduling,
         cpu_placement,
+        draft_lengths,
         draft_padding,
         draft_slots,
         runner_choice,
@@ -82,6 +83,7 @@ def apply_all() -> None:
         Feature.RUNNER: runner_choice,
         Feature.SPECULATOR: installation,
         Feature.DRAFT_SLOTS: draft_slots,
+        Feature.DRAFT_LENGTHS: draft_lengths,
     }
     for role, features in ((Role.API_SERVER, api_server), (Role.ENGINE_CORE, engine_core)):
         for feature, hooks in features.items():

@@ -54,6 +54,14 @@ def set_room_for_drafts(scheduler_output: "SchedulerOutput", num_tokens: int) ->
     scheduler_output.num_spec_tokens_to_schedule = num_tokens
 
 
+def set_draft_lengths(
+    speculative_config: Any, schedule: "list[tuple[int, int, int]] | None"
+) -> None:
+    """Give an engine a schedule of draft lengths by batch size, for all of which vLLM captures
+    graphs; None: drafts have one length."""
+    speculative_config.num_speculative_tokens_per_batch_size = schedule
+
+
 def set_num_scheduled(scheduler_output: "SchedulerOutput", num_tokens: int) -> None:
     """Correct the number of tokens that a step computes."""
     scheduler_output.total_num_scheduled_tokens = num_tokens

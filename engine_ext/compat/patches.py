@@ -47,6 +47,7 @@ class Feature(Enum):
     RUNNER = "choice of the model runner"
     SPECULATOR = "speculator of V2"
     DRAFT_SLOTS = "draft slots by request"
+    DRAFT_LENGTHS = "draft lengths by batch"
     VERIFICATION = "verification"
     VERIFICATION_V2 = "verification on model runner V2"
     DRAFT_METADATA = "draft metadata in one copy"

@@ -15,6 +15,7 @@ _WITHOUT = frozenset(
         Feature.RUNNER,
         Feature.SPECULATOR,
         Feature.DRAFT_SLOTS,
+        Feature.DRAFT_LENGTHS,
         Feature.VERIFICATION_V2,  # its sampler draws other noise
     }
 )

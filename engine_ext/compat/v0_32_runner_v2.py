@@ -53,6 +53,43 @@ _SLOTS = (
     ),
 )
 
+_LENGTHS = (
+    Patch(
+        f"{_CONFIG}.__post_init__",
+        Feature.DRAFT_LENGTHS,
+        _CORE,
+        Kind.WRAP,
+        parameters=("self",),
+        hook="plan_lengths",
+    ),
+    Patch(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler.__init__",
+        Feature.DRAFT_LENGTHS,
+        _CORE,
+        Kind.WRAP,
+        parameters=("self", "..."),
+        hook="begin_scheduler",
+    ),
+    Patch(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+        Feature.DRAFT_LENGTHS,
+        _CORE,
+        parameters=("self", "scheduler_output", "model_runner_output"),
+        hook="learn_lengths",
+    ),
+    Patch(
+        "vllm.config.speculative:SpeculativeConfig",
+        Feature.DRAFT_LENGTHS,
+        _CORE,
+        Kind.RELY,
+        fields=(
+            "num_speculative_tokens_per_batch_size",
+            "enable_adaptive_verification",
+            "...",
+        ),
+    ),
+)
+
 _SPECULATOR = (
     Patch(
         "vllm.v1.worker.gpu.spec_decode:init_speculator",
@@ -107,4 +144,4 @@ _SPECULATOR = (
     Patch(f"{_WORKER_BASE}.reprise_flush", Feature.SPECULATOR, _WORKER, Kind.ADD),
 )  # fmt: skip
 
-PATCHES = (*_CHOICE, *_SLOTS, *_SPECULATOR)
+PATCHES = (*_CHOICE, *_SLOTS, *_LENGTHS, *_SPECULATOR)

@@ -1,8 +1,9 @@
 """How many tokens of a request may be drafted on model runner V2, where slots come before drafts.
 
-There every decoding request has a step with as many slots as drafts are long, and what the device
-has drafted fills them. A request that must not be drafted for has to be scheduled without. Its
-batch then runs without full CUDA graphs, which want requests of one length.
+There every decoding request has a step with as many slots as drafts are long in this batch
+(`draft_lengths.py`), and what the device has drafted fills them. A request that must not be drafted
+for has to be scheduled without. Its batch then runs without full CUDA graphs, which want requests
+of one length.
 
 The hooks of `Feature.DRAFT_SLOTS`, in the engine core.
 """
@@ -23,6 +24,7 @@ from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.identity import uses_our_proposer
 from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
+from reprise.engine_ext.scheduling.draft_lengths import lengths_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -34,19 +36,24 @@ _KEEP_SAMPLES = "keep_samples"
 
 
 def limit_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
-    """Run vLLM's, and take slots from requests that must not have as many with the next step."""
+    """Run vLLM's with as many slots for each request as drafts are to be long in this batch, and
+    take them from requests that must not have as many with the next step."""
+    if not (scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config)):
+        return original()
+    if (lengths := lengths_of(scheduler)) is not None:
+        names = _names_to_draft_for(scheduler, scheduler_output)
+        set_room_for_drafts(scheduler_output, lengths.choose(scheduler_output, names))
     result = original()
-    if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
-        requests = [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens]
-        try:
-            for request in requests:
-                if request.spec_token_ids:
-                    limit_drafts(request, _max_slots_of(request, scheduler.vllm_config))
-        except Exception:
-            # What each may have is not known: those that promise a sample must keep it.
-            for request in requests:
-                drop_drafts(request)
-            raise
+    requests = [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens]
+    try:
+        for request in requests:
+            if request.spec_token_ids:
+                limit_drafts(request, _max_slots_of(request, scheduler.vllm_config))
+    except Exception:
+        # What each may have is not known: those that promise a sample must keep it.
+        for request in requests:
+            drop_drafts(request)
+        raise
     return result
 
 
@@ -55,6 +62,18 @@ def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "Schedu
     if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
         set_room_for_drafts(scheduler_output, 0)
     return original()
+
+
+def _names_to_draft_for(scheduler: Any, scheduler_output: "SchedulerOutput") -> set[str]:
+    """Return the requests of a step that decode in the next one, and may have drafts there."""
+    names = set()
+    for name, num_tokens in scheduler_output.num_scheduled_tokens.items():
+        request = scheduler.requests[name]
+        known = request.num_tokens + request.num_output_placeholders
+        still_prefills = request.num_computed_tokens + num_tokens < known
+        if not still_prefills and _max_slots_of(request, scheduler.vllm_config) != 0:
+            names.add(name)
+    return names
 
 
 def _max_slots_of(request: Any, config: "VllmConfig") -> int | None:

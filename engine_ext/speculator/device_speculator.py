@@ -118,7 +118,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         skip_attn_for_dummy_run: bool = False,  # noqa: ARG002
         mm_inputs: Any = None,  # noqa: ARG002
         is_profile: bool = False,  # noqa: ARG002
-        num_speculative_tokens: int | None = None,  # noqa: ARG002
+        num_speculative_tokens: int | None = None,
     ) -> torch.Tensor:
         """Draft for the next step, with the tokens of this one already in their requests.
 
@@ -126,24 +126,28 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             num_sampled: [num_reqs] int32; 0: the request is still prefilling.
             num_rejected: [num_reqs] int32, of the slots for drafts that this step had.
             last_sampled: [max_num_reqs, 1] int64, by slot.
+            num_speculative_tokens: that the next step has slots for; vLLM drops what is longer.
+                0: nothing is drafted, on any rank.
 
         Returns:
-            [num_reqs, num_speculative_tokens] int64, in the order of the batch.
+            [num_reqs, K] int64, in the order of the batch, with K the engine's own maximum.
         """
         num_reqs = input_batch.num_reqs
         drafts = self._drafts[:num_reqs]
         if dummy_run:
             return drafts
+        wants_drafts = num_speculative_tokens != 0
         if self._ranks.is_first:
             has_drafted = False
             with self._errors.recording("propose"):
                 has_drafted = self._draft(
-                    num_reqs, input_batch.idx_mapping, num_sampled, num_rejected
+                    num_reqs, input_batch.idx_mapping, num_sampled, num_rejected, wants_drafts
                 )
-            if not has_drafted:
+            if wants_drafts and not has_drafted:
                 drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping][:, None])
                 self.draft_token_confidence_probs[:num_reqs].zero_()
-        self._ranks.share(num_reqs)
+        if wants_drafts:
+            self._ranks.share(num_reqs)
         return drafts
 
     def _draft(
@@ -152,16 +156,20 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         idx_mapping: torch.Tensor,
         num_sampled: torch.Tensor,
         num_rejected: torch.Tensor,
+        wants_drafts: bool,
     ) -> bool:
-        """Fill the first rows of drafts and chances; return whether it may be done at all."""
+        """Count the step, and fill the first rows of drafts and chances if they are wanted; return
+        whether that was done."""
         assert self._state is not None
         assert self._counts is not None
         assert self._requests is not None
         if self._requests.has_failed:
             return False
         slots = self._slots[:num_reqs].copy_(idx_mapping)
-        wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
         self._counts.add_step(slots.long(), num_sampled[:num_reqs], num_rejected[:num_reqs])
+        if not wants_drafts:
+            return False
+        wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
         draft_tokens(
             self._state,
             all_token_ids=self._req_states.all_token_ids.gpu,

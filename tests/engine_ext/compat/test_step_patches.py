@@ -18,6 +18,7 @@ STARTS = "runs while an engine starts, or before"
 RPC = "is called between steps, by a name of ours"
 
 UNGUARDED = {
+    "AsyncScheduler.__init__": STARTS,
     "EngineArgs.create_engine_config": STARTS,
     "MultiprocExecutor._init_executor": STARTS,
     "UniProcExecutor._init_executor": STARTS,

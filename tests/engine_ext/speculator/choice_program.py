@@ -28,11 +28,12 @@ def choice(settings: dict[str, Any], environment: dict[str, str], **arguments: A
             additional_config={"reprise": settings},
             **arguments,
         ).create_engine_config()
-        # While the environment is the case's: vLLM looks at it each time.
+        # What is asked of the config reads the environment again.
         return {
             "v2": config.use_v2_model_runner,
             "async": config.scheduler_config.async_scheduling,
             "method": config.speculative_config.method,
+            "lengths": config.speculative_config.num_speculative_tokens_per_batch_size,
             "says": describe_choice(config),
         }
     except ValueError as error:

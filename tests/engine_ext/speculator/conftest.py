@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 
 PROGRAM = Path(__file__).with_name("engine_program.py")
 V2_ON_CPU = Path(__file__).resolve().parents[2] / "v2_on_cpu"
-PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _ENDS_WITHIN_S = 30.0
 
 
@@ -47,7 +47,9 @@ class Engine:
     def __init__(self, *, with_reprise: bool, environment: dict[str, str], **settings: Any) -> None:
         variables = environment_of_v2(with_reprise=with_reprise) | environment
         variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for a function to the worker
-        speculative = {"model": PROPOSER, "num_speculative_tokens": 4} if with_reprise else None
+        # With a schedule of the user's, every step has drafts, of full length.
+        always = {"num_speculative_tokens_per_batch_size": [[1, 4, 4]]}
+        speculative = {"model": PROPOSER_PATH, "num_speculative_tokens": 4, **always}
         chosen = {
             "model": str(demo_model_path()),
             "dtype": DEMO_DTYPE,
@@ -56,7 +58,7 @@ class Engine:
             "max_model_len": 256,
             "kv_cache_memory_bytes": 1 << 26,
             "disable_log_stats": False,
-            "speculative_config": speculative,
+            "speculative_config": speculative if with_reprise else None,
             **settings,
         }
         self._process = subprocess.Popen(

@@ -152,6 +152,21 @@ def test_nothing_is_drafted_once_a_slot_could_not_be_cleared() -> None:
     assert propose(made, Batch(2, "cpu"), "cpu").tolist() == [[7, 7, 7]] * 2
 
 
+def test_a_step_without_slots_after_it_is_counted_and_not_drafted_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = speculator_on("cpu")
+    calls: list[str] = []
+    monkeypatch.setattr(device_speculator, "draft_tokens", lambda *_, **__: calls.append("draft"))
+    monkeypatch.setattr(made._ranks, "share", lambda _: calls.append("share"))
+    monkeypatch.setattr(made._counts, "add_step", lambda *_: calls.append("count"))
+    assert propose(made, Batch(2, "cpu"), "cpu", num_speculative_tokens=0).shape == (2, 3)
+    assert calls == ["count"]
+    propose(made, Batch(2, "cpu"), "cpu", num_speculative_tokens=1)
+    assert calls == ["count", "count", "draft", "share"]
+    assert made._errors.counts() == {}
+
+
 def test_a_dummy_run_touches_nothing() -> None:
     made = speculator_on("cpu")
     made._req_states = None

@@ -46,9 +46,9 @@ def test_with_triton_it_is_v2_and_asynchronous(v2_environment: dict[str, str]) -
     v1, v2 = ({"engine": {"runner": runner}} for runner in ("v1", "v2"))
     auto, asked, not_async, is_v1, outside, refused, wrong = chosen(
         [
-            {},
-            {"settings": v2, "async_scheduling": True},
-            {"async_scheduling": False},
+            {"max_num_seqs": 32},
+            {"settings": v2, "async_scheduling": True, "max_num_seqs": 32},
+            {"async_scheduling": False, "max_num_seqs": 32},
             {"settings": v1},
             {"environment": no_v2},
             {"settings": v2, "environment": no_v2},
@@ -60,6 +60,7 @@ def test_with_triton_it_is_v2_and_asynchronous(v2_environment: dict[str, str]) -
         "v2": True,
         "async": True,
         "method": "custom_class",
+        "lengths": [[1, 1, 4], [2, 2, 2], [3, 3, 1], [4, 32, 0]],
         "says": "model runner V2 with asynchronous scheduling: vLLM's choice",
     }
     assert auto == asked == on_v2
@@ -71,6 +72,7 @@ def test_with_triton_it_is_v2_and_asynchronous(v2_environment: dict[str, str]) -
     assert outside["says"] == "model runner V1: VLLM_USE_V2_MODEL_RUNNER=0"
     # V1 runs our own proposer: never vLLM's n-gram drafter.
     assert is_v1["method"] == outside["method"] == "custom_class"
+    assert not_async["lengths"] is is_v1["lengths"] is outside["lengths"] is None
     assert refused["error"] == (
         "Reprise: engine.runner is v2, and this engine gets model runner V1: "
         "VLLM_USE_V2_MODEL_RUNNER=0."

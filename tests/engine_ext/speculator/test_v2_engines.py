@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 
@@ -189,6 +190,7 @@ def test_as_many_tokens_are_accepted_as_on_v1(
     on_v1 = start_engine(
         with_reprise=True,
         environment={"VLLM_USE_V2_MODEL_RUNNER": "0"},
+        speculative_config={"model": PROPOSER_PATH, "num_speculative_tokens": 4},
         additional_config={"reprise": {"drafts": {"verify_cost": 0.0}}},
     )
     per_step = []

@@ -1,0 +1,67 @@
+"""A real engine on model runner V2, in Triton's interpreter, whose drafts change their length."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+
+pytest.importorskip("vllm")
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+
+LONGEST = 4
+GREEDY = {"temperature": 0.0, "max_tokens": 32, "ignore_eos": True}
+SEEDED = {**GREEDY, "temperature": 0.8, "seed": 5}
+PROMPTS = [[(7 * i + 3 * j) % 250 + 5 for j in range(6 + i % 3)] for i in range(10)]
+
+
+class Counts:
+    """What vLLM has counted since the last look."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._before: dict[str, float] = {}
+
+    def take(self) -> tuple[float, float, float]:
+        """Steps with drafts, as a share of all; tokens of the average draft; right tokens, as a
+        share of those drafted."""
+        now = self._engine.metrics()
+        drafts, drafted, accepted, emitted = (
+            now.get(name, 0.0) - self._before.get(name, 0.0)
+            for name in (
+                "vllm:spec_decode_num_drafts",
+                "vllm:spec_decode_num_draft_tokens",
+                "vllm:spec_decode_num_accepted_tokens",
+                "vllm:generation_tokens",
+            )
+        )
+        self._before = now
+        # The first token of a request comes with its prompt.
+        steps = emitted - accepted - len(PROMPTS)
+        assert drafts
+        return drafts / steps, drafted / drafts, accepted / drafted
+
+
+def test_no_answer_changes_while_lengths_do(start_engine: Callable[..., Any]) -> None:
+    plain = start_engine(with_reprise=False)
+    samplings = [GREEDY, SEEDED]
+    expected = plain.generate(prompts=PROMPTS, samplings=samplings)
+    plain.end()
+    ours = start_engine(
+        with_reprise=True,
+        speculative_config={"model": PROPOSER_PATH, "num_speculative_tokens": LONGEST},
+    )
+    counts = Counts(ours)
+    found = []
+    for _ in range(4):
+        assert ours.generate(prompts=PROMPTS, samplings=samplings) == expected
+        assert ours.report()["errors"] == {}
+        found.append(counts.take())
+    ours.end()
+    # At first some steps have drafts, and some have none. What is repeated is soon drafted for, at
+    # any length.
+    assert 0 < found[0][0] < 0.95, found
+    assert found[-1][0] > 0.5, found
+    assert found[-1][1] * found[-1][2] > 1.5, found

@@ -89,9 +89,9 @@ class Engine:
             self._process.communicate(timeout=_ENDS_WITHIN_S)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_engine() -> Iterator[Callable[..., Engine]]:
-    """Starts engines on V2, and ends them after the last test."""
+    """Starts engines on V2, and ends them after the last test of the file."""
     started: list[Engine] = []
 
     def start(*, with_reprise: bool, environment: dict[str, str] | None = None, **settings: Any):  # type: ignore[no-untyped-def]

@@ -29,6 +29,7 @@ PROBE = Path(__file__).with_name("plain_engine_probe.py")
 GATED = {
     "AsyncLLM.from_engine_args",
     "AsyncLLM.from_vllm_config",
+    "AsyncScheduler.__init__",
     "AsyncScheduler._update_after_schedule",
     "EngineArgs.create_engine_config",
     "EngineCore.step_with_batch_queue",
@@ -40,6 +41,7 @@ GATED = {
     "MultiprocExecutor.take_draft_token_ids",
     "SamplingParams._validate_spec_decode",
     "Scheduler._update_after_schedule",
+    "Scheduler.update_from_output",
     "UniProcExecutor._init_executor",
     "VllmConfig.__post_init__",
     "VllmConfig._get_v2_model_runner_unsupported_features",

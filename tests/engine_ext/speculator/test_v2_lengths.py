@@ -55,13 +55,14 @@ def test_no_answer_changes_while_lengths_do(start_engine: Callable[..., Any]) ->
     )
     counts = Counts(ours)
     found = []
-    for _ in range(4):
+    for _ in range(2):
         assert ours.generate(prompts=PROMPTS, samplings=samplings) == expected
         assert ours.report()["errors"] == {}
         found.append(counts.take())
     ours.end()
-    # At first some steps have drafts, and some have none. What is repeated is soon drafted for, at
-    # any length.
-    assert 0 < found[0][0] < 0.95, found
+    # At first some steps have drafts, and some have none or short ones. What is repeated is drafted
+    # for. How much exactly depends on what steps cost here.
+    assert found[0][0] > 0, found
+    assert found[0][0] * found[0][1] < LONGEST, found
     assert found[-1][0] > 0.5, found
     assert found[-1][1] * found[-1][2] > 1.5, found

@@ -24,7 +24,6 @@ from reprise.engine_ext.compat.engine_state import mark_of, set_draft_lengths, s
 from reprise.engine_ext.compat.guarded import Original, step_errors
 from reprise.engine_ext.core.identity import uses_our_proposer
 from reprise.engine_ext.scheduling.runner_choice import runs_on_v2
-from reprise.spec.lengths.batch_length import BatchDraftLength, capture_schedule
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -60,6 +59,9 @@ class BatchLengths:
     """
 
     def __init__(self, choices: tuple[int, ...], max_graph_tokens: int | None = None) -> None:
+        # Compiled code: vLLM's CPU workers do not start in a process that has loaded numba.
+        from reprise.spec.lengths.batch_length import BatchDraftLength
+
         self._rule = BatchDraftLength(choices)
         self._choices = choices
         self._max_graph_tokens = max_graph_tokens
@@ -126,6 +128,8 @@ def plan_lengths(original: Callable[..., None], config: "VllmConfig") -> None:
     if not _may_plan(config):
         original(config)
         return
+    from reprise.spec.lengths.batch_length import capture_schedule
+
     speculative, scheduling = config.speculative_config, config.scheduler_config
     assert speculative is not None
     longest = speculative.num_speculative_tokens
@@ -172,6 +176,8 @@ def begin_scheduler(
 
 def _compile() -> None:
     """Run once, on steps that are made up, what is compiled at its first run."""
+    from reprise.spec.lengths.batch_length import BatchDraftLength
+
     rule = BatchDraftLength((1,))
     for length in (0, 1, 0, 1):
         rule.choose(1)

@@ -21,6 +21,7 @@ from reprise.engine_ext.compat.registry import patch_names, registry
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.scheduling import draft_lengths, draft_slots
+from reprise.spec.lengths.batch_length import BatchDraftLength
 
 CHOICES = (1, 2, 4, 8)
 STEP_S = 0.005
@@ -202,7 +203,7 @@ def test_only_steps_that_were_sent_ahead_and_only_decoded_teach_costs(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        draft_lengths.BatchDraftLength,
+        BatchDraftLength,
         "observe",
         lambda _, *counts, step_time_s: seen.append((*counts, step_time_s)),
     )
@@ -234,7 +235,7 @@ def test_an_error_means_no_drafts(world: World, monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("injected")
 
     before = step_errors.counts().get("AsyncScheduler._update_after_schedule", 0)
-    monkeypatch.setattr(draft_lengths.BatchDraftLength, "choose", fail)
+    monkeypatch.setattr(BatchDraftLength, "choose", fail)
     assert set(world.run(3, none_right)) == {0}
     assert set(world.slots().values()) == {0}
     assert step_errors.counts()["AsyncScheduler._update_after_schedule"] == before + 3

@@ -94,7 +94,7 @@ def report(llm: Any) -> dict[str, Any]:
     while llm.collective_rpc("reprise_stats")[0]["live_requests"]:
         assert time.monotonic() < deadline, "requests have not ended"
         time.sleep(0.02)
-    assert all(llm.collective_rpc("reprise_flush"))
+    assert all(llm.collective_rpc("reprise_flush", args=(_ENDS_WITHIN_S,)))
     figures: dict[str, Any] = msgspec.to_builtins(llm.collective_rpc("reprise_stats")[0])
     return figures
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from reprise.eval.live.engine_environment import engine_environment
+from reprise.eval.live.live_worker import uses_reprise
 
 SPECULATIVE: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -81,7 +82,7 @@ class Server:
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
         variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
-        variables = engine_environment(variables, with_reprise="reprise." in str(speculative))
+        variables = engine_environment(variables, with_reprise=uses_reprise(speculative))
         # A machine that stands still for vLLM's 5 s would have every connection closed under load.
         variables.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "600")
         self._process = subprocess.Popen(

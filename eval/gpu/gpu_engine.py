@@ -7,14 +7,9 @@ import os
 import queue
 import signal
 import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import msgspec
 
@@ -22,6 +17,8 @@ from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder, GpuReply
 from reprise.eval.gpu.methods import GpuMethod
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.engine_turns import cause_of
+from reprise.eval.live.live_worker import uses_reprise
+from reprise.eval.live.worker_process import WorkerProcess
 
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 _END_S = 5.0
@@ -39,34 +36,17 @@ class GpuEngine:
         self.runner = ""
         self.failure: str | None = None
         self._job = job
-        self._replies: queue.SimpleQueue[GpuReply | None] = queue.SimpleQueue()
 
     def __enter__(self) -> GpuEngine:
-        self._folder = tempfile.TemporaryDirectory(prefix="reprise-gpu-")
-        job_file = Path(self._folder.name) / "job.json"
-        job_file.write_bytes(msgspec.json.encode(self._job))
-        self.log_file = Path(self._folder.name) / "engine.log"
-        reading, writing = os.pipe()
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "reprise.eval.gpu.gpu_worker", str(job_file), str(writing)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                env=self._environment(),
-                process_group=0,
-            )
-        os.close(writing)
-        threading.Thread(
-            target=self._listen, args=(os.fdopen(reading, "rb"),), name="reprise-gpu", daemon=True
-        ).start()
+        self._worker = WorkerProcess(
+            "reprise.eval.gpu.gpu_worker", self._job, GpuReply, self._environment()
+        )
+        self.log_file = self._worker.log_file
         return self
 
     def _environment(self) -> Mapping[str, str]:
         given = {**_ENVIRONMENT, **os.environ, **self.method.environment}
-        uses_reprise = "reprise." in str(self.method.speculative_config)
-        return engine_environment(given, with_reprise=uses_reprise)
+        return engine_environment(given, with_reprise=uses_reprise(self.method.speculative_config))
 
     def __exit__(
         self,
@@ -74,15 +54,12 @@ class GpuEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()  # upon which it ends itself with all that it started
+        self._worker.close_input()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._folder.cleanup()
+            self._worker.process.wait(_END_S)
+        self._worker.signal(signal.SIGKILL)
+        self._worker.process.wait()
+        self._worker.close()
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until the engine is up.
@@ -98,18 +75,14 @@ class GpuEngine:
         Raises:
             GpuEngineError: it failed, or takes longer; nothing more may be asked for.
         """
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            pass  # it has ended, and has said why, or says nothing
+        # If it has ended, it has said why, or says nothing.
+        self._worker.send_line(msgspec.json.encode(order))
         return self._next(seconds)
 
     def _next(self, seconds: float) -> GpuReply:
         began_s = time.monotonic()
         try:
-            reply = self._replies.get(timeout=max(0.0, seconds))
+            reply = self._worker.messages.get(timeout=max(0.0, seconds))
         except queue.Empty:
             waited_s = time.monotonic() - began_s
             raise self._failed(f"no answer within {waited_s:.0f} s") from None
@@ -122,11 +95,3 @@ class GpuEngine:
     def _failed(self, reason: str) -> GpuEngineError:
         self.failure = reason
         return GpuEngineError(f"{self.method.name}: {reason}")
-
-    def _listen(self, pipe: IO[bytes]) -> None:
-        try:
-            with pipe:
-                for line in pipe:
-                    self._replies.put(msgspec.json.decode(line, type=GpuReply))
-        finally:
-            self._replies.put(None)

@@ -24,8 +24,10 @@ from reprise.eval.live.live_worker import (
     prompt_token_ids,
     reason_of,
     send_first_request,
+    uses_reprise,
 )
 from reprise.eval.live.settled_report import settled_report
+from reprise.eval.live.worker_process import message_pipe
 from reprise.eval.replay.traces import TraceRow
 
 if TYPE_CHECKING:
@@ -113,9 +115,9 @@ def _profiler_config(folder: str) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in known}
 
 
-def _serve(llm: LLM, order: GpuOrder, *, uses_reprise: bool) -> GpuReply:
+def _serve(llm: LLM, order: GpuOrder, *, is_learned: bool) -> GpuReply:
     prompts = [prompt_token_ids(llm, row) for row in order.rows]
-    note = _settle(llm) if uses_reprise else ""
+    note = _settle(llm) if is_learned else ""
     before = draft_counters(llm)
     if order.is_profiled:
         llm.start_profile()
@@ -160,20 +162,13 @@ def main() -> None:
     """Arguments: the file of the job, and the descriptor of a pipe for replies. Orders come as
     lines on standard input; its end ends the process and all that it has started."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=GpuJob)
-    descriptor = int(sys.argv[2])
-    os.set_inheritable(descriptor, False)  # the engine's processes must not keep the pipe open
-    with os.fdopen(descriptor, "wb") as pipe:
-
-        def send(reply: GpuReply) -> None:
-            pipe.write(msgspec.json.encode(reply) + b"\n")
-            pipe.flush()
-
+    with message_pipe(int(sys.argv[2])) as send:
         try:
             llm = _build(job)
             send_first_request(llm)
             send(GpuReply(is_ready=True, runner=_runner_of(llm)))
             for order in _orders():
-                send(_serve(llm, order, uses_reprise="reprise." in str(job.speculative_config)))
+                send(_serve(llm, order, is_learned=uses_reprise(job.speculative_config)))
         except Exception as error:
             send(GpuReply(failure=reason_of(error)))
             raise

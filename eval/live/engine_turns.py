@@ -11,19 +11,16 @@ import os
 import queue
 import signal
 import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import msgspec
 
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, LiveMessage, LiveOutcome
+from reprise.eval.live.worker_process import WorkerProcess
 from reprise.eval.report.command_line import leaving_on_sigterm
 
 _TURN_S = 1.0
@@ -75,7 +72,6 @@ class _Engine:
 
     def __init__(self, job: LiveJob, on_request: Callable[[], None]) -> None:
         self._job, self._on_request = job, on_request
-        self._messages: queue.SimpleQueue[LiveMessage | None] = queue.SimpleQueue()
         self._outcome: LiveOutcome | None = None
         self._turns_s = 0.0
         self._has_stopped = False
@@ -83,33 +79,9 @@ class _Engine:
         self.num_finished = 0
 
     def __enter__(self) -> _Engine:
-        self._folder = tempfile.TemporaryDirectory(prefix="reprise-live-")
-        job_file = Path(self._folder.name) / "job.json"
-        self._log_file = Path(self._folder.name) / "engine.log"
-        job_file.write_bytes(msgspec.json.encode(self._job))
-        reading, writing = os.pipe()
-        with self._log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "reprise.eval.live.live_worker",
-                    str(job_file),
-                    str(writing),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                env=self._environment(),
-                # With all that it starts it is stopped as one. Should this process die, it ends
-                # itself; not a session of its own, for the kernel then ends what stands still.
-                process_group=0,
-            )
-        os.close(writing)
-        threading.Thread(
-            target=self._listen, args=(os.fdopen(reading, "rb"),), name="reprise-live", daemon=True
-        ).start()
+        self._worker = WorkerProcess(
+            "reprise.eval.live.live_worker", self._job, LiveMessage, self._environment()
+        )
         return self
 
     def _environment(self) -> dict[str, str]:
@@ -124,19 +96,17 @@ class _Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None
-        if self._process.poll() is None:
-            self._signal(signal.SIGTERM)
-            self._signal(signal.SIGCONT)
+        worker = self._worker
+        if worker.process.poll() is None:
+            worker.signal(signal.SIGTERM)
+            worker.signal(signal.SIGCONT)
             try:
-                self._process.wait(_EXIT_S)
+                worker.process.wait(_EXIT_S)
             except subprocess.TimeoutExpired:
-                self._signal(signal.SIGKILL)
-                self._process.wait()
+                worker.signal(signal.SIGKILL)
+                worker.process.wait()
         self._end_group()
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._folder.cleanup()
+        worker.close()
 
     def get_ready(self) -> None:
         """Run until the warm requests are learned."""
@@ -144,14 +114,11 @@ class _Engine:
 
     def let_go(self) -> None:
         """Let it begin with the timed requests, as soon as it runs."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
+        self._worker.send_line()
 
     def stop(self) -> None:
         """Let it stand still."""
-        self._signal(signal.SIGSTOP)
+        self._worker.signal(signal.SIGSTOP)
         self._has_stopped = True
 
     def take_turn(self, turn_s: float | None) -> None:
@@ -169,7 +136,7 @@ class _Engine:
         self._run_until(lambda: self._outcome is not None)
         assert self._outcome is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_S)
+            self._worker.process.wait(_EXIT_S)
         self._outcome.wall_s = self._turns_s
         return self._outcome
 
@@ -180,12 +147,12 @@ class _Engine:
             if left_s is not None and left_s <= 0:
                 return
             with contextlib.suppress(queue.Empty):
-                self._take_in(self._messages.get(timeout=left_s))
+                self._take_in(self._worker.messages.get(timeout=left_s))
 
     def _take_in(self, message: LiveMessage | None) -> None:
         failure = message.failure if message else "the engine's process ended without a word"
         if failure is not None:
-            raise LiveError(f"model {self._job.model}: {cause_of(failure, self._log_file)}")
+            raise LiveError(f"model {self._job.model}: {cause_of(failure, self._worker.log_file)}")
         assert message is not None
         self.is_ready |= message.is_ready
         self.has_served |= message.has_served
@@ -194,17 +161,9 @@ class _Engine:
             self.num_finished += self.is_ready
             self._on_request()
 
-    def _listen(self, pipe: IO[bytes]) -> None:
-        try:
-            with pipe:
-                for line in pipe:
-                    self._messages.put(msgspec.json.decode(line, type=LiveMessage))
-        finally:
-            self._messages.put(None)
-
     def _go_on(self) -> None:
         if self._has_stopped:
-            self._signal(signal.SIGCONT)
+            self._worker.signal(signal.SIGCONT)
             self._has_stopped = False
 
     def _end_group(self) -> None:
@@ -212,13 +171,9 @@ class _Engine:
         deadline_s = time.monotonic() + _GROUP_EXIT_S
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline_s:
-                os.killpg(self._process.pid, 0)
+                os.killpg(self._worker.process.pid, 0)
                 time.sleep(0.1)
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        self._worker.signal(signal.SIGKILL)
 
 
 def cause_of(message: str, log: Path) -> str:

@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reprise.eval.live.settled_report import settled_report
+from reprise.eval.live.worker_process import message_pipe
 from reprise.eval.replay.traces import TraceRow
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def uses_reprise(self) -> bool:
         """Whether our proposer drafts."""
-        return "reprise." in str(self.speculative_config)
+        return uses_reprise(self.speculative_config)
 
 
 class LiveOutcome(msgspec.Struct, kw_only=True):
@@ -78,6 +79,11 @@ class LiveMessage(msgspec.Struct, omit_defaults=True):
     """The last timed request has finished."""
     outcome: LiveOutcome | None = None
     failure: str | None = None
+
+
+def uses_reprise(speculative_config: Mapping[str, Any] | None) -> bool:
+    """Whether our proposer drafts for an engine with this config."""
+    return "reprise." in str(speculative_config)
 
 
 def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] | None:
@@ -115,10 +121,9 @@ def _serve(
     # Before the warm rows: no method may pay for it.
     send_first_request(llm)
     warm_outputs, _ = generate(llm, warm, concurrency=job.concurrency, tick=tick)
-    uses_reprise = job.uses_reprise
-    if uses_reprise:
+    if job.uses_reprise:
         settled_report(llm, timeout_s=_FLUSH_S)
-    before, drafting_before = draft_counters(llm), _drafting_report(llm) if uses_reprise else {}
+    before, drafting_before = draft_counters(llm), _drafting_report(llm) if job.uses_reprise else {}
     send(LiveMessage(is_ready=True))
     may_begin.wait()
     outputs, steps = generate(llm, timed, concurrency=job.concurrency, tick=tick)
@@ -131,7 +136,7 @@ def _serve(
         drafted_tokens=after["drafted"] - before["drafted"],
         accepted_tokens=after["accepted"] - before["accepted"],
     )
-    if uses_reprise:
+    if job.uses_reprise:
         _add_drafting_report(outcome, drafting_before, _drafting_report(llm))
     return outcome
 
@@ -259,16 +264,9 @@ def _add_drafting_report(
 def main() -> None:
     """Arguments: the file of the job, and the descriptor of a pipe for messages, one a line."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LiveJob)
-    descriptor = int(sys.argv[2])
     may_begin = threading.Event()
     threading.Thread(target=_listen, args=(may_begin,), name="reprise-live", daemon=True).start()
-    os.set_inheritable(descriptor, False)  # the engine's processes must not keep the pipe open
-    with os.fdopen(descriptor, "wb") as pipe:
-
-        def send(message: LiveMessage) -> None:
-            pipe.write(msgspec.json.encode(message) + b"\n")
-            pipe.flush()
-
+    with message_pipe(int(sys.argv[2])) as send:
         try:
             outcome = _serve(job, send, may_begin)
         except Exception as error:

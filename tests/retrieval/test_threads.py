@@ -56,11 +56,10 @@ THREADS = {
     "engine_ext/worker/answer_learner.py": "catches all in its loop",
     "engine_ext/worker/weights_keeper.py": "catches all in its loop",
     "spec/batching/batch.py": "stays in compiled code, which raises nothing",
-    "eval/gpu/gpu_engine.py": "a benchmark's",
     "eval/gpu/gpu_worker.py": "a benchmark's",
-    "eval/live/engine_turns.py": "a benchmark's",
     "eval/live/live_worker.py": "a benchmark's",
     "eval/live/redis_server.py": "a benchmark's",
+    "eval/live/worker_process.py": "a benchmark's",
     "eval/report/progress.py": "a benchmark's",
     "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reprise.eval.benchmarks import serving_load
-from reprise.eval.live import engine_turns
+from reprise.eval.live import engine_turns, worker_process
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, speculative_config
 from reprise.eval.report.machine import describe_machine
@@ -27,7 +27,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         environments.append(env)
         raise _Started
 
-    monkeypatch.setattr(engine_turns.subprocess, "Popen", popen)
+    monkeypatch.setattr(worker_process.subprocess, "Popen", popen)
     monkeypatch.setattr(serving_load.subprocess, "Popen", popen)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     return environments

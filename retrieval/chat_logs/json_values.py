@@ -83,7 +83,8 @@ def _decode_at(text: str, start: int) -> tuple[Any, int]:
     at = _next(text, start)
     try:
         value, end = _DECODER.raw_decode(text, at)
-        json.dumps(value, ensure_ascii=False).encode()
+        if text.find("\\u", at, end) >= 0:  # else no half of a character can have come in
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise _problem(text, error) from None
     except UnicodeEncodeError:

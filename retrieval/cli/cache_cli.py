@@ -126,7 +126,7 @@ def stats(url: Url, namespace: Namespace = None) -> None:
             for answer in tier.answers(name):
                 count += 1
                 embedded += bool(answer.embedder)
-                tokens += len(answer.response_tokens) // 4
+                tokens += len(answer.response_token_ids)
                 num_bytes += answer.num_bytes
                 created.append(answer.created_s)
                 keys.add(answer.tokenizer_key)

@@ -25,6 +25,7 @@ from reprise.retrieval.cli.tier_access import (
 )
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.query.turns import clip
+from reprise.retrieval.search.near_search import unpack
 
 _SHOWN_CHARACTERS = 48
 _ID_CHARACTERS = 12
@@ -80,8 +81,8 @@ def show(
             "namespace": answer.namespace,
             "prompt": answer.prompt_text,
             "response": answer.response_text,
-            "prompt_tokens": len(answer.prompt_tokens) // 4,
-            "response_tokens": len(answer.response_tokens) // 4,
+            "prompt_tokens": len(answer.prompt_token_ids),
+            "response_tokens": len(answer.response_token_ids),
             "finish_reason": answer.finish_reason,
             "created_s": answer.created_s,
             "uses": answer.uses,
@@ -111,10 +112,14 @@ def search(
         order = 0
         for batch in batches(all_answers(tier, namespace)):
             rows = np.zeros((len(batch), embedder.dim), dtype=np.float32)
-            bare = [i for i, a in enumerate(batch) if a.embedder != embedder.identity]
+            bare = []
             for i, answer in enumerate(batch):
-                if answer.embedder == embedder.identity:
-                    rows[i] = np.frombuffer(answer.embedding, dtype="<f2")
+                is_alike = answer.embedder == embedder.identity
+                vector = unpack(answer.embedding, embedder.dim) if is_alike else None
+                if vector is None:
+                    bare.append(i)
+                else:
+                    rows[i] = vector
             if bare:
                 rows[bare] = embedder.encode([clip(batch[i].prompt_text) for i in bare])
             for similarity, answer in zip(rows @ wanted, batch, strict=True):
@@ -136,7 +141,7 @@ def _cells(answer: Answer) -> tuple[str, ...]:
         answer.namespace or "(default)",
         age_of(steady_clock.now_s() - answer.created_s),
         str(answer.uses),
-        str(len(answer.response_tokens) // 4),
+        str(len(answer.response_token_ids)),
         _shortened(answer.prompt_text),
         _shortened(answer.response_text),
     )

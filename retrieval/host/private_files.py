@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 PRIVATE = 0o600
 PRIVATE_FOLDER = 0o700
+PART = ".part"
+"""The ending of a file that is being written."""
 _OTHERS = 0o077
 _OTHERS_WRITE = 0o022
 
@@ -62,6 +66,23 @@ def open_new(path: Path) -> BinaryIO:
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, PRIVATE), "wb")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of `path` at the end: who reads sees the old one or the new
+    one, whole. Processes may do so at once; what is not finished is removed.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        with open_new(part) as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def open_private(path: Path) -> BinaryIO:

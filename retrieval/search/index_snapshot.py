@@ -16,14 +16,13 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from reprise.retrieval.host.private_files import check_ours, open_new
+from reprise.retrieval.host.private_files import PART, check_ours, replacing
 from reprise.retrieval.search.answer_index import NamespaceParts
 from reprise.retrieval.search.faiss_library import faiss
 
 _MAGIC = b"RPINDEX1"
 _TRAILER_BYTES = 12
 _CHUNK = 1 << 20
-_ENDING = ".part"
 
 
 class SnapshotError(ValueError):
@@ -71,15 +70,10 @@ def write_snapshot(
     Raises:
         OSError: The file cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}{_ENDING}")
-    try:
-        with open_new(part) as file:
-            _write(_Checked(file), namespaces, identity, dim)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        _write(_Checked(file), namespaces, identity, dim)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_snapshot(path: Path, *, identity: str, dim: int) -> list[NamespaceParts]:
@@ -102,8 +96,8 @@ def read_snapshot(path: Path, *, identity: str, dim: int) -> list[NamespaceParts
 
 def remove_stale_parts(path: Path) -> None:
     """Remove half-written files of processes that are gone."""
-    for part in path.parent.glob(f"{path.name}.*{_ENDING}"):
-        pid = part.name.removeprefix(f"{path.name}.").removesuffix(_ENDING)
+    for part in path.parent.glob(f"{path.name}.*{PART}"):
+        pid = part.name.removeprefix(f"{path.name}.").removesuffix(PART)
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
             part.unlink(missing_ok=True)
 

@@ -210,7 +210,7 @@ class NearSearch:
         """Return the vector that an answer brings; None if it has none by this embedder."""
         if answer.embedder != self.embedder.identity:
             return None
-        return _unpack(answer.embedding, self.embedder.dim)
+        return unpack(answer.embedding, self.embedder.dim)
 
     def _clauses(self, texts: Iterable[str]) -> list[list[str]]:
         return [self._clauses_of(text) for text in texts]
@@ -281,8 +281,8 @@ def _with_each_clause(
     return sorted(kept, key=lambda item: -item[1][0])
 
 
-def _unpack(embedding: bytes, dim: int) -> FloatArray | None:
-    """Return float32 [dim] of length 1 (or 0); None if these bytes are no such vector."""
+def unpack(embedding: bytes, dim: int) -> FloatArray | None:
+    """Return a stored embedding, float32 [dim] of length 1 (or 0); None if it is no such vector."""
     if len(embedding) != 2 * dim:
         return None
     vector = np.frombuffer(embedding, dtype="<f2").astype(np.float32)

@@ -133,14 +133,13 @@ class Tier(ABC):
 
     def _meant(self, namespace: str, invalidation: Invalidation, text_of: TextOf) -> dict[str, str]:
         """Return what is meant in a namespace: names in this tier, with the ids of the answers."""
-        by_contents = invalidation.needs_contents or invalidation.is_late
-        exact = {answer.stored_id: answer for answer in self.exact_answers(namespace)}
-        meant = {
-            name: answer.answer_id
-            for name, answer in exact.items()
-            if invalidation.means(answer, text_of(answer))
-        }
-        if by_contents:
+        meant: dict[str, str] = {}
+        readable: set[str] = set()
+        for answer in self.exact_answers(namespace):
+            readable.add(answer.stored_id)
+            if invalidation.means(answer, text_of(answer)):
+                meant[answer.stored_id] = answer.answer_id
+        if invalidation.needs_contents or invalidation.is_late:
             answers = self.answers(namespace)
             meant |= {
                 a.answer_id: a.answer_id for a in answers if invalidation.means(a, text_of(a))
@@ -148,7 +147,7 @@ class Tier(ABC):
             return meant
         for name in self.answer_ids(namespace):
             # An answer for exact hits that cannot be read has no other id.
-            if name not in exact and invalidation.names(namespace, name):
+            if name not in readable and invalidation.names(namespace, name):
                 meant[name] = name
         return meant
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -73,3 +74,17 @@ def test_answers_are_found_by_a_question_as_typed(url: str, warmed: bool) -> Non
     assert len(rows) == 3
     assert "id1" in rows[0]
     assert len([line for line in run(*given, "--limit", "1").splitlines() if "Answer" in line]) == 1
+
+
+def test_a_damaged_embedding_is_made_anew(url: str, tmp_path: Path) -> None:
+    run("warm", "--url", url, "--model", "lexical")
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    damaged = [
+        msgspec.structs.replace(answer, embedding=b"\x00\x3c" * 2)
+        for answer in tier.answers("")
+        if answer.answer_id == "id1"
+    ]
+    tier.put(damaged)
+    tier.close()
+    output = run("search", "Where is my parcel?", "--url", url, "--model", "lexical")
+    assert "id1" in next(line for line in output.splitlines() if "Answer" in line)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.host.private_files import check_ours, claim_file, claim_folder, open_new
+from reprise.retrieval.host.private_files import (
+    check_ours,
+    claim_file,
+    claim_folder,
+    open_new,
+    replacing,
+)
 from reprise.retrieval.host.shared_block import owner_prefix
 from reprise.retrieval.search.index_snapshot import SnapshotError, read_snapshot
 from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -150,3 +156,18 @@ def test_weights_are_written_in_place_of_a_link(tmp_path):
     save_weights(start_weights(), tmp_path / "w")
     assert target.read_bytes() == b"important"
     assert load_weights(start_weights(), tmp_path / "w") == b""
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "counts.npy"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="no room"), replacing(path) as file:
+        file.write(b"half of the n")
+        raise OSError("no room")
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+        assert modes(tmp_path)[next(tmp_path.glob("*.part"))] == 0o600
+    assert path.read_bytes() == b"new"
+    assert [each.name for each in tmp_path.iterdir()] == ["counts.npy"]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from reprise.kernels.draft.constants import BOS, END
 from reprise.kernels.draft.mixture_evidence import NearTexts, bucket
+from reprise.kernels.draft.near_row import MAX_ANSWER_TOKENS
 
 FIRST_HIT = 0.5
 """Hits of a near answer that has not been met yet."""
 MAX_PROMPT_TOKENS = 1024
-MAX_ANSWER_TOKENS = 2048
 
 
 def lay_out_near(

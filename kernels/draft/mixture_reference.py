@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from reprise.kernels.draft import mixture_layout as at
 from reprise.kernels.draft.mixture_evidence import (
+    USED_SUCCESSORS,
     Alignment,
     NearTexts,
     Orders,
@@ -189,7 +190,7 @@ def count_candidate(
     pointer is at it, and of those the ones with recent hits."""
     orders = evidence.orders
     used = [
-        dict(zip(orders.tokens[o][:8], orders.counts[o][:8], strict=True))
+        dict(list(zip(orders.tokens[o], orders.counts[o], strict=True))[:USED_SUCCESSORS])
         for o in range(evidence.num_orders)
     ]
     aligned, total = [0, 0], [0, 0]

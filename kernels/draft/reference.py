@@ -108,14 +108,14 @@ def find_copies(state: DraftState, slot: int, text: torch.Tensor, length: int) -
     copies = [Copy()] * NUM_SOURCES
     copies[CONTEXT] = copy_context(text, begin, tail, length)
     near = state.near_token_ids[slot, :near_length].cpu()
-    copies[NEAR_ANSWER] = copy_answer(near, *first_longest(near, tail), length)
+    copies[NEAR_ANSWER] = copy_answer(near, *longest(near, tail, last=False), length)
     if corpus_row >= 0:
         row = state.corpora[corpus_row].tolist()
         stored = state.arena[row[TEXT_BEGIN] : row[TEXT_BEGIN] + row[TEXT_LENGTH]].cpu()
         order = state.arena[row[ORDER_BEGIN] : row[ORDER_BEGIN] + row[ORDER_LENGTH]].cpu()
         copies[CORPUS] = copy_answer(stored, *commonest_longest(stored, order, tail), length)
         recent = stored[row[RECENT_BEGIN] :]
-        copies[RECENT] = copy_answer(recent, *last_longest(recent, tail), length)
+        copies[RECENT] = copy_answer(recent, *longest(recent, tail, last=True), length)
     return copies
 
 
@@ -143,20 +143,12 @@ def matches(source: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def first_longest(source: torch.Tensor, tail: torch.Tensor) -> tuple[int, int]:
-    """Match and place of the next token of the first of the longest matches; 0, 0: none."""
+def longest(source: torch.Tensor, tail: torch.Tensor, *, last: bool) -> tuple[int, int]:
+    """Match and place of the next token of the first or last of the longest matches; 0, 0: none."""
     found = matches(source, tail)
     if not len(found) or int(found.max()) == 0:
         return 0, 0
-    return int(found.max()), int((found == found.max()).nonzero()[0]) + 1
-
-
-def last_longest(source: torch.Tensor, tail: torch.Tensor) -> tuple[int, int]:
-    """Likewise of the last of them."""
-    found = matches(source, tail)
-    if not len(found) or int(found.max()) == 0:
-        return 0, 0
-    return int(found.max()), int((found == found.max()).nonzero()[-1]) + 1
+    return int(found.max()), int((found == found.max()).nonzero()[-1 if last else 0]) + 1
 
 
 def commonest_longest(
@@ -206,8 +198,8 @@ def copy_answer(source: torch.Tensor, match: int, place: int, length: int) -> Co
 
 def copy_context(text: torch.Tensor, begin: int, tail: torch.Tensor, length: int) -> Copy:
     """From the prompt, to its end, or from the answer, again and again; its last match wins."""
-    prompt_match, prompt_place = last_longest(text[:begin], tail[tail >= 0])
-    match, place = last_longest(text[begin:], tail[tail >= 0])
+    prompt_match, prompt_place = longest(text[:begin], tail[tail >= 0], last=True)
+    match, place = longest(text[begin:], tail[tail >= 0], last=True)
     if match and match >= prompt_match:
         again = torch.arange(length) % (len(text) - begin - place)
         return Copy(match, text[begin + place + again])

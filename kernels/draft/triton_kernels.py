@@ -104,8 +104,9 @@ def _learn(
 
 
 @triton.jit
-def _until_mark(token, offset, WIDTH: tl.constexpr):
-    """Tokens before the first mark, then -1."""
+def _copied(source_ptr, at, until, offset, room, WIDTH: tl.constexpr):
+    """Tokens of a source at these indices, before its end, the room and the first mark; then -1."""
+    token = tl.load(source_ptr + at, mask=(at < until) & (offset < room), other=-1)
     end = tl.min(tl.where(token < 0, offset, WIDTH), axis=0)
     return tl.where(offset < end, token, -1)
 
@@ -209,9 +210,9 @@ def draft_kernel(
         period = tl.where(in_answer, tl.maximum(length - place, 1), WIDTH)
         at = place + offset % period
         until = tl.where(match > 0, tl.where(in_answer, length, begin), 0)
-        copied = tl.load(context_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        copied = _copied(context_ptr, at, until, offset, room, WIDTH)
         best, source, copy, bucket = _keep(
-            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            copied, match, best, source, copy, bucket,
             pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, CONTEXT,
         )  # fmt: skip
 
@@ -219,10 +220,9 @@ def draft_kernel(
             near_ptr, near_length, 0, context_ptr, length, begin, True, False, BLOCK
         )
         until = tl.where(match > 0, near_length, 0)
-        at = place + offset
-        copied = tl.load(near_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        copied = _copied(near_ptr, place + offset, until, offset, room, WIDTH)
         best, source, copy, bucket = _keep(
-            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            copied, match, best, source, copy, bucket,
             pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, NEAR_ANSWER,
         )  # fmt: skip
 
@@ -237,10 +237,9 @@ def draft_kernel(
             text_ptr, text_length, order_ptr, order_length, context_ptr, length, begin
         )
         until = tl.where(match > 0, text_length, 0)
-        at = place + offset
-        copied = tl.load(text_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        copied = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
         best, source, copy, bucket = _keep(
-            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            copied, match, best, source, copy, bucket,
             pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, CORPUS,
         )  # fmt: skip
 
@@ -250,10 +249,9 @@ def draft_kernel(
             text_ptr, recent_length, 0, context_ptr, length, begin, True, True, BLOCK
         )
         until = tl.where(match > 0, recent_length, 0)
-        at = place + offset
-        copied = tl.load(text_ptr + at, mask=(at < until) & (offset < room), other=-1)
+        copied = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
         best, source, copy, bucket = _keep(
-            _until_mark(copied, offset, WIDTH), match, best, source, copy, bucket,
+            copied, match, best, source, copy, bucket,
             pending_ptr, pending_token_ids_ptr, hit_chances_ptr, offset, max_draft, RECENT,
         )  # fmt: skip
 

@@ -116,17 +116,26 @@ def verify_drafts(
     )
 
 
-def _check_rows(
-    logits: torch.Tensor, draft_token_ids: torch.Tensor, cu_num_draft_tokens: torch.Tensor
-) -> int:
-    """Check what spans the batch and return the number of requests."""
+def check_logits(logits: torch.Tensor, *, rows: str) -> None:
+    """Check logits [rows, vocab].
+
+    Raises:
+        ValueError: one line with what was expected and what came.
+    """
     if logits.ndim != 2 or logits.dtype not in LOGITS_DTYPES or logits.shape[1] == 0:
         raise ValueError(
-            "expected logits [num_draft + batch, vocab] of bfloat16, float16 or float32, "
+            f"expected logits [{rows}, vocab] of bfloat16, float16 or float32, "
             f"came {list(logits.shape)} of {logits.dtype}"
         )
     if logits.stride(1) != 1 and logits.shape[1] > 1:
         raise ValueError(f"expected logits contiguous within a row, came stride {logits.stride()}")
+
+
+def _check_rows(
+    logits: torch.Tensor, draft_token_ids: torch.Tensor, cu_num_draft_tokens: torch.Tensor
+) -> int:
+    """Check what spans the batch and return the number of requests."""
+    check_logits(logits, rows="num_draft + batch")
     named = (("draft_token_ids", draft_token_ids), ("cu_num_draft_tokens", cu_num_draft_tokens))
     for name, tensor in named:
         if tensor.ndim != 1 or tensor.dtype not in INT_DTYPES or tensor.device != logits.device:

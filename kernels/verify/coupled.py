@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from reprise.kernels.verify import Backend
-from reprise.kernels.verify.constants import INT_DTYPES, LOGITS_DTYPES
+from reprise.kernels.verify import Backend, check_logits
+from reprise.kernels.verify.constants import INT_DTYPES
 
 
 def verify_coupled(
@@ -60,7 +60,8 @@ def verify_coupled(
         how many they are [batch] int32.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit. Values are not looked at.
+        ValueError: shapes, dtypes or devices of what is given for rows and requests do not fit.
+            Settings, and values, are not looked at.
 
     Example:
         >>> logits = torch.tensor([[0.0, 9.0, 1.0], [7.0, 0.0, 2.0]])
@@ -109,13 +110,7 @@ def _check(
     cu_num_logits: torch.Tensor,
     slots: torch.Tensor,
 ) -> None:
-    if logits.ndim != 2 or logits.dtype not in LOGITS_DTYPES or logits.shape[1] == 0:
-        raise ValueError(
-            "expected logits [rows, vocab] of bfloat16, float16 or float32, "
-            f"came {list(logits.shape)} of {logits.dtype}"
-        )
-    if logits.stride(1) != 1 and logits.shape[1] > 1:
-        raise ValueError(f"expected logits contiguous within a row, came stride {logits.stride()}")
+    check_logits(logits, rows="rows")
     rows, batch = logits.shape[0], slots.shape[0]
     if batch == 0:
         raise ValueError("expected at least one request, came none")

@@ -152,25 +152,3 @@ def capture_schedule(
         (size, max_num_seqs if size == last else size, length)
         for size, length in enumerate(lengths, start=1)
     ]
-
-
-def verification_chances(
-    survival: npt.NDArray[np.float32],  # [B, n]
-    caps: Sequence[int],  # [B]
-) -> npt.NDArray[np.float32]:
-    """Return what each drafted token's chance is given that those before it are right, [B, n], as
-    vLLM's adaptive verification takes it (`draft_token_confidence_probs`).
-
-    Args:
-        survival: the probability that a draft is right up to and with each token; 0 behind its end.
-        caps: how many tokens each request may have verified. Those behind have no chance, and are
-            never verified.
-    """
-    chances = np.zeros_like(survival)
-    before = np.ones(len(survival), np.float32)
-    for j in range(survival.shape[1]):
-        here = np.minimum(survival[:, j], before)
-        np.divide(here, before, out=chances[:, j], where=before > 0.0)
-        before = here
-    chances[np.arange(survival.shape[1])[None, :] >= np.asarray(caps)[:, None]] = 0.0
-    return chances

@@ -8,7 +8,6 @@ import pytest
 from reprise.spec.lengths.batch_length import (
     BatchDraftLength,
     capture_schedule,
-    verification_chances,
 )
 
 CHOICES = (1, 2, 4, 8, 16)
@@ -125,12 +124,3 @@ def test_the_schedule_names_every_length_once(max_num_seqs: int) -> None:
     assert lengths == [8, 4, 2, 1, 0][: max_num_seqs - 1] + [0] * (max_num_seqs < 6) or (
         lengths == [8, 4, 2, 1, 0]
     )
-
-
-def test_chances_given_that_the_tokens_before_are_right() -> None:
-    survival = np.array([[0.8, 0.4, 0.4, 0.0], [0.5, 0.25, 0.1, 0.05]], np.float32)
-    chances = verification_chances(survival, [4, 2])
-    assert chances.dtype == np.float32
-    assert chances == pytest.approx(np.array([[0.8, 0.5, 1.0, 0.0], [0.5, 0.5, 0.0, 0.0]]))
-    assert np.cumprod(chances[0]).tolist() == pytest.approx(survival[0].tolist())
-    assert verification_chances(survival, [0, 0]).max() == 0.0

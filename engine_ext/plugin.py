@@ -34,7 +34,6 @@ def register() -> None:
 
 
 def _register() -> None:
-    from reprise.engine_ext.checks import start_up
     from reprise.engine_ext.compat.registry import registry
     from reprise.engine_ext.core import logs
     from reprise.engine_ext.core.identity import PROPOSER_PATH, unsupported_start
@@ -44,6 +43,8 @@ def _register() -> None:
     if any(PROPOSER_PATH in word for word in sys.argv):
         if (refused := unsupported_start()) is not None:
             raise SystemExit(refused)
+        from reprise.engine_ext.checks import start_up
+
         start_up.check_once()
     if registry.unknown_version() is not None:
         logger.warning(
@@ -97,7 +98,7 @@ def _consequence(feature: Any) -> str:
     from reprise.engine_ext.compat.registry import registry
 
     line = f"{feature.value}: {registry.problem(feature)}; "
-    if feature.isolates:
+    if registry.is_needed(feature):
         return line + "an engine with our proposer will not start."
     if feature is Feature.FRONT_END:
         return line + (

@@ -15,10 +15,9 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.placeholders import num_known
-from reprise.engine_ext.core.request_hints import RequestHints
 from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.request.request_info import DraftCountsStore
-from reprise.engine_ext.request.tenants import is_private, private_namespace
+from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
 from reprise.engine_ext.scheduling.runner_choice import refuse_other_runner
 from reprise.engine_ext.worker import undrafted_settings, worker_installs
@@ -221,7 +220,7 @@ class CacheHitProposer(DrafterHooks):
             live = LiveRequest(None, row.prompt_token_ids.copy())
             self._begin(row.request_id, live)
         live.num_prompt_tokens = len(row.prompt_token_ids)
-        namespace = self._namespace_of(live.hints)
+        namespace = namespace_of_request(self._namespace, live.hints.namespace)
         self._provider.start(
             row.request_id,
             row.prompt_token_ids,
@@ -232,18 +231,10 @@ class CacheHitProposer(DrafterHooks):
             self._near.attach_first(row.request_id, live, namespace)
         return live
 
-    def _namespace_of(self, hints: RequestHints) -> str:
-        """Return the request's namespace; one of its own where nobody knows whose it is."""
-        if self._namespace is not None:
-            return self._namespace
-        if hints.namespace is None:
-            return private_namespace()
-        return hints.namespace
-
     def _begin(self, request_id: str, live: LiveRequest) -> None:
         """Record a request; start retrieval unless the front end already has."""
         self._live[request_id] = live
-        namespace = self._namespace_of(live.hints)
+        namespace = namespace_of_request(self._namespace, live.hints.namespace)
         shares = not is_private(namespace)
         if self._near is not None and shares and not promises_a_sample(live.params):
             self._near.begin(request_id, live, namespace)
@@ -361,7 +352,7 @@ class CacheHitProposer(DrafterHooks):
         drafted from."""
         if self._near is None or self._learner is None:
             return
-        namespace = self._namespace_of(live.hints)
+        namespace = namespace_of_request(self._namespace, live.hints.namespace)
         if is_private(namespace):
             return
         accepted = stats.accepted_by_answer if stats is not None else {}

@@ -110,8 +110,9 @@ def _not_cached(name: str, options: Mapping[str, str]) -> str | None:
         repository = "/".join(repository.split("/")[:2])
     try:
         for file in (*_CONFIGS, "tokenizer_config.json"):
-            where = {"cache_dir": options.get("download-dir"), "revision": options.get("revision")}
-            if isinstance(try_to_load_from_cache(repository, file, **where), str):
+            # In the hub's own cache, whatever --download-dir says: there vLLM looks when offline.
+            found = try_to_load_from_cache(repository, file, revision=options.get("revision"))
+            if isinstance(found, str):
                 return None
     except ValueError as error:
         return f"{name}: {str(error).splitlines()[0]}"

@@ -38,7 +38,7 @@ def doctor() -> None:
     """
     began_s = time.monotonic()
     # Importing torch, transformers and vLLM is what takes seconds: on two cores, side by side.
-    with ThreadPoolExecutor(1) as pool:
+    with _quiet_logs(), ThreadPoolExecutor(1) as pool:
         loading = pool.submit(_run, check_embedding)
         findings = [finding for check in CHECKS for finding in _shown(_run(check))]
         findings += _shown(loading.result())
@@ -126,7 +126,7 @@ def check_compat() -> Iterator[Finding]:
         name = status.feature.value
         if status.reason is None:
             yield Finding(name, None, "applied" if status.is_applied else "can be applied")
-        elif status.feature.isolates:
+        elif registry.is_needed(status.feature):
             yield Finding(name, status.reason, "Install a vLLM that is as expected.")
         else:
             yield Finding(name, status.reason, "Off; all else works.", is_fatal=False)
@@ -260,8 +260,7 @@ def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """Return a check's findings; a check that fails is one itself."""
     name = check.__name__.removeprefix("check_").replace("_", " ")
     try:
-        with _quiet_logs():
-            return list(check())
+        return list(check())
     except Exception as error:
         return [Finding(name, f"{type(error).__name__}: {error}", "See the error.")]
 

@@ -57,8 +57,9 @@ class Feature(Enum):
 
     @property
     def isolates(self) -> bool:
-        """Return whether it keeps tenants apart: an engine does not start without. All other
-        features only make engines faster, and are left out with a warning."""
+        """Return whether it keeps tenants apart: an engine does not start without, unless its
+        table leaves it out on purpose. All other features only make engines faster, and are left
+        out with a warning."""
         return self in (Feature.TENANTS, Feature.REQUESTS, Feature.SPECULATOR)
 
 

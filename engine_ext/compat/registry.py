@@ -97,6 +97,11 @@ class Registry:
             return f"not for vLLM {self.table.version}"
         return next(filter(None, map(_problem_of, rows)), None)
 
+    def is_needed(self, feature: Feature) -> bool:
+        """Return whether an engine with our proposer does not start without a feature here: it
+        keeps tenants apart, and this vLLM's table does not do without it."""
+        return feature.isolates and (self.table is None or bool(self.table.of(feature)))
+
     def apply(self, feature: Feature, hooks: object, *, role: Role) -> bool:
         """Put a feature's hooks in place in this process; what is in place stays as it is.
 

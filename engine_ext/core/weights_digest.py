@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from reprise.retrieval.host.private_files import claim_folder, open_private
+from reprise.retrieval.host.private_files import claim_folder, replacing
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -146,10 +146,8 @@ def _write_cache(path: Path, states: Sequence[FileState], digest: str) -> None:
     try:
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         claim_folder(path.parent)
-        new = path.with_suffix(f".{os.getpid()}")
-        with open_private(new) as file:
+        with replacing(path) as file:
             file.write(json.dumps({"files": states, "digest": digest}).encode())
-        new.replace(path)
     except OSError:
         return  # the next start reads the weights again
 

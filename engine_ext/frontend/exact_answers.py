@@ -105,6 +105,7 @@ class ExactAnswers:
         """Bring the answer to a request from the tier into memory, if it is there in time."""
         if self.shared is None or self.refusal(request) is not None:
             return
+        model_key = self._model_key_of(request)
         try:
             shared = self.shared_keys(request, policy.namespace)
             keys = self.keys(request, policy.namespace)
@@ -113,7 +114,7 @@ class ExactAnswers:
         if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
             return
         found = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
-        if self.keys(request, policy.namespace) != keys:
+        if self._model_key_of(request) != model_key:
             return  # the weights have changed meanwhile
         here = dict(zip(shared.keys, keys, strict=True))
         for answer in found:
@@ -128,7 +129,7 @@ class ExactAnswers:
                 answer.exact_key or b""
             )
             if key is not None:
-                self.shared.used(answer.namespace, key, len(answer.response_tokens) // 4)
+                self.shared.used(answer.namespace, key, len(answer.response_token_ids))
 
     def find(
         self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
@@ -240,7 +241,7 @@ def _has_room(answer: Answer, max_tokens: int | None) -> bool:
     """Return whether an answer that ended by itself would have done so within `max_tokens`."""
     if max_tokens is None:
         return True
-    num_tokens = len(answer.response_tokens) // 4
+    num_tokens = len(answer.response_token_ids)
     # vLLM looks for repetition last: at the limit the limit is the reason.
     if answer.finish_reason == str(FinishReason.REPETITION):
         return num_tokens < max_tokens
@@ -250,7 +251,7 @@ def _has_room(answer: Answer, max_tokens: int | None) -> bool:
 def _cut_to(answer: Answer, max_tokens: int | None) -> Answer | None:
     """Return the first `max_tokens` tokens of an answer, as if it had been cut there; None: it is
     not that long."""
-    if max_tokens is None or len(answer.response_tokens) // 4 < max_tokens:
+    if max_tokens is None or len(answer.response_token_ids) < max_tokens:
         return None
     return msgspec.structs.replace(
         answer,

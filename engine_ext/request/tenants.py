@@ -82,6 +82,18 @@ def private_namespace() -> str:
     return _PRIVATE + secrets.token_hex(16)
 
 
+def namespace_of_request(declared: str | None, hinted: str | None) -> str:
+    """Return a request's namespace in the worker; one of its own where nobody knows whose it is.
+
+    Args:
+        declared: the single tenant that the operator has declared, if so.
+        hinted: what came with the request.
+    """
+    if declared is not None:
+        return declared
+    return private_namespace() if hinted is None else hinted
+
+
 def is_private(namespace: str) -> bool:
     """Return whether the namespace belongs to one request only."""
     return namespace.startswith(_PRIVATE)

@@ -81,7 +81,7 @@ class BatchLengths:
         self._rule.note_new_requests(len(scheduler_output.scheduled_new_reqs))
         length = self._rule.choose(batch)
         limit = self._max_graph_tokens
-        if limit is None or batch > limit:
+        if limit is None or not 0 < batch <= limit:
             return length
         longest = min(length, limit // batch - 1)
         return max(each for each in (0, *self._choices) if each <= longest)

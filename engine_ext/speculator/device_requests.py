@@ -13,7 +13,7 @@ from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.request.request_info import DraftCountsStore
-from reprise.engine_ext.request.tenants import is_private, private_namespace
+from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
 from reprise.engine_ext.speculator.hit_keeper import HitKeeper, hits_path
 from reprise.engine_ext.speculator.read_back import ReadBack
@@ -211,19 +211,12 @@ class DeviceRequests:
 
     def _start(self, data: "NewRequestData") -> _Request:
         live = LiveRequest(data.sampling_params, data.prompt_token_ids)
-        request = _Request(live, self._namespace_of(live))
+        namespace = namespace_of_request(self._namespace, live.hints.namespace)
+        request = _Request(live, namespace)
         self._requests[data.req_id] = request
         if not is_private(request.namespace):
             self._near.begin(data.req_id, live, request.namespace)
         return request
-
-    def _namespace_of(self, live: LiveRequest) -> str:
-        """Return the request's namespace; one of its own where nobody knows whose it is."""
-        if self._namespace is not None:
-            return self._namespace
-        if live.hints.namespace is None:
-            return private_namespace()
-        return live.hints.namespace
 
     def _shares(self, request: _Request) -> bool:
         return request.live.hints.drafts and not is_private(request.namespace)

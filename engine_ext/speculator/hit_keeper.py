@@ -15,7 +15,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.worker.weights_keeper import SAVE_EVERY_S, weights_path
 from reprise.kernels.draft.state import DraftState
-from reprise.retrieval.host.private_files import check_ours, open_new
+from reprise.retrieval.host.private_files import check_ours, replacing
 
 logger = init_logger(__name__)
 
@@ -84,7 +84,5 @@ class HitKeeper:
     def _write(self, values: list[NDArray[Any]]) -> None:
         with self._errors.recording("save hits"):
             check_ours(self._path)
-            part = self._path.with_name(self._path.name + ".part")
-            with open_new(part) as file:
+            with replacing(self._path) as file:
                 np.save(file, values[0])
-            part.replace(self._path)

@@ -59,9 +59,9 @@ def verify(
             seq_lens_upper_bound_np,
         )
 
-    reason = reason_to_fall_through(rejection_sampler, logits, draft_logits)
-    if reason is None:
-        try:
+    try:
+        reason = reason_to_fall_through(rejection_sampler, logits, draft_logits)
+        if reason is None:
             verified = _verify(
                 rejection_sampler,
                 logits,
@@ -69,12 +69,11 @@ def verify(
                 idx_mapping_np,
                 process,
             )
-        except Exception as error:
-            state.leave_to_vllm(error)
-            reason = "error"
-        else:
             state.count_verified()
             return verified
+    except Exception as error:
+        state.leave_to_vllm(error)
+        reason = "error"
     state.count_fall_through(reason)
     return _verify_by_vllm(original, rejection_sampler, idx_mapping_np, *rows)
 

@@ -201,3 +201,20 @@ def test_the_command_ends_with_one_line_and_the_plugin_too(tmp_path: Path) -> No
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].startswith("reprise: settings: retrieval.url")
         assert "Traceback" not in done.stderr
+
+
+def test_offline_a_model_is_looked_for_where_vllm_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's own cache: `--download-dir` is for what is downloaded."""
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "a1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--owner--model" / "refs").mkdir()
+    (tmp_path / "models--owner--model" / "refs" / "main").write_text("a1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refusal("owner/model", *FREE, "--download-dir", str(tmp_path / "other")) == ""
+    assert "not in the hub's cache" in refusal("owner/model", *FREE, "--revision", "b2")

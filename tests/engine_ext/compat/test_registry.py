@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from reprise.engine_ext.compat import versions
+from reprise.engine_ext.compat import v0_26, v0_32, versions
 from reprise.engine_ext.compat.patches import Feature, Kind, Patch, Role, Table
 from reprise.engine_ext.compat.registry import Registry, patch_names
 
@@ -231,3 +231,15 @@ def test_a_table_names_each_target_once_per_feature_and_role(table: Table) -> No
         for role in patch.roles
     ]
     assert len(rows) == len(set(rows))
+
+
+def test_what_a_table_leaves_out_is_not_needed() -> None:
+    tables = {"0.26": v0_26.TABLE, "0.32": v0_32.TABLE}
+    old, new = (Registry(tables, version=version) for version in ("0.26.1", "0.32.0"))
+    assert new.is_needed(Feature.SPECULATOR)
+    assert not old.is_needed(Feature.SPECULATOR)
+    for feature in (Feature.TENANTS, Feature.REQUESTS):
+        assert old.is_needed(feature)
+        assert new.is_needed(feature)
+        assert Registry(tables, version="0.99.0").is_needed(feature)
+    assert not new.is_needed(Feature.FULL_GRAPHS)

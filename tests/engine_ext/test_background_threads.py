@@ -1,7 +1,6 @@
 """The worker's background threads outlive an error in the body of their loops."""
 
 import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,13 +27,6 @@ def failing_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    until_s = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("method", ["store", "updates"])
 def test_learning_goes_on(method: str) -> None:
     stored: list[Any] = []
@@ -49,7 +41,9 @@ def test_learning_goes_on(method: str) -> None:
     assert len(stored) == (1 if method == "store" else 2)
 
 
-def test_weights_are_saved_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_are_saved_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
     monkeypatch.setattr(weights_keeper, "SAVE_EVERY_S", 0.01)
     emitted, errors = itertools.count(), ErrorCounter()
     saved: list[Path] = []
@@ -59,5 +53,5 @@ def test_weights_are_saved_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_
         save=failing_once(saved.append),
     )
     WeightsKeeper(provider, tmp_path / "weights", errors=errors)
-    wait_until(lambda: saved)
+    wait_until(lambda: bool(saved), 60.0)
     assert errors.counts() == {"save weights": 1}

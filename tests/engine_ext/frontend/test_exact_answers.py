@@ -15,34 +15,17 @@ from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.host import steady_clock
-
-MODEL = dict.fromkeys(
-    ["model", "revision", "quantization", "dtype", "tokenizer", "tokenizer_revision"], "m"
-)
+from reprise.tests.engine_ext.front_ends import core_request, vllm_config
 
 
 def exact_answers(*, num_api_servers: int = 1, weight_transfer: Any = None) -> ExactAnswers:
-    config: Any = SimpleNamespace(
-        model_config=SimpleNamespace(**MODEL),
-        kv_transfer_config=None,
-        use_v2_model_runner=False,
-        weight_transfer_config=weight_transfer,
-    )
+    config = vllm_config(weight_transfer_config=weight_transfer)
     return ExactAnswers(config, load_config({}), num_api_servers=num_api_servers)
 
 
 def request(max_tokens: int | None = 10, lora: LoRARequest | None = None) -> EngineCoreRequest:
-    return EngineCoreRequest(
-        request_id="r",
-        prompt_token_ids=[1, 2, 3],
-        mm_features=None,
-        sampling_params=SamplingParams(temperature=0, max_tokens=max_tokens),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=lora,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
+    params = SamplingParams(temperature=0, max_tokens=max_tokens)
+    return core_request("r", params, lora_request=lora)
 
 
 def tracked(exact: ExactAnswers, **fields: Any) -> Any:

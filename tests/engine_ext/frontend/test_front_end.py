@@ -1,97 +1,28 @@
 """What the front end stores, serves and forgets, with vLLM's output processor and no engine."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend import exact_answers
-from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError, RequestPolicy
+from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError
 from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.host import steady_clock
-
-POLICY = RequestPolicy(RequestControl(), "")
+from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config
 
 
 def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
-    model = SimpleNamespace(
-        model="m",
-        served_model_name="m",
-        revision=None,
-        quantization=None,
-        dtype="d",
-        tokenizer="m",
-        tokenizer_revision="",
-    )
-    config = SimpleNamespace(
-        model_config=model,
-        kv_transfer_config=None,
-        weight_transfer_config=None,
-        use_v2_model_runner=False,
-    )
     processor = OutputProcessor(None, log_stats=False)
     settings = load_config({"serving": serving})
-    return FrontEnd(config, settings, processor, num_api_servers=num_api_servers)
-
-
-class Client:
-    """Sends requests to a front end and plays the engine behind it."""
-
-    def __init__(self, front_end: FrontEnd) -> None:
-        self.front_end = front_end
-        self.reason: FinishReason | None = None
-        """Why the last answer ended."""
-        self._count = 0
-
-    def ask(
-        self,
-        *,
-        policy: RequestPolicy = POLICY,
-        emits: tuple[int, ...] = (5, 6, 7),
-        reason: FinishReason = FinishReason.STOP,
-        lora: LoRARequest | None = None,
-        **params: Any,
-    ) -> tuple[str, list[int]]:
-        """`exact` or `miss`, and the tokens that came back."""
-        self._count += 1
-        request_id = f"r{self._count}"
-        request = EngineCoreRequest(
-            request_id=request_id,
-            external_req_id=request_id,
-            prompt_token_ids=[1, 2, 3],
-            mm_features=None,
-            sampling_params=SamplingParams(
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                detokenize=False,
-                **{"temperature": 0, "max_tokens": 10, **params},
-            ),
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=lora,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
-        queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
-        hit = self.front_end.answer(request, None, queue, policy)
-        processor = self.front_end._replayer._processor
-        if not hit:
-            processor.add_request(request, None, None, 0, queue)
-            output = EngineCoreOutput(
-                request_id=request_id, new_token_ids=list(emits), finish_reason=reason
-            )
-            processor.process_outputs([output], None, None, "default")
-        output = queue.get_nowait()
-        assert output is not None
-        ended = output.outputs[0].finish_reason
-        self.reason = next((each for each in FinishReason if str(each) == ended), None)
-        return "exact" if hit else "miss", list(output.outputs[0].token_ids)
+    return FrontEnd(vllm_config(), settings, processor, num_api_servers=num_api_servers)
 
 
 @pytest.fixture
@@ -312,23 +243,11 @@ def test_an_error_of_ours_does_not_end_streaming_input(
 ) -> None:
     processor = client.front_end._processor
     params = SamplingParams(output_kind=RequestOutputKind.DELTA, detokenize=False)
-    request = EngineCoreRequest(
-        request_id="r",
-        external_req_id="r",
-        prompt_token_ids=[1, 2],
-        mm_features=None,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-        resumable=True,
-    )
+    request = core_request("r", params, prompt=(1, 2), resumable=True)
     queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
     processor.add_request(request, None, None, 0, queue)
     monkeypatch.setattr(exact_answers, "refusal", None)
-    assert not client.front_end.answer(request, None, queue, POLICY)
+    assert not client.front_end.answer(request, None, queue, RequestPolicy(RequestControl(), ""))
     assert client.front_end.stats()["errors"] == {"exact_hit": 1}
     assert processor.has_request("r")
     assert processor.request_states["r"].queue is queue

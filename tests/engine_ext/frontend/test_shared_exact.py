@@ -14,18 +14,18 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine import FinishReason
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.fingerprint import FingerprintError
 from reprise.engine_ext.frontend import shared_exact
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
-from reprise.engine_ext.frontend.front_end import FrontEnd, RequestPolicy
+from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.api.answer import Answer, exact_id
 from reprise.retrieval.api.invalidation import Invalidation
@@ -33,8 +33,8 @@ from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
+from reprise.tests.engine_ext.front_ends import Client, vllm_config
 
-POLICY = RequestPolicy(RequestControl(), "acme")
 SECRET = [30011, 30012, 30013, 30014, 30015]
 
 
@@ -49,7 +49,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/answers.sqlite"
 
 
-class Replica:
+class Replica(Client):
     """A front end with retrieval of its own, and the engine behind it."""
 
     def __init__(self, url: str, **settings: Any) -> None:
@@ -61,26 +61,16 @@ class Replica:
             RetrievalConfig(**retrieval), embedder=Embedder("lexical"), decode=decode
         )
         assert self.retriever.wait_until_warm(60)
-        names = ["model", "revision", "quantization", "dtype", "tokenizer", "tokenizer_revision"]
-        model = SimpleNamespace(
-            **dict.fromkeys([*names, "served_model_name", "tokenizer_mode"], "m")
-        )
-        config: Any = SimpleNamespace(
-            model_config=model,
-            kv_transfer_config=None,
-            weight_transfer_config=None,
-            use_v2_model_runner=False,
-        )
-        self.front_end = FrontEnd(
-            config,
+        front_end = FrontEnd(
+            vllm_config(),
             load_config({"serving": serving, "retrieval": retrieval}),
             OutputProcessor(None, log_stats=False),
             retriever=self.retriever,
             loaded_since_s=time.time() + 60,
         )
+        super().__init__(front_end, namespace="acme")
         if self.shared is not None:
             assert self.shared.wait(60)
-        self._count = 0
 
     @property
     def shared(self) -> SharedExact | None:
@@ -91,50 +81,16 @@ class Replica:
         assert self.shared is not None
         return {name: count for name, count in self.shared.outcomes.items() if count}
 
-    def ask(
-        self,
-        *,
-        policy: RequestPolicy = POLICY,
-        emits: tuple[int, ...] = (5, 6, 7),
-        reason: FinishReason = FinishReason.STOP,
-        lora: LoRARequest | None = None,
-        prompt: tuple[int, ...] = (1, 2, 3),
-        **params: Any,
-    ) -> tuple[str, list[int]]:
-        """`exact` or `miss`, and the tokens that came back."""
-        self._count += 1
-        request_id = f"r{self._count}"
-        request = EngineCoreRequest(
-            request_id=request_id,
-            external_req_id=request_id,
-            prompt_token_ids=list(prompt),
-            mm_features=None,
-            sampling_params=SamplingParams(
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                detokenize=False,
-                **{"temperature": 0, "max_tokens": 10, **params},
-            ),
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=lora,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
-        queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
-        asyncio.run(self.front_end.fetch(request, policy))
-        hit = self.front_end.answer(request, None, queue, policy)
-        processor = self.front_end._processor
-        if not hit:
-            processor.add_request(request, None, None, 0, queue)
-            output = EngineCoreOutput(
-                request_id=request_id, new_token_ids=list(emits), finish_reason=reason
-            )
-            processor.process_outputs([output], None, None, "default")
-        given = queue.get_nowait()
-        assert given is not None
-        assert not isinstance(given, Exception)
+    def ask(self, **asked: Any) -> tuple[str, list[int]]:
+        """Also wait until the answer is stored."""
+        given = super().ask(**asked)
         assert self.retriever.flush(60)
-        return "exact" if hit else "miss", list(given.outputs[0].token_ids)
+        return given
+
+    def look_up(self, request: Any, queue: Any, policy: RequestPolicy) -> bool:
+        """Beyond this process first."""
+        asyncio.run(self.front_end.fetch(request, policy))
+        return super().look_up(request, queue, policy)
 
     def close(self) -> None:
         self.front_end.close()

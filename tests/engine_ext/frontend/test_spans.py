@@ -1,7 +1,6 @@
 """Spans beside vLLM's own, seen by OpenTelemetry's exporter in memory."""
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from reprise.engine_ext.core.config import load_config
@@ -18,6 +17,7 @@ from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.tests.engine_ext.front_ends import core_request, vllm_config
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
@@ -53,44 +53,17 @@ class InstantRetriever:
 
 
 def front_end(*, tracing: bool) -> FrontEnd:
-    model = SimpleNamespace(
-        model="m",
-        served_model_name="m",
-        revision=None,
-        quantization=None,
-        dtype="d",
-        tokenizer="m",
-        tokenizer_revision="",
-        tokenizer_mode="auto",
-    )
-    config = SimpleNamespace(
-        model_config=model,
-        kv_transfer_config=None,
-        weight_transfer_config=None,
-        use_v2_model_runner=False,
-    )
     processor = OutputProcessor(None, log_stats=False, tracing_enabled=tracing)
     retriever: Any = InstantRetriever()
-    return FrontEnd(config, load_config({}), processor, retriever=retriever)
+    return FrontEnd(vllm_config(), load_config({}), processor, retriever=retriever)
 
 
 def ask(front: FrontEnd, request_id: str) -> None:
     """One request, generated in a step unless the cache has it."""
-    request = EngineCoreRequest(
-        request_id=request_id,
-        external_req_id=request_id,
-        prompt_token_ids=[1, 2, 3],
-        mm_features=None,
-        sampling_params=SamplingParams(
-            output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, temperature=0
-        ),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-        trace_headers=PARENT,
+    params = SamplingParams(
+        output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, temperature=0
     )
+    request = core_request(request_id, params, trace_headers=PARENT)
     queue = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request_id)
     if not front.answer(request, None, queue, RequestPolicy(RequestControl(), "")):
         processor = front._replayer._processor

@@ -12,6 +12,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.outputs.replay import Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
+from reprise.tests.engine_ext.front_ends import core_request
 
 EOS = 0
 KINDS = list(RequestOutputKind)
@@ -68,17 +69,11 @@ def make(
     name: str, kind: RequestOutputKind, **params: Any
 ) -> tuple[EngineCoreRequest, RequestOutputCollector]:
     settings_ = {"temperature": 0, "max_tokens": 500, **params}
-    request = EngineCoreRequest(
-        request_id=name,
+    request = core_request(
+        name,
+        SamplingParams(output_kind=kind, **settings_),
+        prompt=TOKENIZER.encode("question"),
         external_req_id=f"external-{name}",
-        prompt_token_ids=TOKENIZER.encode("question"),
-        mm_features=None,
-        sampling_params=SamplingParams(output_kind=kind, **settings_),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
     )
     return request, RequestOutputCollector(kind, name)
 

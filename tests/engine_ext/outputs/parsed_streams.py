@@ -20,6 +20,7 @@ from reprise.engine_ext.outputs.one_token_outputs import (
 )
 from reprise.engine_ext.outputs.replay import Replayer
 from reprise.engine_ext.outputs.single_flight import SingleFlight
+from reprise.tests.engine_ext.front_ends import core_request
 
 # Answers in each parser's own format, two calls where it knows several; the answers' markers, which
 # models have as tokens.
@@ -139,23 +140,10 @@ def read(case: Case, outputs: list[RequestOutput]) -> Joined:
 
 
 def make(name: str, **params: Any) -> tuple[EngineCoreRequest, RequestOutputCollector]:
-    request = EngineCoreRequest(
-        request_id=name,
-        external_req_id=name,
-        prompt_token_ids=PROMPT,
-        mm_features=None,
-        sampling_params=SamplingParams(
-            output_kind=RequestOutputKind.DELTA,
-            skip_special_tokens=False,
-            max_tokens=4000,
-            **params,
-        ),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
+    sampling = SamplingParams(
+        output_kind=RequestOutputKind.DELTA, skip_special_tokens=False, max_tokens=4000, **params
     )
+    request = core_request(name, sampling, prompt=PROMPT)
     return request, RequestOutputCollector(RequestOutputKind.DELTA, name)
 
 

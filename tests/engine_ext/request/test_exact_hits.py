@@ -27,6 +27,7 @@ from reprise.engine_ext.request.exact_hits import (
     refusal,
     unsupported_engine,
 )
+from reprise.tests.engine_ext.front_ends import core_request
 
 BASE: dict[str, Any] = {"temperature": 0.7, "seed": 11, "max_tokens": 50}
 
@@ -73,18 +74,7 @@ REFUSED: dict[str, Any] = {
 
 
 def make_request(params: SamplingParams | None = None, **overrides: Any) -> EngineCoreRequest:
-    fields: dict[str, Any] = {
-        "request_id": "r",
-        "prompt_token_ids": [1, 2, 3],
-        "mm_features": None,
-        "sampling_params": params or SamplingParams(**BASE),
-        "pooling_params": None,
-        "arrival_time": 0.0,
-        "lora_request": None,
-        "cache_salt": None,
-        "data_parallel_rank": None,
-    }
-    return EngineCoreRequest(**{**fields, **overrides})
+    return core_request("r", params or SamplingParams(**BASE), **overrides)
 
 
 def with_field(name: str, value: Any) -> SamplingParams:

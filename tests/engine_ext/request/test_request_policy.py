@@ -21,6 +21,7 @@ from reprise.engine_ext.request.request_policy import (
 )
 from reprise.engine_ext.request.tenants import SOLE_TENANT, ServerTenants, is_private, key_namespace
 from reprise.spec.predictor.weights import salt_of
+from reprise.tests.engine_ext.front_ends import core_request
 
 KEYED = ServerTenants(["a", "b"])
 KEYLESS = ServerTenants()
@@ -140,18 +141,8 @@ def test_the_log_tells_once_for_each_way_in(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(lines) == 2
 
 
-def core_request(salt: str | None) -> EngineCoreRequest:
-    return EngineCoreRequest(
-        request_id="r",
-        prompt_token_ids=[1],
-        mm_features=None,
-        sampling_params=SamplingParams(),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=salt,
-        data_parallel_rank=None,
-    )
+def salted_request(salt: str | None) -> EngineCoreRequest:
+    return core_request("r", SamplingParams(), prompt=(1,), cache_salt=salt)
 
 
 @pytest.mark.parametrize("salt", [None, "s", key_namespace("b")])
@@ -168,7 +159,7 @@ async def test_prefix_caches_are_as_far_apart_as_namespaces(salt: str | None) ->
         params = with_policy(SamplingParams(), policy)
         given = {"prompt_token_ids": [1], **({"cache_salt": salt} if salt else {})}
         walled = with_cache_salt(given, policy, params)
-        core = with_cache_salt(core_request(salt), policy, params)
+        core = with_cache_salt(salted_request(salt), policy, params)
         parts = [part async for part in with_cache_salt(stream(), policy, params)]
         assert "cache_salt" not in given or given["cache_salt"] == salt
         assert core.cache_salt == walled["cache_salt"] == policy.cache_salt
@@ -184,7 +175,7 @@ def test_a_private_request_keeps_the_salt_that_it_has_none_of() -> None:
     policy = policy_of(KEYED)
     prompt = {"prompt_token_ids": [1]}
     assert with_cache_salt(prompt, policy, SamplingParams()) == prompt
-    assert with_cache_salt(core_request(None), policy, SamplingParams()).cache_salt is None
+    assert with_cache_salt(salted_request(None), policy, SamplingParams()).cache_salt is None
 
 
 def worker(*, namespace: str | None = None) -> CacheHitProposer:

@@ -1,6 +1,5 @@
 """On model runner V2 the length of drafts follows what earlier drafts came to."""
 
-import time
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -22,6 +21,11 @@ from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.scheduling import draft_lengths, draft_slots
 from reprise.spec.lengths.batch_length import BatchDraftLength
+from reprise.tests.engine_ext.scheduling.bare_scheduler import (
+    bare_scheduler,
+    decoding_request,
+    decoding_step,
+)
 
 CHOICES = (1, 2, 4, 8)
 STEP_S = 0.005
@@ -30,32 +34,15 @@ CAPPED = with_hints(SamplingParams(), RequestHints(max_draft=2))
 OFF = with_hints(SamplingParams(), RequestHints(drafts=False))
 
 
-class Request(SimpleNamespace):
-    __hash__ = object.__hash__
-
-
 class World:
     """vLLM's own method on a scheduler with as much around it as that needs. Steps are sent one
     ahead, and take `STEP_S` and 1% more for each drafted token of a request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.scheduler: Any = AsyncScheduler.__new__(AsyncScheduler)
-        speculative = SimpleNamespace(model=PROPOSER_PATH)
-        set_mark(speculative, draft_lengths._PLANNED, CHOICES)
         self.compilation = SimpleNamespace(cudagraph_mode=None, max_cudagraph_capture_size=0)
-        self.scheduler.vllm_config = SimpleNamespace(
-            speculative_config=speculative,
-            scheduler_config=SimpleNamespace(),
-            compilation_config=self.compilation,
-        )
-        set_mark(self.scheduler.vllm_config.scheduler_config, draft_slots._KEEP_SAMPLES, False)
-        self.scheduler.use_v2_model_runner = True
-        self.scheduler.num_sampled_tokens_per_step = 1
-        self.scheduler.current_step = 5
-        self.scheduler.decode_stagger = 1
-        self.scheduler.defer_block_free = False
-        self.scheduler._inflight_prefills = set()
-        self.scheduler.requests = {}
+        self.scheduler = bare_scheduler(compilation_config=self.compilation)
+        speculative = self.scheduler.vllm_config.speculative_config
+        set_mark(speculative, draft_lengths._PLANNED, CHOICES)
         self.now_s = 0.0
         self.lengths: list[int] = []
         """Chosen, by step."""
@@ -63,11 +50,7 @@ class World:
         monkeypatch.setattr(draft_lengths, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
 
     def add(self, name: str, params: SamplingParams = PLAIN) -> None:
-        self.scheduler.requests[name] = Request(
-            num_computed_tokens=32, num_in_flight_tokens=0, num_tokens=33,
-            num_output_placeholders=0, use_structured_output=False, is_prefill_chunk=False,
-            sampling_params=params, spec_token_ids=[],
-        )  # fmt: skip
+        self.scheduler.requests[name] = decoding_request(params)
 
     def slots(self) -> dict[str, int]:
         """With the next step."""
@@ -78,16 +61,10 @@ class World:
         for each in self.scheduler.requests.values():
             each.spec_token_ids = []
         num_tokens = {name: 1 + slots.get(name, 0) for name in self.scheduler.requests}
-        step = SimpleNamespace(
-            num_scheduled_tokens=num_tokens,
-            total_num_scheduled_tokens=sum(num_tokens.values()),
+        step = decoding_step(
+            num_tokens,
             scheduled_spec_decode_tokens={name: [-1] * count for name, count in slots.items()},
-            num_invalid_spec_tokens=None,
-            num_spec_tokens_to_schedule=0,
             scheduled_new_reqs=new,
-            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
-            pending_structured_output_tokens=False,
-            has_structured_output_requests=False,
         )
         self.scheduler._update_after_schedule(step)
         self.lengths.append(step.num_spec_tokens_to_schedule)
@@ -318,11 +295,22 @@ def test_without_async_scheduling_it_is_taken_back() -> None:
     assert made.speculative_config.num_speculative_tokens_per_batch_size is None
 
 
-def test_what_is_compiled_is_compiled_before_requests(world: World) -> None:
-    began = []
-    draft_lengths.begin_scheduler(lambda *_, **__: began.append(1), world.scheduler)
-    assert began
+def test_what_is_compiled_is_compiled_before_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    compile_all = draft_lengths._compile
+
+    def compiled() -> None:
+        compile_all()
+        calls.append("compiled")
+
+    monkeypatch.setattr(draft_lengths, "_compile", compiled)
+    draft_lengths.begin_scheduler(lambda *_, **__: calls.append("vLLM's"), world.scheduler)
+    assert calls == ["vLLM's", "compiled"]
     assert isinstance(draft_lengths.lengths_of(world.scheduler), draft_lengths.BatchLengths)
-    time_s = time.perf_counter()
-    draft_lengths._compile()
-    assert time.perf_counter() - time_s < 1.0
+
+
+def test_a_step_after_which_nobody_decodes_has_no_drafts() -> None:
+    lengths = draft_lengths.BatchLengths((1, 2, 4), 512)
+    assert lengths.choose(decoding_step({}), frozenset()) == 0

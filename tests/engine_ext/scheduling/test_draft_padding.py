@@ -13,6 +13,7 @@ from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.scheduling import draft_padding
+from reprise.tests.engine_ext.scheduling.bare_scheduler import decoding_request
 
 
 def step() -> Any:
@@ -28,20 +29,6 @@ def step() -> Any:
     )
 
 
-class Request(SimpleNamespace):
-    __hash__ = object.__hash__
-
-
-def request() -> Request:
-    return Request(
-        num_computed_tokens=32,
-        num_in_flight_tokens=0,
-        num_tokens=33,
-        num_output_placeholders=0,
-        use_structured_output=False,
-    )
-
-
 @pytest.mark.parametrize(
     ("drafter", "on_v2", "tokens"),
     [(PROPOSER_PATH, False, 1), (PROPOSER_PATH, True, 5), ("ngram", False, 5)],
@@ -52,7 +39,9 @@ def test_only_our_engines_schedule_them_without(drafter: str, on_v2: bool, token
     scheduler = Scheduler.__new__(Scheduler)
     scheduler.vllm_config = SimpleNamespace(speculative_config=SimpleNamespace(model=drafter))
     scheduler.use_v2_model_runner = on_v2
-    scheduler.requests = {name: request() for name in ("running", "new", "resumed", "prompt")}
+    scheduler.requests = {
+        name: decoding_request() for name in ("running", "new", "resumed", "prompt")
+    }
     scheduler.defer_block_free = False
     scheduler._inflight_prefills = set()
     decided = step()

@@ -1,6 +1,5 @@
 """On model runner V2 a request is scheduled with the slots for drafts that it may have."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,14 +7,17 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from reprise.engine_ext.compat.guarded import step_errors
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.scheduling import draft_slots
+from reprise.tests.engine_ext.scheduling.bare_scheduler import (
+    bare_scheduler,
+    decoding_request,
+    decoding_step,
+)
 
 PLACE = "AsyncScheduler._update_after_schedule"
 PARAMS = {
@@ -26,49 +28,19 @@ PARAMS = {
 }
 
 
-class Request(SimpleNamespace):
-    __hash__ = object.__hash__
-
-
 @pytest.fixture
 def scheduler() -> Any:
     """vLLM's own, with as much around it as its method needs."""
     assert registry.apply(Feature.DRAFT_SLOTS, draft_slots, role=Role.ENGINE_CORE)
-    made = AsyncScheduler.__new__(AsyncScheduler)
-    made.vllm_config = SimpleNamespace(
-        speculative_config=SimpleNamespace(model=PROPOSER_PATH), scheduler_config=SimpleNamespace()
-    )
-    draft_slots.set_mark(made.vllm_config.scheduler_config, draft_slots._KEEP_SAMPLES, False)
-    made.use_v2_model_runner = True
-    made.num_sampled_tokens_per_step = 1
-    made.current_step = 5
-    made.decode_stagger = 1
-    made.defer_block_free = False
-    made._inflight_prefills = set()
-    made.requests = {
-        name: Request(
-            num_computed_tokens=32, num_in_flight_tokens=0, num_tokens=33,
-            num_output_placeholders=0, use_structured_output=False, is_prefill_chunk=False,
-            sampling_params=params, spec_token_ids=[],
-        )
-        for name, params in PARAMS.items()
-    }  # fmt: skip
+    made = bare_scheduler()
+    made.requests = {name: decoding_request(params) for name, params in PARAMS.items()}
     return made
 
 
 def slots_after(scheduler: Any) -> dict[str, int]:
     """By request: slots that it will have with the next step."""
     scheduler._update_after_schedule(
-        SimpleNamespace(
-            num_scheduled_tokens=dict.fromkeys(PARAMS, 1),
-            total_num_scheduled_tokens=len(PARAMS),
-            scheduled_spec_decode_tokens={},
-            num_spec_tokens_to_schedule=4,
-            scheduled_new_reqs=[],
-            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
-            pending_structured_output_tokens=False,
-            has_structured_output_requests=False,
-        )
+        decoding_step(dict.fromkeys(PARAMS, 1), num_spec_tokens_to_schedule=4)
     )
     return {name: len(each.spec_token_ids) for name, each in scheduler.requests.items()}
 

@@ -1,8 +1,6 @@
 """What requests draft from on the device, and what they leave behind: real retrieval, no engine."""
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,31 +22,18 @@ from reprise.kernels.draft.constants import BOS, END, NEAR_LENGTH
 from reprise.kernels.draft.state import DraftState
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
-from reprise.retrieval.search.embedding import Embedder
+from reprise.tests.engine_ext.blocked_embedder import BlockedEmbedder
 
 NUM_SLOTS, MAX_LEN, NUM_DRAFTED = 3, 64, 4
 PROMPT = list(range(100, 108))
 ANSWER = list(range(200, 216))
 
 
-class Blocked(Embedder):
-    """Does not embed before it may go on."""
-
-    def __init__(self) -> None:
-        super().__init__("lexical")
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def encode(self, texts: Sequence[str], *args: Any) -> Any:
-        assert self.go_on.wait(30)
-        return super().encode(texts, *args)
-
-
 class World:
     """A worker's requests, and as much of vLLM's own state as they read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.embedder = Blocked()
+        self.embedder = BlockedEmbedder()
         config = RetrievalConfig(embedding_model="lexical")
         self.retriever = LocalRetriever(config, embedder=self.embedder)
         monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: self.retriever)
@@ -200,7 +185,9 @@ def test_hints_are_kept(world: World, hints: dict[str, Any]) -> None:
     assert world.requests.report()["provider"].answers == (2 if hints == {"drafts": False} else 1)
 
 
-def test_late_near_answers_are_used_from_the_next_step_on(world: World) -> None:
+def test_late_near_answers_are_used_from_the_next_step_on(
+    world: World, wait_until: Callable[..., None]
+) -> None:
     question = "how do I cancel my order"
     world.retriever.store(
         Answer.create(
@@ -217,11 +204,12 @@ def test_late_near_answers_are_used_from_the_next_step_on(world: World) -> None:
     world.step()
     assert near_answers(world, 0) == []
     world.embedder.go_on.set()
-    for _ in range(500):
+
+    def has_near_answers() -> bool:
         world.step()
-        if near_answers(world, 0):
-            break
-        time.sleep(0.01)
+        return bool(near_answers(world, 0))
+
+    wait_until(has_near_answers, 60)
     assert near_answers(world, 0) == [BOS, *ANSWER, END]
 
 

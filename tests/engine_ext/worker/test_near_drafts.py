@@ -1,7 +1,6 @@
 """When near answers are attached to a live request, and which: with a real retriever."""
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,33 +15,20 @@ from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
-from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.provider import DraftProvider
+from reprise.tests.engine_ext.blocked_embedder import BlockedEmbedder
 
 QUESTION = "how do I cancel my order"
 REPLY = list(b"open your orders and press cancel")
-
-
-class Blocked(Embedder):
-    """Does not embed before it may go on."""
-
-    def __init__(self) -> None:
-        super().__init__("lexical")
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def encode(self, texts: Sequence[str], *args: Any) -> Any:
-        assert self.go_on.wait(30)
-        return super().encode(texts, *args)
 
 
 class World:
     """One namespace `n` with one answer, and what a worker has around it."""
 
     def __init__(self) -> None:
-        self.embedder = Blocked()
+        self.embedder = BlockedEmbedder()
         config = RetrievalConfig(embedding_model="lexical")
         self.retriever = LocalRetriever(config, embedder=self.embedder)
         self.provider = DraftProvider(DraftConfig(verify_cost=0.0))

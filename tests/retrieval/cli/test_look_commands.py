@@ -5,20 +5,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from reprise.retrieval import Answer
-from reprise.retrieval.cli.cache_cli import app
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.tests.retrieval.cli.cache_command import refused, run
 
 QUESTIONS = ("How do I cancel my order?", "Where is my parcel?", "What does delivery cost?")
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture
@@ -59,10 +51,8 @@ def test_one_answer_is_shown_whole(url: str) -> None:
     assert shown["prompt"] == QUESTIONS[2]
     assert shown["response"] == "Answer\n2"
     assert (shown["namespace"], shown["tokenizer_key"]) == ("acme", "k")
-    with pytest.raises(ValueError, match="3 answers have ids that begin with id"):
-        typer.main.get_command(app).main(["show", "id", "--url", url], standalone_mode=False)
-    with pytest.raises(ValueError, match="no answer whose id begins with x"):
-        typer.main.get_command(app).main(["show", "x", "--url", url], standalone_mode=False)
+    assert "3 answers have ids that begin with id" in refused("show", "id", "--url", url)
+    assert "no answer whose id begins with x" in refused("show", "x", "--url", url)
 
 
 @pytest.mark.parametrize("warmed", [False, True])

@@ -25,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # shares out keys among threads rounds by the batch.
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.redis_server import RedisServer, redis_executable
@@ -228,7 +229,7 @@ def build_llm(
     from vllm.plugins import load_general_plugins
 
     speculative = {
-        "model": "reprise.engine_ext.proposer.CacheHitProposer",
+        "model": PROPOSER_PATH,
         "num_speculative_tokens": 16,
     }
     settings: dict[str, object] = {

@@ -1,9 +1,9 @@
 """How many tokens are drafted for all requests of a batch on model runner V2, step by step.
 
 vLLM captures full CUDA graphs there for steps of one length, and for several lengths if it is given
-a schedule of lengths by batch size, none among them. An engine of ours is given one that names
-`LENGTHS`, unless it has one of its user's; which of them a step gets is then decided here, with
-the drafts of earlier steps and the times of steps (`spec/lengths/batch_length.py`).
+a schedule of lengths by batch size, none among them. An engine of ours is given one that names the
+`LENGTHS` of `spec/lengths/batch_length.py`, unless it has one of its user's; which of them a step
+gets is then decided by the rule there, from the drafts of earlier steps and the times of steps.
 
 A step's drafts are made at its end, so their length is settled when it is scheduled, before what
 the step before it came to is known. Drafts that are not right cost a few steps, and after that a
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
 
 logger = init_logger(__name__)
-
-LENGTHS = (1, 2, 4, 8, 16)
-"""Those below the engine's own maximum, beside that one and none."""
 
 _MAX_UNSEEN_STEPS = 8
 _PLANNED = "draft_lengths"
@@ -128,7 +125,7 @@ def plan_lengths(original: Callable[..., None], config: "VllmConfig") -> None:
     if not _may_plan(config):
         original(config)
         return
-    from reprise.spec.lengths.batch_length import capture_schedule
+    from reprise.spec.lengths.batch_length import LENGTHS, capture_schedule
 
     speculative, scheduling = config.speculative_config, config.scheduler_config
     assert speculative is not None

@@ -14,13 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reprise.engine_ext.speculator.host_corpus import HostCorpus
+from reprise.engine_ext.speculator.host_corpus import MAX_ROOM, HostCorpus
 from reprise.engine_ext.speculator.upload import Upload, prepare
 from reprise.kernels.draft.arena import ArenaWrites, CorpusArena
 from reprise.kernels.draft.state import DraftState
 
-MAX_RECENT_TOKENS = 4096
-_MIN_ROOM = 256
 _LARGEST_SHARE = 8
 """Of the arena: a text of that share, its suffix array, and a new version of both beside them."""
 
@@ -101,7 +99,7 @@ class DeviceCorpora:
         corpus.append(answer_id, tokens)
         writes = None
         is_alike = namespace in self._arena and namespace not in self._emptied
-        if is_alike and corpus.num_recent_tokens <= MAX_RECENT_TOKENS:
+        if is_alike and corpus.num_recent_tokens <= MAX_ROOM:
             writes = self._arena.append(namespace, tokens)
         if writes is not None:
             self._hand_over(namespace, writes)
@@ -133,9 +131,12 @@ class DeviceCorpora:
         while True:
             corpus.remove_oldest(limit)
             corpus.sort()
-            room = min(MAX_RECENT_TOKENS, max(_MIN_ROOM, len(corpus.text)))
             writes = self._arena.put(
-                namespace, corpus.text, corpus.order, recent_begin=len(corpus.text), room=room
+                namespace,
+                corpus.text,
+                corpus.order,
+                recent_begin=corpus.recent_begin,
+                room=corpus.room,
             )
             if writes is not None:
                 self._emptied.discard(namespace)

@@ -10,6 +10,9 @@ from reprise.spec.corpus.suffix_array import merge_suffixes, sort_suffixes
 
 IntArray = NDArray[np.int32]
 
+MIN_ROOM, MAX_ROOM = 256, 4096
+"""Tokens of recent answers that a corpus has room for before they are sorted in, as many as there
+are sorted ones; bounds of that."""
 _REMOVED_SHARE = 8
 
 
@@ -40,6 +43,11 @@ class HostCorpus:
     def num_recent_tokens(self) -> int:
         """Tokens of the text that are not sorted."""
         return len(self.text) - self.recent_begin
+
+    @property
+    def room(self) -> int:
+        """Tokens of recent answers that there is room for beside those that are sorted."""
+        return min(MAX_ROOM, max(MIN_ROOM, self.recent_begin))
 
     def append(self, answer_id: str, tokens: IntArray) -> None:
         """Add an answer, unsorted."""

@@ -28,7 +28,7 @@ from reprise.eval.replay.mixture_drafter import MixtureDrafter
 from reprise.eval.replay.replay import ReplayCounts, replay
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
-from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
+from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.retrieval.search.embedding import Embedder
 
@@ -37,17 +37,6 @@ class ClosableDrafter(Drafter, Protocol):
     """A drafter with a thread to stop."""
 
     def close(self) -> None: ...
-
-
-def first_requests(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
-    """All warm rows, and the first so many of the others."""
-    left = len(rows) if limit is None else limit
-    taken = []
-    for row in rows:
-        if row.warm or left > 0:
-            taken.append(row)
-            left -= not row.warm
-    return taken
 
 
 def run(drafter: ClosableDrafter, rows: Sequence[TokenRow]) -> ReplayCounts:
@@ -109,7 +98,7 @@ def main(
         table.add_column(heading, justify="right")
     runs = [(name, one) for name in loaded for one in costs]
     for name, one in track(runs, "Replaying", console=Console(stderr=True), transient=True):
-        rows = tokenize_rows(first_requests(loaded[name], limit), chosen)
+        rows = tokenize_rows(limit_rows(loaded[name], limit), chosen)
         host = run(RepriseDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
         device = run(DeviceDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
         table.add_row(name, "host", f"{one:g}", *describe(host, one, host))

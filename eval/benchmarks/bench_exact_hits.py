@@ -13,12 +13,10 @@ appended to a CSV.
 
 import asyncio
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -231,19 +229,13 @@ def _check(
         raise RuntimeError(f"expected {num_exact} exact hits, came {exact}")
 
 
-def _stats(server: Server) -> dict[str, Any]:
-    with urllib.request.urlopen(server.url + "/reprise/stats") as reply:
-        front_end: dict[str, Any] = json.load(reply)["front_end"]
-    return front_end
-
-
 def _counts(server: Server) -> dict[str, Any]:
-    counts: dict[str, Any] = _stats(server)["counts"]
+    counts: dict[str, Any] = server.stats()["front_end"]["counts"]
     return counts
 
 
 def _shared(server: Server) -> dict[str, Any]:
-    return _stats(server)["shared"] or {}
+    return server.stats()["front_end"]["shared"] or {}
 
 
 def _wait(condition: Any, within_s: float) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import uses_reprise
 
@@ -31,7 +32,7 @@ SPECULATIVE: dict[str, dict[str, Any] | None] = {
     },
     "suffix": {"method": "suffix"},
     "reprise": {
-        "model": "reprise.engine_ext.proposer.CacheHitProposer",
+        "model": PROPOSER_PATH,
         "num_speculative_tokens": 16,
     },
 }
@@ -128,7 +129,7 @@ class Server:
         """Of a server of ours: until its embedding model is loaded, or known not to be."""
         deadline_s = time.monotonic() + _STARTS_WITHIN_S
         while time.monotonic() < deadline_s:
-            if self._stats()["front_end"]["retrieval"]["state"] != "starting":
+            if self.stats()["front_end"]["retrieval"]["state"] != "starting":
                 return
             time.sleep(0.3)
 
@@ -163,10 +164,11 @@ class Server:
 
     def worker(self) -> dict[str, Any]:
         """The first worker's figures, of a server of ours."""
-        figures: dict[str, Any] = self._stats()["workers"][0]
+        figures: dict[str, Any] = self.stats()["workers"][0]
         return figures
 
-    def _stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
+        """All figures of a server of ours."""
         with urllib.request.urlopen(self.url + "/reprise/stats") as reply:
             stats: dict[str, Any] = json.load(reply)
         return stats

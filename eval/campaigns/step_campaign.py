@@ -30,6 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.campaigns.step_requests import (
     BLOCK,
     Planned,
@@ -46,7 +47,6 @@ from reprise.eval.replay.traces import TraceError, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.progress_log import ProgressLog
 
-_PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _MAX_STEPS_WITHOUT_OUTPUT = 5_000
 
 
@@ -182,7 +182,7 @@ def reprise_engine(model: str, way: Way) -> Iterator[Any]:
             model,
             way.settings
             | {
-                "speculative_config": {"model": _PROPOSER, "num_speculative_tokens": 16},
+                "speculative_config": {"model": PROPOSER_PATH, "num_speculative_tokens": 16},
                 "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}},
             },
         )

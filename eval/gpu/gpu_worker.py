@@ -63,10 +63,8 @@ class GpuOrder(msgspec.Struct, frozen=True, kw_only=True):
 class GpuReply(msgspec.Struct, omit_defaults=True, kw_only=True):
     """What a worker says: that it is ready, or what a workload came to, or why it ends."""
 
-    is_ready: bool = False
     runner: str = ""
     """Which model runner vLLM chose."""
-    is_served: bool = False
     output_token_ids: list[list[int]] = []
     steps: int = 0
     drafted_tokens: int = 0
@@ -134,7 +132,6 @@ def _serve(llm: LLM, order: GpuOrder, *, is_learned: bool) -> GpuReply:
         llm.stop_profile()
     after = draft_counters(llm)
     return GpuReply(
-        is_served=True,
         output_token_ids=outputs,
         steps=steps,
         drafted_tokens=after["drafted"] - before["drafted"],
@@ -166,7 +163,7 @@ def main() -> None:
         try:
             llm = _build(job)
             send_first_request(llm)
-            send(GpuReply(is_ready=True, runner=_runner_of(llm)))
+            send(GpuReply(runner=_runner_of(llm)))
             for order in _orders():
                 send(_serve(llm, order, is_learned=uses_reprise(job.speculative_config)))
         except Exception as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-_PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 
 
 class GpuMethod(NamedTuple):
@@ -25,9 +26,9 @@ class GpuMethod(NamedTuple):
 
 METHODS = (
     GpuMethod("none", None),
-    GpuMethod("reprise-v2", {"model": _PROPOSER, "num_speculative_tokens": 16}, {_RUNNER: "1"},
+    GpuMethod("reprise-v2", {"model": PROPOSER_PATH, "num_speculative_tokens": 16}, {_RUNNER: "1"},
               runs_on_cpu=False),
-    GpuMethod("reprise-v1", {"model": _PROPOSER, "num_speculative_tokens": 16}, {_RUNNER: "0"}),
+    GpuMethod("reprise-v1", {"model": PROPOSER_PATH, "num_speculative_tokens": 16}, {_RUNNER: "0"}),
     GpuMethod("ngram-gpu", {"method": "ngram_gpu", "num_speculative_tokens": 5},
               runs_on_cpu=False),
     GpuMethod("suffix-v1", {"method": "suffix"}, {_RUNNER: "0"}, full_graphs=True),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.live.worker_process import message_pipe
 from reprise.eval.replay.traces import TraceRow
@@ -96,7 +97,7 @@ def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] 
         return {"method": "ngram", "num_speculative_tokens": draft_length or NGRAM_DRAFT_LENGTH}
     if method in ("reprise", "reprise-drafts-only"):
         return {
-            "model": "reprise.engine_ext.proposer.CacheHitProposer",
+            "model": PROPOSER_PATH,
             "num_speculative_tokens": draft_length or 16,
         }
     config: dict[str, Any] = {"method": "suffix"}

@@ -8,52 +8,35 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from reprise.engine_ext.speculator.host_corpus import HostCorpus
 from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.kernels.draft import Backend, draft_tokens
 from reprise.kernels.draft.arena import ArenaWrites, CorpusArena
-from reprise.kernels.draft.constants import BOS, CORPUS_ROW, END, NEAR_LENGTH
+from reprise.kernels.draft.constants import CORPUS_ROW, NEAR_LENGTH
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec.batching.request import select_near
-from reprise.spec.corpus.corpus import live_entries
-from reprise.spec.corpus.suffix_array import merge_suffixes, sort_suffixes
 from reprise.spec.lengths.best_lengths import best_lengths, easy_token_gain
 from reprise.spec.lengths.draft_length import MIN_PROB
 
-MIN_ROOM, MAX_ROOM = 256, 4096
-"""Tokens of recent answers that a corpus has room for before they are sorted in, as many as there
-are sorted ones; bounds of that."""
 SOURCES = ("context", "near_answer", "corpus", "recent")
 _NAMESPACE = ""
 
 
-class SortedCorpus:
-    """Answers as a device has them: a text, and a suffix array over all but the recent ones."""
+class SortedCorpus(HostCorpus):
+    """A corpus in which recent answers are sorted in once there is no room for them."""
 
-    def __init__(self) -> None:
-        self.text: IntArray = np.zeros(0, np.int32)
-        self.order: IntArray = np.zeros(0, np.int32)
-        self.recent_begin = 0
-
-    def add(self, tokens: IntArray) -> bool:
-        """Add an answer; whether all have been sorted, as there were too many recent ones."""
-        self.text = np.concatenate((self.text, [BOS], tokens, [END]), dtype=np.int32)
-        begin, end = self.recent_begin, len(self.text)
-        if end - begin <= room_beside(begin):
+    def add(self, answer_id: str, tokens: IntArray) -> bool:
+        """Add an answer; return whether all have been sorted, as there were too many recent
+        ones."""
+        self.append(answer_id, tokens)
+        if self.num_recent_tokens <= self.room:
             return False
-        added = sort_suffixes(self.text, live_entries(self.text, begin, end))
-        order = np.empty(len(self.order) + len(added), np.int32)
-        merge_suffixes(self.text, self.order, added, order)
-        self.order, self.recent_begin = order, end
+        self.sort()
         return True
-
-
-def room_beside(num_sorted: int) -> int:
-    """Room for recent answers beside so many sorted tokens."""
-    return min(MAX_ROOM, max(MIN_ROOM, num_sorted))
 
 
 class DeviceDrafter:
@@ -102,18 +85,21 @@ class DeviceDrafter:
         for update in updates:
             if not update.added:
                 raise ValueError(f"expected a cache that keeps all, {update.answer_id} has left it")
-            self._join(update.response_token_ids)
+            self._join(update.answer_id, update.response_token_ids)
 
-    def _join(self, tokens: IntArray) -> None:
+    def _join(self, answer_id: str, tokens: IntArray) -> None:
         """Put an answer into the corpus."""
-        was_sorted = self._corpus.add(tokens)
+        was_sorted = self._corpus.add(answer_id, tokens)
         if _NAMESPACE in self._arena and not was_sorted:
             writes = self._arena.append(_NAMESPACE, tokens)
         else:
-            text, begin = self._corpus.text, self._corpus.recent_begin
-            room = room_beside(begin)
+            corpus = self._corpus
             writes = self._arena.put(
-                _NAMESPACE, text, self._corpus.order, recent_begin=begin, room=room
+                _NAMESPACE,
+                corpus.text,
+                corpus.order,
+                recent_begin=corpus.recent_begin,
+                room=corpus.room,
             )
         if writes is None:
             raise ValueError("expected a cache that the arena has room for, came a larger one")

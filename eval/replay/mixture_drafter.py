@@ -48,7 +48,7 @@ class MixtureDrafter(RepriseDrafter):
         super()._take(update)
         if not update.added:
             raise ValueError(f"expected a cache that keeps all, {update.answer_id} has left it")
-        self._corpus.add(update.response_token_ids)
+        self._corpus.add(update.answer_id, update.response_token_ids)
 
     def start(self, row: TokenRow) -> None:
         super().start(row)

@@ -16,7 +16,6 @@ from reprise.retrieval.search.embedding import Embedder
 class Check:
     """A measured workload, and what it came to in virtual time."""
 
-    run: MeasuredRun
     workload: Workload
     none: Outcome
     drafted: Outcome
@@ -64,7 +63,7 @@ def check_run(
                     if run.is_warm and workload.trace == "support":
                         fresh.learn([row for row in traces["support"] if row.warm])
                     outcome = fresh.serve(rows, concurrency=workload.concurrency)
-            yield Check(run=run, workload=workload, none=none, drafted=outcome)
+            yield Check(workload=workload, none=none, drafted=outcome)
 
 
 def _parts(run: MeasuredRun, traces: Mapping[str, Sequence[TokenRow]]) -> list[list[TokenRow]]:

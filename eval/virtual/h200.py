@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from reprise.eval.virtual.engines import at_batch
+
 # Matrix products of one step alone, in one CUDA graph: tokens computed, ms.
 _PRODUCTS_MS = {
     1: 4.3,
@@ -40,6 +42,22 @@ _VERIFY_MS = 0.2
 _VERIFY_AHEAD_MS = {1: 0.06, 32: 0.06, 128: 0.1}
 
 
+def products_ms(tokens: int) -> float:
+    """Return what the matrix products of a step with so many tokens take."""
+    known = list(_PRODUCTS_MS)
+    beyond = max(0, tokens - known[-1]) * _MORE_TOKENS_MS
+    return float(np.interp(tokens, known, list(_PRODUCTS_MS.values()))) + beyond
+
+
+def captured_size(tokens: int) -> int:
+    """Return how many tokens are computed where so many are asked for."""
+    return next((size for size in _CAPTURED if size >= tokens), tokens)
+
+
+# What a step takes beside its products: requests, ms.
+_BESIDE_MS = {batch: ms - products_ms(captured_size(batch)) for batch, ms in _STEP_MS.items()}
+
+
 class H200:
     """Milliseconds turned into seconds of steps."""
 
@@ -56,28 +74,14 @@ class H200:
     def sent_ahead_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
         """Return what a step takes that waits for nothing but the device, or for the host to send
         it."""
-        ahead = _VERIFY_AHEAD_MS
-        verify_ms = float(np.interp(batch, list(ahead), list(ahead.values()))) if drafted else 0.0
+        verify_ms = at_batch(_VERIFY_AHEAD_MS, batch) if drafted else 0.0
         compute_ms = self._compute_ms(batch, drafted, prefilled)
         return max(compute_ms + verify_ms, _HOST_STEP_MS) / 1e3
 
     def _compute_ms(self, batch: int, drafted: int, prefilled: int) -> float:
-        beside = float(np.interp(batch, list(_STEP_MS), _beside_products()))
         tokens = captured_size(batch + drafted) + prefilled
-        return products_ms(tokens) + beside + (self._prefill_ms if prefilled else 0.0)
-
-
-def products_ms(tokens: int) -> float:
-    """Return what the matrix products of a step with so many tokens take."""
-    known = list(_PRODUCTS_MS)
-    beyond = max(0, tokens - known[-1]) * _MORE_TOKENS_MS
-    return float(np.interp(tokens, known, list(_PRODUCTS_MS.values()))) + beyond
-
-
-def captured_size(tokens: int) -> int:
-    """Return how many tokens are computed where so many are asked for."""
-    return next((size for size in _CAPTURED if size >= tokens), tokens)
-
-
-def _beside_products() -> list[float]:
-    return [ms - products_ms(captured_size(batch)) for batch, ms in _STEP_MS.items()]
+        return (
+            products_ms(tokens)
+            + at_batch(_BESIDE_MS, batch)
+            + (self._prefill_ms if prefilled else 0.0)
+        )

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import TokenRow
-from reprise.retrieval.api.answer import Answer, AnswerUpdate
-from reprise.retrieval.api.config import RetrievalConfig
-from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.near_answer import NearAnswer
 
 _OVERLAP_ANSWERS = 8
-_FLUSH_S = 600.0
 
 
 class NearSource(Protocol):
@@ -62,34 +60,15 @@ class RetrievedNear:
     """By meaning: the retriever that serves, waited for. Close it in the end."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self._retriever = LocalRetriever(
-            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30), embedder=embedder
-        )
+        self._lookup = NearLookup(embedder=embedder)
 
     def add(self, row: TokenRow) -> None:
-        self._retriever.store(
-            Answer.create(
-                answer_id=row.request_id,
-                prompt_token_ids=row.prompt_token_ids,
-                response_token_ids=row.response_token_ids,
-                prompt_text=row.source.query_text,
-            )
-        )
+        self._lookup.add(row, row.response_token_ids)
 
     def find(self, row: TokenRow) -> Sequence[NearAnswer]:
-        # The retriever serves prompts before it takes in answers: all that were added join first.
-        self._flush()
-        self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
-        self._flush()
-        self._retriever.updates()
-        near = self._retriever.poll(row.request_id) or []
-        self._retriever.discard(row.request_id)
-        return near
-
-    def _flush(self) -> None:
-        if not self._retriever.flush(_FLUSH_S):
-            raise RuntimeError(f"retrieval did not finish within {_FLUSH_S} s")
+        _, near_answers = self._lookup.look_up(row)
+        return near_answers
 
     def close(self) -> None:
         """Stop the retriever."""
-        self._retriever.close()
+        self._lookup.close()

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from reprise.eval.replay.token_rows import TokenRow
 from reprise.eval.virtual.closed_loop import ClosedLoop
 from reprise.eval.virtual.engines import V1, V2, Device, DeviceDrafter, HostGap, PricedClock
-from reprise.eval.virtual.near_sources import NoNear, OverlapNear, RetrievedNear
+from reprise.eval.virtual.near_sources import NearSource, NoNear, OverlapNear, RetrievedNear
 from reprise.eval.virtual.suffix_batch import SuffixBatch
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
-from reprise.spec.lengths.batch_length import BatchDraftLength
+from reprise.spec.lengths.batch_length import LENGTHS, BatchDraftLength
 
 ENGINES = ("none", "suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
-LENGTHS = (1, 2, 4, 8, 16)
-"""Draft lengths that V2 has graphs for, beside none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ class VirtualEngine:
         name: str,
         prices: Prices,
         *,
-        near: NoNear | OverlapNear | RetrievedNear,
+        near: NearSource,
     ) -> None:
         self.name = name
         self._clock = PricedClock()
@@ -87,7 +85,8 @@ class VirtualEngine:
             retrieval_s=prices.retrieval_s,
         )
         self._prices = prices
-        lengths = [length for length in LENGTHS if length <= prices.draft_length]
+        longest = prices.draft_length
+        lengths = sorted({*(length for length in LENGTHS if length < longest), longest})
         self._lengths = BatchDraftLength(lengths)
 
     def learn(self, rows: Sequence[TokenRow]) -> None:

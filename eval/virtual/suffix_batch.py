@@ -61,18 +61,17 @@ class SuffixBatch:
         request_ids: Sequence[str],
         emitted: Sequence[Sequence[int]],
         *,
-        limits: Callable[[], Sequence[int]] | None = None,
+        limits: Callable[[], Sequence[int]],
         **_: Any,
     ) -> list[list[int]]:
         """Take in what was emitted, and draft."""
-        caps = [_SETTING.max_tree_depth] * len(request_ids) if limits is None else limits()
         drafts = []
-        for request_id, tokens, cap in zip(request_ids, emitted, caps, strict=True):
+        for request_id, tokens, limit in zip(request_ids, emitted, limits(), strict=True):
             new = np.asarray(tokens, np.int32)
             self._cache.add_active_response(request_id, new)
             tail = np.concatenate((self._tails[request_id], new))[-_SETTING.max_tree_depth :]
             self._tails[request_id] = tail
-            drafts.append(self._speculate(request_id, tail) if cap else [])
+            drafts.append(self._speculate(request_id, tail) if limit else [])
         return drafts
 
     def _speculate(self, request_id: str, tail: IntArray) -> list[int]:

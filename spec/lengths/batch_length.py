@@ -21,6 +21,9 @@ import numpy.typing as npt
 
 from reprise.spec.lengths.cost_model import CostModel
 
+LENGTHS = (1, 2, 4, 8, 16)
+"""Those below an engine's own maximum that are captured, beside that one and none."""
+
 FIRST_SHARE = 0.5  # of first tokens that are right, where nothing is known
 FIRST_WEIGHT = 4.0  # drafts that this counts as, until it is forgotten
 NEXT_WEIGHT = 4.0  # drafts that a token is taken to be as right as the one before it for

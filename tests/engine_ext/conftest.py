@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE
 from reprise.eval.live.engine_environment import engine_environment
 
 API_KEYS = ("key-of-one", "key-of-another")
 ADMIN_TOKEN = "token-of-the-operator"
 MODEL_NAME = "demo"
-PROPOSER = "reprise.engine_ext.proposer.CacheHitProposer"
 _CHAT = "/v1/chat/completions"
 _STARTS_WITHIN_S = 280.0
 _STOPS_WITHIN_S = 40.0
@@ -245,7 +245,7 @@ def reprise_arguments() -> list[str]:
     """What makes a vLLM server ours."""
     return [
         "--speculative-config",
-        json.dumps({"model": PROPOSER, "num_speculative_tokens": 16}),
+        json.dumps({"model": PROPOSER_PATH, "num_speculative_tokens": 16}),
     ]
 
 

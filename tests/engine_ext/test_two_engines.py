@@ -14,14 +14,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 SCRIPT = """
 import sys
 from vllm import LLM, SamplingParams
+from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
 def build():
     return LLM(
         model=sys.argv[1], enforce_eager=True, max_num_seqs=4, max_model_len=256,
         kv_cache_memory_bytes=1 << 28,
-        speculative_config={
-            "model": "reprise.engine_ext.proposer.CacheHitProposer", "num_speculative_tokens": 8
-        },
+        speculative_config={"model": PROPOSER_PATH, "num_speculative_tokens": 8},
     )
 
 engines = [build()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -44,3 +45,15 @@ def test_every_triton_test_file_is_run():
     names = next(mark.args[1] for mark in listed if mark.name == "parametrize")
     found = (path.relative_to(HERE).as_posix() for path in HERE.rglob("*_triton.py"))
     assert sorted(names) == sorted(found)
+
+
+@pytest.mark.parametrize("path", sorted(HERE.rglob("*_triton.py")), ids=lambda path: path.stem)
+def test_a_gpu_run_finds_every_triton_test_file(path):
+    """By the mark: `eval/gpu/measure.py` selects by it. Not imported, see `conftest.py`."""
+    assigned = {
+        ast.unparse(target): ast.unparse(node.value)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
+    assert "pytest.mark.gpu" in assigned.get("pytestmark", "")

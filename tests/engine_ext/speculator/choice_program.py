@@ -13,6 +13,7 @@ def choice(settings: dict[str, Any], environment: dict[str, str], **arguments: A
     """What vLLM makes of a case, or the error."""
     from vllm import EngineArgs
 
+    from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
     from reprise.engine_ext.scheduling.runner_choice import describe_choice
     from reprise.eval.demo_data.demo_model import demo_model_path
 
@@ -22,7 +23,7 @@ def choice(settings: dict[str, Any], environment: dict[str, str], **arguments: A
             model=str(demo_model_path()),
             max_model_len=64,
             speculative_config={
-                "model": "reprise.engine_ext.proposer.CacheHitProposer",
+                "model": PROPOSER_PATH,
                 "num_speculative_tokens": 4,
             },
             additional_config={"reprise": settings},

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reprise.engine_ext.speculator.device_corpora import MAX_RECENT_TOKENS, DeviceCorpora
+from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
+from reprise.engine_ext.speculator.host_corpus import MAX_ROOM
 from reprise.kernels.draft.constants import (
     BOS,
     END,
@@ -154,7 +155,7 @@ def test_what_is_not_sorted_stays_within_what_a_step_looks_through() -> None:
         corpora.add_answer(str(number), tokens(97, number), namespace="n")
         corpora.put_in_place()
         fields = state.corpora[corpora.enter("n")].tolist()
-        assert fields[TEXT_LENGTH] - fields[RECENT_BEGIN] <= MAX_RECENT_TOKENS
+        assert fields[TEXT_LENGTH] - fields[RECENT_BEGIN] <= MAX_ROOM
         corpora.leave("n")
     assert len(answers_on_device(state, corpora.enter("n"))) == 200
 

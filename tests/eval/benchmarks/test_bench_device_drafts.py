@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from reprise.eval.benchmarks import bench_device_drafts
-from reprise.eval.benchmarks.bench_device_drafts import first_requests, run
+from reprise.eval.benchmarks.bench_device_drafts import run
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.device_drafter import DeviceDrafter, draft_length
 from reprise.eval.replay.token_rows import load_tokenizer, tokenize_rows
+from reprise.eval.replay.traces import limit_rows
 from reprise.eval.report.command_line import run_command
 from reprise.retrieval.search.embedding import Embedder
 
@@ -26,19 +27,9 @@ def test_drafts_end_where_their_tokens_stop_paying() -> None:
     assert draft_length(np.zeros(4, np.float32), 0.0) == 0
 
 
-def test_the_limit_counts_requests_and_not_what_fills_the_cache() -> None:
-    rows = make_demo_trace()
-    taken = first_requests(rows, 2)
-    assert sum(not row.warm for row in taken) == 2
-    assert sum(row.warm for row in taken) == sum(row.warm for row in rows)
-    assert first_requests(rows, None) == list(rows)
-
-
 @pytest.mark.slow
 def test_a_replay_drafts_from_all_that_there_is() -> None:
-    rows = tokenize_rows(
-        first_requests(make_demo_trace(), 4), load_tokenizer(demo_tokenizer_path())
-    )
+    rows = tokenize_rows(limit_rows(make_demo_trace(), 4), load_tokenizer(demo_tokenizer_path()))
     drafter = DeviceDrafter(embedder=Embedder(), cost=0.013)
     counts = run(drafter, rows)
     assert counts.accepted_tokens > counts.steps  # a warm trace: more than half is drafted right

@@ -34,7 +34,6 @@ def workload(name: str = "warm", size: int = 2) -> Workload:
 
 def reply(outputs: list[list[int]], wall_s: float = 2.0) -> GpuReply:
     return GpuReply(
-        is_served=True,
         output_token_ids=outputs,
         steps=4,
         drafted_tokens=8,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reprise.eval.replay.traces import TraceError, TraceRow, load_trace, save_trace
+from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_trace, save_trace
 
 
 def write(folder: Path, text: str) -> Path:
@@ -106,3 +107,11 @@ def test_missing_file_and_wrong_encoding(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xff", "response": "r"}')
     with pytest.raises(TraceError, match=r"latin\.jsonl, line 1: not UTF-8"):
         load_trace(tmp_path / "latin.jsonl")
+
+
+def test_the_limit_counts_requests_and_not_what_fills_the_cache() -> None:
+    rows = make_demo_trace()
+    taken = limit_rows(rows, 2)
+    assert sum(not row.warm for row in taken) == 2
+    assert sum(row.warm for row in taken) == sum(row.warm for row in rows)
+    assert limit_rows(rows, None) == list(rows)

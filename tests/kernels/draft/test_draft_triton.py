@@ -10,6 +10,8 @@ import torch
 from reprise.kernels.draft import triton_kernels
 from reprise.kernels.draft.constants import VOTES
 
+pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
+
 ON_GPU = torch.cuda.is_available()
 
 

@@ -7,6 +7,8 @@ import torch
 
 from reprise.kernels.verify.coupled import verify_coupled
 
+pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
+
 LIMITS = {
     "greedy": {"temperature": None},
     "temperature": {"temperature": 0.7},

@@ -7,6 +7,8 @@ import torch
 
 from reprise.kernels.verify import verify_drafts
 
+pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
+
 CONSTRAINTS = {
     "greedy": {"temperature": None},
     "temperature": {"temperature": 0.7},

@@ -161,9 +161,14 @@ def test_weights_are_written_in_place_of_a_link(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "counts.npy"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="no room"), replacing(path) as file:
-        file.write(b"half of the n")
-        raise OSError("no room")
+
+    def write_half() -> None:
+        with replacing(path) as file:
+            file.write(b"half of the n")
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        write_half()
     assert path.read_bytes() == b"old"
     with replacing(path) as file:
         file.write(b"new")

@@ -402,12 +402,13 @@ class RedisTier(Tier):
 
     def _connect_to_master(self, options: dict[str, Any]) -> Any:
         """Return a client that asks Sentinel for the master whenever it connects."""
-        given = redis.connection.parse_url(self._url)
+        untyped: Any = redis
+        given = untyped.connection.parse_url(self._url)
         for name in ("host", "port"):
             given.pop(name, None)
         is_tls = given.pop("connection_class", None) is redis.connection.SSLConnection
         # Sentinel has users and passwords of its own; it is asked without.
         asked = {**options, "ssl": True} if is_tls else options
-        sentinel = redis.sentinel.Sentinel(list(self._sentinels), sentinel_kwargs=asked)
+        sentinel = untyped.sentinel.Sentinel(list(self._sentinels), sentinel_kwargs=asked)
         tls = {"ssl": True} if is_tls else {}
         return sentinel.master_for(self._service, **{**options, **given, **tls})

@@ -228,14 +228,17 @@ def test_two_ranks_agree(
     start_engine: Callable[..., Any], prompts: list[list[int]], model_for_two_ranks: Path
 ) -> None:
     """Each rank drafts and verifies by itself: a token that differs would part them for good."""
-    settings = {"model": str(model_for_two_ranks), "tensor_parallel_size": 2, "dtype": "float32"}
-    samplings = [GREEDY, seeded(1), {**GREEDY, "max_tokens": 9}]
+    # vLLM wants a NUMA node for each rank otherwise, and Inductor a driver that can compile.
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    settings: dict[str, Any] = {"environment": environment, "model": str(model_for_two_ranks)}
+    settings |= {"tensor_parallel_size": 2, "dtype": "float32"}
+    samplings = [{**each, "max_tokens": 12} for each in (GREEDY, seeded(1))]
     plain = start_engine(with_reprise=False, **settings)
-    expected = plain.generate(prompts=prompts[:6], samplings=samplings)
+    expected = plain.generate(prompts=prompts[:4], samplings=samplings)
     plain.end()
     ours = start_engine(with_reprise=True, **settings)
-    for _ in range(3):
-        assert ours.generate(prompts=prompts[:6], samplings=samplings) == expected
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:4], samplings=samplings) == expected
         accepted = sum(drafts_of(ours.report()).values())
     assert accepted > 0
     assert ours.settings_of()["runners"] == [V2, V2]

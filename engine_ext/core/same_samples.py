@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from reprise.engine_ext.core.identity import runs_on_v2
+
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
@@ -23,7 +25,7 @@ def drafts_keep_samples(vllm_config: Any, config: "RepriseConfig") -> bool:
     gives without: on model runner V2, unless vLLM verifies there by itself. On V1 its rejection
     sampling spends the request's random numbers differently when there are drafts."""
     return (
-        bool(vllm_config.use_v2_model_runner)
+        runs_on_v2(vllm_config)
         and config.verification.enabled is not False
         # Ranks that share out a batch do not all come by where they have to agree.
         and not vllm_config.parallel_config.enable_batch_sharded_sampling

@@ -32,12 +32,12 @@ from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.redis_server import RedisServer, redis_executable
-from reprise.tests.quick_imports import quick_imports
+from reprise.tests.light_processes import light_processes
 
 # A library that vLLM's HTTP server loads sets the root logger to ERROR.
 logging.getLogger("reprise").setLevel(logging.INFO)
 
-_QUICK_IMPORTS = Path(__file__).with_name("quick_imports")
+_LIGHT_PROCESSES = Path(__file__).with_name("light_processes")
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.
 SHARED = REPOSITORY.parent / "shared"
@@ -60,18 +60,18 @@ _MEMORY_WITHIN_S = 60.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have this process, and all that it starts, import faster; and have the engines of several
-    processes that run tests compute on a core each. vLLM pins all to the same one."""
+    """Have this process, and all that it starts, take less of the machine; and have the engines of
+    several processes that run tests compute on a core each. vLLM pins all to the same one."""
     if not hasattr(config, "workerinput"):  # else the environment is that of who started it
         folder = tempfile.TemporaryDirectory(prefix="reprise-tests-")
         config.add_cleanup(folder.cleanup)
-        os.environ[quick_imports.FILE] = str(Path(folder.name, "packages.json"))
-        path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(_QUICK_IMPORTS)]
+        os.environ[light_processes.FILE] = str(Path(folder.name, "packages.json"))
+        path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(_LIGHT_PROCESSES)]
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
     else:
         core = core_of(config.workerinput["workerid"], sorted(os.sched_getaffinity(0)))
         os.environ.setdefault(CORES, str(core))
-    quick_imports.begin()
+    light_processes.begin()
 
 
 def core_of(worker_id: str, cores: list[int]) -> int:

@@ -58,9 +58,9 @@ class _TorchsView(MetaPathFinder):
 
 # Of two modules of this name only the first on the path is imported.
 with contextlib.suppress(ImportError):
-    import quick_imports
+    import light_processes
 
-    quick_imports.begin()
+    light_processes.begin()
 
 if processor := os.environ.get("OTHER_PROCESSOR"):
     os.environ.update(_LIMITS[processor])

@@ -109,9 +109,9 @@ def _change_interpreter(interpreter):
 
 # Of two modules of this name only the first on the path is imported.
 with contextlib.suppress(ImportError):
-    import quick_imports
+    import light_processes
 
-    quick_imports.begin()
+    light_processes.begin()
 
 if os.environ.get("V2_ON_CPU"):
     os.environ["TRITON_INTERPRET"] = "1"

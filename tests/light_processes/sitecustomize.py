@@ -1,5 +1,5 @@
 """Python imports a module of this name when it starts, in each process of an engine too."""
 
-import quick_imports
+import light_processes
 
-quick_imports.begin()
+light_processes.begin()

@@ -1,5 +1,6 @@
-"""Processes that tests start import faster, and find the same packages."""
+"""Processes that tests start take less of the machine, and find the same packages."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reprise.tests.quick_imports import quick_imports
+from reprise.tests.light_processes import light_processes
 
 PROGRAM = """
 import gc, importlib.metadata, json
@@ -24,7 +25,7 @@ def test_a_process_that_is_started_imports_faster(first: str | None, tmp_path: P
     path = os.environ["PYTHONPATH"]
     if first is not None:
         path = os.pathsep.join([str(FOLDERS / first), path])
-    environment = os.environ | {quick_imports.FILE: str(file), "PYTHONPATH": path}
+    environment = os.environ | {light_processes.FILE: str(file), "PYTHONPATH": path}
 
     def report() -> list[object]:
         done = subprocess.run(
@@ -33,7 +34,7 @@ def test_a_process_that_is_started_imports_faster(first: str | None, tmp_path: P
         return list(json.loads(done.stdout))
 
     allocations, packages = report()
-    assert allocations == quick_imports._ALLOCATIONS
+    assert allocations == light_processes.ALLOCATIONS
     assert {"pytest": ["pytest"]}.items() <= dict(packages).items()  # type: ignore[call-overload]
     # The next one reads the file.
     file.write_text(json.dumps({"a": ["b"]}))
@@ -41,11 +42,17 @@ def test_a_process_that_is_started_imports_faster(first: str | None, tmp_path: P
 
 
 def test_the_same_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(quick_imports.FILE, str(tmp_path / "packages.json"))
-    found = quick_imports._read_packages()
+    monkeypatch.setenv(light_processes.FILE, str(tmp_path / "packages.json"))
+    found = light_processes.read_packages()
     for _ in range(2):
-        assert quick_imports.packages_distributions() == found
-    assert importlib.metadata.packages_distributions is quick_imports.packages_distributions
+        assert light_processes.packages_distributions() == found
+    assert importlib.metadata.packages_distributions is light_processes.packages_distributions
     # A damaged file is as none.
     (tmp_path / "packages.json").write_text("{")
-    assert quick_imports.packages_distributions() == found
+    assert light_processes.packages_distributions() == found
+
+
+def test_engines_sleep_between_looks_into_their_queues() -> None:
+    pytest.importorskip("vllm")
+    queues = importlib.import_module(light_processes.QUEUES)
+    assert queues.sched_yield is light_processes.sleep_briefly

@@ -8,9 +8,9 @@ from vllm.logger import init_logger
 from reprise.engine_ext.compat import model_runner
 from reprise.engine_ext.compat.guarded import step_errors
 from reprise.engine_ext.compat.hooks import DrafterHooks
-from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.config import RepriseConfig, draft_config, engine_config
+from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
@@ -41,6 +41,15 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 logger = init_logger(__name__)
+
+_NEEDED = {
+    Feature.REQUESTS: model_runner,
+    # Not among those whose failure is survived: requests have been let in that rely on it.
+    Feature.UNDRAFTED_SETTINGS: undrafted_settings,
+    Feature.STEP_EXCHANGE: step_exchange,
+    Feature.ASYNC_SCHEDULING: resolve_drafts,
+}
+"""What the proposer cannot do without in its process, and what depends on it, with their hooks."""
 
 
 class CacheHitProposer(DrafterHooks):
@@ -78,7 +87,6 @@ class CacheHitProposer(DrafterHooks):
         self._live: dict[str, LiveRequest] = {}
         self._draft_counts = DraftCountsStore()
         self._clock = StepClock()
-        self._previous_ids: frozenset[str] = frozenset()
         self._kernels_up_to = 0
         # Only the first rank's drafts reach the scheduler; the others would draft for nothing.
         self._is_drafting_rank = (
@@ -86,7 +94,7 @@ class CacheHitProposer(DrafterHooks):
             == 0
         )
         self._rows = RowTracker()
-        _apply_in_worker(config)
+        worker_installs.apply_needed(config, _NEEDED)
         model_runner.register_drafter(self, vllm_config)
         worker_installs.install(config, self._errors)
         logger.info("Reprise: %s.", registry.summary())
@@ -163,9 +171,7 @@ class CacheHitProposer(DrafterHooks):
         self, rows: Sequence[TrackedRow], step_time_s: float | None, drafts: list[list[int]]
     ) -> None:
         request_ids = [row.request_id for row in rows]
-        # Where no request was there the last time, the engine may have idled in between.
-        was_busy = not self._previous_ids.isdisjoint(request_ids)
-        self._previous_ids = frozenset(request_ids)
+        was_busy = self._clock.note_requests(request_ids)
         emitted: list[list[int]] = []
         lives: list[LiveRequest] = []
         known: list[TrackedRow] = []
@@ -396,25 +402,3 @@ class CacheHitProposer(DrafterHooks):
         if self._weights is not None:
             self._weights.save()
         return self._learner.flush(timeout_s) if self._learner is not None else True
-
-
-def _apply_in_worker(config: RepriseConfig) -> None:
-    """Apply what the proposer cannot do without in this process, and what depends on it.
-
-    Raises:
-        ValueError: this vLLM is not one whose requests and tenants can be told apart.
-    """
-    for feature, hooks in (
-        (Feature.REQUESTS, model_runner),
-        # Not among those whose failure is survived: requests have been let in that rely on it.
-        (Feature.UNDRAFTED_SETTINGS, undrafted_settings),
-        (Feature.STEP_EXCHANGE, step_exchange),
-        (Feature.ASYNC_SCHEDULING, resolve_drafts),
-    ):
-        registry.apply(feature, hooks, role=Role.WORKER)
-    for feature, role in ((Feature.REQUESTS, Role.WORKER), (Feature.TENANTS, Role.API_SERVER)):
-        problem = registry.problem(feature, role)
-        if problem is not None and (feature is Feature.REQUESTS or config.namespace is None):
-            raise ValueError(
-                f"Reprise cannot keep tenants apart with this vLLM ({feature.value}: {problem})"
-            )

@@ -8,6 +8,7 @@ import ast
 import functools
 import logging
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,20 +25,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What is compared token for token must not depend on what is computed beside it: attention that
 # shares out keys among threads rounds by the batch.
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
+# torch's threads wait for one another in a loop: where others run as well, that takes most cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.redis_server import RedisServer, redis_executable
+from reprise.tests.light_processes import light_processes
 
 # A library that vLLM's HTTP server loads sets the root logger to ERROR.
 logging.getLogger("reprise").setLevel(logging.INFO)
 
+_LIGHT_PROCESSES = Path(__file__).with_name("light_processes")
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Recorded traces and a trained model that some checkouts lie beside; no part of the project.
 SHARED = REPOSITORY.parent / "shared"
 # For 32 requests of 1,024 tokens: vLLM writes to all of it at the start, and there are several.
 KV_CACHE_BYTES = 1 << 28
+CORES = "VLLM_CPU_OMP_THREADS_BIND"
 _ENDS_WITHIN_S = 2.0
 SHARED_BY = {
     "plain_llm": "engines",
@@ -51,6 +57,26 @@ _TOGETHER = {**SHARED_BY, "predictions": "predictions"}
 _STARTING = {*SHARED_BY, "llm_builder", "server_builder"}
 _ENGINE_BYTES = 3 << 30
 _MEMORY_WITHIN_S = 60.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have this process, and all that it starts, take less of the machine; and have the engines of
+    several processes that run tests compute on a core each. vLLM pins all to the same one."""
+    if not hasattr(config, "workerinput"):  # else the environment is that of who started it
+        folder = tempfile.TemporaryDirectory(prefix="reprise-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ[light_processes.FILE] = str(Path(folder.name, "packages.json"))
+        path = [*filter(None, [os.environ.get("PYTHONPATH")]), str(_LIGHT_PROCESSES)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    else:
+        core = core_of(config.workerinput["workerid"], sorted(os.sched_getaffinity(0)))
+        os.environ.setdefault(CORES, str(core))
+    light_processes.begin()
+
+
+def core_of(worker_id: str, cores: list[int]) -> int:
+    """Return the core on which the engines of a process that runs tests (gw0, gw1 ...) compute."""
+    return cores[int(worker_id.removeprefix("gw")) % len(cores)]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

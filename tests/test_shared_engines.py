@@ -79,3 +79,10 @@ def test_who_shares_stays_together(
     (conftest,) = {plugin for plugin in plugins if hasattr(plugin, "group_of")}
     assert test.partition("[")[0] in conftest._used_by(path)
     assert conftest.group_of(f"{path}::{test}") == (group or path)
+
+
+def test_engines_of_several_processes_compute_on_different_cores(
+    request: pytest.FixtureRequest,
+) -> None:
+    (conftest,) = {p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "core_of")}
+    assert [conftest.core_of(f"gw{n}", [2, 5]) for n in range(3)] == [2, 5, 2]

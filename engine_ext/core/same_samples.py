@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from reprise.engine_ext.core.identity import runs_on_v2
+
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
@@ -24,7 +26,7 @@ def drafts_keep_samples(vllm_config: Any, config: "RepriseConfig") -> bool:
     rejection sampling spends the request's random numbers differently when there are drafts."""
     if config.verification.enabled is False:
         return False
-    if vllm_config.use_v2_model_runner:
+    if runs_on_v2(vllm_config):
         # Ranks that share out a batch do not all come by where they have to agree.
         return not vllm_config.parallel_config.enable_batch_sharded_sampling
     from vllm.platforms import current_platform

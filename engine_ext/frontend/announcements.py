@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 
 from reprise import __version__
 from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.identity import runs_on_v2
 from reprise.retrieval.api.tier_url import redact
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def start_line(config: "RepriseConfig", vllm_config: "VllmConfig", *, searches_h
 
 def runner_of(vllm_config: "VllmConfig") -> str:
     """Name the model runner that an engine uses: V1 or V2."""
-    return "V2" if getattr(vllm_config, "use_v2_model_runner", False) is True else "V1"
+    return "V2" if runs_on_v2(vllm_config) else "V1"
 
 
 async def announce_near_answers(retriever: "Retriever", *, began_s: float) -> None:

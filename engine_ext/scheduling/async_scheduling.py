@@ -28,7 +28,7 @@ from reprise.engine_ext.compat.hooks import drafter_of
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
-from reprise.engine_ext.core.identity import uses_our_proposer
+from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 from reprise.engine_ext.scheduling.async_launch import AsyncLaunch
 from reprise.engine_ext.scheduling.async_schedule import AsyncSchedule, sleep_between_polls
 from reprise.engine_ext.scheduling.modes import (
@@ -39,7 +39,6 @@ from reprise.engine_ext.scheduling.modes import (
     set_cpu_optimizations,
     step_without_requests,
 )
-from reprise.engine_ext.scheduling.runner_choice import runs_on_v2
 
 logger = init_logger(__name__)
 

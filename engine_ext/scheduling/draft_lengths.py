@@ -22,8 +22,7 @@ from vllm.logger import init_logger
 
 from reprise.engine_ext.compat.engine_state import mark_of, set_draft_lengths, set_mark
 from reprise.engine_ext.compat.guarded import Original, step_errors
-from reprise.engine_ext.core.identity import uses_our_proposer
-from reprise.engine_ext.scheduling.runner_choice import runs_on_v2
+from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -188,7 +187,7 @@ def lengths_of(scheduler: Any) -> BatchLengths | None:
     if lengths is None:
         config = scheduler.vllm_config
         choices: tuple[int, ...] | None = mark_of(config.speculative_config, _PLANNED)
-        if choices is None or not scheduler.use_v2_model_runner:
+        if choices is None or not runs_on_v2(scheduler):
             return None
         lengths = BatchLengths(choices, _max_graph_tokens(config))
         set_mark(scheduler, _LENGTHS_OF, lengths)

@@ -14,13 +14,12 @@ from typing import Any
 
 from reprise.engine_ext.compat.engine_state import set_num_scheduled
 from reprise.engine_ext.compat.guarded import Original
-from reprise.engine_ext.core.identity import uses_our_proposer
+from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 
 
 def update_after_schedule(original: Original, scheduler: Any, scheduler_output: Any) -> Any:
     """Run vLLM's `_update_after_schedule` for a step without padding."""
-    is_on_v2 = getattr(scheduler, "use_v2_model_runner", False)  # unknown to older versions
-    if uses_our_proposer(scheduler.vllm_config) and not is_on_v2:
+    if uses_our_proposer(scheduler.vllm_config) and not runs_on_v2(scheduler):
         remove_padding(scheduler_output)
     return original()
 

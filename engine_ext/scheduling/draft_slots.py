@@ -21,7 +21,7 @@ from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
-from reprise.engine_ext.core.identity import uses_our_proposer
+from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.scheduling.draft_lengths import lengths_of
@@ -38,7 +38,7 @@ _KEEP_SAMPLES = "keep_samples"
 def limit_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
     """Run vLLM's with as many slots for each request as drafts are to be long in this batch, and
     take them from requests that must not have as many with the next step."""
-    if not (scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config)):
+    if not _has_slots(scheduler):
         return original()
     if (lengths := lengths_of(scheduler)) is not None:
         names = _names_to_draft_for(scheduler, scheduler_output)
@@ -59,9 +59,13 @@ def limit_slots(original: Original, scheduler: Any, scheduler_output: "Scheduler
 
 def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:
     """Run vLLM's so that no request has slots: what it may have is not known."""
-    if scheduler.use_v2_model_runner and uses_our_proposer(scheduler.vllm_config):
+    if _has_slots(scheduler):
         set_room_for_drafts(scheduler_output, 0)
     return original()
+
+
+def _has_slots(scheduler: Any) -> bool:
+    return uses_our_proposer(scheduler.vllm_config) and runs_on_v2(scheduler)
 
 
 def _names_to_draft_for(scheduler: Any, scheduler_output: "SchedulerOutput") -> set[str]:

@@ -25,18 +25,13 @@ from reprise.engine_ext.compat.engine_state import mark_of, set_mark, shown_as_m
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
-from reprise.engine_ext.core.identity import uses_our_proposer
+from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 
 logger = init_logger(__name__)
 
 _SETTING = "runner"
 _OUR_METHOD = "speculative method 'custom_class'"
 _NEAREST_METHOD = "ngram_gpu"
-
-
-def runs_on_v2(config: VllmConfig) -> bool:
-    """Return whether an engine of this config, which names our proposer, gets model runner V2."""
-    return bool(getattr(config, "use_v2_model_runner", False))  # unknown to older versions
 
 
 def reason_for_v1(config: VllmConfig) -> str | None:

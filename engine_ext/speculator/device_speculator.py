@@ -11,9 +11,9 @@ from reprise.engine_ext.compat import model_runner_v2
 from reprise.engine_ext.compat.engine_state import keep_tokens_on_device
 from reprise.engine_ext.compat.guarded import step_errors
 from reprise.engine_ext.compat.hooks import SpeculatorHooks
-from reprise.engine_ext.compat.patches import Feature, Role
+from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.config import RepriseConfig, draft_config, engine_config
+from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
@@ -59,7 +59,9 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         if config.engine.runner == "v1":
             raise ValueError("Reprise: engine.runner is v1, and this is model runner V2")
         num_tokens = draft_config(config, vllm_config).num_speculative_tokens
-        _apply_in_worker(config)
+        worker_installs.apply_needed(
+            config, {Feature.SPECULATOR: model_runner_v2}, advice="; engine.runner=v1 may do"
+        )
         num_slots = req_states.max_num_reqs
         self._errors = ErrorCounter()
         worker_installs.install_on_v2(config, vllm_config, self._errors)
@@ -208,19 +210,3 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
     def flush(self, timeout_s: float) -> bool:
         """Wait until every finished request so far is learned; return whether it is."""
         return self._requests.flush(timeout_s) if self._requests is not None else True
-
-
-def _apply_in_worker(config: RepriseConfig) -> None:
-    """Apply what the speculator cannot do without in this process.
-
-    Raises:
-        ValueError: this vLLM is not one whose requests and tenants can be told apart.
-    """
-    registry.apply(Feature.SPECULATOR, model_runner_v2, role=Role.WORKER)
-    for feature, role in ((Feature.SPECULATOR, Role.WORKER), (Feature.TENANTS, Role.API_SERVER)):
-        problem = registry.problem(feature, role)
-        if problem is not None and (feature is Feature.SPECULATOR or config.namespace is None):
-            raise ValueError(
-                f"Reprise cannot keep tenants apart with this vLLM ({feature.value}: {problem}); "
-                f"engine.runner=v1 may do"
-            )

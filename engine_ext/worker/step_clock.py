@@ -1,7 +1,7 @@
 """What engine steps take without the drafter, where their times say what drafts cost."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,7 @@ class StepClock:
         """Drafted tokens that the latest step verified."""
         self.context = self._usual_context = StepContext(SchedulingMode.SYNC)
         self._only_decoded = False
+        self._request_ids: frozenset[str] = frozenset()
         self._began_s = self._ended_s = 0.0
         self._steps = {"waited_for": 0, "run_ahead": 0}
         self._propose_us = LatencyHistogram()
@@ -67,6 +68,13 @@ class StepClock:
             return self._began_s - self._ended_s
         # Drafting went on while it ran. One without drafts after a gap is like no other.
         return self._began_s - before_s if self.context.was_in_flight else None
+
+    def note_requests(self, request_ids: Sequence[str]) -> bool:
+        """Record the requests that are drafted for; return whether one of them was the last time.
+        If none was, the engine may have idled in between."""
+        was_busy = not self._request_ids.isdisjoint(request_ids)
+        self._request_ids = frozenset(request_ids)
+        return was_busy
 
     def note_drafted(self) -> None:
         """Record that the drafter is done."""

@@ -1,6 +1,9 @@
-"""In the worker: applies what makes steps with drafts cheap. Without, vLLM does it by itself."""
+"""In the worker: applies what drafting needs, and what makes steps with drafts cheap.
 
-from collections.abc import Callable
+Without the latter, vLLM does it by itself.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +20,29 @@ from reprise.engine_ext.worker.verification.rank_agreement import all_ranks_can
 logger = init_logger(__name__)
 
 _ALL = "apply in worker"
+
+
+def apply_needed(config: RepriseConfig, hooks: Mapping[Feature, object], advice: str = "") -> None:
+    """Apply what drafting cannot do without in this process.
+
+    Args:
+        config: the engine's settings.
+        hooks: by feature; without the first, requests cannot be told apart.
+        advice: what else may be done, for the error.
+
+    Raises:
+        ValueError: this vLLM is not one whose requests and tenants can be told apart.
+    """
+    for feature, implementation in hooks.items():
+        registry.apply(feature, implementation, role=Role.WORKER)
+    requests = next(iter(hooks))
+    for feature, role in ((requests, Role.WORKER), (Feature.TENANTS, Role.API_SERVER)):
+        problem = registry.problem(feature, role)
+        if problem is not None and (feature is requests or config.namespace is None):
+            raise ValueError(
+                f"Reprise cannot keep tenants apart with this vLLM ({feature.value}: {problem})"
+                f"{advice}"
+            )
 
 
 def install(config: RepriseConfig, errors: ErrorCounter) -> None:

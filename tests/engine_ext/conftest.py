@@ -255,6 +255,8 @@ def build_server(
     """A server that is starting; one of ours has its admin routes on, and compares questions by
     their words unless `embeds`."""
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
+    if "--data-parallel-size" in arguments:
+        others.setdefault("VLLM_CPU_OMP_THREADS_BIND", "auto")  # else it wants a list for each rank
     if with_reprise:
         given += reprise_arguments()
         ours = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +77,13 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert announced[1] is not None
 
 
+async def eventually(condition: Callable[[], Any]) -> None:
+    deadline_s = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
 async def generate(
     engine: AsyncLLM, prompt: Any, request_id: str, kind: RequestOutputKind, **params: Any
 ) -> tuple[str, list[int], str | None, int]:
@@ -141,9 +150,9 @@ async def a_client_that_leaves_leaves_nothing_behind(engine: EnhancedAsyncLLM) -
 
     with pytest.raises(asyncio.CancelledError):
         await leave()
-    await asyncio.sleep(0.2)
-    assert engine.get_num_unfinished_requests() == 0
-    assert len(engine.front_end.flights) == 0  # type: ignore[union-attr]
+    await eventually(
+        lambda: not engine.get_num_unfinished_requests() and not engine.front_end.flights  # type: ignore[union-attr]
+    )
 
 
 async def other_weights_end_what_was_stored(engine: EnhancedAsyncLLM) -> None:
@@ -232,8 +241,7 @@ async def test_on_a_real_engine(demo_model: Path) -> None:
         await a_paused_engine_answers_nothing(engine)
         await who_asks_gets_information(engine)
         await metrics_follow_the_workers(engine)
-    await asyncio.sleep(0.2)
-    assert asyncio.all_tasks() == before
+    await eventually(lambda: asyncio.all_tasks() == before)
 
 
 @pytest.mark.usefixtures("never_started")

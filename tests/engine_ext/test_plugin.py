@@ -20,6 +20,7 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.proposer import CacheHitProposer
+from reprise.engine_ext.worker import worker_installs
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_another_vllm_is_left_alone(
         "engine with our proposer will not start."
     )
     with pytest.raises(ValueError, match=r"cannot keep tenants apart .* this is vLLM 0\.99\.0"):
-        proposer._apply_in_worker(RepriseConfig())
+        worker_installs.apply_needed(RepriseConfig(), proposer._NEEDED)
 
 
 @pytest.mark.usefixtures("not_applied")
@@ -94,8 +95,8 @@ def test_what_isolates_tenants_is_needed_unless_there_is_one(
 ) -> None:
     monkeypatch.setattr(InputProcessor, "process_inputs", lambda self: self)
     with pytest.raises(ValueError, match=r"tenants of requests: InputProcessor\.process_inputs"):
-        proposer._apply_in_worker(RepriseConfig())
-    proposer._apply_in_worker(RepriseConfig(namespace="one"))
+        worker_installs.apply_needed(RepriseConfig(), proposer._NEEDED)
+    worker_installs.apply_needed(RepriseConfig(namespace="one"), proposer._NEEDED)
 
 
 @pytest.mark.usefixtures("not_applied")

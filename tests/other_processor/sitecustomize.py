@@ -10,6 +10,7 @@ where there are none ends with an illegal instruction.
 Python imports a module of this name when it starts, in each process of an engine too.
 """
 
+import contextlib
 import os
 import sys
 from importlib.abc import MetaPathFinder
@@ -54,6 +55,12 @@ class _TorchsView(MetaPathFinder):
         spec.loader.exec_module = exec_module
         return spec
 
+
+# Of two modules of this name only the first on the path is imported.
+with contextlib.suppress(ImportError):
+    import light_processes
+
+    light_processes.begin()
 
 if processor := os.environ.get("OTHER_PROCESSOR"):
     os.environ.update(_LIMITS[processor])

@@ -14,6 +14,7 @@ Five things stand in the way, and each is changed as soon as its module has been
 Python imports a module of this name when it starts, in each process of an engine too.
 """
 
+import contextlib
 import os
 import sys
 from importlib.abc import MetaPathFinder
@@ -105,6 +106,12 @@ def _change_interpreter(interpreter):
     _cast_masks(interpreter)
     _count_in_tensors(interpreter)
 
+
+# Of two modules of this name only the first on the path is imported.
+with contextlib.suppress(ImportError):
+    import light_processes
+
+    light_processes.begin()
 
 if os.environ.get("V2_ON_CPU"):
     os.environ["TRITON_INTERPRET"] = "1"

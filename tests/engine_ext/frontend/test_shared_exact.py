@@ -360,14 +360,14 @@ def test_a_slow_tier_costs_the_budget_and_then_nothing(
     url: str, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_replica(url).ask()
-    slow = make_replica(url, exact_budget_s=0.02)
+    slow = make_replica(url, exact_budget_s=0.1)
     assert slow.shared is not None
     assert slow.shared._tier is not None
     looked_up = []
 
     def find_exact(*_: Any) -> list[Answer]:
         looked_up.append(time.monotonic())
-        time.sleep(0.2)
+        time.sleep(0.8)
         return []
 
     monkeypatch.setattr(slow.shared._tier, "find_exact", find_exact)
@@ -385,8 +385,8 @@ def test_a_slow_tier_costs_the_budget_and_then_nothing(
     took_s = asyncio.run(ask_often())
     # Each waits for its budget at most, on a machine that may stand still meanwhile; with all
     # threads busy, or the breaker open, for nothing.
-    assert sorted(took_s)[50] < 0.015
-    assert sum(took > 0.018 for took in took_s) <= 12
+    assert sorted(took_s)[50] < 0.05
+    assert sum(took > 0.09 for took in took_s) <= 12
     assert len(looked_up) <= 12
     assert slow.outcomes["late"] >= 3
     assert slow.outcomes.get("failed", 0) + slow.outcomes.get("busy", 0) >= 50

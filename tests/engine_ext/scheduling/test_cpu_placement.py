@@ -30,6 +30,8 @@ def _cores_of_engine_core_and_worker(llm: Any) -> tuple[set[int], set[int]]:
 def test_the_engine_core_leaves_its_worker_alone(reprise_llm: Any) -> None:
     own, workers = _cores_of_engine_core_and_worker(reprise_llm)
     assert workers
+    if (core := os.environ.get("VLLM_CPU_OMP_THREADS_BIND")) is not None:  # see tests/conftest.py
+        assert workers == {int(core)}
     assert own == os.sched_getaffinity(0) - workers
 
 

@@ -12,6 +12,8 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONGEST = 4
+MOST_ROUNDS = 6
+"""What steps cost is measured while they run: where others run as well, it takes a while."""
 GREEDY = {"temperature": 0.0, "max_tokens": 32, "ignore_eos": True}
 SEEDED = {**GREEDY, "temperature": 0.8, "seed": 5}
 PROMPTS = [[(7 * i + 3 * j) % 250 + 5 for j in range(6 + i % 3)] for i in range(10)]
@@ -55,10 +57,12 @@ def test_no_answer_changes_while_lengths_do(start_engine: Callable[..., Any]) ->
     )
     counts = Counts(ours)
     found = []
-    for _ in range(2):
+    for _ in range(MOST_ROUNDS):
         assert ours.generate(prompts=PROMPTS, samplings=samplings) == expected
         assert ours.report()["errors"] == {}
         found.append(counts.take())
+        if len(found) > 1 and found[-1][0] > 0.5 and found[-1][1] * found[-1][2] > 1.5:
+            break
     ours.end()
     # At first some steps have drafts, and some have none or short ones. What is repeated is drafted
     # for. How much exactly depends on what steps cost here.

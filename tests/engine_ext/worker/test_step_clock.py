@@ -68,3 +68,11 @@ def test_of_steps_that_run_ahead_only_those_without_a_gap_count_drafting_include
     assert told >= STEP_S + DRAFTING_S
     assert clock.context == StepContext(SchedulingMode.DRAINED)
     assert clock.report()["steps"] == {"waited_for": 1, "run_ahead": 2}
+
+
+def test_an_engine_was_busy_if_a_request_goes_on() -> None:
+    clock = StepClock()
+    steps = (["a", "b"], ["b", "c"], ["d"], ["d"], [], ["d"])
+    assert [clock.note_requests(names) for names in steps] == [
+        False, True, False, True, False, False,
+    ]  # fmt: skip

@@ -308,7 +308,7 @@ def test_shared_memory_and_clients_forget_too(front_end, wait_until):
     done = front_end.forget(Invalidation.create(namespace=PERSON), timeout_s=10)
     assert done.removed == ((PERSON, secret.answer_id),)
     assert done.done
-    wait_until(lambda: not holds_secret(shared_memory()), timeout_s=5)
+    wait_until(lambda: not holds_secret(shared_memory()))
     assert worker.poll("asked") in ([], None)
     wait_until(lambda: [u.answer_id for u in worker.updates() if not u.added])
     told = []

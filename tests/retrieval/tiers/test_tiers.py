@@ -141,10 +141,10 @@ def test_more_answers_than_a_page(make_tier):
 
 
 def test_answers_past_their_time_are_gone(make_tier):
-    tier = make_tier(ttl_s=0.3)
+    tier = make_tier(ttl_s=1.5)
     tier.put([answer(1)])
     assert [a.answer_id for a in tier.answers("")] == ["id1"]
-    time.sleep(0.4)
+    time.sleep(1.6)
     assert list(tier.answers("")) == []
 
 

@@ -1,0 +1,177 @@
+"""The tables of the page of benchmarks: from rows of results to cells of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = dict[str, str]
+
+
+def markdown(table: list[list[str]]) -> str:
+    """Return a table in Markdown; the first row holds the headings."""
+    rule = ["---"] * len(table[0])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (table[0], rule, *table[1:]))
+
+
+def number(text: str | float | None, digits: int = 1) -> str:
+    """Return a cell: empty for nothing, thousands apart, at most so many digits."""
+    if text in ("", None):
+        return ""
+    assert text is not None
+    value = float(text)
+    return f"{value:,.0f}" if abs(value) >= 100 or not digits else f"{value:.{digits}f}"
+
+
+def pivot(
+    rows: Sequence[Row], *, keys: Sequence[str], column: str
+) -> dict[tuple[str, ...], dict[str, Row]]:
+    """Group rows by keys, in order of their numbers; each group holds rows by a column."""
+    groups: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), {})[row[column]] = row
+
+    def order(key: tuple[str, ...]) -> list[tuple[float, str]]:
+        return [(float(part), "") if part.isdecimal() else (0.0, part) for part in key]
+
+    return {key: groups[key] for key in sorted(groups, key=order)}
+
+
+def replay_table(rows: list[Row]) -> list[list[str]]:
+    table = [["trace", "method", "MAL", "acceptance", "drafted per step", "cost", "speedup"]]
+    for row in rows:
+        values = ("mean_acceptance_length", "acceptance_rate", "drafted_per_step")
+        table.append(
+            [
+                row["trace"],
+                row["method"],
+                *(number(row[name], 3) for name in values),
+                row["cost"],
+                number(row["model_speedup"], 3),
+            ]
+        )
+    return table
+
+
+def engine_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "trace", "at once", "method", "tokens/s", "to none", "MAL", "identical"]]
+    keys = ("model", "trace", "concurrency")
+    for key, methods in pivot(rows, keys=keys, column="method").items():
+        none = float(methods["none"]["tokens_per_s"]) if "none" in methods else None
+        for method, row in methods.items():
+            ratio = None if none is None else float(row["tokens_per_s"]) / none
+            identical = row["identical_outputs"]
+            table.append(
+                [
+                    *key,
+                    method,
+                    number(row["tokens_per_s"], 0),
+                    number(ratio, 2),
+                    number(row["mean_acceptance_length"], 2),
+                    f"{identical} of {row['requests']}" if identical else "",
+                ]
+            )
+    return table
+
+
+def figures_table(rows: list[Row]) -> list[list[str]]:
+    table = [["section", "figure", "value", "unit", "goal"]]
+    names = ("section", "figure", "value", "unit", "target")
+    return [*table, *([row[name] for name in names] for row in rows)]
+
+
+def serving_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "section", "method", "at once", "figure", "value", "unit", "range"]]
+    for row in rows:
+        names = ("model", "section", "method", "concurrency", "name")
+        value = number(row["value"], 3)
+        table.append([*(row[name] for name in names), value, row["unit"], row["note"]])
+    return table
+
+
+def step_table(rows: list[Row]) -> list[list[str]]:
+    names = {"reprise": "Reprise", "reprise-2-threads": "on 2 threads"}
+    names |= {"suffix": "SuffixDecoding", "ngram": "n-gram"}
+    table = [["batch", "context", *names.values(), "drafted (Reprise)"]]
+    for key, methods in pivot(rows, keys=("batch", "context"), column="method").items():
+        times = [number(methods.get(name, {}).get("us_per_request_p50")) for name in names]
+        table.append([*key, *times, number(methods.get("reprise", {}).get("drafted_per_step"))])
+    return table
+
+
+def corpus_table(rows: list[Row]) -> list[list[str]]:
+    names = {"reprise": "Reprise", "suffix": "SuffixDecoding"}
+    head = [f"{name}, {unit}" for unit in ("bytes a token", "tokens/s") for name in names.values()]
+    table = [["cached tokens", *head]]
+    for (tokens,), methods in pivot(rows, keys=("tokens",), column="method").items():
+        cells = [
+            number(methods.get(name, {}).get(column))
+            for column in ("bytes_per_token", "tokens_per_s")
+            for name in names
+        ]
+        table.append([number(tokens), *cells])
+    return table
+
+
+def upkeep_table(rows: list[Row]) -> list[list[str]]:
+    head = [f"{what}, {how}" for what in ("wait", "step") for how in ("p50", "p99", "longest")]
+    table = [["cache", "changes", *(f"{name}, ms" for name in head)]]
+    for row in rows:
+        names = [f"{what}_us_{how}" for what in ("wait", "step") for how in ("p50", "p99", "max")]
+        times = [number(float(row[name]) / 1e3, 2) for name in names]
+        table.append([row["cache"], number(row["changes"], 0), *times])
+    return table
+
+
+def verification_table(rows: list[Row]) -> list[list[str]]:
+    names = ("batch", "drafts", "vocab", "sampling")
+    table = [
+        ["batch", "drafts each", "vocabulary", "sampling", "Reprise", "torch", "vLLM", "ratio"]
+    ]
+    for key, by_name in pivot(rows, keys=names, column="implementation").items():
+        times = [number(by_name.get(n, {}).get("p50_us")) for n in ("triton", "torch", "vllm")]
+        table.append([*key, *times, number(by_name.get("triton", {}).get("times_vllm"), 2)])
+    return table
+
+
+def forecast_table(rows: list[Row]) -> list[list[str]]:
+    names = ("suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
+    table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "v2, all busy", "MAL, v2"]]
+    keys = ("trace", "warm_rows", "concurrency")
+    for key, engines in pivot(rows, keys=keys, column="engine").items():
+        v2 = engines.get("v2", {})
+        table.append(
+            [
+                *key,
+                number(engines.get("none", {}).get("tokens_per_s"), 0),
+                *(number(engines.get(name, {}).get("to_none"), 2) for name in names),
+                number(v2.get("busy_to_none"), 2),
+                number(v2.get("mean_acceptance_length"), 2),
+            ]
+        )
+    return table
+
+
+def check_table(rows: list[Row]) -> list[list[str]]:
+    table = [["engine", "trace", "at once", "requests", "measured", "in virtual time", "off, %"]]
+    for row in rows:
+        measured, modelled = float(row["measured_to_none"]), float(row["to_none"])
+        names = ("engine", "trace", "concurrency", "requests")
+        off = f"{100 * (modelled / measured - 1):+.0f}"
+        table.append([*(row[n] for n in names), number(measured, 2), number(modelled, 2), off])
+    return table
+
+
+def gpu_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "workload", "engine", "runner", "tokens/s", "to none", "MAL", "identical"]]
+    for row in rows:
+        same = row["identical_outputs"]
+        table.append(
+            [
+                *(row[name] for name in ("model", "workload", "method", "runner")),
+                number(row["tokens_per_s"], 0),
+                number(row["to_none"], 2),
+                number(row["mean_acceptance_length"], 2),
+                f"{same} of {row['requests']}" if same else row["note"],
+            ]
+        )
+    return table

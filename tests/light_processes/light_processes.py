@@ -1,0 +1,79 @@
+"""Have the processes of a test run take less of the machine, which others of the run need.
+
+* A start of vLLM is mostly imports. The garbage collector looks through hundreds of thousands of
+  objects meanwhile, all of which stay: it runs less often. transformers reads what every installed
+  package consists of: that is kept in a file for the next process.
+* While an engine is busy, its engine core and its worker wait for one another in a loop that takes
+  a core each: they sleep between looks.
+"""
+
+import contextlib
+import gc
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FILE = "LIGHT_PROCESSES_FILE"
+"""The environment variable with the path of that file, which the first process writes."""
+ALLOCATIONS = 50_000  # before new objects are looked through; Python's own number: 700
+QUEUES = "vllm.distributed.device_communicators.shm_broadcast"
+_SLEEP_S = 1e-4
+
+read_packages = importlib.metadata.packages_distributions
+
+
+def begin() -> None:
+    """Have this process do so."""
+    gc.set_threshold(ALLOCATIONS, 20, 20)
+    if FILE in os.environ:
+        importlib.metadata.packages_distributions = packages_distributions
+    if QUEUES not in sys.modules:
+        sys.meta_path.insert(0, _Queues())
+
+
+def packages_distributions() -> Mapping[str, list[str]]:
+    """Return what the function of this name returns, from the file if it is there."""
+    file = Path(os.environ[FILE])
+    with contextlib.suppress(OSError, ValueError):
+        known: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+        return known
+    found = read_packages()
+    with contextlib.suppress(OSError):
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(found), encoding="utf-8")
+        scratch.replace(file)
+    return found
+
+
+def sleep_briefly() -> None:
+    """Stand in for the function with which vLLM lets others run between two looks into a queue."""
+    time.sleep(_SLEEP_S)
+
+
+class _Queues(MetaPathFinder):
+    """Finds the module of vLLM's queues, once, and changes it after it has been executed."""
+
+    def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> Any:
+        if fullname != QUEUES:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if hasattr(module, "sched_yield"):  # other versions of vLLM may wait in other ways
+                module.sched_yield = sleep_briefly
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -5,7 +5,7 @@ Hints are bytes there. Clients reach `extra_args` too (`vllm_xargs`, the samplin
 them, and whatever else stands under the key counts for nothing.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -33,6 +33,15 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
 
     info: bool = False
     """True: the front end will fetch this request's counts."""
+
+    pins: bool = True
+    """False: nothing of this request is pinned, nor counted towards that."""
+
+    pin_tokens: int = 0
+    """How many leading tokens of the prompt are a prefix to be pinned."""
+
+    pin_origin: Literal["system", "request", "operator"] = "system"
+    """Who says so: the chat template's `system` role, the client, or the operator."""
 
     retrieval_id: str | None = None
     """Set where the front end has started retrieval: near answers wait under this id, and the

@@ -24,8 +24,7 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
-from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.core.system_tokens import num_system_tokens
+from reprise.engine_ext.core.request_hints import RequestHints, num_system_tokens, with_hints
 from reprise.engine_ext.frontend.announcements import (
     announce_near_answers,
     end_line,

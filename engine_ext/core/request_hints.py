@@ -5,6 +5,7 @@ Hints are bytes there. Clients reach `extra_args` too (`vllm_xargs`, the samplin
 them, and whatever else stands under the key counts for nothing.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 EXTRA_ARGS_KEY = "reprise"
+_SYSTEM_TOKENS_KEY = "_reprise_num_system_tokens"
 
 
 class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -86,3 +88,14 @@ def attach_hints(params: "SamplingParams", hints: RequestHints) -> None:
     extra_args: dict[str, Any] = dict(params.extra_args or {})
     extra_args[EXTRA_ARGS_KEY] = _encode(hints)
     params.extra_args = extra_args
+
+
+def set_num_system_tokens(prompt: dict[str, Any], num_tokens: int) -> None:
+    """Note in a prompt, as vLLM's renderer returns it, how many of its leading tokens come from the
+    chat's `system` role."""
+    prompt[_SYSTEM_TOKENS_KEY] = num_tokens
+
+
+def num_system_tokens(prompt: Any) -> int:
+    """Return what was noted; 0: nothing."""
+    return int(prompt.get(_SYSTEM_TOKENS_KEY, 0)) if isinstance(prompt, Mapping) else 0

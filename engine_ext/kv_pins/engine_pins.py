@@ -87,8 +87,8 @@ class EnginePins:
         if namespace is None or not hints.pins or request.sampling_params is None:
             return  # nobody knows whose it is, or it is to leave no trace
         hashes = request.block_hashes[: request.num_prompt_tokens // self._hash_block_tokens]
-        num_local = new.num_computed_tokens - request.num_external_computed_tokens
-        self._count_hits(namespace, hashes, num_local // self._hash_block_tokens)
+        # A connector's tokens among them are the last ones, and count like those found here.
+        self._count_hits(namespace, hashes, new.num_computed_tokens // self._hash_block_tokens)
         head = (request.prompt_token_ids or ())[:_MAX_HEAD_TOKENS]
         counted = hashes[: self._table.max_blocks]
         if num_shared := self._shared.note(namespace, counted):

@@ -17,7 +17,7 @@ from reprise.engine_ext.compat.engine_state import mark_of, set_mark
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import uses_our_proposer
-from reprise.engine_ext.core.system_tokens import set_num_system_tokens
+from reprise.engine_ext.core.request_hints import set_num_system_tokens
 
 _FINDER = "system_prefix_finder"
 _MAX_PREFIXES = 256

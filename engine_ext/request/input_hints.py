@@ -13,8 +13,12 @@ from typing import Any
 from reprise.engine_ext.compat.engine_state import mark_of, set_mark
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.identity import uses_our_proposer
-from reprise.engine_ext.core.request_hints import RequestHints, attach_hints, has_hints
-from reprise.engine_ext.core.system_tokens import num_system_tokens
+from reprise.engine_ext.core.request_hints import (
+    RequestHints,
+    attach_hints,
+    has_hints,
+    num_system_tokens,
+)
 from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, warn_of_private_requests
 
 _TENANT = "tenant"

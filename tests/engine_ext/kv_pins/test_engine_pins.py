@@ -21,7 +21,7 @@ Build = Callable[..., RealScheduler]
 
 @pytest.fixture(scope="module")
 def config(demo_model: Path) -> Any:
-    return engine_config(demo_model, max_model_len=512, speculative_config=None)
+    return engine_config(demo_model, max_model_len=1024, speculative_config=None)
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
@@ -104,7 +104,7 @@ def test_each_salt_has_pins_of_its_own(build: Build) -> None:
 def test_a_request_that_needs_all_blocks_is_admitted_and_the_pin_comes_back(build: Build) -> None:
     engine = build(KvPinsConfig(enabled=True, max_share=0.9))
     ask(engine, "first", pin_tokens=len(SYSTEM))
-    largest = [5] * ((NUM_BLOCKS - 1) * BLOCK_TOKENS - 20)
+    largest = [5] * ((NUM_BLOCKS - 1) * BLOCK_TOKENS - 2)
     engine.ask("largest", largest, max_tokens=2)
     assert "largest" in engine.finished
     stats = engine.pins.stats()

@@ -170,13 +170,13 @@ def test_an_operators_pin_makes_way_for_no_other(build: Build) -> None:
     assert [pin["origin"] for pin in engine.pins.listed()] == ["operator", "request"]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_no_block_is_lost_or_doubled(build: Build, seed: int) -> None:
     """2,000 requests of all lengths, with aborts and preemption, and all steps counted."""
     chance = random.Random(seed)
     engine = build(KvPinsConfig(enabled=True, max_share=0.3, shared_by=2), num_blocks=33)
     roots = [[token] * chance.randint(16, 150) for token in range(200, 212)]
-    total, added, live = 1000, 0, []
+    total, added, live = 2000, 0, []
     aborted: set[str] = set()
     for _ in range(100_000):
         if added == total and not engine.scheduler.has_requests():

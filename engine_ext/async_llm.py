@@ -24,17 +24,17 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
-from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.core.request_hints import RequestHints, num_system_tokens, with_hints
 from reprise.engine_ext.frontend.announcements import (
     announce_near_answers,
     end_line,
     start_line,
 )
-from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.health import health_report
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
+from reprise.engine_ext.frontend.pinning import PinningAsyncLLM, pin_configured
 from reprise.engine_ext.request import server_middleware
 from reprise.engine_ext.request.request_policy import (
     RequestPolicy,
@@ -65,7 +65,7 @@ _SPECULATIVE = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
 _current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
 
 
-class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
+class EnhancedAsyncLLM(PinningAsyncLLM):
     """Answers repeated requests from the cache, token for token, as an `AsyncLLM` otherwise.
 
     It replaces an `AsyncLLM` anywhere; see `front_end` for what it adds.
@@ -75,12 +75,12 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     is_sole_tenant = False
     """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
     Otherwise a request without a tenant is private."""
-    _config: "RepriseConfig | None" = None
     _has_announced = False
     _has_ended = False
     _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
     _announcing: asyncio.Task[None] | None = None
+    _pinning: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
 
@@ -151,6 +151,11 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self._announcing = asyncio.create_task(
                 announce_near_answers(self._retriever, began_s=self._starting_s)
             )
+        has_prefixes = (
+            self.pins_prefixes and self._config is not None and (self._config.kv_pins.prefixes)
+        )
+        if has_prefixes and self._is_first_api_server and self._pinning is None:
+            self._pinning = asyncio.create_task(pin_configured(weakref.ref(self)))
 
     def _attach_front_end(self) -> None:
         if self.front_end is not None:
@@ -226,7 +231,10 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
         if self.front_end is None:
             isolation = resolve_isolation(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
-            params = with_hints(params, RequestHints(namespace=isolation.namespace))
+            hints = RequestHints(
+                namespace=isolation.namespace, pin_tokens=num_system_tokens(prompt)
+            )
+            params = with_hints(params, hints)
             if isinstance(prompt, EngineCoreRequest):
                 prompt.sampling_params = params
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
@@ -238,7 +246,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
                 current_info.get(),
                 is_sole_tenant=self.is_sole_tenant,
             )
-            params = with_policy(params, policy)
+            params = with_policy(params, policy, num_system_tokens=num_system_tokens(prompt))
             prompt = with_cache_salt(prompt, policy, params)
         except VLLMClientError:
             raise
@@ -305,7 +313,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
             self._retriever.close()
         if self._retrieval_socket is not None:
             shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
-        for task in (self._report_task, self._announcing):
+        for task in (self._report_task, self._announcing, self._pinning):
             if task is not None:
                 cancel_task_threadsafe(task)
         super().shutdown(timeout=timeout)
@@ -314,10 +322,11 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         """Bring the metrics up to date; only the first API server process asks the workers."""
         if self.front_end is None:
             return
-        workers = None
+        workers = pins = None
         if self._is_first_api_server:
             workers = await self._ask_workers("reprise_stats")
-        self.front_end.report(workers)
+            pins = await self.get_pin_stats()
+        self.front_end.report(workers, pins)
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
         """Return what each worker of every data parallel engine returns.
@@ -333,7 +342,8 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
     async def get_stats(self) -> dict[str, Any]:
         """Return figures of this front end and of the engine's workers, plain values."""
         front_end = self.front_end.stats() if self.front_end is not None else {}
-        return {"front_end": front_end, "workers": await self.get_worker_stats()}
+        workers, pins = await self.get_worker_stats(), await self.get_pin_stats()
+        return {"front_end": front_end, "workers": workers, "kv_pins": pins}
 
     async def get_worker_stats(self) -> list[Any]:
         """Return figures of each worker, plain values; the call runs between two engine steps."""

@@ -58,6 +58,7 @@ def apply_all() -> None:
     """Apply what front ends and engine cores need; warn of what cannot be applied."""
     from reprise.engine_ext.compat.patches import Feature, Role
     from reprise.engine_ext.compat.registry import registry
+    from reprise.engine_ext.kv_pins import engine_pins, system_prefix
     from reprise.engine_ext.request import input_hints
     from reprise.engine_ext.scheduling import (
         async_scheduling,
@@ -75,6 +76,7 @@ def apply_all() -> None:
         Feature.TENANTS: input_hints,
         Feature.FRONT_END: _FrontEndHooks(),
         Feature.UNDRAFTED_SETTINGS: undrafted_settings,
+        Feature.SYSTEM_PREFIX: system_prefix,
     }
     engine_core: dict[Feature, object] = {
         Feature.STEP_EXCHANGE: step_exchange,
@@ -85,6 +87,7 @@ def apply_all() -> None:
         Feature.SPECULATOR: installation,
         Feature.DRAFT_SLOTS: draft_slots,
         Feature.DRAFT_LENGTHS: draft_lengths,
+        Feature.KV_PINS: engine_pins,
     }
     for role, features in ((Role.API_SERVER, api_server), (Role.ENGINE_CORE, engine_core)):
         for feature, hooks in features.items():

@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
     "engine_ext": (
         {"core"},
         {"checks", "compat"},
-        {"request", "scheduling", "worker"},
+        {"kv_pins", "request", "scheduling", "worker"},
         {"outputs", "speculator"},
         {"frontend"},
         {""},

@@ -168,6 +168,7 @@ def metric_names() -> frozenset[str]:
         errors={"propose": 1},
     )
     metrics.workers([report])
+    metrics.pins([_Everything(errors={})])
     metrics.retrieval(_Everything(tier="redis", breakers={"read": "closed"}, state="ready"))
     return frozenset(
         metric.name + "_total" * (metric.type == "counter")

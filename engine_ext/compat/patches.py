@@ -54,6 +54,8 @@ class Feature(Enum):
     FULL_GRAPHS = "full CUDA graphs"
     SAMPLING_FIX = "sampling parameters of drafted rows"
     BATCH_INVARIANCE = "batch invariance"
+    KV_PINS = "pinned prefixes"
+    SYSTEM_PREFIX = "prefix of the system role"
 
     @property
     def isolates(self) -> bool:

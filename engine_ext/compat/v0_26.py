@@ -16,6 +16,8 @@ _WITHOUT = frozenset(
         Feature.SPECULATOR,
         Feature.DRAFT_SLOTS,
         Feature.DRAFT_LENGTHS,
+        Feature.KV_PINS,
+        Feature.SYSTEM_PREFIX,
         Feature.VERIFICATION_V2,  # its sampler draws other noise
     }
 )

@@ -1,6 +1,6 @@
 """What is patched in vLLM 0.32: for model runner V1 and both; V2 has files of its own."""
 
-from reprise.engine_ext.compat import v0_32_runner_v2, v0_32_verification_v2
+from reprise.engine_ext.compat import v0_32_kv_pins, v0_32_runner_v2, v0_32_verification_v2
 from reprise.engine_ext.compat.patches import Feature, Kind, Patch, Role, Table
 
 _API, _CORE, _WORKER = (Role.API_SERVER,), (Role.ENGINE_CORE,), (Role.WORKER,)
@@ -452,5 +452,6 @@ TABLE = Table(
         *_WORKER_STEP,
         *v0_32_runner_v2.PATCHES,
         *v0_32_verification_v2.PATCHES,
+        *v0_32_kv_pins.PATCHES,
     ),
 )

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from reprise.engine_ext.core.kv_pins_config import KvPinsConfig
 from reprise.engine_ext.core.serving_config import ServingConfig
 from reprise.kernels.config import VerifyConfig
 from reprise.retrieval.api.config import RetrievalConfig
@@ -93,6 +94,9 @@ class RepriseConfig(BaseModel):
     engine: EngineConfig = EngineConfig()
     """What is changed in vLLM's engine itself."""
 
+    kv_pins: KvPinsConfig = KvPinsConfig()
+    """Prefixes whose KV blocks are evicted from the prefix cache last."""
+
 
 class _Environment(BaseSettings):
     """`REPRISE_DRAFTS__VERIFY_COST=0.02` and the like, as nested plain values."""
@@ -112,6 +116,7 @@ class _Environment(BaseSettings):
     verification: dict[str, Any] = {}
     serving: dict[str, Any] = {}
     engine: dict[str, Any] = {}
+    kv_pins: dict[str, Any] = {}
 
 
 def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:

@@ -5,7 +5,8 @@ Hints are bytes there. Clients reach `extra_args` too (`vllm_xargs`, the samplin
 them, and whatever else stands under the key counts for nothing.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 EXTRA_ARGS_KEY = "reprise"
+_SYSTEM_TOKENS_KEY = "_reprise_num_system_tokens"
 
 
 class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,6 +35,15 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
 
     info: bool = False
     """True: the front end will fetch this request's counts."""
+
+    pins: bool = True
+    """False: nothing of this request is pinned, nor counted towards that."""
+
+    pin_tokens: int = 0
+    """How many leading tokens of the prompt are a prefix to be pinned."""
+
+    pin_origin: Literal["system", "request", "operator"] = "system"
+    """Who says so: the chat template's `system` role, the client, or the operator."""
 
     retrieval_id: str | None = None
     """Set where the front end has started retrieval: near answers wait under this id, and the
@@ -77,3 +88,14 @@ def attach_hints(params: "SamplingParams", hints: RequestHints) -> None:
     extra_args: dict[str, Any] = dict(params.extra_args or {})
     extra_args[EXTRA_ARGS_KEY] = _encode(hints)
     params.extra_args = extra_args
+
+
+def set_num_system_tokens(prompt: dict[str, Any], num_tokens: int) -> None:
+    """Note in a prompt, as vLLM's renderer returns it, how many of its leading tokens come from the
+    chat's `system` role."""
+    prompt[_SYSTEM_TOKENS_KEY] = num_tokens
+
+
+def num_system_tokens(prompt: Any) -> int:
+    """Return what was noted; 0: nothing."""
+    return int(prompt.get(_SYSTEM_TOKENS_KEY, 0)) if isinstance(prompt, Mapping) else 0

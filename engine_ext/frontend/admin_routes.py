@@ -1,4 +1,4 @@
-"""Serves `/reprise/health`, `/reprise/stats` and `/reprise/cache`: an endpoint plugin of vLLM.
+"""Serves `/reprise/health`, `stats`, `cache` and `pins` under it: an endpoint plugin of vLLM.
 
 vLLM adds routes of plugins only if `VLLM_PLUGINS` names them; who may use ours, `admin_access`
 decides. They are the operator's: tenants, with their API keys, have no part in them.
@@ -20,6 +20,7 @@ from starlette.responses import Response
 from vllm import envs
 from vllm.logger import init_logger
 
+from reprise.engine_ext.frontend import pin_routes
 from reprise.engine_ext.frontend.admin_access import AdminAccess
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import CONDITIONS, Invalidation
@@ -72,7 +73,7 @@ class SharedReply:
             self._over_s = time.monotonic()
 
 
-class _Engine(Protocol):
+class _Engine(pin_routes.PinningEngine, Protocol):
     """What the routes need of the engine client: `EnhancedAsyncLLM` has it."""
 
     front_end: "FrontEnd | None"
@@ -109,7 +110,10 @@ async def stats(request: Request) -> Response:
     admin = _admin(request)
     assert admin.engine.front_end is not None
     workers = await admin.worker_stats.get()
-    return _json({"front_end": admin.engine.front_end.stats(), "workers": workers})
+    report = {"front_end": admin.engine.front_end.stats(), "workers": workers}
+    if pins := await admin.engine.get_pin_stats():
+        report["kv_pins"] = pins
+    return _json(report)
 
 
 @router.get("/cache")
@@ -154,6 +158,31 @@ async def invalidate(request: Request) -> Response:
         "pending": report.is_pending,
     }
     return _json(reply, status=202 if report.is_pending else 200)
+
+
+@router.get("/pins")
+async def list_pins(request: Request) -> Response:
+    """List pinned prefixes, with figures; 409 where the settings switch pins off."""
+    return _json(await pin_routes.list_pins(_admin(request).engine))
+
+
+@router.post("/pins")
+async def add_pin(request: Request) -> Response:
+    """Compute a prefix and pin it."""
+    admin = _admin(request)
+    try:
+        body = json.loads(await request.body())
+    except ValueError:
+        body = None
+    return _json(await pin_routes.add_pin(admin.engine, body))
+
+
+@router.delete("/pins")
+async def remove_pins(request: Request) -> Response:
+    """Unpin one prefix, or all."""
+    admin = _admin(request)
+    given = _parameters(request.query_params.multi_items())
+    return _json(await pin_routes.remove_pins(admin.engine, given))
 
 
 class AdminRoutes:

@@ -236,8 +236,9 @@ class FrontEnd:
         """Return a number that changes with every request and every answer stored."""
         return self.counts.total()
 
-    def report(self, workers: list[Any] | None) -> None:
-        """Bring the metrics up to date; `workers` are their reports, in one process only."""
+    def report(self, workers: list[Any] | None, pins: list[Any] | None = None) -> None:
+        """Bring the metrics up to date; `workers` are their reports, and `pins` those of the
+        engine cores on pinned prefixes, in one process only."""
         self.metrics.memory(self.exact.memory.stats())
         if self.exact.shared is not None:
             self.metrics.shared(self.exact.shared.stats())
@@ -247,6 +248,8 @@ class FrontEnd:
             self.metrics.retrieval(self.near_answers.stats())
         if workers is not None:
             self.metrics.workers(workers)
+        if pins is not None:
+            self.metrics.pins(pins)
 
     def close(self) -> None:
         """Stop replays in progress, and look-ups."""

@@ -186,6 +186,27 @@ class ServingMetrics:
         self.errors("worker", _mapping(report.get("errors")))
         self.features("worker", _mapping(report.get("compat")))
 
+    def pins(self, reports: Sequence[Mapping[str, Any] | None]) -> None:
+        """Count and set what the engine cores report on pinned prefixes, see `EnginePins.stats`."""
+        given = [report for report in reports if report]
+        if not given:
+            return
+        for rank, report in enumerate(given):
+            for field, text in (
+                ("hits", "Requests that found a pinned prefix in the prefix cache."),
+                ("hit_tokens", "Prompt tokens of pinned prefixes that were found there."),
+                ("saved_tokens", "Those of them that would have been evicted, but for the pin."),
+                ("released_blocks", "Pinned blocks let go of, because nothing else was free."),
+            ):
+                self._add(f"kv_pin_{field}", text, f"engine {rank}", float(report[field]))
+            self.errors("engine_core", _mapping(report.get("errors")))
+        for field, text in (
+            ("pins", "Prefixes that are pinned."),
+            ("pinned_blocks", "KV blocks in the prefix cache that are pinned."),
+        ):
+            gauge = _gauge(f"kv_{field}", text, mode="mostrecent")
+            gauge.labels(self._model).set(sum(report[field] for report in given))
+
     def near_answers(self, kind: str) -> None:
         """Count what a request had at its first token: `semantic`, `clause` or `miss`."""
         text = "Generated requests by the near answers that were there at their first token."

@@ -13,7 +13,12 @@ from typing import Any
 from reprise.engine_ext.compat.engine_state import mark_of, set_mark
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.identity import uses_our_proposer
-from reprise.engine_ext.core.request_hints import RequestHints, attach_hints, has_hints
+from reprise.engine_ext.core.request_hints import (
+    RequestHints,
+    attach_hints,
+    has_hints,
+    num_system_tokens,
+)
 from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, warn_of_private_requests
 
 _TENANT = "tenant"
@@ -28,7 +33,9 @@ def process_inputs(original: Callable[..., Any], processor: Any, *args: Any, **k
         return request
     tenant = mark_of(processor, _TENANT)
     namespace = isolation_of(tenant=tenant, cache_salt=request.cache_salt).namespace
-    attach_hints(params, RequestHints(namespace=namespace))
+    prompt = args[1] if len(args) > 1 else kwargs.get("prompt")
+    pin_tokens = num_system_tokens(prompt)
+    attach_hints(params, RequestHints(namespace=namespace, pin_tokens=pin_tokens))
     if namespace is None:
         _warn_of_private_requests(processor)
     return request

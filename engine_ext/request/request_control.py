@@ -5,6 +5,7 @@
 | `x-reprise-cache` | `reprise_cache` | words by commas, see below |
 | `x-reprise-drafts` | `reprise_drafts` | `on`, `off` |
 | `x-reprise-max-draft` | `reprise_max_draft` | maximum of tokens drafted in a step, 0 or more |
+| `x-reprise-pin` | `reprise_pin` | `on`, `off`, or how many tokens of the prompt to pin |
 | `x-reprise-info` | `reprise_info` | `on`, `off`: report this request's drafts and retrieval |
 | `x-reprise-namespace` | `reprise_namespace` | honoured where the operator allows it |
 | `x-reprise-ttl` | `reprise_ttl` | seconds for which the answer may be an exact hit |
@@ -33,6 +34,7 @@ _LOOK_NOTHING_UP = frozenset({"off", "refresh", "no-cache"})
 _MAX_AGE = "max-age"
 _ON = frozenset({"on", "true", "1", "yes"})
 _OFF = frozenset({"off", "false", "0", "no"})
+_WHOLE_PROMPT = 1 << 30
 
 
 class RequestControl(msgspec.Struct, frozen=True):
@@ -50,6 +52,9 @@ class RequestControl(msgspec.Struct, frozen=True):
     """Whether drafts may speed it up."""
     max_draft: int | None = None
     """Maximum of tokens drafted in a step; None: the engine's bound."""
+    pin_tokens: int | None = None
+    """Leading tokens of the prompt to be pinned; 0: none, whoever else wants it; None: it does not
+    say."""
     info: bool = False
     """Whether the reply reports its drafts and retrieval."""
     namespace: str | None = None
@@ -150,6 +155,17 @@ def _parse_max_draft(name: str, value: Any) -> dict[str, Any]:
     return {"max_draft": number}
 
 
+def _parse_pin(name: str, value: Any) -> dict[str, Any]:
+    word = str(value).strip().lower()
+    if word in ("on", "true", "yes"):
+        return {"pin_tokens": _WHOLE_PROMPT}
+    if word in ("off", "false", "no"):
+        return {"pin_tokens": 0}
+    if not (word.isascii() and word.isdecimal()) or int(word) > _WHOLE_PROMPT:
+        raise _invalid(name, "on, off or a number of tokens", value)
+    return {"pin_tokens": int(word)}
+
+
 def _parse_ttl(name: str, value: Any) -> dict[str, Any]:
     try:
         seconds = float(str(value))
@@ -177,6 +193,7 @@ _PARSERS = {
     "info": _parse_info,
     "max-draft": _parse_max_draft,
     "namespace": _parse_namespace,
+    "pin": _parse_pin,
     "ttl": _parse_ttl,
 }
 

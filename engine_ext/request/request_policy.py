@@ -108,9 +108,18 @@ def _cache_salt(prompt: Any) -> Any:
     return getattr(prompt, "cache_salt", None)
 
 
-def with_policy(params: SamplingParams, policy: RequestPolicy) -> SamplingParams:
-    """Return a copy of `params` that carries hints for the worker, and nothing else of ours."""
+def with_policy(
+    params: SamplingParams, policy: RequestPolicy, *, num_system_tokens: int = 0
+) -> SamplingParams:
+    """Return a copy of `params` that carries hints for the engine, and nothing else of ours.
+
+    Args:
+        params: as the client asks.
+        policy: of the request.
+        num_system_tokens: leading tokens of its prompt that come from the chat's `system` role.
+    """
     control = policy.control
+    has_asked = control.pin_tokens is not None
     hinted = with_hints(
         params,
         RequestHints(
@@ -119,6 +128,9 @@ def with_policy(params: SamplingParams, policy: RequestPolicy) -> SamplingParams
             max_draft=control.max_draft,
             store=control.store,
             info=policy.info is not None,
+            pins=control.pin_tokens != 0,
+            pin_tokens=control.pin_tokens or num_system_tokens,
+            pin_origin="request" if has_asked else "system",
         ),
     )
     hinted.extra_args = without_control(hinted.extra_args)

@@ -213,11 +213,13 @@ async def ask(
     max_tokens: int,
     headers: Mapping[str, str],
     cache_salt: str | None = None,
+    system: str | None = None,
 ) -> Timing:
     """One streamed, greedy chat completion."""
+    turns = [] if system is None else [{"role": "system", "content": system}]
     body: dict[str, Any] = {
         "model": MODEL_NAME,
-        "messages": [{"role": "user", "content": question}],
+        "messages": [*turns, {"role": "user", "content": question}],
         "temperature": 0,
         "max_tokens": max_tokens,
         "stream": True,

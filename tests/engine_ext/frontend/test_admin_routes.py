@@ -72,6 +72,9 @@ class Engine:
         await asyncio.sleep(0.05)
         return [{"asked": self.asked}]
 
+    async def get_pin_stats(self) -> list[Any]:
+        return []
+
     async def health_check(self) -> dict[str, Any]:
         return {"state": "ready"}
 

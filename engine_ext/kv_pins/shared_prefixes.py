@@ -1,0 +1,55 @@
+"""Counts how many requests of a namespace have begun alike."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+_EVERY_BLOCK_TO = 64
+_STRIDE = 8  # beyond: what is found ends up to so many blocks too early, for an eighth of the time
+
+
+class SharedPrefixes:
+    """Finds the longest prefix that at least so many requests of one namespace have had.
+
+    Blocks are known by vLLM's hashes, each of which covers all blocks before it, and the salt.
+
+    Args:
+        threshold: requests that must have begun alike; 0: nothing is counted or found.
+        max_counted: prefixes that are counted at a time; those seen last.
+    """
+
+    def __init__(self, threshold: int, *, max_counted: int = 1 << 15) -> None:
+        self._threshold = threshold
+        self._max_counted = max_counted
+        self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+
+    def note(self, namespace: str, block_hashes: Sequence[bytes]) -> int:
+        """Count a request.
+
+        Args:
+            namespace: of the request.
+            block_hashes: of its prompt's full blocks, from the first on.
+
+        Returns:
+            How many leading blocks enough requests have had, this one included.
+        """
+        if not self._threshold:
+            return 0
+        longest = 0
+        for depth in _depths(len(block_hashes)):
+            key = namespace, block_hashes[depth - 1]
+            count = self._counts.pop(key, 0) + 1
+            self._counts[key] = count
+            if count >= self._threshold:
+                longest = depth
+        while len(self._counts) > self._max_counted:
+            self._counts.popitem(last=False)
+        return longest
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._counts.clear()
+
+
+def _depths(num_blocks: int) -> Iterator[int]:
+    yield from range(1, min(num_blocks, _EVERY_BLOCK_TO) + 1)
+    yield from range(_EVERY_BLOCK_TO + _STRIDE, num_blocks + 1, _STRIDE)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,13 @@ from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.frontend.verified_answers import VerifiedAnswers
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.outputs.replay import Ending, Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.engine_ext.request.verifiable import unverifiable_engine
 from reprise.retrieval.api.answer import Answer
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class FrontEnd:
         num_api_servers: int = 1,
         retriever: "Retriever | None" = None,
         loaded_since_s: float | None = None,
+        submit: "Callable[[EngineCoreRequest], Awaitable[None]] | None" = None,
     ) -> None:
         """As `AsyncLLM` attaches it.
 
@@ -73,6 +76,7 @@ class FrontEnd:
             retriever: This process's own, if it has one.
             loaded_since_s: The time of day before the engine began to load its weights; None: not
                 known, so that exact hits stay in this process.
+            submit: Gives the engine a request that the processor knows; None: nothing is verified.
         """
         serving = config.serving
         self.config = config
@@ -82,7 +86,7 @@ class FrontEnd:
         self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
         self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
         self.counts: Counter[str] = Counter()
-        """exact, followed, miss; stored; tokens_saved."""
+        """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
         self.refusals: Counter[str] = Counter()
         """Requests that could not be answered from the cache, by reason."""
         watch_parsers()
@@ -107,16 +111,43 @@ class FrontEnd:
             [] if retriever is None else [retriever]
         )
         """Returns the retrieval processes of the engine that are known."""
+        self._verified: VerifiedAnswers | None = None
         if loaded_since_s is not None:
-            self._share_exact_hits(vllm_config, loaded_since_s)
+            self._share_exact_hits(vllm_config, loaded_since_s, submit)
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
 
-    def _share_exact_hits(self, vllm_config: "VllmConfig", loaded_since_s: float) -> None:
-        if self.config.serving.exact_hits_from_others == "off" or not self.exact.may_share:
+    def _share_exact_hits(
+        self,
+        vllm_config: "VllmConfig",
+        loaded_since_s: float,
+        submit: "Callable[[EngineCoreRequest], Awaitable[None]] | None",
+    ) -> None:
+        whose = self.config.serving.exact_hits_from_others
+        if whose == "off" or not self.exact.may_share:
             return
         if self.config.retrieval.url == "memory://":
-            logger.warning("Reprise: exact hits stay in this process: retrieval.url names no tier.")
+            if whose == "trusted":
+                logger.warning(
+                    "Reprise: exact hits stay in this process: retrieval.url names no tier."
+                )
+            return
+        if submit is not None and (reason := unverifiable_engine(vllm_config)) is not None:
+            logger.info("Reprise: no stored answer is verified by this engine: %s.", reason)
+            submit = None
+        if submit is not None:
+            self._verified = VerifiedAnswers(
+                vllm_config,
+                self._processor,
+                submit=submit,
+                flights=self.flights,
+                replayer=self._replayer,
+                exact=self.exact,
+                metrics=self.metrics,
+                counts=self.counts,
+                errors=self.errors,
+            )
+        elif whose == "verified":
             return
         self.exact.shared = SharedExact(
             vllm_config,
@@ -125,21 +156,40 @@ class FrontEnd:
             loaded_since_s=loaded_since_s,
             retrieval=lambda: self.find_retrieval(),
             errors=self.errors,
+            verifies=self._verified is not None,
         )
 
-    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> None:
+    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
         """Look for the answer to `request` beyond this process, for as long as the budget allows.
 
-        What is found is in memory then, where `answer` finds it.
+        What is found and trusted is in memory then, where `answer` finds it.
+
+        Returns:
+            What is not trusted, for `verify`; None: nothing.
         """
         if self.exact.shared is None or self.is_paused:
-            return
+            return None
         if not (policy.shares and policy.control.look_up):
-            return
+            return None
         try:
-            await self.exact.fetch(request, policy)
+            return await self.exact.fetch(request, policy)
         except Exception as error:
             self.errors.record("exact_fetch", error)
+            return None
+
+    def verify(
+        self, request: "EngineCoreRequest", stored: Answer | None
+    ) -> "EngineCoreRequest | None":
+        """Return what the engine is to be given in place of a request that `answer` has left to it,
+        in order to verify a stored answer; None: the request itself."""
+        if stored is None or self._verified is None:
+            return None
+        try:
+            return self._verified.begin(request, stored)
+        except Exception as error:
+            self.errors.record("verify", error)
+            self._verified.forget(request.request_id)
+            return None
 
     def answer(
         self,
@@ -224,6 +274,8 @@ class FrontEnd:
     def not_admitted(self, request_id: str, error: Exception) -> None:
         """End the flight of a request that vLLM refused: no other may wait for it."""
         try:
+            if self._verified is not None:
+                self._verified.forget(request_id)
             self.flights.cancel(request_id, error)
         except Exception as own_error:
             self.errors.record("not_admitted", own_error)
@@ -251,6 +303,8 @@ class FrontEnd:
     def close(self) -> None:
         """Stop replays in progress, and look-ups."""
         self._replayer.close()
+        if self._verified is not None:
+            self._verified.close()
         if self.exact.shared is not None:
             self.exact.shared.close()
 

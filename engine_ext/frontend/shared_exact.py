@@ -1,4 +1,4 @@
-"""Exact hits beyond this process: answers in the tier, for whoever has the same fingerprint."""
+"""Exact hits beyond this process: answers in the tier, trusted by their fingerprint or verified."""
 
 import asyncio
 import threading
@@ -20,6 +20,9 @@ from reprise.engine_ext.core.fingerprint import (
     fingerprint_of,
 )
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs, files_of
+from reprise.engine_ext.request.exact_hits import ExactKeys
+from reprise.engine_ext.request.shared_keys import SharedKeys, mixed
+from reprise.engine_ext.request.verifiable import is_verifiable
 from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.open_tier import open_for_exact_hits
@@ -43,12 +46,16 @@ _MAX_UNDER_WAY = 64
 _TIER_TIMEOUT_S = 0.25
 _MAX_RETRY_S = 2.0
 _MAX_ADAPTER_STATES = 1000
+# In the place of a fingerprint, where there is none (yet): such an answer is only ever verified.
+_UNPROVEN = "unproven"
 
 
 class SharedExact:
     """Looks answers up in the tier, and has them written there. Event loop only.
 
-    Until the fingerprint is taken, in a thread, nothing is found and nothing written.
+    Answers that can be verified lie under keys with the served name of the model alone, whoever has
+    generated them; all others under keys with the fingerprint. Until that is taken, in a thread,
+    none of the latter is found or written, and none of the former trusted.
 
     Args:
         vllm_config: Of the engine.
@@ -57,6 +64,7 @@ class SharedExact:
         loaded_since_s: The time of day before the engine began to load its weights.
         retrieval: Returns the retrieval processes that answers may be written through.
         errors: Counts what goes wrong here.
+        verifies: Whether the engine verifies answers of plain greedy requests.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -71,9 +79,15 @@ class SharedExact:
         loaded_since_s: float,
         retrieval: "Callable[[], Sequence[Retriever]]",
         errors: ErrorCounter,
+        verifies: bool = False,
     ) -> None:
         self.outcomes: Counter[str] = Counter()
-        """Look-ups by outcome: hit, miss, late, busy, failed, refused; and answers written."""
+        """Look-ups by outcome: hit, unproven, miss, late, busy, failed, refused; and what was
+        written."""
+        self.trusts = config.serving.exact_hits_from_others == "trusted"
+        """Whether an answer of this engine's fingerprint is repeated unseen."""
+        self._verifies = verifies
+        self._name = str(vllm_config.model_config.served_model_name)
         self._fingerprint: str | None = None
         self._is_withdrawn = False
         self._vllm_config, self._adapters = vllm_config, adapters
@@ -98,8 +112,8 @@ class SharedExact:
 
     def withdraw(self) -> None:
         """Share nothing from now on: the weights are not those of the files any more."""
-        if not self._is_withdrawn:
-            logger.info("Reprise: exact hits stay in this process, because its weights changed.")
+        if not self._is_withdrawn and self.trusts:
+            logger.info("Reprise: exact hits of others are not trusted: the weights changed.")
         self._is_withdrawn = True
 
     def wait(self, timeout_s: float) -> bool:
@@ -115,10 +129,29 @@ class SharedExact:
         of_adapter = self._adapter_state(request.lora_request)
         return None if of_adapter is None else f"{self.fingerprint}:{of_adapter}"
 
+    def keys_of(self, request: "EngineCoreRequest", keys: ExactKeys) -> SharedKeys | None:
+        """Return the keys of a request's answer in the tier; None: it is not looked for there.
+
+        Args:
+            request: One that may be an exact hit.
+            keys: Its keys, without the model.
+        """
+        state = self.state_of(request)
+        if self._verifies and is_verifiable(request):
+            return SharedKeys(mixed(keys, f"verified:{self._name}"), state or _UNPROVEN)
+        if self.trusts and state is not None:
+            return SharedKeys(mixed(keys, state), state)
+        return None
+
+    def is_trusted(self, answer: Answer, state: str) -> bool:
+        """Return whether an answer from the tier may be repeated without being verified."""
+        return self.trusts and answer.fingerprint == state != _UNPROVEN
+
     async def find(
         self, request: "EngineCoreRequest", namespace: str, keys: Sequence[bytes], state: str
     ) -> list[Answer]:
-        """Return the answers to a request, as many as the tier gives within the budget."""
+        """Return the answers to a request, as many as the tier gives within the budget: trusted
+        ones, and of a verifiable request others too."""
         if (tier := self._tier) is None:
             return []
         with self._lock:
@@ -146,9 +179,12 @@ class SharedExact:
         except TierError:
             self.outcomes["failed"] += 1
             return []
-        good = [a for a in found if _is_answer_to(a, request, namespace, keys, state)]
+        good = [a for a in found if _is_answer_to(a, request, namespace, keys)]
+        if not (self._verifies and is_verifiable(request)):
+            good = [a for a in good if self.is_trusted(a, state)]
         self.outcomes["refused"] += len(found) - len(good)
-        self.outcomes["hit" if good else "miss"] += 1
+        is_hit = any(self.is_trusted(a, state) for a in good)
+        self.outcomes["hit" if is_hit else "unproven" if good else "miss"] += 1
         return good
 
     def store(self, answer: Answer, *, key: bytes, state: str, expires_s: float | None) -> None:
@@ -194,7 +230,8 @@ class SharedExact:
             self._connect()
             self._fingerprint = fingerprint
         except FingerprintError as error:
-            logger.warning("Reprise: exact hits stay in this process, because %s.", error)
+            if self.trusts:
+                logger.warning("Reprise: no exact hit of others is trusted, because %s.", error)
         except Exception as error:
             self._errors.record("fingerprint", error)
         finally:
@@ -236,12 +273,10 @@ def _is_answer_to(
     request: "EngineCoreRequest",
     namespace: str,
     keys: Sequence[bytes],
-    state: str,
 ) -> bool:
     """Return whether a record is what its key promises: what lies in a tier may be anything."""
     return (
-        answer.fingerprint == state
-        and answer.namespace == namespace
+        answer.namespace == namespace
         and answer.exact_key in keys
         and answer.prompt_tokens == token_bytes(request.prompt_token_ids or [])
         and (answer.expires_s is None or steady_clock.now_s() < answer.expires_s)

@@ -158,6 +158,11 @@ class SingleFlight:
         self._by_follower[request_id] = flight
         return True
 
+    def watcher_of(self, request_id: str) -> FlightWatcher | None:
+        """Return who is notified of a request's progress; None: it leads no flight."""
+        flight = self._by_request.get(request_id)
+        return None if flight is None else flight.watcher
+
     def leave(self, request_id: str) -> None:
         """Remove a follower: its request is answered in another way."""
         followed = self._by_follower.pop(request_id, None)

@@ -8,6 +8,7 @@ import typer
 from reprise import __version__
 from reprise.engine_ext.cli.doctor import doctor
 from reprise.engine_ext.cli.serve_command import serve
+from reprise.engine_ext.cli.verify_command import verify
 from reprise.retrieval.cli.cache_cli import app as cache_app
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(doctor)
+cache_app.command()(verify)
 app.add_typer(cache_app)
 
 

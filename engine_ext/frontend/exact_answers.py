@@ -196,7 +196,7 @@ class ExactAnswers:
         self.shared.store(
             answer,
             key=_key_of(tracked.shared.keys, finished, tracked.max_tokens),
-            state=tracked.shared.state,
+            keys=tracked.shared,
             expires_s=answer.created_s + min(lives_s) if lives_s else None,
         )
 

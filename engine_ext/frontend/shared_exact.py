@@ -19,6 +19,7 @@ from reprise.engine_ext.core.fingerprint import (
     adapter_fingerprint,
     fingerprint_of,
 )
+from reprise.engine_ext.core.model_key import tokenizer_key_of
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs, files_of
 from reprise.engine_ext.request.exact_hits import ExactKeys
 from reprise.engine_ext.request.shared_keys import SharedKeys, mixed
@@ -88,6 +89,7 @@ class SharedExact:
         """Whether an answer of this engine's fingerprint is repeated unseen."""
         self._verifies = verifies
         self._name = str(vllm_config.model_config.served_model_name)
+        self._tokenizer_key = ""
         self._fingerprint: str | None = None
         self._is_withdrawn = False
         self._vllm_config, self._adapters = vllm_config, adapters
@@ -138,9 +140,10 @@ class SharedExact:
         """
         state = self.state_of(request)
         if self._verifies and is_verifiable(request):
-            return SharedKeys(mixed(keys, f"verified:{self._name}"), state or _UNPROVEN)
+            own = mixed(keys, f"verified:{self._name}")
+            return SharedKeys(own, state or _UNPROVEN, verifiable=True)
         if self.trusts and state is not None:
-            return SharedKeys(mixed(keys, state), state)
+            return SharedKeys(mixed(keys, state), state, verifiable=False)
         return None
 
     def is_trusted(self, answer: Answer, state: str) -> bool:
@@ -187,10 +190,18 @@ class SharedExact:
         self.outcomes["hit" if is_hit else "unproven" if good else "miss"] += 1
         return good
 
-    def store(self, answer: Answer, *, key: bytes, state: str, expires_s: float | None) -> None:
-        """Have an answer written for others; returns at once."""
+    def store(
+        self, answer: Answer, *, key: bytes, keys: SharedKeys, expires_s: float | None
+    ) -> None:
+        """Have an answer written for others, under one of its keys; returns at once."""
         record = msgspec.structs.replace(
-            answer, exact_key=key, fingerprint=state, expires_s=expires_s, response_text=""
+            answer,
+            exact_key=key,
+            fingerprint=keys.state,
+            expires_s=expires_s,
+            response_text="",
+            tokenizer_key=self._tokenizer_key,
+            verifiable=keys.verifiable,
         )
         for retriever in self._retrieval()[:1]:
             retriever.store(record)
@@ -222,6 +233,7 @@ class SharedExact:
 
     def _take_fingerprint(self) -> None:
         try:
+            self._tokenizer_key = tokenizer_key_of(self._vllm_config)
             fingerprint = fingerprint_of(
                 self._vllm_config,
                 loaded_since_s=self._loaded_since_s,

@@ -28,6 +28,11 @@ class ServingConfig(BaseModel):
     exact_budget_s: Annotated[float, Field(gt=0, le=1.0)] = 0.005
     """Seconds that a request waits for the tier to give an exact hit; then it is generated."""
 
+    single_flight_lease_s: Annotated[float, Field(gt=0, le=600.0)] | None = None
+    """Seconds that a request waits for another server on the same Redis that generates the same
+    answer, where exact hits are kept there; afterwards it is generated. None: servers do not wait
+    for each other."""
+
     exact_memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
     """Bound on the answers kept for exact hits, per API server process."""
 

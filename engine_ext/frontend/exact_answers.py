@@ -98,8 +98,19 @@ class ExactAnswers:
             return None
         return self.shared.keys_of(request, self._base_keys(request, namespace))
 
-    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
+    async def fetch(
+        self,
+        request: "EngineCoreRequest",
+        policy: RequestPolicy,
+        *,
+        is_led: Callable[[bytes], bool] = lambda _: True,
+    ) -> Answer | None:
         """Bring the answer to a request from the tier into memory, if it is there in time.
+
+        Args:
+            request: About to be answered.
+            policy: Its own.
+            is_led: Whether a request of this key is generated here already, and can be followed.
 
         Returns:
             The longest one that is not trusted, for the engine to verify; None: there is none.
@@ -115,6 +126,11 @@ class ExactAnswers:
         if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
             return None
         found = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
+        if not found and policy.control.store:
+            limited = keys.limited
+            found = await self.shared.find_later(
+                request, policy.namespace, shared, is_led_here=lambda: is_led(limited)
+            )
         if self._model_key_of(request) != model_key:
             return None  # the weights have changed meanwhile
         here = dict(zip(shared.keys, keys, strict=True))
@@ -193,6 +209,7 @@ class ExactAnswers:
         if not self.shared.trusts and tracked.num_verified == len(finished.token_ids):
             return  # it came from there, and who generated it is of no use
         lives_s = [s for s in (tracked.policy.control.ttl_s, self._ttl_s) if s is not None]
+        self.shared.keep_lease(tracked.request_id)
         self.shared.store(
             answer,
             key=_key_of(tracked.shared.keys, finished, tracked.max_tokens),

@@ -172,7 +172,7 @@ class FrontEnd:
         if not (policy.shares and policy.control.look_up):
             return None
         try:
-            return await self.exact.fetch(request, policy)
+            return await self.exact.fetch(request, policy, is_led=self.flights.is_led)
         except Exception as error:
             self.errors.record("exact_fetch", error)
             return None
@@ -222,6 +222,7 @@ class FrontEnd:
                 metrics=self.metrics,
                 spans=self.spans,
                 on_answer=self._store_answer,
+                on_end=self._end_lease,
             )
             kind = self._take(request, prompt, queue, tracked)
         except Exception as error:
@@ -232,9 +233,12 @@ class FrontEnd:
             self._record(request, policy, tracked, kind, time.perf_counter() - started_s)
         except Exception as error:
             self.errors.record("front_end_records", error)
+        if kind != "miss" or tracked is None or tracked.keys is None:
+            self._end_lease(request.request_id)
         if kind != "miss":
             return True
         if policy.control.only_if_cached:
+            self._end_lease(request.request_id)
             raise NotCachedError
         try:
             if tracked is not None:
@@ -242,6 +246,14 @@ class FrontEnd:
         except Exception as error:
             self.errors.record("watch", error)
         return False
+
+    def _end_lease(self, request_id: str) -> None:
+        """Let other servers generate what this request was to be answered with."""
+        try:
+            if self.exact.shared is not None:
+                self.exact.shared.ended(request_id)
+        except Exception as error:
+            self.errors.record("end_lease", error)
 
     def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
         """Undo what was done for a request before an error: vLLM must find it as it came."""

@@ -109,6 +109,7 @@ class ServingMetrics:
         for outcome in (
             "hit",
             "unproven",
+            "waited",
             "miss",
             "late",
             "busy",

@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from vllm import envs
@@ -28,7 +29,7 @@ from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.open_tier import open_for_exact_hits
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
-from reprise.retrieval.tiers.tier import TierError
+from reprise.retrieval.tiers.tier import Tier, TierError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from reprise.retrieval.api.retriever import Retriever
 
 logger = init_logger(__name__)
+_T = TypeVar("_T")
 
 _THREADS = 4
 # Beyond that many at once, none waits for the threads.
@@ -46,6 +48,8 @@ _MAX_UNDER_WAY = 64
 # A thread hangs no longer than this on a tier that does not answer; who asked has gone on long ago.
 _TIER_TIMEOUT_S = 0.25
 _MAX_RETRY_S = 2.0
+# Answers of other servers are written behind their replies.
+_LOOK_AGAIN_S = 0.05
 _MAX_ADAPTER_STATES = 1000
 # In the place of a fingerprint, where there is none (yet): such an answer is only ever verified.
 _UNPROVEN = "unproven"
@@ -95,6 +99,9 @@ class SharedExact:
         self._vllm_config, self._adapters = vllm_config, adapters
         self._loaded_since_s, self._retrieval, self._errors = loaded_since_s, retrieval, errors
         self._budget_s = config.serving.exact_budget_s
+        self._lease_s = config.serving.single_flight_lease_s
+        self._leases: dict[str, tuple[str, bytes, float]] = {}
+        """Of requests that are generated here: namespace, key, and when it ends (monotonic)."""
         self._tier = open_for_exact_hits(config.retrieval, timeout_s=_TIER_TIMEOUT_S)
         name = config.retrieval.url.partition(":")[0]
         self._breaker = CircuitBreaker(f"Looking exact hits up in {name}", max_retry_s=_MAX_RETRY_S)
@@ -155,32 +162,8 @@ class SharedExact:
     ) -> list[Answer]:
         """Return the answers to a request, as many as the tier gives within the budget: trusted
         ones, and of a verifiable request others too."""
-        if (tier := self._tier) is None:
-            return []
-        with self._lock:
-            if self._num_under_way >= _MAX_UNDER_WAY:
-                self.outcomes["busy"] += 1
-                return []
-            self._num_under_way += 1
-        began_s = time.monotonic()
-
-        def look_up() -> list[Answer]:
-            found = tier.find_exact(namespace, keys)
-            if (took_s := time.monotonic() - began_s) > self._budget_s:
-                raise TierError(f"an answer came after {took_s * 1e3:.0f} ms")
-            return found
-
-        future = self._threads.submit(self._breaker.call, look_up)
-        future.add_done_callback(self._release)
-        try:
-            found = await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
-        except TimeoutError:
-            self.outcomes["late"] += 1
-            # Now, not when the tier gives up: until then every request would wait.
-            self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
-            return []
-        except TierError:
-            self.outcomes["failed"] += 1
+        found = await self._ask(lambda tier: tier.find_exact(namespace, keys))
+        if found is None:
             return []
         good = [a for a in found if _is_answer_to(a, request, namespace, keys)]
         if not (self._verifies and is_verifiable(request)):
@@ -189,6 +172,71 @@ class SharedExact:
         is_hit = any(self.is_trusted(a, state) for a in good)
         self.outcomes["hit" if is_hit else "unproven" if good else "miss"] += 1
         return good
+
+    async def find_later(
+        self,
+        request: "EngineCoreRequest",
+        namespace: str,
+        keys: SharedKeys,
+        *,
+        is_led_here: Callable[[], bool],
+    ) -> list[Answer]:
+        """Wait for the answer that another server is generating, see `find`; none: this one is to
+        generate it, and no other will meanwhile."""
+        if (lease_s := self._lease_s) is None:
+            return []
+        limited = keys.keys.limited
+        deadline_s = time.monotonic() + lease_s
+        while time.monotonic() < deadline_s and not is_led_here():
+            is_ours = await self._ask(lambda tier: tier.lease(namespace, limited, ttl_s=lease_s))
+            if is_ours:
+                self._leases[request.request_id] = (namespace, limited, time.monotonic() + lease_s)
+            if is_ours is not False:
+                return []
+            self.outcomes["waited"] += 1
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            if found := await self.find(request, namespace, keys.keys, keys.state):
+                return found
+        return []
+
+    def keep_lease(self, request_id: str) -> None:
+        """Let a lease run out by itself: the answer is on its way."""
+        self._leases.pop(request_id, None)
+
+    def ended(self, request_id: str) -> None:
+        """Give back the lease of a request, if it has one, whose answer nobody is to wait for."""
+        lease = self._leases.pop(request_id, None)
+        if lease is not None and self._tier is not None and time.monotonic() < lease[2]:
+            self._threads.submit(self._breaker.call, partial(self._tier.end_lease, *lease[:2]))
+
+    async def _ask(self, call: Callable[[Tier], _T]) -> _T | None:
+        """Ask the tier, in a thread; None: not within the budget."""
+        if (tier := self._tier) is None:
+            return None
+        with self._lock:
+            if self._num_under_way >= _MAX_UNDER_WAY:
+                self.outcomes["busy"] += 1
+                return None
+            self._num_under_way += 1
+        began_s = time.monotonic()
+
+        def ask() -> _T:
+            result = call(tier)
+            if (took_s := time.monotonic() - began_s) > self._budget_s:
+                raise TierError(f"an answer came after {took_s * 1e3:.0f} ms")
+            return result
+
+        future: Future[_T] = self._threads.submit(self._breaker.call, ask)
+        future.add_done_callback(self._release)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
+        except TimeoutError:
+            self.outcomes["late"] += 1
+            # Now, not when the tier gives up: until then every request would wait.
+            self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
+        except TierError:
+            self.outcomes["failed"] += 1
+        return None
 
     def store(
         self, answer: Answer, *, key: bytes, keys: SharedKeys, expires_s: float | None
@@ -227,7 +275,7 @@ class SharedExact:
         if self._tier is not None:
             self._tier.close()
 
-    def _release(self, _: "Future[list[Answer]]") -> None:
+    def _release(self, _: "Future[Any]") -> None:
         with self._lock:
             self._num_under_way -= 1
 

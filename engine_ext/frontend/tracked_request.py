@@ -26,6 +26,7 @@ class TrackedRequest:
         weight_version: vLLM's label of the weights, as the request comes; None: not known yet.
         near_answers: Where near answers are searched for; None: the workers do that.
         on_answer: Called with this object and the whole answer, if there is one.
+        on_end: Called with its id when it is over.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class TrackedRequest:
         metrics: ServingMetrics,
         spans: Spans,
         on_answer: "Callable[[TrackedRequest, FinishedFlight], None]",
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._near_answers = near_answers
         self._metrics = metrics
         self._spans = spans
         self._on_answer = on_answer
+        self._on_end = on_end
         self.request_id = request.request_id
         self._trace_headers = request.trace_headers
         self._begun_s = time.monotonic()
@@ -79,7 +82,8 @@ class TrackedRequest:
         self._on_answer(self, finished)
 
     def on_end(self) -> None:
-        """Release the near answers."""
+        """Release the near answers, and whatever else was taken for it."""
+        self._on_end(self.request_id)
         if self.retrieves and self._near_answers is not None:
             self._spans.retrieval(
                 self._trace_headers,

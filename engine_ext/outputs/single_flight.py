@@ -158,6 +158,10 @@ class SingleFlight:
         self._by_follower[request_id] = flight
         return True
 
+    def is_led(self, key: bytes) -> bool:
+        """Return whether there is a flight under a key."""
+        return key in self._by_key
+
     def watcher_of(self, request_id: str) -> FlightWatcher | None:
         """Return who is notified of a request's progress; None: it leads no flight."""
         flight = self._by_request.get(request_id)

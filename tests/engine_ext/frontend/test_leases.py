@@ -1,6 +1,7 @@
 """One generation for servers on one Redis: front ends without an engine."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -94,13 +95,17 @@ async def fetched(server: Server, name: str) -> Any:
 
 async def test_who_comes_second_waits_and_repeats(servers: Any) -> None:
     one, two = servers(), servers()
-    await fetched(one, "r")  # takes the lease, and is generated for now
+    generates = threading.Event()
+    one.before_generation = lambda _: generates.wait(60)
+    first = asyncio.create_task(asyncio.to_thread(one.ask))
+    while not one.shared._leases:
+        await asyncio.sleep(0.05)
     second = asyncio.create_task(fetched(two, "s"))
     while two.shared.outcomes["waited"] < 2:
         await asyncio.sleep(0.05)
         assert not second.done()
-    # What the first one generates is written behind its reply.
-    assert await asyncio.to_thread(one.ask) == ("miss", [5, 6, 7])
+    generates.set()
+    assert await first == ("miss", [5, 6, 7])
     await asyncio.wait_for(second, LEASE_S)
     assert two.shared.outcomes["hit"] == 1
     assert await asyncio.to_thread(two.ask, emits=(9,)) == ("exact", [5, 6, 7])

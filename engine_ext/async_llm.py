@@ -285,7 +285,7 @@ class EnhancedAsyncLLM(ChangeTrackingAsyncLLM):
         if policy.info is not None:
             policy.info.generates(request.request_id)
         try:
-            check = front_end.verify(request, stored)
+            check = front_end.others.check(request, stored)
             if check is None:
                 await super()._add_request(request, prompt, parent_req, index, queue)
             else:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,15 @@ from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
-from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
-from reprise.engine_ext.frontend.verified_answers import VerifiedAnswers
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.outputs.replay import Ending, Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.request_policy import RequestPolicy
-from reprise.engine_ext.request.verifiable import unverifiable_engine
 from reprise.retrieval.api.answer import Answer
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ class FrontEnd:
         num_api_servers: int = 1,
         retriever: "Retriever | None" = None,
         loaded_since_s: float | None = None,
-        submit: "Callable[[EngineCoreRequest], Awaitable[None]] | None" = None,
+        submit: Submit | None = None,
     ) -> None:
         """As `AsyncLLM` attaches it.
 
@@ -111,85 +109,29 @@ class FrontEnd:
             [] if retriever is None else [retriever]
         )
         """Returns the retrieval processes of the engine that are known."""
-        self._verified: VerifiedAnswers | None = None
+        self.others = OthersAnswers(
+            exact=self.exact,
+            flights=self.flights,
+            metrics=self.metrics,
+            counts=self.counts,
+            errors=self.errors,
+        )
         if loaded_since_s is not None:
-            self._share_exact_hits(vllm_config, loaded_since_s, submit)
+            self.others.open(
+                vllm_config,
+                config,
+                processor=processor,
+                replayer=self._replayer,
+                submit=submit,
+                loaded_since_s=loaded_since_s,
+                retrieval=lambda: self.find_retrieval(),
+            )
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
 
-    def _share_exact_hits(
-        self,
-        vllm_config: "VllmConfig",
-        loaded_since_s: float,
-        submit: "Callable[[EngineCoreRequest], Awaitable[None]] | None",
-    ) -> None:
-        whose = self.config.serving.exact_hits_from_others
-        if whose == "off" or not self.exact.may_share:
-            return
-        if self.config.retrieval.url == "memory://":
-            if whose == "trusted":
-                logger.warning(
-                    "Reprise: exact hits stay in this process: retrieval.url names no tier."
-                )
-            return
-        if submit is not None and (reason := unverifiable_engine(vllm_config)) is not None:
-            logger.info("Reprise: no stored answer is verified by this engine: %s.", reason)
-            submit = None
-        if submit is not None:
-            self._verified = VerifiedAnswers(
-                vllm_config,
-                self._processor,
-                submit=submit,
-                flights=self.flights,
-                replayer=self._replayer,
-                exact=self.exact,
-                metrics=self.metrics,
-                counts=self.counts,
-                errors=self.errors,
-            )
-        elif whose == "verified":
-            return
-        self.exact.shared = SharedExact(
-            vllm_config,
-            self.config,
-            adapters=self.exact.adapters,
-            loaded_since_s=loaded_since_s,
-            retrieval=lambda: self.find_retrieval(),
-            errors=self.errors,
-            verifies=self._verified is not None,
-        )
-
     async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
-        """Look for the answer to `request` beyond this process, for as long as the budget allows.
-
-        What is found and trusted is in memory then, where `answer` finds it.
-
-        Returns:
-            What is not trusted, for `verify`; None: nothing.
-        """
-        if self.exact.shared is None or self.is_paused:
-            return None
-        if not (policy.shares and policy.control.look_up):
-            return None
-        try:
-            return await self.exact.fetch(request, policy, is_led=self.flights.is_led)
-        except Exception as error:
-            self.errors.record("exact_fetch", error)
-            return None
-
-    def verify(
-        self, request: "EngineCoreRequest", stored: Answer | None
-    ) -> "EngineCoreRequest | None":
-        """Return what the engine is to be given in place of a request that `answer` has left to it,
-        in order to verify a stored answer; None: the request itself."""
-        if stored is None or self._verified is None:
-            return None
-        try:
-            return self._verified.begin(request, stored)
-        except Exception as error:
-            self.errors.record("verify", error)
-            self._verified.forget(request.request_id)
-            return None
+        """Look for the answer to `request` beyond this process, see `OthersAnswers.fetch`."""
+        return None if self.is_paused else await self.others.fetch(request, policy)
 
     def answer(
         self,
@@ -222,7 +164,7 @@ class FrontEnd:
                 metrics=self.metrics,
                 spans=self.spans,
                 on_answer=self._store_answer,
-                on_end=self._end_lease,
+                on_end=self.others.end_lease,
             )
             kind = self._take(request, prompt, queue, tracked)
         except Exception as error:
@@ -234,11 +176,11 @@ class FrontEnd:
         except Exception as error:
             self.errors.record("front_end_records", error)
         if kind != "miss" or tracked is None or tracked.keys is None:
-            self._end_lease(request.request_id)
+            self.others.end_lease(request.request_id)
         if kind != "miss":
             return True
         if policy.control.only_if_cached:
-            self._end_lease(request.request_id)
+            self.others.end_lease(request.request_id)
             raise NotCachedError
         try:
             if tracked is not None:
@@ -246,14 +188,6 @@ class FrontEnd:
         except Exception as error:
             self.errors.record("watch", error)
         return False
-
-    def _end_lease(self, request_id: str) -> None:
-        """Let other servers generate what this request was to be answered with."""
-        try:
-            if self.exact.shared is not None:
-                self.exact.shared.ended(request_id)
-        except Exception as error:
-            self.errors.record("end_lease", error)
 
     def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
         """Undo what was done for a request before an error: vLLM must find it as it came."""
@@ -286,8 +220,7 @@ class FrontEnd:
     def not_admitted(self, request_id: str, error: Exception) -> None:
         """End the flight of a request that vLLM refused: no other may wait for it."""
         try:
-            if self._verified is not None:
-                self._verified.forget(request_id)
+            self.others.forget(request_id)
             self.flights.cancel(request_id, error)
         except Exception as own_error:
             self.errors.record("not_admitted", own_error)
@@ -315,10 +248,7 @@ class FrontEnd:
     def close(self) -> None:
         """Stop replays in progress, and look-ups."""
         self._replayer.close()
-        if self._verified is not None:
-            self._verified.close()
-        if self.exact.shared is not None:
-            self.exact.shared.close()
+        self.others.close()
 
     def stats(self) -> dict[str, Any]:
         """Return plain figures since this process started."""

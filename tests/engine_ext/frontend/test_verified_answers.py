@@ -87,7 +87,7 @@ class Server(Client):
         request = core_request("c", sampling, tuple(range(1, prompt + 1)))
         queue = RequestOutputCollector(sampling.output_kind, "c")
         self.front_end.answer(request, None, queue, self._policy)
-        check = self.front_end.verify(request, answer)
+        check = self.front_end.others.check(request, answer)
         self.front_end.not_admitted("c", RuntimeError("it was a try"))
         return None if check is None else (check.prompt_token_ids or [])[prompt:]
 
@@ -234,7 +234,7 @@ def test_an_error_leaves_the_request_to_the_engine(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make()
-    monkeypatch.setattr(server.front_end._verified, "_checkable", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.front_end.others.verified, "_checkable", lambda *_: 1 / 0)
     answer = Answer.create(prompt_token_ids=[1], response_token_ids=[5, 6])
     assert server.check(answer) is None
     assert server.front_end.errors.counts() == {"verify": 1}

@@ -207,7 +207,7 @@ async def clients_that_leave(asked: Asked) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.5)
-    replays = asked.front_end._verified._replays
+    replays = asked.front_end.others.verified._replays
     assert (len(replays), len(asked.front_end.flights)) == (0, 0)
     assert [*replays._waiting, *replays._going_on, *replays._check_of] == []
     assert asked.engine.get_num_unfinished_requests() == 0

@@ -179,6 +179,15 @@ def serving_table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def exact_table(rows: list[Row]) -> list[list[str]]:
+    names = ("section", "from", "requests", "name")
+    table = [["section", "from", "requests", "figure", "value", "unit", "note"]]
+    for row in rows:
+        cells = (row[name] for name in names)
+        table.append([*cells, number(row["value"], 3), row["unit"], row["note"]])
+    return table
+
+
 def step_table(rows: list[Row]) -> list[list[str]]:
     names = {"reprise": "Reprise", "reprise-2-threads": "on 2 threads"}
     names |= {"suffix": "SuffixDecoding", "ngram": "n-gram"}
@@ -304,6 +313,16 @@ SECTIONS = (
         command="python eval/benchmarks/bench_serving.py",
         keys=("model", "section", "method", "concurrency", "name"),
         table=serving_table,
+        where={},
+    ),
+    Section(
+        title="Exact hits",
+        about="Look-ups in a tier, whole answers over HTTP, and what looking for them costs a "
+        "miss. `generated`:\nwithout drafts; `drafted`: with the stored answer as a draft.",
+        file="bench_exact_hits.csv",
+        command="python eval/benchmarks/bench_exact_hits.py",
+        keys=("section", "from", "requests", "name"),
+        table=exact_table,
         where={},
     ),
     Section(

@@ -173,6 +173,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
             logger.info(start_line(config, self.vllm_config, searches_here=searches_here))
         if not config.serving.enabled:
             return
+        submit = weakref.WeakMethod(self._submit)
         self.front_end = FrontEnd(
             self.vllm_config,
             config,
@@ -180,6 +181,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
             num_api_servers=self._num_api_servers,
             retriever=self._retriever,
             loaded_since_s=self._began_s,
+            submit=lambda request: submit()(request),  # type: ignore[misc]
         )
         # Not the methods themselves: they would keep this engine alive.
         ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
@@ -213,6 +215,9 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         if self._info_reporter is None or not self._info_reporter.is_wanted(sampling_params):
             return outputs
         return self._info_reporter.add_to(outputs)
+
+    async def _submit(self, request: EngineCoreRequest) -> None:
+        await self.engine_core.add_request_async(request)
 
     async def _ask_for_draft_counts(self, request_ids: Sequence[str]) -> list[Any]:
         return await self._ask_workers("reprise_draft_counts", list(request_ids))
@@ -280,7 +285,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         if front_end is None or policy is None or parent_req is not None:
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
-        await front_end.fetch(request, policy)
+        stored = await front_end.fetch(request, policy)
         if front_end.answer(request, prompt, queue, policy):
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)
@@ -288,7 +293,12 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         if policy.info is not None:
             policy.info.generates(request.request_id)
         try:
-            await super()._add_request(request, prompt, parent_req, index, queue)
+            check = front_end.others.check(request, stored)
+            if check is None:
+                await super()._add_request(request, prompt, parent_req, index, queue)
+            else:
+                self.output_processor.add_request(request, prompt, parent_req, index, queue)
+                await self._submit(check)
         except Exception as error:
             front_end.not_admitted(request.request_id, error)
             raise

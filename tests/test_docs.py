@@ -156,6 +156,7 @@ def metric_names() -> frozenset[str]:
     metrics.refused("a reason")
     metrics.saved(1)
     metrics.stored()
+    metrics.verified("whole", 1)
     metrics.near_answers("semantic")
     metrics.memory(ExactMemoryStats(answers=1, bytes=1, evicted=1, expired=1))
     metrics.shared({"hit": 1, "written": 1})

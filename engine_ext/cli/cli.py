@@ -9,6 +9,7 @@ from reprise import __version__
 from reprise.engine_ext.cli.doctor import doctor
 from reprise.engine_ext.cli.pins_command import app as pins_app
 from reprise.engine_ext.cli.serve_command import serve
+from reprise.engine_ext.cli.verify_command import verify
 from reprise.retrieval.cli.cache_cli import app as cache_app
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(doctor)
+cache_app.command()(verify)
 app.add_typer(cache_app)
 app.add_typer(pins_app)
 

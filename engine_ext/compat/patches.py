@@ -38,6 +38,7 @@ class Feature(Enum):
     FRONT_END = "front end"
     HTTP = "HTTP middleware"
     SINGLE_FLIGHT = "single flight"
+    VERIFIED_REPLAY = "verified replay"
     ONE_TOKEN_OUTPUTS = "one token per output"
     UNDRAFTED_SETTINGS = "min_p and logit_bias"
     DRAFT_PADDING = "no padding of drafts"

@@ -10,6 +10,7 @@ _WITHOUT = frozenset(
         Feature.FRONT_END,
         Feature.HTTP,
         Feature.SINGLE_FLIGHT,
+        Feature.VERIFIED_REPLAY,
         Feature.ONE_TOKEN_OUTPUTS,
         Feature.UNDRAFTED_SETTINGS,
         Feature.RUNNER,

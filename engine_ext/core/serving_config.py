@@ -18,13 +18,20 @@ class ServingConfig(BaseModel):
     the answer (temperature 0, or a seed). `always`: sampled requests without a seed as well, which
     then get one and the same sample each time. `off`: every request is generated."""
 
-    exact_hits_from_others: Literal["off", "trusted"] = "off"
-    """`trusted`: answers for exact hits are kept in the tier of the section `retrieval` too, where
-    they outlive a restart and every server with the same fingerprint repeats them. Whoever may
-    write there decides what they say. `off`: each process repeats what it has generated."""
+    exact_hits_from_others: Literal["off", "verified", "trusted"] = "verified"
+    """Where the section `retrieval` names a tier, answers for exact hits are kept there too: they
+    outlive a restart, and other servers find them. `verified`: greedy ones are repeated as far as
+    the model agrees with them, which takes one prefill, and generated from there. `trusted`: also,
+    servers with the same fingerprint repeat them unseen, and those of seeded requests; whoever may
+    write to the tier decides what they say. `off`: each process repeats what it has generated."""
 
     exact_budget_s: Annotated[float, Field(gt=0, le=1.0)] = 0.005
     """Seconds that a request waits for the tier to give an exact hit; then it is generated."""
+
+    single_flight_lease_s: Annotated[float, Field(gt=0, le=600.0)] | None = None
+    """Seconds that a request waits for another server on the same Redis that generates the same
+    answer, where exact hits are kept there; afterwards it is generated. None: servers do not wait
+    for each other."""
 
     exact_memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
     """Bound on the answers kept for exact hits, per API server process."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from reprise.engine_ext.core.config import RepriseConfig
-    from reprise.engine_ext.core.serving_config import ServingConfig
     from reprise.retrieval.api.retriever import Retriever
 
 logger = init_logger(__name__)
@@ -25,6 +24,11 @@ _EXACT_HITS = {
     "deterministic": "exact hits for temperature 0 or a seed",
     "always": "exact hits for all requests, sampled ones too",
     "off": "no exact hits",
+}
+_WHOSE = {
+    "off": "of this process",
+    "verified": "those of others verified",
+    "trusted": "shared through the tier",
 }
 _TIERS = {"memory": "answers end with the server"}
 
@@ -36,7 +40,7 @@ def start_line(config: "RepriseConfig", vllm_config: "VllmConfig", *, searches_h
     parts = [
         f"Reprise {__version__} on vLLM {registry.version}, model runner {runner_of(vllm_config)}",
         f"drafts of up to {length} tokens",
-        _exact_hits(config.serving),
+        _exact_hits(config),
         f"one namespace for all requests: {config.namespace}"
         if config.namespace is not None
         else "namespaces from API keys that the server checks and from cache_salt",
@@ -86,12 +90,13 @@ def end_line(stats: Mapping[str, Any]) -> str | None:
     )
 
 
-def _exact_hits(serving: "ServingConfig") -> str:
+def _exact_hits(config: "RepriseConfig") -> str:
+    serving = config.serving
     kind = serving.exact_hits if serving.enabled else "off"
     if kind == "off":
         return _EXACT_HITS[kind]
-    is_shared = serving.exact_hits_from_others == "trusted"
-    return f"{_EXACT_HITS[kind]}, {'shared through the tier' if is_shared else 'of this process'}"
+    has_tier = config.retrieval.url != "memory://"
+    return f"{_EXACT_HITS[kind]}, {_WHOSE[serving.exact_hits_from_others if has_tier else 'off']}"
 
 
 def _tier(url: str) -> str:

@@ -96,31 +96,54 @@ class ExactAnswers:
         """
         if self.shared is None:
             return None
-        state = self.shared.state_of(request)
-        if state is None:
-            return None
-        return SharedKeys(mixed(self._base_keys(request, namespace), state), state)
+        return self.shared.keys_of(request, self._base_keys(request, namespace))
 
-    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> None:
-        """Bring the answer to a request from the tier into memory, if it is there in time."""
+    async def fetch(
+        self,
+        request: "EngineCoreRequest",
+        policy: RequestPolicy,
+        *,
+        is_led: Callable[[bytes], bool] = lambda _: True,
+    ) -> Answer | None:
+        """Bring the answer to a request from the tier into memory, if it is there in time.
+
+        Args:
+            request: About to be answered.
+            policy: Its own.
+            is_led: Whether a request of this key is generated here already, and can be followed.
+
+        Returns:
+            The longest one that is not trusted, for the engine to verify; None: there is none.
+        """
         if self.shared is None or self.refusal(request) is not None:
-            return
+            return None
         model_key = self._model_key_of(request)
         try:
             shared = self.shared_keys(request, policy.namespace)
             keys = self.keys(request, policy.namespace)
         except ValueError:
-            return
+            return None
         if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
-            return
+            return None
         found = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
+        if not found and policy.control.store:
+            limited = keys.limited
+            found = await self.shared.find_later(
+                request, policy.namespace, shared, is_led_here=lambda: is_led(limited)
+            )
         if self._model_key_of(request) != model_key:
-            return  # the weights have changed meanwhile
+            return None  # the weights have changed meanwhile
         here = dict(zip(shared.keys, keys, strict=True))
+        to_verify = []
         for answer in found:
-            if answer.exact_key is not None and not self.is_forgotten(answer):
+            if answer.exact_key is None or self.is_forgotten(answer):
+                continue
+            if self.shared.is_trusted(answer, shared.state):
                 key = here[answer.exact_key]
                 self._take_in(msgspec.structs.replace(answer, exact_key=key))
+            elif _is_young(answer, policy.control.max_age_s) and _is_young(answer, self._ttl_s):
+                to_verify.append(answer)
+        return max(to_verify, key=lambda answer: len(answer.response_tokens), default=None)
 
     def used(self, tracked: TrackedRequest, answer: Answer) -> None:
         """Report that a request was answered with this."""
@@ -147,9 +170,7 @@ class ExactAnswers:
             answer = _cut_to(known, max_tokens)
         if answer is None:
             answer = self.memory.get(keys.limited)
-        if answer is None or max_age_s is None:
-            return answer
-        return answer if steady_clock.now_s() - answer.created_s <= max_age_s else None
+        return answer if answer is not None and _is_young(answer, max_age_s) else None
 
     def store(
         self, tracked: TrackedRequest, finished: FinishedFlight, *, weight_version: str | None
@@ -185,11 +206,14 @@ class ExactAnswers:
         """Have an answer that was just stored written to the tier."""
         if self.shared is None or tracked.shared is None:
             return
+        if not self.shared.trusts and tracked.num_verified == len(finished.token_ids):
+            return  # it came from there, and who generated it is of no use
         lives_s = [s for s in (tracked.policy.control.ttl_s, self._ttl_s) if s is not None]
+        self.shared.keep_lease(tracked.request_id)
         self.shared.store(
             answer,
             key=_key_of(tracked.shared.keys, finished, tracked.max_tokens),
-            state=tracked.shared.state,
+            keys=tracked.shared,
             expires_s=answer.created_s + min(lives_s) if lives_s else None,
         )
 
@@ -235,6 +259,10 @@ def _key_of(keys: ExactKeys, finished: FinishedFlight, max_tokens: int | None) -
         return keys.complete
     # At the end of the model's context an answer is shorter than `max_tokens`.
     return keys.cut if len(finished.token_ids) == max_tokens else keys.limited
+
+
+def _is_young(answer: Answer, max_age_s: float | None) -> bool:
+    return max_age_s is None or steady_clock.now_s() - answer.created_s <= max_age_s
 
 
 def _has_room(answer: Answer, max_tokens: int | None) -> bool:

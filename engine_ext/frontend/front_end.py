@@ -18,8 +18,8 @@ from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
-from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
@@ -62,6 +62,7 @@ class FrontEnd:
         num_api_servers: int = 1,
         retriever: "Retriever | None" = None,
         loaded_since_s: float | None = None,
+        submit: Submit | None = None,
     ) -> None:
         """As `AsyncLLM` attaches it.
 
@@ -73,6 +74,7 @@ class FrontEnd:
             retriever: This process's own, if it has one.
             loaded_since_s: The time of day before the engine began to load its weights; None: not
                 known, so that exact hits stay in this process.
+            submit: Gives the engine a request that the processor knows; None: nothing is verified.
         """
         serving = config.serving
         self.config = config
@@ -82,7 +84,7 @@ class FrontEnd:
         self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
         self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
         self.counts: Counter[str] = Counter()
-        """exact, followed, miss; stored; tokens_saved."""
+        """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
         self.refusals: Counter[str] = Counter()
         """Requests that could not be answered from the cache, by reason."""
         watch_parsers()
@@ -107,39 +109,29 @@ class FrontEnd:
             [] if retriever is None else [retriever]
         )
         """Returns the retrieval processes of the engine that are known."""
+        self.others = OthersAnswers(
+            exact=self.exact,
+            flights=self.flights,
+            metrics=self.metrics,
+            counts=self.counts,
+            errors=self.errors,
+        )
         if loaded_since_s is not None:
-            self._share_exact_hits(vllm_config, loaded_since_s)
+            self.others.open(
+                vllm_config,
+                config,
+                processor=processor,
+                replayer=self._replayer,
+                submit=submit,
+                loaded_since_s=loaded_since_s,
+                retrieval=lambda: self.find_retrieval(),
+            )
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
 
-    def _share_exact_hits(self, vllm_config: "VllmConfig", loaded_since_s: float) -> None:
-        if self.config.serving.exact_hits_from_others == "off" or not self.exact.may_share:
-            return
-        if self.config.retrieval.url == "memory://":
-            logger.warning("Reprise: exact hits stay in this process: retrieval.url names no tier.")
-            return
-        self.exact.shared = SharedExact(
-            vllm_config,
-            self.config,
-            adapters=self.exact.adapters,
-            loaded_since_s=loaded_since_s,
-            retrieval=lambda: self.find_retrieval(),
-            errors=self.errors,
-        )
-
-    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> None:
-        """Look for the answer to `request` beyond this process, for as long as the budget allows.
-
-        What is found is in memory then, where `answer` finds it.
-        """
-        if self.exact.shared is None or self.is_paused:
-            return
-        if not (policy.shares and policy.control.look_up):
-            return
-        try:
-            await self.exact.fetch(request, policy)
-        except Exception as error:
-            self.errors.record("exact_fetch", error)
+    async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
+        """Look for the answer to `request` beyond this process, see `OthersAnswers.fetch`."""
+        return None if self.is_paused else await self.others.fetch(request, policy)
 
     def answer(
         self,
@@ -172,6 +164,7 @@ class FrontEnd:
                 metrics=self.metrics,
                 spans=self.spans,
                 on_answer=self._store_answer,
+                on_end=self.others.end_lease,
             )
             kind = self._take(request, prompt, queue, tracked)
         except Exception as error:
@@ -182,9 +175,12 @@ class FrontEnd:
             self._record(request, policy, tracked, kind, time.perf_counter() - started_s)
         except Exception as error:
             self.errors.record("front_end_records", error)
+        if kind != "miss" or tracked is None or tracked.keys is None:
+            self.others.end_lease(request.request_id)
         if kind != "miss":
             return True
         if policy.control.only_if_cached:
+            self.others.end_lease(request.request_id)
             raise NotCachedError
         try:
             if tracked is not None:
@@ -224,6 +220,7 @@ class FrontEnd:
     def not_admitted(self, request_id: str, error: Exception) -> None:
         """End the flight of a request that vLLM refused: no other may wait for it."""
         try:
+            self.others.forget(request_id)
             self.flights.cancel(request_id, error)
         except Exception as own_error:
             self.errors.record("not_admitted", own_error)
@@ -254,8 +251,7 @@ class FrontEnd:
     def close(self) -> None:
         """Stop replays in progress, and look-ups."""
         self._replayer.close()
-        if self.exact.shared is not None:
-            self.exact.shared.close()
+        self.others.close()
 
     def stats(self) -> dict[str, Any]:
         """Return plain figures since this process started."""

@@ -78,6 +78,14 @@ class ServingMetrics:
         text = "Output tokens emitted without generating them."
         _counter("tokens_saved", text).labels(self._model).inc(num_tokens)
 
+    def verified(self, outcome: str, num_tokens: int) -> None:
+        """Count a stored answer that the engine has checked: `whole`, `part` or `none` of it is
+        what it would generate, `num_tokens` tokens."""
+        text = "Stored answers checked by the engine, by how far it agreed: whole, part or none."
+        _counter("verified_replays", text, "outcome").labels(self._model, outcome).inc()
+        text = "Tokens of stored answers that the engine verified and emitted."
+        _counter("tokens_verified", text).labels(self._model).inc(num_tokens)
+
     def stored(self) -> None:
         """Count an answer stored in the exact memory."""
         text = "Answers stored for exact hits."
@@ -98,7 +106,17 @@ class ServingMetrics:
     def shared(self, stats: Mapping[str, Any]) -> None:
         """Count look-ups of exact hits in the tier by outcome, and answers written there."""
         counter = _counter("exact_tier_lookups", "Look-ups of exact hits in the tier.", "outcome")
-        for outcome in ("hit", "miss", "late", "busy", "failed", "refused", "unreadable"):
+        for outcome in (
+            "hit",
+            "unproven",
+            "waited",
+            "miss",
+            "late",
+            "busy",
+            "failed",
+            "refused",
+            "unreadable",
+        ):
             total = float(stats.get(outcome, 0))
             counter.labels(self._model, outcome).inc(self._increments.of(("tier", outcome), total))
         self._add(

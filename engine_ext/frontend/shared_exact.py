@@ -1,4 +1,4 @@
-"""Exact hits beyond this process: answers in the tier, for whoever has the same fingerprint."""
+"""Exact hits beyond this process: answers in the tier, trusted by their fingerprint or verified."""
 
 import asyncio
 import threading
@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from vllm import envs
@@ -19,12 +20,16 @@ from reprise.engine_ext.core.fingerprint import (
     adapter_fingerprint,
     fingerprint_of,
 )
+from reprise.engine_ext.core.model_key import tokenizer_key_of
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs, files_of
+from reprise.engine_ext.request.exact_hits import ExactKeys
+from reprise.engine_ext.request.shared_keys import SharedKeys, mixed
+from reprise.engine_ext.request.verifiable import is_verifiable
 from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.open_tier import open_for_exact_hits
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
-from reprise.retrieval.tiers.tier import TierError
+from reprise.retrieval.tiers.tier import Tier, TierError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from reprise.retrieval.api.retriever import Retriever
 
 logger = init_logger(__name__)
+_T = TypeVar("_T")
 
 _THREADS = 4
 # Beyond that many at once, none waits for the threads.
@@ -42,13 +48,19 @@ _MAX_UNDER_WAY = 64
 # A thread hangs no longer than this on a tier that does not answer; who asked has gone on long ago.
 _TIER_TIMEOUT_S = 0.25
 _MAX_RETRY_S = 2.0
+# Answers of other servers are written behind their replies.
+_LOOK_AGAIN_S = 0.05
 _MAX_ADAPTER_STATES = 1000
+# In the place of a fingerprint, where there is none (yet): such an answer is only ever verified.
+_UNPROVEN = "unproven"
 
 
 class SharedExact:
     """Looks answers up in the tier, and has them written there. Event loop only.
 
-    Until the fingerprint is taken, in a thread, nothing is found and nothing written.
+    Answers that can be verified lie under keys with the served name of the model alone, whoever has
+    generated them; all others under keys with the fingerprint. Until that is taken, in a thread,
+    none of the latter is found or written, and none of the former trusted.
 
     Args:
         vllm_config: Of the engine.
@@ -57,6 +69,7 @@ class SharedExact:
         loaded_since_s: The time of day before the engine began to load its weights.
         retrieval: Returns the retrieval processes that answers may be written through.
         errors: Counts what goes wrong here.
+        verifies: Whether the engine verifies answers of plain greedy requests.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -71,14 +84,24 @@ class SharedExact:
         loaded_since_s: float,
         retrieval: "Callable[[], Sequence[Retriever]]",
         errors: ErrorCounter,
+        verifies: bool = False,
     ) -> None:
         self.outcomes: Counter[str] = Counter()
-        """Look-ups by outcome: hit, miss, late, busy, failed, refused; and answers written."""
+        """Look-ups by outcome: hit, unproven, miss, late, busy, failed, refused; and what was
+        written."""
+        self.trusts = config.serving.exact_hits_from_others == "trusted"
+        """Whether an answer of this engine's fingerprint is repeated unseen."""
+        self._verifies = verifies
+        self._name = str(vllm_config.model_config.served_model_name)
+        self._tokenizer_key = ""
         self._fingerprint: str | None = None
         self._is_withdrawn = False
         self._vllm_config, self._adapters = vllm_config, adapters
         self._loaded_since_s, self._retrieval, self._errors = loaded_since_s, retrieval, errors
         self._budget_s = config.serving.exact_budget_s
+        self._lease_s = config.serving.single_flight_lease_s
+        self._leases: dict[str, tuple[str, bytes, float]] = {}
+        """Of requests that are generated here: namespace, key, and when it ends (monotonic)."""
         self._tier = open_for_exact_hits(config.retrieval, timeout_s=_TIER_TIMEOUT_S)
         name = config.retrieval.url.partition(":")[0]
         self._breaker = CircuitBreaker(f"Looking exact hits up in {name}", max_retry_s=_MAX_RETRY_S)
@@ -98,8 +121,8 @@ class SharedExact:
 
     def withdraw(self) -> None:
         """Share nothing from now on: the weights are not those of the files any more."""
-        if not self._is_withdrawn:
-            logger.info("Reprise: exact hits stay in this process, because its weights changed.")
+        if not self._is_withdrawn and self.trusts:
+            logger.info("Reprise: exact hits of others are not trusted: the weights changed.")
         self._is_withdrawn = True
 
     def wait(self, timeout_s: float) -> bool:
@@ -115,46 +138,118 @@ class SharedExact:
         of_adapter = self._adapter_state(request.lora_request)
         return None if of_adapter is None else f"{self.fingerprint}:{of_adapter}"
 
+    def keys_of(self, request: "EngineCoreRequest", keys: ExactKeys) -> SharedKeys | None:
+        """Return the keys of a request's answer in the tier; None: it is not looked for there.
+
+        Args:
+            request: One that may be an exact hit.
+            keys: Its keys, without the model.
+        """
+        state = self.state_of(request)
+        if self._verifies and is_verifiable(request):
+            own = mixed(keys, f"verified:{self._name}")
+            return SharedKeys(own, state or _UNPROVEN, verifiable=True)
+        if self.trusts and state is not None:
+            return SharedKeys(mixed(keys, state), state, verifiable=False)
+        return None
+
+    def is_trusted(self, answer: Answer, state: str) -> bool:
+        """Return whether an answer from the tier may be repeated without being verified."""
+        return self.trusts and answer.fingerprint == state != _UNPROVEN
+
     async def find(
         self, request: "EngineCoreRequest", namespace: str, keys: Sequence[bytes], state: str
     ) -> list[Answer]:
-        """Return the answers to a request, as many as the tier gives within the budget."""
-        if (tier := self._tier) is None:
+        """Return the answers to a request, as many as the tier gives within the budget: trusted
+        ones, and of a verifiable request others too."""
+        found = await self._ask(lambda tier: tier.find_exact(namespace, keys))
+        if found is None:
             return []
+        good = [a for a in found if _is_answer_to(a, request, namespace, keys)]
+        if not (self._verifies and is_verifiable(request)):
+            good = [a for a in good if self.is_trusted(a, state)]
+        self.outcomes["refused"] += len(found) - len(good)
+        is_hit = any(self.is_trusted(a, state) for a in good)
+        self.outcomes["hit" if is_hit else "unproven" if good else "miss"] += 1
+        return good
+
+    async def find_later(
+        self,
+        request: "EngineCoreRequest",
+        namespace: str,
+        keys: SharedKeys,
+        *,
+        is_led_here: Callable[[], bool],
+    ) -> list[Answer]:
+        """Wait for the answer that another server is generating, see `find`; none: this one is to
+        generate it, and no other will meanwhile."""
+        if (lease_s := self._lease_s) is None:
+            return []
+        limited = keys.keys.limited
+        deadline_s = time.monotonic() + lease_s
+        while time.monotonic() < deadline_s and not is_led_here():
+            is_ours = await self._ask(lambda tier: tier.lease(namespace, limited, ttl_s=lease_s))
+            if is_ours:
+                self._leases[request.request_id] = (namespace, limited, time.monotonic() + lease_s)
+            if is_ours is not False:
+                return []
+            self.outcomes["waited"] += 1
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            if found := await self.find(request, namespace, keys.keys, keys.state):
+                return found
+        return []
+
+    def keep_lease(self, request_id: str) -> None:
+        """Let a lease run out by itself: the answer is on its way."""
+        self._leases.pop(request_id, None)
+
+    def ended(self, request_id: str) -> None:
+        """Give back the lease of a request, if it has one, whose answer nobody is to wait for."""
+        lease = self._leases.pop(request_id, None)
+        if lease is not None and self._tier is not None and time.monotonic() < lease[2]:
+            self._threads.submit(self._breaker.call, partial(self._tier.end_lease, *lease[:2]))
+
+    async def _ask(self, call: Callable[[Tier], _T]) -> _T | None:
+        """Ask the tier, in a thread; None: not within the budget."""
+        if (tier := self._tier) is None:
+            return None
         with self._lock:
             if self._num_under_way >= _MAX_UNDER_WAY:
                 self.outcomes["busy"] += 1
-                return []
+                return None
             self._num_under_way += 1
         began_s = time.monotonic()
 
-        def look_up() -> list[Answer]:
-            found = tier.find_exact(namespace, keys)
+        def ask() -> _T:
+            result = call(tier)
             if (took_s := time.monotonic() - began_s) > self._budget_s:
                 raise TierError(f"an answer came after {took_s * 1e3:.0f} ms")
-            return found
+            return result
 
-        future = self._threads.submit(self._breaker.call, look_up)
+        future: Future[_T] = self._threads.submit(self._breaker.call, ask)
         future.add_done_callback(self._release)
         try:
-            found = await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
         except TimeoutError:
             self.outcomes["late"] += 1
             # Now, not when the tier gives up: until then every request would wait.
             self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
-            return []
         except TierError:
             self.outcomes["failed"] += 1
-            return []
-        good = [a for a in found if _is_answer_to(a, request, namespace, keys, state)]
-        self.outcomes["refused"] += len(found) - len(good)
-        self.outcomes["hit" if good else "miss"] += 1
-        return good
+        return None
 
-    def store(self, answer: Answer, *, key: bytes, state: str, expires_s: float | None) -> None:
-        """Have an answer written for others; returns at once."""
+    def store(
+        self, answer: Answer, *, key: bytes, keys: SharedKeys, expires_s: float | None
+    ) -> None:
+        """Have an answer written for others, under one of its keys; returns at once."""
         record = msgspec.structs.replace(
-            answer, exact_key=key, fingerprint=state, expires_s=expires_s, response_text=""
+            answer,
+            exact_key=key,
+            fingerprint=keys.state,
+            expires_s=expires_s,
+            response_text="",
+            tokenizer_key=self._tokenizer_key,
+            verifiable=keys.verifiable,
         )
         for retriever in self._retrieval()[:1]:
             retriever.store(record)
@@ -180,12 +275,13 @@ class SharedExact:
         if self._tier is not None:
             self._tier.close()
 
-    def _release(self, _: "Future[list[Answer]]") -> None:
+    def _release(self, _: "Future[Any]") -> None:
         with self._lock:
             self._num_under_way -= 1
 
     def _take_fingerprint(self) -> None:
         try:
+            self._tokenizer_key = tokenizer_key_of(self._vllm_config)
             fingerprint = fingerprint_of(
                 self._vllm_config,
                 loaded_since_s=self._loaded_since_s,
@@ -194,7 +290,8 @@ class SharedExact:
             self._connect()
             self._fingerprint = fingerprint
         except FingerprintError as error:
-            logger.warning("Reprise: exact hits stay in this process, because %s.", error)
+            if self.trusts:
+                logger.warning("Reprise: no exact hit of others is trusted, because %s.", error)
         except Exception as error:
             self._errors.record("fingerprint", error)
         finally:
@@ -236,12 +333,10 @@ def _is_answer_to(
     request: "EngineCoreRequest",
     namespace: str,
     keys: Sequence[bytes],
-    state: str,
 ) -> bool:
     """Return whether a record is what its key promises: what lies in a tier may be anything."""
     return (
-        answer.fingerprint == state
-        and answer.namespace == namespace
+        answer.namespace == namespace
         and answer.exact_key in keys
         and answer.prompt_tokens == token_bytes(request.prompt_token_ids or [])
         and (answer.expires_s is None or steady_clock.now_s() < answer.expires_s)

@@ -26,6 +26,7 @@ class TrackedRequest:
         weight_version: vLLM's label of the weights, as the request comes; None: not known yet.
         near_answers: Where near answers are searched for; None: the workers do that.
         on_answer: Called with this object and the whole answer, if there is one.
+        on_end: Called with its id when it is over.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class TrackedRequest:
         metrics: ServingMetrics,
         spans: Spans,
         on_answer: "Callable[[TrackedRequest, FinishedFlight], None]",
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._near_answers = near_answers
         self._metrics = metrics
         self._spans = spans
         self._on_answer = on_answer
-        self._request_id = request.request_id
+        self._on_end = on_end
+        self.request_id = request.request_id
         self._trace_headers = request.trace_headers
         self._begun_s = time.monotonic()
         self.prompt_token_ids = request.prompt_token_ids or []
@@ -58,7 +61,9 @@ class TrackedRequest:
         self.retrieves = False
         """Whether near answers are searched for here."""
         self.kind = "miss"
-        """What the reply reports: exact, semantic, clause or miss."""
+        """What the reply reports: exact, verified, semantic, clause or miss."""
+        self.num_verified = 0
+        """Tokens of a stored answer that the model has verified, before it emits any."""
         self.reason: str | None = None
         """Why it could not be an exact hit, whatever the cache holds; None: it could."""
         self.weights_epoch = weights_epoch
@@ -67,23 +72,26 @@ class TrackedRequest:
     def on_first_token(self) -> None:
         """Note which near answers are there: those help from the first decode step on."""
         if self.retrieves and self._near_answers is not None:
-            self.kind = self._near_answers.kind(self._request_id)
+            self.kind = self._near_answers.kind(self.request_id)
             self._metrics.near_answers(self.kind)
+        if self.num_verified:
+            self.kind = "verified"
 
     def on_finish(self, finished: FinishedFlight) -> None:
         """Pass the answer on."""
         self._on_answer(self, finished)
 
     def on_end(self) -> None:
-        """Release the near answers."""
+        """Release the near answers, and whatever else was taken for it."""
+        self._on_end(self.request_id)
         if self.retrieves and self._near_answers is not None:
             self._spans.retrieval(
                 self._trace_headers,
                 kind=self.kind,
                 begun_s=self._begun_s,
-                found_s=self._near_answers.found_s(self._request_id),
+                found_s=self._near_answers.found_s(self.request_id),
             )
-            self._near_answers.end(self._request_id)
+            self._near_answers.end(self.request_id)
 
     def retrieval_ms(self) -> float | None:
         """Return the time from here until near answers were there, in milliseconds.
@@ -92,5 +100,5 @@ class TrackedRequest:
         """
         if not self.retrieves or self._near_answers is None:
             return None
-        found_s = self._near_answers.found_s(self._request_id)
+        found_s = self._near_answers.found_s(self.request_id)
         return (found_s - self._begun_s) * 1e3 if found_s is not None else None

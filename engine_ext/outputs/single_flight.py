@@ -158,6 +158,15 @@ class SingleFlight:
         self._by_follower[request_id] = flight
         return True
 
+    def is_led(self, key: bytes) -> bool:
+        """Return whether there is a flight under a key."""
+        return key in self._by_key
+
+    def watcher_of(self, request_id: str) -> FlightWatcher | None:
+        """Return who is notified of a request's progress; None: it leads no flight."""
+        flight = self._by_request.get(request_id)
+        return None if flight is None else flight.watcher
+
     def leave(self, request_id: str) -> None:
         """Remove a follower: its request is answered in another way."""
         followed = self._by_follower.pop(request_id, None)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reprise.spec.api.stats import RequestStats
 
 _MAX_STORED = 1024
-CACHE_KINDS = ("exact", "semantic", "clause", "miss")
+CACHE_KINDS = ("exact", "verified", "semantic", "clause", "miss")
 """How the cache took a request, in the order of the reply's header."""
 
 
@@ -42,7 +42,7 @@ class RequestInfo(msgspec.Struct, frozen=True):
     """One request, whatever number of generations it is."""
 
     cache: tuple[str, ...]
-    """exact, semantic, clause, miss: those that occurred."""
+    """exact, verified, semantic, clause, miss: those that occurred."""
     drafts: DraftCounts | None
     """None: the workers did not report in time."""
     retrieval_ms: float | None
@@ -77,6 +77,11 @@ class InfoCollector:
     def generates(self, request_id: str) -> None:
         """Note that the engine generates under this id."""
         self._ids.append(request_id)
+
+    def generates_nothing(self, request_id: str) -> None:
+        """Note that the engine will not generate under this id after all."""
+        if request_id in self._ids:
+            self._ids.remove(request_id)
 
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""

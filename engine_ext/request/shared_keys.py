@@ -11,7 +11,9 @@ class SharedKeys(NamedTuple):
 
     keys: ExactKeys
     state: str
-    """The fingerprint that they are made with."""
+    """What answers are stored with: a fingerprint, or the word that there is none."""
+    verifiable: bool
+    """Whether the model can verify what lies under them."""
 
 
 def mixed(keys: ExactKeys, state: str) -> ExactKeys:

@@ -5,10 +5,11 @@
 
 Sections: `look-ups` (one look-up in SQLite and in Redis, in this process, as a request waits for
 it, within the default budget), `hits` (each question is generated, repeated by the same server from
-memory, then by another one from the tier: after a restart with SQLite, beside the first with Redis)
-and `miss` (throughput of what nobody has asked before: exact hits off, in memory, and in memory and
-Redis, in rounds, forwards and backwards by turns, while the other servers stand still). Rows are
-appended to a CSV.
+memory, then by two others from the tier, by one that trusts it and by one that verifies what it
+finds, which then generates once more with the same answer as a draft: after a restart with SQLite,
+beside the first with Redis) and `miss` (throughput of what nobody has asked before: exact hits off,
+in memory, and in memory and Redis, in rounds, forwards and backwards by turns, while the other
+servers stand still). Rows are appended to a CSV.
 """
 
 import asyncio
@@ -141,18 +142,43 @@ def bench_hits(model: str, questions: Sequence[str], max_tokens: int) -> list[di
                 time.sleep(_WRITTEN_AFTER_S)
                 if kind == "sqlite":
                     first.close()
-                with contextlib.ExitStack() as second:
-                    two = second.enter_context(
-                        serving(model, url, exact_hits_from_others="trusted")
-                    )
-                    if kind == "redis":
-                        second.enter_context(alone(two, [one, two]))
-                    found = _ask(two, questions, max_tokens)
-                    how = "after a restart" if kind == "sqlite" else "from a second replica"
-                    hits = int(_counts(two).get("exact", 0))
-                    _check(made, found, two, num_exact=0)
-                    rows += _rows(kind, found, note=f"first repeat {how}")
-                    rows.append(_row("hits", kind, found, f"hits {how}", hits, "requests"))
+                how = "after a restart" if kind == "sqlite" else "from a second replica"
+                for whose in ("trusted", "verified"):
+                    with contextlib.ExitStack() as second:
+                        two = second.enter_context(
+                            serving(model, url, exact_hits_from_others=whose)
+                        )
+                        if kind == "redis":
+                            second.enter_context(alone(two, [one, two]))
+                        rows += _other_server(two, kind, whose, questions, max_tokens, made, how)
+    return rows
+
+
+def _other_server(
+    server: Server,
+    kind: str,
+    whose: str,
+    questions: Sequence[str],
+    max_tokens: int,
+    made: Sequence[Timing],
+    how: str,
+) -> list[dict[str, Any]]:
+    """What a server makes of answers that another one has generated."""
+    _ask(server, ["What is new?", "What else?"], max_tokens, {"x-reprise-cache": "off"})  # warm up
+    source = f"{kind}, {whose}"
+    found = _ask(server, questions, max_tokens)
+    counts = _counts(server)
+    _check(made, found, server, num_exact=0)
+    rows = _rows(source, found, note=f"first repeat {how}")
+    name = "exact" if whose == "trusted" else "verified"
+    rows.append(_row("hits", source, found, f"{name} {how}", counts.get(name, 0), "requests"))
+    if whose == "verified":
+        tokens = counts.get("tokens_verified", 0)
+        share = tokens / max(1, sum(timing.output_tokens for timing in found))
+        rows.append(_row("hits", source, found, "share of tokens verified", share, ""))
+        drafted = _ask(server, questions, max_tokens, {"x-reprise-cache": "off"})
+        _check(made, drafted, server, num_exact=0)
+        rows += _rows("drafted", drafted, note=f"from the same answers, tier: {kind}")
     return rows
 
 
@@ -163,7 +189,7 @@ def bench_miss(
     kinds = {
         "off": {"exact_hits": "off"},
         "memory": {"exact_hits_from_others": "off"},
-        "redis": {"exact_hits_from_others": "trusted"},
+        "redis": {"exact_hits_from_others": "verified"},
     }
     speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
     with contextlib.ExitStack() as stack:

@@ -88,6 +88,15 @@ def serving_table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def exact_table(rows: list[Row]) -> list[list[str]]:
+    names = ("section", "from", "requests", "name")
+    table = [["section", "from", "requests", "figure", "value", "unit", "note"]]
+    for row in rows:
+        cells = (row[name] for name in names)
+        table.append([*cells, number(row["value"], 3), row["unit"], row["note"]])
+    return table
+
+
 def step_table(rows: list[Row]) -> list[list[str]]:
     names = {"reprise": "Reprise", "reprise-2-threads": "on 2 threads"}
     names |= {"suffix": "SuffixDecoding", "ngram": "n-gram"}

@@ -23,6 +23,7 @@ from reprise.eval.report.benchmark_tables import (
     check_table,
     corpus_table,
     engine_table,
+    exact_table,
     figures_table,
     forecast_table,
     gpu_table,
@@ -149,6 +150,16 @@ SECTIONS = (
         command="python eval/benchmarks/bench_serving.py",
         keys=("model", "section", "method", "concurrency", "name"),
         table=serving_table,
+        where={},
+    ),
+    Section(
+        title="Exact hits",
+        about="Look-ups in a tier, whole answers over HTTP, and what looking for them costs a "
+        "miss. `generated`:\nwithout drafts; `drafted`: with the stored answer as a draft.",
+        file="bench_exact_hits.csv",
+        command="python eval/benchmarks/bench_exact_hits.py",
+        keys=("section", "from", "requests", "name"),
+        table=exact_table,
         where={},
     ),
     Section(

@@ -76,6 +76,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     key, and is not drafted from."""
     expires_s: float | None = None
     """When it stops to be an exact hit, in seconds since 1970; None: when its tier says."""
+    verifiable: bool = False
+    """For exact hits: the most probable tokens alone made it, so that a model can verify it."""
 
     @classmethod
     def create(

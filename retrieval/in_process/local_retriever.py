@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from numpy.typing import ArrayLike
@@ -344,21 +344,37 @@ class LocalRetriever(Retriever):
                 # Upkeep alone is not work that anybody waits for.
                 self._busy = bool(work or erased or exact)
                 is_complete = self._is_complete()
-            try:
-                if time.monotonic() >= next_expiry_s:
-                    self._memory.expire()
-                    next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
-                upkeep = self._process_batch(search, work)
-                self._write_exact(exact)
-                if erased:
-                    search.erase(erased)
-                    self._notify_gone(tuple(erased))
-                if is_complete:
-                    search.drop_unclaimed()
-            except Exception as error:
-                self._errors.failed(error)
-                self._batches.give_nothing(work.prompts)
-                upkeep = False  # what failed at once would fail at once again
+            # Each part by itself: what fails must cost no other its work, which is taken already.
+            if time.monotonic() >= next_expiry_s:
+                self._attempt(self._memory.expire)
+                next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
+            # What failed at once would fail at once again: no upkeep after an error.
+            upkeep = self._attempt(partial(self._process_batch, search, work)) is True
+            self._attempt(partial(self._write_exact, exact))
+            if erased:
+                self._erase(search, erased)
+            if is_complete:
+                self._attempt(search.drop_unclaimed)
+
+    def _attempt(self, part: Callable[[], Any]) -> Any:
+        """Do a part of a batch; returns its result, None after an error."""
+        try:
+            return part()
+        except Exception as error:
+            self._errors.failed(error)
+            return None
+
+    def _erase(self, search: NearSearch, keys: set[tuple[str, str]]) -> None:
+        """Leave no trace of answers; what fails is tried again, for it has been promised."""
+        try:
+            search.erase(keys)
+        except Exception as error:
+            with self._changed:
+                if not self._closing:
+                    self._memory.put_back_erasures(keys)
+            self._pause(self._errors.failed(error))
+            return
+        self._attempt(partial(self._notify_gone, tuple(keys)))
 
     def _load(self, embedder: Embedder | None) -> NearSearch:
         """Return the search, with its models."""
@@ -399,11 +415,15 @@ class LocalRetriever(Retriever):
 
     def _process_batch(self, search: NearSearch, work: Work) -> bool:
         """Do a batch of each kind of work; returns whether the index wants more upkeep."""
-        self._batches.leave(search, work.gone)
-        self._notify_gone(work.gone)
-        # Prompts first: a request waits for them, nobody waits for an answer to join.
-        if work.prompts:
-            self._batches.answer(search, work.prompts)
+        try:
+            self._batches.leave(search, work.gone)
+            self._notify_gone(work.gone)
+            # Prompts first: a request waits for them, nobody waits for an answer to join.
+            if work.prompts:
+                self._batches.answer(search, work.prompts)
+        except Exception as error:
+            self._errors.failed(error)
+            self._batches.give_nothing(work.prompts)
         if work.answers:
             self._write(self._batches.join(search, work.answers))
         more = search.maintain()
@@ -425,13 +445,15 @@ class LocalRetriever(Retriever):
         """Have answers for exact hits written, with their queries, by which they are forgotten."""
         if self._tiers is None or not answers:
             return
-        texts = [self._queries.read(None, answer.prompt_token_ids) for answer in answers]
-        whole = [
-            msgspec.structs.replace(answer, prompt_text=text)
-            for answer, text in zip(answers, texts, strict=True)
-        ]
+        # One whose query cannot be read could not be forgotten by it: it is not written.
+        read = [self._attempt(partial(self._with_query, answer)) for answer in answers]
+        whole = [answer for answer in read if answer is not None]
         with self._changed:
             self._tiers.write(a for a in whole if not self._memory.was_just_forgotten(a))
+
+    def _with_query(self, answer: Answer) -> Answer:
+        text = self._queries.read(None, answer.prompt_token_ids)
+        return msgspec.structs.replace(answer, prompt_text=text)
 
     def _count(self, **increments: float) -> None:
         """Add to the counters; the caller holds the lock."""

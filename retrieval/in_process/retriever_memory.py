@@ -154,6 +154,10 @@ class RetrieverMemory:
         erased, self._to_erase = self._to_erase, set()
         return erased
 
+    def put_back_erasures(self, keys: Iterable[Key]) -> None:
+        """Have these erased once more, which has failed; the caller holds the lock."""
+        self._to_erase.update(keys)
+
     def take_joined(self, answers: Iterable[Answer]) -> list[Answer]:
         """End the indexing of a batch; return those of these answers that are still held. The
         caller holds the lock."""

@@ -46,6 +46,12 @@ class LateTier(Tier):
     def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
         return self._tier().find_exact(namespace, exact_keys)
 
+    def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:
+        return self._tier().lease(namespace, exact_key, ttl_s=ttl_s)
+
+    def end_lease(self, namespace: str, exact_key: bytes) -> None:
+        self._tier().end_lease(namespace, exact_key)
+
     def namespaces(self) -> list[str]:
         return self._tier().namespaces()
 

@@ -53,6 +53,7 @@ class _Fields(msgspec.Struct, array_like=True, frozen=True):
     # Earlier versions read records with these, and write none.
     fingerprint: str = ""
     expires_s: float | None = None
+    verifiable: bool = False
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -104,6 +104,14 @@ class Tier(ABC):
         trip."""
         return []
 
+    def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:  # noqa: ARG002
+        """Take it on to generate the answer under a key, for so long; return False if somebody
+        else has. A tier without leases lets everybody."""
+        return True
+
+    def end_lease(self, namespace: str, exact_key: bytes) -> None:  # noqa: B027 - see `lease`
+        """Give a lease back, whoever has it."""
+
     @abstractmethod
     def namespaces(self) -> list[str]:
         """Return those that hold answers."""

@@ -24,12 +24,16 @@ def vllm_config(**changes: Any) -> Any:
         tokenizer="m",
         tokenizer_revision="",
         tokenizer_mode="auto",
+        max_model_len=100,
+        get_vocab_size=lambda: 1000,
     )
     fields: dict[str, Any] = {
         "model_config": model,
         "kv_transfer_config": None,
         "weight_transfer_config": None,
         "use_v2_model_runner": False,
+        "cache_config": SimpleNamespace(),
+        "scheduler_config": SimpleNamespace(max_num_batched_tokens=64),
     }
     return SimpleNamespace(**fields | changes)
 

@@ -8,6 +8,7 @@ walks the key space:
     reprise:2:{<namespace digest>}:ids             hash: answer id -> bytes, key of its record
     reprise:2:{<namespace digest>}:uses            hash: answer id -> uses
     reprise:2:{<namespace digest>}:accepted        hash: answer id -> accepted tokens
+    reprise:2:{<namespace digest>}:l:<exact key>   a lease: somebody generates that answer
     reprise:2:{<namespace digest>}:value           sorted set: answer id -> its rank, see `value`
 
 Earlier versions kept records under `x:<exact key>`; the hash `ids` says where each one lies.
@@ -175,6 +176,15 @@ class RedisTier(Tier):
         held = [record for record in records if record is not None]
         found = [self._reader.read(record, namespace=namespace) for record in held]
         return [answer for answer in found if answer is not None]
+
+    def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:
+        name = f"{tag_of(namespace)}:l:{exact_key.hex()}"
+        with self._client() as client:
+            return bool(client.set(name, b"", nx=True, px=max(1, int(ttl_s * 1000))))
+
+    def end_lease(self, namespace: str, exact_key: bytes) -> None:
+        with self._client() as client:
+            client.delete(f"{tag_of(namespace)}:l:{exact_key.hex()}")
 
     def _all(self, namespace: str, *, exact: bool) -> Iterator[Answer]:
         tag = tag_of(namespace)

@@ -61,6 +61,7 @@ DATA = {
     "ours.propagate": "of our own logger",
     "output.reprise_info": "a field of ours, on its way to the client",
     "params.extra_args": "hints, in the place that vLLM has for them",
+    "params.max_tokens": "of a copy of a request's params",
     "prompt.cache_salt": "of a request that is on its way into the engine",
     "prompt.sampling_params": "of a request that is on its way into the engine",
     "queue.__class__": "vLLM has built the collector before it can be of our class",

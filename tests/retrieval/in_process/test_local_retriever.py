@@ -3,6 +3,7 @@
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -260,3 +261,96 @@ def test_progress_tells_when_there_is_more_to_poll(make):
     assert retriever.flush(30)
     assert retriever.progress() != before
     assert retriever.poll("r") == []
+
+
+class FailsOnce(Embedder):
+    """Fails at the first text, after others have had time to put work into the same batch."""
+
+    def __init__(self):
+        super().__init__("lexical")
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.fails = False
+
+    def encode(self, texts, namespaces):
+        if texts and "block" in texts:
+            self.asked.set()
+            assert self.go_on.wait(30)
+        elif texts and self.fails:
+            self.fails = False
+            raise RuntimeError("injected")
+        return super().encode(texts, namespaces)
+
+
+def test_an_error_in_a_batch_loses_no_exact_answer_and_forgets_no_erasure(
+    make, tmp_path, monkeypatch
+):
+    embedder = FailsOnce()
+    url = f"sqlite:///{tmp_path}/answers.sqlite"
+    told = []
+    retriever = make(
+        embedder=embedder,
+        config={"url": url, "clauses": False},
+        decode=lambda ids: bytes(ids).decode(),
+        on_gone=told.extend,
+    )
+    retriever.store(answer("a question", "x", answer_id="gone"))
+    assert retriever.flush(60)
+    erased = []
+    erase = retriever._search.erase
+    monkeypatch.setattr(
+        retriever._search, "erase", lambda keys: (erased.extend(keys), erase(keys))[1]
+    )
+    retriever.submit("first", namespace="", text="block")
+    assert embedder.asked.wait(30)
+    # All of it waits, and becomes one batch, whose prompt fails.
+    embedder.fails = True
+    retriever.submit("second", namespace="", text="another")
+    exact = answer("exact question", "y", exact_key=b"k" * 16)
+    retriever.store(msgspec.structs.replace(exact, fingerprint="f"))
+    retriever._memory.remove([("", "gone")])
+    embedder.go_on.set()
+    assert retriever.flush(60)
+    assert retriever.stats().errors == 1
+    assert retriever.poll("second") == []
+    assert ("", "gone") in erased
+    assert ("", "gone") in told
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    [found] = tier.find_exact("", [b"k" * 16])
+    tier.close()
+    assert found.prompt_text == "exact question"
+
+
+def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
+    retriever = make()
+    retriever.store(answer("a question", "x", answer_id="gone"))
+    assert retriever.flush(60)
+    erased, erase = [], retriever._search.erase
+
+    def fail_once(keys):
+        erased.append(set(keys))
+        if len(erased) == 1:
+            raise RuntimeError("injected")
+        erase(keys)
+
+    monkeypatch.setattr(retriever._search, "erase", fail_once)
+    retriever._memory.remove([("", "gone")])
+    assert retriever.flush(60)
+    assert erased == [{("", "gone")}] * 2
+
+
+def test_an_exact_answer_without_a_query_keeps_no_other_from_the_tier(make, tmp_path):
+    def decode(ids):
+        text = bytes(ids).decode()
+        if text == "broken":
+            raise RuntimeError("injected")
+        return text
+
+    url = f"sqlite:///{tmp_path}/answers.sqlite"
+    retriever = make(config={"url": url}, decode=decode)
+    for key, text in ((b"a" * 16, "broken"), (b"b" * 16, "whole")):
+        exact = answer(text, "y", prompt_text="", exact_key=key)
+        retriever.store(msgspec.structs.replace(exact, fingerprint="f"))
+    assert retriever.flush(60)
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert [a.exact_key for a in tier.find_exact("", [b"a" * 16, b"b" * 16])] == [b"b" * 16]
+    tier.close()

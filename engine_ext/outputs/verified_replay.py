@@ -1,0 +1,356 @@
+"""Has the engine verify a stored answer in one prefill, and goes on from where it disagrees.
+
+The engine is not given a request itself but a *check*: prompt and stored answer as one prompt, with
+prompt logprobs, which tell at each position whether the stored token is the most probable one. Of
+what comes back, the verified tokens are emitted as the request's first step. If they do not end it,
+the engine is given the request with them as part of its prompt, which is in its prefix cache, and
+generates the rest. So whatever the stored answer says, the request gets what the engine would
+generate: a wrong one costs a longer prefill.
+"""
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.core.sched.utils import check_stop
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.request import Request
+
+from reprise.engine_ext.compat.patches import Feature
+from reprise.engine_ext.compat.registry import registry
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.core.request_hints import RequestHints, attach_hints, read_hints
+from reprise.engine_ext.outputs.replay import Ending
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
+    from vllm.v1.metrics.stats import IterationStats
+    from vllm.v1.outputs import LogprobsTensors
+
+_CHECK_SUFFIX = "-reprise-check"
+# Of the logits of a prompt, the most probable ones; more are looked at by nobody.
+_TOP_LOGPROBS = 2
+_UNFINISHED = frozenset({FinishReason.ABORT, FinishReason.ERROR})
+
+
+class Verdict(NamedTuple):
+    """What an engine says of a stored answer."""
+
+    num_tokens: int
+    """Of the stored answer, that it would generate as well."""
+    ending: Ending | None
+    """How the answer ends with these; None: it goes on."""
+
+
+class _Check(NamedTuple):
+    request: "EngineCoreRequest"
+    token_ids: list[int]
+    on_verdict: Callable[[Verdict], None]
+
+
+class VerifiedReplays:
+    """Stands between the engine's outputs and all else that reads them. Event loop only.
+
+    Args:
+        processor: Takes the place of `process_outputs` and `abort_requests` on this one, outermost.
+        submit: Gives the engine a request.
+        is_led: Whether others follow a request, or it is recorded.
+        on_failure: Called with the id of a request that the engine could not be given, and why.
+        max_model_len: Of the engine.
+        breaks_ties: Whether equal logprobs mean equal logits, see `num_verified`.
+        errors: Counts what goes wrong here.
+    """
+
+    def __init__(
+        self,
+        processor: "OutputProcessor",
+        *,
+        submit: "Callable[[EngineCoreRequest], Awaitable[None]]",
+        is_led: Callable[[str], bool],
+        on_failure: Callable[[str, Exception], None],
+        max_model_len: int,
+        breaks_ties: bool,
+        errors: ErrorCounter,
+    ) -> None:
+        self._processor = processor
+        self._submit, self._is_led, self._on_failure = submit, is_led, on_failure
+        self._max_model_len, self._breaks_ties, self._errors = max_model_len, breaks_ties, errors
+        own = registry.apply_to(processor, Feature.VERIFIED_REPLAY, self)
+        self._process_outputs = own["process_outputs"]
+        self._abort_requests = own["abort_requests"]
+        self._checks: dict[str, _Check] = {}
+        """By the id of the check."""
+        self._check_of: dict[str, str] = {}
+        """From requests to their checks."""
+        self._waiting: dict[str, EngineCoreRequest] = {}
+        """What is about to be given to the engine after a check."""
+        self._going_on: set[str] = set()
+        """Requests with verified tokens whose next output is the first that is generated."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._checks)
+
+    def begin(
+        self,
+        request: "EngineCoreRequest",
+        token_ids: Sequence[int],
+        *,
+        on_verdict: Callable[[Verdict], None],
+    ) -> "EngineCoreRequest":
+        """Return what the engine is to be given in place of a request.
+
+        Args:
+            request: As the output processor gets it, a verifiable one.
+            token_ids: [n] of the stored answer; with the prompt at most `max_model_len` - 1.
+            on_verdict: Called before the first output.
+        """
+        check_id = request.request_id + _CHECK_SUFFIX
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=_TOP_LOGPROBS,
+            # What is cached of the prompt need not be computed; see `num_verified`.
+            skip_reading_prefix_cache=False,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        attach_hints(params, RequestHints(drafts=False, store=False))
+        check = msgspec.structs.replace(
+            request,
+            request_id=check_id,
+            prompt_token_ids=[*(request.prompt_token_ids or ()), *token_ids],
+            sampling_params=params,
+        )
+        self._checks[check_id] = _Check(request, list(token_ids), on_verdict)
+        self._check_of[request.request_id] = check_id
+        return check
+
+    def forget(self, request_id: str) -> None:
+        """Drop the check of a request that is not under way after all."""
+        self._checks.pop(self._check_of.pop(request_id, ""), None)
+
+    def close(self) -> None:
+        """Give the engine nothing more."""
+        self._waiting.clear()
+
+    def process_outputs(
+        self,
+        engine_core_outputs: list[EngineCoreOutput],
+        engine_core_timestamp: float | None = None,
+        iteration_stats: "IterationStats | None" = None,
+        weight_version: str | None = None,
+    ) -> "OutputProcessorOutput":
+        """Call what processes outputs, with those of checks as their requests' own."""
+        verified: list[tuple[_Check, Verdict]] = []
+        if self._checks or self._going_on:
+            replaced = (self._replace(output, verified) for output in engine_core_outputs)
+            engine_core_outputs = [output for output in replaced if output is not None]
+        result = self._process_outputs(
+            engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
+        )
+        for check, verdict in verified:
+            try:
+                self._go_on(check, verdict, result)
+            except Exception as error:
+                self._errors.record("verified_replay", error)
+                self._on_failure(check.request.request_id, error)
+        return result
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """Call what aborts requests; return what the engine has to stop, checks among it."""
+        return [
+            known
+            for request_id in self._abort_requests(request_ids, internal)
+            if (known := self._known_as(request_id)) is not None
+        ]
+
+    def _known_as(self, request_id: str) -> str | None:
+        """Forget an aborted request; return its id in the engine, None: it is not there."""
+        self._going_on.discard(request_id)
+        check_id = self._check_of.pop(request_id, None)
+        if check_id is not None:
+            self._checks.pop(check_id, None)
+            return check_id
+        return None if self._waiting.pop(request_id, None) is not None else request_id
+
+    def _replace(
+        self, output: EngineCoreOutput, verified: list[tuple[_Check, Verdict]]
+    ) -> EngineCoreOutput | None:
+        """Return what stands for an output of the engine; None: nothing."""
+        if output.request_id in self._going_on:
+            self._going_on.discard(output.request_id)
+            # Its time in the queue and its prefill were the check's.
+            return msgspec.structs.replace(output, events=None, prefill_stats=None)
+        check = self._checks.pop(output.request_id, None)
+        if check is None:
+            return output
+        request_id = check.request.request_id
+        self._check_of.pop(request_id, None)
+        if output.finish_reason in _UNFINISHED or getattr(output, "error", None) is not None:
+            return msgspec.structs.replace(
+                output, request_id=request_id, new_token_ids=[], new_prompt_logprobs_tensors=None
+            )
+        verdict = self._verdict(check, output)
+        verified.append((check, verdict))
+        if not verdict.num_tokens:
+            return None
+        ending = verdict.ending
+        return EngineCoreOutput(
+            request_id=request_id,
+            new_token_ids=check.token_ids[: verdict.num_tokens],
+            finish_reason=ending.finish_reason if ending is not None else None,
+            stop_reason=ending.stop_reason if ending is not None else None,
+            events=output.events,
+            trace_headers=output.trace_headers,
+            prefill_stats=_prefill_of(check, output),
+            num_nans_in_logits=output.num_nans_in_logits,
+        )
+
+    def _verdict(self, check: _Check, output: EngineCoreOutput) -> Verdict:
+        verdict = Verdict(0, None)
+        try:
+            cached = output.prefill_stats.num_cached_tokens if output.prefill_stats else None
+            if output.new_prompt_logprobs_tensors is not None and cached is not None:
+                count = num_verified(
+                    output.new_prompt_logprobs_tensors,
+                    num_prompt_tokens=len(check.request.prompt_token_ids or ()),
+                    token_ids=check.token_ids,
+                    num_cached_tokens=cached,
+                    breaks_ties=self._breaks_ties,
+                )
+                verdict = end_of(check.request, check.token_ids[:count], self._max_model_len)
+        except Exception as error:
+            self._errors.record("verified_replay", error)
+        try:
+            check.on_verdict(verdict)
+        except Exception as error:
+            self._errors.record("verified_replay", error)
+        return verdict
+
+    def _go_on(self, check: _Check, verdict: Verdict, result: "OutputProcessorOutput") -> None:
+        """Have the engine generate what the verified tokens do not end."""
+        request_id = check.request.request_id
+        if verdict.ending is not None:
+            return
+        if request_id in result.reqs_to_abort:
+            # A stop string ended it, and the engine does not know it.
+            result.reqs_to_abort.remove(request_id)
+            return
+        if not (self._processor.has_request(request_id) or self._is_led(request_id)):
+            return
+        num_tokens = verdict.num_tokens
+        if num_tokens:
+            self._going_on.add(request_id)
+        self._waiting[request_id] = rest_of(check.request, check.token_ids[:num_tokens])
+        task = asyncio.create_task(self._send(request_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, request_id: str) -> None:
+        request = self._waiting.pop(request_id, None)
+        if request is None:
+            return  # aborted meanwhile
+        try:
+            await self._submit(request)
+        except Exception as error:
+            self._errors.record("verified_replay", error)
+            self._going_on.discard(request_id)
+            self._on_failure(request_id, error)
+
+
+def num_verified(
+    logprobs: "LogprobsTensors",
+    *,
+    num_prompt_tokens: int,
+    token_ids: Sequence[int],
+    num_cached_tokens: int,
+    breaks_ties: bool,
+) -> int:
+    """Return how many of a stored answer's tokens the engine would generate.
+
+    Args:
+        logprobs: Of prompt and answer, one row for each token but the first, in order: the token
+            and the `_TOP_LOGPROBS` most probable ones, their logprobs, and the token's rank. Model
+            runner V2 leaves out rows of what was cached, V1 leaves them as they are.
+        num_prompt_tokens: Of the prompt alone.
+        token_ids: [n] of the answer.
+        num_cached_tokens: Of both, for which no logits were computed.
+        breaks_ties: Whether a token whose logprob equals the largest one is generated if its id is
+            the lowest of them. Logits of 16 bits are often equal, and unequal ones have unequal
+            logprobs in float32; for logits in float32 the latter is not sure.
+    """
+    if num_cached_tokens >= num_prompt_tokens:
+        return 0  # the logits that decide on the first token were not computed
+    first = len(logprobs.selected_token_ranks) - len(token_ids)
+    if first < 0:
+        return 0
+    ids = logprobs.logprob_token_ids[first:].tolist()
+    values = logprobs.logprobs[first:].tolist()
+    ranks = logprobs.selected_token_ranks[first:].tolist()
+    for index, token_id in enumerate(token_ids):
+        if ids[index][0] != token_id:
+            return 0  # not the rows that they were taken for
+        if ranks[index] == 1:
+            continue
+        if not (breaks_ties and ranks[index] == 2 and _is_lowest(ids[index], values[index])):
+            return index
+    return len(token_ids)
+
+
+def _is_lowest(ids: Sequence[int], logprobs: Sequence[float]) -> bool:
+    """Return whether a token of rank 2 is equal to the other one, and comes before it."""
+    return all(
+        value == logprobs[0] and other >= ids[0]
+        for other, value in zip(ids[1:3], logprobs[1:3], strict=True)
+    )
+
+
+def end_of(request: "EngineCoreRequest", token_ids: Sequence[int], max_model_len: int) -> Verdict:
+    """Return where vLLM's scheduler ends an answer that begins with these tokens, if it does."""
+    replica = Request.from_engine_core_request(request, None)
+    for count, token_id in enumerate(token_ids, 1):
+        replica.append_output_token_ids(token_id)
+        if check_stop(replica, max_model_len):
+            reason = replica.get_finished_reason()
+            assert reason is not None
+            return Verdict(count, Ending(reason, replica.stop_reason))
+    return Verdict(len(token_ids), None)
+
+
+def rest_of(request: "EngineCoreRequest", token_ids: Sequence[int]) -> "EngineCoreRequest":
+    """Return a request for what follows these tokens of its answer."""
+    if not token_ids:
+        return request
+    assert request.sampling_params is not None
+    params = copy.copy(request.sampling_params)
+    assert params.max_tokens is not None
+    params.max_tokens -= len(token_ids)
+    # Of its own the worker would learn the rest as an answer to the longer prompt.
+    attach_hints(params, msgspec.structs.replace(read_hints(params), store=False))
+    return msgspec.structs.replace(
+        request,
+        prompt_token_ids=[*(request.prompt_token_ids or ()), *token_ids],
+        sampling_params=params,
+    )
+
+
+def _prefill_of(check: _Check, output: EngineCoreOutput) -> PrefillStats | None:
+    """Return what the prefill cost, of the prompt alone: the answer is none of it."""
+    whole: Any = output.prefill_stats
+    if whole is None:
+        return None
+    num_prompt_tokens = len(check.request.prompt_token_ids or ())
+    cached = min(whole.num_cached_tokens, num_prompt_tokens)
+    return PrefillStats(
+        num_prompt_tokens=num_prompt_tokens,
+        num_computed_tokens=num_prompt_tokens - cached,
+        num_cached_tokens=cached,
+        num_local_cached_tokens=cached,
+        num_cache_creation_tokens=min(whole.num_cache_creation_tokens, num_prompt_tokens - cached),
+    )

@@ -35,7 +35,10 @@ class LiveError(RuntimeError):
 
 
 def serve(
-    jobs: Sequence[LiveJob], *, on_request: Callable[[], None] = lambda: None
+    jobs: Sequence[LiveJob],
+    *,
+    on_request: Callable[[], None] = lambda: None,
+    start_at_once: int = 1,
 ) -> list[LiveOutcome]:
     """Serve each job with an engine in a process of its own.
 
@@ -46,6 +49,8 @@ def serve(
     Args:
         jobs: At least one.
         on_request: Called for each request that any of them finishes.
+        start_at_once: So many engines start side by side. On a GPU more than one is too many:
+            each looks how much memory is free.
 
     Raises:
         LiveError: An engine failed.
@@ -53,11 +58,20 @@ def serve(
     turn_s = _TURN_S if len(jobs) > 1 else None
     with leaving_on_sigterm(), contextlib.ExitStack() as stack:
         engines: list[_Engine] = []
-        for job in jobs:
-            job = msgspec.structs.replace(job, num_engines=len(jobs))
-            engine = stack.enter_context(_Engine(job, on_request))
+        for first in range(0, len(jobs), start_at_once):
+            starting = [
+                stack.enter_context(
+                    _Engine(msgspec.structs.replace(job, num_engines=len(jobs)), on_request)
+                )
+                for job in jobs[first : first + start_at_once]
+            ]
+            for engine in starting:
+                engine.start()
+                if turn_s is not None:
+                    engine.stop()
+            engines += starting
+        for engine in engines:
             engine.get_ready()
-            engines.append(engine)
             if turn_s is not None:
                 engine.stop()
         for engine in engines:
@@ -75,7 +89,7 @@ class _Engine:
         self._outcome: LiveOutcome | None = None
         self._turns_s = 0.0
         self._has_stopped = False
-        self.is_ready = self.has_served = False
+        self.has_started = self.is_ready = self.has_served = False
         self.num_finished = 0
 
     def __enter__(self) -> _Engine:
@@ -108,8 +122,14 @@ class _Engine:
         self._end_group()
         worker.close()
 
+    def start(self) -> None:
+        """Run until the engine is there."""
+        self._run_until(lambda: self.has_started)
+
     def get_ready(self) -> None:
         """Run until the warm requests are learned."""
+        self._worker.send_line()
+        self._go_on()
         self._run_until(lambda: self.is_ready)
 
     def let_go(self) -> None:
@@ -154,6 +174,7 @@ class _Engine:
         if failure is not None:
             raise LiveError(f"model {self._job.model}: {cause_of(failure, self._worker.log_file)}")
         assert message is not None
+        self.has_started |= message.has_started
         self.is_ready |= message.is_ready
         self.has_served |= message.has_served
         self._outcome = message.outcome or self._outcome

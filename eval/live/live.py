@@ -9,7 +9,13 @@ from typing import Any
 
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_turns import LiveError, serve
-from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
+from reprise.eval.live.live_worker import (
+    MAX_OUTPUT_TOKENS,
+    LiveJob,
+    LiveOutcome,
+    speculative_config,
+)
+from reprise.eval.real_model.smollm2 import SMOLLM2, ModelError, smollm2_path
 from reprise.eval.replay.methods import LIVE_ONLY_METHODS, METHODS, MethodError
 from reprise.eval.replay.results import Percentiles, Run
 from reprise.eval.replay.run_options import RunOptions
@@ -42,7 +48,7 @@ def run_live(
     if importlib.util.find_spec("vllm") is None:
         raise LiveError("--engine vllm needs vLLM, which is not installed")
     methods = live_methods(methods, named=options.methods is not None)
-    model = options.model or str(demo_model_path())
+    model = _model_path(options)
     runs: list[Run] = []
     with progress_stages(quiet=options.quiet) as stage:
         for trace, rows in traces.items():
@@ -70,6 +76,19 @@ def run_live(
     return settings, runs
 
 
+def _model_path(options: RunOptions) -> str:
+    """Return the folder or name of the model, fetched if need be.
+
+    Raises LiveError if it cannot be.
+    """
+    if options.model != SMOLLM2:
+        return options.model or str(demo_model_path())
+    try:
+        return str(smollm2_path(quiet=options.quiet))
+    except ModelError as error:
+        raise LiveError(str(error)) from error
+
+
 def method_groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]]:
     """Which methods run at once, in order.
 
@@ -91,6 +110,7 @@ def _live_job(options: RunOptions, model: str, method: str, rows: Sequence[Trace
         cpu_optimizations=method != "reprise-drafts-only",
         rows=list(rows),
         concurrency=options.concurrency,
+        max_tokens=options.max_tokens or MAX_OUTPUT_TOKENS,
         seed=options.seed,
         dtype=options.dtype or (DEMO_DTYPE if model == str(demo_model_path()) else "auto"),
     )

@@ -48,7 +48,7 @@ def run_live(
     if importlib.util.find_spec("vllm") is None:
         raise LiveError("--engine vllm needs vLLM, which is not installed")
     methods = live_methods(methods, named=options.methods is not None)
-    model = _model_path(options)
+    model = model_path(options.model, quiet=options.quiet)
     runs: list[Run] = []
     with progress_stages(quiet=options.quiet) as stage:
         for trace, rows in traces.items():
@@ -76,15 +76,15 @@ def run_live(
     return settings, runs
 
 
-def _model_path(options: RunOptions) -> str:
-    """Return the folder or name of the model, fetched if need be.
+def model_path(name: str | None, *, quiet: bool) -> str:
+    """Return the folder or name of a model: SmolLM2 fetched if need be, the demo model for None.
 
-    Raises LiveError if it cannot be.
+    Raises LiveError if it cannot be fetched.
     """
-    if options.model != SMOLLM2:
-        return options.model or str(demo_model_path())
+    if name != SMOLLM2:
+        return name or str(demo_model_path())
     try:
-        return str(smollm2_path(quiet=options.quiet))
+        return str(smollm2_path(quiet=quiet))
     except ModelError as error:
         raise LiveError(str(error)) from error
 

@@ -127,6 +127,23 @@ def pivot(
     return {key: groups[key] for key in sorted(groups, key=order)}
 
 
+def identity_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "answers of", "against", "differ", "per 1,000 tokens", "ties", "widest gap"]]
+    table += [
+        [
+            f"{row['model']}, {row['dtype']}",
+            f"{row['method']}, {row['at_once']} at once",
+            f"{row['against']}, {row['against_at_once']} at once",
+            f"{row['differing']} of {row['requests']}",
+            number(row["per_1000_tokens"], 2),
+            row["ties"],
+            f"{row['widest_steps']} steps" if row["widest_steps"] else "",
+        ]
+        for row in rows
+    ]
+    return table
+
+
 def replay_table(rows: list[Row]) -> list[list[str]]:
     table = [["trace", "method", "MAL", "acceptance", "drafted per step", "cost", "speedup"]]
     for row in rows:
@@ -295,6 +312,17 @@ SECTIONS = (
         keys=_RUN,
         table=engine_table,
         where={"engine": "vllm"},
+    ),
+    Section(
+        title="Greedy answers that differ",
+        about="Of the same requests, up to the first token in which two answers differ. `ties`: "
+        "the two tokens are\nthe best two, and their logits at most four steps of bfloat16 apart, "
+        "by transformers' own model in\nfloat32.",
+        file="identity.csv",
+        command="python eval/identity.py --csv eval/results/identity.csv",
+        keys=("model", "dtype", "method", "at_once", "against", "against_at_once"),
+        table=identity_table,
+        where={},
     ),
     Section(
         title="Servers",

@@ -14,8 +14,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+import typer
+
+from reprise.eval.report.command_line import run_command
 
 TIE_STEPS = 4
 """Steps of bfloat16 within which rounding decides between two tokens."""
@@ -113,6 +117,13 @@ def gaps_of(model: str, differences: Sequence[Difference]) -> list[Gap]:
     return gaps
 
 
-if __name__ == "__main__":
+def main(
+    model: Annotated[str, typer.Argument(help="The model's folder.")],
+) -> None:
+    """Judge differences, JSON on standard input; gaps go to standard output."""
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Difference])
-    sys.stdout.buffer.write(msgspec.json.encode(gaps_of(sys.argv[1], asked)))
+    sys.stdout.buffer.write(msgspec.json.encode(gaps_of(model, asked)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, name="first_differences.py"))

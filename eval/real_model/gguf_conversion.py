@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reprise.eval.report.command_line import run_command
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -33,5 +38,13 @@ def convert(file: Path, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
 
 
+def main(
+    file: Annotated[Path, typer.Argument(help="The GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="An existing folder, to write into.")],
+) -> None:
+    """Write a small model's GGUF file out in bfloat16, for transformers and vLLM."""
+    convert(file, folder)
+
+
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(run_command(main, name="gguf_conversion.py"))

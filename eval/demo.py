@@ -24,7 +24,7 @@ from rich.table import Table
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_turns import LiveError, serve
-from reprise.eval.live.live import method_groups, run_of_outcome
+from reprise.eval.live.live import LEARN_FROM_ANSWERS, method_groups, run_of_outcome
 from reprise.eval.live.live_worker import (
     MAX_OUTPUT_TOKENS,
     LiveJob,
@@ -56,7 +56,6 @@ _LABELS = {
     "suffix": "SuffixDecoding",
     "reprise": "Reprise",
 }
-_DRAFT_FROM_ANSWERS = ("suffix", "reprise")
 
 
 class Scene(NamedTuple):
@@ -142,15 +141,18 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
                     rows=scene.rows,
                     concurrency=CONCURRENCY,
                     max_tokens=scene.max_tokens,
-                    learns_from_warm=method in _DRAFT_FROM_ANSWERS,
+                    learns_from_warm=method in LEARN_FROM_ANSWERS,
                     seed=0,
                     dtype=scene.dtype,
                 )
                 for method in group
             ]
             name = f"vLLM with {', '.join(_LABELS[method] for method in group)}"
-            with stage(name, len(group) * len(scene.rows)) as tick:
-                outcomes += serve(jobs, on_request=tick, start_at_once=_engines_at_once())
+            # An engine that has started counts as a request does: the first minute is theirs.
+            with stage(name, len(group) * (1 + len(scene.rows))) as tick:
+                outcomes += serve(
+                    jobs, on_request=tick, on_start=tick, start_at_once=_engines_at_once()
+                )
     reference = outcomes[0].output_token_ids
     runs = [
         run_of_outcome("demo", method, outcome, reference, cost=0.0)

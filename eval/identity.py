@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.live.engine_turns import LiveError, serve
-from reprise.eval.live.live import model_path
+from reprise.eval.live.live import LEARN_FROM_ANSWERS, model_path
 from reprise.eval.live.live_worker import LiveJob, speculative_config
 from reprise.eval.real_model.first_differences import (
     Difference,
@@ -143,7 +143,7 @@ def _answers(
                 rows=list(rows),
                 concurrency=passes[0],
                 max_tokens=max_tokens,
-                learns_from_warm=method in ("suffix", "reprise"),
+                learns_from_warm=method in LEARN_FROM_ANSWERS,
                 more_passes=list(passes[1:]),
                 seed=0,
                 dtype=dtype,

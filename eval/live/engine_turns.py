@@ -12,7 +12,7 @@ import queue
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +24,7 @@ from reprise.eval.live.worker_process import WorkerProcess
 from reprise.eval.report.command_line import leaving_on_sigterm
 
 _TURN_S = 1.0
+_LOOK_EVERY_S = 0.1
 _EXIT_S = 60.0
 _GROUP_EXIT_S = 15.0
 # What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
@@ -38,6 +39,7 @@ def serve(
     jobs: Sequence[LiveJob],
     *,
     on_request: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
     start_at_once: int = 1,
 ) -> list[LiveOutcome]:
     """Serve each job with an engine in a process of its own.
@@ -49,6 +51,7 @@ def serve(
     Args:
         jobs: At least one.
         on_request: Called for each request that any of them finishes.
+        on_start: Called for each engine that is there.
         start_at_once: So many engines start side by side. On a GPU more than one is too many:
             each looks how much memory is free.
 
@@ -57,19 +60,13 @@ def serve(
     """
     turn_s = _TURN_S if len(jobs) > 1 else None
     with leaving_on_sigterm(), contextlib.ExitStack() as stack:
-        engines: list[_Engine] = []
-        for first in range(0, len(jobs), start_at_once):
-            starting = [
-                stack.enter_context(
-                    _Engine(msgspec.structs.replace(job, num_engines=len(jobs)), on_request)
-                )
-                for job in jobs[first : first + start_at_once]
-            ]
-            for engine in starting:
-                engine.start()
-                if turn_s is not None:
-                    engine.stop()
-            engines += starting
+        engines = [
+            _Engine(msgspec.structs.replace(job, num_engines=len(jobs)), on_request) for job in jobs
+        ]
+        for engine in _start(engines, stack, at_once=start_at_once):
+            on_start()
+            if turn_s is not None:
+                engine.stop()
         for engine in engines:
             engine.get_ready()
             if turn_s is not None:
@@ -79,6 +76,26 @@ def serve(
         while waiting := [engine for engine in engines if not engine.has_served]:
             min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
         return [engine.outcome() for engine in engines]
+
+
+def _start(
+    engines: Sequence[_Engine], stack: contextlib.ExitStack, *, at_once: int
+) -> Iterator[_Engine]:
+    """Start all engines, so many at a time, and have each end with the stack; yields each that is
+    there.
+
+    Ours first: where its code is compiled for the first time, it takes as long as several others.
+    """
+    waiting = sorted(engines, key=lambda engine: engine.uses_reprise, reverse=True)
+    starting: list[_Engine] = []
+    while waiting or starting:
+        while waiting and len(starting) < at_once:
+            starting.append(stack.enter_context(waiting.pop(0)))
+        for engine in list(starting):
+            engine.listen(_LOOK_EVERY_S)
+            if engine.has_started:
+                starting.remove(engine)
+                yield engine
 
 
 class _Engine:
@@ -122,9 +139,15 @@ class _Engine:
         self._end_group()
         worker.close()
 
-    def start(self) -> None:
-        """Run until the engine is there."""
-        self._run_until(lambda: self.has_started)
+    @property
+    def uses_reprise(self) -> bool:
+        """Whether our proposer drafts."""
+        return self._job.uses_reprise
+
+    def listen(self, timeout_s: float | None) -> None:
+        """Take in the next thing that it says, if it comes in time."""
+        with contextlib.suppress(queue.Empty):
+            self._take_in(self._worker.messages.get(timeout=timeout_s))
 
     def get_ready(self) -> None:
         """Run until the warm requests are learned."""
@@ -166,8 +189,7 @@ class _Engine:
             left_s = None if deadline_s is None else deadline_s - time.perf_counter()
             if left_s is not None and left_s <= 0:
                 return
-            with contextlib.suppress(queue.Empty):
-                self._take_in(self._worker.messages.get(timeout=left_s))
+            self.listen(left_s)
 
     def _take_in(self, message: LiveMessage | None) -> None:
         failure = message.failure if message else "the engine's process ended without a word"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_turns import LiveError, serve
 from reprise.eval.live.live_worker import (
@@ -25,6 +27,8 @@ from reprise.eval.report.progress import progress_stages
 from reprise.retrieval.search.embedding import Embedder
 
 LIVE_METHODS = (*METHODS, *LIVE_ONLY_METHODS)
+LEARN_FROM_ANSWERS = tuple(method for method in LIVE_METHODS if method not in ("none", "ngram"))
+"""Methods to which it matters what was answered before."""
 
 
 def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
@@ -61,7 +65,13 @@ def run_live(
                             _run_semantic_cache(options, model, trace, rows, reference, tick)
                         )
                         continue
-                    jobs = [_live_job(options, model, method, rows) for method in group]
+                    jobs = [
+                        msgspec.structs.replace(
+                            _live_job(options, model, method, rows),
+                            learns_from_warm=method in LEARN_FROM_ANSWERS,
+                        )
+                        for method in group
+                    ]
                     outcomes = serve(jobs, on_request=tick)
                 for method, outcome in zip(group, outcomes, strict=True):
                     if method == "none":

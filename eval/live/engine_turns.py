@@ -75,6 +75,8 @@ def serve(
             engine.let_go()
         while waiting := [engine for engine in engines if not engine.has_served]:
             min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
+        for engine in engines:
+            engine.go_on()  # all end side by side
         return [engine.outcome() for engine in engines]
 
 
@@ -152,7 +154,7 @@ class _Engine:
     def get_ready(self) -> None:
         """Run until the warm requests are learned."""
         self._worker.send_line()
-        self._go_on()
+        self.go_on()
         self._run_until(lambda: self.is_ready)
 
     def let_go(self) -> None:
@@ -164,10 +166,16 @@ class _Engine:
         self._worker.signal(signal.SIGSTOP)
         self._has_stopped = True
 
+    def go_on(self) -> None:
+        """Let it run, if it stands still."""
+        if self._has_stopped:
+            self._worker.signal(signal.SIGCONT)
+            self._has_stopped = False
+
     def take_turn(self, turn_s: float | None) -> None:
         """Run for so long, or until the timed requests are served."""
         began_s = time.perf_counter()
-        self._go_on()
+        self.go_on()
         self._run_until(lambda: self.has_served, None if turn_s is None else began_s + turn_s)
         if turn_s is not None:
             self.stop()
@@ -175,7 +183,7 @@ class _Engine:
 
     def outcome(self) -> LiveOutcome:
         """What it reports in the end, when it has ended."""
-        self._go_on()
+        self.go_on()
         self._run_until(lambda: self._outcome is not None)
         assert self._outcome is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -203,11 +211,6 @@ class _Engine:
         if message.request_finished:
             self.num_finished += self.is_ready
             self._on_request()
-
-    def _go_on(self) -> None:
-        if self._has_stopped:
-            self._worker.signal(signal.SIGCONT)
-            self._has_stopped = False
 
     def _end_group(self) -> None:
         """What was ended while it started may leave its engine behind: that gets time to end."""

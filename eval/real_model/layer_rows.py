@@ -51,7 +51,7 @@ def main(
     print(f"{folder.name} in {dtype} on {describe_machine()}, one thread")
     for name, weight in weights(file):
         differing = numbers_that_differ(weight.to(getattr(torch, dtype)))
-        found = ", ".join(f"{n} ({share:.0%} of values)" for n, share in differing.items())
+        found = ", ".join(f"{n} ({share:.2%} of values)" for n, share in differing.items())
         shape = " x ".join(map(str, weight.shape))
         print(f"{name} ({shape}): {f'otherwise for so many tokens: {found}' if found else 'alike'}")
 

@@ -49,7 +49,7 @@ from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 
 CONCURRENCY = 8
-_ENGINE_BYTES = 3 << 30  # with a key-value cache of one GiB, and the processes around it
+_ENGINE_BYTES = 4 << 30  # with a key-value cache of one GiB, and the processes around it
 _LABELS = {
     "none": "no speculation",
     "ngram": "n-gram (vLLM)",
@@ -95,7 +95,7 @@ def demo(
     try:
         scene = _small_scene(limit) if small else _real_scene(limit)
         runs, differences = _serve_all(methods, scene)
-        gaps = [] if small else judge(scene.model, differences)
+        gaps = [] if small else _judge(scene, differences)
     except (LiveError, ModelError, JudgeError) as error:
         raise InputError(str(error)) from error
     _print(runs, scene)
@@ -166,6 +166,11 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
         )
         if (difference := first_difference(prompt, said, plain))
     ]
+
+
+def _judge(scene: Scene, differences: Sequence[Difference]) -> list[Gap]:
+    with progress_stages(quiet=not differences) as stage, stage("Judging what differs", 1):
+        return judge(scene.model, differences)
 
 
 def _engines_at_once() -> int:

@@ -11,7 +11,6 @@ With `--small` the model is one that comes with the sources, and no network is n
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.eval.live.engine_turns import LiveError, serve
+from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
 from reprise.eval.live.live import LEARN_FROM_ANSWERS, method_groups, run_of_outcome
 from reprise.eval.live.live_worker import (
     MAX_OUTPUT_TOKENS,
@@ -151,7 +150,7 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
             # An engine that has started counts as a request does: the first minute is theirs.
             with stage(name, len(group) * (1 + len(scene.rows))) as tick:
                 outcomes += serve(
-                    jobs, on_request=tick, on_start=tick, start_at_once=_engines_at_once()
+                    jobs, on_request=tick, on_start=tick, start_at_once=engines_at_once()
                 )
     reference = outcomes[0].output_token_ids
     runs = [
@@ -171,13 +170,6 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
 def _judge(scene: Scene, differences: Sequence[Difference]) -> list[Gap]:
     with progress_stages(quiet=not differences) as stage, stage("Judging what differs", 1):
         return judge(scene.model, differences)
-
-
-def _engines_at_once() -> int:
-    """How many engines may start side by side: as many as there are cores, without a GPU."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
 def said_of_gaps(gaps: Sequence[Gap]) -> str:

@@ -80,6 +80,13 @@ def serve(
         return [engine.outcome() for engine in engines]
 
 
+def engines_at_once() -> int:
+    """Return how many engines may start side by side: as many as there are cores, without a GPU."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+
+
 def _start(
     engines: Sequence[_Engine], stack: contextlib.ExitStack, *, at_once: int
 ) -> Iterator[_Engine]:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
-from reprise.eval.live.engine_turns import LiveError, serve
+from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
 from reprise.eval.live.live_worker import (
     MAX_OUTPUT_TOKENS,
     LiveJob,
@@ -72,7 +72,7 @@ def run_live(
                         )
                         for method in group
                     ]
-                    outcomes = serve(jobs, on_request=tick)
+                    outcomes = serve(jobs, on_request=tick, start_at_once=engines_at_once())
                 for method, outcome in zip(group, outcomes, strict=True):
                     if method == "none":
                         reference = outcome.output_token_ids

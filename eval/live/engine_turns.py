@@ -27,8 +27,13 @@ _TURN_S = 1.0
 _LOOK_EVERY_S = 0.1
 _EXIT_S = 60.0
 _GROUP_EXIT_S = 15.0
-# What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
-_ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# What an engine reads, unless the user has said otherwise: a small one, that calls nobody, and that
+# may stand still in the midst of a step for as long as the others take to start.
+_ENGINE_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "86400",
+}
 
 
 class LiveError(RuntimeError):

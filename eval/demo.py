@@ -2,9 +2,10 @@
 
     make demo
 
-Serves the demo trace, with a small model that comes with the sources, by each method in an engine
-of its own; the engines take turns of a second. Our plugin is loaded into ours alone: the others are
-vLLM as its users get it.
+A support desk's requests, each with the articles that retrieval would have found, are answered by
+SmolLM2-135M-Instruct, which is fetched once. Each method has an engine of its own; the engines take
+turns of a second. Our plugin is loaded into ours alone: the others are vLLM as its users get it.
+With `--small` the model is one that comes with the sources, and no network is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -21,9 +22,24 @@ from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.eval.live.engine_turns import LiveError, serve
-from reprise.eval.live.live import method_groups, run_of_outcome
-from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
+from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
+from reprise.eval.live.live import LEARN_FROM_ANSWERS, method_groups, run_of_outcome
+from reprise.eval.live.live_worker import (
+    MAX_OUTPUT_TOKENS,
+    LiveJob,
+    LiveOutcome,
+    speculative_config,
+)
+from reprise.eval.real_model.first_differences import (
+    TIE_STEPS,
+    Difference,
+    Gap,
+    JudgeError,
+    first_difference,
+    judge,
+)
+from reprise.eval.real_model.policy_desk import make_policy_desk
+from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
 from reprise.eval.replay.peer_drafters import suffix_installed
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.traces import TraceRow, limit_rows
@@ -32,7 +48,7 @@ from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 
 CONCURRENCY = 8
-_ENGINE_BYTES = 3 << 30  # with a key-value cache of one GiB, and the processes around it
+_ENGINE_BYTES = 4 << 30  # with a key-value cache of one GiB, and the processes around it
 _LABELS = {
     "none": "no speculation",
     "ngram": "n-gram (vLLM)",
@@ -41,56 +57,130 @@ _LABELS = {
 }
 
 
+class Scene(NamedTuple):
+    """What is served, and by what."""
+
+    name: str
+    model: str
+    dtype: str
+    rows: list[TraceRow]
+    max_tokens: int
+    """Of an answer."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; 0, or 2 if no engine can be started, or 1 if any answer differs."""
+    """Run the demo; 0, or 2 if no engine can be started, or 1 if an answer differs that should
+    not."""
     return run_command(demo, arguments, name="demo.py")
 
 
 def demo(
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small",
+            help="A model of 1.6 million parameters that comes with the sources, in float32, in"
+            " place of SmolLM2 (135 million, bfloat16; 98 MB are downloaded once).",
+        ),
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only so many timed requests, the first ones.")
     ] = None,
 ) -> int:
-    """Serve the demo trace with real vLLM engines: no speculation, its peers, and Reprise."""
+    """Serve a support desk with real vLLM engines: no speculation, its peers, and Reprise."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError("vLLM is not installed")
-    rows = limit_rows(make_demo_trace(), limit)
     methods = ["none", "ngram", *(["suffix"] if suffix_installed() else []), "reprise"]
     try:
-        runs = _serve_all(methods, rows)
-    except LiveError as error:
+        scene = _small_scene(limit) if small else _real_scene(limit)
+        runs, differences = _serve_all(methods, scene)
+        gaps = [] if small else _judge(scene, differences)
+    except (LiveError, ModelError, JudgeError) as error:
         raise InputError(str(error)) from error
-    _print(runs, rows)
-    return 0 if all(run.identical_outputs == run.requests for run in runs) else 1
+    _print(runs, scene)
+    console = Console()
+    if gaps:
+        console.print(said_of_gaps(gaps), soft_wrap=True)
+    console.print(f"{scene.name} in {scene.dtype} on {describe_machine()}.", soft_wrap=True)
+    return int(bool(differences) if small else not all(gap.is_tie for gap in gaps))
 
 
-def _serve_all(methods: Sequence[str], rows: Sequence[TraceRow]) -> list[Run]:
+def _small_scene(limit: int | None) -> Scene:
+    return Scene(
+        name="The small model of the sources",
+        model=str(demo_model_path()),
+        dtype=DEMO_DTYPE,
+        rows=limit_rows(make_demo_trace(), limit),
+        max_tokens=MAX_OUTPUT_TOKENS,
+    )
+
+
+def _real_scene(limit: int | None) -> Scene:
+    return Scene(
+        name="SmolLM2-135M-Instruct",
+        model=str(smollm2_path()),
+        dtype=SMOLLM2_DTYPE,
+        rows=limit_rows(make_policy_desk(topics=12), limit),
+        max_tokens=96,
+    )
+
+
+def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Difference]]:
     """Engines that take turns where there is memory for all of them, so that a slow minute of the
-    machine meets them all; else one after the other."""
-    model = str(demo_model_path())
+    machine meets them all; else one after the other. Runs, and where answers differ from those of
+    the first."""
     take_turns = _available_bytes() >= len(methods) * _ENGINE_BYTES
     outcomes: list[LiveOutcome] = []
     with progress_stages(quiet=False) as stage:
         for group in method_groups(methods, take_turns=take_turns):
             jobs = [
                 LiveJob(
-                    model=model,
+                    model=scene.model,
                     speculative_config=speculative_config(method, None),
-                    rows=list(rows),
+                    rows=scene.rows,
                     concurrency=CONCURRENCY,
+                    max_tokens=scene.max_tokens,
+                    learns_from_warm=method in LEARN_FROM_ANSWERS,
                     seed=0,
-                    dtype=DEMO_DTYPE,
+                    dtype=scene.dtype,
                 )
                 for method in group
             ]
             name = f"vLLM with {', '.join(_LABELS[method] for method in group)}"
-            with stage(name, len(group) * len(rows)) as tick:
-                outcomes += serve(jobs, on_request=tick)
+            # An engine that has started counts as a request does: the first minute is theirs.
+            with stage(name, len(group) * (1 + len(scene.rows))) as tick:
+                outcomes += serve(
+                    jobs, on_request=tick, on_start=tick, start_at_once=engines_at_once()
+                )
     reference = outcomes[0].output_token_ids
-    return [
+    runs = [
         run_of_outcome("demo", method, outcome, reference, cost=0.0)
         for method, outcome in zip(methods, outcomes, strict=True)
     ]
+    return runs, [
+        difference
+        for outcome in outcomes[1:]
+        for prompt, said, plain in zip(
+            outcome.prompt_token_ids, outcome.output_token_ids, reference, strict=True
+        )
+        if (difference := first_difference(prompt, said, plain))
+    ]
+
+
+def _judge(scene: Scene, differences: Sequence[Difference]) -> list[Gap]:
+    with progress_stages(quiet=not differences) as stage, stage("Judging what differs", 1):
+        return judge(scene.model, differences)
+
+
+def said_of_gaps(gaps: Sequence[Gap]) -> str:
+    """One sentence about answers that differ from those without speculation."""
+    widest = max(gap.bfloat16_steps for gap in gaps)
+    ties = sum(gap.is_tie for gap in gaps)
+    return (
+        f"Answers that differ: {len(gaps)}. Where each first does, the logits of the two tokens are"
+        f" at most {widest:.1f} steps of bfloat16 apart; {ties} of {len(gaps)} are the best two"
+        f" within {TIE_STEPS} steps, which rounding decides, in vLLM without speculation too."
+    )
 
 
 def _available_bytes() -> int:
@@ -101,9 +191,9 @@ def _available_bytes() -> int:
     return 0
 
 
-def _print(runs: Sequence[Run], rows: Sequence[TraceRow]) -> None:
+def _print(runs: Sequence[Run], scene: Scene) -> None:
     console = Console()
-    warm = sum(row.warm for row in rows)
+    warm = sum(row.warm for row in scene.rows)
     table = Table(
         title=f"{runs[0].requests} support requests, {CONCURRENCY} at a time, after {warm} earlier"
         " answers",
@@ -112,23 +202,24 @@ def _print(runs: Sequence[Run], rows: Sequence[TraceRow]) -> None:
         header_style="bold",
         padding=(0, 2, 0, 0),
     )
-    headings = ("", "tokens/s", "ratio", "MAL", "acceptance", "drafted/step", "answers identical")
+    by_method = {run.method: run for run in runs}
+    suffix = by_method.get("suffix")
+    headings = ("", "tokens/s", "to none", "to suffix", "MAL", "drafted/step", "identical")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "" else "right")
     for run in runs:
         table.add_row(
             _LABELS[run.method],
             f"{run.output_tokens_per_s or 0:,.0f}",
-            f"{_ratio(run, runs[0]):.2f}",
+            f"{_ratio(run, by_method['none']):.2f}",
+            "" if suffix is None else f"{_ratio(run, suffix):.2f}",
             f"{run.mean_acceptance_length or 1:.2f}",
-            "" if run.acceptance_rate is None else f"{run.acceptance_rate:.1%}",
             f"{run.drafted_per_step or 0:.2f}",
             f"{run.identical_outputs} of {run.requests}",
             style="bold" if run.method == "reprise" else None,
         )
     console.print(table)
     console.print(summary(runs), soft_wrap=True)
-    console.print(f"Measured in {DEMO_DTYPE} on {describe_machine()}.", soft_wrap=True)
 
 
 def summary(runs: Sequence[Run]) -> str:

@@ -52,6 +52,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"replay"},
         {"report"},
         {"demo_data"},
+        {"real_model"},
         {"live", "virtual"},
         {"benchmarks.retrieval"},
         {"benchmarks", "gpu"},

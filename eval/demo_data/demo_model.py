@@ -8,22 +8,17 @@ and cached under its hash. After such a change,
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import itertools
-import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 
+from reprise.eval.demo_data.cached_folder import cached_folder
 from reprise.eval.demo_data.demo_recipe import RECIPE, Recipe
 from reprise.eval.demo_data.demo_trace import make_demo_trace, training_rows
 from reprise.eval.report.command_line import run_command
@@ -50,7 +45,7 @@ def demo_model_path(recipe: Recipe = RECIPE) -> Path:
         return BUNDLED
     from reprise.eval.demo_data.demo_training import train_demo_model  # with torch, so late
 
-    return _cached(
+    return cached_folder(
         f"demo-model-{recipe_hash}",
         lambda folder: train_demo_model(recipe, folder),
         doing="training the demo model",
@@ -68,7 +63,7 @@ def demo_tokenizer_path(recipe: Recipe = RECIPE) -> Path:
         train_demo_tokenizer(recipe).save(str(folder / "tokenizer.json"))
 
     name = f"demo-tokenizer-{recipe_hash}"
-    return _cached(name, build, doing="training the demo tokenizer") / "tokenizer.json"
+    return cached_folder(name, build, doing="training the demo tokenizer") / "tokenizer.json"
 
 
 def bundled_recipe_hash() -> str | None:
@@ -87,12 +82,6 @@ def bundle() -> Path:
     return BUNDLED
 
 
-def cache_folder() -> Path:
-    """Where Reprise keeps what it made for this user."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "reprise"
-
-
 def _recipe_hash(recipe: Recipe) -> str:
     digest = hashlib.sha256(msgspec.json.encode(recipe))
     rows = itertools.chain(
@@ -102,38 +91,6 @@ def _recipe_hash(recipe: Recipe) -> str:
     for row in rows:
         digest.update(msgspec.json.encode(row))
     return digest.hexdigest()[:12]
-
-
-def _cached(name: str, build: Callable[[Path], None], *, doing: str) -> Path:
-    """Folder `name` of the cache; made by `build` in a folder beside it, then renamed, so that it
-    is there whole or not at all."""
-    folder = cache_folder() / name
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder.with_suffix(".lock"), doing=doing):
-        if folder.is_dir():
-            return folder
-        scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
-        try:
-            build(scratch)
-            scratch.chmod(0o755)
-            scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it even if this process is killed."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            Console(stderr=True).print(f"Waiting for another process that is {doing} ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def main(

@@ -149,7 +149,7 @@ def make_demo_trace(seed: int = 0) -> list[TraceRow]:
     timed: list[TraceRow] = []
     for topic in TOPICS:
         wordings = _trace_wordings(topic, seed)
-        rows = [_support_row(rng, topic, wording) for wording in wordings]
+        rows = [support_row(rng, topic, wording) for wording in wordings]
         warm += rows[:WARM_WORDINGS_PER_TOPIC]
         timed += rows[WARM_WORDINGS_PER_TOPIC:]
     timed += [_compound_row(rng, *pair) for pair in _trace_pairs(seed)]
@@ -172,7 +172,7 @@ def training_rows(seed: int = 0) -> Iterator[TraceRow]:
     pairs_held_out = {frozenset(pair) for pair in _trace_pairs(seed)}
     wordings = {
         topic: sorted(
-            set(_all_wordings()) - set(_trace_wordings(topic, seed)[WARM_WORDINGS_PER_TOPIC:])
+            set(all_wordings()) - set(_trace_wordings(topic, seed)[WARM_WORDINGS_PER_TOPIC:])
         )
         for topic in TOPICS
     }
@@ -186,10 +186,11 @@ def training_rows(seed: int = 0) -> Iterator[TraceRow]:
                 yield _compound_row(rng, first, second)
         else:
             topic = rng.choice(TOPICS)
-            yield _support_row(rng, topic, rng.choice(wordings[topic]))
+            yield support_row(rng, topic, rng.choice(wordings[topic]))
 
 
-def _all_wordings() -> list[Wording]:
+def all_wordings() -> list[Wording]:
+    """Return every way to put a topic."""
     return [
         Wording(tone, frame, phrase)
         for tone, frames in enumerate(TONES)
@@ -201,7 +202,7 @@ def _all_wordings() -> list[Wording]:
 def _trace_wordings(topic: Topic, seed: int) -> list[Wording]:
     """The topic's wordings in the trace: the warm ones, then the timed ones."""
     rng = random.Random(f"demo wordings {seed} {topic.name}")
-    return rng.sample(_all_wordings(), WORDINGS_PER_TOPIC)
+    return rng.sample(all_wordings(), WORDINGS_PER_TOPIC)
 
 
 def _trace_pairs(seed: int) -> list[tuple[Topic, Topic]]:
@@ -211,7 +212,8 @@ def _trace_pairs(seed: int) -> list[tuple[Topic, Topic]]:
     return [(first, rng.choice([t for t in TOPICS if t != first])) for first in firsts]
 
 
-def _support_row(rng: random.Random, topic: Topic, wording: Wording) -> TraceRow:
+def support_row(rng: random.Random, topic: Topic, wording: Wording) -> TraceRow:
+    """Return a question about one topic, its slots and the customer's name drawn anew."""
     tone = TONES[wording.tone]
     prompt, name = _signed(rng, tone.frames[wording.frame])
     slots = _draw_slots(rng)

@@ -12,7 +12,7 @@ import queue
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,10 +24,16 @@ from reprise.eval.live.worker_process import WorkerProcess
 from reprise.eval.report.command_line import leaving_on_sigterm
 
 _TURN_S = 1.0
+_LOOK_EVERY_S = 0.1
 _EXIT_S = 60.0
 _GROUP_EXIT_S = 15.0
-# What an engine reads, unless the user has said otherwise: a small one, that calls nobody.
-_ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# What an engine reads, unless the user has said otherwise: a small one, that calls nobody, and that
+# may stand still in the midst of a step for as long as the others take to start.
+_ENGINE_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "86400",
+}
 
 
 class LiveError(RuntimeError):
@@ -35,7 +41,11 @@ class LiveError(RuntimeError):
 
 
 def serve(
-    jobs: Sequence[LiveJob], *, on_request: Callable[[], None] = lambda: None
+    jobs: Sequence[LiveJob],
+    *,
+    on_request: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
+    start_at_once: int = 1,
 ) -> list[LiveOutcome]:
     """Serve each job with an engine in a process of its own.
 
@@ -46,25 +56,60 @@ def serve(
     Args:
         jobs: At least one.
         on_request: Called for each request that any of them finishes.
+        on_start: Called for each engine that is there.
+        start_at_once: So many engines start side by side. On a GPU more than one is too many:
+            each looks how much memory is free.
 
     Raises:
         LiveError: An engine failed.
     """
     turn_s = _TURN_S if len(jobs) > 1 else None
     with leaving_on_sigterm(), contextlib.ExitStack() as stack:
-        engines: list[_Engine] = []
-        for job in jobs:
-            job = msgspec.structs.replace(job, num_engines=len(jobs))
-            engine = stack.enter_context(_Engine(job, on_request))
+        engines = [
+            _Engine(msgspec.structs.replace(job, num_engines=len(jobs)), on_request) for job in jobs
+        ]
+        for engine in _start(engines, stack, at_once=start_at_once):
+            on_start()
+            if turn_s is not None:
+                engine.stop()
+        for engine in engines:
             engine.get_ready()
-            engines.append(engine)
             if turn_s is not None:
                 engine.stop()
         for engine in engines:
             engine.let_go()
         while waiting := [engine for engine in engines if not engine.has_served]:
             min(waiting, key=lambda engine: engine.num_finished).take_turn(turn_s)
+        for engine in engines:
+            engine.go_on()  # all end side by side
         return [engine.outcome() for engine in engines]
+
+
+def engines_at_once() -> int:
+    """Return how many engines may start side by side: as many as there are cores, without a GPU."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+
+
+def _start(
+    engines: Sequence[_Engine], stack: contextlib.ExitStack, *, at_once: int
+) -> Iterator[_Engine]:
+    """Start all engines, so many at a time, and have each end with the stack; yields each that is
+    there.
+
+    Ours first: where its code is compiled for the first time, it takes as long as several others.
+    """
+    waiting = sorted(engines, key=lambda engine: engine.uses_reprise, reverse=True)
+    starting: list[_Engine] = []
+    while waiting or starting:
+        while waiting and len(starting) < at_once:
+            starting.append(stack.enter_context(waiting.pop(0)))
+        for engine in list(starting):
+            engine.listen(_LOOK_EVERY_S)
+            if engine.has_started:
+                starting.remove(engine)
+                yield engine
 
 
 class _Engine:
@@ -75,7 +120,7 @@ class _Engine:
         self._outcome: LiveOutcome | None = None
         self._turns_s = 0.0
         self._has_stopped = False
-        self.is_ready = self.has_served = False
+        self.has_started = self.is_ready = self.has_served = False
         self.num_finished = 0
 
     def __enter__(self) -> _Engine:
@@ -108,8 +153,20 @@ class _Engine:
         self._end_group()
         worker.close()
 
+    @property
+    def uses_reprise(self) -> bool:
+        """Whether our proposer drafts."""
+        return self._job.uses_reprise
+
+    def listen(self, timeout_s: float | None) -> None:
+        """Take in the next thing that it says, if it comes in time."""
+        with contextlib.suppress(queue.Empty):
+            self._take_in(self._worker.messages.get(timeout=timeout_s))
+
     def get_ready(self) -> None:
         """Run until the warm requests are learned."""
+        self._worker.send_line()
+        self.go_on()
         self._run_until(lambda: self.is_ready)
 
     def let_go(self) -> None:
@@ -121,10 +178,16 @@ class _Engine:
         self._worker.signal(signal.SIGSTOP)
         self._has_stopped = True
 
+    def go_on(self) -> None:
+        """Let it run, if it stands still."""
+        if self._has_stopped:
+            self._worker.signal(signal.SIGCONT)
+            self._has_stopped = False
+
     def take_turn(self, turn_s: float | None) -> None:
         """Run for so long, or until the timed requests are served."""
         began_s = time.perf_counter()
-        self._go_on()
+        self.go_on()
         self._run_until(lambda: self.has_served, None if turn_s is None else began_s + turn_s)
         if turn_s is not None:
             self.stop()
@@ -132,7 +195,7 @@ class _Engine:
 
     def outcome(self) -> LiveOutcome:
         """What it reports in the end, when it has ended."""
-        self._go_on()
+        self.go_on()
         self._run_until(lambda: self._outcome is not None)
         assert self._outcome is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -146,25 +209,20 @@ class _Engine:
             left_s = None if deadline_s is None else deadline_s - time.perf_counter()
             if left_s is not None and left_s <= 0:
                 return
-            with contextlib.suppress(queue.Empty):
-                self._take_in(self._worker.messages.get(timeout=left_s))
+            self.listen(left_s)
 
     def _take_in(self, message: LiveMessage | None) -> None:
         failure = message.failure if message else "the engine's process ended without a word"
         if failure is not None:
             raise LiveError(f"model {self._job.model}: {cause_of(failure, self._worker.log_file)}")
         assert message is not None
+        self.has_started |= message.has_started
         self.is_ready |= message.is_ready
         self.has_served |= message.has_served
         self._outcome = message.outcome or self._outcome
         if message.request_finished:
             self.num_finished += self.is_ready
             self._on_request()
-
-    def _go_on(self) -> None:
-        if self._has_stopped:
-            self._worker.signal(signal.SIGCONT)
-            self._has_stopped = False
 
     def _end_group(self) -> None:
         """What was ended while it started may leave its engine behind: that gets time to end."""

@@ -7,9 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
-from reprise.eval.live.engine_turns import LiveError, serve
-from reprise.eval.live.live_worker import LiveJob, LiveOutcome, speculative_config
+from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
+from reprise.eval.live.live_worker import (
+    MAX_OUTPUT_TOKENS,
+    LiveJob,
+    LiveOutcome,
+    speculative_config,
+)
+from reprise.eval.real_model.smollm2 import SMOLLM2, ModelError, smollm2_path
 from reprise.eval.replay.methods import LIVE_ONLY_METHODS, METHODS, MethodError
 from reprise.eval.replay.results import Percentiles, Run
 from reprise.eval.replay.run_options import RunOptions
@@ -19,6 +27,8 @@ from reprise.eval.report.progress import progress_stages
 from reprise.retrieval.search.embedding import Embedder
 
 LIVE_METHODS = (*METHODS, *LIVE_ONLY_METHODS)
+LEARN_FROM_ANSWERS = tuple(method for method in LIVE_METHODS if method not in ("none", "ngram"))
+"""Methods to which it matters what was answered before."""
 
 
 def live_methods(methods: Sequence[str], *, named: bool) -> list[str]:
@@ -42,7 +52,7 @@ def run_live(
     if importlib.util.find_spec("vllm") is None:
         raise LiveError("--engine vllm needs vLLM, which is not installed")
     methods = live_methods(methods, named=options.methods is not None)
-    model = options.model or str(demo_model_path())
+    model = model_path(options.model, quiet=options.quiet)
     runs: list[Run] = []
     with progress_stages(quiet=options.quiet) as stage:
         for trace, rows in traces.items():
@@ -55,8 +65,14 @@ def run_live(
                             _run_semantic_cache(options, model, trace, rows, reference, tick)
                         )
                         continue
-                    jobs = [_live_job(options, model, method, rows) for method in group]
-                    outcomes = serve(jobs, on_request=tick)
+                    jobs = [
+                        msgspec.structs.replace(
+                            _live_job(options, model, method, rows),
+                            learns_from_warm=method in LEARN_FROM_ANSWERS,
+                        )
+                        for method in group
+                    ]
+                    outcomes = serve(jobs, on_request=tick, start_at_once=engines_at_once())
                 for method, outcome in zip(group, outcomes, strict=True):
                     if method == "none":
                         reference = outcome.output_token_ids
@@ -68,6 +84,19 @@ def run_live(
         "take_turns": options.take_turns,
     }
     return settings, runs
+
+
+def model_path(name: str | None, *, quiet: bool) -> str:
+    """Return the folder or name of a model: SmolLM2 fetched if need be, the demo model for None.
+
+    Raises LiveError if it cannot be fetched.
+    """
+    if name != SMOLLM2:
+        return name or str(demo_model_path())
+    try:
+        return str(smollm2_path(quiet=quiet))
+    except ModelError as error:
+        raise LiveError(str(error)) from error
 
 
 def method_groups(methods: Sequence[str], *, take_turns: bool) -> list[list[str]]:
@@ -91,6 +120,7 @@ def _live_job(options: RunOptions, model: str, method: str, rows: Sequence[Trace
         cpu_optimizations=method != "reprise-drafts-only",
         rows=list(rows),
         concurrency=options.concurrency,
+        max_tokens=options.max_tokens or MAX_OUTPUT_TOKENS,
         seed=options.seed,
         dtype=options.dtype or (DEMO_DTYPE if model == str(demo_model_path()) else "auto"),
     )

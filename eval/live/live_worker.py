@@ -41,6 +41,14 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     dtype: str = "auto"
     """As for vLLM; `auto`: what the model's folder says."""
+    max_tokens: int = MAX_OUTPUT_TOKENS
+    """Of an answer."""
+    learns_from_warm: bool = True
+    """Whether warm rows are answered. Without, only their prompts are computed, so that vLLM's
+    prefix cache has the same in it: for methods that draft from no earlier answer."""
+    more_passes: list[int] = []
+    """Serve the timed rows again, untimed, with at most so many at once, from an empty prefix cache
+    each time."""
     cpu_optimizations: bool = True
     """With our proposer: the setting `engine.cpu_optimizations`."""
     num_engines: int = 1
@@ -59,6 +67,10 @@ class LiveOutcome(msgspec.Struct, kw_only=True):
     """Of each timed row, in order."""
     warm_output_token_ids: list[list[int]]
     """Of each warm row, in order."""
+    prompt_token_ids: list[list[int]] = []
+    """Of each timed row, in order."""
+    more_output_token_ids: list[list[list[int]]] = []
+    """Of each of `more_passes`: as `output_token_ids`."""
     steps: int
     """Engine steps that emitted for a request, summed over requests; the prefill's is none."""
     drafted_tokens: int
@@ -73,8 +85,11 @@ class LiveOutcome(msgspec.Struct, kw_only=True):
 class LiveMessage(msgspec.Struct, omit_defaults=True):
     """One line from a worker process: how far it is, or how it all ended."""
 
+    has_started: bool = False
+    """The engine is there, and has answered one request; the warm rows wait for a line on standard
+    input."""
     is_ready: bool = False
-    """The warm rows are learned; the timed ones wait for a line on standard input."""
+    """The warm rows are learned; the timed ones wait for another line."""
     request_finished: bool = False
     has_served: bool = False
     """The last timed request has finished."""
@@ -110,7 +125,7 @@ def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] 
 
 
 def _serve(
-    job: LiveJob, send: Callable[[LiveMessage], None], may_begin: threading.Event
+    job: LiveJob, send: Callable[[LiveMessage], None], may_go_on: threading.Semaphore
 ) -> LiveOutcome:
     def tick() -> None:
         send(LiveMessage(request_finished=True))
@@ -121,24 +136,41 @@ def _serve(
     timed = [p for p, row in zip(prompts, job.rows, strict=True) if not row.warm]
     # Before the warm rows: no method may pay for it.
     send_first_request(llm)
-    warm_outputs, _ = generate(llm, warm, concurrency=job.concurrency, tick=tick)
+    send(LiveMessage(has_started=True))
+    may_go_on.acquire()
+    warm_outputs, _ = generate(
+        llm,
+        warm,
+        concurrency=job.concurrency,
+        tick=tick,
+        max_tokens=job.max_tokens if job.learns_from_warm else 1,
+    )
     if job.uses_reprise:
         settled_report(llm, timeout_s=_FLUSH_S)
     before, drafting_before = draft_counters(llm), _drafting_report(llm) if job.uses_reprise else {}
     send(LiveMessage(is_ready=True))
-    may_begin.wait()
-    outputs, steps = generate(llm, timed, concurrency=job.concurrency, tick=tick)
+    may_go_on.acquire()
+    outputs, steps = generate(
+        llm, timed, concurrency=job.concurrency, tick=tick, max_tokens=job.max_tokens
+    )
     send(LiveMessage(has_served=True))
     after = draft_counters(llm)
     outcome = LiveOutcome(
         output_token_ids=outputs,
         warm_output_token_ids=warm_outputs,
+        prompt_token_ids=timed,
         steps=steps,
         drafted_tokens=after["drafted"] - before["drafted"],
         accepted_tokens=after["accepted"] - before["accepted"],
     )
     if job.uses_reprise:
         _add_drafting_report(outcome, drafting_before, _drafting_report(llm))
+    for concurrency in job.more_passes:
+        llm.reset_prefix_cache()
+        outputs, _ = generate(
+            llm, timed, concurrency=concurrency, tick=tick, max_tokens=job.max_tokens
+        )
+        outcome.more_output_token_ids.append(outputs)
     return outcome
 
 
@@ -265,25 +297,24 @@ def _add_drafting_report(
 def main() -> None:
     """Arguments: the file of the job, and the descriptor of a pipe for messages, one a line."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LiveJob)
-    may_begin = threading.Event()
-    threading.Thread(target=_listen, args=(may_begin,), name="reprise-live", daemon=True).start()
+    may_go_on = threading.Semaphore(0)
+    threading.Thread(target=_listen, args=(may_go_on,), name="reprise-live", daemon=True).start()
     with message_pipe(int(sys.argv[2])) as send:
         try:
-            outcome = _serve(job, send, may_begin)
+            outcome = _serve(job, send, may_go_on)
         except Exception as error:
             send(LiveMessage(failure=reason_of(error)))
             raise
         send(LiveMessage(outcome=outcome))
 
 
-def _listen(may_begin: threading.Event) -> None:
-    """Wait for the word to begin; then for the end of who gave it, and end with all that runs here.
+def _listen(may_go_on: threading.Semaphore) -> None:
+    """Take the words to go on; at the end of who gives them, end with all that runs here.
 
     Ended without a chance to say so, it would leave an engine that keeps the cores busy.
     """
-    if sys.stdin.readline():
-        may_begin.set()
-        sys.stdin.read()
+    while sys.stdin.readline():
+        may_go_on.release()
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

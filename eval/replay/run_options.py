@@ -29,6 +29,8 @@ class RunOptions:
     model: str | None = None
     dtype: str | None = None
     concurrency: int = 8
+    max_tokens: int | None = None
+    """Of an answer of a real engine."""
     take_turns: bool = False
     output: Path | None = None
     csv: Path | None = None

@@ -36,6 +36,23 @@ def pivot(
     return {key: groups[key] for key in sorted(groups, key=order)}
 
 
+def identity_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "answers of", "against", "differ", "per 1,000 tokens", "ties", "widest gap"]]
+    table += [
+        [
+            f"{row['model']}, {row['dtype']}",
+            f"{row['method']}, {row['at_once']} at once",
+            f"{row['against']}, {row['against_at_once']} at once",
+            f"{row['differing']} of {row['requests']}",
+            number(row["per_1000_tokens"], 2),
+            row["ties"],
+            f"{row['widest_steps']} steps" if row["widest_steps"] else "",
+        ]
+        for row in rows
+    ]
+    return table
+
+
 def replay_table(rows: list[Row]) -> list[list[str]]:
     table = [["trace", "method", "MAL", "acceptance", "drafted per step", "cost", "speedup"]]
     for row in rows:

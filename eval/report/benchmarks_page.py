@@ -27,6 +27,7 @@ from reprise.eval.report.benchmark_tables import (
     figures_table,
     forecast_table,
     gpu_table,
+    identity_table,
     markdown,
     number,
     replay_table,
@@ -141,6 +142,17 @@ SECTIONS = (
         keys=_RUN,
         table=engine_table,
         where={"engine": "vllm"},
+    ),
+    Section(
+        title="Greedy answers that differ",
+        about="Of the same requests, up to the first token in which two answers differ. `ties`: "
+        "the two tokens are\nthe best two, and their logits at most four steps of bfloat16 apart, "
+        "by transformers' own model in\nfloat32.",
+        file="identity.csv",
+        command="python eval/identity.py --csv eval/results/identity.csv",
+        keys=("model", "dtype", "method", "at_once", "against", "against_at_once"),
+        table=identity_table,
+        where={},
     ),
     Section(
         title="Servers",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reprise.eval.demo_data import demo_model, demo_training
+from reprise.eval.demo_data.cached_folder import cached_folder
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_recipe import RECIPE, Recipe
 from reprise.eval.demo_data.demo_tokenizer import CHAT_TEMPLATE, render_prompt
@@ -93,7 +94,7 @@ def test_a_failed_build_leaves_nothing_behind(cache: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        demo_model._cached("thing", fail, doing="failing")
+        cached_folder("thing", fail, doing="failing")
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
@@ -108,7 +109,7 @@ def _build_slowly(cache_home: str, counter: Path) -> None:
         time.sleep(0.5)
         (folder / "done").touch()
 
-    assert (demo_model._cached("thing", build, doing="building") / "done").exists()
+    assert (cached_folder("thing", build, doing="building") / "done").exists()
 
 
 @pytest.mark.slow

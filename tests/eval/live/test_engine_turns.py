@@ -5,10 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from reprise.eval.live.engine_turns import _start
 
 # Stands in for vLLM, so that an engine is there at once: a process that starts another, as vLLM's
 # does, says so, and computes for ever.
@@ -69,3 +73,45 @@ def test_who_ends_a_benchmark_ends_its_engines(tmp_path: Path, ended_by: signal.
     while not _are_gone(engine):
         assert time.monotonic() < deadline_s, "an engine is left"
         time.sleep(0.05)
+
+
+class StartingEngine:
+    """One that has started after it was listened to so many times."""
+
+    running: list[str]
+    most_at_once: int
+
+    def __init__(self, name: str, listens: int) -> None:
+        self.name, self._listens = name, listens
+        self.uses_reprise = name == "ours"
+        self.has_started = False
+
+    def __enter__(self) -> "StartingEngine":
+        type(self).running.append(self.name)
+        type(self).most_at_once = max(self.most_at_once, len(self.running))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def listen(self, _: float) -> None:
+        self._listens -= 1
+        if not self._listens:
+            self.has_started = True
+            self.running.remove(self.name)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "order"),
+    [(1, ["ours", "none", "suffix"]), (2, ["none", "suffix", "ours"])],
+)
+def test_engines_start_side_by_side_and_ours_first(at_once: int, order: list[str]) -> None:
+    """The one that takes longest does not wait for the others, nor they for it."""
+    StartingEngine.running, StartingEngine.most_at_once = [], 0
+    engines: list[Any] = [
+        StartingEngine(name, listens) for name, listens in (("none", 2), ("suffix", 2), ("ours", 9))
+    ]
+    with ExitStack() as stack:
+        started = [engine.name for engine in _start(engines, stack, at_once=at_once)]
+    assert started == order
+    assert StartingEngine.most_at_once == at_once

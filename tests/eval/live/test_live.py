@@ -2,9 +2,11 @@
 
 import pytest
 
-from reprise.eval.demo import summary
+from reprise.eval import demo
+from reprise.eval.demo import said_of_gaps, summary
 from reprise.eval.live.live import live_methods, method_groups, run_of_outcome
 from reprise.eval.live.live_worker import LiveOutcome, speculative_config
+from reprise.eval.real_model.first_differences import Gap
 from reprise.eval.replay.methods import MethodError
 from reprise.eval.replay.results import Run
 
@@ -84,3 +86,26 @@ def test_the_demos_sentence_says_good_and_bad() -> None:
         " SuffixDecoding."
     )
     assert summary([none, live_run("reprise", tokens_per_s=150.0, steps=500)]).endswith("steps.")
+
+
+def test_the_demo_says_how_close_the_logits_were() -> None:
+    tie = Gap((15.95, 15.9), are_best=True)
+    assert said_of_gaps([tie, Gap((15.95, 15.45), are_best=False)]) == (
+        "Answers that differ: 2. Where each first does, the logits of the two tokens are at most"
+        " 8.0 steps of bfloat16 apart; 1 of 2 are the best two within 4 steps, which rounding"
+        " decides, in vLLM without speculation too."
+    )
+
+
+def test_the_demo_fits_into_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few requests, half of them earlier ones, with short answers of a real model."""
+    monkeypatch.setattr(demo, "smollm2_path", lambda: "folder")
+    scene = demo._real_scene(None)
+    assert (scene.model, scene.dtype, scene.max_tokens) == ("folder", "bfloat16", 96)
+    assert [row.warm for row in scene.rows] == [True] * 24 + [False] * 24
+    assert sum(not row.warm for row in demo._real_scene(5).rows) == 5
+
+
+def test_the_small_demo_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "smollm2_path", lambda: pytest.fail("no download"))
+    assert demo._small_scene(3).dtype == "float32"

@@ -1,0 +1,129 @@
+"""Where two answers to the same prompt first differ, and how near the two tokens were to a tie.
+
+The judge is neither of the engines that differ: transformers' own model, in float32 on the bfloat16
+weights. bfloat16 has eight significant bits, so that the logits of an engine lie on a grid; the gap
+of two logits is given in steps of that grid. A program of its own, for torch and the weights:
+
+    python -m reprise.eval.real_model.first_differences MODEL < differences.json
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+
+from reprise.eval.report.command_line import run_command
+
+TIE_STEPS = 4
+"""Steps of bfloat16 within which rounding decides between two tokens."""
+_BFLOAT16_BITS = 8
+
+
+class JudgeError(RuntimeError):
+    """Differences that could not be judged; the message is one line."""
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """The first token in which two answers differ."""
+
+    token_ids: list[int]
+    """The prompt, and what both answers say after it."""
+    said: tuple[int, int]
+    """What each says next."""
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """How a judge sees a difference."""
+
+    logits: tuple[float, float]
+    """Of the two tokens that were said, the higher one first."""
+    are_best: bool
+    """Whether no other token has a higher logit than either."""
+
+    @property
+    def bfloat16_steps(self) -> float:
+        """Their distance in steps of bfloat16, at the height where they are."""
+        return (self.logits[0] - self.logits[1]) / bfloat16_step(self.logits[0])
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether rounding alone may have decided."""
+        return self.are_best and self.bfloat16_steps <= TIE_STEPS
+
+
+def bfloat16_step(value: float) -> float:
+    """Return the distance of two neighbouring numbers in bfloat16, at this height."""
+    if value == 0:
+        raise ValueError("the steps around 0 have no one size")
+    return float(2.0 ** (math.floor(math.log2(abs(value))) - _BFLOAT16_BITS + 1))
+
+
+def first_difference(
+    prompt_token_ids: Sequence[int], one: Sequence[int], other: Sequence[int]
+) -> Difference | None:
+    """Return the first difference of two answers to a prompt; None if they are the same.
+
+    Raises:
+        ValueError: one ends where the other goes on, which no choice between two tokens explains.
+    """
+    for number, said in enumerate(zip(one, other, strict=False)):
+        if said[0] != said[1]:
+            return Difference([*prompt_token_ids, *one[:number]], (said[0], said[1]))
+    if len(one) != len(other):
+        raise ValueError(f"answers of {len(one)} and {len(other)} tokens agree as far as both go")
+    return None
+
+
+def judge(model: str, differences: Sequence[Difference]) -> list[Gap]:
+    """Return the gap of each difference, by a process of its own.
+
+    Raises:
+        JudgeError: the process failed; the message ends with its last line.
+    """
+    if not differences:
+        return []
+    done = subprocess.run(
+        [sys.executable, "-m", "reprise.eval.real_model.first_differences", model],
+        input=msgspec.json.encode(differences),
+        capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise JudgeError(f"judging the differences: {lines[-1] if lines else done.returncode}")
+    return msgspec.json.decode(done.stdout, type=list[Gap])
+
+
+def gaps_of(model: str, differences: Sequence[Difference]) -> list[Gap]:
+    """Return the gap of each difference, computed in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    gaps = []
+    for difference in differences:
+        with torch.inference_mode():
+            inputs = torch.tensor([difference.token_ids])
+            logits = loaded(input_ids=inputs, logits_to_keep=1).logits[0, -1]
+        low, high = sorted(float(logits[token]) for token in difference.said)
+        gaps.append(Gap((high, low), are_best=int((logits > low).sum()) <= 1))
+    return gaps
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="The model's folder.")],
+) -> None:
+    """Judge differences, JSON on standard input; gaps go to standard output."""
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Difference])
+    sys.stdout.buffer.write(msgspec.json.encode(gaps_of(model, asked)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, name="first_differences.py"))

@@ -1,0 +1,57 @@
+"""What the identity study compares with what, and how it counts."""
+
+from pathlib import Path
+
+import pytest
+
+from reprise.eval.identity import FIELDS, Pass, cells, compare, main, pairs
+from reprise.eval.real_model.first_differences import Difference, Gap
+from reprise.eval.report.results_csv import RESULTS, read_header
+
+PROMPTS = [[1, 2], [3]]
+
+
+def test_none_is_compared_with_itself_and_the_others_with_none() -> None:
+    assert list(pairs(["none", "reprise"], [8, 1])) == [
+        (Pass("none", 1), Pass("none", 8)),
+        (Pass("reprise", 8), Pass("none", 8)),
+        (Pass("reprise", 1), Pass("none", 1)),
+    ]
+
+
+def test_tokens_count_up_to_the_first_difference() -> None:
+    one, other = Pass("reprise", 8), Pass("none", 8)
+    answers = {one: [[5, 6, 7], [8, 9, 9, 9]], other: [[5, 6, 7], [8, 4, 4]]}
+    compared = compare(PROMPTS, answers, one, other)
+    assert compared.differences == [Difference([3, 8], (9, 4))]
+    assert (compared.requests, compared.tokens) == (2, 5)
+    row = cells(compared, [Gap((15.95, 15.9), are_best=True)])
+    assert (row["differing"], row["ties"], row["widest_steps"]) == (1, 1, 0.8)
+    assert row["per_1000_tokens"] == 200
+    assert set(FIELDS) - set(row) == {"model", "dtype"}
+    assert read_header(RESULTS / "identity.csv")[5:] == list(FIELDS)
+
+
+def test_answers_that_are_the_same() -> None:
+    one, other = Pass("none", 1), Pass("none", 8)
+    compared = compare(PROMPTS, {one: [[5], [6]], other: [[5], [6]]}, one, other)
+    row = cells(compared, [])
+    assert (row["differing"], row["tokens"], row["widest_steps"]) == (0, 2, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "none,medusa"], "'medusa' is none of none, ngram, suffix, reprise"),
+        (["--at-once", "1,8"], "the largest of them first"),
+        (["--at-once", "many"], "'many' is no list of numbers"),
+        (["--trace", "no/such/file"], "no/such/file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--model", str(Path("/no/such/model"))]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

@@ -20,8 +20,8 @@ from starlette.responses import Response
 from vllm import envs
 from vllm.logger import init_logger
 
-from reprise.engine_ext.frontend import pin_routes
-from reprise.engine_ext.frontend.admin_access import AdminAccess
+from reprise.engine_ext.admin import pin_routes
+from reprise.engine_ext.admin.admin_access import AdminAccess
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import CONDITIONS, Invalidation
 

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from reprise.engine_ext.cli.pins_command import app
-from reprise.tests.engine_ext.frontend.test_admin_routes import Engine, client_of
+from reprise.tests.engine_ext.admin.test_admin_routes import Engine, client_of
 
 PIN = {
     "pin_id": "ab", "namespace": "salt-x", "origin": "system", "state": "pinned", "tokens": 64,
@@ -72,9 +72,9 @@ def test_pins_are_listed_with_what_they_begin_with(client: TestClient) -> None:
 
 
 def test_a_prefix_is_pinned_for_whom_it_is_meant(client: TestClient, engine: PinningEngine) -> None:
-    assert client.post("/reprise/pins", json={"prompt": "hi"}).json() == {"tokens": 2}
+    assert client.post("/reprise/pins", json={"prompt": "hi"}).json()["tokens"] == 2
     body = {"prompt_token_ids": [1, 2, 3], "namespace": "key-a", "cache_salt": "s"}
-    assert client.post("/reprise/pins", json=body).json() == {"tokens": 3}
+    assert client.post("/reprise/pins", json=body).json()["tokens"] == 3
     assert engine.added == [
         ([104, 105], {"namespace": None, "cache_salt": None}),
         ([1, 2, 3], {"namespace": "key-a", "cache_salt": "s"}),
@@ -101,8 +101,8 @@ def test_what_makes_no_sense_is_refused(client: TestClient, body: Any, message: 
 
 
 def test_pins_are_removed_one_or_all(client: TestClient, engine: PinningEngine) -> None:
-    assert client.delete("/reprise/pins?pin_id=ab").json() == {"removed": 1}
-    assert client.delete("/reprise/pins?everything=true").json() == {"removed": 1}
+    assert client.delete("/reprise/pins?pin_id=ab").json()["removed"] == 1
+    assert client.delete("/reprise/pins?everything=true").json()["removed"] == 1
     assert engine.removed == ["ab", None]
     for query in ("", "?everything=false", "?pin_id=a&everything=true", "?other=1"):
         assert client.delete(f"/reprise/pins{query}").status_code == 400

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from reprise.engine_ext.admin.admin_routes import AdminRoutes, SharedReply
 from reprise.engine_ext.core.config import engine_config, load_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.admin_routes import AdminRoutes, SharedReply
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.retrieval.api.answer import Answer

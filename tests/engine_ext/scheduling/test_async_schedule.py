@@ -10,7 +10,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+from vllm.distributed.utils import sched_yield
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
@@ -298,8 +300,9 @@ def test_a_step_with_grammars_is_waited_for(waits: bool) -> None:
     assert a_scheduler.has_requests()
 
 
-def test_who_waits_for_a_step_leaves_the_core_to_others() -> None:
+def test_who_waits_for_a_step_leaves_the_core_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """With vLLM's own queue, from which nothing comes for a while."""
+    monkeypatch.setattr(shm_broadcast, "sched_yield", sched_yield)  # see tests/light_processes
     queue = MessageQueue(n_reader=1, n_local_reader=1, local_reader_ranks=[0])
     reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
     writer = threading.Thread(target=queue.wait_until_ready)

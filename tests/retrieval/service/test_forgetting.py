@@ -219,7 +219,7 @@ def test_what_was_removed_during_an_outage_is_removed_after_it(
     proxy.cut_after = None
     began_s = time.monotonic()
     wait_until(lambda: away.answer(PERSON, SECRET.answer_id) is None)
-    assert time.monotonic() - began_s < 5.0
+    assert time.monotonic() - began_s < 30.0
     assert away.flush(120)
     tier = open_tier(redis_server.url)
     assert list(tier.answers(PERSON)) == []

@@ -217,7 +217,6 @@ class ServingMetrics:
                 ("released_blocks", "Pinned blocks let go of, because nothing else was free."),
             ):
                 self._add(f"kv_pin_{field}", text, f"engine {rank}", float(report[field]))
-            self.errors("engine_core", _mapping(report.get("errors")))
         for field, text in (
             ("pins", "Prefixes that are pinned."),
             ("pinned_blocks", "KV blocks in the prefix cache that are pinned."),

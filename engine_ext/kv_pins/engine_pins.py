@@ -192,7 +192,7 @@ def collective_rpc(
     original: Callable[..., Any], core: Any, method: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Run vLLM's. Whatever may change the weights unpins first: a call that is not ours."""
-    pins = pins_of(core.scheduler)
+    pins = pins_of(getattr(core, "scheduler", None))  # there is none yet while it starts
     if pins is not None and not (isinstance(method, str) and method.startswith("reprise_")):
         pins.weights_changed()
     return original(core, method, *args, **kwargs)

@@ -85,7 +85,7 @@ def bench_first_token(servers: dict[bool, Server], requests: int) -> list[dict[s
     Raises:
         RuntimeError: answers differ; or pins have saved nothing.
     """
-    system = " ".join(f"Rule {number}: answer in short and plain words." for number in range(45))
+    system = " ".join(f"Rule {number}: answer in short and plain words." for number in range(30))
     foreign = [" ".join(f"{chr(97 + n)}{i}" for i in range(170)) for n in range(8)]
     questions = [f"What is {number} and {number + 1}?" for number in range(requests + 1)]
     found: dict[bool, list[Timing]] = {pins: [] for pins in _PINS}

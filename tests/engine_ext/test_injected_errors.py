@@ -66,7 +66,7 @@ _ELSEWHERE = {
     (TrackedRequest, "retrieval_ms"),
     (NearAnswers, "stats"),
     (Replayer, "close"),
-    (ServingMetrics, "errors features retrieval shared workers _add _tier _worker"),
+    (ServingMetrics, "errors features pins retrieval shared workers _add _tier _worker"),
     (SingleFlight, "__len__"),
 }
 # What is there for errors: reached only after another one, and in themselves guarded.

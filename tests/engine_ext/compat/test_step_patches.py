@@ -34,6 +34,9 @@ UNGUARDED = {
     "expand_batch_to_tokens": (
         "a pure function in place of a broken one: there is nothing to go back to"
     ),
+    "Scheduler.__init__": STARTS,
+    "EngineCore.collective_rpc": "not in a step; pins that cannot be removed must fail the call",
+    "EngineCore.reprise_kv_pins": RPC,
     "SpinCondition.wait": "only sleeps",
     "WorkerWrapperBase.reprise_step": "vLLM's own two calls, one by one",
 }
@@ -48,6 +51,7 @@ OURS = {
     "installed": "worker/verification/state.py",
     "led": "outputs/single_flight.py",
     "live": "worker/live_request.py",
+    "pin": "kv_pins/pin_table.py",
     "tracked": "frontend/tracked_request.py",
 }
 """Names that stand for objects of ours, with where their classes are."""

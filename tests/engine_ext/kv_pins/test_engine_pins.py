@@ -4,11 +4,14 @@ import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from reprise.engine_ext.compat.engine_state import set_mark
 from reprise.engine_ext.core.kv_pins_config import KvPinsConfig
+from reprise.engine_ext.kv_pins import engine_pins
 from reprise.tests.engine_ext.kv_pins.real_scheduler import BLOCK_TOKENS, RealScheduler
 from reprise.tests.engine_ext.model_runner import engine_config
 
@@ -216,3 +219,34 @@ def _aborted() -> Any:
     from vllm.v1.request import RequestStatus
 
     return RequestStatus.FINISHED_ABORTED
+
+
+def test_calls_that_may_change_weights_unpin_and_ours_do_not() -> None:
+    changed: list[str] = []
+    pins = SimpleNamespace(weights_changed=lambda: changed.append("changed"))
+    core = SimpleNamespace(scheduler=SimpleNamespace())
+    set_mark(core.scheduler, engine_pins._PINS, pins)
+
+    def call(_: Any, method: Any, *args: Any) -> Any:
+        return method, args, list(changed)
+
+    assert engine_pins.collective_rpc(call, core, "reprise_stats", 1) == ("reprise_stats", (1,), [])
+    assert engine_pins.collective_rpc(call, core, "update_weights")[2] == ["changed"]
+    assert engine_pins.collective_rpc(call, core, len)[2] == ["changed"] * 2
+    assert engine_pins.collective_rpc(call, SimpleNamespace(), "load")[0] == "load"
+    assert engine_pins.reprise_kv_pins(SimpleNamespace(scheduler=None), "stats") is None
+
+
+def test_only_engines_whose_settings_want_it_are_changed(
+    config: Any, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pins, wanted in (({}, False), ({"enabled": True}, True)):
+        ours = engine_config(demo_model, additional_config={"reprise": {"kv_pins": pins}})
+        scheduler = RealScheduler(ours, NUM_BLOCKS, None).scheduler
+        engine_pins.begin_scheduler(lambda *_: None, scheduler)
+        assert (engine_pins.pins_of(scheduler) is not None) is wanted
+        assert ("schedule" in vars(scheduler)) is wanted
+    scheduler = RealScheduler(config, NUM_BLOCKS, None).scheduler  # another proposer's
+    monkeypatch.setenv("REPRISE_KV_PINS__ENABLED", "true")
+    engine_pins.begin_scheduler(lambda *_: None, scheduler)
+    assert engine_pins.pins_of(scheduler) is None

@@ -293,12 +293,8 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         if policy.info is not None:
             policy.info.generates(request.request_id)
         try:
-            check = front_end.others.check(request, stored)
-            if check is None:
-                await super()._add_request(request, prompt, parent_req, index, queue)
-            else:
-                self.output_processor.add_request(request, prompt, parent_req, index, queue)
-                await self._submit(check)
+            given = front_end.others.check(request, stored) or request
+            await super()._add_request(given, prompt, parent_req, index, queue)
         except Exception as error:
             front_end.not_admitted(request.request_id, error)
             raise

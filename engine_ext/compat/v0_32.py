@@ -131,6 +131,7 @@ _OUTPUTS = (
     _on_processor("abort_requests", Feature.SINGLE_FLIGHT, ("self", "request_ids", "internal")),
     _on_processor("process_outputs", Feature.VERIFIED_REPLAY, _PROCESS_OUTPUTS),
     _on_processor("abort_requests", Feature.VERIFIED_REPLAY, ("self", "request_ids", "internal")),
+    _on_processor("add_request", Feature.VERIFIED_REPLAY, _ADD_TO_PROCESSOR),
     _on_processor("process_outputs", Feature.ONE_TOKEN_OUTPUTS, _PROCESS_OUTPUTS),
     _on_processor("add_request", Feature.ONE_TOKEN_OUTPUTS, _ADD_TO_PROCESSOR),
     Patch("vllm.parser:ParserManager.get_parser", Feature.ONE_TOKEN_OUTPUTS, _API, Kind.WRAP),

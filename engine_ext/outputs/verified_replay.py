@@ -28,7 +28,11 @@ from reprise.engine_ext.outputs.replay import Ending
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
-    from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
+    from vllm.v1.engine.output_processor import (
+        OutputProcessor,
+        OutputProcessorOutput,
+        RequestOutputCollector,
+    )
     from vllm.v1.metrics.stats import IterationStats
     from vllm.v1.outputs import LogprobsTensors
 
@@ -57,7 +61,8 @@ class VerifiedReplays:
     """Stands between the engine's outputs and all else that reads them. Event loop only.
 
     Args:
-        processor: Takes the place of `process_outputs` and `abort_requests` on this one, outermost.
+        processor: Takes the place of `add_request`, `process_outputs` and `abort_requests` on this
+            one, outermost.
         submit: Gives the engine a request.
         is_led: Whether others follow a request, or it is recorded.
         on_failure: Called with the id of a request that the engine could not be given, and why.
@@ -83,6 +88,7 @@ class VerifiedReplays:
         own = registry.apply_to(processor, Feature.VERIFIED_REPLAY, self)
         self._process_outputs = own["process_outputs"]
         self._abort_requests = own["abort_requests"]
+        self._add_request = own["add_request"]
         self._checks: dict[str, _Check] = {}
         """By the id of the check."""
         self._check_of: dict[str, str] = {}
@@ -103,10 +109,10 @@ class VerifiedReplays:
         *,
         on_verdict: Callable[[Verdict], None],
     ) -> "EngineCoreRequest":
-        """Return what the engine is to be given in place of a request.
+        """Return what vLLM's client is to be given in place of a request.
 
         Args:
-            request: As the output processor gets it, a verifiable one.
+            request: A verifiable one, which no one has been given yet.
             token_ids: [n] of the stored answer; with the prompt at most `max_model_len` - 1.
             on_verdict: Called before the first output.
         """
@@ -138,6 +144,19 @@ class VerifiedReplays:
     def close(self) -> None:
         """Give the engine nothing more."""
         self._waiting.clear()
+
+    def add_request(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        parent_req: Any = None,
+        request_index: int = 0,
+        queue: "RequestOutputCollector | None" = None,
+    ) -> None:
+        """Call what adds requests: of a check, its request."""
+        check = self._checks.get(request.request_id)
+        own = request if check is None else check.request
+        self._add_request(own, prompt, parent_req, request_index, queue)
 
     def process_outputs(
         self,

@@ -60,14 +60,14 @@ _ELSEWHERE = {
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed fetch _take_in"),
     (ExactMemory, "clear namespaces"),
-    (FrontEnd, "close fetch model_changed progress report stats _hit_rates _share_exact_hits"),
+    (FrontEnd, "close fetch model_changed progress report stats _hit_rates"),
     (HttpRequestContext, "add_info outcome take_info"),
-    (InfoCollector, "collect generates"),
+    (InfoCollector, "collect generates generates_nothing"),
     (TrackedRequest, "retrieval_ms"),
     (NearAnswers, "stats"),
     (Replayer, "close"),
-    (ServingMetrics, "errors features pins retrieval shared workers _add _tier _worker"),
-    (SingleFlight, "__len__"),
+    (ServingMetrics, "errors features pins retrieval shared verified workers _add _tier _worker"),
+    (SingleFlight, "__len__ is_led watcher_of"),
 }
 # What is there for errors: reached only after another one, and in themselves guarded.
 _FOR_ERRORS = {

@@ -17,7 +17,14 @@ pytestmark = [
 QUESTIONS = [f"What does parcel {number} cost?" for number in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("whose", "says", "outcome"),
+    [("trusted", "exact", "hit"), ("verified", "verified", "unproven")],
+)
 def test_the_first_repeat_of_a_restarted_server_is_a_hit(
+    whose: str,
+    says: str,
+    outcome: str,
     demo_model: Path,
     server_builder: Callable[..., Any],
     redis_server: Any,
@@ -25,7 +32,7 @@ def test_the_first_repeat_of_a_restarted_server_is_a_hit(
 ) -> None:
     environment = {
         "REPRISE_RETRIEVAL__URL": redis_server.url,
-        "REPRISE_SERVING__EXACT_HITS_FROM_OTHERS": "trusted",
+        "REPRISE_SERVING__EXACT_HITS_FROM_OTHERS": whose,
         # This machine may stand still for longer than a server may wait.
         "REPRISE_SERVING__EXACT_BUDGET_S": "1.0",
     }
@@ -56,9 +63,9 @@ def test_the_first_repeat_of_a_restarted_server_is_a_hit(
         is_ready(again)
         assert shared(again)["fingerprint"] == fingerprint
         repeated = [again.chat(question) for question in QUESTIONS]
-        assert [reply.cache for reply in repeated] == ["exact"] * len(QUESTIONS)
+        assert [reply.cache for reply in repeated] == [says] * len(QUESTIONS)
         assert [reply.text for reply in repeated] == [reply.text for reply in made]
-        assert shared(again)["hit"] == len(QUESTIONS)
+        assert shared(again)[outcome] == len(QUESTIONS)
         # Each key is a tenant of its own.
         assert again.chat(QUESTIONS[0], key=again.api_keys[1]).generated
         removed = again.send("/reprise/cache?everything=true", method="DELETE").json

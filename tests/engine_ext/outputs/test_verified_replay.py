@@ -71,8 +71,10 @@ class Engine(Desk):
         self, token_ids: list[int], name: str = "r", **params: Any
     ) -> tuple[EngineCoreRequest, EngineCoreRequest, Reader]:
         request, queue = make(name, DELTA, **params)
-        self.lead(request, queue)
+        self.flights.lead(b"k", request.request_id, watcher=self)
         check = self.replays.begin(request, token_ids, on_verdict=self.verdicts.append)
+        self.processor.add_request(check, "p", None, 0, queue)
+        assert self.processor.has_request(name)
         return request, check, Reader(DELTA, queue)
 
     def says(

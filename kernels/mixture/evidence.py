@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reprise.kernels.draft import mixture_layout as at
+from reprise.kernels.mixture import layout as at
 from reprise.kernels.draft.constants import BOS, END, REMOVED
 
 MAX_NEAR_EVIDENCE, MAX_NEAR_VISITS = 96, 512

@@ -23,6 +23,7 @@ from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec.batching.request import select_near
 
+
 class MixtureDrafter(RepriseDrafter):
     """Drafts by the core, with weights that are up to `refresh_tokens` emitted tokens old."""
 

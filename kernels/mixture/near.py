@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reprise.kernels.draft.constants import BOS, END
-from reprise.kernels.mixture.evidence import NearTexts, bucket
 from reprise.kernels.draft.near_row import MAX_ANSWER_TOKENS
+from reprise.kernels.mixture.evidence import NearTexts, bucket
 from reprise.kernels.mixture.layout import MAX_NEAR
 from reprise.kernels.mixture.state import NEAR_FIELDS, TAG_FIRST, TAG_KIND
 

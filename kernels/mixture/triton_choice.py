@@ -126,9 +126,7 @@ def pack_pieces(piece, token, info):
 
 
 @triton.jit
-def mix(
-    words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK: tl.constexpr
-):
+def mix(words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK: tl.constexpr):
     """See `reference.mix`: the candidates' tokens (-1: none) and chances, the escape's, the pieces'
     shares, and the longest matches in near answers and in the context."""
     piece = tl.arange(0, NUM_PIECES)
@@ -207,7 +205,7 @@ def weigh_orders(choice_ptr, words_ptr, code, valid, num_orders):
     order = tl.arange(0, NUM_ORDERS)
     total = tl.load(words_ptr + TOTALS + order, mask=order < num_orders, other=0)
     totalled = count_bucket(total)[None, :]
-    found = (valid[:, None] & (order < num_orders)[None, :])
+    found = valid[:, None] & (order < num_orders)[None, :]
     one = code[:, None] >> (5 * order)[None, :]
     cells = (one & 7) * 7 + totalled
     share = (one >> 3) & 3
@@ -244,7 +242,9 @@ def weigh_counts(
     longest = tl.maximum(tl.sum((total > 0).to(tl.int32), axis=1) - 1, 0)  # [1]
     longest = tl.max(longest, axis=0)
     shorter = tl.maximum(longest - 1, 0)
-    longest_share = near_share(field(near, longest, NEAR_BITS), field(near_total, longest, NEAR_BITS))
+    longest_share = near_share(
+        field(near, longest, NEAR_BITS), field(near_total, longest, NEAR_BITS)
+    )
     share = near_share(field(near, shorter, NEAR_BITS), field(near_total, shorter, NEAR_BITS))
     index = NEAR_SHARES + longest * 25 + longest_share * 5 + share
     has_near = tl.where(field(near_total, longest * 0, NEAR_BITS) > 0, valid, False)

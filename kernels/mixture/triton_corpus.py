@@ -19,7 +19,6 @@ from reprise.kernels.mixture.triton_places import (
     count_bucket,
     list_places,
     order_ranges,
-    reached,
     text_at,
 )
 
@@ -144,8 +143,8 @@ def find_corpus(
     recent_ptr = text_ptr + recent_begin
     recent_length = text_length - recent_begin
     count, _ = list_places(
-        words_ptr + PLACES, words_ptr + SKIPPED_PLACES, recent_ptr, recent_length - 1, last, NOTHING,
-        RECENT_PLACES, 0, True, BLOCK,
+        words_ptr + PLACES, words_ptr + SKIPPED_PLACES, recent_ptr, recent_length - 1,
+        last, NOTHING, RECENT_PLACES, 0, True, BLOCK,
     )  # fmt: skip
     tl.debug_barrier()
     if count > 0:

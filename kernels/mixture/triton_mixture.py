@@ -90,8 +90,8 @@ def _begin_alignment(
     max_draft,
     WIDTH: tl.constexpr,
 ):
-    """See `torch_backend.begin_alignment`: put the alignment in the first row; how many tokens of the
-    context it is for."""
+    """See `torch_backend.begin_alignment`: put the alignment in the first row; how many tokens of
+    the context it is for."""
     offset = tl.arange(0, WIDTH)
     before = tl.load(pending_ptr + PENDING_LENGTH)
     source = tl.maximum(tl.load(pending_ptr + PENDING_SOURCE), 0)

@@ -89,9 +89,9 @@ def keep_pieces(words_ptr, floats_ptr, index, token, info, score, best, valid):
 def near_match(near_ptr, place, valid, context_ptr, drafted_ptr, begin, length, end):
     """See `evidence.near_match`; [n] of each."""
     back = tl.arange(0, LONGEST)
-    own = text_at(
-        context_ptr, drafted_ptr, begin, length, end - 1 - back, end - 1 - back >= begin
-    )[None, :]
+    own = text_at(context_ptr, drafted_ptr, begin, length, end - 1 - back, end - 1 - back >= begin)[
+        None, :
+    ]
     back = back[None, :]
     index = place[:, None] - back
     symbol = tl.load(near_ptr + index, mask=valid[:, None] & (index >= 0), other=OUTSIDE)
@@ -172,9 +172,9 @@ def find_skipped(
     following = tl.load(near_ptr + place + 1, mask=listed, other=END)
     valid = listed & (following != END) & (following != last)
     back = tl.arange(0, LONGEST_SKIPPED)
-    own = text_at(
-        context_ptr, drafted_ptr, begin, length, end - 2 - back, end - 2 - back >= begin
-    )[None, :]
+    own = text_at(context_ptr, drafted_ptr, begin, length, end - 2 - back, end - 2 - back >= begin)[
+        None, :
+    ]
     back = back[None, :]
     index = place[:, None] - back
     symbol = tl.load(near_ptr + index, mask=valid[:, None] & (index >= 0), other=OUTSIDE)
@@ -231,9 +231,7 @@ def find_switches(
             tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
             place, zero, zero + first, zero + MATCHES + 1, valid,
         )  # fmt: skip
-        keep_pieces(
-            words_ptr, floats_ptr, SWITCHES_AT + lane, token, info, score, best, valid
-        )
+        keep_pieces(words_ptr, floats_ptr, SWITCHES_AT + lane, token, info, score, best, valid)
 
 
 @triton.jit
@@ -255,9 +253,7 @@ def find_near(
     token = tl.load(near_ptr + place + 1, mask=listed, other=END)
     valid = listed & (token != END)
     valid &= tl.cumsum(valid.to(tl.int32), axis=0) <= MAX_EVIDENCE
-    match, second = near_match(
-        near_ptr, place, valid, context_ptr, drafted_ptr, begin, length, end
-    )
+    match, second = near_match(near_ptr, place, valid, context_ptr, drafted_ptr, begin, length, end)
     block = match_bucket(match)
     first = NEAR_MATCH + block * SECONDS + second_bucket(second)
     score, best, info, near, away = near_score(

@@ -155,10 +155,10 @@ def mix(words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK: tl.co
         other = begin + tl.arange(0, CHUNK)
         other_token = tl.load(words_ptr + TOKENS + other)
         other_share = tl.load(shares_ptr + other)
-        same = token[:, None] == other_token[None, :]
-        shares += tl.sum(tl.where(same, other_share[None, :], 0), axis=1)
-        before = same & (other[None, :] < piece[:, None])
-        earlier += tl.sum(before.to(tl.int32), axis=1)
+        same = other_token[:, None] == token[None, :]
+        shares += tl.sum(tl.where(same, other_share[:, None], 0), axis=0)
+        before = same & (other[:, None] < piece[None, :])
+        earlier += tl.sum(before.to(tl.int32), axis=0)
     # The most likely first, of those the one that was found first.
     key = tl.where(has & (earlier == 0), shares * NUM_PIECES + NUM_PIECES - 1 - piece, -1)
     lane = tl.arange(0, WIDTH)

@@ -56,16 +56,16 @@ def find_places(
     token = tl.load(context_ptr + token_at + 1, mask=valid, other=-1)
     place = token_at + (token_at >= begin).to(tl.int32)
     back = tl.arange(0, LONGEST)
-    own = text_at(context_ptr, drafted_ptr, begin, length, end - 1 - back, back < end)[None, :]
-    back = back[None, :]
-    symbol = context_at(context_ptr, begin, place[:, None] - back, valid[:, None])
-    match = tl.min(tl.where(symbol != own, back, LONGEST), axis=1)
-    step = tl.arange(0, LONGEST_SECOND)[None, :]
-    symbol = context_at(context_ptr, begin, (place - match - 1)[:, None] - step, valid[:, None])
+    own = text_at(context_ptr, drafted_ptr, begin, length, end - 1 - back, back < end)[:, None]
+    back = back[:, None]
+    symbol = context_at(context_ptr, begin, place[None, :] - back, valid[None, :])
+    match = tl.min(tl.where(symbol != own, back, LONGEST), axis=0)
+    step = tl.arange(0, LONGEST_SECOND)[:, None]
+    symbol = context_at(context_ptr, begin, (place - match - 1)[None, :] - step, valid[None, :])
     own = text_at(
-        context_ptr, drafted_ptr, begin, length, (end - 2 - match)[:, None] - step, valid[:, None]
+        context_ptr, drafted_ptr, begin, length, (end - 2 - match)[None, :] - step, valid[None, :]
     )
-    second = tl.min(tl.where(symbol != own, step, LONGEST_SECOND), axis=1)
+    second = tl.min(tl.where(symbol != own, step, LONGEST_SECOND), axis=0)
     in_answer = (place >= begin).to(tl.int32)
     cell = (in_answer * MATCHES + match_bucket(match)) * SECONDS + second_bucket(second)
     ago = end - place
@@ -93,23 +93,26 @@ def find_skipped_places(
     behind = context_at(context_ptr, begin, place + 2, valid)
     valid &= (following != last) & (following != BOS)
     back = tl.arange(0, LONGEST_SKIPPED)
-    own = text_at(context_ptr, drafted_ptr, begin, length, end - 2 - back, back + 1 < end)[None, :]
-    back = back[None, :]
-    symbol = context_at(context_ptr, begin, place[:, None] - back, valid[:, None])
-    match = tl.min(tl.where(symbol != own, back, LONGEST_SKIPPED), axis=1)
+    own = text_at(context_ptr, drafted_ptr, begin, length, end - 2 - back, back + 1 < end)[:, None]
+    back = back[:, None]
+    symbol = context_at(context_ptr, begin, place[None, :] - back, valid[None, :])
+    match = tl.min(tl.where(symbol != own, back, LONGEST_SKIPPED), axis=0)
     valid &= match >= 2
     has_both = valid & (behind != BOS)
     number = valid.to(tl.int32) + has_both.to(tl.int32)
     before = tl.cumsum(number, axis=0) - number
     valid &= before < MAX_SKIPPED
-    zero = tl.zeros([SKIPPED_LISTED], tl.float32)
-    for kind in tl.static_range(2):
-        chosen = (valid & has_both) if kind == 0 else valid
-        token = behind if kind == 0 else following
-        feature = CONTEXT_SKIPPED + kind * SECONDS + second_bucket(match)
-        score, best = weigh(mixture_ptr, choice_ptr, zero, zero, feature, chosen)
-        index = CONTEXT_SKIPPED_AT + before + (has_both.to(tl.int32) if kind == 1 else 0)
-        keep_pieces(words_ptr, floats_ptr, index, token, lane * 0, score, best, chosen)
+    # Both kinds of a place beside each other: its second token behind, and its first.
+    both = (valid & has_both).to(tl.int32)
+    chosen = tl.interleave(both, valid.to(tl.int32)) > 0
+    kind = tl.interleave(lane * 0, lane * 0 + 1)
+    bucket = second_bucket(match)
+    feature = CONTEXT_SKIPPED + kind * SECONDS + tl.interleave(bucket, bucket)
+    zero = tl.zeros([2 * SKIPPED_LISTED], tl.float32)
+    score, best = weigh(mixture_ptr, choice_ptr, zero, zero, feature, chosen)
+    index = CONTEXT_SKIPPED_AT + tl.interleave(before, before + both)
+    token = tl.interleave(behind, following)
+    keep_pieces(words_ptr, floats_ptr, index, token, kind * 0, score, best, chosen)
 
 
 @triton.jit

@@ -64,13 +64,14 @@ def vote(words_ptr, text_ptr, order_ptr, first, size):
     scaled = (num_removed.to(tl.int64) * size // SAMPLED).to(tl.int32)
     tl.store(words_ptr + TOTALS + order, size - tl.where(size <= SAMPLED, num_removed, scaled))
     valid &= token >= 0
-    same = (token[:, :, None] == token[:, None, :]) & valid[:, None, :]
-    count = tl.sum(same.to(tl.int32), axis=2)
-    earlier = same & (lane[None, None, :] < lane[None, :, None])
-    is_first = valid & (tl.sum(earlier.to(tl.int32), axis=2) == 0)
+    # Votes are on the last axis and others on the one before, which is reduced.
+    same = (token[:, :, None] == token[:, None, :]) & valid[:, :, None]
+    count = tl.sum(same.to(tl.int32), axis=1)
+    earlier = same & (lane[None, :, None] < lane[None, None, :])
+    is_first = valid & (tl.sum(earlier.to(tl.int32), axis=1) == 0)
     # The commonest first, of those the least.
     key = tl.where(is_first, (count.to(tl.int64) << 32) - token, -1)
-    rank = tl.sum((key[:, None, :] > key[:, :, None]).to(tl.int32), axis=2)
+    rank = tl.sum((key[:, :, None] > key[:, None, :]).to(tl.int32), axis=1)
     scaled = tl.maximum(1, (count.to(tl.int64) * size[:, None] // SAMPLED).to(tl.int32))
     number = tl.where(is_few, count, scaled)
     slot = order[:, None] * USED + rank
@@ -97,12 +98,12 @@ def add_recent(
     valid &= token >= 0
     back = tl.arange(0, NUM_ORDERS)
     own = text_at(context_ptr, drafted_ptr, begin, length, end - 1 - back, back < end - begin)
-    back = back[None, :]
-    index = place[:, None] - back
-    symbol = tl.load(recent_ptr + index, mask=valid[:, None] & (index >= 0), other=OUTSIDE)
-    match = tl.min(tl.where(symbol != own[None, :], back, NUM_ORDERS), axis=1)
+    back = back[:, None]
+    index = place[None, :] - back
+    symbol = tl.load(recent_ptr + index, mask=valid[None, :] & (index >= 0), other=OUTSIDE)
+    match = tl.min(tl.where(symbol != own[:, None], back, NUM_ORDERS), axis=0)
     same = token[:, None] == token[None, :]
-    earlier = same & (lane[None, :] < lane[:, None])
+    earlier = same & (lane[:, None] < lane[None, :])
     used = tl.arange(0, USED)
     votes = tl.arange(0, VOTES)
     for order in tl.static_range(NUM_ORDERS):
@@ -112,15 +113,15 @@ def add_recent(
             total = tl.load(words_ptr + TOTALS + order)
             voted = tl.load(words_ptr + VOTED + order * VOTES + votes)
             successor = tl.load(words_ptr + SUCCESSORS + order * USED + used)
-            more = (successor[:, None] == token[None, :]) & active[None, :]
+            more = (token[:, None] == successor[None, :]) & active[:, None]
             numbers = tl.load(words_ptr + NUMBERS + order * USED + used)
-            numbers += tl.sum(more.to(tl.int32), axis=1)
-            known = tl.sum((token[:, None] == voted[None, :]).to(tl.int32), axis=1)
-            repeated = tl.sum((earlier & active[None, :]).to(tl.int32), axis=1)
+            numbers += tl.sum(more.to(tl.int32), axis=0)
+            known = tl.sum((voted[:, None] == token[None, :]).to(tl.int32), axis=0)
+            repeated = tl.sum((earlier & active[:, None]).to(tl.int32), axis=0)
             is_new = (active & (known == 0) & (repeated == 0)).to(tl.int32)
             slot = tl.sum((voted >= 0).to(tl.int32), axis=0)
             slot += tl.cumsum(is_new, axis=0) - is_new
-            counted = tl.sum((same & active[None, :]).to(tl.int32), axis=1)
+            counted = tl.sum((same & active[:, None]).to(tl.int32), axis=0)
             tl.debug_barrier()
             tl.store(words_ptr + TOTALS + order, total + number)
             tl.store(words_ptr + NUMBERS + order * USED + used, numbers, mask=successor >= 0)

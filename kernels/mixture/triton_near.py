@@ -87,29 +87,30 @@ def keep_pieces(words_ptr, floats_ptr, index, token, info, score, best, valid):
 
 @triton.jit
 def near_match(near_ptr, place, valid, context_ptr, drafted_ptr, begin, length, end):
-    """See `evidence.near_match`; [n] of each."""
+    """See `evidence.near_match`; [n] of each. Pieces are on the last axis, over the threads, and
+    what is compared is on the first, so that a thread reduces what it has compared."""
     back = tl.arange(0, LONGEST)
     own = text_at(context_ptr, drafted_ptr, begin, length, end - 1 - back, end - 1 - back >= begin)[
-        None, :
+        :, None
     ]
-    back = back[None, :]
-    index = place[:, None] - back
-    symbol = tl.load(near_ptr + index, mask=valid[:, None] & (index >= 0), other=OUTSIDE)
-    run = tl.min(tl.where(symbol != own, back, LONGEST), axis=1)
-    start = tl.min(tl.where(symbol == BOS, back, 2 * LONGEST), axis=1)
+    back = back[:, None]
+    index = place[None, :] - back
+    symbol = tl.load(near_ptr + index, mask=valid[None, :] & (index >= 0), other=OUTSIDE)
+    run = tl.min(tl.where(symbol != own, back, LONGEST), axis=0)
+    start = tl.min(tl.where(symbol == BOS, back, 2 * LONGEST), axis=0)
     reaches = start < run
     match = tl.where(reaches, start + 1 + REACHED_START, run)
     goes_on = valid & (start >= run)
     edge = tl.load(near_ptr + place - run, mask=goes_on & (place >= run), other=OUTSIDE)
-    step = tl.arange(0, LONGEST_SECOND)[None, :]
-    index = (place - run - 1)[:, None] - step
-    symbol = tl.load(near_ptr + index, mask=goes_on[:, None] & (index >= 0), other=OUTSIDE)
-    index = (end - 2 - run)[:, None] - step
+    step = tl.arange(0, LONGEST_SECOND)[:, None]
+    index = (place - run - 1)[None, :] - step
+    symbol = tl.load(near_ptr + index, mask=goes_on[None, :] & (index >= 0), other=OUTSIDE)
+    index = (end - 2 - run)[None, :] - step
     own = text_at(
-        context_ptr, drafted_ptr, begin, length, index, goes_on[:, None] & (index >= begin)
+        context_ptr, drafted_ptr, begin, length, index, goes_on[None, :] & (index >= begin)
     )
-    second = tl.min(tl.where(symbol != own, step, LONGEST_SECOND), axis=1)
-    start = tl.min(tl.where(symbol == BOS, step, 2 * LONGEST_SECOND), axis=1)
+    second = tl.min(tl.where(symbol != own, step, LONGEST_SECOND), axis=0)
+    start = tl.min(tl.where(symbol == BOS, step, 2 * LONGEST_SECOND), axis=0)
     second = tl.where(start < second, LONGEST_SECOND, second)
     second = tl.where(edge == BOS, 4, second)
     return match, tl.where(reaches, LONGEST_SECOND, second)
@@ -173,13 +174,13 @@ def find_skipped(
     valid = listed & (following != END) & (following != last)
     back = tl.arange(0, LONGEST_SKIPPED)
     own = text_at(context_ptr, drafted_ptr, begin, length, end - 2 - back, end - 2 - back >= begin)[
-        None, :
+        :, None
     ]
-    back = back[None, :]
-    index = place[:, None] - back
-    symbol = tl.load(near_ptr + index, mask=valid[:, None] & (index >= 0), other=OUTSIDE)
-    run = tl.min(tl.where(symbol != own, back, LONGEST_SKIPPED), axis=1)
-    start = tl.min(tl.where(symbol == BOS, back, 2 * LONGEST_SKIPPED), axis=1)
+    back = back[:, None]
+    index = place[None, :] - back
+    symbol = tl.load(near_ptr + index, mask=valid[None, :] & (index >= 0), other=OUTSIDE)
+    run = tl.min(tl.where(symbol != own, back, LONGEST_SKIPPED), axis=0)
+    start = tl.min(tl.where(symbol == BOS, back, 2 * LONGEST_SKIPPED), axis=0)
     match = tl.where((start < run) & (start > 0), LONGEST_SKIPPED, run)
     valid &= (match >= 2) | (start == 0)
     behind = tl.load(near_ptr + place + 2, mask=valid, other=END)
@@ -187,17 +188,19 @@ def find_skipped(
     number = valid.to(tl.int32) + has_both.to(tl.int32)
     before = tl.cumsum(number, axis=0) - number
     valid &= before < MAX_SKIPPED
-    for kind in tl.static_range(2):
-        chosen = (valid & has_both) if kind == 0 else valid
-        token = behind if kind == 0 else following
-        block = tl.full([SKIPPED_LISTED], MATCHES + kind, tl.int32)
-        first = NEAR_SKIPPED + kind * SECONDS + second_bucket(match)
-        score, best, info, _, _ = near_score(
-            tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
-            place + 2 - kind, match * 0, first, block, chosen,
-        )  # fmt: skip
-        index = NEAR_SKIPPED_AT + before + (has_both.to(tl.int32) if kind == 1 else 0)
-        keep_pieces(words_ptr, floats_ptr, index, token, info, score, best, chosen)
+    # Both kinds of a place beside each other: its second token behind, and its first.
+    both = (valid & has_both).to(tl.int32)
+    chosen = tl.interleave(both, valid.to(tl.int32)) > 0
+    kind = tl.interleave(lane * 0, lane * 0 + 1)
+    bucket = second_bucket(match)
+    first = NEAR_SKIPPED + kind * SECONDS + tl.interleave(bucket, bucket)
+    score, best, info, _, _ = near_score(
+        tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
+        tl.interleave(place + 2, place + 1), kind * 0, first, MATCHES + kind, chosen,
+    )  # fmt: skip
+    index = NEAR_SKIPPED_AT + tl.interleave(before, before + both)
+    token = tl.interleave(behind, following)
+    keep_pieces(words_ptr, floats_ptr, index, token, info, score, best, chosen)
 
 
 @triton.jit

@@ -29,11 +29,11 @@ _POINTERS = {
     "positions_ptr": "*i64",
     "tokens_ptr": "*i64",
     "best_token_ptr": "*i32",
-    "shares_ptr": "*i64",
+    "all_shares_ptr": "*i64",
 }
 _FLOAT_POINTERS = (
     "tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best", "chances", "hit_",
-    "hits_ptr", "mixture_weights", "choice_weights", "floats",
+    "hits_ptr", "mixture_weights", "choice_weights", "all_floats",
 )  # fmt: skip
 
 

@@ -43,10 +43,14 @@ RECENT_PLACES = 64
     SUCCESSORS,  # [NUM_ORDERS, USED_SUCCESSORS]
     NUMBERS,  # [NUM_ORDERS, USED_SUCCESSORS]
     TOTALS,  # [NUM_ORDERS]
-    DRAFTED,  # [MAX_DRAFT]
     NUM_WORDS,
-) = (0, 256, 512, 640, 704, 832, 864, 896, 960, 960 + MAX_DRAFT)
-"""Offsets in int32 scratch."""
+) = (0, 256, 512, 640, 704, 832, 864, 896, 960)
+"""Offsets in int32 scratch, of which there are two parts that take turns, so that addresses depend
+on the token: computed once before all of them they would not find room in registers."""
 
-SCORES, BEST_SCORES, CHANCES, NUM_FLOATS = 0, 256, 512, 512 + MAX_DRAFT
-"""Offsets in float32 scratch: [NUM_PIECES] each, and [MAX_DRAFT]."""
+SCORES, BEST_SCORES, NUM_FLOATS = 0, 256, 512
+"""Offsets in float32 scratch, likewise: [NUM_PIECES] each."""
+
+DRAFTED, WORDS_IN_ALL = 2 * NUM_WORDS, 2 * NUM_WORDS + MAX_DRAFT
+CHANCES, FLOATS_IN_ALL = 2 * NUM_FLOATS, 2 * NUM_FLOATS + MAX_DRAFT
+"""What is drafted comes behind both: [MAX_DRAFT]."""

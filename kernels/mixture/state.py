@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from reprise.kernels.mixture.layout import MAX_NEAR, NUM_CHOICE, NUM_MIXTURE
-from reprise.kernels.mixture.scratch import NUM_FLOATS, NUM_PIECES, NUM_WORDS
+from reprise.kernels.mixture.scratch import FLOATS_IN_ALL, NUM_PIECES, WORDS_IN_ALL
 
 NEAR_LENGTH, NUM_NEAR, NEAR_VERSION, SALT, MIXTURE_FIELDS = range(5)
 """Fields of a slot: tokens of its first MAX_NEAR near answers, marks included; how many these are;
@@ -50,11 +50,11 @@ class MixtureState:
     """[num_slots, max_draft + 1, MAX_NEAR] float32: how often each was right there of late."""
 
     words: torch.Tensor
-    """[num_slots, NUM_WORDS] int32: scratch of each row of a batch, see `scratch`."""
+    """[num_slots, WORDS_IN_ALL] int32: scratch of each row of a batch, see `scratch`."""
     floats: torch.Tensor
-    """[num_slots, NUM_FLOATS] float32: likewise."""
+    """[num_slots, FLOATS_IN_ALL] float32: likewise."""
     shares: torch.Tensor
-    """[num_slots, NUM_PIECES] int64: likewise."""
+    """[num_slots, 2 * NUM_PIECES] int64: likewise."""
 
     @classmethod
     def create(
@@ -90,9 +90,9 @@ class MixtureState:
             kept=zeros(num_slots, KEPT_FIELDS),
             pointers=zeros(num_slots, max_draft + 1, MAX_NEAR),
             hits=zeros(num_slots, max_draft + 1, MAX_NEAR, dtype=torch.float32),
-            words=zeros(num_slots, NUM_WORDS),
-            floats=zeros(num_slots, NUM_FLOATS, dtype=torch.float32),
-            shares=zeros(num_slots, NUM_PIECES, dtype=torch.int64),
+            words=zeros(num_slots, WORDS_IN_ALL),
+            floats=zeros(num_slots, FLOATS_IN_ALL, dtype=torch.float32),
+            shares=zeros(num_slots, 2 * NUM_PIECES, dtype=torch.int64),
         )
 
     @property

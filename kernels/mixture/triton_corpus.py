@@ -22,6 +22,8 @@ from reprise.kernels.mixture.triton_places import (
     text_at,
 )
 
+TOKEN_SPAN = tl.constexpr(1 << 26)
+"""More than there are tokens in a vocabulary."""
 SAMPLED = tl.constexpr(evidence.SAMPLED)
 USED = tl.constexpr(evidence.USED_SUCCESSORS)
 COUNTS = tl.constexpr(layout.COUNTS)
@@ -70,7 +72,7 @@ def vote(words_ptr, text_ptr, order_ptr, first, size):
     earlier = same & (lane[None, :, None] < lane[None, None, :])
     is_first = valid & (tl.sum(earlier.to(tl.int32), axis=1) == 0)
     # The commonest first, of those the least.
-    key = tl.where(is_first, (count.to(tl.int64) << 32) - token, -1)
+    key = tl.where(is_first, count * TOKEN_SPAN + TOKEN_SPAN - 1 - token, -1)
     rank = tl.sum((key[:, :, None] > key[:, None, :]).to(tl.int32), axis=1)
     scaled = tl.maximum(1, (count.to(tl.int64) * size[:, None] // SAMPLED).to(tl.int32))
     number = tl.where(is_few, count, scaled)

@@ -55,12 +55,14 @@ DRAFTED = tl.constexpr(scratch.DRAFTED)
 CHANCES = tl.constexpr(scratch.CHANCES)
 NUM_WORDS = tl.constexpr(scratch.NUM_WORDS)
 NUM_FLOATS = tl.constexpr(scratch.NUM_FLOATS)
+WORDS_IN_ALL = tl.constexpr(scratch.WORDS_IN_ALL)
+FLOATS_IN_ALL = tl.constexpr(scratch.FLOATS_IN_ALL)
 
 BLOCK = 2048
 """Tokens that are scanned at a time."""
 PRESENCE_BLOCK = 512
 """Tokens that candidates are looked for in at a time."""
-CHUNK = 16
+CHUNK = 8
 """Pieces that all others are compared with at a time."""
 NUM_WARPS = 8
 
@@ -139,9 +141,9 @@ def mixture_kernel(
     kept_ptr,  # [num_slots, KEPT_FIELDS] int32: in and out
     pointers_ptr,  # [num_slots, max_draft + 1, MAX_NEAR] int32: in and out
     hits_ptr,  # [num_slots, max_draft + 1, MAX_NEAR] float32: in and out
-    words_ptr,  # [num_slots, NUM_WORDS] int32: scratch of each row
-    floats_ptr,  # [num_slots, NUM_FLOATS] float32: scratch
-    shares_ptr,  # [num_slots, NUM_PIECES] int64: scratch
+    all_words_ptr,  # [num_slots, WORDS_IN_ALL] int32: scratch of each row
+    all_floats_ptr,  # [num_slots, FLOATS_IN_ALL] float32: scratch
+    all_shares_ptr,  # [num_slots, 2 * NUM_PIECES] int64: scratch
     max_model_len,
     context_stride,
     max_near_tokens,
@@ -161,10 +163,11 @@ def mixture_kernel(
     context_ptr = all_token_ids_ptr + slot * context_stride
     newest = tl.load(context_ptr + length - 1, mask=length > 0, other=0)
     number = tl.full([], 0, tl.int32)
-    words_ptr += row * NUM_WORDS
-    floats_ptr += row * NUM_FLOATS
-    shares_ptr += row * NUM_PIECES
-    drafted_ptr = words_ptr + DRAFTED
+    all_words_ptr += row * WORDS_IN_ALL
+    all_floats_ptr += row * FLOATS_IN_ALL
+    all_shares_ptr += row * 2 * NUM_PIECES
+    drafted_ptr = all_words_ptr + DRAFTED
+    drafted_chances_ptr = all_floats_ptr + CHANCES
     if (tl.load(wanted_ptr + row) != 0) & (length > 0):
         slots_ptr += slot * SLOT_FIELDS
         pending_ptr += slot * PENDING_FIELDS
@@ -201,6 +204,9 @@ def mixture_kernel(
             is_draft = tokens >= length
             # What the threads of the last round have read is overwritten from here on.
             tl.debug_barrier()
+            words_ptr = all_words_ptr + (tokens & 1) * NUM_WORDS
+            floats_ptr = all_floats_ptr + (tokens & 1) * NUM_FLOATS
+            shares_ptr = all_shares_ptr + (tokens & 1) * NUM_PIECES
             piece = tl.arange(0, NUM_PIECES)
             tl.store(words_ptr + TOKENS + piece, piece * 0 - 1)
             end = tokens + 1
@@ -246,7 +252,7 @@ def mixture_kernel(
                 if token >= 0:
                     source = tl.where(number == 0, token_source, source)
                     tl.store(drafted_ptr + number, token)
-                    tl.store(floats_ptr + CHANCES + number, chance)
+                    tl.store(drafted_chances_ptr + number, chance)
                     number += 1
                 until = tl.where((token < 0) | (right < LEAST_CHANCE), end, until)
             else:
@@ -267,7 +273,7 @@ def mixture_kernel(
         tl.store(row_ptr + offset, drafted, mask=offset < max_draft)
     tl.debug_barrier()
     drafted = tl.load(drafted_ptr + offset, mask=offset < number, other=-1)
-    chance = tl.load(floats_ptr + CHANCES + offset, mask=offset < number, other=0.0)
+    chance = tl.load(drafted_chances_ptr + offset, mask=offset < number, other=0.0)
     token = tl.where(offset < number, drafted, newest).to(tl.int64)
     tl.store(drafts_ptr + row * drafts_stride + offset, token, mask=offset < num_drafts)
     tl.store(chances_ptr + row * chances_stride + offset, chance, mask=offset < num_drafts)

@@ -150,6 +150,13 @@ def order_ranges(
     match = row // 2 + 1
     behind = (row % 2 == 1)[:, None]
     probe = tl.arange(0, PROBES)[None, :] + 1
+    depth = tl.arange(0, NUM_ORDERS)[:, None]
+    compared = depth < match[None, :]
+    symbol = text_at(
+        context_ptr, drafted_ptr, begin, length, end - match[None, :] + depth, compared
+    )[:, :, None]
+    compared = compared[:, :, None]
+    depth = depth[:, :, None]
     low = row * 0
     high = tl.where(match <= end - begin, order_length, 0)
     while tl.max(high - low, axis=0) > 0:
@@ -157,18 +164,15 @@ def order_ranges(
         place = low[:, None] + (size[:, None] * probe // (PROBES + 1)).to(tl.int32)
         inside = tl.where(probe > 0, (low < high)[:, None], False)
         entry = tl.load(order_ptr + place, mask=inside, other=0)
-        sign = entry * 0
-        for depth in tl.static_range(NUM_ORDERS):
-            # What is compared does not depend on what was, so that all loads are under way at once.
-            symbol = text_at(
-                context_ptr, drafted_ptr, begin, length, end - match + depth, match > depth
-            )[:, None]
-            token = tl.load(text_ptr + entry + depth, mask=entry + depth < text_length, other=END)
-            token = tl.where(token < BOS, token - REMOVED, token)
-            differs = (token > symbol).to(tl.int32) - (token < symbol).to(tl.int32)
-            undecided = tl.where((match > depth)[:, None], sign == 0, False)
-            sign = tl.where(undecided, differs, sign)
-        before = (sign < 0) | ((sign == 0) & behind)
+        index = entry[None, :, :] + depth
+        token = tl.load(text_ptr + index, mask=index < text_length, other=END)
+        token = tl.where(token < BOS, token - REMOVED, token)
+        # The first symbol that differs decides, by the last bit: whether it is greater.
+        differs = 2 * depth + (token > symbol).to(tl.int32)
+        differs = tl.where(compared & (token != symbol), differs, 2 * NUM_ORDERS)
+        differs = tl.min(differs, axis=0)
+        is_like = differs == 2 * NUM_ORDERS
+        before = (is_like & behind) | ((differs % 2 == 0) & (differs < 2 * NUM_ORDERS))
         count = tl.sum(tl.where(inside & before, 1, 0), axis=1)
         last_before = low + (size * count // (PROBES + 1)).to(tl.int32)
         first_behind = low + (size * (count + 1) // (PROBES + 1)).to(tl.int32)

@@ -119,6 +119,46 @@ def _begin_alignment(
     return tl.where(is_own, before + right, tl.maximum(begin, length - CATCH_UP))
 
 
+@triton.jit
+def _predict(
+    near_ptr, near_tags_ptr, near_info_ptr, pointers_ptr, hits_ptr,
+    mixture_ptr, choice_ptr, words_ptr, floats_ptr, shares_ptr,
+    context_ptr, drafted_ptr, begin, length, end, near_length, num_near,
+    corpora_ptr, arena_ptr, has_corpus, last, before, salt,
+    BLOCK: tl.constexpr, PRESENCE_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """See `reference.predict`, for which the evidence of matches in near answers is there already:
+    the likeliest token (-1: none), its chance and its source."""
+    find_switches(
+        near_ptr, near_tags_ptr, near_info_ptr, pointers_ptr, hits_ptr,
+        mixture_ptr, choice_ptr, words_ptr, floats_ptr, near_length, num_near,
+    )  # fmt: skip
+    # The lists of places are written anew.
+    tl.debug_barrier()
+    find_context(
+        mixture_ptr, choice_ptr, words_ptr, floats_ptr,
+        context_ptr, drafted_ptr, begin, length, end, last, before, BLOCK,
+    )  # fmt: skip
+    tl.debug_barrier()
+    text_ptr = arena_ptr + tl.load(corpora_ptr + TEXT_BEGIN, mask=has_corpus, other=0)
+    text_length = tl.load(corpora_ptr + TEXT_LENGTH, mask=has_corpus, other=0)
+    order_ptr = arena_ptr + tl.load(corpora_ptr + ORDER_BEGIN, mask=has_corpus, other=0)
+    order_length = tl.load(corpora_ptr + ORDER_LENGTH, mask=has_corpus, other=0)
+    recent_begin = tl.load(corpora_ptr + RECENT_BEGIN, mask=has_corpus, other=0)
+    num_orders = find_corpus(
+        mixture_ptr, choice_ptr, words_ptr, floats_ptr,
+        context_ptr, drafted_ptr, begin, length, end,
+        text_ptr, text_length, order_ptr, order_length, recent_begin, last, BLOCK,
+    )  # fmt: skip
+    tl.debug_barrier()
+    oldest = tl.where(end > 1, before, last)
+    return choose(
+        words_ptr, floats_ptr, shares_ptr, mixture_ptr, choice_ptr,
+        context_ptr, begin, length, near_ptr, near_tags_ptr, near_length,
+        num_near, num_orders, last, oldest, salt, PRESENCE_BLOCK, CHUNK,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_VIEWS)
 def mixture_kernel(
     drafts_ptr,  # [num_reqs, num_drafts] int64: out
@@ -186,11 +226,6 @@ def mixture_kernel(
         corpus_row = tl.load(slots_ptr + CORPUS_ROW).to(tl.int64)
         has_corpus = corpus_row >= 0
         corpora_ptr += corpus_row * CORPUS_FIELDS
-        text_ptr = arena_ptr + tl.load(corpora_ptr + TEXT_BEGIN, mask=has_corpus, other=0)
-        text_length = tl.load(corpora_ptr + TEXT_LENGTH, mask=has_corpus, other=0)
-        order_ptr = arena_ptr + tl.load(corpora_ptr + ORDER_BEGIN, mask=has_corpus, other=0)
-        order_length = tl.load(corpora_ptr + ORDER_LENGTH, mask=has_corpus, other=0)
-        recent_begin = tl.load(corpora_ptr + RECENT_BEGIN, mask=has_corpus, other=0)
         tokens = _begin_alignment(
             slots_ptr, near_slots_ptr, near_info_ptr, kept_ptr, pointers_ptr, hits_ptr,
             pending_ptr, pending_token_ids_ptr, context_ptr, begin, length, max_draft, WIDTH,
@@ -224,29 +259,12 @@ def mixture_kernel(
             next_ptr = pointers_ptr + tl.maximum(end - length, 0) * MAX_NEAR
             next_hit_ptr = hits_ptr + tl.maximum(end - length, 0) * MAX_NEAR
             if is_draft:
-                find_switches(
+                token, chance, token_source = _predict(
                     near_ptr, near_tags_ptr, near_info_ptr, at_ptr, hit_ptr,
-                    mixture_weights_ptr, choice_weights_ptr, words_ptr, floats_ptr,
-                    near_length, num_near,
-                )  # fmt: skip
-                # The lists of places are written anew.
-                tl.debug_barrier()
-                find_context(
-                    mixture_weights_ptr, choice_weights_ptr, words_ptr, floats_ptr,
-                    context_ptr, drafted_ptr, begin, length, end, last, before, BLOCK,
-                )  # fmt: skip
-                tl.debug_barrier()
-                num_orders = find_corpus(
-                    mixture_weights_ptr, choice_weights_ptr, words_ptr, floats_ptr,
-                    context_ptr, drafted_ptr, begin, length, end,
-                    text_ptr, text_length, order_ptr, order_length, recent_begin, last, BLOCK,
-                )  # fmt: skip
-                tl.debug_barrier()
-                oldest = tl.where(end > 1, before, last)
-                token, chance, token_source = choose(
-                    words_ptr, floats_ptr, shares_ptr, mixture_weights_ptr, choice_weights_ptr,
-                    context_ptr, begin, length, near_ptr, near_tags_ptr, near_length,
-                    num_near, num_orders, last, oldest, salt, PRESENCE_BLOCK, CHUNK,
+                    mixture_weights_ptr, choice_weights_ptr, words_ptr, floats_ptr, shares_ptr,
+                    context_ptr, drafted_ptr, begin, length, end, near_length, num_near,
+                    corpora_ptr, arena_ptr, has_corpus, last, before, salt,
+                    BLOCK, PRESENCE_BLOCK, CHUNK,
                 )  # fmt: skip
                 right *= chance
                 if token >= 0:

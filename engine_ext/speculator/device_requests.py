@@ -15,6 +15,7 @@ from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
+from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.hit_keeper import HitKeeper, hits_path
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.speculator.slot_counts import SlotCounts, stats_of
@@ -78,6 +79,7 @@ class DeviceRequests:
         state: what the device drafts from.
         counts: what became of drafts.
         errors: counts what goes wrong.
+        mixture: what the device drafts from beside it, and the weights, if the mixture drafts.
     """
 
     def __init__(
@@ -88,17 +90,20 @@ class DeviceRequests:
         counts: SlotCounts,
         *,
         errors: ErrorCounter,
+        mixture: DeviceMixture | None = None,
     ) -> None:
         self._errors = errors
         self._counts = counts
+        self._mixture = mixture
         self._namespace = config.namespace
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
-        self._rows = SlotRows(state)
+        self._rows = SlotRows(state, None if mixture is None else mixture.state)
         self._corpora = DeviceCorpora(state)
         self._read_back = ReadBack(state.slots.device, errors=errors)
         self._hits: HitKeeper | None = None
-        if (path := hits_path(config, self._tokenizer_key)) is not None:
+        path = None if mixture is not None else hits_path(config, self._tokenizer_key)
+        if path is not None:
             self._hits = HitKeeper(state, path, self._read_back, errors=errors)
         self._requests: dict[str, _Request] = {}
         self._draft_counts = DraftCountsStore()
@@ -207,7 +212,14 @@ class DeviceRequests:
         row = -1
         if self._shares(request):
             row = self._corpora.enter(request.namespace)
-        self._rows.assign(data.req_id, slot, num_prompt_tokens=data.prompt_len, corpus_row=row)
+        self._rows.assign(
+            data.req_id,
+            slot,
+            num_prompt_tokens=data.prompt_len,
+            corpus_row=row,
+            prompt_token_ids=request.live.prompt_token_ids,
+            salt=0 if self._mixture is None else self._mixture.salt(request.namespace),
+        )
 
     def _start(self, data: "NewRequestData") -> _Request:
         live = LiveRequest(data.sampling_params, data.prompt_token_ids)

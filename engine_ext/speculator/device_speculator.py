@@ -16,12 +16,14 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
+from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.engine_ext.worker import worker_installs
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.state import DraftState
+from reprise.kernels.mixture import draft_by_mixture
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -39,7 +41,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
     vLLM builds one per worker and calls `propose` after every step. Nothing in `propose` waits for
     the device, or makes it wait for the host: what requests bring along is sent when their step
     begins (`DeviceRequests`), and what became of drafts is read back when they have ended. Every
-    row gets drafts of full length, never of negative tokens; where there is nothing to copy they
+    row gets drafts of full length, never of negative tokens; where nothing predicts a token they
     repeat the last token, with chance 0.
     """
 
@@ -76,6 +78,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         self._wanted = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._ranks = RankDrafts(self._drafts, self.draft_token_confidence_probs)
         self._state: DraftState | None = None
+        self._mixture: DeviceMixture | None = None
         self._counts: SlotCounts | None = None
         self._requests: DeviceRequests | None = None
         if self._ranks.is_first:
@@ -86,12 +89,20 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
                 device=device,
             )
             self._counts = SlotCounts(self._state)
+            num_bytes = self._state.num_bytes + req_states.all_token_ids.gpu.nbytes
+            if config.engine.device_drafts == "mixture":
+                self._mixture = DeviceMixture(vllm_config, config, self._state)
+                num_bytes += self._mixture.state.num_bytes
             self._requests = DeviceRequests(
-                vllm_config, config, self._state, self._counts, errors=self._errors
+                vllm_config,
+                config,
+                self._state,
+                self._counts,
+                errors=self._errors,
+                mixture=self._mixture,
             )
             logger.info(
-                "Reprise: drafts on the device, in %.0f MiB of its memory.",
-                (self._state.num_bytes + req_states.all_token_ids.gpu.nbytes) / (1 << 20),
+                "Reprise: drafts on the device, in %.0f MiB of its memory.", num_bytes / (1 << 20)
             )
         logger.info("Reprise: %s.", registry.summary())
 
@@ -172,15 +183,18 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         if not wants_drafts:
             return False
         wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
-        draft_tokens(
-            self._state,
-            all_token_ids=self._req_states.all_token_ids.gpu,
-            total_len=self._req_states.total_len.gpu,
-            idx_mapping=slots,
-            wanted=wanted,
-            drafts=self._drafts[:num_reqs],
-            chances=self.draft_token_confidence_probs[:num_reqs],
-        )
+        tensors = {
+            "all_token_ids": self._req_states.all_token_ids.gpu,
+            "total_len": self._req_states.total_len.gpu,
+            "idx_mapping": slots,
+            "wanted": wanted,
+            "drafts": self._drafts[:num_reqs],
+            "chances": self.draft_token_confidence_probs[:num_reqs],
+        }
+        if self._mixture is None:
+            draft_tokens(self._state, **tensors)
+        else:
+            draft_by_mixture(self._state, self._mixture.state, **tensors)
         return True
 
     def end_requests(self, runner: Any, scheduler_output: "SchedulerOutput") -> None:

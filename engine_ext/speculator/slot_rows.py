@@ -15,7 +15,18 @@ from reprise.kernels.draft.constants import (
 )
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
+from reprise.kernels.mixture.layout import MAX_NEAR
+from reprise.kernels.mixture.near import NearRows, near_rows
+from reprise.kernels.mixture.state import (
+    MIXTURE_FIELDS,
+    NEAR_VERSION,
+    NUM_NEAR,
+    SALT,
+    MixtureState,
+)
+from reprise.kernels.mixture.state import NEAR_LENGTH as MIXTURE_NEAR_LENGTH
 from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.spec.batching.request import select_near
 
 
 class SlotRows:
@@ -23,13 +34,21 @@ class SlotRows:
 
     A request holds one slot until it ends or is preempted, and its near answers come with it when
     it goes on in another one.
+
+    Args:
+        state: what is drafted from.
+        mixture: what is drafted from beside it, if the mixture drafts.
     """
 
-    def __init__(self, state: DraftState) -> None:
+    def __init__(self, state: DraftState, mixture: MixtureState | None = None) -> None:
         self._state = state
+        self._mixture = mixture
+        self._mixture_rows = np.zeros((state.num_slots, MIXTURE_FIELDS), np.int32)
+        self._prompts: dict[str, NDArray[np.int32]] = {}
+        self._num_attached = 0
         self._rows = np.zeros((state.num_slots, SLOT_FIELDS), np.int32)
         self._slots: dict[str, int | None] = {}  # None: preempted
-        self._near: dict[str, NDArray[np.int32]] = {}
+        self._near: dict[str, NearRows] = {}
         self._num_requests = 0
         self.nearest: dict[str, str] = {}
         """By request: the id of the answer that is nearest to it."""
@@ -38,17 +57,30 @@ class SlotRows:
         """Have nothing drafted in these slots but from the context, whatever was there before."""
         self._rows[slots] = 0
         self._rows[slots, CORPUS_ROW] = -1
+        self._mixture_rows[slots] = 0
         for slot in slots:
             self._num_requests += 1
             self._rows[slot, GENERATION] = self._num_requests
             self._write(slot)
 
     def assign(
-        self, request_id: str, slot: int, *, num_prompt_tokens: int, corpus_row: int
+        self,
+        request_id: str,
+        slot: int,
+        *,
+        num_prompt_tokens: int,
+        corpus_row: int,
+        prompt_token_ids: Sequence[int] | NDArray[np.int32] | None = None,
+        salt: int = 0,
     ) -> None:
-        """Give a slot that is cleared to a request."""
+        """Give a slot that is cleared to a request; `salt`: 32 bits, of its namespace."""
         row = self._rows[slot]
         row[ANSWER_BEGIN], row[CORPUS_ROW] = num_prompt_tokens, corpus_row
+        self._mixture_rows[slot, SALT] = np.uint32(salt).astype(np.int32)
+        if self._mixture is not None:
+            self._prompts[request_id] = np.array(
+                () if prompt_token_ids is None else prompt_token_ids, np.int32
+            )
         self._slots[request_id] = slot
         self._write(slot)
         if request_id in self._near:
@@ -58,13 +90,12 @@ class SlotRows:
         """Give a request near answers to draft from; an unknown id is ignored."""
         if request_id not in self._slots:
             return
-        answers = [answer.response_token_ids for answer in near_answers]
-        tokens = near_row(answers, max_near_tokens=self._state.near_token_ids.shape[1])
-        self._near[request_id] = tokens
+        rows = self._lay_out(request_id, near_answers)
+        self._near[request_id] = rows
         if near_answers:
             self.nearest[request_id] = near_answers[0].answer_id
         if (slot := self._slots[request_id]) is not None:
-            self._write_near(slot, tokens)
+            self._write_near(slot, rows)
 
     def set_corpus_row(self, request_id: str, corpus_row: int) -> None:
         """Have a request drafted for from a corpus that has only come to be."""
@@ -82,14 +113,42 @@ class SlotRows:
         """Forget a request."""
         self._slots.pop(request_id, None)
         self._near.pop(request_id, None)
+        self._prompts.pop(request_id, None)
         self.nearest.pop(request_id, None)
 
-    def _write_near(self, slot: int, tokens: NDArray[np.int32]) -> None:
+    def _lay_out(self, request_id: str, near_answers: Sequence[NearAnswer]) -> NearRows:
+        room = self._state.near_token_ids.shape[1]
+        if self._mixture is None:
+            answers = [answer.response_token_ids for answer in near_answers]
+            nothing = np.zeros(0, np.int32)
+            return NearRows(near_row(answers, max_near_tokens=room), nothing, nothing)
+        chosen = select_near(near_answers, MAX_NEAR)
+        return near_rows(
+            [answer.response_token_ids for answer in chosen],
+            [answer.prompt_token_ids for answer in chosen],
+            [answer.similarity for answer in chosen],
+            [answer.clause for answer in chosen],
+            own_prompt=self._prompts[request_id],
+            max_near_tokens=room,
+        )
+
+    def _write_near(self, slot: int, rows: NearRows) -> None:
         # The length last: what lies beyond it is never read.
-        self._rows[slot, NEAR_LENGTH] = len(tokens)
-        if len(tokens):
-            prepare(self._state.near_token_ids[slot, : len(tokens)], tokens).enqueue()
+        length, number = len(rows.token_ids), len(rows.info)
+        self._rows[slot, NEAR_LENGTH] = length
+        if length:
+            prepare(self._state.near_token_ids[slot, :length], rows.token_ids).enqueue()
+        if self._mixture is not None:
+            self._num_attached += 1
+            row = self._mixture_rows[slot]
+            row[MIXTURE_NEAR_LENGTH], row[NUM_NEAR] = length, number
+            row[NEAR_VERSION] = self._num_attached
+            if length:
+                prepare(self._mixture.near_tags[slot, :length], rows.tags).enqueue()
+                prepare(self._mixture.near_info[slot, :number], rows.info).enqueue()
         self._write(slot)
 
     def _write(self, slot: int) -> None:
         prepare(self._state.slots[slot], self._rows[slot]).enqueue()
+        if self._mixture is not None:
+            prepare(self._mixture.slots[slot], self._mixture_rows[slot]).enqueue()

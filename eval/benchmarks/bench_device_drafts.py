@@ -32,6 +32,9 @@ from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.retrieval.search.embedding import Embedder
 
+CORES = {"device, start weights": 1 << 40, "device, learned weights": 1000}
+"""The core by the emitted tokens after which the host's weights are copied."""
+
 
 class ClosableDrafter(Drafter, Protocol):
     """A drafter with a thread to stop."""
@@ -78,7 +81,7 @@ def main(
     draft_length: Annotated[int, typer.Option(min=1, max=64, help="Most tokens of a draft.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="First requests only.")] = None,
     core: Annotated[
-        bool, typer.Option(help="Also the core of the predictor, which has no kernel yet.")
+        bool, typer.Option(help="Also the core of the predictor, with and without learning.")
     ] = False,
 ) -> None:
     """What drafts made on the device are worth, beside the product's, in steps."""
@@ -103,9 +106,12 @@ def main(
         device = run(DeviceDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
         table.add_row(name, "host", f"{one:g}", *describe(host, one, host))
         table.add_row("", "device, copies", f"{one:g}", *describe(device, one, host))
-        if core:
-            drafter = MixtureDrafter(embedder=embedder, cost=one, draft_length=draft_length)
-            table.add_row("", "device, core", f"{one:g}", *describe(run(drafter, rows), one, host))
+        for label, refresh_tokens in CORES.items() if core else ():
+            drafter = MixtureDrafter(
+                embedder=embedder, cost=one, draft_length=draft_length,
+                refresh_tokens=refresh_tokens,
+            )  # fmt: skip
+            table.add_row("", label, f"{one:g}", *describe(run(drafter, rows), one, host))
     console = Console()
     console.print(table)
     console.print("In steps: no figure of a device. MAL counts the model's own token in each step.")

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from reprise.kernels.draft import triton_kernels as draft_kernels
+from reprise.kernels.mixture import triton_mixture as mixture_kernels
 from reprise.kernels.verify import triton_coupled, triton_kernels, triton_restrict
 
 _POINTERS = {
@@ -28,9 +29,11 @@ _POINTERS = {
     "positions_ptr": "*i64",
     "tokens_ptr": "*i64",
     "best_token_ptr": "*i32",
+    "all_shares_ptr": "*i64",
 }
 _FLOAT_POINTERS = (
     "tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best", "chances", "hit_",
+    "hits_ptr", "mixture_weights", "choice_weights", "all_floats",
 )  # fmt: skip
 
 
@@ -57,6 +60,8 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
     plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
     bf16 = padded | {"SHIFT": 16}
     draft = {"WIDTH": 16, "BLOCK": draft_kernels.BLOCK}
+    mixture = draft | {"CHUNK": mixture_kernels.CHUNK, "BLOCK": mixture_kernels.BLOCK}
+    mixture |= {"PRESENCE_BLOCK": mixture_kernels.PRESENCE_BLOCK}
     stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
     restrict = triton_restrict.restrict_kernel
     return [
@@ -73,6 +78,7 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
         (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
+        (mixture_kernels.mixture_kernel, "16 drafts", mixture_kernels.NUM_WARPS, mixture),
         *_coupled_variants(),
     ]
 

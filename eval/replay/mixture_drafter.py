@@ -15,16 +15,13 @@ from reprise.eval.replay.device_drafter import SortedCorpus, draft_length
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.kernels.draft.constants import BOS
-from reprise.kernels.draft.mixture_evidence import Alignment, SortedAnswers, Text, advance
-from reprise.kernels.draft.mixture_layout import MAX_NEAR
-from reprise.kernels.draft.mixture_near import FIRST_HIT, lay_out_near
-from reprise.kernels.draft.mixture_reference import Presence, Weights, draft, near_pieces
+from reprise.kernels.mixture.evidence import Alignment, SortedAnswers, Text, advance
+from reprise.kernels.mixture.layout import LEAST_CHANCE, MAX_NEAR
+from reprise.kernels.mixture.near import FIRST_HIT, lay_out_near
+from reprise.kernels.mixture.reference import Presence, Weights, draft, near_pieces
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec.batching.request import select_near
-
-LEAST_CHANCE = 0.004
-"""Of a draft up to a token, below which no further one is predicted."""
 
 
 class MixtureDrafter(RepriseDrafter):
@@ -76,7 +73,7 @@ class MixtureDrafter(RepriseDrafter):
     def propose(self) -> Sequence[int]:
         super().propose()  # to learn from
         text = Text(self._tokens, self._begin, len(self._tokens))
-        self._drafted, chances, self._alignments = draft(
+        drafted = draft(
             text,
             self._near,
             self._alignment,
@@ -86,7 +83,8 @@ class MixtureDrafter(RepriseDrafter):
             max_draft=self._most,
             least_chance=LEAST_CHANCE,
         )
-        return self._drafted[: draft_length(np.array(chances), self._cost)]
+        self._drafted, self._alignments = drafted.token_ids, drafted.alignments
+        return self._drafted[: draft_length(np.array(drafted.chances), self._cost)]
 
     def observe(self, token_ids: IntArray) -> None:
         super().observe(token_ids)

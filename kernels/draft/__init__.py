@@ -51,9 +51,7 @@ def draft_tokens(
         ValueError: shapes, dtypes or devices do not fit. Values are not looked at; slots must be in
             [-1, num_slots), and -1 stands for a row without a request.
     """
-    _check(state, all_token_ids, total_len, idx_mapping, wanted, drafts, chances)
-    if backend not in ("auto", "torch", "triton"):
-        raise ValueError(f"expected backend 'auto', 'torch' or 'triton', came {backend!r}")
+    check(state, all_token_ids, total_len, idx_mapping, wanted, drafts, chances, backend)
     if drafts.numel() == 0:
         return
     if backend == "triton" or (backend == "auto" and drafts.is_cuda):
@@ -71,7 +69,7 @@ def draft_tokens(
     )
 
 
-def _check(
+def check(
     state: DraftState,
     all_token_ids: torch.Tensor,
     total_len: torch.Tensor,
@@ -79,7 +77,11 @@ def _check(
     wanted: torch.Tensor,
     drafts: torch.Tensor,
     chances: torch.Tensor,
+    backend: str,
 ) -> None:
+    """Refuse arguments that do not fit; see `draft_tokens`."""
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"expected backend 'auto', 'torch' or 'triton', came {backend!r}")
     rows, width = idx_mapping.shape[0], drafts.shape[-1]
     max_model_len = all_token_ids.shape[-1]
     expected: dict[str, tuple[torch.Tensor, tuple[int, ...], torch.dtype]] = {

@@ -14,12 +14,14 @@ from vllm import SamplingParams
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.speculator import device_requests
+from reprise.engine_ext.speculator import device_mixture, device_requests
+from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.constants import BOS, END, NEAR_LENGTH
 from reprise.kernels.draft.state import DraftState
+from reprise.kernels.mixture import draft_by_mixture
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.tests.engine_ext.blocked_embedder import BlockedEmbedder
@@ -32,7 +34,7 @@ ANSWER = list(range(200, 216))
 class World:
     """A worker's requests, and as much of vLLM's own state as they read."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, device_drafts: str) -> None:
         self.embedder = BlockedEmbedder()
         config = RetrievalConfig(embedding_model="lexical")
         self.retriever = LocalRetriever(config, embedder=self.embedder)
@@ -46,9 +48,14 @@ class World:
         self.errors = ErrorCounter()
         self.counts = SlotCounts(self.state)
         settings: Any = None
+        monkeypatch.setattr(device_mixture, "tokenizer_key_of", lambda _: "")
+        self.mixture: DeviceMixture | None = None
+        if device_drafts == "mixture":
+            self.mixture = DeviceMixture(settings, RepriseConfig(), self.state)
         self.requests = DeviceRequests(
-            settings, RepriseConfig(), self.state, self.counts, errors=self.errors
-        )
+            settings, RepriseConfig(), self.state, self.counts, errors=self.errors,
+            mixture=self.mixture,
+        )  # fmt: skip
         self.req_states = SimpleNamespace(
             req_id_to_index={},
             total_len=SimpleNamespace(gpu=torch.zeros(NUM_SLOTS, dtype=torch.int32)),
@@ -110,15 +117,18 @@ class World:
         slot = torch.tensor([self.req_states.req_id_to_index[name]], dtype=torch.int32)
         drafts = torch.zeros((1, NUM_DRAFTED), dtype=torch.int64)
         chances = torch.zeros((1, NUM_DRAFTED))
-        draft_tokens(
-            self.state,
-            all_token_ids=self.req_states.all_token_ids.gpu,
-            total_len=self.req_states.total_len.gpu,
-            idx_mapping=slot,
-            wanted=torch.ones(1, dtype=torch.bool),
-            drafts=drafts,
-            chances=chances,
-        )
+        tensors = {
+            "all_token_ids": self.req_states.all_token_ids.gpu,
+            "total_len": self.req_states.total_len.gpu,
+            "idx_mapping": slot,
+            "wanted": torch.ones(1, dtype=torch.bool),
+            "drafts": drafts,
+            "chances": chances,
+        }
+        if self.mixture is None:
+            draft_tokens(self.state, **tensors)
+        else:
+            draft_by_mixture(self.state, self.mixture.state, **tensors)
         return drafts[0, chances[0] > 0].tolist()
 
     def learn(self, name: str, namespace: str | None, answer: list[int] = ANSWER) -> None:
@@ -129,9 +139,9 @@ class World:
         assert self.requests.flush(30)
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    made = World(monkeypatch)
+@pytest.fixture(params=["mixture", "copies"])
+def world(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    made = World(monkeypatch, request.param)
     yield made
     made.embedder.go_on.set()
     made.retriever.close()

@@ -17,9 +17,10 @@ from reprise.engine_ext.speculator import device_speculator
 from reprise.engine_ext.speculator.device_speculator import DeviceSpeculator
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
-from reprise.kernels import draft
+from reprise.kernels import draft, mixture
 from reprise.kernels.draft.state import DraftState
 from reprise.kernels.draft.triton_kernels import draft_tokens_triton
+from reprise.kernels.mixture.triton_mixture import mixture_tokens_triton
 
 # Methods that wait, and functions that make a tensor on the host or read one.
 FORBIDDEN = {
@@ -36,8 +37,10 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     SlotCounts.add_step,
     RankDrafts.share,
     draft.draft_tokens,
-    draft._check,
+    draft.check,
     draft_tokens_triton,
+    mixture.draft_by_mixture,
+    mixture_tokens_triton,
 )
 
 
@@ -83,6 +86,7 @@ def speculator_on(device: str) -> DeviceSpeculator:
     )
     made._state = state
     made._counts = SlotCounts(state)
+    made._mixture = None
     made._drafts = torch.zeros((4, 3), dtype=torch.int64, device=device)
     made.draft_token_confidence_probs = torch.zeros((4, 3), device=device)
     made._slots = torch.zeros(4, dtype=torch.int32, device=device)
@@ -115,7 +119,7 @@ def test_all_that_it_launches_stays_on_the_device(
     """Torch's device without values stands for a GPU: every look at one raises."""
 
     def kernel(state: Any, **others: Any) -> None:
-        draft._check(state, **others)
+        draft.check(state, **others, backend="auto")
         if fails:
             raise RuntimeError("no such kernel")
 

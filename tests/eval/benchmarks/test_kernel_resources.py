@@ -20,6 +20,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling():
         "walk_kernel",
         "draft_kernel",
         "fold_kernel",
+        "mixture_kernel",
         "scan_kernel",
         "threshold_kernel",
         "noise_kernel",

@@ -1,163 +1,17 @@
-"""A small world to draft in: slots with contexts and near answers, and corpora in an arena."""
+"""A small world to draft in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
-from reprise.kernels.draft import draft_tokens
-from reprise.kernels.draft.arena import ArenaWrites, CorpusArena
-from reprise.kernels.draft.constants import BOS, END, REMOVED
-from reprise.kernels.draft.near_row import near_row
-from reprise.kernels.draft.state import DraftState
-
-ARENA_TOKENS = 1 << 15
-
-
-def corpus_text(answers: Sequence[Sequence[int]]) -> np.ndarray:
-    """BOS, tokens, END of each answer, int32."""
-    return np.array([t for answer in answers for t in (BOS, *answer, END)], np.int32)
-
-
-def suffix_array(text: np.ndarray) -> np.ndarray:
-    """Indices of all BOS and tokens, sorted by what follows from there, marked or not."""
-    plain = np.where(text < BOS, text - np.int32(REMOVED), text).tolist()
-    entries = [i for i, token in enumerate(plain) if token != END]
-    return np.array(sorted(entries, key=lambda i: (plain[i : i + 25], i)), np.int32)
-
-
-@dataclass
-class DraftWorld:
-    """State, contexts and what was drafted last."""
-
-    state: DraftState
-    all_token_ids: torch.Tensor
-    total_len: torch.Tensor
-    arena: CorpusArena
-    generations: list[int] = field(default_factory=lambda: [0])
-
-    def put_corpus(
-        self,
-        name: str,
-        answers: Sequence[Sequence[int]],
-        recent: Sequence[Sequence[int]] = (),
-        removed: Sequence[int] = (),
-    ) -> int:
-        """Index answers, some of them removed since, and add recent ones; returns the row."""
-        text = corpus_text(answers)
-        order = suffix_array(text)
-        starts = np.flatnonzero(text == BOS)
-        for k in removed:
-            text[starts[k] + 1 : starts[k] + 1 + len(answers[k])] += np.int32(REMOVED)
-        writes = self.arena.put(name, text, order, recent_begin=len(text), room=512)
-        assert writes is not None
-        self.write(writes)
-        for answer in recent:
-            writes = self.arena.append(name, np.array(answer, np.int32))
-            assert writes is not None
-            self.write(writes)
-        return self.arena.row(name)
-
-    def write(self, writes: ArenaWrites) -> None:
-        for begin, values in writes.parts:
-            self.state.arena[begin : begin + len(values)] = torch.from_numpy(values.copy())
-        self.state.corpora[writes.row] = torch.from_numpy(writes.fields.copy())
-
-    def begin(
-        self,
-        slot: int,
-        prompt: Sequence[int],
-        answer: Sequence[int],
-        *,
-        near: Sequence[Sequence[int]] = (),
-        corpus_row: int = -1,
-    ) -> None:
-        """A new request takes a slot."""
-        self.generations[0] += 1
-        row = near_row(
-            [np.array(one, np.int32) for one in near],
-            max_near_tokens=self.state.near_token_ids.shape[1],
-        )
-        self.state.near_token_ids[slot, : len(row)] = torch.from_numpy(row)
-        values = [self.generations[0], len(prompt), len(row), corpus_row]
-        self.state.slots[slot] = torch.tensor(values, dtype=torch.int32)
-        self.total_len[slot] = 0
-        self.emit(slot, [*prompt, *answer])
-
-    def emit(self, slot: int, tokens: Sequence[int]) -> None:
-        """Append tokens to a slot's context, as many as there is room for."""
-        begin = int(self.total_len[slot])
-        tokens = list(tokens)[: self.all_token_ids.shape[1] - begin]
-        self.all_token_ids[slot, begin : begin + len(tokens)] = torch.tensor(
-            tokens, dtype=torch.int32
-        )
-        self.total_len[slot] += len(tokens)
-
-    def draft(
-        self,
-        rows: Sequence[int],
-        *,
-        length: int | None = None,
-        wanted: Sequence[bool] | None = None,
-        backend: str = "auto",
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Drafts and chances for these slots, in buffers that hold something else before."""
-        device, width = self.state.slots.device, length or self.state.max_draft
-        drafts = torch.full((len(rows), width), -7, dtype=torch.int64, device=device)
-        chances = torch.full((len(rows), width), 9.0, device=device)
-        draft_tokens(
-            self.state,
-            all_token_ids=self.all_token_ids,
-            total_len=self.total_len,
-            idx_mapping=torch.tensor(rows, dtype=torch.int32, device=device),
-            wanted=torch.tensor(wanted or [True] * len(rows), dtype=torch.bool, device=device),
-            drafts=drafts,
-            chances=chances,
-            backend=backend,
-        )
-        return drafts, chances
-
-    def draft_both(self, rows: Sequence[int], **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draft by the reference and by Triton, demand equality of everything, and return it."""
-        kept = {f.name: getattr(self.state, f.name).clone() for f in fields(self.state)}
-        drafts, chances = self.draft(rows, backend="torch", **more)
-        expected = {f.name: getattr(self.state, f.name).clone() for f in fields(self.state)}
-        for name, tensor in kept.items():
-            getattr(self.state, name).copy_(tensor)
-        got, got_chances = self.draft(rows, backend="triton", **more)
-        assert torch.equal(got, drafts), f"expected {drafts.tolist()}, got {got.tolist()}"
-        assert torch.equal(got_chances, chances)
-        for name, tensor in expected.items():
-            assert torch.equal(getattr(self.state, name), tensor), name
-        return drafts, chances
+from reprise.tests.kernels.draft_world import DraftWorld, build_world
 
 
 @pytest.fixture
 def make_world(device: torch.device) -> Callable[..., DraftWorld]:
     """Build an empty world."""
-
-    def build(
-        *, num_slots: int = 4, max_draft: int = 8, max_model_len: int = 64, max_near: int = 128
-    ) -> DraftWorld:
-        sizes = {"num_corpora": 4, "arena_tokens": ARENA_TOKENS}
-        state = DraftState.create(
-            num_slots=num_slots,
-            max_draft=max_draft,
-            max_near_tokens=max_near,
-            device=device,
-            **sizes,
-        )
-        shape = (num_slots, max_model_len)
-        return DraftWorld(
-            state=state,
-            all_token_ids=torch.full(shape, 3, dtype=torch.int32, device=device),
-            total_len=torch.zeros(num_slots, dtype=torch.int32, device=device),
-            arena=CorpusArena(**sizes),
-        )
-
-    return build
+    return partial(build_world, device)

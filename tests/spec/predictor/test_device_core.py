@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reprise.kernels.draft import mixture_layout as core_layout
-from reprise.kernels.draft.mixture_evidence import (
+from reprise.kernels.mixture import layout as core_layout
+from reprise.kernels.mixture.evidence import (
     Alignment,
     NearTexts,
     SortedAnswers,
     Text,
     advance,
 )
-from reprise.kernels.draft.mixture_near import lay_out_near
-from reprise.kernels.draft.mixture_reference import Presence, Weights, collect, predict
+from reprise.kernels.mixture.near import lay_out_near
+from reprise.kernels.mixture.reference import Presence, Weights, collect, predict
 from reprise.spec.predictor import features
 from reprise.spec.runtime.layout import BOS, END, MAX_NEAR, REMOVED
 

@@ -10,6 +10,8 @@ NUM_ORDERS = 4
 """Orders of the corpus that are used: the last 1, 2, 3 and 4 tokens."""
 MAX_NEAR = 16
 """Near answers that are used."""
+LEAST_CHANCE = 0.004
+"""Of a draft up to a token, below which no further one is predicted."""
 COUNTS, MATCHES, COARSE, SECONDS, DISTANCES, HITS = 6, 10, 5, 5, 10, 6
 THRESHOLDS, PROB_BINS, CELL = 8, 20, 49
 

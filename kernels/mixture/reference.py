@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from reprise.kernels.draft import mixture_layout as at
-from reprise.kernels.draft.mixture_evidence import (
+from reprise.kernels.mixture import layout as at
+from reprise.kernels.mixture.evidence import (
     USED_SUCCESSORS,
     Alignment,
     NearTexts,
@@ -34,6 +34,9 @@ from reprise.kernels.draft.mixture_evidence import (
 MAX_CANDIDATES = 6
 LONGEST_ESCAPE = 10
 RECENT_HITS = 2.0
+ONE = float(1 << 40)
+"""Shares of a mixture are added as whole numbers of which this is 1: in any order the sum is the
+same, so that equal candidates are ranked alike everywhere."""
 MIN_MATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -117,17 +120,18 @@ def mix(evidence: Evidence, weights: Sequence[float]) -> tuple[list[Candidate], 
     pieces = evidence.pieces
     scores = [sum(weights[f] for f in piece.features) for piece in pieces]
     highest = max([escape, *scores])
-    shares = [math.exp(score - highest) for score in scores]
-    none = math.exp(escape - highest)
+    shares = [int(math.exp(score - highest) * ONE + 0.5) for score in scores]
+    none = int(math.exp(escape - highest) * ONE + 0.5)
     total = none + sum(shares)
-    probs: dict[int, float] = {}
+    sums: dict[int, int] = {}
     best: dict[int, int] = {}
     for i, piece in enumerate(pieces):
-        probs[piece.token] = probs.get(piece.token, 0.0) + shares[i] / total
+        sums[piece.token] = sums.get(piece.token, 0) + shares[i]
         if piece.token not in best or shares[i] > shares[best[piece.token]]:
             best[piece.token] = i
-    ranked = sorted(probs, key=lambda token: -probs[token])[:MAX_CANDIDATES]
-    return [Candidate(token, probs[token], pieces[best[token]]) for token in ranked], none / total
+    ranked = sorted(sums, key=lambda token: -sums[token])[:MAX_CANDIDATES]
+    candidates = [Candidate(token, sums[token] / total, pieces[best[token]]) for token in ranked]
+    return candidates, none / total
 
 
 def cell(count: int, total: int) -> int:
@@ -348,6 +352,15 @@ def predict(
     return Prediction(candidates[likeliest].token, probs[likeliest], evidence, candidates, probs)
 
 
+class Draft(NamedTuple):
+    """Tokens, each one's chance given those before, and the alignment after each of them."""
+
+    token_ids: list[int]
+    chances: list[float]
+    alignments: list[Alignment]
+    source: int  # of what says most for the first token; -1: no draft
+
+
 def draft(
     text: Text,
     near: NearTexts,
@@ -358,10 +371,10 @@ def draft(
     *,
     max_draft: int,
     least_chance: float,
-) -> tuple[list[int], list[float], list[Alignment]]:
-    """Tokens, each one's chance given those before, and the alignment after each of them; up to
-    `max_draft`, and to the first with which the draft is right with less than `least_chance`."""
-    right = 1.0
+) -> Draft:
+    """The likeliest token, time and again: `max_draft` at most, and up to the first with which the
+    draft is right with less than `least_chance`."""
+    right, source = 1.0, -1
     tokens: list[int] = []
     chances: list[float] = []
     alignments: list[Alignment] = []
@@ -369,10 +382,12 @@ def draft(
         found = predict(text, near, alignment, corpus, presence, weights)
         if found.token < 0:
             break
+        if not tokens:
+            source = next(c.best.source for c in found.candidates if c.token == found.token)
         alignment = advance(alignment, found.evidence.near, near, found.token)
         text = text._replace(token_ids=[*text.token_ids, found.token])
         tokens.append(found.token)
         chances.append(found.prob)
         right *= found.prob
         alignments.append(alignment)
-    return tokens, chances, alignments
+    return Draft(tokens, chances, alignments, source)

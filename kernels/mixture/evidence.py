@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reprise.kernels.draft import mixture_layout as at
 from reprise.kernels.draft.constants import BOS, END, REMOVED
+from reprise.kernels.mixture import layout as at
 
 MAX_NEAR_EVIDENCE, MAX_NEAR_VISITS = 96, 512
 MAX_NEAR_SKIPPED, MAX_NEAR_SKIPPED_VISITS = 24, 48

@@ -169,7 +169,10 @@ def test_a_seed_gives_the_sample_that_it_gives_without_drafts(
     expected = answers(plain_llm)
     before = drafted()
     for _ in range(2):
-        assert answers(reprise_llm) == expected
+        said = answers(reprise_llm)
+        # Rounding of several rows and of one differs in the last bits of float32. The two largest
+        # of noisy logits are that close once in a million tokens; here are eight thousand.
+        assert sum(one != other for one, other in zip(said, expected, strict=True)) <= 1
     after = drafted()
     # An exact repeat's near answer is what it says.
     assert after["accepted"] - before["accepted"] > sum(len(one[0]) for one in expected) / 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
     from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.engine_ext.instances import cleanup_all, get_instance_stats
     from reprise.retrieval.api.answer import Answer
     from reprise.retrieval.api.config import RetrievalConfig
     from reprise.retrieval.api.retriever import Retriever
@@ -22,7 +23,9 @@ __all__ = [
     "RepriseConfig",
     "RetrievalConfig",
     "Retriever",
+    "cleanup_all",
     "create_enhanced_system",
+    "get_instance_stats",
 ]
 _HOMES = {
     "Answer": "reprise.retrieval.api.answer",
@@ -31,7 +34,9 @@ _HOMES = {
     "RepriseConfig": "reprise.engine_ext.core.config",
     "RetrievalConfig": "reprise.retrieval.api.config",
     "Retriever": "reprise.retrieval.api.retriever",
+    "cleanup_all": "reprise.engine_ext.instances",
     "create_enhanced_system": "reprise.engine_ext.async_llm",
+    "get_instance_stats": "reprise.engine_ext.instances",
 }
 
 

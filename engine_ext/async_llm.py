@@ -18,6 +18,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 
+from reprise.engine_ext import instances
 from reprise.engine_ext.checks.start_up import end_soon_on_sigterm
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
@@ -124,6 +125,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
+        instances.started(self)
         usage = kwargs.get("usage_context")
         # Whoever runs a batch has given all of its requests.
         self.is_sole_tenant = is_programs or usage is UsageContext.OPENAI_BATCH_RUNNER
@@ -307,6 +309,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
 
     def shutdown(self, timeout: float | None = None) -> None:
         """As `AsyncLLM.shutdown`."""
+        instances.ended(self)
         if self.exact_forgetting is not None:
             self.exact_forgetting.close()
         if self.front_end is not None:

@@ -15,6 +15,7 @@ OF_THE_PROCESS = {
     "checks.start_up._checked_pids": "a process has one command line, which is checked once",
     "compat.guarded.step_errors": "counts of errors in hooks, which are of vLLM's classes",
     "compat.registry.registry": "what is patched in vLLM's classes, which a process has once",
+    "instances._running": "the engines themselves; weak",
     "kv_pins.system_prefix.errors": "counts of errors in hooks, which are of vLLM's classes",
     "outputs.one_token_outputs._parsers_built": "a server is one per process",
     "request.tenants._warned": "one log line each",

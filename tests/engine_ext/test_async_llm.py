@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reprise.engine_ext import async_llm
+from reprise.engine_ext import async_llm, instances
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
 from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
+from reprise.engine_ext.instances import cleanup_all, get_instance_stats
 
 
 class ManyEngines:
@@ -70,7 +72,7 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert len(lines) == (index == 0)
     engine.engine_core = ManyEngines()
     reports: list[Any] = []
-    engine.front_end = SimpleNamespace(report=reports.append)  # type: ignore[assignment]
+    engine.front_end = SimpleNamespace(report=lambda *each: reports.append(each[0]))  # type: ignore[assignment]
     await engine.report()
     assert reports == [["a", "b", "c", "d"] if index == 0 else None]
     EnhancedAsyncLLM(vllm_config)
@@ -218,11 +220,22 @@ async def metrics_follow_the_workers(engine: EnhancedAsyncLLM) -> None:
     assert (await engine.health_check())["errors"] == {}
 
 
+async def all_engines_of_a_process_are_known(engine: EnhancedAsyncLLM) -> None:
+    (stats,) = await get_instance_stats()
+    assert stats["model"] == engine.model_config.served_model_name
+    assert stats["front_end"].keys() == (await engine.get_stats())["front_end"].keys()
+    assert cleanup_all() == 1
+    assert await get_instance_stats() == []
+    assert cleanup_all() == 0
+
+
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_on_a_real_engine(demo_model: Path) -> None:
+async def test_on_a_real_engine(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine client without a server around it; one engine for all of the above."""
+    # Tests before have made some that were never started.
+    monkeypatch.setattr(instances, "_running", weakref.WeakSet())
     args = AsyncEngineArgs(
         model=str(demo_model),
         enforce_eager=True,
@@ -241,6 +254,7 @@ async def test_on_a_real_engine(demo_model: Path) -> None:
         await a_paused_engine_answers_nothing(engine)
         await who_asks_gets_information(engine)
         await metrics_follow_the_workers(engine)
+        await all_engines_of_a_process_are_known(engine)
     await eventually(lambda: asyncio.all_tasks() == before)
 
 

@@ -176,6 +176,10 @@ def printing_to(log: Any) -> Iterator[None]:
     os.dup2(log.fileno(), 2)
     try:
         yield
+    except Exception as error:
+        log.seek(0)
+        error.add_note(log.read().decode(errors="replace")[-6000:])
+        raise
     finally:
         os.dup2(kept, 2)
         os.close(kept)

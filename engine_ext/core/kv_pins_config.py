@@ -1,8 +1,16 @@
 """The configuration of pinned prefixes."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _listed(given: Any) -> Any:
+    """Read a list from an environment variable: a JSON list, or one text."""
+    if not isinstance(given, str):
+        return given
+    return json.loads(given) if given.startswith("[") else [given]
 
 
 class KvPinsConfig(BaseModel):
@@ -24,7 +32,8 @@ class KvPinsConfig(BaseModel):
     """Requests of one namespace that must have begun alike for their common prefix to be pinned;
     0: never."""
 
-    prefixes: tuple[str, ...] = ()
+    prefixes: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Prefixes that are computed and pinned when the server starts, for requests without a tenant
     or of the namespace that the operator has set: each is a text, or `@` and the path of a file
-    with a text, or with token ids as a JSON list."""
+    with a text, or with token ids as a JSON list. In an environment variable: a JSON
+    list of these, or one of them."""

@@ -49,6 +49,8 @@ def start_line(config: "RepriseConfig", vllm_config: "VllmConfig", *, searches_h
         if searches_here
         else "near answers searched for by the workers",
     ]
+    if config.kv_pins.enabled:
+        parts.append(f"prefixes pinned in up to {config.kv_pins.max_share:.0%} of the KV blocks")
     return "; ".join(parts) + "."
 
 

@@ -25,6 +25,15 @@ def test_additional_config_beats_file_beats_environment(
     assert config.retrieval.near_answers == 8
 
 
+def test_prefixes_come_from_the_environment_one_or_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, expected in (("You are.", ("You are.",)), ('["a", "@b"]', ("a", "@b"))):
+        monkeypatch.setenv("REPRISE_KV_PINS__PREFIXES", given)
+        assert load_config().kv_pins.prefixes == expected
+    monkeypatch.setenv("REPRISE_KV_PINS__PREFIXES", "[a")
+    with pytest.raises(ValueError, match=r"kv_pins\.prefixes"):
+        load_config()
+
+
 def engine(num_speculative_tokens: int) -> Any:
     speculative = SimpleNamespace(num_speculative_tokens=num_speculative_tokens)
     drafts = {"reprise": {"drafts": {"verify_cost": 0.02}}}

@@ -39,6 +39,9 @@ def test_the_first_line_says_what_is_on() -> None:
     assert "exact hits for all requests, sampled ones too, shared through the tier" in other
     assert "answers kept in redis://:***@host:1/0" in other
     assert "no exact hits" in line(serving={"enabled": False})
+    pinning = line(kv_pins={"enabled": True, "max_share": 0.3})
+    assert "prefixes pinned in up to 30% of the KV blocks" in pinning
+    assert "pinned" not in plain
 
 
 async def test_near_answers_are_announced_once_they_are_there(

@@ -28,9 +28,10 @@ def chat(llm: Any, question: str, **given: Any) -> tuple[list[int], int]:
 
 
 def press(llm: Any, tag: int) -> None:
-    """Evict what may be evicted."""
-    prompts = [{"prompt_token_ids": [tag + n] * 400} for n in range(12)]
-    llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)
+    """Evict what may be evicted, by requests that leave room for pins while they run."""
+    for number in range(4):
+        prompt = {"prompt_token_ids": [tag + number] * 400}
+        llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)
 
 
 def pins(llm: Any, *command: Any) -> Any:
@@ -49,7 +50,7 @@ def test_a_system_prompt_survives_and_answers_stay_the_same(
                 answer, num_cached = chat(llm, f"What is {user} and {user}?")
                 answers.append(answer)
                 cached.append(num_cached)
-                press(llm, 100 + 12 * user)
+                press(llm, 100 + 4 * user)
             found[enabled] = answers, cached
             if enabled:
                 check_pins(llm, cached[-1])

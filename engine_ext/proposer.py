@@ -187,8 +187,11 @@ class CacheHitProposer(DrafterHooks):
 
         def limits() -> list[int]:
             longest, room = self._num_speculative_tokens, self._max_model_len - 1
+            keeps = worker_installs.keeps_samples()
             return [
-                live.draft_limit(row.num_tokens, min(longest, room - row.num_tokens))
+                live.draft_limit(
+                    row.num_tokens, min(longest, room - row.num_tokens), keeps_sample=keeps
+                )
                 for row, live in zip(known, lives, strict=True)
             ]
 
@@ -236,7 +239,8 @@ class CacheHitProposer(DrafterHooks):
         self._live[request_id] = live
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
         shares = not is_private(namespace)
-        if self._near is not None and shares and not promises_a_sample(live.params):
+        is_drafted_for = worker_installs.keeps_samples() or not promises_a_sample(live.params)
+        if self._near is not None and shares and is_drafted_for:
             self._near.begin(request_id, live, namespace)
 
     def before_serving(self, runner: "GPUModelRunner") -> None:

@@ -14,8 +14,8 @@ class VerifyConfig(BaseModel):
 
     enabled: bool | None = None
     """Verify with Reprise's kernels where a batch qualifies. None: on model runner V2, on CUDA, and
-    on the CPU where all requests are greedy; True: everywhere; False: never, and on V2 sampled
-    requests with a seed get no drafts."""
+    on the CPU where all requests are greedy; True: everywhere; False: never, and sampled requests
+    with a seed get no drafts."""
 
     backend: Literal["auto", "torch", "triton"] = "auto"
     """Implementation: `auto` takes Triton for CUDA tensors, numba or torch for all others."""

@@ -20,11 +20,13 @@ def promises_a_sample(params: "SamplingParams | None") -> bool:
 
 def drafts_keep_samples(vllm_config: Any, config: "RepriseConfig") -> bool:
     """Return whether the settings have drafts verified so that a seed gives the sample that it
-    gives without: on model runner V2, unless vLLM verifies there by itself. On V1 its rejection
-    sampling spends the request's random numbers differently when there are drafts."""
-    return (
-        bool(vllm_config.use_v2_model_runner)
-        and config.verification.enabled is not False
+    gives without: on model runner V2 and on a CPU, unless vLLM verifies there by itself. Its
+    rejection sampling spends the request's random numbers differently when there are drafts."""
+    if config.verification.enabled is False:
+        return False
+    if vllm_config.use_v2_model_runner:
         # Ranks that share out a batch do not all come by where they have to agree.
-        and not vllm_config.parallel_config.enable_batch_sharded_sampling
-    )
+        return not vllm_config.parallel_config.enable_batch_sharded_sampling
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())

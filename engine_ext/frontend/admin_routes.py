@@ -7,6 +7,7 @@ decides. They are the operator's: tenants, with their API keys, have no part in 
 import asyncio
 import json
 import math
+import os
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
@@ -267,7 +268,7 @@ def _describe(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _json(body: Any, *, status: int = 200) -> Response:
-    return Response(
-        msgspec.json.encode(body, enc_hook=str), status_code=status, media_type="application/json"
-    )
+def _json(body: dict[str, Any], *, status: int = 200) -> Response:
+    """Reply, with the process whose figures they are: a server may have several."""
+    content = msgspec.json.encode({**body, "process_id": os.getpid()}, enc_hook=str)
+    return Response(content, status_code=status, media_type="application/json")

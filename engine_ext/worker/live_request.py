@@ -61,14 +61,19 @@ class LiveRequest:
             return tokens[: end + 1], True
         return tokens, has_ended
 
-    def draft_limit(self, num_tokens: int, room: int) -> int:
-        """Return the maximum of tokens that a draft can use: `num_tokens` prompt and output so far,
-        `room` being what fits."""
+    def draft_limit(self, num_tokens: int, room: int, *, keeps_sample: bool = False) -> int:
+        """Return the maximum of tokens that a draft can use.
+
+        Args:
+            num_tokens: prompt and output so far.
+            room: what fits.
+            keeps_sample: drafts are verified so that a seed gives the sample that it gives without.
+        """
         if self.params is None:
             return 0 if self.has_ended else max(0, room)
-        if self.has_ended or promises_a_sample(self.params):
+        if self.has_ended or (promises_a_sample(self.params) and not keeps_sample):
             return 0
-        if must_not_be_drafted(self.params):
+        if must_not_be_drafted(self.params, keeps_sample=keeps_sample):
             return 0
         num_output_tokens = num_tokens - self.num_prompt_tokens
         if self.params.max_tokens is not None:

@@ -1,9 +1,9 @@
-"""Requests with `min_p` or `logit_bias` are generated without drafts, where vLLM refuses them.
+"""Requests with `min_p` or `logit_bias` are answered, where vLLM refuses them.
 
 vLLM 0.32 answers them with 400 as soon as there is a speculative config, because its rejection
 sampler applies the two to the bonus token only, and it then does not even build the processors. A
 row without drafts has no other token than that one: so the processors are built, and such a request
-never gets drafts, whatever the rest of its batch gets.
+gets drafts only where its drafted rows are sampled by `verification/same_samples_v1.py`.
 
 Custom logits processors are refused at the start by vLLM with any speculative config, and that
 stays: nobody can tell which requests they act on.
@@ -22,9 +22,21 @@ if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig
 
 
-def must_not_be_drafted(params: SamplingParams) -> bool:
-    """Return whether a request asks for what drafted tokens would not be held to."""
-    return params.min_p > 0.0 or bool(params.logit_bias)
+def must_not_be_drafted(params: SamplingParams, *, keeps_sample: bool = False) -> bool:
+    """Return whether a request asks for what drafted tokens would not be held to.
+
+    Args:
+        params: of the request.
+        keeps_sample: drafted rows get what vLLM's sampler would draw for them.
+    """
+    if not keeps_sample:
+        return params.min_p > 0.0 or bool(params.logit_bias)
+    # vLLM applies penalties to drafted rows first, where the sampler adds the bias first.
+    return bool(params.logit_bias) and (
+        params.repetition_penalty != 1.0
+        or params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0
+    )
 
 
 def validate_spec_decode(

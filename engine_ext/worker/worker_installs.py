@@ -89,6 +89,13 @@ def verify(config: RepriseConfig) -> None:
         _apply_or_deactivate(Feature.VERIFICATION, on_v1)
 
 
+def keeps_samples() -> bool:
+    """Return whether requests with a seed may have drafts now, on model runner V1."""
+    from reprise.engine_ext.worker.verification import state
+
+    return state.installed.keeps_samples_now
+
+
 def verify_on_v2(config: RepriseConfig) -> None:
     """Verify drafts in one pass on model runner V2, if the settings want it."""
     from reprise.engine_ext.worker.verification import on_v2, state

@@ -19,7 +19,10 @@ _WORDS = (
     *("client_name", "password", "username", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile"),
     *("ssl_cert_reqs", "ssl_ciphers", "ssl_keyfile", "ssl_password"),
 )
-_OPTIONS = ("cluster", *sorted((*_NUMBERS, *_SWITCHES, *_WORDS)))
+# What only we understand.
+_OURS = ("cluster", "sentinel", "sentinels")
+_OPTIONS = (*_OURS, *sorted((*_NUMBERS, *_SWITCHES, *_WORDS)))
+_SENTINEL_PORT = 26_379
 # Shorter ones would be found in every other word of a message.
 _MIN_SECRET_CHARACTERS = 3
 
@@ -31,6 +34,10 @@ class RedisUrl:
     url: str
     """For redis-py: without what only we understand."""
     is_cluster: bool
+    service: str | None = None
+    """What Sentinel calls the master to use; None: the URL's own host is the Redis."""
+    sentinels: tuple[tuple[str, int], ...] = ()
+    """Host and port of each Sentinel to ask: the URL's own first."""
 
 
 def parse_redis_url(url: str) -> RedisUrl:
@@ -55,8 +62,43 @@ def parse_redis_url(url: str) -> RedisUrl:
         if int(database) != 0:
             raise ValueError(f"cache URL: a cluster has database 0 only, got {database}")
         base = base.removesuffix("/").removesuffix(urlsplit(base).path)
+    service, others = options.pop("sentinel", None), options.pop("sentinels", None)
+    sentinels = _sentinels(base, service, others, is_cluster=is_cluster)
     kept = [text for name, text in pairs if name in options]
-    return RedisUrl(base + ("?" + "&".join(kept) if kept else ""), is_cluster)
+    read = base + ("?" + "&".join(kept) if kept else "")
+    return RedisUrl(read, is_cluster, service, sentinels)
+
+
+def _sentinels(
+    base: str, service: str | None, others: str | None, *, is_cluster: bool
+) -> tuple[tuple[str, int], ...]:
+    """Return where to ask for a service's master.
+
+    Raises:
+        ValueError: Options that do not go together.
+    """
+    if service is None:
+        if others is not None:
+            raise ValueError("cache URL: option 'sentinels' needs sentinel=NAME of the master")
+        return ()
+    if is_cluster or base.startswith("unix:"):
+        wrong = "cluster=1" if is_cluster else "unix://"
+        raise ValueError(f"cache URL: option 'sentinel' does not go with {wrong}")
+    parts = urlsplit(base)
+    own = (parts.hostname or "localhost", parts.port or _SENTINEL_PORT)
+    return (own, *map(_host_and_port, others.split(",") if others else ()))
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    """Take `host:port` or `host` apart.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.path or "@" in text:
+        raise ValueError
+    return parts.hostname, parts.port or _SENTINEL_PORT
 
 
 def redact_redis(url: str) -> str:
@@ -150,6 +192,8 @@ def _expected(name: str, value: str) -> str:
     """Return what an option's value must be; empty if it is."""
     if name == "cluster":
         return "" if value in ("0", "1") else "0 or 1"
+    if name == "sentinels":
+        return "" if all(map(_is_host_and_port, value.split(","))) else "host:port,host:port"
     if name == "ssl_cert_reqs":
         return "" if value in ("none", "optional", "required") else "none, optional or required"
     if name in _NUMBERS:
@@ -160,3 +204,11 @@ def _expected(name: str, value: str) -> str:
     if name in _SWITCHES:
         return "" if value.lower() in _BOOLEANS else "one of " + ", ".join(_BOOLEANS)
     return "" if value else "something"
+
+
+def _is_host_and_port(text: str) -> bool:
+    try:
+        _host_and_port(text)
+    except ValueError:
+        return False
+    return True

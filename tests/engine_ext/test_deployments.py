@@ -3,6 +3,7 @@ engines, adapters. Each answers as plain vLLM does, the second time too."""
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,34 +72,38 @@ def test_several_processes_answer_as_one(
         server.stop()
 
 
-def wait_until_all_is_stored(server: Server) -> None:
-    """Every API server process has found the workers' retrieval, and that has the answers."""
-    deadline_s = time.monotonic() + 200.0
-    num_ready = 0
-    while num_ready < 12:  # each connection may reach another process
-        assert time.monotonic() < deadline_s, server.log()[-4000:]
-        components = server.send("/reprise/health").json["components"]
-        states = {part["state"] for name, part in components.items() if "retrieval" in name}
-        workers = server.send("/reprise/stats").json["workers"]
-        num_answers = sum(worker["provider"]["answers"] for worker in workers)
-        is_ready = states == {"ready"} and num_answers >= len(QUESTIONS)
-        num_ready = num_ready + 1 if is_ready else 0
-        time.sleep(0.0 if num_ready else 0.25)
+def wait_for_each_process(
+    server: Server, path: str, is_done: Callable[[dict[str, Any]], bool], *, within_s: float
+) -> None:
+    """Ask until each of two API server processes has said what is waited for: which of them gets
+    a connection is up to the kernel, and a free one may get all that come one after the other."""
+    deadline_s = time.monotonic() + within_s
+    done: set[int] = set()
+    with ThreadPoolExecutor(8) as pool:
+        while len(done) < 2:
+            assert time.monotonic() < deadline_s, (path, done, server.log()[-4000:])
+            replies = [reply.json for reply in pool.map(server.send, [path] * 8)]
+            done |= {reply["process_id"] for reply in replies if is_done(reply)}
+            time.sleep(0.1)
 
 
 def forget_in_all_processes(server: Server) -> None:
     """Whichever process is asked to forget, all do, and so does retrieval."""
-    wait_until_all_is_stored(server)
+
+    def has_retrieval(health: dict[str, Any]) -> bool:
+        parts = health["components"].items()
+        return {part["state"] for name, part in parts if "retrieval" in name} == {"ready"}
+
+    def has_all(stats: dict[str, Any]) -> bool:
+        stored = sum(worker["provider"]["answers"] for worker in stats["workers"])
+        return stored >= len(QUESTIONS)
+
+    wait_for_each_process(server, "/reprise/health", has_retrieval, within_s=200.0)
+    wait_for_each_process(server, "/reprise/stats", has_all, within_s=200.0)
     gone = server.send("/reprise/cache?everything=true", method="DELETE").json
     assert gone["removed"] >= gone["retrieval"] == len(QUESTIONS)
     assert not gone["pending"]
-    deadline_s = time.monotonic() + 5.0
-    while True:
-        # Each connection may reach another process.
-        found = [server.send("/reprise/cache").json["found"] for _ in range(12)]
-        if not any(found):
-            break
-        assert time.monotonic() < deadline_s, found
+    wait_for_each_process(server, "/reprise/cache", lambda reply: not reply["found"], within_s=30.0)
     assert "exact" not in {cache for _, cache in ask_all(server)}
 
 

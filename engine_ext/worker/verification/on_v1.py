@@ -5,9 +5,10 @@ are counted. Where no request has drafts, that is vLLM's sampler, without reject
 it: the step costs what it costs without speculation.
 
 Seeds: a request with a seed of its own is promised vLLM's own sample, drawn from vLLM's own
-generator, so a batch with such a request is left to vLLM. All other requests get a fresh seed for
-every step, from a generator that starts at the engine's seed and advances alike on all
-tensor-parallel ranks.
+generator. On a CPU `same_samples_v1` verifies a batch in which such a request, or one with `min_p`
+or `logit_bias`, has drafts. On CUDA they have none, and a batch with one of them is left to vLLM.
+Where all is ours, requests get a fresh seed for every step, from a generator that starts at the
+engine's seed and advances alike on all tensor-parallel ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reprise.engine_ext.compat.guarded import Original
-from reprise.engine_ext.worker.verification import state
+from reprise.engine_ext.worker.verification import same_samples_v1, state
 from reprise.kernels.verify import verify_drafts
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def prepare() -> None:
 
     if current_platform.is_cuda():
         return
+    state.installed.keeps_samples = current_platform.is_cpu() and same_samples_v1.sampler_draws_so()
     # Not before vLLM has replaced its Triton kernels: it trips over a loaded numba.
     from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
 
@@ -50,6 +52,8 @@ def forward(
     sampling_metadata: SamplingMetadata,
 ) -> Any:
     """Verify a batch, or leave it to vLLM: the hook of `Feature.VERIFICATION`."""
+    if same_samples_v1.must_verify(metadata, sampling_metadata):
+        return _keep_samples(original, sampler, metadata, draft_probs, logits, sampling_metadata)
     if not state.installed.active:
         return original()
 
@@ -77,11 +81,59 @@ def forward(
     return original()
 
 
-def forward_of_vllm(original: Original, *_: Any, **__: Any) -> Any:
-    """Leave a batch, and all later ones, to vLLM."""
+def forward_of_vllm(
+    original: Original,
+    sampler: Any,
+    metadata: SpecDecodeMetadata,
+    draft_probs: torch.Tensor | None,  # noqa: ARG001
+    logits: torch.Tensor,
+    sampling_metadata: SamplingMetadata,
+) -> Any:
+    """Leave a batch, and all later ones, to vLLM; without the drafts that would change samples."""
     if state.installed.active:
         state.leave_to_vllm(RuntimeError("see the error above"))
+    if same_samples_v1.must_verify(metadata, sampling_metadata):
+        given = sampler.sampler, metadata, logits, sampling_metadata
+        return original.instead(lambda: same_samples_v1.without_drafts(*given))
     return original()
+
+
+def _keep_samples(
+    original: Original,
+    sampler: Any,
+    metadata: SpecDecodeMetadata,
+    draft_probs: torch.Tensor | None,
+    logits: torch.Tensor,
+    sampling_metadata: SamplingMetadata,
+) -> Any:
+    """Verify a batch by what vLLM's sampler draws, or sample it without the drafts."""
+    reason = "inactive" if not state.installed.keeps_samples_now else None
+    checks = _checks_of_the_sampler(sampler, draft_probs)
+    checks["logprobs of given tokens"] = bool(sampling_metadata.logprob_token_ids)
+    reason = reason or next((each for each, holds in checks.items() if holds), None)
+    if reason is None:
+        try:
+            output = same_samples_v1.verify(sampler, metadata, logits, sampling_metadata)
+        except Exception as error:
+            state.leave_to_vllm(error)
+            reason = "error"
+        else:
+            state.count_verified()
+            return output
+    state.count_fall_through(reason)
+    given = sampler.sampler, metadata, logits, sampling_metadata
+    return original.instead(lambda: same_samples_v1.without_drafts(*given))
+
+
+def _checks_of_the_sampler(sampler: Any, draft_probs: torch.Tensor | None) -> dict[str, bool]:
+    """Why no batch at all can be verified here, as metrics' labels, and whether it is so."""
+    return {
+        "synthetic acceptance": sampler.synthetic_mode,
+        # Of vLLM 0.33: accepts drafted tokens that the model would not have sampled.
+        "lossy acceptance": getattr(sampler, "use_fly", False),
+        "noise of 64 bits": sampler.use_fp64_gumbel,
+        "draft probabilities": draft_probs is not None,
+    }
 
 
 def reason_to_fall_through(
@@ -95,12 +147,7 @@ def reason_to_fall_through(
     one = sampling_metadata
     holder = one.thinking_budget_state_holder
     batch, num_draft = len(metadata.num_draft_tokens), metadata.draft_token_ids.shape[0]
-    checks = {
-        "synthetic acceptance": sampler.synthetic_mode,
-        # Of vLLM 0.33: accepts drafted tokens that the model would not have sampled.
-        "lossy acceptance": getattr(sampler, "use_fly", False),
-        "noise of 64 bits": sampler.use_fp64_gumbel,
-        "draft probabilities": draft_probs is not None,
+    checks = _checks_of_the_sampler(sampler, draft_probs) | {
         "seeds": bool(one.generators) and not one.all_greedy,
         "penalties": not one.no_penalties,
         "bad words": bool(one.bad_words_token_ids),

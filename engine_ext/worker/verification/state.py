@@ -45,9 +45,16 @@ class Installation:
         self.active = False
         self.samples = False
         """Whether requests that are not greedy are ours as well, on model runner V1."""
+        self.keeps_samples = False
+        """Whether drafts can be verified so that a seed keeps its sample, on model runner V1."""
         self.is_warm = False
         self.counts = VerificationCounts()
         self.noise: np.random.Generator | None = None
+
+    @property
+    def keeps_samples_now(self) -> bool:
+        """Whether requests with a seed may have drafts, on model runner V1."""
+        return self.active and self.keeps_samples
 
 
 installed = Installation()

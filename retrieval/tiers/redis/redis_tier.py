@@ -69,7 +69,8 @@ class RedisTier(Tier):
     here: the caller's circuit breaker decides when to try again.
 
     Args:
-        url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster.
+        url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster,
+            `sentinel=NAME` for the master of that name, which the Sentinel of the URL knows.
         ttl_s: Time to live in seconds that Redis itself enforces; None for none.
         timeout_s: Most seconds that one command waits for Redis.
         stream_length: About how many changes the stream keeps.
@@ -104,6 +105,7 @@ class RedisTier(Tier):
         )
         self._reader = RecordReader("redis")
         self._url, self._cluster = parsed.url, parsed.is_cluster
+        self._service, self._sentinels = parsed.service, parsed.sentinels
         self._timeout_s = timeout_s
         self._connected: Any = None
         self._lock = threading.Lock()
@@ -404,4 +406,19 @@ class RedisTier(Tier):
         }
         if self._cluster:
             return redis.RedisCluster.from_url(self._url, **options)
+        if self._service is not None:
+            return self._connect_to_master(options)
         return redis.Redis.from_url(self._url, **options)
+
+    def _connect_to_master(self, options: dict[str, Any]) -> Any:
+        """Return a client that asks Sentinel for the master whenever it connects."""
+        untyped: Any = redis
+        given = untyped.connection.parse_url(self._url)
+        for name in ("host", "port"):
+            given.pop(name, None)
+        is_tls = given.pop("connection_class", None) is redis.connection.SSLConnection
+        # Sentinel has users and passwords of its own; it is asked without.
+        asked = {**options, "ssl": True} if is_tls else options
+        sentinel = untyped.sentinel.Sentinel(list(self._sentinels), sentinel_kwargs=asked)
+        tls = {"ssl": True} if is_tls else {}
+        return sentinel.master_for(self._service, **{**options, **given, **tls})

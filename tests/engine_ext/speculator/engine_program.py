@@ -46,7 +46,11 @@ def generate(
 def _params(sampling: dict[str, Any]) -> Any:
     """Sampling params from JSON, whose keys are text."""
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
+    if "structured_outputs" in sampling:
+        wanted = StructuredOutputsParams(**sampling["structured_outputs"])
+        sampling = {**sampling, "structured_outputs": wanted}
     biases = sampling.get("logit_bias")
     if biases is not None:
         biases = {int(token): bias for token, bias in biases.items()}

@@ -157,7 +157,8 @@ def test_a_request_has_the_slots_that_it_may_have() -> None:
         (True, {"enabled": True}, False, True),
         (True, {"enabled": False}, False, False),
         (True, {}, True, False),
-        (False, {"enabled": True}, False, False),
+        (False, {}, False, True),
+        (False, {"enabled": False}, False, False),
     ],
 )
 def test_a_seed_keeps_its_sample_where_drafts_are_verified_so(

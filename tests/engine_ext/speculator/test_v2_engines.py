@@ -1,13 +1,16 @@
 """Real engines on model runner V2, in Triton's interpreter: no answer changes by drafts."""
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
-from reprise.eval.demo_data.demo_model import demo_tokenizer_path
+from reprise.eval.demo_data.demo_model import demo_model_path, demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 
 pytest.importorskip("vllm")
@@ -126,6 +129,21 @@ def test_top_k_and_top_p_of_seeded_requests(
         assert ours.generate(prompts=prompts[:3], samplings=samplings) == expected
 
 
+def test_structured_outputs_beside_others(plain: Any, ours: Any, prompts: list[list[int]]) -> None:
+    """What a grammar allows is decided on the host for every drafted row."""
+    wanted = {"regex": "(yes|no|perhaps), [a-z]{4} [0-9]{3}(, [a-z]{2,4}){2}"}
+    # A request with a grammar alone, and one that ends by it beside one that does not.
+    structured = {"temperature": 0.0, "max_tokens": 40, "structured_outputs": wanted}
+    samplings = [structured, GREEDY, {**structured, "temperature": 0.8, "seed": 3}]
+    expected = plain.generate(prompts=prompts[:6], samplings=samplings)
+    before = sum(drafts_of(ours.report()).values())
+    for _ in range(3):
+        assert ours.generate(prompts=prompts[:6], samplings=samplings) == expected
+        after = sum(drafts_of(ours.report()).values())
+    assert after > before
+    assert {answer["finish"] for answer in expected[::3]} == {"stop"}
+
+
 def test_aborted_requests_leave_the_others_as_they_are(
     plain: Any, ours: Any, prompts: list[list[int]]
 ) -> None:
@@ -178,8 +196,52 @@ def test_preempted_and_chunked_requests_are_answered_alike(
     ours = start_engine(with_reprise=True, **TIGHT)
     for _ in range(2):
         assert ours.generate(prompts=long_prompts, samplings=[GREEDY]) == expected
-    assert sum(drafts_of(ours.report()).values()) > 0
+        # Waits until what was answered is stored.
+        accepted = sum(drafts_of(ours.report()).values())
+    assert accepted > 0
     assert ours.metrics()["vllm:num_preemptions"] > 0, "the test could not fail"
+    ours.end()
+
+
+@pytest.fixture(scope="module")
+def model_for_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose heads two ranks can share; its answers mean nothing."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("two-ranks")
+    shutil.copytree(demo_model_path(), folder, dirs_exist_ok=True)
+    for weights in folder.glob("*.safetensors*"):
+        weights.unlink()
+    demo = json.loads((folder / "config.json").read_text())
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    kept = {name: demo[name] for name in names if name in demo}
+    config = LlamaConfig(**sizes, **heads, **kept, max_position_embeddings=512)
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+def test_two_ranks_agree(
+    start_engine: Callable[..., Any], prompts: list[list[int]], model_for_two_ranks: Path
+) -> None:
+    """Each rank drafts and verifies by itself: a token that differs would part them for good."""
+    # vLLM wants a NUMA node for each rank otherwise, and Inductor a driver that can compile.
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    settings: dict[str, Any] = {"environment": environment, "model": str(model_for_two_ranks)}
+    settings |= {"tensor_parallel_size": 2, "dtype": "float32"}
+    samplings = [{**each, "max_tokens": 12} for each in (GREEDY, seeded(1))]
+    plain = start_engine(with_reprise=False, **settings)
+    expected = plain.generate(prompts=prompts[:4], samplings=samplings)
+    plain.end()
+    ours = start_engine(with_reprise=True, **settings)
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:4], samplings=samplings) == expected
+        accepted = sum(drafts_of(ours.report()).values())
+    assert accepted > 0
+    assert ours.settings_of()["runners"] == [V2, V2]
     ours.end()
 
 

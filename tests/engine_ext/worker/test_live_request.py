@@ -66,3 +66,4 @@ def test_only_a_sampled_request_with_a_seed_gets_no_drafts(
 ) -> None:
     request = live(max_tokens=50, **params)
     assert request.draft_limit(len(PROMPT) + 1, room=10) == limit
+    assert request.draft_limit(len(PROMPT) + 1, room=10, keeps_sample=True) == 10

@@ -1,4 +1,5 @@
-"""`min_p` and `logit_bias` on engines that speculate: let in, applied, and never drafted for."""
+"""`min_p` and `logit_bias` on engines that speculate: let in, applied, and drafted for only where
+drafted rows are held to them."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,10 +32,12 @@ def apply(role: Role) -> bool:
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """As vLLM comes; what is applied is reverted."""
+    """As vLLM comes. Afterwards as it was: engines of other tests may run in this process."""
+    roles = [role for role in Role if registry.is_applied(Feature.UNDRAFTED_SETTINGS, role)]
     registry.revert(Feature.UNDRAFTED_SETTINGS)
     yield
     registry.revert(Feature.UNDRAFTED_SETTINGS)
+    assert all(apply(role) for role in roles)
 
 
 @pytest.mark.usefixtures("as_before")
@@ -74,28 +77,31 @@ def test_the_processors_are_built_for_our_proposer_only() -> None:
 
 @pytest.mark.usefixtures("as_before")
 def test_another_vllm_is_left_alone_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        logits_processor,
-        "BUILTIN_LOGITS_PROCESSORS",
-        [*logits_processor.BUILTIN_LOGITS_PROCESSORS, object],
-    )
+    another = [*logits_processor.BUILTIN_LOGITS_PROCESSORS, object]
     before = gpu_model_runner.build_logitsprocs
-    assert not apply(Role.API_SERVER)
-    with pytest.raises(VLLMValidationError):
-        SamplingParams(min_p=0.5)._validate_spec_decode(OURS)
-    assert not apply(Role.WORKER)
+    with monkeypatch.context() as patched:
+        patched.setattr(logits_processor, "BUILTIN_LOGITS_PROCESSORS", another)
+        assert not apply(Role.API_SERVER)
+        with pytest.raises(VLLMValidationError):
+            SamplingParams(min_p=0.5)._validate_spec_decode(OURS)
+        assert not apply(Role.WORKER)
     assert gpu_model_runner.build_logitsprocs is before
 
 
 @pytest.mark.parametrize("setting", [*SETTINGS, {"min_p": 1e-6}])
-def test_they_are_never_drafted_for(setting: dict[str, Any]) -> None:
-    def limit(**params: Any) -> int:
+def test_they_are_drafted_for_only_where_drafts_are_held_to_them(setting: dict[str, Any]) -> None:
+    def limit(*, keeps_sample: bool = False, **params: Any) -> int:
         live = LiveRequest(SamplingParams(temperature=1.0, max_tokens=100, **params), [1, 2, 3])
         live.num_prompt_tokens = 3
-        return live.draft_limit(5, 16)
+        return live.draft_limit(5, 16, keeps_sample=keeps_sample)
 
     assert limit() == 16
     assert limit(**setting) == 0
+    assert limit(**setting, keeps_sample=True) == 16
+    for penalty in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        # A penalty that comes before the bias is another one than after it.
+        has_bias = "logit_bias" in setting
+        assert limit(**setting, **{penalty: 1.5}, keeps_sample=True) == (0 if has_bias else 16)
 
 
 @pytest.mark.engine

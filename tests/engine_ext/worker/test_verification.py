@@ -6,12 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,88 +16,15 @@ pytest.importorskip("vllm", reason="needs vLLM")
 
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
-from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.sample.sampler import Sampler
-from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.verification import on_v1, state
-from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
-from reprise.kernels.config import VerifyConfig
+from reprise.tests.engine_ext.worker.verification_v1_batch import Batch, verify
 
-pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _vllm_kernels() -> None:
-    use_vllms_cpu_kernels()
-
-
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Verification by the torch backend, on for sampling too, taken away again after the test."""
-    registry.revert(Feature.VERIFICATION)
-    monkeypatch.setattr(state, "installed", state.Installation())
-    verify(enabled=True, backend="torch")
-    yield state.installed
-    registry.revert(Feature.VERIFICATION)
-
-
-def verify(**settings: Any) -> None:
-    worker_installs.verify(RepriseConfig(verification=VerifyConfig(**settings)))
-
-
-class Batch:
-    """What vLLM's model runner hands to its rejection sampler."""
-
-    def __init__(self, drafts: list[list[int]], vocab: int = 50, **sampling: Any) -> None:
-        generator = torch.Generator().manual_seed(len(drafts))
-        batch = len(drafts)
-        self.logits = torch.randn(sum(map(len, drafts)) + batch, vocab, generator=generator)
-        self.drafts = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
-        place = np.arange(self.logits.shape[0])
-        is_bonus = np.isin(place, np.cumsum([len(draft) + 1 for draft in drafts]) - 1)
-        self.drafts.target_logits_indices = torch.tensor(place[~is_bonus], dtype=torch.int32)
-        self.drafts.bonus_logits_indices = torch.tensor(place[is_bonus], dtype=torch.int32)
-        self.draft_probs: torch.Tensor | None = None
-        self.sampling = replace(greedy_metadata(batch), **sampling)
-        self.sampler = RejectionSampler(Sampler())
-
-    def sample(self) -> list[list[int]]:
-        """What the sampler emits, without padding."""
-        output = self.sampler(self.drafts, self.draft_probs, self.logits, self.sampling)
-        return [[token for token in row if token >= 0] for row in output.sampled_token_ids.tolist()]
-
-    def reason(self) -> str | None:
-        """Why it is left to vLLM."""
-        return on_v1.reason_to_fall_through(
-            self.sampler, self.drafts, self.draft_probs, self.logits, self.sampling
-        )
-
-
-def greedy_metadata(batch: int) -> SamplingMetadata:
-    return SamplingMetadata(
-        temperature=None,
-        all_greedy=True,
-        all_random=False,
-        top_p=None,
-        top_k=None,
-        generators={},
-        max_num_logprobs=None,
-        no_penalties=True,
-        prompt_token_ids=None,
-        frequency_penalties=torch.zeros(batch),
-        presence_penalties=torch.zeros(batch),
-        repetition_penalties=torch.ones(batch),
-        output_token_ids=[],
-        allowed_token_ids_mask=None,
-        bad_words_token_ids={},
-        logitsprocs=LogitsProcessors(),
-    )
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("vllm_kernels")]
 
 
 def sampled(batch: int) -> dict[str, Any]:

@@ -56,8 +56,31 @@ def test_urls_are_read_with_their_options_in_any_order(url, for_redis_py, is_clu
 
 
 @pytest.mark.parametrize(
+    ("url", "for_redis_py", "sentinels"),
+    [
+        ("redis://s1:1/0?sentinel=main", "redis://s1:1/0", (("s1", 1),)),
+        ("redis://u:p@s1?db=2&sentinel=main", "redis://u:p@s1?db=2", (("s1", 26379),)),
+        (
+            "rediss://s1:1?sentinels=s2,[::1]:3&sentinel=main",
+            "rediss://s1:1",
+            (("s1", 1), ("s2", 26379), ("::1", 3)),
+        ),
+    ],
+)
+def test_sentinels_are_asked_for_the_master_of_a_name(url, for_redis_py, sentinels):
+    parsed = parse_redis_url(url)
+    assert (parsed.url, parsed.service, parsed.sentinels) == (for_redis_py, "main", sentinels)
+
+
+@pytest.mark.parametrize(
     ("url", "message"),
     [
+        ("redis://h?sentinel=", "option 'sentinel' must be something"),
+        ("redis://h?sentinels=a:1", "option 'sentinels' needs sentinel=NAME of the master"),
+        ("redis://h?sentinel=m&sentinels=a:b", "must be host:port,host:port, got 'a:b'"),
+        ("redis://h?sentinel=m&sentinels=a,", "must be host:port,host:port"),
+        ("redis://h?sentinel=m&cluster=1", "option 'sentinel' does not go with cluster=1"),
+        ("unix:///x?sentinel=m", "option 'sentinel' does not go with unix://"),
         ("redi://x", "cache URL must be memory://.* got 'redi://x'"),
         ("redis://h?cluster=10", "option 'cluster' must be 0 or 1, got '10'"),
         ("redis://h?cluster=true", "option 'cluster' must be 0 or 1, got 'true'"),

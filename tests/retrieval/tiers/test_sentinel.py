@@ -1,0 +1,122 @@
+"""A tier behind Redis Sentinel: real servers, a real Sentinel, a master that dies."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from reprise.eval.live.redis_server import RedisServer, free_port, redis_executable
+from reprise.retrieval import Answer
+from reprise.retrieval.tiers.redis.redis_tier import RedisTier
+from reprise.retrieval.tiers.tier import TierError
+
+pytestmark = pytest.mark.redis
+
+PASSWORD = "p@ss/word"
+ENCODED = "p%40ss%2Fword"
+CONFIG = """
+port {port}
+bind 127.0.0.1
+sentinel monitor main 127.0.0.1 {master} 1
+sentinel auth-pass main {password}
+sentinel down-after-milliseconds main 300
+sentinel failover-timeout main 2000
+"""
+
+
+def answer(number: int) -> Answer:
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * 3,
+        prompt_text=f"question {number}",
+        answer_id=f"id{number}",
+    )
+
+
+class Group:
+    """A master, its replica, and the Sentinel that watches over them."""
+
+    def __init__(self, master: RedisServer, replica: RedisServer, folder: Path) -> None:
+        self.master, self.replica = master, replica
+        self.port = free_port()
+        config = folder / "sentinel.conf"
+        config.write_text(CONFIG.format(port=self.port, master=master.port, password=PASSWORD))
+        executable = redis_executable()
+        assert executable is not None
+        self.process = subprocess.Popen(
+            [executable, str(config), "--sentinel"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{ENCODED}@127.0.0.1:{self.port}/0?sentinel=main"
+
+    def knows_its_replica(self) -> bool:
+        try:
+            sentinel = redis.Redis(port=self.port, decode_responses=True)
+            (found,) = sentinel.sentinel_slaves("main")
+        except (redis.RedisError, ValueError):
+            return False
+        return found["port"] == self.replica.port and found["master-link-status"] == "ok"
+
+
+@pytest.fixture
+def group(
+    start_redis: Callable[..., RedisServer],
+    wait_until: Callable[..., None],
+    tmp_path: Path,
+) -> Iterator[Group]:
+    login = ("--requirepass", PASSWORD, "--masterauth", PASSWORD)
+    master = start_redis(*login)
+    replica = start_redis(*login, "--replicaof", "127.0.0.1", str(master.port))
+    made = Group(master, replica, tmp_path)
+    wait_until(made.knows_its_replica)
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+def until_it_works(call: Callable[[], object], *, within_s: float = 60.0) -> int:
+    """Call until it raises no more, as the breaker does; count how often it raised."""
+    deadline_s, num_failed = time.monotonic() + within_s, 0
+    while True:
+        try:
+            call()
+        except TierError:
+            assert time.monotonic() < deadline_s
+            num_failed += 1
+            time.sleep(0.1)
+        else:
+            return num_failed
+
+
+def test_the_next_master_is_found_when_one_dies(group: Group) -> None:
+    tier = RedisTier(group.url, timeout_s=1.0)
+    tier.put([answer(1)])
+    assert [each.answer_id for each in tier.answers("")] == ["id1"]
+    with redis.Redis(port=group.replica.port, password=PASSWORD) as replica:
+        # The replica has it before the master goes.
+        deadline_s = time.monotonic() + 20.0
+        while not replica.dbsize():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    group.master.kill()
+    assert until_it_works(lambda: tier.put([answer(2)])) > 0
+    assert sorted(each.answer_id for each in tier.answers("")) == ["id1", "id2"]
+    tier.close()
+
+
+def test_what_is_wrong_is_said_without_the_password(group: Group) -> None:
+    tier = RedisTier(group.url.replace("=main", "=other"), timeout_s=1.0)
+    with pytest.raises(TierError, match="No master found for 'other'") as caught:
+        tier.put([answer(1)])
+    assert PASSWORD not in str(caught.value)
+    group.process.kill()
+    gone = RedisTier(group.url, timeout_s=1.0)
+    with pytest.raises(TierError, match="No master found for 'main'"):
+        gone.namespaces()

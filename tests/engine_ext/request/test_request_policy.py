@@ -10,7 +10,6 @@ from vllm.v1.engine import EngineCoreRequest
 
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import EXTRA_ARGS_KEY, RequestHints, read_hints
-from reprise.engine_ext.proposer import CacheHitProposer
 from reprise.engine_ext.request import tenants
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 from reprise.engine_ext.request.request_policy import (
@@ -19,7 +18,13 @@ from reprise.engine_ext.request.request_policy import (
     with_cache_salt,
     with_policy,
 )
-from reprise.engine_ext.request.tenants import SOLE_TENANT, ServerTenants, is_private, key_namespace
+from reprise.engine_ext.request.tenants import (
+    SOLE_TENANT,
+    ServerTenants,
+    is_private,
+    key_namespace,
+    namespace_of_request,
+)
 from reprise.spec.predictor.weights import salt_of
 from reprise.tests.engine_ext.front_ends import core_request
 
@@ -178,24 +183,22 @@ def test_a_private_request_keeps_the_salt_that_it_has_none_of() -> None:
     assert with_cache_salt(salted_request(None), policy, SamplingParams()).cache_salt is None
 
 
-def worker(*, namespace: str | None = None) -> CacheHitProposer:
-    """As much of a worker as decides on namespaces."""
-    proposer = CacheHitProposer.__new__(CacheHitProposer)
-    proposer._namespace = namespace
-    return proposer
+def in_worker(hints: RequestHints, *, declared: str | None = None) -> str:
+    """The namespace of a request with these hints, as a worker has it."""
+    return namespace_of_request(declared, hints.namespace)
 
 
 def test_in_the_worker_no_hints_are_nobodys() -> None:
     hints = RequestHints(namespace="n")
-    assert worker()._namespace_of(hints) == "n"
-    assert worker()._namespace_of(RequestHints(namespace="")) == SOLE_TENANT
-    assert worker(namespace="all")._namespace_of(hints) == "all"
-    assert worker(namespace="all")._namespace_of(RequestHints()) == "all"
-    assert is_private(worker()._namespace_of(RequestHints()))
+    assert in_worker(hints) == "n"
+    assert in_worker(RequestHints(namespace="")) == SOLE_TENANT
+    assert in_worker(hints, declared="all") == "all"
+    assert in_worker(RequestHints(), declared="all") == "all"
+    assert is_private(in_worker(RequestHints()))
 
 
 def test_learned_weights_of_private_requests_are_nobody_elses() -> None:
     """They are found by a salt of the namespace; 0 is that of the one without a name."""
     secret = b"s" * 16
-    salts = [salt_of(worker()._namespace_of(RequestHints()), secret) for _ in range(20)]
+    salts = [salt_of(in_worker(RequestHints()), secret) for _ in range(20)]
     assert len({*salts, 0, salt_of("n", secret)}) == 22

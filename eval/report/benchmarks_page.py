@@ -231,8 +231,8 @@ SECTIONS = (
         "there)). Speed to `none`.\nThe answers are the support model's own; support has 100 rows "
         "in the cache, chat_cold nothing.\nDrafts on the device (`v2`) are taken to have 98% of "
         "the tokens right that the host's have, and to\ntake 10 us for each position. What "
-        "drafts on the device now learns nothing, and is a little further\nfrom the host's "
-        "([decision 26](decisions/0026-the-mixture-on-the-device.md)): it will gain less.\n"
+        "drafts on the device now copies, and is further from the\nhost's ([decision 22]"
+        "(decisions/0022-copies-before-the-mixture-on-the-device.md)): it will gain less.\n"
         "All busy: as long as requests are waiting; the end of a run, when\never fewer are there, "
         "gains more.",
         file="bench_virtual_gpu.csv",

@@ -245,6 +245,22 @@ def test_two_ranks_agree(
     ours.end()
 
 
+def test_the_mixture_changes_no_answer(
+    start_engine: Callable[..., Any], plain: Any, prompts: list[list[int]]
+) -> None:
+    ours = start_engine(
+        with_reprise=True,
+        additional_config={"reprise": {"engine": {"device_drafts": "mixture"}}},
+    )
+    samplings = [GREEDY, seeded(1), {**GREEDY, "repetition_penalty": 1.3}]
+    expected = plain.generate(prompts=prompts[:12], samplings=samplings)
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:12], samplings=samplings) == expected
+    # The second time every prompt is an exact repeat.
+    assert sum(drafts_of(ours.report()).values()) > 12 * GREEDY["max_tokens"] / 2
+    ours.end()
+
+
 def test_as_many_tokens_are_accepted_as_on_v1(
     start_engine: Callable[..., Any], ours: Any, prompts: list[list[int]]
 ) -> None:

@@ -6,6 +6,7 @@ engine's own object, so nothing here outlives an engine.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -110,6 +111,14 @@ def take_inputs_from_host(batch: Any) -> None:
     batch.prev_req_id_to_index = None
     batch.sampled_token_ids_cpu = None
     batch.async_copy_ready_event = None
+
+
+def min_p_of_rows(processor: Any, num_rows: Any) -> Any:
+    """Return a copy of vLLM's processor for `min_p` that treats each request's rows as requests;
+    `num_rows` [batch] says how many each has."""
+    of_rows = copy(processor)
+    of_rows.min_p = processor.min_p.repeat_interleave(num_rows, dim=0)
+    return of_rows
 
 
 def set_cudagraph_mode(compilation_config: Any, mode: Any) -> None:

@@ -35,7 +35,8 @@ def prepare() -> None:
 
     if current_platform.is_cuda():
         return
-    state.installed.keeps_samples = current_platform.is_cpu() and same_samples_v1.sampler_draws_so()
+    installed = state.installed
+    installed.keeps_samples = current_platform.is_cpu() and same_samples_v1.sampler_draws_so()
     # Not before vLLM has replaced its Triton kernels: it trips over a loaded numba.
     from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
 

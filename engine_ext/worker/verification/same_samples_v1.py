@@ -13,12 +13,13 @@ Whatever cannot be verified so is sampled without its drafts, which is always ri
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from reprise.engine_ext.compat.engine_state import min_p_of_rows
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import SamplerOutput
@@ -152,8 +153,7 @@ def _of_rows(sampling_metadata: SamplingMetadata, num_draft: list[int]) -> Sampl
     counts = torch.tensor(num_draft)
     min_p, _ = _processors(sampling_metadata)
     if min_p is not None and min_p.min_p_count:
-        min_p = copy(min_p)
-        min_p.min_p = min_p.min_p.repeat_interleave(counts, dim=0)
+        min_p = min_p_of_rows(min_p, counts)
 
     def expand(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else values.repeat_interleave(counts)

@@ -43,6 +43,7 @@ UNGUARDED = {
 
 OURS = {
     "_parsers_built": "outputs/one_token_outputs.py",
+    "_exact": "frontend/exact_answers.py",
     "context": "request/http_context.py",
     "engine": "async_llm.py",
     "exact": "frontend/exact_answers.py",

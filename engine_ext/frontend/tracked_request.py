@@ -60,7 +60,8 @@ class TrackedRequest:
         self.kind = "miss"
         """What the reply reports: exact, semantic, clause or miss."""
         self.reason: str | None = None
-        """Why it could not be an exact hit, whatever the cache holds; None: it could."""
+        """Why it could be no exact hit, or had no near answers, whatever the cache holds; None: it
+        could."""
         self.weights_epoch = weights_epoch
         self.weight_version = weight_version
 
@@ -68,6 +69,9 @@ class TrackedRequest:
         """Note which near answers are there: those help from the first decode step on."""
         if self.retrieves and self._near_answers is not None:
             self.kind = self._near_answers.kind(self._request_id)
+            if self.kind == "miss" and self.reason is None and self._near_answers.are_warming:
+                self.reason = "warming"
+            self._near_answers.kinds[self.kind] += 1
             self._metrics.near_answers(self.kind)
 
     def on_finish(self, finished: FinishedFlight) -> None:

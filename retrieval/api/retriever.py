@@ -56,6 +56,10 @@ class RetrievalStats:
     bytes: int = 0
     waiting: int = 0
     """Answers found by comparing one by one until they have moved into the graph."""
+    compound: int = 0
+    """Questions that were found to have clauses."""
+    clause_s: float = 0.0
+    """Finding them; beside embedding, in another thread."""
     embed_s: float = 0.0
     search_s: float = 0.0
 
@@ -72,6 +76,8 @@ class RetrievalHealth:
     """The tier behind memory: sqlite, redis or none."""
     breakers: dict[str, Literal["closed", "open", "half-open"]] = field(default_factory=dict)
     """Of that tier's circuit breakers: read, write."""
+    ready_after_s: float | None = None
+    """From the start until near answers could be found; None: not yet."""
 
 
 class Retriever(ABC):

@@ -66,6 +66,8 @@ class BatchProcessor:
             with self._changed:
                 self._count(
                     found=sum(map(bool, found.near_answers)),
+                    compound=found.compound,
+                    clause_s=found.clause_s,
                     embed_s=found.embed_s,
                     search_s=found.search_s,
                 )

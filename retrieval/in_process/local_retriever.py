@@ -51,6 +51,7 @@ class LocalRetriever(Retriever):
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
         embedder: Instead of loading the configured model (in the worker thread).
         threads: Torch threads, see `Embedder`.
+        began_s: Since when the caller waits for this, in seconds of `time.monotonic`; None: now.
         on_found: Called in the worker thread with each request's id, namespace and near answers.
         on_gone: Called in the worker thread with the (namespace, id) that left memory.
         on_forgotten: Called with what is to be forgotten wherever else it is held.
@@ -68,6 +69,7 @@ class LocalRetriever(Retriever):
         tokenizer_key: str = "",
         embedder: Embedder | None = None,
         threads: int | None = None,
+        began_s: float | None = None,
         on_found: OnFound | None = None,
         on_gone: OnGone | None = None,
         on_forgotten: OnForgotten | None = None,
@@ -78,6 +80,8 @@ class LocalRetriever(Retriever):
         self._has_warned_of_others = False
         self._on_gone, self._on_forgotten = on_gone, on_forgotten
         self._search: NearSearch | None = None
+        self._began_s = time.monotonic() if began_s is None else began_s
+        self._ready_after_s: float | None = None
         self._queue = WorkQueue(
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
@@ -237,10 +241,13 @@ class LocalRetriever(Retriever):
             troubles.append(f"{self._config.embedding_model} is unavailable")
         detail = "; ".join(trouble for trouble in troubles if trouble)
         state: Literal["degraded", "ready"] = "degraded" if detail else "ready"
-        if tiers is None:
-            return RetrievalHealth(state, embedder.identity, detail)
         return RetrievalHealth(
-            state, embedder.identity, detail, tier=tiers.tier_name, breakers=tiers.breakers
+            state,
+            embedder.identity,
+            detail,
+            tier="" if tiers is None else tiers.tier_name,
+            breakers={} if tiers is None else tiers.breakers,
+            ready_after_s=self._ready_after_s,
         )
 
     def wait_until_warm(self, timeout_s: float) -> bool:
@@ -329,6 +336,7 @@ class LocalRetriever(Retriever):
         """Load the models, then do what there is to do until closed: the worker thread."""
         if self._search is None:
             self._search = self._load(embedder)
+            self._ready_after_s = time.monotonic() - self._began_s
         search, next_expiry_s, upkeep = self._search, 0.0, False
         while True:
             with self._changed:

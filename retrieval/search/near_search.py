@@ -20,6 +20,7 @@ from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.gpu_index import gpu_indexes
+from reprise.retrieval.search.known_words import LanguageWatch
 from reprise.retrieval.search.snapshot_writer import SnapshotWriter
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
@@ -47,6 +48,9 @@ class Found:
     """Of the queries that it was for."""
     near_answers: list[list[NearAnswer]]
     """For each of them, best first."""
+    compound: int
+    """How many of them have clauses."""
+    clause_s: float
     embed_s: float
     search_s: float
 
@@ -73,6 +77,7 @@ class NearSearch:
     ) -> None:
         self._config, self._memory, self._splitter = config, memory, splitter
         self.embedder = embedder
+        self._languages = LanguageWatch(embedder.words, model=embedder.name)
         gpu = gpu_indexes(config.gpu_index)
         self._index = AnswerIndex(
             embedder.dim, exact_search_limit=config.exact_search_limit, gpu=gpu
@@ -96,15 +101,16 @@ class NearSearch:
     def _search(self, places: list[int], queries: Sequence[Query]) -> Found:
         began_s = time.perf_counter()
         texts = [query.text for query in queries]
+        self._languages.look_at(texts)
         namespaces = [query.namespace for query in queries]
         clauses: list[list[str]] = [[]] * len(texts)
-        splitting = None
+        clause_s, splitting = 0.0, None
         if any(map(self._may_be_compound, texts)):
             # Splitting is Python, embedding mostly is not: they run side by side.
             splitting = self._pool.submit(self._clauses, texts)
         wholes = self.embedder.encode(texts, namespaces)
         if splitting is not None:
-            clauses = splitting.result()
+            clauses, clause_s = splitting.result()
         flat = [
             (clause, namespace)
             for found, namespace in zip(clauses, namespaces, strict=True)
@@ -116,7 +122,14 @@ class NearSearch:
         for query, whole, found in zip(queries, wholes, clauses, strict=True):
             vectors = np.stack([whole, *(next(parts) for _ in found)])
             near_answers.append(self._rank(query.namespace, vectors))
-        return Found(places, near_answers, embedded_s - began_s, time.perf_counter() - embedded_s)
+        return Found(
+            places,
+            near_answers,
+            compound=sum(map(bool, clauses)),
+            clause_s=clause_s,
+            embed_s=embedded_s - began_s,
+            search_s=time.perf_counter() - embedded_s,
+        )
 
     def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
         """Make answers findable by their texts; returns the new ones, with embeddings."""
@@ -212,8 +225,10 @@ class NearSearch:
             return None
         return unpack(answer.embedding, self.embedder.dim)
 
-    def _clauses(self, texts: Iterable[str]) -> list[list[str]]:
-        return [self._clauses_of(text) for text in texts]
+    def _clauses(self, texts: Iterable[str]) -> tuple[list[list[str]], float]:
+        """Return the clauses of each text, and how long that took in seconds."""
+        began_s = time.perf_counter()
+        return [self._clauses_of(text) for text in texts], time.perf_counter() - began_s
 
     def _clauses_of(self, text: str) -> list[str]:
         try:

@@ -60,13 +60,14 @@ _ELSEWHERE = {
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed fetch _take_in"),
     (ExactMemory, "clear namespaces"),
-    (FrontEnd, "close fetch model_changed progress report stats _hit_rates _share_exact_hits"),
+    (FrontEnd, "close fetch model_changed progress report _share_exact_hits"),
+    (FrontEnd, "stats _hit_rates _memory_bytes"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates"),
     (TrackedRequest, "retrieval_ms"),
-    (NearAnswers, "stats"),
+    (NearAnswers, "health stats"),
     (Replayer, "close"),
-    (ServingMetrics, "errors features retrieval shared workers _add _tier _worker"),
+    (ServingMetrics, "active errors features retrieval shared workers _add _tier _worker"),
     (SingleFlight, "__len__"),
 }
 # What is there for errors: reached only after another one, and in themselves guarded.

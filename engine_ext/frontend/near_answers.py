@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
     from reprise.engine_ext.outputs.single_flight import FinishedFlight
+    from reprise.retrieval.api.found_clause import FoundClause
     from reprise.retrieval.api.retriever import RetrievalHealth, Retriever
 
 
@@ -39,6 +40,10 @@ class NearAnswers:
         if not found:
             return "miss"
         return "semantic" if any(answer.kind == "whole" for answer in found) else "clause"
+
+    def clauses(self, request_id: str) -> "list[FoundClause]":
+        """Return the clauses that a request's question was found to have."""
+        return self._retriever.clauses(request_id)
 
     @property
     def are_warming(self) -> bool:

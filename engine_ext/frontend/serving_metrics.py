@@ -98,7 +98,7 @@ class ServingMetrics:
         self.shared({})
         for where, places in _ERROR_PLACES.items():
             self.errors(where, dict.fromkeys(places, 0))
-        provider = {"by_source": {source: {} for source in SOURCES}}
+        provider: dict[str, Any] = {"by_source": {source: {} for source in SOURCES}}
         in_time = dict.fromkeys(_FOUND_BY, 0)
         self._worker("0", {"provider": provider, "near_answers_in_time": in_time})
         if tier is not None:

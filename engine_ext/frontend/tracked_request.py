@@ -15,6 +15,8 @@ from reprise.engine_ext.request.shared_keys import SharedKeys
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
+    from reprise.retrieval.api.found_clause import FoundClause
+
 
 class TrackedRequest:
     """Tracks one request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
@@ -98,3 +100,10 @@ class TrackedRequest:
             return None
         found_s = self._near_answers.found_s(self._request_id)
         return (found_s - self._begun_s) * 1e3 if found_s is not None else None
+
+    def clauses(self) -> "list[FoundClause]":
+        """Return the clauses that the question was found to have; none where it asks one thing, or
+        where that is not known here."""
+        if not self.retrieves or self._near_answers is None:
+            return []
+        return self._near_answers.clauses(self._request_id)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation, InvalidationPage
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
@@ -52,7 +53,8 @@ class LocalRetriever(Retriever):
         embedder: Instead of loading the configured model (in the worker thread).
         threads: Torch threads, see `Embedder`.
         began_s: Since when the caller waits for this, in seconds of `time.monotonic`; None: now.
-        on_found: Called in the worker thread with each request's id, namespace and near answers.
+        on_found: Called in the worker thread with each request's id, namespace, near answers and
+            clauses.
         on_gone: Called in the worker thread with the (namespace, id) that left memory.
         on_forgotten: Called with what is to be forgotten wherever else it is held.
 
@@ -75,6 +77,7 @@ class LocalRetriever(Retriever):
         on_forgotten: OnForgotten | None = None,
     ) -> None:
         self._config = config or RetrievalConfig()
+        self.max_concurrent_searches = self._config.max_concurrent_searches
         self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._threads = tokenizer_key, threads
         self._has_warned_of_others = False
@@ -142,6 +145,10 @@ class LocalRetriever(Retriever):
 
     def progress(self) -> int:
         return self._results.num_given
+
+    def clauses(self, request_id: str) -> list[FoundClause]:
+        with self._changed:
+            return self._results.clauses(request_id)
 
     def discard(self, request_id: str) -> None:
         with self._changed:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
@@ -83,6 +84,7 @@ class RetrievalClient(Retriever):
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
+        self.max_concurrent_searches = self._config.max_concurrent_searches
         self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
         self._forgotten: deque[Forgotten] = deque()
         self._position: str | None = None
@@ -146,6 +148,10 @@ class RetrievalClient(Retriever):
 
     def found_s(self, request_id: str) -> float | None:
         return self._read(lambda results: results.found_s(request_id), None)
+
+    def clauses(self, request_id: str) -> list[FoundClause]:
+        found: list[FoundClause] = self._read(lambda results: results.clauses(request_id), [])
+        return found
 
     def discard(self, request_id: str) -> None:
         self._send(Discard(request_id))

@@ -14,6 +14,7 @@ import numpy as np
 
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalStats
@@ -147,8 +148,14 @@ class RetrievalServer:
         stats = self.retriever.stats()
         return replace(stats, errors=stats.errors + sum(e.num for e in self._errors.values()))
 
-    def _publish(self, request_id: str, namespace: str, near_answers: list[NearAnswer]) -> None:
-        self._writer.publish(request_id, near_answers, namespace=namespace)
+    def _publish(
+        self,
+        request_id: str,
+        namespace: str,
+        near_answers: list[NearAnswer],
+        clauses: list[FoundClause],
+    ) -> None:
+        self._writer.publish(request_id, near_answers, namespace=namespace, clauses=clauses)
         self.retriever.discard(request_id)
 
     def _accept(self) -> None:

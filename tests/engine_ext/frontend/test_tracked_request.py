@@ -25,6 +25,9 @@ class Seen:
     def kind(self, request_id: str) -> str:
         return "miss" if self.are_warming else f"semantic for {request_id}"
 
+    def clauses(self, request_id: str) -> list[str]:
+        return [f"a clause of {request_id}"]
+
     def found_s(self, _request_id: str) -> float | None:
         return self._found_s
 
@@ -71,6 +74,8 @@ def test_a_miss_while_the_embedding_model_is_loaded_says_so() -> None:
     sampled = track(seen)
     sampled.retrieves, sampled.reason = True, "sampled"
     sampled.on_first_token()
+    assert sampled.clauses() == ["a clause of r"]
+    assert track(seen, has_retrieval=False).clauses() == []
     assert sampled.reason == "sampled"  # that holds however long it waits
 
 

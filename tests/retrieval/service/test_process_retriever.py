@@ -222,6 +222,22 @@ def test_it_is_nice_with_all_its_threads_once_it_is_ready(retriever, wait_until)
     wait_until(lambda: niceness() == {max(10, os.getpriority(os.PRIO_PROCESS, 0))})
 
 
+def test_texts_are_searched_for_and_clauses_told_from_another_process(wait_until):
+    retriever = ProcessRetriever(RetrievalConfig(embedding_model="lexical"))
+    try:
+        retriever.store(answer(1))
+        retriever.store(answer(2))
+        assert retriever.flush(200)
+        texts = ["question number 2", "question number 1"]
+        first, second = retriever.search(texts, namespace="acme", timeout_s=100)
+        assert (first[0].answer_id, second[0].answer_id) == ("id2", "id1")
+        compound = "How do I cancel my order and will I get a refund?"
+        ask(retriever, "r", compound, wait_until)
+        assert [clause.connective for clause in retriever.clauses("r")] == ["", "and"]
+    finally:
+        retriever.close()
+
+
 def test_a_wrong_url_fails_in_the_owner():
     with pytest.raises(ValueError, match="cache URL must be"):
         ProcessRetriever(RetrievalConfig(url="nonsense"))

@@ -166,8 +166,8 @@ def _encode_by(network: Any) -> Encode:
 
 
 def _words_of(network: Any) -> KnownWords | None:
-    tokenizer = getattr(network, "tokenizer", None)
     try:
+        tokenizer = network.tokenizer
         return KnownWords(
             tokenizer.tokenize, tokenizer.get_vocab(), unknown=str(tokenizer.unk_token)
         )

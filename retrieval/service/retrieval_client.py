@@ -389,7 +389,7 @@ class RetrievalClient(Retriever):
 
     def _welcomed(self, results: ResultReader, sender: Sender) -> None:
         with self._changed:
-            held = [*self._held.take(), *self._prompts.take()]
+            held: list[Request] = [*self._held.take(), *self._prompts.take()]
             self._dropped += sum(not sender.send(message) for message in held)
             self._results, self._sender = results, sender
             # What an earlier process said of itself holds no more.

@@ -110,7 +110,7 @@ def _command(config: Mapping[str, Any]) -> str:
     """Return the settings as they are typed."""
     words = ["python", "eval/acceptance_rate.py"]
     for name, value in config.items():
-        if value in (None, False, []) or not _is_option(name):
+        if value is None or value is False or value == [] or not _is_option(name):
             continue
         option = "--trace" if name == "traces" else f"--{name.replace('_', '-')}"
         given = value if name == "traces" else [_as_text(value, separator=",")]

@@ -13,7 +13,7 @@ CONFIG: dict[str, Any] = {
     "machine": "two cores",
     "traces": ["/data/my support.jsonl", "b.jsonl"],
     "methods": ["none", "semantic-cache"],
-    "cost": 0.02,
+    "cost": 0.0,
     "threshold": 0.8,
     "num_speculative_tokens": None,
     "limit": None,
@@ -52,7 +52,7 @@ def test_what_matters_comes_first_and_the_rest_folds_away() -> None:
     first, rest = re.findall("<table>.*?</table>", page())
     assert headings(first) == [
         "method",
-        "speedup at 0.02",
+        "speedup at 0",
         "changed answers",
         "MAL",
         "drafted a step",
@@ -68,6 +68,7 @@ def test_settings_are_written_as_they_are_typed() -> None:
     assert words[:2] == ["python", "eval/acceptance_rate.py"]
     assert words[words.index("--trace") :][:3] == ["--trace", "/data/my support.jsonl", "b.jsonl"]
     assert words[words.index("--methods") + 1] == "none,semantic-cache"
+    assert words[words.index("--cost") + 1] == "0.0"
     assert "--limit" not in words
     settings = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page()))
     assert settings == {"machine": "two cores", "suffix best": "b max_depth 24"}

@@ -376,8 +376,9 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
 
 
 async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_s: float) -> None:
-    """Report while there is traffic, and once after; this task does not keep the engine alive."""
-    reported = -1
+    """Report while there is traffic, once after, and when another part works than before; this task
+    does not keep the engine alive."""
+    reported: tuple[Any, ...] | None = None
     while True:
         await asyncio.sleep(interval_s)
         engine = engine_ref()

@@ -37,7 +37,8 @@ def doctor() -> None:
     Example: reprise doctor
     """
     began_s = time.monotonic()
-    # Importing torch, transformers and vLLM is what takes seconds: on two cores, side by side.
+    # Importing torch, transformers and vLLM is what takes seconds: on two cores, side by side; of
+    # vLLM only its top, while what we patch in it is read in its sources.
     with _quiet_logs(), ThreadPoolExecutor(1) as pool:
         loading = pool.submit(_run, check_embedding)
         findings = [finding for check in CHECKS for finding in _shown(_run(check))]
@@ -122,7 +123,7 @@ def check_compat() -> Iterator[Finding]:
 
     if registry.unknown_version() is not None:
         return  # said once
-    for status in registry.report(check=True):
+    for status in registry.report(check=True, in_source=True):
         name = status.feature.value
         if status.reason is None:
             yield Finding(name, None, "applied" if status.is_applied else "can be applied")
@@ -138,7 +139,7 @@ def check_compat() -> Iterator[Finding]:
 
 def check_runner() -> Iterator[Finding]:
     """Say which of vLLM's model runners engines get here."""
-    from reprise.engine_ext.scheduling.runner_choice import machines_reason_for_v1
+    from reprise.engine_ext.scheduling.machine_runner import machines_reason_for_v1
 
     config = valid_settings()
     if config is None:

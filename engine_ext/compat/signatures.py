@@ -4,10 +4,12 @@ import dataclasses
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from reprise.engine_ext.compat.patches import Patch
 
+Names = tuple[str, ...]
 MORE = "..."
 """At the end of expected names: others may follow."""
 
@@ -40,15 +42,19 @@ def difference(patch: Patch) -> str | None:
     _, found = find(patch)
     if found is None:
         return f"{patch.path} is not there"
-    for kind, expected, names in (
-        ("parameters", patch.parameters, _parameters),
-        ("fields", patch.fields, _fields),
-    ):
-        if expected is None:
-            continue
-        came = names(found)
-        if not (_begins(came, expected) if kind == "parameters" else _has(came, expected)):
-            return f"{patch.path} has {kind} {came}, expected {expected}"
+    return described_difference(
+        patch, parameters=lambda: _parameters(found), fields=lambda: _fields(found)
+    )
+
+
+def described_difference(
+    patch: Patch, *, parameters: Callable[[], Names], fields: Callable[[], Names]
+) -> str | None:
+    """Compare what a patch expects with what there is, which is asked for only if it matters."""
+    if patch.parameters is not None and not _begins(came := parameters(), patch.parameters):
+        return f"{patch.path} has parameters {came}, expected {patch.parameters}"
+    if patch.fields is not None and not _has(came := fields(), patch.fields):
+        return f"{patch.path} has fields {came}, expected {patch.fields}"
     return None
 
 

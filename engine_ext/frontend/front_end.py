@@ -28,6 +28,7 @@ from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFligh
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.tier_url import tier_behind
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -82,7 +83,10 @@ class FrontEnd:
         self.errors = ErrorCounter()
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
-        self.metrics = ServingMetrics(vllm_config.model_config.served_model_name)
+        self.metrics = ServingMetrics(
+            vllm_config.model_config.served_model_name,
+            tier=None if retriever is None else tier_behind(config.retrieval.url),
+        )
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
         self.refusals: Counter[str] = Counter()
@@ -229,13 +233,15 @@ class FrontEnd:
         """Drop all answers: weights were loaded, moved or replaced."""
         self.exact.model_changed()
 
-    def progress(self) -> int:
-        """Return a number that changes with every request and every answer stored."""
-        return self.counts.total()
+    def progress(self) -> tuple[Any, ...]:
+        """Return what changes with every request, every answer stored, and what works."""
+        works = None if self.near_answers is None else self.near_answers.health()
+        return (self.counts.total(), works)
 
     def report(self, workers: list[Any] | None, pins: list[Any] | None = None) -> None:
         """Bring the metrics up to date; `workers` are their reports, and `pins` those of the
         engine cores on pinned prefixes, in one process only."""
+        self.metrics.active(self._processor.get_num_unfinished_requests())
         self.metrics.memory(self.exact.memory.stats())
         if self.exact.shared is not None:
             self.metrics.shared(self.exact.shared.stats())
@@ -261,23 +267,45 @@ class FrontEnd:
             "active_requests": self._processor.get_num_unfinished_requests(),
             "refusals": dict(self.refusals),
             "memory": self.exact.memory.stats()._asdict(),
+            "memory_bytes": self._memory_bytes(),
             "shared": self.exact.shared.stats() if self.exact.shared is not None else None,
             "flights": len(self.flights),
             "errors": self.errors.counts(),
             "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
         }
 
-    def _hit_rates(self) -> dict[str, float]:
-        """Return the shares of requests that were answered without generating, and of generated
-        ones that had near answers."""
-        num_saved = self.counts["exact"] + self.counts["followed"]
+    def _hit_rates(self) -> dict[str, Any]:
+        """Return shares of all requests: `exact` (followers included, which `followed` is of),
+        `exact_by_tier`; of searches that found something: `near`; and of generated requests with
+        near answers at their first token: `semantic`, `clause`."""
+        followed = self.counts["followed"]
+        num_saved = self.counts["exact"] + followed
         total = num_saved + self.counts["miss"]
-        rates = {"exact": num_saved / total if total else 0.0}
-        if self.near_answers is not None:
-            found = self.near_answers.stats()
-            searched = found["submitted"] - found["abandoned"]
-            rates["near"] = found["found"] / searched if searched else 0.0
+        rates: dict[str, Any] = {
+            "exact": _share(num_saved, total),
+            "followed": _share(followed, total),
+            "exact_by_tier": {"memory": _share(self.counts["exact"], total)},
+        }
+        if (shared := self.exact.shared) is not None:
+            from_tier = min(shared.stats().get("hit", 0), self.counts["exact"])
+            rates["exact_by_tier"] = {
+                "memory": _share(self.counts["exact"] - from_tier, total),
+                tier_behind(self.config.retrieval.url): _share(from_tier, total),
+            }
+        if (near := self.near_answers) is not None:
+            found = near.stats()
+            rates["near"] = _share(found["found"], found["submitted"] - found["abandoned"])
+            for kind in ("semantic", "clause"):
+                rates[kind] = _share(near.kinds[kind], near.kinds.total())
         return rates
+
+    def _memory_bytes(self) -> dict[str, int]:
+        """Return the bytes that this process and its retrieval process hold, by store."""
+        stores = {"exact": self.exact.memory.stats().bytes}
+        if self.near_answers is not None:
+            stores["retrieval"] = self.near_answers.stats()["bytes"]
+            stores["shared_results"] = self.config.retrieval.shared_bytes
+        return stores
 
     def _take(
         self,
@@ -389,6 +417,10 @@ class FrontEnd:
             self.counts["stored"] += 1
             self.metrics.stored()
             self.metrics.memory(self.exact.memory.stats())
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 _REASONS = {

@@ -38,6 +38,7 @@ def health_report(
             "state": health.state,
             "detail": health.detail,
             "embedder": health.embedder,
+            "ready_after_s": health.ready_after_s,
         }
         if health.tier:
             is_open = any(state != "closed" for state in health.breakers.values())

@@ -1,5 +1,6 @@
 """Begins retrieval when a request arrives; nothing waits for it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
     from reprise.engine_ext.outputs.single_flight import FinishedFlight
-    from reprise.retrieval.api.retriever import Retriever
+    from reprise.retrieval.api.found_clause import FoundClause
+    from reprise.retrieval.api.retriever import RetrievalHealth, Retriever
 
 
 class NearAnswers:
@@ -20,6 +22,8 @@ class NearAnswers:
         self._retriever = retriever
         self._model_key = model_key
         self._tokenizer_key = tokenizer_key
+        self.kinds: Counter[str] = Counter()
+        """Requests by what was there at their first token: semantic, clause, miss."""
 
     def begin(self, request: "EngineCoreRequest", namespace: str) -> bool:
         """Begin the search under the request's id; return False if its prompt has no token ids."""
@@ -36,6 +40,15 @@ class NearAnswers:
         if not found:
             return "miss"
         return "semantic" if any(answer.kind == "whole" for answer in found) else "clause"
+
+    def clauses(self, request_id: str) -> "list[FoundClause]":
+        """Return the clauses that a request's question was found to have."""
+        return self._retriever.clauses(request_id)
+
+    @property
+    def are_warming(self) -> bool:
+        """Whether none can be found yet: the embedding model is being loaded."""
+        return self._retriever.health().state == "starting"
 
     def found_s(self, request_id: str) -> float | None:
         """Return when the search ended, in seconds of `time.monotonic`; None: it has not."""
@@ -64,6 +77,10 @@ class NearAnswers:
         """Drop what was found for a request that is over."""
         self._retriever.discard(request_id)
 
+    def health(self) -> "RetrievalHealth":
+        """Return what works of retrieval."""
+        return self._retriever.health()
+
     def stats(self) -> dict[str, Any]:
         """Return the retriever's figures and state."""
         health = self._retriever.health()
@@ -71,6 +88,8 @@ class NearAnswers:
             **asdict(self._retriever.stats()),
             "state": health.state,
             "detail": health.detail,
+            "embedder": health.embedder,
+            "ready_after_s": health.ready_after_s,
             "tier": health.tier,
             "breakers": dict(health.breakers),
         }

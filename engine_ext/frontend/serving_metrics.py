@@ -6,14 +6,30 @@ workers comes from their reports, which exactly one process (the first) turns in
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
+from reprise.engine_ext.request.exact_hits import SAMPLED
+from reprise.retrieval.api.retriever import RetrievalStats
+from reprise.spec.api.stats import SOURCES
 
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
+_FOUND_BY = ("meaning", "tokens")
+_ERROR_PLACES = {
+    "front_end": (
+        *("before_serving", "exact_fetch", "exact_hit", "fingerprint", "flight_watcher", "forget"),
+        *("front_end_records", "info", "not_admitted", "one_token_outputs", "policy", "replay"),
+        *("reply_header", "report", "single_flight", "watch", "withdraw"),
+    ),
+    "worker": (
+        *("AsyncScheduler.__init__", "learn: queue full", "near answers", "propose"),
+        *("read back: queue full", "report", "save weights", "start request"),
+    ),
+}
 _LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)
 
 
@@ -56,22 +72,63 @@ class _Increments:
 
 
 class ServingMetrics:
-    """Sets the metrics of one model in one API server process."""
+    """Sets the metrics of one model in one API server process.
 
-    def __init__(self, model_name: str) -> None:
+    What is known to be counted is there from the start, at 0: only then does a rate see the first.
+
+    Args:
+        model_name: The label of all of them.
+        tier: Behind the memory of this front end's retrieval process, sqlite or redis; None: it
+            has no such process, or this is not known.
+    """
+
+    def __init__(self, model_name: str, *, tier: str | None = None) -> None:
         self._model = model_name
         self._increments = _Increments()
+        for kind in ("exact", "followed", "miss"):
+            self._requests(kind)
+        for kind in ("semantic", "clause", "miss"):
+            self._near_answers(kind)
+        self._passed_through(SAMPLED)
+        self._lookups()
+        self.saved(0)
+        self._stored()
+        self.active(0)
+        self.memory(ExactMemoryStats(answers=0, bytes=0, evicted=0, expired=0))
+        self.shared({})
+        for where, places in _ERROR_PLACES.items():
+            self.errors(where, dict.fromkeys(places, 0))
+        provider: dict[str, Any] = {"by_source": {source: {} for source in SOURCES}}
+        in_time = dict.fromkeys(_FOUND_BY, 0)
+        self._worker("0", {"provider": provider, "near_answers_in_time": in_time})
+        if tier is not None:
+            closed = {"read": "closed", "write": "closed"}
+            self.retrieval({**asdict(RetrievalStats()), "tier": tier, "breakers": closed})
+
+    def active(self, num_requests: int) -> None:
+        """Set how many requests have come and are not over."""
+        text = "Requests that have come and are not over, those in vLLM's queue included."
+        _gauge("active_requests", text).labels(self._model).set(num_requests)
 
     def request(self, kind: str, lookup_s: float) -> None:
         """Count a request: `exact`, `followed` or `miss`."""
+        self._requests(kind).inc()
+        self._lookups().observe(lookup_s)
+
+    def _requests(self, kind: str) -> Counter:
         text = "Requests by how the cache took them: exact, followed or miss."
-        _counter("requests", text, "kind").labels(self._model, kind).inc()
-        _lookup_histogram().labels(self._model).observe(lookup_s)
+        return _counter("requests", text, "kind").labels(self._model, kind)
+
+    def _lookups(self) -> Histogram:
+        return _lookup_histogram().labels(self._model)
 
     def refused(self, reason: str) -> None:
         """Count a request that must be generated whatever the cache holds."""
+        self._passed_through(reason).inc()
+
+    def _passed_through(self, reason: str) -> Counter:
         text = "Requests that had to be generated, by reason."
-        _counter("passed_through", text, "reason").labels(self._model, reason).inc()
+        return _counter("passed_through", text, "reason").labels(self._model, reason)
 
     def saved(self, num_tokens: int) -> None:
         """Count tokens that were emitted without an engine step."""
@@ -88,8 +145,11 @@ class ServingMetrics:
 
     def stored(self) -> None:
         """Count an answer stored in the exact memory."""
+        self._stored().inc()
+
+    def _stored(self) -> Counter:
         text = "Answers stored for exact hits."
-        _counter("answers_stored", text).labels(self._model).inc()
+        return _counter("answers_stored", text).labels(self._model)
 
     def memory(self, stats: ExactMemoryStats) -> None:
         """Set what this process's exact memory holds."""
@@ -170,6 +230,9 @@ class ServingMetrics:
                 total = float(_mapping(figures).get(field, 0))
                 increment = self._increments.of((field, rank, source), total)
                 counter.labels(self._model, source).inc(increment)
+        _gauge("corpus_bytes", "Bytes of the answers that a worker drafts from.", "rank").labels(
+            self._model, rank
+        ).set(float(provider.get("bytes", 0)))
         if steps:
             accepted = float(provider.get("accepted", 0))
             _gauge(
@@ -226,8 +289,11 @@ class ServingMetrics:
 
     def near_answers(self, kind: str) -> None:
         """Count what a request had at its first token: `semantic`, `clause` or `miss`."""
+        self._near_answers(kind).inc()
+
+    def _near_answers(self, kind: str) -> Counter:
         text = "Generated requests by the near answers that were there at their first token."
-        _counter("near_answers", text, "kind").labels(self._model, kind).inc()
+        return _counter("near_answers", text, "kind").labels(self._model, kind)
 
     def retrieval(self, stats: Mapping[str, Any]) -> None:
         """Count and set the figures of the retrieval process that this front end has started."""
@@ -243,6 +309,8 @@ class ServingMetrics:
             ("errors", "Errors of retrieval."),
             ("restarts", "Times that the retrieval process was started again."),
             ("hangs", "Times that the retrieval process was killed: it did not answer."),
+            ("compound", "Questions that were found to have clauses."),
+            ("clause_s", "Seconds spent finding clauses, beside embedding."),
             ("embed_s", "Seconds spent embedding."),
             ("search_s", "Seconds spent searching."),
         ):
@@ -253,11 +321,12 @@ class ServingMetrics:
             ("answers", "Answers held."),
             ("namespaces", "Namespaces that hold answers."),
             ("bytes", "Bytes charged for answers held, their indexes and their namespaces."),
+            ("ready_after_s", "Seconds from its start until near answers could be found."),
         ):
-            if field in stats:
-                _gauge(f"retrieval_{field}", text, mode="mostrecent").labels(self._model).set(
-                    float(stats[field])
-                )
+            if stats.get(field) is not None:
+                name = f"retrieval_{field.removesuffix('_s')}" + "_seconds" * field.endswith("_s")
+                gauge = _gauge(name, text, mode="mostrecent")
+                gauge.labels(self._model).set(float(stats[field]))
 
         self._tier(stats)
 

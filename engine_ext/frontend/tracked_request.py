@@ -15,6 +15,8 @@ from reprise.engine_ext.request.shared_keys import SharedKeys
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
+    from reprise.retrieval.api.found_clause import FoundClause
+
 
 class TrackedRequest:
     """Tracks one request that the engine generates for: a `FlightWatcher` and an `InfoSource`.
@@ -65,7 +67,8 @@ class TrackedRequest:
         self.num_verified = 0
         """Tokens of a stored answer that the model has verified, before it emits any."""
         self.reason: str | None = None
-        """Why it could not be an exact hit, whatever the cache holds; None: it could."""
+        """Why it could be no exact hit, or had no near answers, whatever the cache holds; None: it
+        could."""
         self.weights_epoch = weights_epoch
         self.weight_version = weight_version
 
@@ -73,6 +76,9 @@ class TrackedRequest:
         """Note which near answers are there: those help from the first decode step on."""
         if self.retrieves and self._near_answers is not None:
             self.kind = self._near_answers.kind(self.request_id)
+            if self.kind == "miss" and self.reason is None and self._near_answers.are_warming:
+                self.reason = "warming"
+            self._near_answers.kinds[self.kind] += 1
             self._metrics.near_answers(self.kind)
         if self.num_verified:
             self.kind = "verified"
@@ -102,3 +108,10 @@ class TrackedRequest:
             return None
         found_s = self._near_answers.found_s(self.request_id)
         return (found_s - self._begun_s) * 1e3 if found_s is not None else None
+
+    def clauses(self) -> "list[FoundClause]":
+        """Return the clauses that the question was found to have; none where it asks one thing, or
+        where that is not known here."""
+        if not self.retrieves or self._near_answers is None:
+            return []
+        return self._near_answers.clauses(self.request_id)

@@ -4,6 +4,7 @@ The counts are the worker's, in another process. It stores those of a finished r
 the engine client fetches them when the last output is there, and delivers that output with them.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
+    from reprise.retrieval.api.found_clause import FoundClause
     from reprise.spec.api.stats import RequestStats
 
 _MAX_STORED = 1024
+# Proxies allow a header some 4 kB, and a Chinese sign takes 6 bytes of it.
+_MAX_CLAUSES, _CLAUSE_CHARACTERS = 8, 60
 CACHE_KINDS = ("exact", "verified", "semantic", "clause", "miss")
 """How the cache took a request, in the order of the reply's header."""
 
@@ -34,11 +38,19 @@ class DraftCounts(msgspec.Struct, frozen=True):
     """context, near_answer and corpus."""
 
 
+class ClauseInfo(msgspec.Struct, frozen=True):
+    """A part of the question that was searched for by itself, and what joins it to the one
+    before."""
+
+    text: str
+    connective: str
+
+
 FetchCounts = Callable[[Sequence[str]], Awaitable[dict[str, DraftCounts]]]
 """From request ids to the counts of those that the workers have reported."""
 
 
-class RequestInfo(msgspec.Struct, frozen=True):
+class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One request, whatever number of generations it is."""
 
     cache: tuple[str, ...]
@@ -48,10 +60,12 @@ class RequestInfo(msgspec.Struct, frozen=True):
     retrieval_ms: float | None
     """From arrival until near answers, or the word that there are none, were there; the longest.
     None where they were not searched for from here, or where that had not ended."""
+    clauses: tuple[ClauseInfo, ...] = ()
+    """Of the question; left out where it asks one thing."""
 
     def as_json(self) -> str:
-        """Return the value of the reply's header."""
-        return msgspec.json.encode(self).decode()
+        """Return the value of the reply's header, in ASCII."""
+        return json.dumps(msgspec.to_builtins(self), separators=(",", ":"))
 
 
 class InfoSource(Protocol):
@@ -61,6 +75,9 @@ class InfoSource(Protocol):
 
     def retrieval_ms(self) -> float | None:
         """Return the time of retrieval in milliseconds; see `RequestInfo`."""
+
+    def clauses(self) -> "Sequence[FoundClause]":
+        """Return the clauses that the question was found to have."""
 
 
 class InfoCollector:
@@ -94,6 +111,11 @@ class InfoCollector:
                     cache=tuple(each.kind for each in self._generations) or ("miss",),
                     drafts=_sum(counts) if counts is not None else None,
                     retrieval_ms=max((ms for ms in times_ms if ms is not None), default=None),
+                    clauses=tuple(
+                        ClauseInfo(_shortened(clause.text), clause.connective)
+                        for generation in self._generations
+                        for clause in generation.clauses()
+                    ),
                 )
             ]
         )
@@ -141,7 +163,16 @@ def merged(infos: Sequence[RequestInfo]) -> RequestInfo:
         cache=tuple(kind for kind in CACHE_KINDS if kind in kinds),
         drafts=_sum(counts) if len(counts) == len(infos) else None,
         retrieval_ms=max(times_ms, default=None),
+        # Choices of one prompt have the same.
+        clauses=tuple(dict.fromkeys(clause for info in infos for clause in info.clauses))[
+            :_MAX_CLAUSES
+        ],
     )
+
+
+def _shortened(text: str) -> str:
+    """Return a clause of a length that a header has room for."""
+    return text if len(text) <= _CLAUSE_CHARACTERS else text[: _CLAUSE_CHARACTERS - 1] + "…"
 
 
 def _sum(counts: Sequence[DraftCounts]) -> DraftCounts:

@@ -16,16 +16,15 @@ The hooks of `Feature.RUNNER`, in front end and engine core; a worker reads the 
 from collections.abc import Callable
 from typing import Any
 
-from vllm import envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.triton_utils import HAS_TRITON
 
 from reprise.engine_ext.compat.engine_state import mark_of, set_mark, shown_as_method
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
+from reprise.engine_ext.scheduling.machine_runner import machines_reason_for_v1
 
 logger = init_logger(__name__)
 
@@ -44,13 +43,6 @@ def reason_for_v1(config: VllmConfig) -> str | None:
         return machines
     features = ", ".join(config._get_v2_model_runner_unsupported_features())
     return f"V2 does not support {features}"
-
-
-def machines_reason_for_v1() -> str | None:
-    """Say why every engine in this environment gets V1; None: that depends on the engine."""
-    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
-        return "VLLM_USE_V2_MODEL_RUNNER=0"
-    return None if HAS_TRITON else "vLLM finds no Triton driver here"
 
 
 def unsupported_by_v2(original: Callable[..., list[str]], config: VllmConfig) -> list[str]:

@@ -10,12 +10,8 @@ from typing import Any
 
 from reprise.eval.replay.frontier import Frontiers
 from reprise.eval.replay.results import Run
+from reprise.eval.report.plot_style import COLOURS, line_of, style_axes
 
-COLOURS = {
-    "reprise": "#c2410c",
-    "suffix": "#1d4ed8",
-    "ngram": "#6b7280",
-}
 _LABELS = {
     "reprise": "Reprise",
     "suffix": "SuffixDecoding, best of 18 settings",
@@ -66,11 +62,8 @@ def _draw(frontiers: Frontiers, runs: Sequence[Run]) -> Any:
             (handles[_LABELS[method]],) = axes.plot(
                 [point.drafted_per_step for point in points],
                 [point.mean_acceptance_length for point in points],
-                marker="o",
-                markersize=4,
-                linewidth=2 if method == "reprise" else 1.5,
                 color=COLOURS[method],
-                zorder=3 if method == "reprise" else 2,
+                **line_of(method),
             )
         axes.set_xlim(left=0)
         _mark_runs(axes, [run for run in runs if run.trace == trace])
@@ -114,9 +107,7 @@ def _mark_runs(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _style(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(True, color="#9ca3af", alpha=0.25, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, title)
     # Without any draft the mean is 1: nothing lies below, and the curves rise from there.
     axes.margins(y=0.08)
     axes.set_ylim(bottom=1.0 - 0.03 * (axes.get_ylim()[1] - 1.0))

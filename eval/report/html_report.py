@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.results_table import result_columns
+from reprise.eval.replay.run_options import RunOptions
 
 _STYLE = """
 :root { --ink: #1c1917; --soft: #78716c; --line: #e7e5e4; --paper: #fafaf9; --best: #c2410c; }
@@ -23,7 +26,9 @@ p { max-width: 70ch; color: var(--soft); margin: 0 0 8px; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 8px 16px;
   overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 10px; text-align: right; white-space: nowrap; }
+th, td { padding: 7px 10px; text-align: right; }
+td { white-space: nowrap; }
+th { vertical-align: bottom; line-height: 1.3; }
 th { font-size: 12px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
@@ -32,7 +37,26 @@ td.best { color: var(--best); font-weight: 700; }
 svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 20px; font-size: 13px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+code { display: block; font: 13px/1.6 ui-monospace, Menlo, Consolas, monospace; margin: 8px 0;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+details { margin-top: 8px; } summary { cursor: pointer; color: var(--soft); font-size: 13px; }
+@media (max-width: 640px) {
+  body { font-size: 14px; }
+  main { padding: 24px 10px 40px; }
+  .card { padding: 4px 6px; }
+  table { font-size: 12px; }
+  th, td { padding: 6px 4px; }
+  th { font-size: 10px; hyphens: auto; }
+  td:first-child { white-space: normal; }
+  .plot svg { min-width: 560px; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 6px; }
+}
 """
+# What is read first, as far as it is there; the rest folds away, below.
+_FIRST = (
+    *("method", "tokens/s", "speedup", "changed answers", "identical"),
+    *("MAL", "acceptance", "drafted a step"),
+)
 _GLOSSARY = (
     "MAL is the mean acceptance length: tokens emitted for each verification step, the one that the"
     " model adds itself included. Acceptance is the share of drafted tokens that the model agreed"
@@ -59,12 +83,12 @@ def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str
         sections.append(
             "<h2>What a drafted token buys</h2>\n<p>Each line joins one method's settings; a ring"
             " marks the setting of the tables. Higher is better, further left is cheaper.</p>\n"
-            f"<div class=card>{plot_svg}</div>"
+            f'<div class="card plot">{plot_svg}</div>'
         )
-    settings = "".join(
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
+    others = "".join(
+        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(_as_text(value))}</dd>"
         for name, value in config.items()
-        if value is not None
+        if value is not None and not _is_option(name)
     )
     engine = "recorded answers" if config["engine"] == "replay" else "a real engine"
     return (
@@ -73,8 +97,34 @@ def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str
         f"<title>Reprise: acceptance rates</title>\n<style>{_STYLE}</style>\n<main>\n"
         f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {_GLOSSARY}</p>\n"
         + "\n".join(sections)
-        + f"\n<h2>Settings</h2>\n<div class=card><dl>{settings}</dl></div>\n</main>\n</html>\n"
+        + f"\n<h2>Settings</h2>\n<div class=card><code>{html.escape(_command(config))}</code>"
+        f"<dl>{others}</dl></div>\n</main>\n</html>\n"
     )
+
+
+def _is_option(name: str) -> bool:
+    return name in {field.name for field in fields(RunOptions)}
+
+
+def _command(config: Mapping[str, Any]) -> str:
+    """Return the settings as they are typed."""
+    words = ["python", "eval/acceptance_rate.py"]
+    for name, value in config.items():
+        if value is None or value is False or value == [] or not _is_option(name):
+            continue
+        option = "--trace" if name == "traces" else f"--{name.replace('_', '-')}"
+        given = value if name == "traces" else [_as_text(value, separator=",")]
+        words += [option] if value is True else [option, *map(str, given)]
+    return shlex.join(words)
+
+
+def _as_text(value: Any, *, separator: str = ", ") -> str:
+    """Return a setting as people write it: no brackets, no quotes."""
+    if isinstance(value, Mapping):
+        return separator.join(f"{name} {_as_text(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return separator.join(map(str, value))
+    return str(value)
 
 
 def _table(runs: Sequence[Run], *, cost: float) -> str:
@@ -82,6 +132,24 @@ def _table(runs: Sequence[Run], *, cost: float) -> str:
     del columns["trace"]
     ranked = "tokens/s" if "tokens/s" in columns else f"speedup at {cost:g}"
     best = _best_row(runs, by_speed="tokens/s" in columns)
+    names = sorted(filter(_rank, columns), key=lambda name: _rank(name) or 0)
+    others = [name for name in columns if _rank(name) is None]
+    first = _rows(runs, {name: columns[name] for name in names}, ranked=ranked, best=best)
+    if not others:
+        return first
+    rest = _rows(
+        runs, {name: columns[name] for name in ("method", *others)}, ranked=ranked, best=best
+    )
+    return f"{first}<details><summary>Requests, time and memory</summary>{rest}</details>"
+
+
+def _rank(name: str) -> int | None:
+    """Return the place of a column among those that are read first, from 1 on; None: not one."""
+    plain = "speedup" if name.startswith("speedup") else name
+    return _FIRST.index(plain) + 1 if plain in _FIRST else None
+
+
+def _rows(runs: Sequence[Run], columns: Mapping[str, list[str]], *, ranked: str, best: int) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = []
     for number, run in enumerate(runs):

@@ -50,6 +50,9 @@ class RetrievalConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
     """Maximum of prompts embedded together."""
 
+    max_concurrent_searches: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Maximum of texts that one call of `Retriever.search` has searched for at any time."""
+
     queue_length: Annotated[int, Field(ge=1)] = 4096
     """Maximum of prompts, and of answers, waiting; what comes beyond is dropped, counted."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
+from reprise.retrieval.api.batch_search import search_all
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgetting, Invalidation
 from reprise.retrieval.api.near_answer import NearAnswer
 
@@ -56,6 +58,10 @@ class RetrievalStats:
     bytes: int = 0
     waiting: int = 0
     """Answers found by comparing one by one until they have moved into the graph."""
+    compound: int = 0
+    """Questions that were found to have clauses."""
+    clause_s: float = 0.0
+    """Finding them; beside embedding, in another thread."""
     embed_s: float = 0.0
     search_s: float = 0.0
 
@@ -72,11 +78,13 @@ class RetrievalHealth:
     """The tier behind memory: sqlite, redis or none."""
     breakers: dict[str, Literal["closed", "open", "half-open"]] = field(default_factory=dict)
     """Of that tier's circuit breakers: read, write."""
+    ready_after_s: float | None = None
+    """From the start until near answers could be found; None: not yet."""
 
 
 class Retriever(ABC):
-    """From prompts to near answers. Thread-safe; only `flush`, `forget` and `close` ever
-    wait.
+    """From prompts to near answers. Thread-safe; only `search`, `flush`, `forget` and `close`
+    ever wait.
 
     Nothing here raises after construction: what goes wrong is counted in `stats` and logged, and
     costs hits.
@@ -96,9 +104,14 @@ class Retriever(ABC):
         True
         >>> [near_answer.response_token_ids.tolist() for near_answer in retriever.poll("request")]
         [[7, 8]]
+        >>> [len(found) for found in retriever.search(["cancel an order", "where is it"])]
+        [1, 0]
         >>> retriever.record_usage("", {stored.answer_id: 2})  # two of its tokens were accepted
         >>> retriever.close()
     """
+
+    max_concurrent_searches = 64
+    """Texts of one call of `search` that are searched for at any time."""
 
     @abstractmethod
     def submit(
@@ -129,6 +142,27 @@ class Retriever(ABC):
         """Return when a request's near answers were there, in seconds of `time.monotonic`; None:
         they are not, or it is not known."""
         return None
+
+    @abstractmethod
+    def clauses(self, request_id: str) -> list[FoundClause]:
+        """Return the clauses that a request's question was found to have, in their order; none
+        while `poll` gives None, and none for a question that asks one thing."""
+
+    def search(
+        self, texts: Sequence[str], *, namespace: str = "", timeout_s: float = 60.0
+    ) -> list[list[NearAnswer]]:
+        """Return the near answers to each text, and wait for them.
+
+        For programs that look things up by themselves, not for engines: `submit` never waits.
+        A text whose search has not ended after `timeout_s` seconds has none.
+        """
+        return search_all(
+            self,
+            texts,
+            namespace=namespace,
+            max_concurrent=self.max_concurrent_searches,
+            timeout_s=timeout_s,
+        )
 
     @abstractmethod
     def discard(self, request_id: str) -> None:

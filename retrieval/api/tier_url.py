@@ -29,6 +29,14 @@ def check_url(url: str) -> str:
     return scheme
 
 
+def tier_behind(url: str) -> str:
+    """Return which tier keeps a retrieval process's answers, as tiers are named: sqlite or redis.
+
+    With memory:// that is a file that goes with the process's owner.
+    """
+    return "sqlite" if url.startswith(("sqlite:", "memory:")) else "redis"
+
+
 def snapshot_path(url: str, setting: str | None) -> Path | None:
     """Return the file of the vector index: as set, or beside the SQLite file; None where there is
     none.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.work_queue import Prompt
@@ -15,7 +16,7 @@ from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.search.near_search import NearSearch, Query
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
-OnFound = Callable[[str, str, list[NearAnswer]], None]
+OnFound = Callable[[str, str, list[NearAnswer], list[FoundClause]], None]
 
 
 class BatchProcessor:
@@ -27,7 +28,7 @@ class BatchProcessor:
         queries: Prompts to queries.
         changed: Guards `results` and `count`.
         count: Adds to counts by name.
-        on_found: Called with each request's id, namespace and near answers.
+        on_found: Called with each request's id, namespace, near answers and clauses.
     """
 
     def __init__(
@@ -61,11 +62,15 @@ class BatchProcessor:
             Query(p.namespace, self._queries.read(p.text, p.prompt_token_ids)) for p in awaited
         ]
         for found in search.search(queries):
-            for place, near_answers in zip(found.places, found.near_answers, strict=True):
-                self._publish(awaited[place], near_answers)
+            for place, near_answers, clauses in zip(
+                found.places, found.near_answers, found.clauses, strict=True
+            ):
+                self._publish(awaited[place], near_answers, clauses)
             with self._changed:
                 self._count(
                     found=sum(map(bool, found.near_answers)),
+                    compound=sum(map(bool, found.clauses)),
+                    clause_s=found.clause_s,
                     embed_s=found.embed_s,
                     search_s=found.search_s,
                 )
@@ -95,12 +100,14 @@ class BatchProcessor:
         ours = {(a.namespace, a.answer_id) for a, is_ours in held if is_ours}
         return [a for a in joined if (a.namespace, a.answer_id) in ours]
 
-    def _publish(self, prompt: Prompt, near_answers: list[NearAnswer]) -> None:
+    def _publish(
+        self, prompt: Prompt, near_answers: list[NearAnswer], clauses: list[FoundClause]
+    ) -> None:
         with self._changed:
             # The request may be gone, or submitted anew, by now.
-            given = self._results.give(prompt.request_id, near_answers)
+            given = self._results.give(prompt.request_id, near_answers, clauses)
         if given and self._on_found is not None:
-            self._on_found(prompt.request_id, prompt.namespace, near_answers)
+            self._on_found(prompt.request_id, prompt.namespace, near_answers, clauses)
 
     def _is_held(self, namespace: str, answer_id: str) -> bool:
         return self._memory.get(namespace, [answer_id])[0] is not None

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation, InvalidationPage
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
@@ -51,7 +52,9 @@ class LocalRetriever(Retriever):
         tokenizer_key: Names the tokenizer; answers made with another one are refused.
         embedder: Instead of loading the configured model (in the worker thread).
         threads: Torch threads, see `Embedder`.
-        on_found: Called in the worker thread with each request's id, namespace and near answers.
+        began_s: Since when the caller waits for this, in seconds of `time.monotonic`; None: now.
+        on_found: Called in the worker thread with each request's id, namespace, near answers and
+            clauses.
         on_gone: Called in the worker thread with the (namespace, id) that left memory.
         on_forgotten: Called with what is to be forgotten wherever else it is held.
 
@@ -68,16 +71,20 @@ class LocalRetriever(Retriever):
         tokenizer_key: str = "",
         embedder: Embedder | None = None,
         threads: int | None = None,
+        began_s: float | None = None,
         on_found: OnFound | None = None,
         on_gone: OnGone | None = None,
         on_forgotten: OnForgotten | None = None,
     ) -> None:
         self._config = config or RetrievalConfig()
+        self.max_concurrent_searches = self._config.max_concurrent_searches
         self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._threads = tokenizer_key, threads
         self._has_warned_of_others = False
         self._on_gone, self._on_forgotten = on_gone, on_forgotten
         self._search: NearSearch | None = None
+        self._began_s = time.monotonic() if began_s is None else began_s
+        self._ready_after_s: float | None = None
         self._queue = WorkQueue(
             max_length=self._config.queue_length, max_bytes=self._config.queue_bytes
         )
@@ -138,6 +145,10 @@ class LocalRetriever(Retriever):
 
     def progress(self) -> int:
         return self._results.num_given
+
+    def clauses(self, request_id: str) -> list[FoundClause]:
+        with self._changed:
+            return self._results.clauses(request_id)
 
     def discard(self, request_id: str) -> None:
         with self._changed:
@@ -237,10 +248,13 @@ class LocalRetriever(Retriever):
             troubles.append(f"{self._config.embedding_model} is unavailable")
         detail = "; ".join(trouble for trouble in troubles if trouble)
         state: Literal["degraded", "ready"] = "degraded" if detail else "ready"
-        if tiers is None:
-            return RetrievalHealth(state, embedder.identity, detail)
         return RetrievalHealth(
-            state, embedder.identity, detail, tier=tiers.tier_name, breakers=tiers.breakers
+            state,
+            embedder.identity,
+            detail,
+            tier="" if tiers is None else tiers.tier_name,
+            breakers={} if tiers is None else tiers.breakers,
+            ready_after_s=self._ready_after_s,
         )
 
     def wait_until_warm(self, timeout_s: float) -> bool:
@@ -329,6 +343,7 @@ class LocalRetriever(Retriever):
         """Load the models, then do what there is to do until closed: the worker thread."""
         if self._search is None:
             self._search = self._load(embedder)
+            self._ready_after_s = time.monotonic() - self._began_s
         search, next_expiry_s, upkeep = self._search, 0.0, False
         while True:
             with self._changed:

@@ -14,6 +14,10 @@ class Clause:
     shared: str = ""
     """Words of an earlier clause that this one leaves out: "How do I" of "... and get it back"."""
 
+    connective: str = ""
+    """What joins it to the clause before; of the first, the conjunction that the question begins
+    with."""
+
     def read(self, text: str) -> str:
         """Return the clause as a question of its own."""
         return self.shared + text[self.start : self.end]

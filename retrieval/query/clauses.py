@@ -7,8 +7,10 @@ The rules run over spaCy's tokens, without trained weights.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
+from dataclasses import replace
 
 from reprise.retrieval.query.clause import Clause
 from reprise.retrieval.query.clauses_en import EnglishRules
@@ -21,6 +23,13 @@ _MAX_CHARACTERS = 2000
 # spaCy peels punctuation off a word sign by sign, reading all of it each time.
 _MAX_WORD_CHARACTERS = 100
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
+_SUBORDINATORS = re.compile(
+    r"\s*(although|though|even though|even if|if|since|because|while|whereas|unless|as)\b"
+    "|(因为|由于|虽然|尽管|既然|如果|要是|假如|即使|就算)",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(r"[^\W_]+(?:[ '’-]+[^\W_]+)*|&")
+_MAX_CONNECTIVE_CHARACTERS = 40
 _WORD_CHARACTER = re.compile(r"\w")
 
 
@@ -68,7 +77,7 @@ class ClauseSplitter:
         if rules is None or not rules.may_be_compound(text):
             return []
         found = rules.clauses(text)
-        return found[:MAX_CLAUSES] if len(found) > 1 else []
+        return _joined(text, found[:MAX_CLAUSES]) if len(found) > 1 else []
 
     def split(self, text: str) -> list[str]:
         """Return the clauses as questions of their own; none for a simple question."""
@@ -83,3 +92,16 @@ class ClauseSplitter:
             return self._chinese
         too_long = max(map(len, text.split()), default=0) > _MAX_WORD_CHARACTERS
         return None if too_long else self._english
+
+
+def _joined(text: str, clauses: list[Clause]) -> list[Clause]:
+    """Return the clauses with the connectives that stand before them in the text."""
+    opening = _SUBORDINATORS.match(text[clauses[0].start :])
+    connectives = [opening[0].strip().lower() if opening else ""]
+    for one, two in itertools.pairwise(clauses):
+        between = _WORDS.search(text[one.end : two.start][:_MAX_CONNECTIVE_CHARACTERS])
+        connectives.append(between[0].lower() if between else "")
+    return [
+        replace(clause, connective=connective)
+        for clause, connective in zip(clauses, connectives, strict=True)
+    ]

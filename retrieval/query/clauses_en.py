@@ -13,10 +13,21 @@ from typing import Any
 from reprise.retrieval.query.clause import Clause
 
 _SENTENCE_ENDS = {".", "?", "!", ";", "\n", "...", "…"}
-_CONNECTIVES = {"and", "or", "but", "plus", "&", "then", "also", "additionally", "besides", "well"}
+# They join two parts that ask only if the second begins as a question does: "whereas what ...".
+_CONTRASTS = {"whereas", "although", "though", "yet", "however"}
+_CONNECTIVES = {
+    *("and", "or", "but", "plus", "&", "then", "also", "additionally", "besides", "well"),
+    *_CONTRASTS,
+}
+# What a sentence may begin with before its main part, which begins after a comma.
+_SUBORDINATORS = {
+    *("although", "though", "even", "if", "since", "because", "while", "whereas", "unless", "as"),
+    *("given", "when", "once", "after", "before", "until", "assuming", "supposing"),
+}
 _FILLERS = {
     *("also", "then", "please", "pls", "kindly", "and", "or", "but", "plus", "&", "so", "well"),
     *("hi", "hello", "hey", "dear", "thanks", "ok", "okay", ",", "-", ":", "first", "firstly"),
+    *_CONTRASTS,
     *("second", "secondly", "finally", "lastly", "additionally", "besides", "if", "possible"),
     *(
         "as",
@@ -197,14 +208,16 @@ def _clauses_of(text: str, sentence: list[Any]) -> list[Clause]:
     """Return the asking parts of one sentence."""
     parts: list[tuple[int, int, str]] = []  # token range, words shared with an earlier part
     begin, shared = 0, ""
-    for at in range(1, len(sentence) - 1 if len(sentence) <= _MAX_SENTENCE_TOKENS else 1):
+    stop = len(sentence) - 1 if len(sentence) <= _MAX_SENTENCE_TOKENS else 1
+    main = _main_part(sentence[: stop + 1])
+    for at in range(main + 1, stop):
         if sentence[at].lower_ not in _CONNECTIVES | {","} or at <= begin:
             continue
         after = _skip_fillers(sentence, at)
-        before = sentence[begin:at]
+        before = sentence[max(begin, main) : at]
         if not _asks(before, shared):
             continue
-        if _begins_to_ask(sentence, after, before):
+        if _begins_to_ask(sentence, after, before) and _may_join(sentence, at, after):
             parts.append((begin, at, shared))
             begin, shared = after, ""
         elif sentence[at].lower_ in _JOINS_VERBS:
@@ -215,11 +228,34 @@ def _clauses_of(text: str, sentence: list[Any]) -> list[Clause]:
     parts.append((begin, len(sentence), shared))
     clauses = []
     for start, stop, opening in parts:
-        words = sentence[start:stop]
+        words = sentence[max(start, main) : stop]
         if _asks(words, opening) and not _hangs_on_another(words):
-            start = _skip_fillers(sentence, start, only_leading=True)
+            # What the first part is said under, "although ...", belongs to it.
+            if start >= main or not main:
+                start = _skip_fillers(sentence, start, only_leading=True)
             clauses.append(Clause(sentence[start].idx, _end(sentence[stop - 1]), opening))
     return clauses
+
+
+def _main_part(sentence: list[Any]) -> int:
+    """Return where the main part of "Although it has expired, why is ..." begins: behind a comma,
+    as something that asks; 0 in sentences without such a condition before."""
+    first = next((at for at, token in enumerate(sentence) if token.lower_.isalpha()), 0)
+    if _lower(sentence, first) not in _SUBORDINATORS:
+        return 0
+    for at in range(first + 1, len(sentence) - 1):
+        if sentence[at].lower_ == ",":
+            after = _skip_fillers(sentence, at)
+            if _begins_to_ask(sentence, after, []):
+                return after
+    return 0
+
+
+def _may_join(sentence: list[Any], at: int, after: int) -> bool:
+    """Return whether a contrast begins as a question does: "although I want ..." is no second
+    one."""
+    words = {token.lower_ for token in sentence[at:after]}
+    return not words & _CONTRASTS or _lower(sentence, after) in _QUESTION_WORDS | _AUXILIARIES
 
 
 def _end(token: Any) -> int:

@@ -14,9 +14,11 @@ from reprise.retrieval.query.clause import Clause
 
 _PUNCTUATION = set("，,；;。.？?！!\n")
 _STOPS = set("。？?！!\n")
+_CONTRASTS = ("但是", "不过", "可是", "然而")
 _CONNECTIVES = (
     *("以及", "并且", "而且", "同时", "还有", "另外", "此外", "然后", "其次", "顺便", "和", "与"),
     *("或者", "还想", "也想", "再问", "且"),
+    *_CONTRASTS,
 )
 _EXPLICIT = {"以及", "并且", "而且", "同时", "还有", "另外", "此外", "还想", "也想", "其次"}
 _ASKING = re.compile(
@@ -49,6 +51,7 @@ _MIN_CHARACTERS = 3
 # What a text may be cut at; at its end that cuts nothing.
 _MAY_CUT = re.compile(
     "[，,；;。.？?！!\\n并且和与]|以及|同时|还有|另外|此外|然后|其次|顺便|或者|还想|也想|再问"
+    "|但是|不过|可是|然而"
 )
 _CUT_OFF = "".join(_PUNCTUATION) + " "
 # What stands left of each connective is read again: in longer pieces that would take too long.
@@ -133,7 +136,8 @@ def _cut_at_connectives(text: str, start: int, end: int, edges: set[int]) -> lis
         connective = next((c for c in _CONNECTIVES if text.startswith(c, at)), "")
         after = at + len(connective)
         joins = connective and at in edges and (shared or _is_complete(text[begin:at]))
-        if joins and _BEGINS_ASKING.match(text, after, end):
+        contrasts = connective in _CONTRASTS and _asks(text[after:end])
+        if joins and (contrasts or _BEGINS_ASKING.match(text, after, end)):
             cuts.append(Clause(begin, at, shared))
             begin, shared, at = after, "", after
             continue

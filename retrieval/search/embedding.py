@@ -17,6 +17,8 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from reprise.retrieval.search.known_words import KnownWords
+
 logger = logging.getLogger(__name__)
 FloatArray = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], FloatArray]
@@ -53,10 +55,14 @@ class Embedder:
         self._remembered: LRUCache[tuple[str, str], FloatArray] = LRUCache(_LRU_LENGTH)
         self._encode: Encode = _lexical
         self.name, self.dim = LEXICAL, _LEXICAL_DIM
+        self.words: KnownWords | None = None
+        """What languages the model was made for; None: not known, or all."""
         if model != LEXICAL:
             try:
-                self._encode, self.dim = _sentence_transformer(model, threads)
-                self.name = Path(model).name
+                network = _sentence_transformer(model, threads)
+                self._encode = _encode_by(network)
+                self.dim = int(self._encode(["dimension"]).shape[1])
+                self.name, self.words = Path(model).name, _words_of(network)
             except Exception as error:  # whatever is missing, retrieval goes on without it
                 logger.warning(
                     "No embedding model %r (%s): falling back to lexical similarity.", model, error
@@ -116,7 +122,7 @@ def _normalised(vectors: FloatArray) -> FloatArray:
     return normalised
 
 
-def _sentence_transformer(model: str, threads: int | None) -> tuple[Encode, int]:
+def _sentence_transformer(model: str, threads: int | None) -> Any:
     folder = _local_folder(model)
     if folder is not None:
         # Must be set before the hub's client is imported; it would ask the network otherwise.
@@ -143,6 +149,11 @@ def _sentence_transformer(model: str, threads: int | None) -> tuple[Encode, int]
             network = SentenceTransformer(model, **options)
     network.eval()
     _share_the_core(network)
+    return network
+
+
+def _encode_by(network: Any) -> Encode:
+    import torch
 
     def encode(texts: Sequence[str]) -> FloatArray:
         # What `network.encode` does besides takes 2 ms a call, half of what a short text takes.
@@ -151,7 +162,18 @@ def _sentence_transformer(model: str, threads: int | None) -> tuple[Encode, int]
         vectors: FloatArray = output["sentence_embedding"].float().numpy()
         return vectors
 
-    return encode, int(encode(["dimension"]).shape[1])
+    return encode
+
+
+def _words_of(network: Any) -> KnownWords | None:
+    try:
+        tokenizer = network.tokenizer
+        return KnownWords(
+            tokenizer.tokenize, tokenizer.get_vocab(), unknown=str(tokenizer.unk_token)
+        )
+    except Exception as error:  # a model may have a tokenizer of its own, or none
+        logger.debug("The languages of the embedding model are not known: %s", error)
+        return None
 
 
 def _share_the_core(network: Any) -> None:

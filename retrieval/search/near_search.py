@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.host.loop_errors import LoopErrors
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.gpu_index import gpu_indexes
+from reprise.retrieval.search.known_words import LanguageWatch
 from reprise.retrieval.search.snapshot_writer import SnapshotWriter
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
@@ -47,6 +49,9 @@ class Found:
     """Of the queries that it was for."""
     near_answers: list[list[NearAnswer]]
     """For each of them, best first."""
+    clauses: list[list[FoundClause]]
+    """Of each of them; none of a question that asks one thing."""
+    clause_s: float
     embed_s: float
     search_s: float
 
@@ -73,6 +78,7 @@ class NearSearch:
     ) -> None:
         self._config, self._memory, self._splitter = config, memory, splitter
         self.embedder = embedder
+        self._languages = LanguageWatch(embedder.words, model=embedder.name)
         gpu = gpu_indexes(config.gpu_index)
         self._index = AnswerIndex(
             embedder.dim, exact_search_limit=config.exact_search_limit, gpu=gpu
@@ -96,19 +102,20 @@ class NearSearch:
     def _search(self, places: list[int], queries: Sequence[Query]) -> Found:
         began_s = time.perf_counter()
         texts = [query.text for query in queries]
+        self._languages.look_at(texts)
         namespaces = [query.namespace for query in queries]
-        clauses: list[list[str]] = [[]] * len(texts)
-        splitting = None
+        clauses: list[list[tuple[str, str]]] = [[]] * len(texts)
+        clause_s, splitting = 0.0, None
         if any(map(self._may_be_compound, texts)):
             # Splitting is Python, embedding mostly is not: they run side by side.
-            splitting = self._pool.submit(self._clauses, texts)
+            splitting = self._pool.submit(self._timed_clauses, texts)
         wholes = self.embedder.encode(texts, namespaces)
         if splitting is not None:
-            clauses = splitting.result()
+            clauses, clause_s = splitting.result()
         flat = [
             (clause, namespace)
             for found, namespace in zip(clauses, namespaces, strict=True)
-            for clause in found
+            for clause, _ in found
         ]
         parts = iter(self.embedder.encode([c for c, _ in flat], [n for _, n in flat]))
         embedded_s = time.perf_counter()
@@ -116,7 +123,14 @@ class NearSearch:
         for query, whole, found in zip(queries, wholes, clauses, strict=True):
             vectors = np.stack([whole, *(next(parts) for _ in found)])
             near_answers.append(self._rank(query.namespace, vectors))
-        return Found(places, near_answers, embedded_s - began_s, time.perf_counter() - embedded_s)
+        return Found(
+            places,
+            near_answers,
+            [[FoundClause.shortened(*clause) for clause in found] for found in clauses],
+            clause_s=clause_s,
+            embed_s=embedded_s - began_s,
+            search_s=time.perf_counter() - embedded_s,
+        )
 
     def join(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Answer]:
         """Make answers findable by their texts; returns the new ones, with embeddings."""
@@ -212,12 +226,19 @@ class NearSearch:
             return None
         return unpack(answer.embedding, self.embedder.dim)
 
-    def _clauses(self, texts: Iterable[str]) -> list[list[str]]:
+    def _timed_clauses(self, texts: Iterable[str]) -> tuple[list[list[tuple[str, str]]], float]:
+        """Return the clauses of each text, and how long that took in seconds."""
+        began_s = time.perf_counter()
+        return self._clauses(texts), time.perf_counter() - began_s
+
+    def _clauses(self, texts: Iterable[str]) -> list[list[tuple[str, str]]]:
         return [self._clauses_of(text) for text in texts]
 
-    def _clauses_of(self, text: str) -> list[str]:
+    def _clauses_of(self, text: str) -> list[tuple[str, str]]:
+        """Return each clause, as a question of its own, with its connective."""
         try:
-            return [] if self._splitter is None else self._splitter.split(text)
+            found = [] if self._splitter is None else self._splitter.clauses(text)
+            return [(clause.read(text), clause.connective) for clause in found]
         except Exception as error:  # one question must not take the batch's others along
             self._split_errors.failed(error)
             return []

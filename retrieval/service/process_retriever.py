@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from reprise.retrieval.api.config import RetrievalConfig
-from reprise.retrieval.api.retriever import RetrievalStats
+from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats
 from reprise.retrieval.api.tier_url import check_url, sqlite_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
@@ -130,6 +130,13 @@ class ProcessRetriever(RetrievalClient):
         errors = stats.errors + self._keeper_errors.num
         return replace(stats, restarts=self.restarts, hangs=self.hangs, errors=errors)
 
+    def health(self) -> RetrievalHealth:
+        health = super().health()
+        if health.state != "starting" or not self.restarts:
+            return health
+        detail = f"the retrieval process was started again, {self.restarts} times so far"
+        return replace(health, state="degraded", detail=detail)
+
     def close(self) -> None:
         super().close()
         self._ending.set()
@@ -178,6 +185,7 @@ class ProcessRetriever(RetrievalClient):
         return False
 
     def _start(self) -> subprocess.Popen[bytes]:
+        began_s = time.monotonic()
         # Whoever cleans the temporary folder up may have taken it away.
         claim_folder(self._folder)
         environment = {
@@ -194,7 +202,7 @@ class ProcessRetriever(RetrievalClient):
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             # Not on the command line: a URL may hold a password.
-            launch = msgspec.structs.replace(self._launch, is_first=self._is_first)
+            launch = msgspec.structs.replace(self._launch, is_first=self._is_first, began_s=began_s)
             process.stdin.write(msgspec.json.encode(launch))
             process.stdin.close()
         self._is_first = False

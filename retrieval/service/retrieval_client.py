@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
@@ -26,6 +28,7 @@ from reprise.retrieval.host.socket_address import peer_pid, short_address
 from reprise.retrieval.in_process.update_queue import UpdateQueue
 from reprise.retrieval.query.turns import clip, prompt_tail
 from reprise.retrieval.service.held_answers import HeldAnswers
+from reprise.retrieval.service.held_prompts import HeldPrompts
 from reprise.retrieval.service.shared_results import ResultReader
 from reprise.retrieval.service.wire import (
     RESPONSES,
@@ -54,13 +57,15 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 _RECONNECT_S = 0.1
 _MAX_FORGOTTEN = 10_000
+# A status is due every 0.5 s; `watchdog` says from when on it is killed.
+_MAX_SILENCE_S = 5.0
 
 
 class RetrievalClient(Retriever):
     """Talks to the retrieval process at an address; connects again whenever it is back.
 
-    Until it is connected, and while the process is down, prompts find nothing, which is counted,
-    and answers wait, as many as fill half the queue.
+    Until it is connected, and while the process is down, prompts and answers wait, as many of each
+    as fill half the queue; what comes beyond finds nothing, which is counted.
 
     Args:
         address: What the process was started with.
@@ -79,6 +84,7 @@ class RetrievalClient(Retriever):
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
+        self.max_concurrent_searches = self._config.max_concurrent_searches
         self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
         self._forgotten: deque[Forgotten] = deque()
         self._position: str | None = None
@@ -93,9 +99,13 @@ class RetrievalClient(Retriever):
         self._held = HeldAnswers(
             max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
         )
+        self._prompts = HeldPrompts(
+            max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
+        )
         self._results: ResultReader | None = None
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))
+        self._was_ready, self._heard_s = False, time.monotonic()
         self._dropped = 0
         self._replies: dict[int, FlushReply | ForgetReply] = {}
         self._awaited: set[int] = set()
@@ -138,6 +148,10 @@ class RetrievalClient(Retriever):
 
     def found_s(self, request_id: str) -> float | None:
         return self._read(lambda results: results.found_s(request_id), None)
+
+    def clauses(self, request_id: str) -> list[FoundClause]:
+        found: list[FoundClause] = self._read(lambda results: results.clauses(request_id), [])
+        return found
 
     def discard(self, request_id: str) -> None:
         self._send(Discard(request_id))
@@ -212,10 +226,13 @@ class RetrievalClient(Retriever):
         if self._closing:
             return RetrievalHealth("closed")
         if self._sender is None:
-            starting = self._status.health.state == "starting"
             return RetrievalHealth(
-                "starting" if starting else "degraded", detail="no retrieval process"
+                "degraded" if self._was_ready else "starting", detail="no retrieval process"
             )
+        silent_s = time.monotonic() - self._heard_s
+        if self._status.health.state != "starting" and silent_s > _MAX_SILENCE_S:
+            detail = f"the retrieval process has not answered for {silent_s:.0f} s"
+            return replace(self._status.health, state="degraded", detail=detail)
         return self._status.health
 
     def close(self) -> None:
@@ -239,9 +256,9 @@ class RetrievalClient(Retriever):
                 return otherwise
 
     def _send(self, message: Request) -> bool:
-        if isinstance(message, Store) and self._hold(message):
-            return True
         sender = self._sender
+        if sender is None and isinstance(message, Store | Submit | Discard) and self._hold(message):
+            return True
         try:
             sent = sender is not None and sender.send(message)
         except Exception:  # a text that has no encoding, say
@@ -251,11 +268,20 @@ class RetrievalClient(Retriever):
             self._dropped += 1
         return sent
 
-    def _hold(self, message: Store) -> bool:
-        """Keep an answer until there is a process to send it to; False if there is one already, or
-        no room."""
+    def _hold(self, message: Store | Submit | Discard) -> bool:
+        """Keep a prompt or an answer until there is a process to send it to; False if there is one
+        already, or no room."""
         with self._changed:
-            return self._sender is None and not self._closing and self._held.put(message)
+            if self._sender is not None or self._closing:
+                return False
+            match message:
+                case Store():
+                    return self._held.put(message)
+                case Submit():
+                    return self._prompts.put(message)
+                case Discard(request_id):
+                    self._prompts.discard(request_id)
+                    return True
 
     def _ask(
         self, message: Request, ticket: int, timeout_s: float
@@ -319,6 +345,7 @@ class RetrievalClient(Retriever):
                 except msgspec.MsgspecError as error:  # a newer process may have more to say
                     self._odd_messages.failed(error)
                     continue
+                self._heard_s = time.monotonic()
                 self._heard(pid, response)
                 if isinstance(response, Status) and present is not None:
                     # The first status ends the list of what is there now.
@@ -349,6 +376,7 @@ class RetrievalClient(Retriever):
                 self._on_removed(response)
             case Status():
                 self._status = response
+                self._was_ready = self._was_ready or response.health.state != "starting"
             case InvalidationNotice(forgotten):
                 self._is_to_forget(forgotten)
             case FlushReply(ticket) | ForgetReply(ticket):
@@ -361,8 +389,11 @@ class RetrievalClient(Retriever):
 
     def _welcomed(self, results: ResultReader, sender: Sender) -> None:
         with self._changed:
-            self._dropped += sum(not sender.send(answer) for answer in self._held.take())
+            held: list[Request] = [*self._held.take(), *self._prompts.take()]
+            self._dropped += sum(not sender.send(message) for message in held)
             self._results, self._sender = results, sender
+            # What an earlier process said of itself holds no more.
+            self._status = Status(self._status.stats, RetrievalHealth("starting"))
             self._connections += 1
             for invalidation in self._unconfirmed.values():
                 sender.send(Forget(next(self._tickets), invalidation, 0.0))

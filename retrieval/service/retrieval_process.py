@@ -22,7 +22,6 @@ from reprise.retrieval.host.pinned_cores import leave_pinned_cores
 from reprise.retrieval.service.wire import LaunchConfig
 
 logger = logging.getLogger(__name__)
-_NICENESS = 10
 
 
 def main() -> None:
@@ -37,8 +36,6 @@ def main() -> None:
     handler.setFormatter(formatter(as_json=launch.json_logs))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     leave_pinned_cores(launch.owner_pid)
-    # Whoever decodes goes first where cores are few.
-    os.nice(_NICENESS)
     try:
         # Only now: an import that fails is to be one line in the log, once.
         from reprise.retrieval.service.retrieval_server import RetrievalServer

@@ -14,10 +14,12 @@ import numpy as np
 
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalStats
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.host.niceness import be_nice
 from reprise.retrieval.host.pinned_cores import leave_cores
 from reprise.retrieval.host.private_files import PRIVATE
 from reprise.retrieval.host.shared_block import free_bytes
@@ -53,6 +55,9 @@ from reprise.retrieval.tiers.tier import TierError
 logger = logging.getLogger(__name__)
 _UPDATE_S = 0.05
 _STATUS_S = 0.5
+# Whoever decodes goes first where cores are few, but not while the embedding model is loaded: on a
+# busy machine that would take minutes, in which no request has near answers.
+_NICENESS = 10
 _FORGET_AGAIN_S = 60.0
 # Answers read together when a client connects.
 _GREETING_PAGE = 32
@@ -86,6 +91,7 @@ class RetrievalServer:
             query_of=tokenizer.query_of if tokenizer else None,
             tokenizer_key=launch.tokenizer_key,
             threads=config.embedding_threads,
+            began_s=launch.began_s,
             on_found=self._publish,
             on_gone=self._writer.forget,
             on_forgotten=self._forward_forgotten,
@@ -120,8 +126,12 @@ class RetrievalServer:
 
     def serve(self, owner_pid: int) -> None:
         """Forward updates until the owner is gone."""
+        is_nice = False
         while os.getppid() == owner_pid:
             time.sleep(_UPDATE_S)
+            if not is_nice and self.retriever.health().state != "starting":
+                is_nice = True
+                be_nice(_NICENESS)
             try:
                 self._forward_updates()
             except Exception as error:
@@ -138,8 +148,14 @@ class RetrievalServer:
         stats = self.retriever.stats()
         return replace(stats, errors=stats.errors + sum(e.num for e in self._errors.values()))
 
-    def _publish(self, request_id: str, namespace: str, near_answers: list[NearAnswer]) -> None:
-        self._writer.publish(request_id, near_answers, namespace=namespace)
+    def _publish(
+        self,
+        request_id: str,
+        namespace: str,
+        near_answers: list[NearAnswer],
+        clauses: list[FoundClause],
+    ) -> None:
+        self._writer.publish(request_id, near_answers, namespace=namespace, clauses=clauses)
         self.retriever.discard(request_id)
 
     def _accept(self) -> None:

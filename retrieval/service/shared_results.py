@@ -25,11 +25,12 @@ import msgspec
 import numpy as np
 
 from reprise.retrieval.api.answer import digest
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.host.shared_block import attach_block, create_block, unlink_blocks
 
 _MAGIC = b"REPRISE\0"
-_LAYOUT = 3
+_LAYOUT = 4
 _HEADER = struct.Struct("<8sIIQ")
 _PUBLISHED = struct.Struct("<Q")
 _HEADER_BYTES = 64
@@ -52,6 +53,7 @@ class _RequestEntry(msgspec.Struct, array_like=True, frozen=True):
     hits: list[_Hit]
     found_s: float
     """When it was published: `time.monotonic` is one clock for all processes of a machine."""
+    clauses: list[FoundClause] = []
 
 
 class _AnswerEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -93,6 +95,8 @@ class ResultWriter:
         """Of each answer, oldest first, until they are overwritten."""
         self._copies: deque[tuple[_Place, tuple[str, str]]] = deque()
         """The same, in the order of the ring."""
+        self._questions: deque[tuple[_Place, str]] = deque()
+        """Entries with words of a question, and their namespaces, in the order of the ring."""
         self._memory[: _HEADER.size] = _HEADER.pack(_MAGIC, _LAYOUT, num_slots, num_bytes)
 
     @property
@@ -101,18 +105,29 @@ class ResultWriter:
         return self._block.name
 
     def publish(
-        self, request_id: str, near_answers: Sequence[NearAnswer], *, namespace: str
+        self,
+        request_id: str,
+        near_answers: Sequence[NearAnswer],
+        *,
+        namespace: str,
+        clauses: Sequence[FoundClause] = (),
     ) -> None:
-        """Make a request's near answers readable; those too long for the map are left out."""
+        """Make a request's near answers, and the clauses of its question, readable; answers too
+        long for the map are left out."""
         hits = []
         for answer in near_answers:
             position = self._answer_position(answer)
             if position is not None:
                 hits.append(_Hit(answer.answer_id, answer.similarity, answer.clause, position))
-        entry = _ENCODER.encode(_RequestEntry(request_id, namespace, hits, time.monotonic()))
+        entry = _ENCODER.encode(
+            _RequestEntry(request_id, namespace, hits, time.monotonic(), list(clauses))
+        )
         position = self._append(entry)
         if position is None:
             return
+        if clauses:
+            self._questions.append((_Place(position, self._head), namespace))
+            self._drop_oldest_question()
         key = digest(request_id.encode())
         slot = self._slot_for(key)
         self._memory[slot : slot + _SLOT.size] = _pack_slot(key, position)
@@ -129,10 +144,34 @@ class ResultWriter:
         return self._block.buf
 
     def forget(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Overwrite all copies of answers (namespace, id): who reads them finds nothing."""
+        """Overwrite all copies of answers (namespace, id), and the words of questions in their
+        namespaces: who reads them finds nothing."""
+        namespaces = set()
         for key in keys:
+            namespaces.add(key[0])
             for place in self._positions.pop(key, ()):
                 self._blank(place)
+        if namespaces:
+            self._forget_questions(namespaces)
+
+    def _forget_questions(self, namespaces: set[str]) -> None:
+        kept = deque[tuple[_Place, str]]()
+        for place, namespace in self._questions:
+            if namespace in namespaces:
+                self._blank(place)
+            else:
+                kept.append((place, namespace))
+        self._questions = kept
+
+    def _drop_oldest_question(self) -> None:
+        """Remember none that is overwritten, and not too many: none lies there unremembered."""
+        while self._questions:
+            place, _ = self._questions[0]
+            if place.end > self._head - self._num_bytes:
+                if len(self._questions) <= _MAX_REMEMBERED:
+                    return
+                self._blank(place)
+            self._questions.popleft()
 
     def _blank(self, place: _Place) -> None:
         """Overwrite an entry's contents, as far as nothing else lies there by now. Its checksum
@@ -250,6 +289,11 @@ class ResultReader:
         result, or an unreadable one."""
         entry = self._request_entry(request_id)
         return entry.found_s if isinstance(entry, _RequestEntry) else None
+
+    def clauses(self, request_id: str) -> list[FoundClause]:
+        """Return the clauses of the request's question; none without a result."""
+        entry = self._request_entry(request_id)
+        return entry.clauses if isinstance(entry, _RequestEntry) else []
 
     def close(self) -> None:
         """Release the block."""

@@ -33,6 +33,8 @@ class LaunchConfig(msgspec.Struct, frozen=True):
     tokenizer_key: str = ""
     json_logs: bool = False
     """Log lines are JSON."""
+    began_s: float | None = None
+    """When the owner started the process, in seconds of `time.monotonic`."""
     is_first: bool = True
     """Of a row of starts: what fails at each of them is logged once."""
 

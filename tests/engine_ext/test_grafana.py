@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
-from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.serving_metrics import _ERROR_PLACES, ServingMetrics
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
 REPORT = {
@@ -47,7 +47,7 @@ RETRIEVAL = {
 
 @pytest.fixture
 def metrics() -> ServingMetrics:
-    metrics = ServingMetrics("test_grafana")
+    metrics = ServingMetrics("test_grafana", tier="redis")
     metrics.request("exact", 1e-4)
     metrics.refused("a reason")
     metrics.saved(7)
@@ -72,6 +72,29 @@ def test_every_metric_of_the_dashboard_exists() -> None:
     assert asked <= exist
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+@pytest.mark.parametrize("tier", ["sqlite", "redis"])
+def test_they_exist_from_the_start_at_0(tier: str) -> None:
+    name = f"just_started_{tier}"
+    ServingMetrics(name, tier=tier)
+    asked = set(re.findall(r"(reprise:\w+)", DASHBOARD.read_text()))
+    samples = [
+        sample
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.labels.get("model_name") == name and not sample.name.endswith("_created")
+    ]
+    assert asked <= {sample.name for sample in samples}
+    assert {sample.value for sample in samples} == {0}
+    assert {s.labels["operation"] for s in samples if "breaker" in s.name} == {"read", "write"}
+
+
+def test_the_places_of_errors_are_those_in_the_code() -> None:
+    root = DASHBOARD.parents[1] / "engine_ext"
+    record = re.compile(r"(?:errors|own)\.record\(\s*\"([^\"]+)\"")
+    recorded = {place for path in root.rglob("*.py") for place in record.findall(path.read_text())}
+    assert recorded == {place for places in _ERROR_PLACES.values() for place in places}
 
 
 def test_reports_are_totals_and_become_increments(metrics: ServingMetrics) -> None:

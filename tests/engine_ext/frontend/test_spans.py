@@ -17,6 +17,7 @@ from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.retrieval.api.retriever import RetrievalHealth
 from reprise.tests.engine_ext.front_ends import core_request, vllm_config
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -43,6 +44,9 @@ class InstantRetriever:
 
     def poll(self, _request_id: str) -> list[Any]:
         return []
+
+    def health(self) -> RetrievalHealth:
+        return RetrievalHealth("ready")
 
     def found_s(self, request_id: str) -> float:
         return self._begun_s[request_id] + 0.02

@@ -1,6 +1,7 @@
 """A request that the engine generates for: what it reports, and what it releases."""
 
 import time
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +17,16 @@ class Seen:
 
     def __init__(self, found_s: float | None) -> None:
         self.calls: list[Any] = []
+        self.kinds: Counter[str] = Counter()
         self._found_s = found_s
 
+    are_warming = False
+
     def kind(self, request_id: str) -> str:
-        return f"semantic for {request_id}"
+        return "miss" if self.are_warming else f"semantic for {request_id}"
+
+    def clauses(self, request_id: str) -> list[str]:
+        return [f"a clause of {request_id}"]
 
     def found_s(self, _request_id: str) -> float | None:
         return self._found_s
@@ -55,6 +62,21 @@ def track(seen: Seen, *, has_retrieval: bool = True) -> TrackedRequest:
         spans=seen,  # type: ignore[arg-type]
         on_answer=seen.on_answer,
     )
+
+
+def test_a_miss_while_the_embedding_model_is_loaded_says_so() -> None:
+    seen = Seen(None)
+    seen.are_warming = True
+    tracked = track(seen)
+    tracked.retrieves = True
+    tracked.on_first_token()
+    assert (tracked.kind, tracked.reason) == ("miss", "warming")
+    sampled = track(seen)
+    sampled.retrieves, sampled.reason = True, "sampled"
+    sampled.on_first_token()
+    assert sampled.clauses() == ["a clause of r"]
+    assert track(seen, has_retrieval=False).clauses() == []
+    assert sampled.reason == "sampled"  # that holds however long it waits
 
 
 def test_its_near_answers_are_counted_at_the_first_token_and_released_at_the_end() -> None:

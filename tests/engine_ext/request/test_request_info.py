@@ -1,15 +1,18 @@
 """The information on a request, and how the counts come from the worker."""
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from reprise.engine_ext.request import draft_counts_fetcher
 from reprise.engine_ext.request.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request.request_info import (
+    ClauseInfo,
     DraftCounts,
     DraftCountsStore,
     InfoCollector,
@@ -17,6 +20,7 @@ from reprise.engine_ext.request.request_info import (
     SourceCounts,
     merged,
 )
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.spec.api.stats import RequestStats
 
 
@@ -26,9 +30,13 @@ class Known:
     def __init__(self, kind: str, retrieval_ms: float | None) -> None:
         self.kind = kind
         self._retrieval_ms = retrieval_ms
+        self.found: list[FoundClause] = []
 
     def retrieval_ms(self) -> float | None:
         return self._retrieval_ms
+
+    def clauses(self) -> list[FoundClause]:
+        return self.found
 
 
 def stats(steps: int, drafted: int, accepted: int) -> RequestStats:
@@ -155,3 +163,19 @@ def test_several_requests_are_combined() -> None:
     )
     assert both.retrieval_ms == 5.0
     assert merged([one, RequestInfo(("miss",), None, None)]).drafts is None
+
+
+async def test_clauses_are_told_in_ascii_and_no_longer_than_a_header_allows() -> None:
+    collector = InfoCollector()
+    known = Known("miss", None)
+    known.found = [FoundClause("如何取消订单"), FoundClause("能不能退款" * 40, "但是")]
+    collector.add(known)
+    info = await collector.collect(DraftCountsFetcher(Workers().ask).fetch)
+    assert [clause.connective for clause in info.clauses] == ["", "但是"]
+    assert merged([info, info]).clauses == info.clauses
+    line = info.as_json()
+    assert line.isascii()
+    assert json.loads(line)["clauses"][0] == {"text": "如何取消订单", "connective": ""}
+    longest = [ClauseInfo("退" * 60, str(number)) for number in range(20)]
+    many = [msgspec.structs.replace(info, clauses=(clause,)) for clause in longest]
+    assert len(merged(many).as_json()) < 4096

@@ -1,6 +1,7 @@
 """The benchmark of serving: its arithmetic, its order and its files, without a server."""
 
 import contextlib
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from reprise.eval.benchmarks import bench_serving
 from reprise.eval.benchmarks.bench_serving import Contender, Settings, main
 from reprise.eval.benchmarks.serving_load import Timing, load_of
+from reprise.eval.report import serving_report
 from reprise.eval.report.results_csv import read_rows
 from reprise.eval.report.serving_report import save_plots
 
@@ -128,6 +130,16 @@ def test_too_few_questions_are_named() -> None:
     rows: list[Any] = [SimpleNamespace(prompt=str(n), warm=n < 2) for n in range(5)]
     with pytest.raises(RuntimeError, match=r"each of 6 rounds beside the 1 that .* came 4"):
         bench_serving.bench_methods(settings, rows)
+
+
+def test_the_spread_is_read_from_what_was_measured() -> None:
+    median = {**ROWS[-1], "name": "whole_ms_p50", "value": 40.0}
+    assert math.isnan(serving_report._tail_of(median, ROWS))
+    tail = {**median, "name": "whole_ms_p99", "value": 90.0}
+    assert serving_report._tail_of(median, [*ROWS, {**tail, "concurrency": 1}, tail]) == 90
+    assert math.isnan(serving_report._tail_of(tail, [tail]))
+    assert serving_report._range_of(median) == (40, 40)
+    assert serving_report._range_of({**median, "note": "35 to 44"}) == (35, 44)
 
 
 def test_the_plot_is_written_as_png_and_svg(tmp_path: Path) -> None:

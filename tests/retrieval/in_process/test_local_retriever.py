@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
@@ -241,6 +242,54 @@ def test_clauses_find_what_the_whole_question_does_not(make):
     assert by_answer[b"yes"].kind == "clause"
     assert len({f.answer_id for f in found}) == 32
     assert [f.similarity for f in found] == sorted((f.similarity for f in found), reverse=True)
+
+
+def test_clauses_and_what_joins_them_are_told(make):
+    retriever = make()
+    assert near(retriever, "How do I cancel my order and will I get a refund?") == []
+    assert retriever.clauses("r") == [
+        FoundClause("How do I cancel my order"),
+        FoundClause("will I get a refund?", "and"),
+    ]
+    assert (retriever.stats().compound, retriever.stats().clause_s > 0) == (1, True)
+    retriever.discard("r")
+    assert retriever.clauses("r") == []
+    near(retriever, "How do I cancel my order?", request_id="simple")
+    assert retriever.clauses("simple") == []
+    assert retriever.stats().compound == 1
+    assert len(FoundClause.shortened("x" * 1000, "").text) == 200
+
+
+def test_many_texts_are_searched_for_together_so_many_at_a_time(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"max_concurrent_searches": 3})
+    embedder.go_on.set()
+    for number in range(10):
+        retriever.store(answer(f"question number {number}", str(number)))
+    assert retriever.flush(200)
+    embedder.go_on.clear()
+    found = []
+    texts = [f"question number {number}" for number in (3, 9, 0, 7, 3, 5)]
+    asks = threading.Thread(target=lambda: found.extend(retriever.search([*texts, ""])))
+    asks.start()
+    assert embedder.asked.wait(30)
+    time.sleep(0.1)
+    assert retriever.stats().submitted + len(retriever._queue._prompts) <= 3
+    embedder.go_on.set()
+    asks.join(60)
+    best = [bytes(near_answers[0].response_token_ids).decode()[0] for near_answers in found[:-1]]
+    assert best == ["3", "9", "0", "7", "3", "5"]
+    assert found[-1] == []  # an empty text is like nothing
+    assert not retriever._results._results
+
+
+def test_a_search_that_does_not_end_in_time_finds_nothing(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder)
+    assert retriever.search(["one", "two"], timeout_s=0.2) == [[], []]
+    assert not retriever._results._results
+    embedder.go_on.set()
+    assert retriever.search([]) == []
 
 
 def test_clauses_can_be_turned_off(make):

@@ -72,6 +72,31 @@ def test_labelled_questions(splitter, language, record_property):
         ),
         ("如何取消订单，以及多久能退款？", ["如何取消订单", "多久能退款"]),
         ("如何取消订单并申请退款", ["如何取消订单", "如何申请退款"]),
+        (
+            "Although it has expired, why is the repair free, and who pays for shipping?",
+            ["Although it has expired, why is the repair free", "who pays for shipping?"],
+        ),
+        (
+            "If I cancel today, do I get a refund, and how long does it take?",
+            ["If I cancel today, do I get a refund", "how long does it take?"],
+        ),
+        (
+            "How much is the small one, whereas what does the big one cost?",
+            ["How much is the small one", "what does the big one cost?"],
+        ),
+        ("Can I cancel, although the order has shipped?", []),
+        ("Can I keep my number although I want to change the plan?", []),
+        ("If I cancel today, do I get a refund?", []),
+        (
+            "因为订单延迟了，所以为什么没有通知我，但是能不能退款？",
+            ["因为订单延迟了，所以为什么没有通知我", "能不能退款"],
+        ),
+        (
+            "虽然保修过期了，但是能不能免费维修，谁出运费？",
+            ["虽然保修过期了，但是能不能免费维修", "谁出运费"],
+        ),
+        ("为什么退款这么慢但是客服电话是多少？", ["为什么退款这么慢", "客服电话是多少"]),
+        ("虽然保修过期了，但是能不能免费维修？", []),
         ("What are the terms and conditions?", []),
         ("订单取消后，多久能退款？", []),
         ("", []),
@@ -81,6 +106,24 @@ def test_labelled_questions(splitter, language, record_property):
 )
 def test_clauses_are_questions_of_their_own(splitter, text, clauses):
     assert splitter.split(text) == clauses
+
+
+@pytest.mark.parametrize(
+    ("text", "connectives"),
+    [
+        ("How do I cancel my order and also get a refund?", ["", "and also"]),
+        (
+            "Although it has expired, why is it free, but who pays for shipping?",
+            ["although", "but"],
+        ),
+        ("Where is my parcel? Can I still change the address?", ["", ""]),
+        ("如何取消订单，以及多久能退款？", ["", "以及"]),
+        ("如何取消订单并申请退款", ["", "并"]),
+        ("因为订单延迟了，所以为什么没有通知我，但是能不能退款？", ["因为", "但是"]),
+    ],
+)
+def test_what_joins_them_is_told(splitter, text, connectives):
+    assert [clause.connective for clause in splitter.clauses(text)] == connectives
 
 
 ENGLISH = sorted(

@@ -41,6 +41,13 @@ def test_a_text_is_embedded_alike_alone_and_in_a_batch(embedder):
     assert float(alone[0] @ together[0]) > 0.999
 
 
+@pytest.mark.slow
+def test_it_knows_what_language_it_is_for(embedder):
+    assert embedder.words is not None
+    assert embedder.words.knows("How do I cancel my order and get a refund?") is True
+    assert embedder.words.knows("如何取消我的订单并申请退款？") is False
+
+
 def test_each_text_is_embedded_once():
     embedder = Embedder("lexical")
     seen = []

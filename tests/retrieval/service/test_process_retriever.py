@@ -12,6 +12,7 @@ import pytest
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
 from reprise.retrieval.host.shared_block import owner_prefix
+from reprise.retrieval.service import retrieval_client
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 
@@ -145,7 +146,7 @@ def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):
     assert client.poll("r") is None
     assert client.flush(0.05) is False
     assert client.updates() == []
-    assert client.stats().dropped == 1  # the prompt; the answer waits
+    assert client.stats().dropped == 0  # both wait
     assert client.health().state == "starting"
     client.close()
 
@@ -161,6 +162,78 @@ def test_answers_wait_for_the_process_as_many_as_fill_half_its_queue():
         assert retriever.flush(30.0)
         found = {update.answer_id for update in retriever.updates()}
         assert found == {answer(i).answer_id for i in range(8)}
+    finally:
+        retriever.close()
+
+
+def test_prompts_wait_for_the_process_as_many_as_fill_half_its_queue(wait_until):
+    config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_length=16)
+    retriever = ProcessRetriever(config)
+    try:
+        assert retriever.health().state == "starting"
+        assert retriever.health().ready_after_s is None
+        retriever.store(answer(1))
+        for i in range(10):
+            retriever.submit(f"r{i}", namespace="acme", text="question number 1")
+        assert retriever.stats().dropped == 2
+        retriever.discard("r3")  # over before its search began
+        retriever.submit("r8", namespace="acme", text="question number 1")  # there is room again
+        assert retriever.flush(30.0)
+        for request_id in ("r0", "r7", "r8"):
+            assert retriever.poll(request_id) is not None
+        assert retriever.poll("r3") is retriever.poll("r9") is None
+        assert retriever.stats().abandoned == 0
+        wait_until(lambda: retriever.health().ready_after_s is not None)
+        assert 0 < retriever.health().ready_after_s < 200
+    finally:
+        retriever.close()
+
+
+def test_its_owner_tells_whether_it_is_there(retriever, wait_until, monkeypatch):
+    monkeypatch.setattr(retrieval_client, "_MAX_SILENCE_S", 1.0)
+    os.kill(retriever.pid, signal.SIGSTOP)
+    wait_until(lambda: retriever.health().state == "degraded")
+    assert "has not answered" in retriever.health().detail
+    os.kill(retriever.pid, signal.SIGCONT)
+    wait_until(lambda: retriever.health().state == "ready")
+    os.kill(retriever.pid, signal.SIGKILL)
+    wait_until(lambda: retriever.health().state == "degraded")
+    assert "retrieval process" in retriever.health().detail
+    wait_until(lambda: retriever.health().state == "ready")
+    assert retriever.restarts == 1
+
+
+def test_a_process_that_never_starts_is_no_start(monkeypatch, wait_until):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    retriever = ProcessRetriever(CONFIG)
+    try:
+        wait_until(lambda: retriever.restarts > 0)
+        assert retriever.health().state == "degraded"
+    finally:
+        retriever.close()
+
+
+def test_it_is_nice_with_all_its_threads_once_it_is_ready(retriever, wait_until):
+    def niceness():
+        threads = os.listdir(f"/proc/{retriever.pid}/task")
+        return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in threads}
+
+    # Whoever runs the tests may be nicer.
+    wait_until(lambda: niceness() == {max(10, os.getpriority(os.PRIO_PROCESS, 0))})
+
+
+def test_texts_are_searched_for_and_clauses_told_from_another_process(wait_until):
+    retriever = ProcessRetriever(RetrievalConfig(embedding_model="lexical"))
+    try:
+        retriever.store(answer(1))
+        retriever.store(answer(2))
+        assert retriever.flush(200)
+        texts = ["question number 2", "question number 1"]
+        first, second = retriever.search(texts, namespace="acme", timeout_s=100)
+        assert (first[0].answer_id, second[0].answer_id) == ("id2", "id1")
+        compound = "How do I cancel my order and will I get a refund?"
+        ask(retriever, "r", compound, wait_until)
+        assert [clause.connective for clause in retriever.clauses("r")] == ["", "and"]
     finally:
         retriever.close()
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.host.shared_block import (
     create_block,
@@ -14,6 +15,7 @@ from reprise.retrieval.host.shared_block import (
     remove_stale_blocks,
     unlink_blocks,
 )
+from reprise.retrieval.service import shared_results
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
 
 PREFIX = "reprise-test-"
@@ -143,7 +145,7 @@ def test_a_reader_sees_how_many_results_there_were(make_pair):
 def test_a_block_of_another_layout_is_refused(make_pair):
     writer, _ = make_pair()
     writer._memory[8:12] = struct.pack("<I", 99)
-    with pytest.raises(ValueError, match="expected a block of layout 3"):
+    with pytest.raises(ValueError, match="expected a block of layout 4"):
         ResultReader(writer.name)
 
 
@@ -203,3 +205,28 @@ def test_no_copy_of_what_is_forgotten_stays_in_the_ring(make_pair, monkeypatch):
     writer.publish("mine", [near(1)], namespace="acme")
     writer.forget([("zeta", "id1")])
     assert len(reader.read("mine")) == 1
+
+
+def test_clauses_cross_over_and_no_word_of_them_stays_once_their_namespace_is_erased(make_pair):
+    writer, reader = make_pair()
+    clauses = [FoundClause("How do I cancel"), FoundClause("will I get SECRET", "and")]
+    writer.publish("r1", [near(1)], namespace="acme", clauses=clauses)
+    writer.publish("r2", [], namespace="other", clauses=clauses[:1])
+    assert reader.clauses("r1") == clauses
+    assert reader.clauses("r2") == clauses[:1]
+    assert reader.clauses("nobody") == []
+    assert b"SECRET" in bytes(writer._memory)
+    writer.forget([("acme", "id1")])
+    assert b"SECRET" not in bytes(writer._memory)
+    assert reader.clauses("r1") == []
+    assert reader.clauses("r2") == clauses[:1]
+
+
+def test_words_of_questions_are_remembered_as_long_as_they_lie_there(make_pair, monkeypatch):
+    monkeypatch.setattr(shared_results, "_MAX_REMEMBERED", 3)
+    writer, reader = make_pair()
+    for number in range(10):
+        clauses = [FoundClause(f"question {number}")] * 2
+        writer.publish(f"r{number}", [], namespace="acme", clauses=clauses)
+    assert len(writer._questions) == 3
+    assert [bool(reader.clauses(f"r{number}")) for number in range(10)] == [False] * 7 + [True] * 3

@@ -1,4 +1,4 @@
-"""The kernels compile for a Hopper GPU, without one, and leave nothing to local memory but one."""
+"""The kernels compile for a Hopper GPU, without one, and leave nothing to local memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
-def test_every_kernel_compiles_for_hopper_and_spills_nothing_but_for_the_longest():
+def test_every_kernel_compiles_for_hopper_without_spilling():
     from reprise.eval.benchmarks.kernel_resources import measure_resources
 
     rows = measure_resources(90)
@@ -26,10 +26,7 @@ def test_every_kernel_compiles_for_hopper_and_spills_nothing_but_for_the_longest
         "noise_kernel",
         "choose_kernel",
     }
-    spilled = {row.kernel: row.spilled_bytes for row in rows if row.spilled_bytes}
-    # Its loop is as long as a token's prediction, and what holds for all of them does not fit.
-    assert spilled.pop("mixture_kernel", 0) <= 512
-    assert spilled == {}
+    assert {row: row.spilled_bytes for row in rows if row.spilled_bytes} == {}
     # 64 registers in 128 threads leave room for 8 programs, 32 warps, on a multiprocessor.
     full_reads = [row for row in rows if row.kernel in ("tile_stats_kernel", "scan_kernel")]
     assert max(row.registers for row in full_reads if row.variant != "top-p") <= 64

@@ -183,7 +183,13 @@ def reprise_engine(model: str, way: Way) -> Iterator[Any]:
             way.settings
             | {
                 "speculative_config": {"model": PROPOSER_PATH, "num_speculative_tokens": 16},
-                "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}},
+                "additional_config": {
+                    "reprise": {
+                        "drafts": {"verify_cost": 0.02},
+                        # Pinned prefixes have a part in each step, and must change no answer.
+                        "kv_pins": {"enabled": True, "shared_by": 2},
+                    }
+                },
             },
         )
     finally:

@@ -85,6 +85,7 @@ NOT_IN = {
     "add_requests": "of model runner V2",
     "finish_requests": "of model runner V2",
     "_verify": "of model runner V2",
+    "reset_prefix_cache": "is called by hand",
 }
 
 

@@ -257,7 +257,7 @@ def _crossing(cache: str | None, info: dict[str, Any]) -> str | None:
     """Tell what a request that has nothing to draw on has drawn on all the same."""
     said = (cache or "").partition(";")[0]
     kinds = {kind.strip() for kind in said.split(",")} | set(info.get("cache", ()))
-    if found := kinds & {"exact", "semantic", "clause"}:
+    if found := kinds & {"exact", "verified", "semantic", "clause"}:
         return f"{', '.join(sorted(found))} for a namespace that has seen nothing"
     by_source = (info.get("drafts") or {}).get("by_source", {})
     for source in ("near_answer", "corpus"):

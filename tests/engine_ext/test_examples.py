@@ -57,7 +57,7 @@ def test_quickstart(reprise_server: Any) -> None:
 @pytest.mark.engine
 def test_tenants(reprise_server: Any) -> None:
     output = run("tenants.py", reprise_server.url, KEYS=",".join(reprise_server.api_keys))
-    kinds = [line.split()[1] for line in output.splitlines()]
+    kinds = [line.split()[1].rstrip(";") for line in output.splitlines()]
     assert [kind == "exact" for kind in kinds] == [False, True, False, True]
 
 
@@ -88,7 +88,7 @@ def test_redis_two_servers(
 ) -> None:
     memory_waiter()
     output = run("redis_two_servers.py", redis_server.url, str(demo_model), *OPTIONS, **IN_TIME)
-    kinds = [line.split()[1] for line in output.splitlines() if line.startswith("http")]
+    kinds = [line.split()[1].rstrip(";") for line in output.splitlines() if line.startswith("http")]
     assert kinds == ["miss", "semantic"]
 
 

@@ -276,4 +276,5 @@ def test_a_live_engine_gives_the_same_greedy_output(demo_model: Any) -> None:
     verified, fallen_through = results["counts"]
     assert verified > 20
     assert fallen_through == 0
-    assert set(results["fallen_through"]) == {"logprobs", "seeds"}
+    # Those with a seed are verified with vLLM's sampler.
+    assert set(results["fallen_through"]) == {"logprobs"}

@@ -163,7 +163,8 @@ def test_help_shows_an_example(command):
 
 def test_all_commands_are_there():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert names == set(COMMANDS)
+    # `verify` needs an engine: where that is loaded it is added.
+    assert names - {"verify"} == set(COMMANDS)
 
 
 def test_an_export_is_for_its_owner_alone(url, fill, tmp_path):

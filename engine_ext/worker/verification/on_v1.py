@@ -94,8 +94,7 @@ def forward_of_vllm(
     if state.installed.active:
         state.leave_to_vllm(RuntimeError("see the error above"))
     if same_samples_v1.must_verify(metadata, sampling_metadata):
-        given = sampler.sampler, metadata, logits, sampling_metadata
-        return original.instead(lambda: same_samples_v1.without_drafts(*given))
+        return _drop_drafts(original, sampler, metadata, logits, sampling_metadata)
     return original()
 
 
@@ -122,6 +121,17 @@ def _keep_samples(
             state.count_verified()
             return output
     state.count_fall_through(reason)
+    return _drop_drafts(original, sampler, metadata, logits, sampling_metadata)
+
+
+def _drop_drafts(
+    original: Original,
+    sampler: Any,
+    metadata: SpecDecodeMetadata,
+    logits: torch.Tensor,
+    sampling_metadata: SamplingMetadata,
+) -> Any:
+    """Sample a batch without its drafts, in place of vLLM's verification."""
     given = sampler.sampler, metadata, logits, sampling_metadata
     return original.instead(lambda: same_samples_v1.without_drafts(*given))
 

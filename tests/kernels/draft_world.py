@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -109,8 +110,7 @@ class DraftWorld:
         device, width = self.state.slots.device, length or self.state.max_draft
         drafts = torch.full((len(rows), width), -7, dtype=torch.int64, device=device)
         chances = torch.full((len(rows), width), 9.0, device=device)
-        draft_tokens(
-            self.state,
+        self._run(
             all_token_ids=self.all_token_ids,
             total_len=self.total_len,
             idx_mapping=torch.tensor(rows, dtype=torch.int32, device=device),
@@ -120,6 +120,9 @@ class DraftWorld:
             backend=backend,
         )
         return drafts, chances
+
+    def _run(self, **arguments: Any) -> None:
+        draft_tokens(self.state, **arguments)
 
     def draft_both(self, rows: Sequence[int], **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Draft by the reference and by Triton, demand equality of everything, and return it."""
@@ -156,3 +159,49 @@ def build_world(
         total_len=torch.zeros(num_slots, dtype=torch.int32, device=device),
         arena=CorpusArena(**sizes),
     )
+
+
+def some(draw: random.Random, number: int, vocab: int) -> list[int]:
+    """Random tokens."""
+    return [draw.randrange(vocab) for _ in range(number)]
+
+
+def answers(draw: random.Random, number: int, longest: int, vocab: int) -> list[list[int]]:
+    """Random answers, all shorter than `longest`."""
+    return [some(draw, draw.randrange(1, longest), vocab) for _ in range(number)]
+
+
+def draft_at_random(
+    world: DraftWorld,
+    draw: random.Random,
+    *,
+    vocab: int,
+    steps: int,
+    begin: Callable[[DraftWorld, random.Random, int, int, list[int]], None],
+) -> int:
+    """Draft by both in steps of random rows, and emit some of what was drafted; returns how many
+    tokens there were. `begin` begins a request in a slot, by a row of `corpora` or none."""
+    corpora = [
+        -1,
+        world.put_corpus("a", answers(draw, 30, 20, vocab), recent=answers(draw, 12, 20, vocab)),
+        world.put_corpus("b", answers(draw, 3, 9, vocab), removed=[1]),
+        world.put_corpus("c", [], recent=answers(draw, 2, 9, vocab)),
+    ]
+    for slot in range(4):
+        begin(world, draw, slot, vocab, corpora)
+    given = 0
+    for _ in range(steps):
+        rows = draw.sample([-1, 0, 1, 2, 3], draw.randrange(1, 5))
+        wanted = [draw.random() < 0.9 for _ in rows]
+        length = draw.randrange(1, world.state.max_draft + 1)
+        drafts, chances = world.draft_both(rows, wanted=wanted, length=length)
+        given += int((chances > 0).sum())
+        for row, slot in enumerate(rows):
+            if slot < 0:
+                continue
+            if draw.random() < 0.1:
+                begin(world, draw, slot, vocab, corpora)
+            else:
+                accepted = draw.randrange(length + 1)
+                world.emit(slot, [*drafts[row, :accepted].tolist(), *some(draw, 1, vocab)])
+    return given

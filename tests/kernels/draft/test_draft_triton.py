@@ -9,6 +9,7 @@ import torch
 
 from reprise.kernels.draft import triton_kernels
 from reprise.kernels.draft.constants import VOTES
+from reprise.tests.kernels.draft_world import answers, draft_at_random, some
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
 
@@ -19,14 +20,6 @@ ON_GPU = torch.cuda.is_available()
 def block(request, monkeypatch):
     """Small blocks, so that what is scanned takes several."""
     monkeypatch.setattr(triton_kernels, "BLOCK", request.param)
-
-
-def some(draw, number, vocab):
-    return [draw.randrange(vocab) for _ in range(number)]
-
-
-def answers(draw, number, longest, vocab):
-    return [some(draw, draw.randrange(1, longest), vocab) for _ in range(number)]
 
 
 def begin_some(world, draw, slot, vocab, corpora):
@@ -43,29 +36,7 @@ def begin_some(world, draw, slot, vocab, corpora):
 def test_random_requests_are_drafted_alike(make_world, vocab, max_draft):
     draw = random.Random(17 * vocab + max_draft)
     world = make_world(max_draft=max_draft, max_model_len=150, max_near=200)
-    corpora = [
-        -1,
-        world.put_corpus("a", answers(draw, 30, 20, vocab), recent=answers(draw, 12, 20, vocab)),
-        world.put_corpus("b", answers(draw, 3, 9, vocab), removed=[1]),
-        world.put_corpus("c", [], recent=answers(draw, 2, 9, vocab)),
-    ]
-    for slot in range(4):
-        begin_some(world, draw, slot, vocab, corpora)
-    given = 0
-    for _ in range(8):
-        rows = draw.sample([-1, 0, 1, 2, 3], draw.randrange(1, 5))
-        wanted = [draw.random() < 0.9 for _ in rows]
-        length = draw.randrange(1, max_draft + 1)
-        drafts, chances = world.draft_both(rows, wanted=wanted, length=length)
-        given += int((chances > 0).sum())
-        for row, slot in enumerate(rows):
-            if slot < 0:
-                continue
-            if draw.random() < 0.1:
-                begin_some(world, draw, slot, vocab, corpora)
-            else:
-                accepted = draw.randrange(length + 1)
-                world.emit(slot, [*drafts[row, :accepted].tolist(), *some(draw, 1, vocab)])
+    given = draft_at_random(world, draw, vocab=vocab, steps=8, begin=begin_some)
     assert given > 0
 
 

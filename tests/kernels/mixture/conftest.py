@@ -86,29 +86,8 @@ class MixtureWorld(DraftWorld):
         values = torch.tensor([length, number, version], dtype=torch.int32)
         self.mixture.slots[slot, :3] = values
 
-    def draft(
-        self,
-        rows: Sequence[int],
-        *,
-        length: int | None = None,
-        wanted: Sequence[bool] | None = None,
-        backend: str = "auto",
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        device, width = self.state.slots.device, length or self.state.max_draft
-        drafts = torch.full((len(rows), width), -7, dtype=torch.int64, device=device)
-        chances = torch.full((len(rows), width), 9.0, device=device)
-        draft_by_mixture(
-            self.state,
-            self.mixture,
-            all_token_ids=self.all_token_ids,
-            total_len=self.total_len,
-            idx_mapping=torch.tensor(rows, dtype=torch.int32, device=device),
-            wanted=torch.tensor(wanted or [True] * len(rows), dtype=torch.bool, device=device),
-            drafts=drafts,
-            chances=chances,
-            backend=backend,
-        )
-        return drafts, chances
+    def _run(self, **arguments: Any) -> None:
+        draft_by_mixture(self.state, self.mixture, **arguments)
 
     def draft_both(self, rows: Sequence[int], **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Draft by the definition and by Triton, demand equality of all that is kept."""

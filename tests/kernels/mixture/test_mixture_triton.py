@@ -10,6 +10,7 @@ import torch
 from reprise.kernels.mixture import triton_mixture
 from reprise.kernels.mixture.layout import MAX_NEAR
 from reprise.kernels.mixture.near import CATCH_UP
+from reprise.tests.kernels.draft_world import answers, draft_at_random, some
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
 
@@ -23,14 +24,6 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(triton_mixture, "BLOCK", 64)
         monkeypatch.setattr(triton_mixture, "PRESENCE_BLOCK", 64)
         monkeypatch.setattr(triton_mixture, "CHUNK", 64)
-
-
-def some(draw, number, vocab):
-    return [draw.randrange(vocab) for _ in range(number)]
-
-
-def answers(draw, number, longest, vocab):
-    return [some(draw, draw.randrange(1, longest), vocab) for _ in range(number)]
 
 
 def begin_some(world, draw, slot, vocab, corpora):
@@ -55,29 +48,7 @@ def begin_some(world, draw, slot, vocab, corpora):
 def test_random_requests_are_drafted_alike(make_mixed, vocab, max_draft):
     draw = random.Random(31 * vocab + max_draft)
     world = make_mixed(max_draft=max_draft, max_model_len=110, max_near=200, seed=vocab)
-    corpora = [
-        -1,
-        world.put_corpus("a", answers(draw, 30, 20, vocab), recent=answers(draw, 12, 20, vocab)),
-        world.put_corpus("b", answers(draw, 3, 9, vocab), removed=[1]),
-        world.put_corpus("c", [], recent=answers(draw, 2, 9, vocab)),
-    ]
-    for slot in range(4):
-        begin_some(world, draw, slot, vocab, corpora)
-    given = 0
-    for _ in range(4):
-        rows = draw.sample([-1, 0, 1, 2, 3], draw.randrange(1, 5))
-        wanted = [draw.random() < 0.9 for _ in rows]
-        length = draw.randrange(1, max_draft + 1)
-        drafts, chances = world.draft_both(rows, wanted=wanted, length=length)
-        given += int((chances > 0).sum())
-        for row, slot in enumerate(rows):
-            if slot < 0:
-                continue
-            if draw.random() < 0.1:
-                begin_some(world, draw, slot, vocab, corpora)
-            else:
-                accepted = draw.randrange(length + 1)
-                world.emit(slot, [*drafts[row, :accepted].tolist(), *some(draw, 1, vocab)])
+    given = draft_at_random(world, draw, vocab=vocab, steps=4, begin=begin_some)
     assert given > 0 or vocab > 1000
 
 

@@ -227,6 +227,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _environment_stays(_no_settings_from_outside: None) -> Iterator[None]:
+    """What a command sets for the processes that it starts must not reach those of other tests."""
+    before = dict(os.environ)
+    yield
+    before.pop("PYTEST_CURRENT_TEST", None)  # pytest's own, new for each phase of a test
+    for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _our_lines_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the plugin is loaded into this process, they go to vLLM's handlers alone."""
     monkeypatch.setattr(logging.getLogger("reprise"), "propagate", True)

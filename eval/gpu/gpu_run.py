@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,27 +41,40 @@ class GpuRun:
         """Print a line, at once, with the seconds since the start."""
         print(f"[{time.monotonic() - self._began_s:6.1f} s] {text}", flush=True)
 
-    def check_kernels(self, commands: Sequence[Sequence[str]]) -> None:
-        """Run the checks of kernels, unless a run before this one has found nothing wrong."""
+    @contextlib.contextmanager
+    def checking_kernels(self, commands: Sequence[Sequence[str]]) -> Iterator[None]:
+        """Run the checks of kernels meanwhile, unless a run before this one has found nothing
+        wrong."""
         passed = self._out / "kernels.passed"
         if passed.exists():
+            yield
             return
-        fine = True
-        for command in commands:
-            self.say(" ".join(command[1:]))
-            limit_s = min(_KERNELS_S, self.left_s)
-            with (self._out / "kernels.log").open("a") as log:
-                try:
-                    done = subprocess.run(
-                        command, cwd=ROOT, stdout=log, stderr=log, timeout=max(1.0, limit_s)
-                    )
-                    status = done.returncode
-                except subprocess.TimeoutExpired:
-                    status = 124
-            fine &= status == 0
-            self.say(f"status {status}; see kernels.log")
-        if fine:
+        checks = threading.Thread(target=self._check_kernels, args=(commands, passed))
+        checks.start()
+        try:
+            yield
+        finally:
+            checks.join()
+
+    def _check_kernels(self, commands: Sequence[Sequence[str]], passed: Path) -> None:
+        results = [self.run_command(command, "kernels.log", _KERNELS_S) for command in commands]
+        if all(results):
             passed.touch()
+
+    def run_command(self, command: Sequence[str], log_name: str, limit_s: float) -> bool:
+        """Run a command of this checkout; what it prints goes to a file; return whether it did not
+        fail."""
+        what = " ".join(command[1:])
+        self.say(what)
+        with (self._out / log_name).open("a") as log:
+            try:
+                limit_s = max(1.0, min(limit_s, self.left_s))
+                done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=limit_s)
+                status = done.returncode
+            except subprocess.TimeoutExpired:
+                status = 124
+        self.say(f"status {status} of {what}; see {log_name}")
+        return status == 0
 
     @contextlib.contextmanager
     def engines(
@@ -75,7 +89,11 @@ class GpuRun:
             until_s = time.monotonic() + min(_START_S, self.left_s)
             for engine in started:
                 self._get_ready(engine, until_s)
-            yield [engine for engine in started if engine.failure is None]
+            try:
+                yield [engine for engine in started if engine.failure is None]
+            finally:
+                for engine in started:
+                    self._keep_log(engine)
 
     def _get_ready(self, engine: GpuEngine, until_s: float) -> None:
         try:
@@ -83,11 +101,10 @@ class GpuRun:
             self.say(f"{engine.method.name} is up, on model runner {engine.runner}")
         except GpuEngineError as error:
             self.say(f"no engine: {error}")
-            self._keep_log(engine)
 
     def _keep_log(self, engine: GpuEngine) -> None:
         with contextlib.suppress(OSError):
-            lines = engine.log_file.read_text(errors="replace").splitlines()[-200:]
+            lines = engine.log_file.read_text(errors="replace").splitlines()[-1000:]
             (self._out / f"{engine.method.name}.log").write_text("\n".join(lines))
 
     def measure(self, engines: Sequence[GpuEngine], plan: Plan) -> None:
@@ -112,7 +129,6 @@ class GpuRun:
             self.say(f"{engine.method.name} has {len(rows)} warm answers, {reply.wall_s:.1f} s")
         except GpuEngineError as error:
             self.say(str(error))
-            self._keep_log(engine)
 
     def _serve_all(self, engines: Sequence[GpuEngine], workload: Workload) -> None:
         for engine in engines:
@@ -140,7 +156,6 @@ class GpuRun:
         except GpuEngineError as error:
             self.say(f"{workload.name}: {error}")
             self._rows.add_failure(name, workload, engine.failure or "")
-            self._keep_log(engine)
             return
         if name == "none":
             self._references[workload.name] = reply.output_token_ids

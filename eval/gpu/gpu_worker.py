@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 _SETTLE_S = 20.0
+_FREE_SHARE = 0.05
 _PROFILED_TOKENS = 24
 
 
@@ -83,6 +84,8 @@ def _build(job: GpuJob) -> LLM:
         options["enforce_eager"] = True
     else:
         options["kv_cache_memory_bytes"] = job.kv_cache_bytes
+        # That much has to be free when an engine starts, whatever it is to take.
+        options["gpu_memory_utilization"] = _FREE_SHARE
     if job.full_graphs:
         options["compilation_config"] = {"cudagraph_mode": "FULL"}
     if job.profile_folder is not None:

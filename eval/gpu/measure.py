@@ -4,16 +4,17 @@
         --out results --deadline-s 520
     python eval/gpu/measure.py --dry-run --out results
 
-First the kernels are compiled and checked. Then all engines start at once, and one serves at a
-time: none (vLLM's V2 runner, asynchronous), Reprise on V2 and on V1, `ngram_gpu` on V2,
-SuffixDecoding on V1; cold requests first, then warm ones, at 8, 32, 1 and 128 at a time. Every row
-is written as soon as it is measured. Last, one step of Reprise is traced. A run with the same
-folder goes on with what is missing. `--dry-run` runs the same on a CPU with the demo model, a few
-requests, and the methods that a CPU has.
+All engines start at once, while the kernels are compiled and checked. Then one serves at a time:
+none (vLLM's V2 runner, asynchronous), Reprise on V2 and on V1, `ngram_gpu` on V2, SuffixDecoding on
+V1; cold requests first, then warm ones, at 8, 32, 1 and 128 at a time. Every row is written as soon
+as it is measured. Last, one step of Reprise is traced, and its drafting kernels are timed. A run
+with the same folder goes on with what is missing. `--dry-run` runs the same on a CPU with the demo
+model, a few requests, and the methods that a CPU has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ MAX_TOKENS = 512
 _DRY_TOKENS = 12
 _TRACED_REQUESTS = 8
 _VERIFY_CHECK = [sys.executable, "eval/benchmarks/bench_verify.py", "--check"]
-_COMPILED_TESTS = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "-m", "gpu"]
+_COMPILED_TESTS = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "-n", "6"]
+_TIME_DRAFTING = [sys.executable, "eval/benchmarks/bench_draft_kernel.py"]
 
 
 def main(
@@ -83,7 +85,6 @@ def main(
         deadline_s=deadline_s,
         max_tokens=_DRY_TOKENS if dry_run else MAX_TOKENS,
     )
-    run.check_kernels([_VERIFY_CHECK] if dry_run else [_VERIFY_CHECK, _COMPILED_TESTS])
     if pad_to is not None and not pad_to.exists():
         run.say(f"padding {run_model} to {pad_to}")
         try:
@@ -102,9 +103,17 @@ def main(
         )
         for method in chosen
     ]
-    with run.engines(chosen, jobs) as engines:
+    with contextlib.ExitStack() as stack:
+        with run.checking_kernels([_VERIFY_CHECK] if dry_run else [_VERIFY_CHECK, _COMPILED_TESTS]):
+            engines = stack.enter_context(run.engines(chosen, jobs))
         run.measure(engines, plan)
         run.trace_step(engines, plan.warm_rows[:_TRACED_REQUESTS])
+        if not dry_run:
+            run.run_command(
+                [*_TIME_DRAFTING, "--output", str(out.resolve() / "bench_draft_kernel.csv")],
+                "kernels.log",
+                run.left_s,
+            )
     run.say("done")
     return 0
 

@@ -128,10 +128,10 @@ def test_a_run_that_is_late_waits_for_nothing(tmp_path: Path) -> None:
 def test_kernels_that_passed_are_not_checked_again(tmp_path: Path) -> None:
     rows = GpuRows(tmp_path / "gpu.csv", ABOUT)
     run = GpuRun(out=tmp_path, rows=rows, deadline_s=100.0, max_tokens=4)
-    run.check_kernels([[sys.executable, "-c", "raise SystemExit(3)"]])
-    assert not (tmp_path / "kernels.passed").exists()
-    run.check_kernels([[sys.executable, "-c", "print('fine')"]])
-    run.check_kernels([[sys.executable, "-c", "raise SystemExit('not to be run')"]])
+    for command, is_fine in (("exit(3)", False), ("print('fine')", True), ("exit('no!')", True)):
+        with run.checking_kernels([[sys.executable, "-c", command]]):
+            pass
+        assert (tmp_path / "kernels.passed").exists() == is_fine
     assert (tmp_path / "kernels.log").read_text() == "fine\n"
 
 

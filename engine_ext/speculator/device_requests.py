@@ -14,9 +14,11 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
+from reprise.engine_ext.speculator import page_locked
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
 from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.hit_keeper import HitKeeper, hits_path
+from reprise.engine_ext.speculator.host_corpus import HostCorpus
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.speculator.slot_counts import SlotCounts, stats_of
 from reprise.engine_ext.speculator.slot_rows import SlotRows
@@ -111,6 +113,13 @@ class DeviceRequests:
         self._num_ended = 0
         self.has_failed = False
         """Nothing must be drafted any more: a slot could not be cleared."""
+        if state.slots.is_cuda:
+            page_locked.reserve(
+                state.num_slots,
+                max_near_tokens=state.near_token_ids.shape[1],
+                max_model_len=vllm_config.model_config.max_model_len,
+            )
+        HostCorpus.warm_up()
         overlap = TokenOverlap()
         overlap.warm_up()
         self._retriever = worker_retriever(vllm_config, config.retrieval)

@@ -179,7 +179,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         if self._requests.has_failed:
             return False
         slots = self._slots[:num_reqs].copy_(idx_mapping)
-        self._counts.add_step(slots.long(), num_sampled[:num_reqs], num_rejected[:num_reqs])
+        self._counts.add_step(slots, num_sampled[:num_reqs], num_rejected[:num_reqs])
         if not wants_drafts:
             return False
         wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])

@@ -78,6 +78,15 @@ class HostCorpus:
         merge_suffixes(self.text, self.order, added, order)
         self.order, self.recent_begin = order, len(self.text)
 
+    @classmethod
+    def warm_up(cls) -> None:
+        """Load or make the compiled code: at the first answer that would hold up steps, which share
+        the interpreter with the thread that sorts."""
+        corpus = cls()
+        for number in range(2):
+            corpus.append(str(number), np.arange(3, dtype=np.int32))
+            corpus.sort()
+
     def _compact(self) -> None:
         old, spans = self.text, list(self._begins.items())
         parts = [old[begin - 1 : begin + length + 1] for _, (begin, length) in spans]

@@ -38,8 +38,8 @@ from reprise.spec.predictor.weights import LearnedWeights
 
 RESULTS_FILE = RESULTS / "bench_draft_kernel.csv"
 FIELDS = (
-    "machine", "torch", "triton", "vllm", "drafting", "batch", "drafts", "context", "near",
-    "sorted", "recent", "p20_us", "p50_us", "p80_us", "percent_of_5_ms",
+    "torch", "triton", "vllm", "drafting", "batch", "drafts", "context", "near", "sorted",
+     "recent", "p20_us", "p50_us", "p80_us", "percent_of_5_ms",
 )  # fmt: skip
 VOCABULARY = 50_000
 ANSWER = 128
@@ -246,6 +246,9 @@ def measure_shape(shape: Shape, *, by_mixture: bool = False) -> dict[str, Any]:
 
 def main(
     output: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="On a CUDA device: one shape for each batch.")
+    ] = False,
 ) -> int:
     """Check drafting against its definitions; on a CUDA device, time it."""
     if not torch.cuda.is_available():
@@ -254,17 +257,20 @@ def main(
         print(f"Checked in Triton's interpreter on small shapes, on {describe_machine()}.")
         print("No CUDA device: nothing is timed.")
         return 0 if fine else 1
-    corpora = [(0, 0), (100_000, 4096), (1_000_000, 4096)]
+    drafts, texts, corpora = [16], [(1024, 4096)], [(100_000, 4096)]
+    if not quick:
+        drafts, texts = [8, 16], [*texts, (8192, 8192)]
+        corpora = [(0, 0), *corpora, (1_000_000, 4096)]
     shapes = [
-        Shape(batch, drafts, context, near, *corpus)
-        for batch, drafts, (context, near), corpus in itertools.product(
-            [1, 8, 32, 128], [8, 16], [(1024, 4096), (8192, 8192)], corpora
+        Shape(batch, length, context, near, *corpus)
+        for batch, length, (context, near), corpus in itertools.product(
+            [1, 8, 32, 128], drafts, texts, corpora
         )
     ]
     if not run_checks([s for s in shapes if s.batch <= LARGEST_CHECK and s.sorted < 10**6], "cuda"):
         return 1
     about = versions()
-    print(f"Measured on {about['machine']}.")
+    print(f"Measured on {about.pop('machine')}.")
     by_mixture = [(shape, True) for shape in shapes if shape.sorted == 100_000]
     for shape, is_mixed in [*((shape, False) for shape in shapes), *by_mixture]:
         row = measure_shape(shape, by_mixture=is_mixed)

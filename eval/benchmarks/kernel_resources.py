@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from reprise.kernels.draft import triton_counts
 from reprise.kernels.draft import triton_kernels as draft_kernels
 from reprise.kernels.mixture import triton_mixture as mixture_kernels
 from reprise.kernels.verify import triton_coupled, triton_kernels, triton_restrict
@@ -77,6 +78,7 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (sample, "restricted", 8, padded | {"SAMPLES": True, "RESTRICTED": True}),
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
+        (triton_counts.count_kernel, "16 drafts", 1, {"WIDTH": 16}),
         (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
         (mixture_kernels.mixture_kernel, "16 drafts", mixture_kernels.NUM_WARPS, mixture),
         *_coupled_variants(),

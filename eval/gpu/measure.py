@@ -40,7 +40,7 @@ _DRY_TOKENS = 12
 _TRACED_REQUESTS = 8
 _VERIFY_CHECK = [sys.executable, "eval/benchmarks/bench_verify.py", "--check"]
 _COMPILED_TESTS = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "-n", "6"]
-_TIME_DRAFTING = [sys.executable, "eval/benchmarks/bench_draft_kernel.py"]
+_TIME_DRAFTING = [sys.executable, "eval/benchmarks/bench_draft_kernel.py", "--quick"]
 
 
 def main(

@@ -159,6 +159,15 @@ def verification_table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def drafting_table(rows: list[Row]) -> list[list[str]]:
+    names = ("batch", "drafts", "context", "near", "sorted")
+    table = [["batch", "drafts each", "context", "near answers", "corpus", "copies", "mixture"]]
+    for key, by_name in pivot(rows, keys=names, column="drafting").items():
+        times = [number(by_name.get(n, {}).get("p50_us"), 0) for n in ("copies", "mixture")]
+        table.append([*key, *times])
+    return table
+
+
 def forecast_table(rows: list[Row]) -> list[list[str]]:
     names = ("suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
     table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "v2, all busy", "MAL, v2"]]
@@ -188,16 +197,24 @@ def check_table(rows: list[Row]) -> list[list[str]]:
 
 
 def gpu_table(rows: list[Row]) -> list[list[str]]:
-    table = [["model", "workload", "engine", "runner", "tokens/s", "to none", "MAL", "identical"]]
-    for row in rows:
-        same = row["identical_outputs"]
+    names = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
+    ours = names[0] if names else ""
+    table = [
+        ["model", "requests", "at once", "none, tokens/s", *names, f"MAL, {ours}", "identical"]
+    ]
+    measured = pivot(rows, keys=("model", "workload", "concurrency"), column="method")
+    for key in sorted(measured, key=lambda key: (key[0], key[1].split()[0], int(key[2]))):
+        by_name = measured[key]
+        none, first = by_name.get("none", {}), by_name.get(ours, {})
         table.append(
             [
-                *(row[name] for name in ("model", "workload", "method", "runner")),
-                number(row["tokens_per_s"], 0),
-                number(row["to_none"], 2),
-                number(row["mean_acceptance_length"], 2),
-                f"{same} of {row['requests']}" if same else row["note"],
+                key[0],
+                f"{none.get('requests', '')} {key[1].split()[0]}",
+                key[2],
+                number(none.get("tokens_per_s"), 0),
+                *(number(by_name.get(name, {}).get("to_none"), 2) for name in names),
+                number(first.get("mean_acceptance_length"), 2),
+                first.get("identical_outputs") or first.get("note", ""),
             ]
         )
     return table

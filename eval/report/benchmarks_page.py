@@ -22,6 +22,7 @@ from reprise.eval.report.benchmark_tables import (
     Row,
     check_table,
     corpus_table,
+    drafting_table,
     engine_table,
     exact_table,
     figures_table,
@@ -217,11 +218,25 @@ SECTIONS = (
     Section(
         title="Engines on a GPU",
         about="Tokens/s of vLLM engines that are up at once, of which one serves at a time; cold "
-        "requests\nfirst, then warm ones. `identical`: answers that are those of `none`.",
+        "requests\nfirst, then warm ones; speed to `none`. `identical`: answers of the first "
+        "engine that are those of\n`none`. The model is one of 4 million parameters padded to "
+        "the shape of Llama 3.1 8B\n([measuring](measuring.md#a-small-model-at-the-price-of-a-"
+        "large-one)).",
         file="gpu.csv",
         command="python eval/gpu/measure.py --out eval/results --model MODEL --pad-to padded-8b",
         keys=("model", "workload", "method"),
         table=gpu_table,
+        where={},
+    ),
+    Section(
+        title="Drafting on a GPU",
+        about="Median time in microseconds of the launches that draft for a step, in a CUDA "
+        "graph with a cold\nL2: copies, and the mixture (`engine.device_drafts`). Tokens of "
+        "context, near answers and corpus are\nthose of each request.",
+        file="bench_draft_kernel.csv",
+        command="python eval/benchmarks/bench_draft_kernel.py --quick",
+        keys=("drafting", "batch", "drafts", "context", "near", "sorted", "recent"),
+        table=drafting_table,
         where={},
     ),
     Section(

@@ -1,5 +1,7 @@
 """What is on the device is what was added and not removed, of each namespace alone."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -205,3 +207,46 @@ def test_a_corpus_without_room_is_emptied_and_begins_anew(state: DraftState) -> 
         corpora.remove_answer(f"more{k}", namespace="small")
         corpora.put_in_place()
         assert (1000 + 50 * k,) not in [answer[:1] for answer in answers_on_device(state, row)]
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_for_an_answer() -> None:
+    """What is made or loaded in another thread holds up the steps, which share its interpreter."""
+    # A process of its own: nobody has had anything compiled there before.
+    done = subprocess.run([sys.executable, "-c", ANSWERS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.splitlines()
+    assert "sort_suffixes" in before
+    assert after == before
+
+
+ANSWERS = """
+import sys
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
+from reprise.engine_ext.speculator.host_corpus import HostCorpus
+from reprise.kernels.draft.state import DraftState
+
+def say_what_is_compiled():
+    found = {
+        (each.__qualname__, len(each.signatures))
+        for name, module in list(sys.modules.items())
+        if name.startswith("reprise.")
+        for each in vars(module).values()
+        if isinstance(each, Dispatcher) and each.signatures
+    }
+    print(sorted(found))
+
+state = DraftState.create(num_slots=2, max_draft=4, max_near_tokens=8, num_corpora=2)
+HostCorpus.warm_up()
+say_what_is_compiled()
+corpora = DeviceCorpora(state)
+for number in range(60):
+    corpora.add_answer(str(number), np.arange(number, number + 150, dtype=np.int32), namespace="a")
+for number in range(50):
+    corpora.remove_answer(str(number), namespace="a")
+for number in range(60, 120):
+    corpora.add_answer(str(number), np.arange(number, number + 150, dtype=np.int32), namespace="a")
+say_what_is_compiled()
+"""

@@ -282,7 +282,7 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     world.emit("asks", ANSWER[:1])
     assert world.drafted("asks") == ANSWER[1:5]
     # All four were right, and the model has added one.
-    slots = torch.zeros(1, dtype=torch.int64)
+    slots = torch.zeros(1, dtype=torch.int32)
     sampled, rejected = (torch.tensor([n], dtype=torch.int32) for n in (5, 0))
     world.counts.add_step(slots, sampled, rejected)
     world.emit("asks", ANSWER[:6])

@@ -18,7 +18,9 @@ from reprise.engine_ext.speculator.device_speculator import DeviceSpeculator
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.kernels import draft, mixture
+from reprise.kernels.draft import step_counts
 from reprise.kernels.draft.state import DraftState
+from reprise.kernels.draft.triton_counts import count_step_triton
 from reprise.kernels.draft.triton_kernels import draft_tokens_triton
 from reprise.kernels.mixture.triton_mixture import mixture_tokens_triton
 
@@ -35,6 +37,8 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     DeviceSpeculator.propose,
     DeviceSpeculator._draft,
     SlotCounts.add_step,
+    step_counts.count_step,
+    count_step_triton,
     RankDrafts.share,
     draft.draft_tokens,
     draft.check,

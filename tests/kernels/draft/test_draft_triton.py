@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from reprise.kernels.draft import triton_kernels
-from reprise.kernels.draft.constants import VOTES
+from reprise.kernels.draft.constants import NUM_SOURCES, VOTES
+from reprise.kernels.draft.state import PENDING_SOURCE, DraftState
+from reprise.kernels.draft.step_counts import ACCEPTED, COUNT_FIELDS, count_step
 from reprise.tests.kernels.draft_world import answers, draft_at_random, some
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
@@ -115,3 +117,33 @@ def test_launches_do_not_depend_on_what_is_drafted(make_world, monkeypatch):
     world.begin(0, [9], [1, 2], near=[[1, 2, 3]])
     world.draft([0, 1], backend="triton")
     assert launched == [("draft_kernel", (2,)), ("fold_kernel", (1,))] * 2
+
+
+@pytest.mark.parametrize("max_draft", [1, 5, 16])
+def test_steps_are_counted_alike(device, max_draft):
+    draw = torch.Generator().manual_seed(max_draft)
+
+    def below(limit, *shape, least=0):
+        return torch.randint(least, limit, shape, dtype=torch.int32, generator=draw).to(device)
+
+    num_slots = 40
+    state = DraftState.create(
+        num_slots=num_slots, max_draft=max_draft, max_near_tokens=4, num_corpora=1,
+        arena_tokens=64, device=device,
+    )  # fmt: skip
+    expected = torch.zeros((num_slots, COUNT_FIELDS), dtype=torch.int32, device=device)
+    got = expected.clone()
+    for num_reqs in (1, 7, num_slots):
+        state.slots.copy_(below(3, *state.slots.shape))
+        state.pending.copy_(below(3, *state.pending.shape))
+        state.pending[:, PENDING_SOURCE] = below(NUM_SOURCES, num_slots, least=-1)
+        state.pending_token_ids.copy_(below(6, *state.pending_token_ids.shape, least=-3))
+        step = {
+            "idx_mapping": torch.randperm(num_slots, generator=draw)[:num_reqs].int().to(device),
+            "num_sampled": below(max_draft + 2, num_reqs),
+            "num_rejected": below(max_draft + 1, num_reqs),
+        }
+        count_step(state, expected, **step, backend="torch")
+        count_step(state, got, **step, backend="triton")
+    assert expected[:, ACCEPTED:].any()
+    assert torch.equal(got, expected)

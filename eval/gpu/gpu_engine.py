@@ -7,14 +7,17 @@ import os
 import queue
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder, GpuReply
 from reprise.eval.gpu.methods import GpuMethod
+from reprise.eval.gpu.step_log import environment_with_step_log
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.engine_turns import cause_of
 from reprise.eval.live.live_worker import uses_reprise
@@ -31,13 +34,16 @@ class GpuEngineError(RuntimeError):
 class GpuEngine:
     """A context manager: the process runs inside it."""
 
-    def __init__(self, method: GpuMethod, job: GpuJob) -> None:
+    def __init__(self, method: GpuMethod, job: GpuJob, step_log: Path | None = None) -> None:
         self.method = method
         self.runner = ""
         self.failure: str | None = None
         self._job = job
+        self._step_log = step_log
+        """Where its steps go, a row each; None: they are not recorded."""
 
     def __enter__(self) -> GpuEngine:
+        self._plugin = tempfile.TemporaryDirectory(prefix="reprise-plugin-")
         self._worker = WorkerProcess(
             "reprise.eval.gpu.gpu_worker", self._job, GpuReply, self._environment()
         )
@@ -46,7 +52,12 @@ class GpuEngine:
 
     def _environment(self) -> Mapping[str, str]:
         given = {**_ENVIRONMENT, **os.environ, **self.method.environment}
-        return engine_environment(given, with_reprise=uses_reprise(self.method.speculative_config))
+        with_reprise = uses_reprise(self.method.speculative_config)
+        environment = engine_environment(given, with_reprise=with_reprise)
+        if self._step_log is None:
+            return environment
+        folder = Path(self._plugin.name)
+        return environment_with_step_log(environment, folder, self._step_log)
 
     def __exit__(
         self,
@@ -60,6 +71,7 @@ class GpuEngine:
         self._worker.signal(signal.SIGKILL)
         self._worker.process.wait()
         self._worker.close()
+        self._plugin.cleanup()
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until the engine is up.

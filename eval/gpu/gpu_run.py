@@ -26,8 +26,17 @@ _WARM_AT_ONCE = 32
 class GpuRun:
     """One run: its time, its engines, its rows."""
 
-    def __init__(self, *, out: Path, rows: GpuRows, deadline_s: float, max_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        out: Path,
+        rows: GpuRows,
+        deadline_s: float,
+        max_tokens: int,
+        logs_steps: bool = False,
+    ) -> None:
         self._began_s = time.monotonic()
+        self._logs_steps = logs_steps
         self._out, self._rows = out, rows
         self._deadline_s, self._max_tokens = deadline_s, max_tokens
         self._references: dict[str, list[list[int]]] = {}
@@ -83,7 +92,7 @@ class GpuRun:
         """All engines, started at once; those that do not come up are left out."""
         with contextlib.ExitStack() as stack:
             started = [
-                stack.enter_context(GpuEngine(method, job))
+                stack.enter_context(GpuEngine(method, job, self._step_log_of(method)))
                 for method, job in zip(methods, jobs, strict=True)
             ]
             until_s = time.monotonic() + min(_START_S, self.left_s)
@@ -94,6 +103,9 @@ class GpuRun:
             finally:
                 for engine in started:
                     self._keep_log(engine)
+
+    def _step_log_of(self, method: GpuMethod) -> Path | None:
+        return self._out / f"{method.name}.steps.csv" if self._logs_steps else None
 
     def _get_ready(self, engine: GpuEngine, until_s: float) -> None:
         try:

@@ -61,6 +61,9 @@ def main(
     ] = None,
     deadline_s: Annotated[float, typer.Option(min=10, help="Everything ends by then.")] = 520.0,
     kv_gib: Annotated[float, typer.Option(min=0.1, help="KV cache of each engine, on a GPU.")] = 7,
+    log_steps: Annotated[
+        bool, typer.Option("--log-steps", help="Write what each step of each engine came to.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="On a CPU: a few requests, few methods.")
     ] = False,
@@ -84,6 +87,7 @@ def main(
         rows=rows,
         deadline_s=deadline_s,
         max_tokens=_DRY_TOKENS if dry_run else MAX_TOKENS,
+        logs_steps=log_steps,
     )
     if pad_to is not None and not pad_to.exists():
         run.say(f"padding {run_model} to {pad_to}")

@@ -16,6 +16,7 @@ from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_run import GpuRun
 from reprise.eval.gpu.gpu_worker import GpuJob, GpuReply
 from reprise.eval.gpu.methods import METHODS, methods_named
+from reprise.eval.gpu.step_log import HEAD
 from reprise.eval.gpu.workloads import SHARES, Workload, make_plan
 from reprise.eval.replay.traces import TraceRow
 from reprise.eval.report.command_line import run_command
@@ -157,7 +158,8 @@ def test_bad_input_is_one_line(
 @pytest.mark.timeout(600)
 def test_a_dry_run_measures_and_goes_on(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--dry-run", "--out", str(tmp_path), "--methods", "reprise-v1"]
-    assert run_command(measure.main, [*arguments, "--deadline-s", "500"], name="measure.py") == 0
+    whole = [*arguments, "--deadline-s", "500", "--log-steps"]
+    assert run_command(measure.main, whole, name="measure.py") == 0
     rows = read_rows(tmp_path / measure.ROWS_FILE)
     assert {(row["method"], row["workload"]) for row in rows} == {
         (method, f"{kind} at {number}")
@@ -171,6 +173,15 @@ def test_a_dry_run_measures_and_goes_on(tmp_path: Path, capsys: Any) -> None:
         assert row["runner"] == "v1"
     drafted = [row for row in rows if row["method"] == "reprise-v1"]
     assert sum(float(row["drafted_per_step"]) for row in drafted) > 0
+    for method in ("none", "reprise-v1"):
+        steps = read_rows(tmp_path / f"{method}.steps.csv")
+        assert list(steps[0]) == HEAD.split(",")
+        of_method = [row for row in rows if row["method"] == method]
+        # Warm answers, the first request and the traced one are in the log as well.
+        assert sum(int(step["emitted"]) for step in steps) > 12 * len(of_method)
+        assert any(int(step["drafted"]) for step in steps) == (method == "reprise-v1")
+        times = [float(step["seconds"]) for step in steps]
+        assert times == sorted(times)
     assert list((tmp_path / "trace").iterdir())
     assert len(make_demo_trace()) > 8
     capsys.readouterr()

@@ -422,6 +422,15 @@ _WORKER_STEP = (
         parameters=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
     ),
     Patch(
+        f"{_RUNNER}.sample_tokens",
+        Feature.UNFINISHED_PROMPTS,
+        _WORKER,
+        parameters=("self", "grammar_output", "..."),
+        hook="sample_without_unfinished",
+        fallback="sample_without_unfinished",  # tried twice: without it the engine ends
+        only_on="cpu",
+    ),
+    Patch(
         "vllm.v1.attention.backends.cpu_attn:_get_attn_isa",
         Feature.BATCH_INVARIANCE,
         _WORKER,

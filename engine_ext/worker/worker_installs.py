@@ -80,11 +80,14 @@ def install_on_v2(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorC
 
 
 def _install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    from reprise.engine_ext.worker import cpu_kernels, full_graphs
+    from reprise.engine_ext.worker import cpu_kernels, full_graphs, unfinished_prompts
 
     installs: dict[str, Callable[[], object]] = {
         "CPU kernels": lambda: cpu_kernels.prepare(batch_invariant=config.cpu_batch_invariant),
         Feature.SAMPLING_FIX.value: fix_sampling,
+        Feature.UNFINISHED_PROMPTS.value: lambda: _apply(
+            Feature.UNFINISHED_PROMPTS, unfinished_prompts
+        ),
         Feature.VERIFICATION.value: lambda: verify(config),
         Feature.DRAFT_METADATA.value: describe_drafts_in_one_copy,
         Feature.FULL_GRAPHS.value: lambda: _apply(Feature.FULL_GRAPHS, full_graphs),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from vllm import envs
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -110,6 +111,9 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         end_soon_on_sigterm()
         self._began_s = time.time()
         self._num_api_servers = int(kwargs.get("client_count", 1))
+        # vLLM's servers number the adapters of their command line alike, and others not at all.
+        is_server = kwargs.get("usage_context") is UsageContext.OPENAI_API_SERVER
+        self._has_fixed_adapters = is_server and not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")
         if not starts_workers and (parent := psutil.Process().parent()) is not None:
@@ -181,6 +185,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
             config,
             self.output_processor,
             num_api_servers=self._num_api_servers,
+            has_fixed_adapters=self._has_fixed_adapters,
             retriever=self._retriever,
             loaded_since_s=self._began_s,
             submit=lambda request: submit()(request),  # type: ignore[misc]

@@ -61,6 +61,7 @@ class FrontEnd:
         processor: "OutputProcessor",
         *,
         num_api_servers: int = 1,
+        has_fixed_adapters: bool = False,
         retriever: "Retriever | None" = None,
         loaded_since_s: float | None = None,
         submit: Submit | None = None,
@@ -72,6 +73,8 @@ class FrontEnd:
             config: Our settings.
             processor: Of the engine's client.
             num_api_servers: Processes that serve the engine.
+            has_fixed_adapters: Whether all of them have the same adapters, under the same numbers,
+                for as long as they run.
             retriever: This process's own, if it has one.
             loaded_since_s: The time of day before the engine began to load its weights; None: not
                 known, so that exact hits stay in this process.
@@ -82,7 +85,12 @@ class FrontEnd:
         self._processor = processor
         self.errors = ErrorCounter()
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
-        self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
+        self.exact = ExactAnswers(
+            vllm_config,
+            config,
+            num_api_servers=num_api_servers,
+            has_fixed_adapters=has_fixed_adapters,
+        )
         self.metrics = ServingMetrics(
             vllm_config.model_config.served_model_name,
             tier=None if retriever is None else tier_behind(config.retrieval.url),

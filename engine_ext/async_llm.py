@@ -150,10 +150,13 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         super()._run_output_handler()
         if self.exact_forgetting is not None:
             self.exact_forgetting.start()
-        if self.front_end is not None and self._report_task is None:
-            interval_s = self.front_end.config.serving.stats_interval_s
+        front_end = self.front_end
+        reports = front_end is not None and front_end.config.features.monitoring
+        if front_end is not None and reports and self._report_task is None:
+            interval_s = front_end.config.serving.stats_interval_s
             self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
-        if self._retriever is not None and self._announcing is None:
+        uses_near = self._config is not None and self._config.drafts.max_near_answers > 0
+        if self._retriever is not None and uses_near and self._announcing is None:
             self._announcing = asyncio.create_task(
                 announce_near_answers(self._retriever, began_s=self._starting_s)
             )

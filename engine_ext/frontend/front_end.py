@@ -18,6 +18,7 @@ from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.no_metrics import NoMetrics
 from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
@@ -84,6 +85,7 @@ class FrontEnd:
         self.config = config
         self._processor = processor
         self.errors = ErrorCounter()
+        self._uses_near_answers = config.drafts.max_near_answers > 0
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(
             vllm_config,
@@ -91,9 +93,13 @@ class FrontEnd:
             num_api_servers=num_api_servers,
             has_fixed_adapters=has_fixed_adapters,
         )
-        self.metrics = ServingMetrics(
-            vllm_config.model_config.served_model_name,
-            tier=None if retriever is None else tier_behind(config.retrieval.url),
+        self.metrics = (
+            ServingMetrics(
+                vllm_config.model_config.served_model_name,
+                tier=None if retriever is None else tier_behind(config.retrieval.url),
+            )
+            if config.features.monitoring
+            else NoMetrics()
         )
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
@@ -360,6 +366,7 @@ class FrontEnd:
         assert request.sampling_params is not None
         hints = read_hints(request.sampling_params)
         may_draft = hints.drafts and hints.max_draft != 0 and tracked.policy.shares
+        may_draft = may_draft and self._uses_near_answers
         if promises_a_sample(request.sampling_params):
             may_draft = may_draft and self._drafts_keep_samples
         if self.near_answers is not None and may_draft and not request.resumable:

@@ -93,14 +93,7 @@ class FrontEnd:
             num_api_servers=num_api_servers,
             has_fixed_adapters=has_fixed_adapters,
         )
-        self.metrics = (
-            ServingMetrics(
-                vllm_config.model_config.served_model_name,
-                tier=None if retriever is None else tier_behind(config.retrieval.url),
-            )
-            if config.features.monitoring
-            else NoMetrics()
-        )
+        self.metrics = _metrics(vllm_config, config, searches_here=retriever is not None)
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
         self.refusals: Counter[str] = Counter()
@@ -432,6 +425,15 @@ class FrontEnd:
             self.counts["stored"] += 1
             self.metrics.stored()
             self.metrics.memory(self.exact.memory.stats())
+
+
+def _metrics(
+    vllm_config: "VllmConfig", config: "RepriseConfig", *, searches_here: bool
+) -> ServingMetrics:
+    if not config.features.monitoring:
+        return NoMetrics()
+    tier = tier_behind(config.retrieval.url) if searches_here else None
+    return ServingMetrics(vllm_config.model_config.served_model_name, tier=tier)
 
 
 def _share(part: float, whole: float) -> float:

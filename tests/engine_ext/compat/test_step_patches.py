@@ -52,13 +52,18 @@ OURS = {
     "installed": "worker/verification/state.py",
     "led": "outputs/single_flight.py",
     "live": "worker/live_request.py",
+    "outcome": "cli/proof_worker.py",
     "pin": "kv_pins/pin_table.py",
     "tracked": "frontend/tracked_request.py",
 }
 """Names that stand for objects of ours, with where their classes are."""
 
 DATA = {
+    "args.additional_config": "of args that are made here, for an engine of a command's own",
+    "args.disable_log_stats": "of args that are made here, for an engine of a command's own",
+    "args.logprobs_mode": "of args that are made here, for an engine of a command's own",
     "args.middleware": "as --middleware would, before the server's app is built",
+    "args.speculative_config": "of args that are made here, for an engine of a command's own",
     "engine_args.additional_config": "of args that are ours to complete",
     "engine_args.speculative_config": "of args that are ours to complete",
     "hinted.extra_args": "of a copy of a request's params",

@@ -48,6 +48,7 @@ THREADS = {
     "retrieval/search/snapshot_writer.py": "a thread a file, which catches all",
     "retrieval/tiers/sync/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
+    "engine_ext/cli/proof_worker.py": "waits for lines, and ends the process",
     "engine_ext/cli/worker_process.py": "of a command that starts an engine",
     "engine_ext/checks/machine_checks.py": "one question to Redis, which catches all",
     "engine_ext/checks/start_up.py": "ends the process",

@@ -20,7 +20,7 @@ from reprise.engine_ext.compat.engine_state import (
 from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.core.config import config_with, engine_config
 from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
@@ -75,7 +75,7 @@ def _has_drafts(config: "VllmConfig") -> bool:
     """Return whether the settings leave drafts on; found out once."""
     kept: bool | None = mark_of(config.scheduler_config, _HAS_DRAFTS)
     if kept is None:
-        kept = engine_config(config).features.drafts
+        kept = config_with(config.additional_config).features.drafts
         set_mark(config.scheduler_config, _HAS_DRAFTS, kept)
     return kept
 

@@ -96,7 +96,7 @@ class CacheHitProposer(DrafterHooks):
         self._rows = RowTracker()
         worker_installs.apply_needed(config, _NEEDED)
         model_runner.register_drafter(self, vllm_config)
-        worker_installs.install(config, self._errors)
+        self._verification = worker_installs.install(config, vllm_config, self._errors)
         logger.info("Reprise: %s.", registry.summary())
         self._provider = DraftProvider(drafts)
         self._near: NearDrafts | None = None
@@ -195,7 +195,7 @@ class CacheHitProposer(DrafterHooks):
 
         def limits() -> list[int]:
             longest, room = self._num_speculative_tokens, self._max_model_len - 1
-            keeps = worker_installs.keeps_samples()
+            keeps = self._verification.keeps_samples_now
             return [
                 live.draft_limit(
                     row.num_tokens, min(longest, room - row.num_tokens), keeps_sample=keeps
@@ -247,7 +247,8 @@ class CacheHitProposer(DrafterHooks):
         self._live[request_id] = live
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
         shares = not is_private(namespace)
-        is_drafted_for = worker_installs.keeps_samples() or not promises_a_sample(live.params)
+        keeps = self._verification.keeps_samples_now
+        is_drafted_for = keeps or not promises_a_sample(live.params)
         if self._near is not None and shares and is_drafted_for:
             self._near.begin(request_id, live, namespace)
 
@@ -390,7 +391,7 @@ class CacheHitProposer(DrafterHooks):
             **(self._near.report() if self._near is not None else {}),
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
-            "verification": worker_installs.verification_report(),
+            "verification": self._verification.report(),
             "compat": registry.states(),
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }

@@ -370,6 +370,14 @@ _ENGINE_CORE = (
 
 _WORKER_STEP = (
     Patch(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.__init__",
+        Feature.VERIFICATION,
+        _WORKER,
+        Kind.WRAP,
+        parameters=("self", "sampler", "spec_config", "..."),
+        hook="init_sampler",
+    ),
+    Patch(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
         Feature.VERIFICATION,
         _WORKER,

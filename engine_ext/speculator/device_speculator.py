@@ -70,7 +70,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         )
         num_slots = req_states.max_num_reqs
         self._errors = ErrorCounter()
-        worker_installs.install_on_v2(config, vllm_config, self._errors)
+        self._verification = worker_installs.install_on_v2(config, vllm_config, self._errors)
         self._req_states = req_states
         keep_tokens_on_device(req_states)
         self.enable_adaptive_verification = bool(
@@ -225,7 +225,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             **(self._requests.report() if self._requests is not None else {}),
             **({} if address is None else {"retrieval_address": address}),
             "runner": "V2",
-            "verification": worker_installs.verification_report(),
+            "verification": self._verification.report(),
             "compat": registry.states(),
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from vllm import envs
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -110,6 +111,9 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         end_soon_on_sigterm()
         self._began_s = time.time()
         self._num_api_servers = int(kwargs.get("client_count", 1))
+        # vLLM's servers number the adapters of their command line alike, and others not at all.
+        is_server = kwargs.get("usage_context") is UsageContext.OPENAI_API_SERVER
+        self._has_fixed_adapters = is_server and not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING
         self._is_first_api_server = int(kwargs.get("client_index", 0)) == 0
         starts_workers = not kwargs.get("client_addresses")
         if not starts_workers and (parent := psutil.Process().parent()) is not None:
@@ -146,10 +150,13 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         super()._run_output_handler()
         if self.exact_forgetting is not None:
             self.exact_forgetting.start()
-        if self.front_end is not None and self._report_task is None:
-            interval_s = self.front_end.config.serving.stats_interval_s
+        front_end = self.front_end
+        reports = front_end is not None and front_end.config.features.monitoring
+        if front_end is not None and reports and self._report_task is None:
+            interval_s = front_end.config.serving.stats_interval_s
             self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
-        if self._retriever is not None and self._announcing is None:
+        uses_near = self._config is not None and self._config.drafts.max_near_answers > 0
+        if self._retriever is not None and uses_near and self._announcing is None:
             self._announcing = asyncio.create_task(
                 announce_near_answers(self._retriever, began_s=self._starting_s)
             )
@@ -181,6 +188,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
             config,
             self.output_processor,
             num_api_servers=self._num_api_servers,
+            has_fixed_adapters=self._has_fixed_adapters,
             retriever=self._retriever,
             loaded_since_s=self._began_s,
             submit=lambda request: submit()(request),  # type: ignore[misc]

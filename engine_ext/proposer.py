@@ -16,7 +16,7 @@ from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.same_samples import promises_a_sample
-from reprise.engine_ext.request.request_info import DraftCountsStore
+from reprise.engine_ext.request.request_info import DraftCountsStore, no_draft_counts
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
 from reprise.engine_ext.scheduling.runner_choice import refuse_other_runner
@@ -89,14 +89,14 @@ class CacheHitProposer(DrafterHooks):
         self._clock = StepClock()
         self._kernels_up_to = 0
         # Only the first rank's drafts reach the scheduler; the others would draft for nothing.
-        self._is_drafting_rank = (
-            vllm_config.parallel_config.rank % (vllm_config.parallel_config.tensor_parallel_size)
-            == 0
-        )
+        parallel = vllm_config.parallel_config
+        is_first_rank = parallel.rank % parallel.tensor_parallel_size == 0
+        self._is_drafting_rank = is_first_rank and config.features.drafts
+        self._says_no_drafts = is_first_rank and not config.features.drafts
         self._rows = RowTracker()
         worker_installs.apply_needed(config, _NEEDED)
         model_runner.register_drafter(self, vllm_config)
-        worker_installs.install(config, self._errors)
+        self._verification = worker_installs.install(config, vllm_config, self._errors)
         logger.info("Reprise: %s.", registry.summary())
         self._provider = DraftProvider(drafts)
         self._near: NearDrafts | None = None
@@ -106,6 +106,8 @@ class CacheHitProposer(DrafterHooks):
             self._provider.warm_up()
             if (path := weights_path(config, self._tokenizer_key)) is not None:
                 self._weights = WeightsKeeper(self._provider, path, errors=self._errors)
+        if is_first_rank:
+            # Without drafts too: what is to be forgotten in a tier, retrieval forgets.
             overlap = TokenOverlap()
             overlap.warm_up()
             retriever = worker_retriever(vllm_config, config.retrieval)
@@ -193,7 +195,7 @@ class CacheHitProposer(DrafterHooks):
 
         def limits() -> list[int]:
             longest, room = self._num_speculative_tokens, self._max_model_len - 1
-            keeps = worker_installs.keeps_samples()
+            keeps = self._verification.keeps_samples_now
             return [
                 live.draft_limit(
                     row.num_tokens, min(longest, room - row.num_tokens), keeps_sample=keeps
@@ -245,7 +247,8 @@ class CacheHitProposer(DrafterHooks):
         self._live[request_id] = live
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
         shares = not is_private(namespace)
-        is_drafted_for = worker_installs.keeps_samples() or not promises_a_sample(live.params)
+        keeps = self._verification.keeps_samples_now
+        is_drafted_for = keeps or not promises_a_sample(live.params)
         if self._near is not None and shares and is_drafted_for:
             self._near.begin(request_id, live, namespace)
 
@@ -388,13 +391,15 @@ class CacheHitProposer(DrafterHooks):
             **(self._near.report() if self._near is not None else {}),
             "live_requests": len(self._live),
             "kernels_up_to": self._kernels_up_to,
-            "verification": worker_installs.verification_report(),
+            "verification": self._verification.report(),
             "compat": registry.states(),
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 
     def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Return, once, counts of those of these requests that are over and asked for them."""
+        if self._says_no_drafts:
+            return no_draft_counts(request_ids)
         return self._draft_counts.take(request_ids)
 
     def flush(self, timeout_s: float) -> bool:

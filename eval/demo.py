@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from reprise.engine_ext.cli.answer_difference import TIE_STEPS, Difference, Gap, first_difference
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
@@ -30,14 +31,7 @@ from reprise.eval.live.live_worker import (
     LiveOutcome,
     speculative_config,
 )
-from reprise.eval.real_model.first_differences import (
-    TIE_STEPS,
-    Difference,
-    Gap,
-    JudgeError,
-    first_difference,
-    judge,
-)
+from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
 from reprise.eval.replay.peer_drafters import suffix_installed

@@ -19,16 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
 from reprise.eval.live.engine_turns import LiveError, serve
 from reprise.eval.live.live import LEARN_FROM_ANSWERS, model_path
 from reprise.eval.live.live_worker import LiveJob, speculative_config
-from reprise.eval.real_model.first_differences import (
-    Difference,
-    Gap,
-    JudgeError,
-    first_difference,
-    judge,
-)
+from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2
 from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_trace

@@ -21,7 +21,7 @@ app = typer.Typer(
 
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-app.command()(doctor)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
 cache_app.command()(verify)
 app.add_typer(cache_app)
 app.add_typer(pins_app)

@@ -7,12 +7,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,14 +27,42 @@ from reprise.engine_ext.checks.machine_checks import (
     check_store,
     valid_settings,
 )
+from reprise.engine_ext.checks.start_checks import check_start, refusal_of
+from reprise.engine_ext.cli.proof import ProofError, is_tie, report_lines
+from reprise.engine_ext.cli.proof import prove as prove_with
+from reprise.engine_ext.cli.worker_process import leaving_on_sigterm
 
 _LOADS_WITHIN_S = 120.0
 
 
-def doctor() -> None:
-    """Check this machine for everything that Reprise needs; exit status 1 if something is missing.
+def doctor(
+    context: typer.Context,
+    prove: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Then serve 20 questions with MODEL, with drafts and without, and compare "
+            "answers and speed. Further options are vLLM's own.",
+        ),
+    ] = None,
+) -> None:
+    """Check this machine for everything that Reprise needs; exit status 1 if something is missing,
+    or if answers with drafts differ by more than rounding.
 
-    Example: reprise doctor
+    Example: reprise doctor --prove Qwen/Qwen3-8B --max-model-len 8192
+    """
+    if prove is None and context.args:
+        raise ValueError(f"reprise doctor: unknown arguments {' '.join(context.args)}")
+    _check_all()
+    if prove is not None and not _prove(prove, context.args):
+        raise typer.Exit(1)
+
+
+def _check_all() -> None:
+    """Print what all checks find.
+
+    Raises:
+        Exit: something is missing.
     """
     began_s = time.monotonic()
     # Importing torch, transformers and vLLM is what takes seconds: on two cores, side by side; of
@@ -48,6 +76,25 @@ def doctor() -> None:
     typer.echo(f"{summary} ({time.monotonic() - began_s:.1f} s)")
     if broken:
         raise typer.Exit(1)
+
+
+def _prove(model: str, options: Sequence[str]) -> bool:
+    """Print how answers with drafts compare with those without; return whether rounding explains
+    all differences.
+
+    Raises:
+        ValueError: the model cannot be served so; one line says why.
+    """
+    if (refusal := refusal_of(check_start(model, options, with_port=False))) is not None:
+        raise ValueError(refusal)
+    with leaving_on_sigterm():
+        try:
+            proof = prove_with(model, options, lambda line: typer.echo(line, err=True))
+        except ProofError as error:
+            raise ValueError(f"--prove {model}: {error}") from None
+    for line in report_lines(proof):
+        typer.echo(line)
+    return all(is_tie(each.gap, proof.plain.dtype) for each in proof.partings)
 
 
 def _shown(findings: Iterable[Finding]) -> list[Finding]:

@@ -4,7 +4,7 @@ Methods are patched by the registry; these are the plain fields. Each function i
 engine's own object, so nothing here outlives an engine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,16 @@ def take_inputs_from_host(batch: Any) -> None:
     batch.prev_req_id_to_index = None
     batch.sampled_token_ids_cpu = None
     batch.async_copy_ready_event = None
+
+
+@contextmanager
+def without_generators(batch: Any, rows: Iterable[int]) -> Iterator[None]:
+    """Have an input batch, and what the sampler is told of it, know no generator of these rows."""
+    own = {row: batch.generators.pop(row) for row in rows if row in batch.generators}
+    try:
+        yield
+    finally:
+        batch.generators.update(own)
 
 
 def min_p_of_rows(processor: Any, num_rows: Any) -> Any:

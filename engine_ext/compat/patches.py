@@ -54,6 +54,7 @@ class Feature(Enum):
     DRAFT_METADATA = "draft metadata in one copy"
     FULL_GRAPHS = "full CUDA graphs"
     SAMPLING_FIX = "sampling parameters of drafted rows"
+    UNFINISHED_PROMPTS = "seeds of prompts that take several steps"
     BATCH_INVARIANCE = "batch invariance"
     KV_PINS = "pinned prefixes"
     SYSTEM_PREFIX = "prefix of the system role"

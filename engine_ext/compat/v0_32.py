@@ -370,6 +370,14 @@ _ENGINE_CORE = (
 
 _WORKER_STEP = (
     Patch(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.__init__",
+        Feature.VERIFICATION,
+        _WORKER,
+        Kind.WRAP,
+        parameters=("self", "sampler", "spec_config", "..."),
+        hook="init_sampler",
+    ),
+    Patch(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
         Feature.VERIFICATION,
         _WORKER,
@@ -420,6 +428,15 @@ _WORKER_STEP = (
         _WORKER,
         Kind.REPLACE,
         parameters=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    ),
+    Patch(
+        f"{_RUNNER}.sample_tokens",
+        Feature.UNFINISHED_PROMPTS,
+        _WORKER,
+        parameters=("self", "grammar_output", "..."),
+        hook="sample_without_unfinished",
+        fallback="sample_without_unfinished",  # tried twice: without it the engine ends
+        only_on="cpu",
     ),
     Patch(
         "vllm.v1.attention.backends.cpu_attn:_get_attn_isa",

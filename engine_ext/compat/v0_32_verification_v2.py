@@ -8,6 +8,14 @@ _FEATURE = Feature.VERIFICATION_V2
 
 PATCHES = (
     Patch(
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler.__init__",
+        _FEATURE,
+        _WORKER,
+        Kind.WRAP,
+        parameters=("self", "sampler", "spec_config", "..."),
+        hook="init_sampler",
+    ),
+    Patch(
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify",
         _FEATURE,
         _WORKER,

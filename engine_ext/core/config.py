@@ -36,6 +36,43 @@ _RESERVED_VARIABLES = frozenset(
 )
 
 
+class FeaturesConfig(BaseModel):
+    """What is on; each switch wins over the settings of what it switches off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    exact: bool = True
+    """Exact hits. False: every request is generated, as by `serving.exact_hits=off`."""
+
+    near: bool = True
+    """Near answers, by meaning and by shared tokens. False: no prompt is embedded by a model or
+    searched for, as by `drafts.max_near_answers=0`; drafts come from the context and the corpus."""
+
+    clauses: bool = True
+    """Near answers for the parts of a compound question. False: as by `retrieval.clauses=false`."""
+
+    drafts: bool = True
+    """Drafts. False: no token is drafted, and nothing searched for or learned to draft from; exact
+    hits stay."""
+
+    monitoring: bool = True
+    """Metrics. False: none of ours at `/metrics`, and workers are not asked for their figures every
+    `serving.stats_interval_s`; the health and the statistics that somebody asks for stay."""
+
+    def overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return by section what the settings are, whatever was set, where something is off."""
+        sections: dict[str, dict[str, Any]] = {"drafts": {}, "retrieval": {}, "serving": {}}
+        if not self.exact:
+            sections["serving"]["exact_hits"] = "off"
+        if not (self.near and self.drafts):
+            sections["drafts"]["max_near_answers"] = 0
+            # Answers are still stored, with an embedding that costs no model.
+            sections["retrieval"]["embedding_model"] = "lexical"
+        if not (self.clauses and self.near and self.drafts):
+            sections["retrieval"]["clauses"] = False
+        return sections
+
+
 class EngineConfig(BaseModel):
     """vLLM's engine core and workers, as far as drafts are not concerned."""
 
@@ -83,6 +120,9 @@ class RepriseConfig(BaseModel):
     """Our log lines: as vLLM's, by its handlers, or one JSON object a line on standard output. Not
     by `--additional-config`, which is read too late."""
 
+    features: FeaturesConfig = FeaturesConfig()
+    """What is on."""
+
     drafts: DraftSettings = DraftSettings()
     """Draft construction and draft length."""
 
@@ -115,6 +155,7 @@ class _Environment(BaseSettings):
     namespace: str | None = None
     cpu_batch_invariant: bool | None = None
     log_format: str | None = None
+    features: dict[str, Any] = {}
     drafts: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
     verification: dict[str, Any] = {}
@@ -136,7 +177,8 @@ def load_config(additional: Mapping[str, Any] | None = None) -> RepriseConfig:
     for layer in (_from_environment(), _from_file(), dict(additional or {})):
         merged = _merge(merged, layer)
     try:
-        return RepriseConfig.model_validate(merged)
+        config = RepriseConfig.model_validate(merged)
+        return RepriseConfig.model_validate(_merge(merged, config.features.overrides()))
     except ValidationError as error:
         raise ValueError(f"Reprise configuration: {_first_problem(error)}") from None
 

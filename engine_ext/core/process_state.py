@@ -19,7 +19,6 @@ OF_THE_PROCESS = {
     "kv_pins.system_prefix.errors": "counts of errors in hooks, which are of vLLM's classes",
     "outputs.one_token_outputs._parsers_built": "a server is one per process",
     "request.tenants._warned": "one log line each",
-    "worker.verification.state.installed": "the engine's that was built last hold for all",
 }
 """Variables of modules of `engine_ext`."""
 

@@ -39,16 +39,16 @@ def start_line(config: "RepriseConfig", vllm_config: "VllmConfig", *, searches_h
     length = speculative.num_speculative_tokens if speculative is not None else 0
     parts = [
         f"Reprise {__version__} on vLLM {registry.version}, model runner {runner_of(vllm_config)}",
-        f"drafts of up to {length} tokens",
+        f"drafts of up to {length} tokens" if config.features.drafts else "no drafts",
         _exact_hits(config),
         f"one namespace for all requests: {config.namespace}"
         if config.namespace is not None
         else "namespaces from API keys that the server checks and from cache_salt",
         _tier(config.retrieval.url),
-        f"near answers once {config.retrieval.embedding_model} is loaded"
-        if searches_here
-        else "near answers searched for by the workers",
+        _near_answers(config, searches_here=searches_here),
     ]
+    if not config.features.monitoring:
+        parts.append("no metrics")
     if config.kv_pins.enabled:
         parts.append(f"prefixes pinned in up to {config.kv_pins.max_share:.0%} of the KV blocks")
     return "; ".join(parts) + "."
@@ -99,6 +99,14 @@ def _exact_hits(config: "RepriseConfig") -> str:
         return _EXACT_HITS[kind]
     has_tier = config.retrieval.url != "memory://"
     return f"{_EXACT_HITS[kind]}, {_WHOSE[serving.exact_hits_from_others if has_tier else 'off']}"
+
+
+def _near_answers(config: "RepriseConfig", *, searches_here: bool) -> str:
+    if not config.drafts.max_near_answers:
+        return "no near answers"
+    if searches_here:
+        return f"near answers once {config.retrieval.embedding_model} is loaded"
+    return "near answers searched for by the workers"
 
 
 def _tier(url: str) -> str:

@@ -37,7 +37,12 @@ class ExactAnswers:
     """Uses an exact memory, and the tier behind it, for one engine. Event loop only."""
 
     def __init__(
-        self, vllm_config: "VllmConfig", config: "RepriseConfig", *, num_api_servers: int = 1
+        self,
+        vllm_config: "VllmConfig",
+        config: "RepriseConfig",
+        *,
+        num_api_servers: int = 1,
+        has_fixed_adapters: bool = False,
     ) -> None:
         serving = config.serving
         lives_s = [s for s in (serving.ttl_s, config.retrieval.ttl_s) if s is not None]
@@ -54,7 +59,7 @@ class ExactAnswers:
         self._mode = serving.exact_hits
         self._vllm_config = vllm_config
         self._model_key = model_key_of(vllm_config)
-        self._num_api_servers = num_api_servers
+        self._others_may_change_adapters = num_api_servers > 1 and not has_fixed_adapters
         self._unsupported = unsupported_engine(vllm_config)
         if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
             self._unsupported = "weights may change through another API server process"
@@ -241,7 +246,7 @@ class ExactAnswers:
         adapter = request.lora_request
         if adapter is None:
             return None
-        if self._num_api_servers > 1:
+        if self._others_may_change_adapters:
             return "adapters may change through another API server process"
         return self.adapters.refusal(adapter)
 

@@ -18,6 +18,7 @@ from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.frontend.no_metrics import NoMetrics
 from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
@@ -61,6 +62,7 @@ class FrontEnd:
         processor: "OutputProcessor",
         *,
         num_api_servers: int = 1,
+        has_fixed_adapters: bool = False,
         retriever: "Retriever | None" = None,
         loaded_since_s: float | None = None,
         submit: Submit | None = None,
@@ -72,6 +74,8 @@ class FrontEnd:
             config: Our settings.
             processor: Of the engine's client.
             num_api_servers: Processes that serve the engine.
+            has_fixed_adapters: Whether all of them have the same adapters, under the same numbers,
+                for as long as they run.
             retriever: This process's own, if it has one.
             loaded_since_s: The time of day before the engine began to load its weights; None: not
                 known, so that exact hits stay in this process.
@@ -81,12 +85,15 @@ class FrontEnd:
         self.config = config
         self._processor = processor
         self.errors = ErrorCounter()
+        self._uses_near_answers = config.drafts.max_near_answers > 0
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
-        self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
-        self.metrics = ServingMetrics(
-            vllm_config.model_config.served_model_name,
-            tier=None if retriever is None else tier_behind(config.retrieval.url),
+        self.exact = ExactAnswers(
+            vllm_config,
+            config,
+            num_api_servers=num_api_servers,
+            has_fixed_adapters=has_fixed_adapters,
         )
+        self.metrics = _metrics(vllm_config, config, searches_here=retriever is not None)
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
         self.refusals: Counter[str] = Counter()
@@ -352,6 +359,7 @@ class FrontEnd:
         assert request.sampling_params is not None
         hints = read_hints(request.sampling_params)
         may_draft = hints.drafts and hints.max_draft != 0 and tracked.policy.shares
+        may_draft = may_draft and self._uses_near_answers
         if promises_a_sample(request.sampling_params):
             may_draft = may_draft and self._drafts_keep_samples
         if self.near_answers is not None and may_draft and not request.resumable:
@@ -417,6 +425,15 @@ class FrontEnd:
             self.counts["stored"] += 1
             self.metrics.stored()
             self.metrics.memory(self.exact.memory.stats())
+
+
+def _metrics(
+    vllm_config: "VllmConfig", config: "RepriseConfig", *, searches_here: bool
+) -> ServingMetrics:
+    if not config.features.monitoring:
+        return NoMetrics()
+    tier = tier_behind(config.retrieval.url) if searches_here else None
+    return ServingMetrics(vllm_config.model_config.served_model_name, tier=tier)
 
 
 def _share(part: float, whole: float) -> float:

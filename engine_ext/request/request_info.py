@@ -150,6 +150,12 @@ class DraftCountsStore:
         return plain
 
 
+def no_draft_counts(request_ids: Sequence[str]) -> dict[str, Any]:
+    """Return what a worker says of requests where the settings have drafts off."""
+    plain: dict[str, Any] = msgspec.to_builtins(dict.fromkeys(request_ids, DraftCounts()))
+    return plain
+
+
 def merged(infos: Sequence[RequestInfo]) -> RequestInfo:
     """Combine the information on requests to the engine client that are one HTTP request.
 

@@ -20,7 +20,7 @@ from reprise.engine_ext.compat.engine_state import (
 from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.config import engine_config
+from reprise.engine_ext.core.config import config_with, engine_config
 from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
 from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 _MAX_SLOTS = "max_slots"
+_HAS_DRAFTS = "has_drafts"
 _KEEP_SAMPLES = "keep_samples"
 
 
@@ -40,6 +41,8 @@ def limit_slots(original: Original, scheduler: Any, scheduler_output: "Scheduler
     take them from requests that must not have as many with the next step."""
     if not _has_slots(scheduler):
         return original()
+    if not _has_drafts(scheduler.vllm_config):
+        return leave_no_slots(original, scheduler, scheduler_output)
     if (lengths := lengths_of(scheduler)) is not None:
         names = _names_to_draft_for(scheduler, scheduler_output)
         set_room_for_drafts(scheduler_output, lengths.choose(scheduler_output, names))
@@ -66,6 +69,15 @@ def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "Schedu
 
 def _has_slots(scheduler: Any) -> bool:
     return uses_our_proposer(scheduler.vllm_config) and runs_on_v2(scheduler)
+
+
+def _has_drafts(config: "VllmConfig") -> bool:
+    """Return whether the settings leave drafts on; found out once."""
+    kept: bool | None = mark_of(config.scheduler_config, _HAS_DRAFTS)
+    if kept is None:
+        kept = config_with(config.additional_config).features.drafts
+        set_mark(config.scheduler_config, _HAS_DRAFTS, kept)
+    return kept
 
 
 def _names_to_draft_for(scheduler: Any, scheduler_output: "SchedulerOutput") -> set[str]:

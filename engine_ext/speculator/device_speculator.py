@@ -16,11 +16,13 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
+from reprise.engine_ext.request.request_info import no_draft_counts
 from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.engine_ext.worker import worker_installs
+from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.state import DraftState
 from reprise.kernels.mixture import draft_by_mixture
@@ -28,6 +30,8 @@ from reprise.kernels.mixture import draft_by_mixture
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
+
+    from reprise.retrieval.api.retriever import Retriever
 
 logger = init_logger(__name__)
 
@@ -66,7 +70,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         )
         num_slots = req_states.max_num_reqs
         self._errors = ErrorCounter()
-        worker_installs.install_on_v2(config, vllm_config, self._errors)
+        self._verification = worker_installs.install_on_v2(config, vllm_config, self._errors)
         self._req_states = req_states
         keep_tokens_on_device(req_states)
         self.enable_adaptive_verification = bool(
@@ -81,7 +85,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         self._mixture: DeviceMixture | None = None
         self._counts: SlotCounts | None = None
         self._requests: DeviceRequests | None = None
-        if self._ranks.is_first:
+        if self._ranks.is_first and config.features.drafts:
             self._state = DraftState.create(
                 num_slots=num_slots,
                 max_draft=num_tokens,
@@ -104,6 +108,11 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             logger.info(
                 "Reprise: drafts on the device, in %.0f MiB of its memory.", num_bytes / (1 << 20)
             )
+        self._retriever: Retriever | None = None
+        """Where the settings have drafts off; else `DeviceRequests` has it."""
+        if self._ranks.is_first and not config.features.drafts:
+            # What is to be forgotten in a tier, retrieval forgets.
+            self._retriever = worker_retriever(vllm_config, config.retrieval)
         logger.info("Reprise: %s.", registry.summary())
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
@@ -152,10 +161,11 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         wants_drafts = num_speculative_tokens != 0
         if self._ranks.is_first:
             has_drafted = False
-            with self._errors.recording("propose"):
-                has_drafted = self._draft(
-                    num_reqs, input_batch.idx_mapping, num_sampled, num_rejected, wants_drafts
-                )
+            if self._requests is not None:
+                with self._errors.recording("propose"):
+                    has_drafted = self._draft(
+                        num_reqs, input_batch.idx_mapping, num_sampled, num_rejected, wants_drafts
+                    )
             if wants_drafts and not has_drafted:
                 drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping][:, None])
                 self.draft_token_confidence_probs[:num_reqs].zero_()
@@ -209,16 +219,21 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
 
     def report(self) -> dict[str, Any]:
         """Return figures of this worker since it started."""
+        address = getattr(self._retriever, "address", None)
         return {
+            "live_requests": 0,
             **(self._requests.report() if self._requests is not None else {}),
+            **({} if address is None else {"retrieval_address": address}),
             "runner": "V2",
-            "verification": worker_installs.verification_report(),
+            "verification": self._verification.report(),
             "compat": registry.states(),
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 
     def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Return, once, counts of those of these requests that are over and asked for them."""
+        if self._retriever is not None:
+            return no_draft_counts(request_ids)
         return self._requests.take_draft_counts(request_ids) if self._requests is not None else {}
 
     def flush(self, timeout_s: float) -> bool:

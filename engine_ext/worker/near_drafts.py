@@ -27,7 +27,7 @@ class NearDrafts:
         provider: drafts from what is attached.
         retriever: finds what is near in meaning.
         overlap: finds what shares tokens.
-        max_near: near answers of a request.
+        max_near: near answers of a request; 0: nothing is searched for.
         errors: counts what goes wrong.
     """
 
@@ -52,7 +52,7 @@ class NearDrafts:
 
     def begin(self, request_id: str, live: LiveRequest, namespace: str) -> None:
         """Start the search by meaning, unless the front end already has."""
-        if not live.hints.drafts or live.prompt_token_ids is None:
+        if not self._max_near or not live.hints.drafts or live.prompt_token_ids is None:
             return
         with self._recording(request_id):
             if live.hints.retrieval_id is None:

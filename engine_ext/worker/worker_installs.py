@@ -4,8 +4,6 @@ Without the latter, vLLM does it by itself.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
@@ -16,6 +14,7 @@ from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.same_samples import drafts_keep_samples
 from reprise.engine_ext.worker.verification.rank_agreement import all_ranks_can
+from reprise.engine_ext.worker.verification.state import Installation, announce
 
 logger = init_logger(__name__)
 
@@ -45,47 +44,63 @@ def apply_needed(config: RepriseConfig, hooks: Mapping[Feature, object], advice:
             )
 
 
-def install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    """Apply all that can be on model runner V1, on every rank; counts in `errors` what fails."""
+def install(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter) -> Installation:
+    """Apply all that can be on model runner V1, on every rank; counts in `errors` what fails.
+
+    To be called before the runner builds its rejection sampler, as a drafter is.
+
+    Returns:
+        What is in force about verification in this engine.
+    """
+    installation = Installation(config.verification)
+    announce(installation, vllm_config.speculative_config)
     with errors.recording(_ALL):
-        _install(config, errors)
+        _install(config, installation, errors)
     # Each rank comes by here, whatever has failed: none verifies otherwise than the others.
     failed = errors.counts().keys() & {_ALL, f"apply {Feature.VERIFICATION.value}"}
     if not all_ranks_can(not failed):
-        with errors.recording(_ALL):
-            from reprise.engine_ext.worker.verification import state
-
-            state.deactivate()
+        installation.deactivate()
+    return installation
 
 
-def install_on_v2(config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter) -> None:
-    """Apply all that can be on model runner V2, on every rank.
+def install_on_v2(
+    config: RepriseConfig, vllm_config: VllmConfig, errors: ErrorCounter
+) -> Installation:
+    """Apply all that can be on model runner V2, on every rank, as `install`.
 
     Raises:
         ValueError: requests with a seed are drafted for, and would not keep their samples.
     """
+    installation = Installation(config.verification)
+    announce(installation, vllm_config.speculative_config)
     if not drafts_keep_samples(vllm_config, config):
-        return
+        installation.deactivate()
+        return installation
     if (problem := registry.problem(Feature.VERIFICATION_V2, Role.WORKER)) is not None:
         logger.warning("Reprise: drafts are verified by vLLM: %s.", problem)
-        return
+        installation.deactivate()
+        return installation
     applying = f"apply {Feature.VERIFICATION_V2.value}"
     with errors.recording(applying):
-        verify_on_v2(config)
+        verify_on_v2(installation)
     if not all_ranks_can(applying not in errors.counts()):
         raise ValueError(
             "Reprise cannot verify drafts on every rank, see the error above. With "
             "verification.enabled=false vLLM verifies, and requests with a seed get no drafts."
         )
+    return installation
 
 
-def _install(config: RepriseConfig, errors: ErrorCounter) -> None:
-    from reprise.engine_ext.worker import cpu_kernels, full_graphs
+def _install(config: RepriseConfig, installation: Installation, errors: ErrorCounter) -> None:
+    from reprise.engine_ext.worker import cpu_kernels, full_graphs, unfinished_prompts
 
     installs: dict[str, Callable[[], object]] = {
         "CPU kernels": lambda: cpu_kernels.prepare(batch_invariant=config.cpu_batch_invariant),
         Feature.SAMPLING_FIX.value: fix_sampling,
-        Feature.VERIFICATION.value: lambda: verify(config),
+        Feature.UNFINISHED_PROMPTS.value: lambda: _apply(
+            Feature.UNFINISHED_PROMPTS, unfinished_prompts
+        ),
+        Feature.VERIFICATION.value: lambda: verify(installation),
         Feature.DRAFT_METADATA.value: describe_drafts_in_one_copy,
         Feature.FULL_GRAPHS.value: lambda: _apply(Feature.FULL_GRAPHS, full_graphs),
     }
@@ -106,45 +121,29 @@ def fix_sampling() -> None:
         )
 
 
-def verify(config: RepriseConfig) -> None:
+def verify(installation: Installation) -> None:
     """Verify drafts in one pass on model runner V1, if the settings want it."""
-    from reprise.engine_ext.worker.verification import on_v1, state
+    from reprise.engine_ext.worker.verification import on_v1
 
-    if state.configure(config.verification):
-        on_v1.prepare()
-        _apply_or_deactivate(Feature.VERIFICATION, on_v1)
-
-
-def keeps_samples() -> bool:
-    """Return whether requests with a seed may have drafts now, on model runner V1."""
-    from reprise.engine_ext.worker.verification import state
-
-    return state.installed.keeps_samples_now
+    if installation.active:
+        on_v1.prepare(installation)
+        _apply_or_deactivate(Feature.VERIFICATION, on_v1, installation)
 
 
-def verify_on_v2(config: RepriseConfig) -> None:
+def verify_on_v2(installation: Installation) -> None:
     """Verify drafts in one pass on model runner V2, if the settings want it."""
-    from reprise.engine_ext.worker.verification import on_v2, state
+    from reprise.engine_ext.worker.verification import on_v2
 
-    if state.configure(config.verification):
-        _apply_or_deactivate(Feature.VERIFICATION_V2, on_v2)
+    if installation.active:
+        _apply_or_deactivate(Feature.VERIFICATION_V2, on_v2, installation)
 
 
-def _apply_or_deactivate(feature: Feature, hooks: object) -> None:
-    from reprise.engine_ext.worker.verification import state
-
+def _apply_or_deactivate(feature: Feature, hooks: object, installation: Installation) -> None:
     try:
         _apply(feature, hooks)
     except Exception:
-        state.deactivate()
+        installation.deactivate()
         raise
-
-
-def verification_report() -> dict[str, Any]:
-    """Count the batches that this process has verified, sampled or left to vLLM, and why."""
-    from reprise.engine_ext.worker.verification import state
-
-    return asdict(state.verification_counts())
 
 
 def describe_drafts_in_one_copy() -> None:

@@ -15,13 +15,12 @@ from types import TracebackType
 
 import msgspec
 
+from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of
 from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder, GpuReply
 from reprise.eval.gpu.methods import GpuMethod
 from reprise.eval.gpu.step_log import environment_with_step_log
 from reprise.eval.live.engine_environment import engine_environment
-from reprise.eval.live.engine_turns import cause_of
 from reprise.eval.live.live_worker import uses_reprise
-from reprise.eval.live.worker_process import WorkerProcess
 
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 _END_S = 5.0

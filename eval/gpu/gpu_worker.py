@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
 from reprise.eval.live.live_worker import (
     draft_counters,
     generate,
     prompt_token_ids,
-    reason_of,
     send_first_request,
     uses_reprise,
 )
 from reprise.eval.live.settled_report import settled_report
-from reprise.eval.live.worker_process import message_pipe
 from reprise.eval.replay.traces import TraceRow
 
 if TYPE_CHECKING:

@@ -13,15 +13,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
+from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, leaving_on_sigterm
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, LiveMessage, LiveOutcome
-from reprise.eval.live.worker_process import WorkerProcess
-from reprise.eval.report.command_line import leaving_on_sigterm
 
 _TURN_S = 1.0
 _LOOK_EVERY_S = 0.1
@@ -232,12 +230,3 @@ class _Engine:
                 os.killpg(self._worker.process.pid, 0)
                 time.sleep(0.1)
         self._worker.signal(signal.SIGKILL)
-
-
-def cause_of(message: str, log: Path) -> str:
-    """The message, or, where vLLM only says that the engine failed, the last error in its log."""
-    if "Engine core initialization failed" not in message or not log.is_file():
-        return message
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if "Error: " in line and "Engine core init" not in line]
-    return errors[-1].split("] ", 1)[-1].strip() if errors else message

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.settled_report import settled_report
-from reprise.eval.live.worker_process import message_pipe
 from reprise.eval.replay.traces import TraceRow
 
 if TYPE_CHECKING:
@@ -316,15 +316,6 @@ def _listen(may_go_on: threading.Semaphore) -> None:
     while sys.stdin.readline():
         may_go_on.release()
     os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def reason_of(error: Exception) -> str:
-    """One line: what a validator objected to, else the first line of the message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    objections = [line.strip() for line in lines if "Value error, " in line]
-    if not objections:
-        return lines[0]
-    return objections[0].partition(" [type=")[0].removeprefix("Value error, ")
 
 
 if __name__ == "__main__":

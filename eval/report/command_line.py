@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from signal import SIGTERM, signal
-from threading import current_thread, main_thread
+from collections.abc import Callable, Sequence
 
 import typer
 from typer.main import get_command
 
+from reprise.engine_ext.cli.worker_process import leaving_on_sigterm
+
 BAD_INPUT = 2
-ENDED_BY_SIGTERM = 128 + SIGTERM
 # Typer has carried a click of its own for some time, and exports only some of its errors.
 _USAGE_ERRORS = tuple(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -61,16 +59,3 @@ def complain(name: str, message: str) -> int:
     """Print one line of what is wrong; returns the exit status for bad input."""
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
     return BAD_INPUT
-
-
-@contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process by way of its context managers."""
-    if current_thread() is not main_thread():
-        yield  # handlers are the main thread's
-        return
-    before = signal(SIGTERM, lambda *_: sys.exit(ENDED_BY_SIGTERM))
-    try:
-        yield
-    finally:
-        signal(SIGTERM, before)

@@ -146,6 +146,7 @@ def test_an_adapter_has_answers_of_its_own(
             assert "exact" not in {cache for _, cache in first}
             assert {cache for _, cache in second} == {"exact"}
         assert texts(ask_all(ours)) != texts(ask_all(ours, model="tuned"))
+        of_adapter = wanted
         other = make_adapter(demo_model, tmp_path / "other", seed=1)
         reload = {"lora_name": "tuned", "lora_path": str(other), "load_inplace": True}
         for server in (plain, ours):
@@ -162,3 +163,16 @@ def test_an_adapter_has_answers_of_its_own(
             server.terminate()
         for server in (plain, ours):
             server.stop()
+    several = server_builder(demo_model, *arguments, "--api-server-count", "2", with_reprise=True)
+    try:
+        several.wait()
+        rounds = [ask_all(several, model="tuned") for _ in range(4)]
+        assert [texts(answers) for answers in rounds] == [of_adapter] * 4
+        # Whichever process a question reaches, after four rounds some have met their own answer.
+        assert any(cache == "exact" for answers in rounds for _, cache in answers)
+        of_model = ask_all(several, model="demo")
+        assert texts(of_model) != of_adapter
+        assert "exact" not in {cache for _, cache in of_model}
+        assert several.metric("reprise:errors_total") == 0
+    finally:
+        several.stop()

@@ -10,7 +10,7 @@ from reprise.engine_ext.core.process_state import BY_ENGINE_OR_TASK, OF_THE_PROC
 ENGINE_EXT = Path(reprise.engine_ext.__file__).parent
 
 UNCHANGING = {
-    "APIRouter", "Patch", "RequestControl", "Table", "frozenset", "init_logger",
+    "APIRouter", "Patch", "RequestControl", "Table", "TypeVar", "frozenset", "init_logger",
     "msgspec.msgpack.Decoder", "msgspec.msgpack.Encoder", "re.compile", "replace", "tuple",
     "typer.Typer",
 }  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from reprise.engine_ext.cli.answer_difference import first_difference
 from reprise.eval.live.settled_report import settled_report
-from reprise.eval.real_model.first_differences import first_difference, judge
+from reprise.eval.real_model.first_differences import judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
 

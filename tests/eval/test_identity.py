@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from reprise.engine_ext.cli.answer_difference import Difference, Gap
 from reprise.eval.identity import FIELDS, Pass, cells, compare, main, pairs
-from reprise.eval.real_model.first_differences import Difference, Gap
 from reprise.eval.report.results_csv import RESULTS, read_header
 
 PROMPTS = [[1, 2], [3]]

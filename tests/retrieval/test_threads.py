@@ -48,6 +48,8 @@ THREADS = {
     "retrieval/search/snapshot_writer.py": "a thread a file, which catches all",
     "retrieval/tiers/sync/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",
+    "engine_ext/cli/proof_worker.py": "waits for lines, and ends the process",
+    "engine_ext/cli/worker_process.py": "of a command that starts an engine",
     "engine_ext/checks/machine_checks.py": "one question to Redis, which catches all",
     "engine_ext/checks/start_up.py": "ends the process",
     "engine_ext/cli/doctor.py": "one check, whose errors are findings",
@@ -59,7 +61,6 @@ THREADS = {
     "eval/gpu/gpu_worker.py": "a benchmark's",
     "eval/live/live_worker.py": "a benchmark's",
     "eval/live/redis_server.py": "a benchmark's",
-    "eval/live/worker_process.py": "a benchmark's",
     "eval/report/progress.py": "a benchmark's",
     "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }

@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reprise.engine_ext.compat.guarded import Original
-from reprise.engine_ext.worker.verification import same_samples_v1, state
-from reprise.kernels.verify import verify_drafts
+from reprise.engine_ext.worker.verification import same_samples_v1
+from reprise.engine_ext.worker.verification.state import (
+    Installation,
+    init_sampler,
+    installation_of,
+)
+from reprise.kernels.verify import Backend, verify_drafts
 
 if TYPE_CHECKING:
     from vllm.v1.sample.metadata import SamplingMetadata
@@ -29,13 +34,16 @@ _MANY_LOGITS = 4096 * 4096
 _DTYPES = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32}
 
 
-def prepare() -> None:
+__all__ = ["forward", "forward_of_vllm", "init_sampler"]
+"""The hooks of `Feature.VERIFICATION`."""
+
+
+def prepare(installed: Installation) -> None:
     """Compile what a CPU verifies with, or read it from the disk, before a request waits."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cuda():
         return
-    installed = state.installed
     installed.keeps_samples = current_platform.is_cpu() and same_samples_v1.sampler_draws_so()
     # Not before vLLM has replaced its Triton kernels: it trips over a loaded numba.
     from reprise.kernels.verify.greedy_cpu import verify_drafts_greedy
@@ -53,9 +61,12 @@ def forward(
     sampling_metadata: SamplingMetadata,
 ) -> Any:
     """Verify a batch, or leave it to vLLM: the hook of `Feature.VERIFICATION`."""
+    if (installed := installation_of(sampler)) is None:
+        return original()
     if same_samples_v1.must_verify(metadata, sampling_metadata):
-        return _keep_samples(original, sampler, metadata, draft_probs, logits, sampling_metadata)
-    if not state.installed.active:
+        given = sampler, metadata, draft_probs, logits, sampling_metadata
+        return _keep_samples(original, installed, *given)
+    if not installed.active:
         return original()
 
     def sample() -> Any:
@@ -63,22 +74,24 @@ def forward(
 
     if metadata.max_spec_len == 0 and not logits.is_cuda:
         # vLLM's sampler takes two thirds of the time that it takes to verify nothing.
-        state.count_undrafted()
+        installed.count_undrafted()
         return original.instead(sample)
-    reason = reason_to_fall_through(sampler, metadata, draft_probs, logits, sampling_metadata)
+    reason = reason_to_fall_through(
+        installed, sampler, metadata, draft_probs, logits, sampling_metadata
+    )
     if reason is None:
         try:
-            output = _verify(metadata, logits, sampling_metadata)
+            output = _verify(installed, metadata, logits, sampling_metadata)
         except Exception as error:
-            state.leave_to_vllm(error)
+            installed.leave_to_vllm(error)
             reason = "error"
         else:
-            state.count_verified()
+            installed.count_verified()
             return output
     if metadata.max_spec_len == 0:
-        state.count_undrafted()
+        installed.count_undrafted()
         return original.instead(sample)
-    state.count_fall_through(reason)
+    installed.count_fall_through(reason)
     return original()
 
 
@@ -91,8 +104,10 @@ def forward_of_vllm(
     sampling_metadata: SamplingMetadata,
 ) -> Any:
     """Leave a batch, and all later ones, to vLLM; without the drafts that would change samples."""
-    if state.installed.active:
-        state.leave_to_vllm(RuntimeError("see the error above"))
+    if (installed := installation_of(sampler)) is None:
+        return original()
+    if installed.active:
+        installed.leave_to_vllm(RuntimeError("see the error above"))
     if same_samples_v1.must_verify(metadata, sampling_metadata):
         return _drop_drafts(original, sampler, metadata, logits, sampling_metadata)
     return original()
@@ -100,6 +115,7 @@ def forward_of_vllm(
 
 def _keep_samples(
     original: Original,
+    installed: Installation,
     sampler: Any,
     metadata: SpecDecodeMetadata,
     draft_probs: torch.Tensor | None,
@@ -107,7 +123,7 @@ def _keep_samples(
     sampling_metadata: SamplingMetadata,
 ) -> Any:
     """Verify a batch by what vLLM's sampler draws, or sample it without the drafts."""
-    reason = "inactive" if not state.installed.keeps_samples_now else None
+    reason = "inactive" if not installed.keeps_samples_now else None
     checks = _checks_of_the_sampler(sampler, draft_probs)
     checks["logprobs of given tokens"] = bool(sampling_metadata.logprob_token_ids)
     reason = reason or next((each for each, holds in checks.items() if holds), None)
@@ -115,12 +131,12 @@ def _keep_samples(
         try:
             output = same_samples_v1.verify(sampler, metadata, logits, sampling_metadata)
         except Exception as error:
-            state.leave_to_vllm(error)
+            installed.leave_to_vllm(error)
             reason = "error"
         else:
-            state.count_verified()
+            installed.count_verified()
             return output
-    state.count_fall_through(reason)
+    installed.count_fall_through(reason)
     return _drop_drafts(original, sampler, metadata, logits, sampling_metadata)
 
 
@@ -148,6 +164,7 @@ def _checks_of_the_sampler(sampler: Any, draft_probs: torch.Tensor | None) -> di
 
 
 def reason_to_fall_through(
+    installed: Installation,
     sampler: Any,
     metadata: SpecDecodeMetadata,
     draft_probs: torch.Tensor | None,  # [num_draft, vocab]
@@ -166,7 +183,7 @@ def reason_to_fall_through(
         "logprobs": one.max_num_logprobs is not None or bool(one.logprob_token_ids),
         "logits processors": any(map(_may_act, one.logitsprocs.all)),
         "thinking budget": holder is not None and holder.has_tracked_requests(),
-        "sampling on a CPU": not (one.all_greedy or state.installed.samples),
+        "sampling on a CPU": not (one.all_greedy or installed.samples),
         "shape": logits.shape[0] != num_draft + batch,
     }
     return next((reason for reason, holds in checks.items() if holds), None)
@@ -191,16 +208,19 @@ def _may_act(processor: Any) -> bool:
 
 
 def _verify(
-    metadata: SpecDecodeMetadata, logits: torch.Tensor, sampling_metadata: SamplingMetadata
+    installed: Installation,
+    metadata: SpecDecodeMetadata,
+    logits: torch.Tensor,
+    sampling_metadata: SamplingMetadata,
 ) -> Any:
     """Sample and verify a batch that qualifies: a `SamplerOutput`."""
     from vllm.v1.outputs import SamplerOutput
 
     if logits.is_cuda:
-        state.try_once(lambda: warm_up(logits))
+        installed.try_once(lambda: warm_up(logits, backend=installed.config.backend))
     seeds = offsets = None
     if not sampling_metadata.all_greedy:
-        noise = state.draw_noise(len(metadata.num_draft_tokens))
+        noise = installed.draw_noise(len(metadata.num_draft_tokens))
         if logits.is_cuda:
             noise = noise.pin_memory()
         seeds, offsets = noise.to(logits.device, non_blocking=True)
@@ -214,13 +234,13 @@ def _verify(
         min_p=None,
         seeds=seeds,
         offsets=offsets,
-        backend=state.installed.config.backend,
+        backend=installed.config.backend,
         max_draft=metadata.max_spec_len,
     )
     return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
 
 
-def warm_up(logits: torch.Tensor) -> None:
+def warm_up(logits: torch.Tensor, *, backend: Backend = "auto") -> None:
     """Compile what serving will run; the first batch is vLLM's own warm-up, which can wait for it.
 
     `logits` [rows, vocab] gives dtype, vocabulary and device; its values are not read.
@@ -249,6 +269,6 @@ def warm_up(logits: torch.Tensor) -> None:
             min_p=None,
             seeds=torch.zeros(batch, dtype=torch.int64, device=logits.device),
             offsets=torch.zeros(batch, dtype=torch.int64, device=logits.device),
-            backend=state.installed.config.backend,
+            backend=backend,
             max_draft=drafts,
         )

@@ -20,8 +20,16 @@ import numpy as np
 import torch
 
 from reprise.engine_ext.compat.guarded import Original
-from reprise.engine_ext.worker.verification import state
+from reprise.engine_ext.worker.verification.state import (
+    Installation,
+    init_sampler,
+    installation_of,
+)
+from reprise.kernels.verify import Backend
 from reprise.kernels.verify.coupled import verify_coupled
+
+__all__ = ["init_sampler", "verify", "verify_by_vllm"]
+"""The hooks of `Feature.VERIFICATION_V2`."""
 
 Verified = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Processed logits [rows, vocab], tokens [num_reqs, steps + 1] and how many they are [num_reqs]."""
@@ -44,7 +52,9 @@ def verify(
 ) -> Verified:
     """Verify a batch, or leave it to vLLM: the hook of `Feature.VERIFICATION_V2`."""
     rows = expanded_idx_mapping, verify_draft_sampled
-    if not state.installed.active:
+    if (installed := installation_of(rejection_sampler)) is None:
+        return original()  # type: ignore[no-any-return]
+    if not installed.active:
         return _verify_by_vllm(original, rejection_sampler, idx_mapping_np, *rows)
 
     def process() -> torch.Tensor:
@@ -63,25 +73,27 @@ def verify(
         reason = reason_to_fall_through(rejection_sampler, logits, draft_logits)
         if reason is None:
             verified = _verify(
+                installed,
                 rejection_sampler,
                 logits,
                 (verify_draft_sampled, pos, cu_num_logits, idx_mapping),
                 idx_mapping_np,
                 process,
             )
-            state.count_verified()
+            installed.count_verified()
             return verified
     except Exception as error:
-        state.leave_to_vllm(error)
+        installed.leave_to_vllm(error)
         reason = "error"
-    state.count_fall_through(reason)
+    installed.count_fall_through(reason)
     return _verify_by_vllm(original, rejection_sampler, idx_mapping_np, *rows)
 
 
-def verify_by_vllm(original: Original, *_: Any, **__: Any) -> Any:
+def verify_by_vllm(original: Original, rejection_sampler: Any, *_: Any, **__: Any) -> Any:
     """Leave a batch, and all later ones, to vLLM."""
-    if state.installed.active:
-        state.leave_to_vllm(RuntimeError("see the error above"))
+    installed = installation_of(rejection_sampler)
+    if installed is not None and installed.active:
+        installed.leave_to_vllm(RuntimeError("see the error above"))
     return original()
 
 
@@ -126,6 +138,7 @@ def reason_to_fall_through(
 
 
 def _verify(
+    installed: Installation,
     rejection_sampler: Any,
     logits: torch.Tensor,  # [rows, vocab]
     layout: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
@@ -134,7 +147,7 @@ def _verify(
 ) -> Verified:
     """Sample and verify a batch that qualifies."""
     max_draft = rejection_sampler.num_speculative_steps
-    state.try_once(lambda: try_kernels(logits, max_draft))
+    installed.try_once(lambda: try_kernels(logits, max_draft, backend=installed.config.backend))
     sampler = rejection_sampler.sampler
     settings = sampler.sampling_states
     given: dict[str, torch.Tensor | None] = dict.fromkeys(("top_k", "top_p", "min_p"))
@@ -158,7 +171,7 @@ def _verify(
         seeds=settings.seeds.gpu,
         max_draft=max_draft,
         is_scaled=is_processed,
-        backend=state.installed.config.backend,
+        backend=installed.config.backend,
     )
     return logits, tokens, num_sampled
 
@@ -196,7 +209,7 @@ def _may_act(processor: Any, slots: np.ndarray[Any, np.dtype[np.int32]]) -> bool
     return True
 
 
-def try_kernels(logits: torch.Tensor, max_draft: int) -> None:
+def try_kernels(logits: torch.Tensor, max_draft: int, *, backend: Backend = "auto") -> None:
     """Compile what serving will run, and compare the noise with vLLM's.
 
     The first batch with drafts is of vLLM's own warm-up, which can wait for it. `logits`
@@ -205,16 +218,16 @@ def try_kernels(logits: torch.Tensor, max_draft: int) -> None:
     Raises:
         RuntimeError: vLLM draws other samples for the same seeds.
     """
-    _compare_noise(logits.device)
+    _compare_noise(logits.device, backend)
     if not logits.is_cuda:
         return
     limits: dict[str, float] = {"top_k": 2, "top_p": 0.5, "min_p": 0.5}
     chosen = [set(), *({"top_k"}, {"top_p"}, {"min_p"}), {"top_k", "top_p"}, set(limits)]
     for names in chosen:
-        _run(logits, 2, max_draft, {name: limits[name] for name in names})
+        _run(logits, 2, max_draft, {name: limits[name] for name in names}, backend)
     many = 4096 * 4096 // logits.shape[1] + 1  # rows spread over the device in another way
-    _run(logits, many, max_draft, {})
-    _run(logits.float(), 2, max_draft, {}, is_scaled=True)
+    _run(logits, many, max_draft, {}, backend)
+    _run(logits.float(), 2, max_draft, {}, backend, is_scaled=True)
 
 
 def _run(
@@ -222,6 +235,7 @@ def _run(
     batch: int,
     max_draft: int,
     limits: dict[str, float],
+    backend: Backend,
     *,
     is_scaled: bool = False,
 ) -> None:
@@ -245,11 +259,11 @@ def _run(
         seeds=full(1, torch.int64),
         max_draft=max_draft,
         is_scaled=is_scaled,
-        backend=state.installed.config.backend,
+        backend=backend,
     )
 
 
-def _compare_noise(device: torch.device) -> None:
+def _compare_noise(device: torch.device, backend: Backend) -> None:
     """Compare samples of nothing but noise: one row for each of a few seeds and positions."""
     from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
@@ -274,7 +288,7 @@ def _compare_noise(device: torch.device) -> None:
         min_p=None,
         seeds=seeds,
         max_draft=0,
-        backend=state.installed.config.backend,
+        backend=backend,
     )
     if not torch.equal(ours[:, 0], theirs):
         raise RuntimeError(

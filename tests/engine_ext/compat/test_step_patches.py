@@ -25,6 +25,7 @@ UNGUARDED = {
     "VllmConfig.__post_init__": STARTS,
     "VllmConfig._get_v2_model_runner_unsupported_features": STARTS,
     "_get_attn_isa": STARTS,
+    "RejectionSampler.__init__": STARTS,
     "build_logitsprocs": STARTS,
     "check_cpu_sgl_kernel": STARTS,
     "init_speculator": STARTS,
@@ -49,16 +50,22 @@ OURS = {
     "exact": "frontend/exact_answers.py",
     "flight": "outputs/single_flight.py",
     "front_end": "frontend/front_end.py",
+    "counts": "worker/verification/state.py",
     "installed": "worker/verification/state.py",
     "led": "outputs/single_flight.py",
     "live": "worker/live_request.py",
+    "outcome": "cli/proof_worker.py",
     "pin": "kv_pins/pin_table.py",
     "tracked": "frontend/tracked_request.py",
 }
 """Names that stand for objects of ours, with where their classes are."""
 
 DATA = {
+    "args.additional_config": "of args that are made here, for an engine of a command's own",
+    "args.disable_log_stats": "of args that are made here, for an engine of a command's own",
+    "args.logprobs_mode": "of args that are made here, for an engine of a command's own",
     "args.middleware": "as --middleware would, before the server's app is built",
+    "args.speculative_config": "of args that are made here, for an engine of a command's own",
     "engine_args.additional_config": "of args that are ours to complete",
     "engine_args.speculative_config": "of args that are ours to complete",
     "hinted.extra_args": "of a copy of a request's params",

@@ -42,6 +42,10 @@ def test_the_first_line_says_what_is_on() -> None:
     pinning = line(kv_pins={"enabled": True, "max_share": 0.3})
     assert "prefixes pinned in up to 30% of the KV blocks" in pinning
     assert "pinned" not in plain
+    bare = line(features={"exact": False, "drafts": False, "monitoring": False})
+    for part in ("no drafts", "no exact hits", "no near answers", "no metrics"):
+        assert part in bare
+        assert part not in plain
 
 
 async def test_near_answers_are_announced_once_they_are_there(

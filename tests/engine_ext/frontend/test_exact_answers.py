@@ -18,9 +18,9 @@ from reprise.retrieval.host import steady_clock
 from reprise.tests.engine_ext.front_ends import core_request, vllm_config
 
 
-def exact_answers(*, num_api_servers: int = 1, weight_transfer: Any = None) -> ExactAnswers:
+def exact_answers(*, weight_transfer: Any = None, **processes: Any) -> ExactAnswers:
     config = vllm_config(weight_transfer_config=weight_transfer)
-    return ExactAnswers(config, load_config({}), num_api_servers=num_api_servers)
+    return ExactAnswers(config, load_config({}), **processes)
 
 
 def request(max_tokens: int | None = 10, lora: LoRARequest | None = None) -> EngineCoreRequest:
@@ -101,5 +101,9 @@ def test_what_another_process_may_change_is_refused() -> None:
     several = exact_answers(num_api_servers=2)
     assert several.refusal(request()) is None
     assert "adapters may change" in (several.refusal(request(lora=adapter)) or "")
+    several = exact_answers(num_api_servers=2, has_fixed_adapters=True)
+    assert several.refusal(request(lora=adapter)) is None
+    in_place = LoRARequest("a", 1, "/adapters/a", load_inplace=True)
+    assert "every request reloads" in (several.refusal(request(lora=in_place)) or "")
     several = exact_answers(num_api_servers=2, weight_transfer="nccl")
     assert "weights may change" in (several.refusal(request()) or "")

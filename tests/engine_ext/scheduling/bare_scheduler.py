@@ -33,6 +33,7 @@ def bare_scheduler(**configs: Any) -> Any:
     made.vllm_config = SimpleNamespace(
         speculative_config=SimpleNamespace(model=PROPOSER_PATH),
         scheduler_config=SimpleNamespace(),
+        additional_config={},
         **configs,
     )
     set_mark(made.vllm_config.scheduler_config, draft_slots._KEEP_SAMPLES, False)

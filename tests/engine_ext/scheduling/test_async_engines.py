@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from reprise.engine_ext import plugin
+from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.scheduling import async_scheduling
 from reprise.engine_ext.scheduling.modes import AsyncMode, async_mode_of
 from reprise.eval.demo_data.demo_trace import make_demo_trace
@@ -239,24 +240,58 @@ def preemptions(llm: Any) -> int:
     return sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
+@pytest.fixture(scope="module")
+def tight_llm(
+    build_ahead: Callable[..., Any],
+    start_plain_llm: Callable[[], Any],
+    expected_of_preempted: list[tuple[Any, ...]],  # noqa: ARG001 - its engine first, see ahead_llm
+) -> Iterator[Any]:
+    start_plain_llm()
+    llm = build_ahead(**TIGHT)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.identity
 def test_preempted_and_chunked_requests_are_answered_alike(
     mode: AsyncMode,
-    build_ahead: Callable[..., Any],
+    tight_llm: Any,
     long_prompts: list[str],
     expected_of_preempted: list[tuple[Any, ...]],
 ) -> None:
     """Beyond the answers' ends too, where a model is of many minds."""
-    ours = build_ahead(**TIGHT)
-    try:
-        for _ in range(2):
-            assert said(ours, long_prompts, [{"ignore_eos": True}]) == expected_of_preempted
-        report = report_of(ours)
-        preempted = preemptions(ours)
-    finally:
-        ours.llm_engine.engine_core.shutdown()
+    before = preemptions(tight_llm)
+    for _ in range(2):
+        assert said(tight_llm, long_prompts, [{"ignore_eos": True}]) == expected_of_preempted
+    report = report_of(tight_llm)
     if mode is AsyncMode.LAUNCH:
         assert min(report["steps"].values()) > 20
     assert report["live_requests"] == 0
-    assert preempted > 0, "nothing was preempted: the test could not fail"
+    assert preemptions(tight_llm) > before, "nothing was preempted: the test could not fail"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_seed_gives_its_sample_however_many_steps_its_prompt_takes(
+    plain_llm: Any, tight_llm: Any, long_prompts: list[str], drafts: bool
+) -> None:
+    """Beside greedy requests, and with preempted ones among them, whose prompts are computed again.
+    vLLM itself ends where a prompt with a seed takes several steps: it is asked with room."""
+    from vllm import SamplingParams
+
+    samplings: list[dict[str, Any]] = [
+        {"temperature": 0.8, "seed": 11, "max_tokens": 60},
+        {"max_tokens": 60},
+        {"temperature": 1.0, "seed": 1, "top_p": 0.9, "max_tokens": 60},
+    ]
+    expected = said(plain_llm, long_prompts, samplings)
+    without = with_hints(SamplingParams(), RequestHints(drafts=False)).extra_args
+    ours = [{**sampling, "extra_args": None if drafts else without} for sampling in samplings]
+    before, preempted = report_of(tight_llm)["provider"], preemptions(tight_llm)
+    for _ in range(2):
+        assert said(tight_llm, long_prompts, ours) == expected
+    after = report_of(tight_llm)["provider"]
+    assert (after["accepted"] > before["accepted"] + 200) is drafts
+    assert (after["drafted"] > before["drafted"]) is drafts
+    assert preemptions(tight_llm) > preempted, "nothing was preempted: the test could not fail"

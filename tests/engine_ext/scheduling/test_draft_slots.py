@@ -53,6 +53,13 @@ def test_each_has_as_many_as_it_may_have(scheduler: Any) -> None:
     assert slots_after(scheduler)["off"] == 4
 
 
+def test_none_has_any_where_drafts_are_off(scheduler: Any) -> None:
+    scheduler.vllm_config.additional_config = {"reprise": {"features": {"drafts": False}}}
+    before = step_errors.counts().get(PLACE, 0)
+    assert slots_after(scheduler) == dict.fromkeys(PARAMS, 0)
+    assert step_errors.counts().get(PLACE, 0) == before
+
+
 def test_a_seed_has_slots_where_drafts_keep_its_sample(scheduler: Any) -> None:
     draft_slots.set_mark(scheduler.vllm_config.scheduler_config, draft_slots._KEEP_SAMPLES, True)
     assert slots_after(scheduler)["seeded"] == 4

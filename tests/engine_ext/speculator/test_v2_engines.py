@@ -94,6 +94,19 @@ def test_requests_of_all_kinds_side_by_side(
         assert ours.generate(prompts=prompts[:6], samplings=samplings) == expected
 
 
+def test_nothing_is_drafted_where_drafts_are_off(
+    plain: Any, start_engine: Callable[..., Any], prompts: list[list[int]]
+) -> None:
+    expected = plain.generate(prompts=prompts[:6], samplings=[GREEDY])
+    off = {"reprise": {"features": {"drafts": False}}}
+    engine = start_engine(with_reprise=True, additional_config=off)
+    for _ in range(2):
+        assert engine.generate(prompts=prompts[:6], samplings=[GREEDY]) == expected
+    assert engine.metrics().get("vllm:spec_decode_num_draft_tokens", 0) == 0
+    assert engine.report()["errors"] == {}
+    engine.end()
+
+
 def seeded(number: int, **sampling: Any) -> dict[str, Any]:
     temperature = (0.3, 0.8, 1.2)[number % 3]
     return {**GREEDY, "temperature": temperature, "seed": 100 + number, **sampling}

@@ -19,11 +19,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, vllm_kernels: None) -> Iterator[A
     """Verification by the torch backend on V1, on for sampling too, taken away after the test."""
     from reprise.engine_ext.compat.patches import Feature
     from reprise.engine_ext.compat.registry import registry
-    from reprise.engine_ext.worker.verification import state
-    from reprise.tests.engine_ext.worker.verification_v1_batch import verify
+    from reprise.tests.engine_ext.worker import verification_v1_batch
 
     registry.revert(Feature.VERIFICATION)
-    monkeypatch.setattr(state, "installed", state.Installation())
-    verify(enabled=True, backend="torch")
-    yield state.installed
+    monkeypatch.setattr(verification_v1_batch.Engine, "installation", None)
+    yield verification_v1_batch.verify(enabled=True, backend="torch")
     registry.revert(Feature.VERIFICATION)

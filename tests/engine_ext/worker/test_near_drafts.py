@@ -88,6 +88,22 @@ def test_what_is_near_in_meaning_is_drafted_from_the_first_token_on(world: World
     }
 
 
+def test_nothing_is_searched_for_where_none_is_wanted(world: World) -> None:
+    given = world.provider, world.retriever, world.overlap
+    none = NearDrafts(*given, max_near=0, errors=world.errors)
+    before = world.retriever.stats().submitted
+    live = LiveRequest(SamplingParams(), list(QUESTION.encode()))
+    none.begin("r", live, "n")
+    assert world.retriever.stats().submitted == before
+    live.num_prompt_tokens = len(QUESTION)
+    none.attach_first("r", live, "n")
+    assert live.near_by_tokens == []
+    assert none.report() == {
+        "near_answers_in_time": {"meaning": 0, "tokens": 0},
+        "near_answers_late": 0,
+    }
+
+
 def test_shared_tokens_stand_in_until_meaning_is_there(world: World) -> None:
     world.embedder.go_on.clear()
     live = world.arrive(QUESTION)

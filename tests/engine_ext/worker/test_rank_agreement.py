@@ -22,17 +22,18 @@ import signal
 import socket
 import sys
 import traceback
+from types import SimpleNamespace
 
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from reprise.engine_ext.worker import worker_installs
-from reprise.engine_ext.worker.verification import on_v1, rank_agreement, state
+from reprise.engine_ext.worker.verification import on_v1, rank_agreement
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.eval.benchmarks.bench_verify_cpu import use_vllms_cpu_kernels
 from reprise.kernels.config import VerifyConfig
-from tests_of_ranks import Batch, sampled
+from tests_of_ranks import Batch, Engine, sampled
 
 
 def broken(*_, **__):
@@ -51,10 +52,10 @@ def run(rank, port, case):
     if case == "at the start" and rank == 1:
         worker_installs.verify = broken
     errors = ErrorCounter()
-    worker_installs.install(
-        RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")), errors
-    )
-    print("installed", state.installed.active, flush=True)
+    config = RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch"))
+    engine = SimpleNamespace(speculative_config=SimpleNamespace())
+    Engine.installation = worker_installs.install(config, engine, errors)
+    print("installed", Engine.installation.active, flush=True)
     torch.manual_seed(7)
     batch = Batch([[1, 2], [3], []], **sampled(3))
     if case == "alone" and rank == 1:

@@ -21,7 +21,7 @@ from vllm.v1.sample.logits_processor.builtin import (
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
-from reprise.engine_ext.worker.verification import same_samples_v1, state
+from reprise.engine_ext.worker.verification import same_samples_v1
 from reprise.tests.engine_ext.worker.verification_v1_batch import Batch, greedy_metadata, verify
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("vllm_kernels")]
@@ -175,8 +175,7 @@ def _tell(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-@pytest.mark.usefixtures("installed")
-def test_each_token_is_what_vllm_draws_one_by_one(limits: dict[str, Any]) -> None:
+def test_each_token_is_what_vllm_draws_one_by_one(limits: dict[str, Any], installed: Any) -> None:
     lengths = set()
     for seed in range(8):
         batch = make_batch(seed, **limits)
@@ -189,7 +188,7 @@ def test_each_token_is_what_vllm_draws_one_by_one(limits: dict[str, Any]) -> Non
                 assert torch.equal(batch.sampling.generators[request].get_state(), left)
         assert 1 <= len(emitted[5]) <= 2
     assert {1, 2, 3, 4} <= lengths, "hardly a draft was right: the test could not fail"
-    assert state.installed.counts.verified == 8
+    assert installed.counts.verified == 8
 
 
 @pytest.mark.usefixtures("installed")
@@ -243,8 +242,8 @@ def test_seeds_keep_their_samples_only_where_vllm_draws_as_expected(
         same_samples_v1, "draw", lambda generator: torch.rand(3, generator=generator)
     )
     assert not same_samples_v1.sampler_draws_so()
-    verify(enabled=False)
-    assert not installed.keeps_samples_now
+    assert not verify(enabled=True).keeps_samples_now
+    assert not verify(enabled=False).keeps_samples_now
 
 
 def test_a_batch_whose_seeds_have_no_drafts_is_none_of_its_business() -> None:

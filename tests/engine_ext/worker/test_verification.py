@@ -21,8 +21,15 @@ from vllm.v1.sample.sampler import Sampler
 
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.worker.verification import on_v1, state
-from reprise.tests.engine_ext.worker.verification_v1_batch import Batch, verify
+from reprise.engine_ext.worker.verification import on_v1
+from reprise.engine_ext.worker.verification.state import (
+    Installation,
+    VerificationCounts,
+    announce,
+    installation_of,
+)
+from reprise.kernels.config import VerifyConfig
+from reprise.tests.engine_ext.worker.verification_v1_batch import Batch, Engine, verify
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("vllm_kernels")]
 
@@ -66,16 +73,35 @@ def test_sampled_output_follows_the_settings_of_each_request(installed: Any) -> 
     assert installed.counts.verified == 20
 
 
-@pytest.mark.usefixtures("installed")
-def test_noise_is_fresh_and_follows_the_engines_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_fresh_and_follows_the_engines_seed() -> None:
+    def engine() -> Installation:
+        return Installation(VerifyConfig())
+
     torch.manual_seed(5)
-    first, second = state.draw_noise(3), state.draw_noise(3)
+    one = engine()
+    first, second = one.draw_noise(3), one.draw_noise(3)
     assert len({*first[0].tolist(), *second[0].tolist()}) == 6
-    monkeypatch.setattr(state.installed, "noise", None)
-    assert torch.equal(state.draw_noise(3), first)
+    assert torch.equal(engine().draw_noise(3), first)
     torch.manual_seed(6)
-    monkeypatch.setattr(state.installed, "noise", None)
-    assert not (state.draw_noise(3)[0] == first[0]).any()
+    assert not (engine().draw_noise(3)[0] == first[0]).any()
+
+
+def test_each_engine_of_a_process_verifies_as_it_is_set(installed: Any) -> None:
+    """By the config that its rejection sampler is built from; what is none of ours is vLLM's."""
+    configs = [SimpleNamespace(rejection_sample_method="standard") for _ in range(3)]
+    engines = [installed, Installation(VerifyConfig(enabled=False)), None]
+    for config, engine in zip(configs, engines, strict=True):
+        if engine is not None:
+            announce(engine, config)
+        batch = Batch([[1, 2], [3]])
+        batch.sampler = RejectionSampler(Sampler(), config, torch.device("cpu"))
+        assert installation_of(batch.sampler) is engine
+        assert [row[0] for row in batch.sample()] == batch.logits[[0, 3]].argmax(dim=1).tolist()
+    assert installed.counts.verified == 1
+    assert engines[1].counts == VerificationCounts()
+    installed.leave_to_vllm(RuntimeError("of this engine alone"))
+    assert not installed.active
+    assert installation_of(RejectionSampler(Sampler(), spec_config=configs[1])) is engines[1]
 
 
 UNQUALIFIED = {
@@ -161,12 +187,12 @@ def test_warming_up_meets_every_kernel_that_serving_will_need(
     assert {(False, most, ()) for most in (0, 1, 3, 7, 15, 31)} <= met
 
 
-def test_on_a_cpu_sampling_is_left_to_vllm_unless_asked_for(installed: Any) -> None:
+@pytest.mark.usefixtures("installed")
+def test_on_a_cpu_sampling_is_left_to_vllm_unless_asked_for() -> None:
     verify()
     assert Batch([[1], [2]]).reason() is None
     assert Batch([[1], [2]], **sampled(2)).reason() == "sampling on a CPU"
-    verify(enabled=True)
-    assert installed.samples
+    assert verify(enabled=True).samples
     assert Batch([[1], [2]], **sampled(2)).reason() is None
 
 
@@ -183,18 +209,17 @@ def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
 
 def test_off_where_it_is_switched_off_and_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.revert(Feature.VERIFICATION)
-    monkeypatch.setattr(state, "installed", state.Installation())
+    monkeypatch.setattr(Engine, "installation", None)
     before = RejectionSampler.forward
     verify(enabled=False)
     assert RejectionSampler.forward is before
     verify(enabled=True)
     wrapped = RejectionSampler.forward
-    verify(enabled=True, backend="torch")
+    assert verify(enabled=True, backend="torch").config.backend == "torch"
     assert RejectionSampler.forward is wrapped
-    assert state.installed.config.backend == "torch"
-    verify(enabled=False)
+    off = verify(enabled=False)
     Batch([[1]]).sample()
-    assert state.verification_counts() == state.VerificationCounts()
+    assert off.counts == VerificationCounts()
     registry.revert(Feature.VERIFICATION)
     assert RejectionSampler.forward is before
 
@@ -205,10 +230,11 @@ def test_an_unknown_vllm_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) ->
 
     registry.revert(Feature.VERIFICATION)
     monkeypatch.setattr(RejectionSampler, "forward", another_forward)
-    monkeypatch.setattr(state, "installed", state.Installation())
+    monkeypatch.setattr(Engine, "installation", None)
     with pytest.raises(RuntimeError, match=r"RejectionSampler.forward has parameters .*'logits'"):
         verify(enabled=True)
-    assert not state.installed.active
+    assert Engine.installation is not None
+    assert not Engine.installation.active
 
 
 def test_lossy_acceptance_is_left_to_vllm() -> None:
@@ -221,7 +247,6 @@ def test_lossy_acceptance_is_left_to_vllm() -> None:
 LIVE = """
 import json, sys
 from vllm import LLM, SamplingParams
-from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.verification import state
 from reprise.kernels.config import VerifyConfig
@@ -242,11 +267,16 @@ def run(prompts, **sampling):
 greedy = {"temperature": 0.0}
 warm = {"temperature": 0.8, "top_p": 0.95, "top_k": 50}
 results = {"vllm": run(prompts, **greedy)}
-worker_installs.verify(
-    RepriseConfig(verification=VerifyConfig(enabled=True, backend="torch")))
+ours = state.Installation(VerifyConfig(enabled=True, backend="torch"))
+worker_installs.verify(ours)
+
+def bind(worker):
+    state.bind(worker.model_runner.rejection_sampler, ours)
+
+llm.collective_rpc(bind)
 results["ours"] = run(prompts, **greedy)
 results["sampled"] = [run(prompts, **warm) for _ in range(2)]
-counts = state.verification_counts()
+counts = ours.counts
 results["counts"] = [counts.verified, sum(counts.fallen_through.values())]
 run(prompts[:2], logprobs=1, **greedy)
 run(prompts[:2], seed=11, **warm)

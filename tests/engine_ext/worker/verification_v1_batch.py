@@ -13,14 +13,23 @@ from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.verification import on_v1
+from reprise.engine_ext.worker.verification.state import Installation, bind
 from reprise.kernels.config import VerifyConfig
 
 
-def verify(**settings: Any) -> None:
-    worker_installs.verify(RepriseConfig(verification=VerifyConfig(**settings)))
+class Engine:
+    """The engine whose batches are verified."""
+
+    installation: Installation | None = None
+
+
+def verify(**settings: Any) -> Installation:
+    """Have the batches that are made from now on verified like this."""
+    Engine.installation = Installation(VerifyConfig(**settings))
+    worker_installs.verify(Engine.installation)
+    return Engine.installation
 
 
 class Batch:
@@ -38,6 +47,8 @@ class Batch:
         self.draft_probs: torch.Tensor | None = None
         self.sampling = replace(greedy_metadata(batch), **sampling)
         self.sampler = RejectionSampler(Sampler())
+        self.installation = Engine.installation or Installation(VerifyConfig())
+        bind(self.sampler, Engine.installation)
 
     def sample(self) -> list[list[int]]:
         """What the sampler emits, without padding."""
@@ -47,7 +58,12 @@ class Batch:
     def reason(self) -> str | None:
         """Why it is left to vLLM."""
         return on_v1.reason_to_fall_through(
-            self.sampler, self.drafts, self.draft_probs, self.logits, self.sampling
+            self.installation,
+            self.sampler,
+            self.drafts,
+            self.draft_probs,
+            self.logits,
+            self.sampling,
         )
 
 

@@ -23,7 +23,13 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker import worker_installs
-from reprise.engine_ext.worker.verification import on_v2, state
+from reprise.engine_ext.worker.verification import on_v2
+from reprise.engine_ext.worker.verification.state import (
+    Installation,
+    VerificationCounts,
+    announce,
+    installation_of,
+)
 from reprise.kernels.config import VerifyConfig
 
 buffers.UvaBuffer = UvaBuffer
@@ -46,16 +52,24 @@ SEEDED: list[dict[str, Any]] = [
 ]
 
 
+class Engine:
+    """The engine whose batches are verified."""
+
+    installation: Installation | None = None
+
+
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(state, "installed", state.Installation())
-    verify(backend="torch")
-    yield state.installed
+    monkeypatch.setattr(Engine, "installation", None)
+    yield verify(backend="torch")
     registry.revert(Feature.VERIFICATION_V2)
 
 
-def verify(**settings: Any) -> None:
-    worker_installs.verify_on_v2(RepriseConfig(verification=VerifyConfig(**settings)))
+def verify(**settings: Any) -> Installation:
+    """Have the batches that are made from now on verified like this."""
+    Engine.installation = Installation(VerifyConfig(**settings))
+    worker_installs.verify_on_v2(Engine.installation)
+    return Engine.installation
 
 
 class Batch:
@@ -82,6 +96,8 @@ class Batch:
             rejection_sample_method=method,
             synthetic_acceptance_rates=[0.5] * STEPS,
         )
+        if Engine.installation is not None:
+            announce(Engine.installation, speculative)
         self.rejection_sampler = RejectionSampler(self.sampler, speculative, CPU)
         self.slots = np.roll(np.arange(self.num_reqs, dtype=np.int32)[::-1].copy(), 1)
         for slot, sampling in enumerate(samplings):
@@ -163,8 +179,8 @@ def emitted_by_law(samples: list[list[int]], drafts: list[list[int]]) -> list[li
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_samples_are_those_of_vllms_sampler_without_drafts(installed: Any, backend: str) -> None:
-    verify(backend=backend)
+def test_samples_are_those_of_vllms_sampler_without_drafts(backend: str) -> None:
+    installed = verify(backend=backend)
     batch = Batch(SEEDED)
     samples = batch.feed_samples()
     assert batch.emitted() == samples
@@ -213,12 +229,12 @@ PROCESSED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("sampling", PROCESSED.values(), ids=PROCESSED)
 def test_logits_that_vllm_processes_are_verified_too(
-    installed: Any, sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bad_words := sampling.get("_bad_words_token_ids"):
         sampling = {}
         monkeypatch.setattr(SamplingParams, "bad_words_token_ids", bad_words)
-    verify(backend="triton")
+    installed = verify(backend="triton")
     batch = Batch([sampling, {"temperature": 0.8}, {"seed": 4, "min_p": 0.1}])
     assert on_v2.needs_vllms_processing(batch.sampler, batch.slots)
     samples = batch.feed_samples(depend_on_drafts=True)
@@ -344,24 +360,37 @@ def test_a_vllm_that_draws_other_noise_verifies_by_itself(
 
 
 def test_it_is_off_where_it_is_switched_off(installed: Any) -> None:
-    verify(enabled=False)
+    off = verify(enabled=False)
     Batch([{"temperature": 0.0}]).emitted()
-    assert installed.counts == state.VerificationCounts()
+    assert installed.counts == off.counts == VerificationCounts()
+
+
+def test_another_engines_batches_are_vllms(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "installation", None)
+    batch = Batch([{"temperature": 0.0}])
+    assert installation_of(batch.rejection_sampler) is None
+    samples = batch.feed_samples()
+    assert batch.emitted() == samples
+    assert installed.counts == VerificationCounts()
 
 
 def fake_config(*, shares_out: bool | None = None) -> Any:
     parallel = SimpleNamespace(enable_batch_sharded_sampling=shares_out)
-    return SimpleNamespace(use_v2_model_runner=True, parallel_config=parallel)
+    return SimpleNamespace(
+        use_v2_model_runner=True,
+        parallel_config=parallel,
+        speculative_config=SimpleNamespace(),
+    )
 
 
-def test_it_is_installed_where_drafts_keep_samples(installed: Any) -> None:
+def test_it_is_installed_where_drafts_keep_samples() -> None:
     registry.revert(Feature.VERIFICATION_V2)
     errors = ErrorCounter()
-    worker_installs.install_on_v2(RepriseConfig(), fake_config(shares_out=True), errors)
+    config = fake_config(shares_out=True)
+    assert not worker_installs.install_on_v2(RepriseConfig(), config, errors).active
     assert not registry.is_applied(Feature.VERIFICATION_V2, Role.WORKER)
-    worker_installs.install_on_v2(RepriseConfig(), fake_config(), errors)
+    assert worker_installs.install_on_v2(RepriseConfig(), fake_config(), errors).active
     assert registry.is_applied(Feature.VERIFICATION_V2, Role.WORKER)
-    assert installed.active
     assert not errors.counts()
 
 

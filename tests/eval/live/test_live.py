@@ -2,11 +2,11 @@
 
 import pytest
 
+from reprise.engine_ext.cli.answer_difference import Gap
 from reprise.eval import demo
 from reprise.eval.demo import said_of_gaps, summary
 from reprise.eval.live.live import live_methods, method_groups, run_of_outcome
 from reprise.eval.live.live_worker import LiveOutcome, speculative_config
-from reprise.eval.real_model.first_differences import Gap
 from reprise.eval.replay.methods import MethodError
 from reprise.eval.replay.results import Run
 

@@ -1,7 +1,8 @@
 """An engine's worker process, from both sides: its job goes in as a file, its messages come out of
 a pipe.
 
-Light imports: the worker's main module is imported again by vLLM's processes (see live_worker.py).
+Light imports: vLLM's processes import their parent's main module once more, and vLLM 0.32's CPU
+worker does not start where that has brought in numba.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import IO, Generic, TypeVar
 
 import msgspec
+
+ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+"""Exit status of a command that SIGTERM ended."""
 
 MessageT = TypeVar("MessageT", bound=msgspec.Struct)
 
@@ -113,3 +117,34 @@ def message_pipe(descriptor: int) -> Iterator[Callable[[msgspec.Struct], None]]:
             pipe.flush()
 
         yield send
+
+
+def reason_of(error: Exception) -> str:
+    """One line: what a validator objected to, else the first line of the message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    objections = [line.strip() for line in lines if "Value error, " in line]
+    if not objections:
+        return lines[0]
+    return objections[0].partition(" [type=")[0].removeprefix("Value error, ")
+
+
+def cause_of(message: str, log: Path) -> str:
+    """The message, or, where vLLM only says that the engine failed, the last error in its log."""
+    if "Engine core initialization failed" not in message or not log.is_file():
+        return message
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if "Error: " in line and "Engine core init" not in line]
+    return errors[-1].split("] ", 1)[-1].strip() if errors else message
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process by way of its context managers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED_BY_SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

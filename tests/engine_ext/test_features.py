@@ -1,0 +1,136 @@
+"""The switches of `features`, each on and off on a real engine."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from prometheus_client import REGISTRY
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
+from reprise.engine_ext.core.config import RepriseConfig, load_config
+
+FEATURES = ("exact", "near", "clauses", "drafts", "monitoring")
+COMPOUND = "How do I cancel my order and where do I find my invoice?"
+ALIKE = "How do I cancel my last order and where do I find my invoice?"
+
+
+def test_each_wins_over_the_settings_of_what_it_switches_off() -> None:
+    plain = load_config()
+    assert plain == load_config({"features": dict.fromkeys(FEATURES, True)})
+    chosen: dict[str, Any] = {
+        "serving": {"exact_hits": "always"},
+        "retrieval": {"clauses": True, "embedding_model": "a", "near_answers": 3},
+        "drafts": {"max_near_answers": 7, "num_threads": 2},
+    }
+    off = {name: load_config({**chosen, "features": {name: False}}) for name in FEATURES}
+    assert off["exact"].serving.exact_hits == "off"
+    assert off["clauses"].retrieval.clauses is False
+    assert off["clauses"].drafts.max_near_answers == 7
+    for name in ("near", "drafts"):
+        assert off[name].drafts.max_near_answers == 0
+        assert off[name].retrieval.embedding_model == "lexical"
+        assert off[name].retrieval.clauses is False
+    for name, config in off.items():
+        assert config.drafts.num_threads == 2
+        assert config.retrieval.near_answers == 3
+        assert (config.serving.exact_hits == "off") is (name == "exact")
+
+
+async def ask(engine: EnhancedAsyncLLM, number: int, prompt: str) -> tuple[list[int], Any]:
+    """The answer's tokens, and the information on the request."""
+    settings = SamplingParams(
+        temperature=0,
+        max_tokens=80,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args={"reprise_info": "on"},
+    )
+    outputs = [each async for each in engine.generate(prompt, settings, str(number))]
+    (completion,) = outputs[-1].outputs
+    return list(completion.token_ids), outputs[-1].reprise_info  # type: ignore[attr-defined]
+
+
+def num_counted() -> float:
+    """Requests that the metrics have counted in this process."""
+    return sum(
+        REGISTRY.get_sample_value(
+            "reprise:requests_total", {"model_name": "features", "kind": kind}
+        )
+        or 0.0
+        for kind in ("exact", "followed", "miss")
+    )
+
+
+async def seen(engine: EnhancedAsyncLLM) -> tuple[set[str], list[list[int]]]:
+    """What is on, by what comes back, and the answers."""
+    before, found = num_counted(), set()
+    first, _ = await ask(engine, 1, COMPOUND)
+    again, info = await ask(engine, 2, COMPOUND)
+    if info.cache == ("exact",):
+        found.add("exact")
+        assert info.drafts.steps == 0
+    await engine.collective_rpc("reprise_flush", args=(60.0,))
+    third, info = await ask(engine, 3, ALIKE)
+    drafted = {source: counts.drafted for source, counts in info.drafts.by_source.items()}
+    if info.cache == ("semantic",):
+        found.add("near")
+    else:
+        assert info.cache == ("miss",)
+        assert drafted.get("near_answer", 0) == 0
+    if info.clauses:
+        found.add("clauses")
+    if sum(drafted.values()):
+        found.add("drafts")
+    await engine.report()
+    if num_counted() > before:
+        found.add("monitoring")
+        assert num_counted() == before + 3
+    health = await engine.health_check()
+    assert health["state"] == "ready", health
+    return found, [first, again, third]
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list[list[int]]]:
+    """What engines have answered so far, by what was off."""
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("off", ["nothing", *FEATURES])
+async def test_on_a_real_engine(
+    off: str, demo_model: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that belongs to it is off, and nothing else; no answer changes."""
+    monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
+    features = {} if off == "nothing" else {off: False}
+    config = RepriseConfig.model_validate({"features": features, "drafts": {"verify_cost": 0.02}})
+    args = AsyncEngineArgs(
+        model=str(demo_model),
+        served_model_name="features",
+        dtype="float32",
+        enforce_eager=True,
+        max_num_seqs=8,
+        max_model_len=512,
+        kv_cache_memory_bytes=1 << 28,
+    )
+    async with create_enhanced_system(args, config) as engine:
+        found, answers[off] = await seen(engine)
+        (worker,) = (await engine.get_stats())["workers"]
+        assert worker["errors"] == {}
+    gone = {
+        "nothing": set(),
+        "near": {"near", "clauses"},
+        "drafts": {"near", "clauses", "drafts"},
+    }.get(off, {off})
+    assert found == set(FEATURES) - gone
+    assert answers[off] == next(iter(answers.values()))
+    assert "REPRISE_RETRIEVAL_ADDRESS" not in os.environ

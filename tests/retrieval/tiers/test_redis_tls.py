@@ -1,0 +1,316 @@
+"""A tier over TLS, and as a user with few rights: a real redis-server, behind a proxy that ends TLS
+in front of it, since not every redis-server is built with TLS of its own."""
+
+import asyncio
+import ipaddress
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from reprise.eval.live.redis_server import RedisServer
+from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.tiers.redis.redis_tier import RedisTier
+from reprise.retrieval.tiers.tier import TierError
+
+pytestmark = pytest.mark.redis
+
+SECRET = "p@ss/w0rd#1"
+ENCODED = "p%40ss%2Fw0rd%231"
+# As docs/deploy.md has it.
+RIGHTS = (
+    "~reprise:2:* resetchannels +@read +@write +@transaction +@scripting +@connection -@dangerous"
+)
+
+
+class Certificate(NamedTuple):
+    """Signed by its own key: files for both ends."""
+
+    certificate: Path
+    key: Path
+
+
+def make_certificate(folder: Path, name: str) -> Certificate:
+    """One for 127.0.0.1 alone."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    made = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
+    made.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    made.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return made
+
+
+class TlsProxy:
+    """Ends TLS in front of a TCP port, as stunnel does, on a thread of its own."""
+
+    def __init__(self, port: int, server: Certificate, *, clients: Certificate | None) -> None:
+        self.num_connections = 0
+        """That came through the handshake."""
+        self._target = port
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(server.certificate, server.key)
+        if clients is not None:
+            self._context.load_verify_locations(clients.certificate)
+            self._context.verify_mode = ssl.CERT_REQUIRED
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda *_: None)  # of handshakes that fail, as they are to
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        begun = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
+        self.port = begun.result(10)
+
+    async def _listen(self) -> int:
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0, ssl=self._context)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self._target)
+        await asyncio.gather(_pump(reader, ours), _pump(theirs, writer))
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Certificate:
+    return make_certificate(tmp_path, "server")
+
+
+@pytest.fixture
+def start_proxy(own: Certificate) -> Iterator[Callable[..., TlsProxy]]:
+    proxies: list[TlsProxy] = []
+
+    def start(port: int, *, clients: Certificate | None = None) -> TlsProxy:
+        proxies.append(TlsProxy(port, own, clients=clients))
+        return proxies[-1]
+
+    yield start
+    for proxy in proxies:
+        proxy.close()
+
+
+def answer(number: int) -> Answer:
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * 3,
+        prompt_text=f"question {number}",
+        answer_id=f"id{number}",
+    )
+
+
+def ids_in(url: str) -> list[str]:
+    """What a tier of this URL holds, once it has taken one more answer."""
+    tier = RedisTier(url, timeout_s=5.0)
+    try:
+        tier.put([answer(len(list(tier.answers(""))) + 1)])
+        return sorted(each.answer_id for each in tier.answers(""))
+    finally:
+        tier.close()
+
+
+def refused(url: str) -> str:
+    """Why a tier of this URL does not work."""
+    tier = RedisTier(url, timeout_s=5.0)
+    try:
+        with pytest.raises(TierError) as caught:
+            tier.put([answer(1)])
+    finally:
+        tier.close()
+    return str(caught.value)
+
+
+def test_a_certificate_that_is_known_is_enough(
+    redis_server: RedisServer, start_proxy: Callable[..., TlsProxy], own: Certificate
+) -> None:
+    proxy = start_proxy(redis_server.port)
+    url = f"rediss://127.0.0.1:{proxy.port}/0"
+    assert ids_in(f"{url}?ssl_ca_certs={own.certificate}") == ["id1"]
+    assert proxy.num_connections > 0
+    # Whoever trusts anybody reads the same.
+    assert ids_in(f"{url}?ssl_cert_reqs=none&ssl_check_hostname=false") == ["id1", "id2"]
+
+
+def test_nothing_is_sent_to_whom_the_certificate_is_not_of(
+    redis_server: RedisServer,
+    start_proxy: Callable[..., TlsProxy],
+    own: Certificate,
+    tmp_path: Path,
+) -> None:
+    proxy = start_proxy(redis_server.port)
+    other = make_certificate(tmp_path, "other")
+    url = f"rediss://:{ENCODED}@127.0.0.1:{proxy.port}/0"
+    for trusted in ("", f"?ssl_ca_certs={other.certificate}"):
+        why = refused(url + trusted)
+        assert "certificate verify failed" in why.lower()
+        assert SECRET not in why
+    elsewhere = f"rediss://localhost:{proxy.port}/0?ssl_ca_certs={own.certificate}"
+    assert "hostname mismatch" in refused(elsewhere).lower()
+    assert ids_in(f"{elsewhere}&ssl_check_hostname=false") == ["id1"]
+    with redis.Redis(port=redis_server.port) as client:
+        assert client.flushall()
+    # The other way round: no server speaks plain Redis there, nor TLS here.
+    assert refused(f"redis://127.0.0.1:{proxy.port}/0")
+    assert refused(f"rediss://127.0.0.1:{redis_server.port}/0?ssl_cert_reqs=none")
+    with redis.Redis(port=redis_server.port) as client:
+        assert client.dbsize() == 0
+
+
+def test_clients_may_need_a_certificate_of_their_own(
+    redis_server: RedisServer,
+    start_proxy: Callable[..., TlsProxy],
+    own: Certificate,
+    tmp_path: Path,
+) -> None:
+    client = make_certificate(tmp_path, "client")
+    proxy = start_proxy(redis_server.port, clients=client)
+    url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={own.certificate}"
+    assert refused(url)
+    shown = f"&ssl_certfile={client.certificate}&ssl_keyfile={client.key}"
+    assert ids_in(url + shown) == ["id1"]
+
+
+@pytest.fixture
+def redis_with_users(start_redis: Callable[..., RedisServer]) -> RedisServer:
+    """One that lets nobody in without a name."""
+    server = start_redis()
+    with redis.Redis(port=server.port) as admin:
+        rights = RIGHTS.split()
+        admin.execute_command("ACL", "SETUSER", "reprise", "on", f">{SECRET}", *rights)
+        admin.execute_command("ACL", "SETUSER", "nobody", "on", f">{SECRET}")
+        admin.execute_command("ACL", "SETUSER", "default", "off")
+    return server
+
+
+def test_the_page_says_which_rights_are_needed() -> None:
+    page = Path(__file__).parents[3] / "docs" / "deploy.md"
+    assert f"ACL SETUSER reprise on >PASSWORD {RIGHTS}" in page.read_text(encoding="utf-8")
+
+
+def test_a_user_with_few_rights_is_enough(redis_with_users: RedisServer) -> None:
+    """For all that a replica does: write, read, follow, use, trim, forget."""
+    where = f"127.0.0.1:{redis_with_users.port}/0"
+    for url in (
+        f"redis://reprise:{ENCODED}@{where}",
+        f"redis://{where}?username=reprise&password={ENCODED}",
+    ):
+        tier = RedisTier(url, timeout_s=5.0, ttl_s=60.0, max_bytes=1 << 20, max_namespaces=4)
+        replica = RedisTier(url, timeout_s=5.0)
+        replica.changes()
+        tier.put([answer(1), answer(2)])
+        assert tier.lease("", b"key", ttl_s=5.0)
+        tier.end_lease("", b"key")
+        assert tier.namespaces()
+        assert sorted(each.answer_id for each in replica.answers("")) == ["id1", "id2"]
+        assert tier.remove("", ["id1"]) == 1
+        changes = replica.changes()
+        assert [each.answer_id for each in changes.added] == ["id2"]
+        assert ("", "id1") in changes.removed
+        for each in (tier, replica):
+            each.close()
+    with redis.Redis(port=redis_with_users.port, username="reprise", password=SECRET) as client:
+        for forbidden in (
+            ("SET", "another", "1"),
+            ("KEYS", "*"),
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*forbidden)
+
+
+def test_who_has_no_rights_is_told_so_without_the_password(
+    redis_with_users: RedisServer,
+) -> None:
+    where = f"127.0.0.1:{redis_with_users.port}/0"
+    for user, word in (("reprise:wrong", "WRONGPASS"), (f"nobody:{ENCODED}", "NOPERM")):
+        why = refused(f"redis://{user}@{where}")
+        assert word in why or "invalid username-password pair" in why or "no permissions" in why
+        assert SECRET not in why
+    assert "AuthenticationError" in refused(f"redis://{where}")
+
+
+def test_all_of_retrieval_as_a_user_over_tls(
+    redis_with_users: RedisServer,
+    start_proxy: Callable[..., TlsProxy],
+    own: Certificate,
+    wait_until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two replicas: what one stores the other finds, and forgets; and the doctor is content."""
+    from reprise.engine_ext.checks.machine_checks import check_redis
+
+    proxy = start_proxy(redis_with_users.port)
+    url = f"rediss://reprise:{ENCODED}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={own.certificate}"
+    config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05, clauses=False)
+    one, other = (LocalRetriever(config, embedder=Embedder("lexical")) for _ in range(2))
+    try:
+        one.store(answer(1))
+        wait_until(lambda: other.stats().answers == 1, 20.0)
+        for each in (one, other):
+            health = each.health()
+            assert (health.state, set(health.breakers.values())) == ("ready", {"closed"})
+        one.forget(Invalidation.create(answer_id="id1", namespace=""), timeout_s=10.0)
+        wait_until(lambda: other.stats().answers == 0, 20.0)
+    finally:
+        one.close()
+        other.close()
+    monkeypatch.setenv("REPRISE_RETRIEVAL__URL", url)
+    (finding,) = check_redis()
+    assert finding.problem is None, finding
+    assert SECRET not in str(finding)
+    assert ENCODED not in str(finding)

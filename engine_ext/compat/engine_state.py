@@ -103,6 +103,8 @@ def take_back_output(runner: Any, request_id: str, num_tokens: int) -> None:
     if row is not None:
         num_kept = batch.num_prompt_tokens[row] + len(state.output_token_ids)
         batch.num_tokens_no_spec[row] = num_kept
+    if batch.prev_req_id_to_index:
+        batch.prev_req_id_to_index.pop(request_id, None)  # its last token is not on the device
 
 
 def resolve_on_host(runner: Any) -> None:

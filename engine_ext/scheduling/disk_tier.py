@@ -17,7 +17,7 @@ from reprise.engine_ext.scheduling.folder_bound import FolderBound
 _DIGITS = 16
 
 
-class DiskTier(FileSystemTierManager):
+class DiskTier(FileSystemTierManager):  # type: ignore[misc]
     """Keeps blocks in a folder, up to a number of bytes of all weights together.
 
     Args:

@@ -2,6 +2,8 @@
 it."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,34 +21,41 @@ from reprise.engine_ext.cli.serve_command import tier_options
 from reprise.engine_ext.scheduling.disk_tier import DiskTier
 
 
-def parsed(text: str, *options: str) -> Any:
-    """vLLM's `KVTransferConfig`, from the command line that `reprise serve` gives to vLLM."""
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    arguments = tier_options(parse_kv_tiers(text), options)
-    args = EngineArgs.from_cli_args(parser.parse_args([*arguments, *options]))
-    return args.kv_transfer_config
+@pytest.fixture
+def parsed(demo_model: Path) -> Callable[..., Any]:
+    """Return vLLM's `KVTransferConfig` of the command line that `reprise serve` gives to vLLM."""
+
+    def parse(text: str, *options: str) -> Any:
+        parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+        arguments = [*tier_options(parse_kv_tiers(text), options), *options]
+        given = parser.parse_args(["--model", str(demo_model), *arguments])
+        return EngineArgs.from_cli_args(given).kv_transfer_config
+
+    return parse
 
 
 @pytest.mark.parametrize(
     ("size", "num_bytes"),
     [("8GiB", 8 << 30), ("0.5GiB", 1 << 29), ("64MiB", 64 << 20), ("2TiB", 2 << 40)],
 )
-def test_host_memory(size: str, num_bytes: int) -> None:
+def test_host_memory(parsed: Callable[..., Any], size: str, num_bytes: int) -> None:
     config = parsed(f"cpu={size}")
     assert config.kv_connector == "OffloadingConnector"
     assert config.kv_connector_extra_config == {"cpu_bytes_to_use": num_bytes}
 
 
 @pytest.mark.parametrize("text", ["cpu=8GiB", "cpu=1GiB,disk=/kv:9GiB", "lmcache=localhost:5555"])
-def test_a_block_that_cannot_be_loaded_fails_no_request(text: str) -> None:
+def test_a_block_that_cannot_be_loaded_fails_no_request(
+    parsed: Callable[..., Any], text: str
+) -> None:
     config = parsed(text)
     assert config.kv_load_failure_policy == "recompute"
     assert config.kv_role == "kv_both"
     assert config.is_kv_transfer_instance
 
 
-def test_files_behind_host_memory_are_of_our_tier() -> None:
-    config = parsed("disk=/data/kv: 100GiB, cpu=8GiB".replace(": ", ":"), "--revision", "v1")
+def test_files_behind_host_memory_are_of_our_tier(parsed: Callable[..., Any]) -> None:
+    config = parsed("disk=/data/kv:100GiB, cpu=8GiB", "--revision", "v1")
     assert KVConnectorFactory.get_connector_class(config).__name__ == "OffloadingConnector"
     extra = config.kv_connector_extra_config
     assert OffloadingSpecFactory.get_spec_cls(extra).__name__ == "TieringOffloadingSpec"
@@ -56,7 +65,7 @@ def test_files_behind_host_memory_are_of_our_tier() -> None:
     assert given == {"folder": "/data/kv", "max_bytes": 100 << 30, "revision": "v1"}
 
 
-def test_an_lmcache_server() -> None:
+def test_an_lmcache_server(parsed: Callable[..., Any]) -> None:
     config = parsed("lmcache=cache.example:6555")
     assert config.kv_connector == "LMCacheMPConnector"
     extra = {"lmcache.mp.host": "tcp://cache.example", "lmcache.mp.port": 6555}

@@ -3,6 +3,7 @@
 The rest of vLLM's tiers needs a GPU; blocks of host memory are all that this one reads and writes.
 """
 
+import mmap
 import os
 import shutil
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def test_a_folder_is_bounded_until_closed(tmp_path: Path, wait_until: Callable[.
     assert not bound._thread.is_alive()
 
 
-def tier_of(folder: Path, model: Path, memory: bytearray) -> Any:
+def tier_of(folder: Path, model: Path, memory: mmap.mmap) -> Any:
     """The tier that vLLM makes of what `--kv-tiers` becomes, over this host memory."""
     tiers = parse_kv_tiers(f"cpu=1GiB,disk={folder}:1GiB")
     (config,) = transfer_config(tiers, {})["kv_connector_extra_config"]["secondary_tiers"]
@@ -104,7 +105,8 @@ def transfer(tier: Any, kind: str, chunk: int) -> bool:
 
 
 def test_blocks_come_back_to_the_same_weights_alone(tmp_path: Path, demo_model: Path) -> None:
-    memory = bytearray(b"\x07" * BLOCK_BYTES + bytes(2 * BLOCK_BYTES))
+    memory = mmap.mmap(-1, 3 * BLOCK_BYTES)  # pages: files are read and written without a cache
+    memory[:BLOCK_BYTES] = b"\x07" * BLOCK_BYTES
     folder = tmp_path / "kv"
     others = tmp_path / "model"
     shutil.copytree(demo_model, others)
@@ -134,7 +136,7 @@ def test_blocks_come_back_to_the_same_weights_alone(tmp_path: Path, demo_model: 
 def test_weights_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no files of weights"):
-        tier_of(tmp_path / "kv", tmp_path / "empty", bytearray(BLOCK_BYTES))
+        tier_of(tmp_path / "kv", tmp_path / "empty", mmap.mmap(-1, BLOCK_BYTES))
     with pytest.raises(ValueError, match="were not found"):
-        tier_of(tmp_path / "kv", Path("no/such-model"), bytearray(BLOCK_BYTES))
+        tier_of(tmp_path / "kv", Path("no/such-model"), mmap.mmap(-1, BLOCK_BYTES))
     assert not (tmp_path / "kv").exists()

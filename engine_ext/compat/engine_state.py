@@ -85,6 +85,28 @@ def roll_back(request: Any, num_slots: int) -> None:
     request.num_output_placeholders -= num_slots
 
 
+def forget_output_in_flight(request: Any) -> None:
+    """Take the output of a request, for which no step is in flight, for never scheduled, and so the
+    drafts that were to follow it."""
+    request.num_output_placeholders = 0
+    request.spec_token_ids = []
+
+
+def take_back_output(runner: Any, request_id: str, num_tokens: int) -> None:
+    """Have a model runner keep only the first `num_tokens` tokens of a request's output."""
+    state = runner.requests.get(request_id)
+    if state is None:
+        return
+    del state.output_token_ids[num_tokens:]
+    batch = runner.input_batch
+    row = batch.req_id_to_index.get(request_id)
+    if row is not None:
+        num_kept = batch.num_prompt_tokens[row] + len(state.output_token_ids)
+        batch.num_tokens_no_spec[row] = num_kept
+    if batch.prev_req_id_to_index:
+        batch.prev_req_id_to_index.pop(request_id, None)  # its last token is not on the device
+
+
 def resolve_on_host(runner: Any) -> None:
     """Have a model runner leave nothing that a step has to know to be corrected on the device."""
     runner.use_async_spec_decode = False

@@ -108,11 +108,12 @@ def fingerprint_of(
     if getattr(model, "model_weights", ""):
         raise FingerprintError("the weights lie in an object store")
     try:
-        folder = _folder_of(vllm_config, model.model, model.revision)
+        downloads = vllm_config.load_config.download_dir
+        folder = folder_of_model(model.model, model.revision, downloads)
         weights, others = model_files(folder)
         if not weights:
             raise FingerprintError(f"there are no weights in {folder}")
-        tokenizer = _folder_of(vllm_config, model.tokenizer, model.tokenizer_revision)
+        tokenizer = folder_of_model(model.tokenizer, model.tokenizer_revision, downloads)
         parts = {
             "layout": _LAYOUT,
             "settings": settings_of(vllm_config),
@@ -205,7 +206,7 @@ def _cpu_flags() -> list[str]:
     return [torch.backends.cpu.get_cpu_capability(), *found]
 
 
-def _folder_of(vllm_config: Any, name: str, revision: str | None) -> Path:
+def folder_of_model(name: str, revision: str | None, download_dir: str | None) -> Path:
     """Return where a model's files lie on this machine: its folder, or the hub's snapshot.
 
     Raises:
@@ -216,9 +217,7 @@ def _folder_of(vllm_config: Any, name: str, revision: str | None) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
-        found = try_to_load_from_cache(
-            name, file, cache_dir=vllm_config.load_config.download_dir, revision=revision
-        )
+        found = try_to_load_from_cache(name, file, cache_dir=download_dir, revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     raise FingerprintError(f"the files of {name} were not found")

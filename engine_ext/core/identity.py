@@ -1,6 +1,8 @@
-"""Which engines are ours, on which model runner, and how they must not be started."""
+"""Which engines are ours, on which model runner, whether requests go on in other engines, and how
+ours must not be started."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from vllm import envs
 
@@ -10,7 +12,21 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.interface import SchedulerInterface
 
-__all__ = ["PROPOSER_PATH", "runs_on_v2", "unsupported_start", "uses_our_proposer"]
+__all__ = ["PROPOSER_PATH", "hand_over", "runs_on_v2", "unsupported_start", "uses_our_proposer"]
+
+
+# vLLM's connectors that hand over KV, or hidden states, whatever role they are given.
+_HAND_OVER = frozenset(
+    {
+        "ExampleHiddenStatesConnector",
+        "MooncakeConnector",
+        "MoRIIOConnector",
+        "NixlConnector",
+        "NixlPullConnector",
+        "NixlPushConnector",
+        "P2pNcclConnector",
+    }
+)
 
 
 def uses_our_proposer(vllm_config: "VllmConfig") -> bool:
@@ -27,6 +43,40 @@ def runs_on_v2(owner: "VllmConfig | SchedulerInterface") -> bool:
             which has kept what it found.
     """
     return bool(getattr(owner, "use_v2_model_runner", False))
+
+
+def hand_over(vllm_config: "VllmConfig") -> str | None:
+    """Return how this engine hands requests' KV to another engine, or takes them from it, for a log
+    line; None: it does not, whether it has a KV connector or none.
+
+    One that keeps blocks for later, in host memory, on disk or in a store that engines share,
+    changes only where a block comes from. One of disaggregated prefill changes what a request is:
+    its other half waits for it elsewhere.
+    """
+    config = vllm_config.kv_transfer_config
+    if config is None or config.kv_connector is None:
+        return None
+    for name, role in _connectors(
+        config.kv_connector, config.kv_role, config.kv_connector_extra_config
+    ):
+        if name in _HAND_OVER:
+            return f"the KV connector {name} hands KV to other engines"
+        if role != "kv_both":
+            return f"the KV connector {name} has the role {role}"
+    return None
+
+
+def _connectors(
+    name: str | None, role: str | None, extra: Mapping[str, Any]
+) -> Iterator[tuple[str | None, str | None]]:
+    """Yield the name and the role of a connector, and of those that it is made of."""
+    yield name, role
+    for child in extra.get("connectors", ()):
+        yield from _connectors(
+            child.get("kv_connector"),
+            child.get("kv_role", role),
+            child.get("kv_connector_extra_config", {}),
+        )
 
 
 def unsupported_start() -> str | None:

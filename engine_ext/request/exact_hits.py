@@ -10,6 +10,7 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from reprise.engine_ext.core.identity import hand_over
 from reprise.engine_ext.request.exact_key import exact_key
 
 if TYPE_CHECKING:
@@ -174,8 +175,8 @@ def is_determined(params: "SamplingParams") -> bool:
 def unsupported_engine(vllm_config: Any) -> str | None:
     """Return why no request of this engine can be answered from the cache; None if some can."""
     model = vllm_config.model_config
-    if vllm_config.kv_transfer_config is not None:
-        return "KV caches are transferred to or from another engine"
+    if (handed_over := hand_over(vllm_config)) is not None:
+        return handed_over  # the other engine waits for what a hit would skip
     if getattr(model, "enable_return_routed_experts", False):
         return "the engine returns routed experts"
     if getattr(model, "return_sampling_mask", False):

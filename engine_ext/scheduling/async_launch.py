@@ -26,13 +26,19 @@ from reprise.engine_ext.compat.engine_state import (
     forget_draft_length,
     resolve_on_host,
     sampling,
+    take_back_output,
     take_inputs_from_host,
 )
 from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.placeholders import PLACEHOLDER
-from reprise.engine_ext.scheduling.modes import leave_no_room, step_without_requests
+from reprise.engine_ext.scheduling.modes import (
+    forget_failed_loads,
+    leave_no_room,
+    needs_kv_loaded,
+    step_without_requests,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -133,6 +139,7 @@ class AsyncLaunch:
         return bool(
             scheduler_output.scheduled_spec_decode_tokens
             or scheduler_output.has_structured_output_requests
+            or needs_kv_loaded(scheduler_output)
             or self._runner.input_batch.sampling_metadata.output_token_ids
             or not self._may_launch
         )
@@ -152,10 +159,13 @@ class AsyncLaunch:
         self,
         original: Original,
         scheduler_output: "SchedulerOutput",
-        model_runner_output: "ModelRunnerOutput",  # noqa: ARG002 - the scheduler has taken it in
+        model_runner_output: "ModelRunnerOutput",
     ) -> Any:
         """Run vLLM's; then draft, if drafts can be made now or would pay."""
         outputs = original()
+        dropped = forget_failed_loads(self._scheduler, scheduler_output, model_runner_output)
+        for request in dropped:
+            take_back_output(self._runner, request.request_id, request.num_output_tokens)
         self._resolve_placeholders()
         if any(step.scheduler_output is scheduler_output for step in self._in_flight):
             # None is before it but what failed to be taken in.
@@ -167,6 +177,8 @@ class AsyncLaunch:
                 self._hand_over(self._runner.take_draft_token_ids())
             else:
                 self._draft_late(step)
+        for request in dropped:
+            drop_drafts(request)  # they would follow a token that is not there
         return outputs
 
     def _forget_drafts(self, scheduler_output: "SchedulerOutput") -> None:

@@ -8,7 +8,8 @@ be as long as it can be, and every drafted token to be right, and sends the next
 before it runs; the runner resolves them (`resolve_drafts.py`), and the scheduler takes back the
 rest when it learns of it. To the runner, steps are what they always were.
 
-Steps with grammars are waited for: their drafts have to be seen by the engine core first.
+Steps with grammars are waited for: their drafts have to be seen by the engine core first. So are
+steps that begin with KV that a connector loads: should that fail, they have no output.
 
 The engine core then no longer has to wait in a loop, to be there at once when a step is over, and
 leaves its core to others meanwhile (`sleep_between_polls`). On a machine of few cores an API server
@@ -24,7 +25,12 @@ from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.placeholders import PLACEHOLDER
-from reprise.engine_ext.scheduling.modes import leave_no_room, step_without_requests
+from reprise.engine_ext.scheduling.modes import (
+    forget_failed_loads,
+    leave_no_room,
+    needs_kv_loaded,
+    step_without_requests,
+)
 from reprise.engine_ext.scheduling.resolve_drafts import num_drafted_of
 
 if TYPE_CHECKING:
@@ -53,7 +59,7 @@ class AsyncSchedule:
         """Run vLLM's `step_with_batch_queue`, which schedules a batch wherever it can; where the
         next batch has to wait for what is in flight, only process the output of that."""
         in_flight = self._core.batch_queue
-        if not in_flight or not in_flight[0][1].has_structured_output_requests:
+        if not in_flight or not _has_to_wait(in_flight[0][1]):
             return step()
         return step_without_requests(step, self._scheduler)
 
@@ -96,6 +102,7 @@ class AsyncSchedule:
         """Run vLLM's on what was really drafted."""
         self._roll_back_unused(scheduler_output.scheduled_spec_decode_tokens, model_runner_output)
         outputs = original()
+        forget_failed_loads(self._scheduler, scheduler_output, model_runner_output)
         if scheduler_output.has_structured_output_requests:
             drafts = self._core.model_executor.take_draft_token_ids()
             if drafts is not None:
@@ -125,6 +132,11 @@ class AsyncSchedule:
                 scheduled[request_id] = tokens[:drafted]
             else:
                 del scheduled[request_id]
+
+
+def _has_to_wait(scheduler_output: "SchedulerOutput") -> bool:
+    """Return whether nothing may be scheduled before a step's output is known."""
+    return scheduler_output.has_structured_output_requests or needs_kv_loaded(scheduler_output)
 
 
 class _Polling:

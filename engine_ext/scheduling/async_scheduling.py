@@ -28,7 +28,7 @@ from reprise.engine_ext.compat.hooks import drafter_of
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
-from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
+from reprise.engine_ext.core.identity import hand_over, runs_on_v2, uses_our_proposer
 from reprise.engine_ext.scheduling.async_launch import AsyncLaunch
 from reprise.engine_ext.scheduling.async_schedule import AsyncSchedule, sleep_between_polls
 from reprise.engine_ext.scheduling.modes import (
@@ -58,7 +58,7 @@ def possible_mode(config: VllmConfig) -> AsyncMode | None:
         or runs_on_v2(config)  # vLLM's own
         or config.model_config is None
         or config.model_config.is_hybrid  # its states follow accepted drafts on the device
-        or config.kv_transfer_config is not None
+        or hand_over(config) is not None
         or config.scheduler_config.scheduler_cls is not None
         or not (parallel.world_size == parallel.data_parallel_size == 1)
     ):

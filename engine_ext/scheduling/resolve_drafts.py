@@ -91,7 +91,9 @@ def _resolve(
         if state is not None and request_id not in cached.resumed_req_ids:
             computed = min(cached.num_computed_tokens[index], state.num_tokens - 1)
             cached.num_computed_tokens[index] = computed
-            cached.num_output_tokens[index] = len(state.output_token_ids)
+            # Fewer are expected only where the scheduler has dropped some (failed KV loads).
+            num_output = min(cached.num_output_tokens[index], len(state.output_token_ids))
+            cached.num_output_tokens[index] = num_output
     scheduled = scheduler_output.scheduled_spec_decode_tokens
     num_drafted: dict[str, int] = mark_of(scheduler_output, _NUM_DRAFTED, {})
     set_mark(scheduler_output, _NUM_DRAFTED, num_drafted)

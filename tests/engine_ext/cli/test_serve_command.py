@@ -9,7 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from reprise.engine_ext.checks import tier_checks
 from reprise.engine_ext.cli import serve_command
+from reprise.engine_ext.cli.cli import main
 from reprise.engine_ext.cli.serve_command import (
     PROPOSER_PATH,
     serve,
@@ -93,3 +95,43 @@ def test_what_cannot_work_is_not_started(monkeypatch: pytest.MonkeyPatch, demo_m
     assert isinstance(result.exception, ValueError)
     assert "redi://x" in str(result.exception)
     assert started == []
+
+
+def test_kv_tiers_become_vllms_own_option(
+    monkeypatch: pytest.MonkeyPatch, demo_model: Path, tmp_path: Path
+) -> None:
+    started = []
+    monkeypatch.setattr(serve_command.os, "execve", lambda *given: started.append(given))
+    monkeypatch.setattr(tier_checks, "is_cpu_build", lambda: False)
+    app = typer.Typer()
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+    tiers = f"cpu=1MiB,disk={tmp_path}:1MiB"
+    result = CliRunner().invoke(app, [str(demo_model), "--kv-tiers", tiers, "--port", "0"])
+    assert result.exit_code == 0, result.output
+    ((_, command, _),) = started
+    config = json.loads(command[command.index("--kv-transfer-config") + 1])
+    assert config["kv_load_failure_policy"] == "recompute"
+    assert "--kv-tiers" not in command
+    assert command[-2:] == ["--port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "says"),
+    [("cpu=1GiB", "computes on the CPU"), ("cpu=1GB", "got '1GB'"), ("disk=/kv:1GiB", "add cpu=")],
+)
+def test_kv_tiers_that_cannot_be_end_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    demo_model: Path,
+    tiers: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr(tier_checks, "is_cpu_build", lambda: True)
+    given = ["reprise", "serve", str(demo_model), "--port", "0", "--kv-tiers", tiers]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("reprise: --kv-tiers")
+    assert says in line

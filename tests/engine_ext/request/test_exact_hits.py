@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+from vllm.config import KVTransferConfig
 from vllm.config.speculative import RejectionSampleMethod, SpeculativeConfig
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import (
@@ -240,6 +241,18 @@ def engine(**speculative: Any) -> SimpleNamespace:
         use_v2_model_runner=False,
         speculative_config=SimpleNamespace(**speculative) if speculative else None,
     )
+
+
+def test_nothing_is_exact_where_another_engine_waits_for_the_kv() -> None:
+    for role in ("kv_producer", "kv_consumer"):
+        handing = engine()
+        handing.kv_transfer_config = KVTransferConfig(kv_connector="Any", kv_role=role)
+        assert unsupported_engine(handing) == f"the KV connector Any has the role {role}"
+    keeping = engine()
+    keeping.kv_transfer_config = KVTransferConfig(
+        kv_connector="OffloadingConnector", kv_role="kv_both"
+    )
+    assert unsupported_engine(keeping) is None
 
 
 def test_nothing_is_exact_where_drafts_change_answers() -> None:

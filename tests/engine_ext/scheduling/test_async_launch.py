@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 from vllm.v1.request import Request
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
@@ -165,9 +165,9 @@ class World:
         self.batch.num_tokens_no_spec[0] += 1
         return "sampled"
 
-    def launch(self, **drafts: list[int]) -> Any:
+    def launch(self, step: SchedulerOutput | None = None, **drafts: list[int]) -> Any:
         """A step is launched, and joins vLLM's queue."""
-        output = step_of(drafts)
+        output = step_of(drafts) if step is None else step
         self.runner.execute_model_state = state_of(output)
         assert self.runner.sample_tokens(None) == "sampled"
         self.core.batch_queue.appendleft(output)
@@ -224,6 +224,31 @@ def test_a_step_that_was_launched_unseen_is_waited_for(monkeypatch: pytest.Monke
     world.finish(7)
     world.finish(8)
     assert world.state.output_token_ids == [7, 8]
+    assert world.may_launch()
+
+
+@pytest.mark.parametrize("was_in_flight", [False, True])
+def test_what_was_dropped_with_a_failed_load_is_dropped_here(was_in_flight: bool) -> None:
+    world = World()
+    if was_in_flight:
+        world.launch()
+    step = step_of({})
+    step.has_sync_kv_loads = True
+    world.launch(step)
+    assert not world.may_launch()
+    if was_in_flight:
+        world.finish(7)
+    known = list(world.request.output_token_ids)
+    world.request.num_output_placeholders = 1
+    world.batch.prev_req_id_to_index = {"a": 0}
+    world.runner.drafts = DraftTokenIds(["a"], [[9]])
+    lost = SimpleNamespace(kv_connector_output=KVConnectorOutput(invalid_block_ids={3}))
+    world.scheduler.update_from_output(world.core.batch_queue.pop(), lost)
+    assert world.request.num_output_placeholders == 0
+    assert world.request.spec_token_ids == []
+    assert world.state.output_token_ids == known
+    assert world.batch.num_tokens_no_spec.tolist() == [4 + len(known)]
+    assert not world.batch.prev_req_id_to_index
     assert world.may_launch()
 
 

@@ -3,6 +3,7 @@ so are in test_async_engines.py."""
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,19 @@ from vllm.distributed.utils import sched_yield
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
+from vllm.v1.outputs import (
+    EMPTY_MODEL_RUNNER_OUTPUT,
+    DraftTokenIds,
+    KVConnectorOutput,
+    ModelRunnerOutput,
+)
 from vllm.v1.request import Request
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.scheduling.async_schedule import AsyncSchedule, sleep_between_polls
+from reprise.engine_ext.scheduling.modes import needs_kv_loaded
 from reprise.engine_ext.scheduling.resolve_drafts import (
     num_drafted_of,
     resolve_drafts,
@@ -58,7 +65,8 @@ def runner(drafts: dict[str, list[int]], **num_tokens: int) -> Any:
 def decided(
     scheduled: dict[str, int], drafts: dict[str, list[int]], resumed: tuple[str, ...] = ()
 ) -> SchedulerOutput:
-    """A scheduler's output; it takes each cached request to have computed 100 tokens."""
+    """A scheduler's output; it takes each cached request to have computed 100 tokens, and to have
+    emitted 190 when the step runs."""
     step = SchedulerOutput.make_empty()
     step.scheduled_cached_reqs = CachedRequestData(
         req_ids=list(scheduled),
@@ -67,7 +75,7 @@ def decided(
         all_token_ids={},
         new_block_ids=[None] * len(scheduled),
         num_computed_tokens=[100] * len(scheduled),
-        num_output_tokens=[90] * len(scheduled),
+        num_output_tokens=[190] * len(scheduled),
     )
     step.num_scheduled_tokens = scheduled
     step.total_num_scheduled_tokens = sum(scheduled.values())
@@ -97,8 +105,17 @@ def test_prompts_in_pieces_and_resumed_requests_are_as_the_scheduler_says() -> N
     step = decided({"prompt": 32, "resumed": 20}, {}, resumed=("resumed",))
     resolve_drafts(runner({}, prompt=200, resumed=60), step)
     assert step.scheduled_cached_reqs.num_computed_tokens == [100, 100]
-    assert step.scheduled_cached_reqs.num_output_tokens == [190, 90]
+    assert step.scheduled_cached_reqs.num_output_tokens == [190, 190]
     assert step.total_num_scheduled_tokens == 52
+
+
+def test_tokens_that_the_scheduler_has_dropped_are_dropped_here() -> None:
+    """Their KV could not be loaded: they are computed once more."""
+    step = decided({"a": 60}, {})
+    step.scheduled_cached_reqs.num_output_tokens = [0]
+    resolve_drafts(runner({}, a=111), step)
+    assert step.scheduled_cached_reqs.num_output_tokens == [0]
+    assert step.scheduled_cached_reqs.num_computed_tokens == [100]
 
 
 def test_drafts_that_the_engine_core_has_seen_stay() -> None:
@@ -288,16 +305,50 @@ def test_a_step_with_grammars_leaves_no_room_that_the_worker_would_fill() -> Non
     assert a_scheduler.seen == [0, 16]
 
 
-@pytest.mark.parametrize("waits", [True, False])
-def test_a_step_with_grammars_is_waited_for(waits: bool) -> None:
-    scheduled = decided({"a": 1}, {})
-    scheduled.has_structured_output_requests = waits
+@pytest.mark.parametrize(
+    ("fields", "waits"),
+    [
+        ({"has_structured_output_requests": True}, True),
+        ({"has_sync_kv_loads": True}, True),
+        ({"kv_connector_metadata": object()}, False),
+        ({}, False),
+    ],
+)
+def test_a_step_with_grammars_or_loads_is_waited_for(fields: dict[str, Any], waits: bool) -> None:
+    scheduled = replace(decided({"a": 1}, {}), **fields)
     in_flight = (None, scheduled, None)
     a_scheduler = scheduler({"a": request()})
     stepper = engine_of(a_scheduler, batch_queue=[in_flight])
     step = Original(lambda: (a_scheduler.has_requests(), False))
     assert stepper.step(step) == ((False, True) if waits else (True, False))
     assert a_scheduler.has_requests()
+
+
+def test_where_vllm_does_not_say_what_is_loaded_each_step_with_a_connector_may() -> None:
+    assert not needs_kv_loaded(SimpleNamespace(kv_connector_metadata=None))  # type: ignore[arg-type]
+    assert needs_kv_loaded(SimpleNamespace(kv_connector_metadata=object()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_sync", [True, False])
+def test_what_was_dropped_with_a_failed_load_is_not_waited_for(is_sync: bool) -> None:
+    """vLLM's own has taken in what the others emitted. Loads between steps have no output."""
+    requests = {
+        "failed": request(num_output_placeholders=1, num_computed_tokens=32),
+        "fine": request(num_output_placeholders=0),
+    }
+    for each in requests.values():
+        each.spec_token_ids = [OPEN] * 4
+    a_scheduler = scheduler(requests)
+    step, output = finished({name: [] for name in requests}, {})
+    step.has_sync_kv_loads = is_sync
+    output.kv_connector_output = KVConnectorOutput(invalid_block_ids={7})
+    engine_of(a_scheduler)
+    assert a_scheduler.update_from_output(step, output) == "outputs"
+    failed, fine = requests.values()
+    assert failed.num_output_placeholders == (0 if is_sync else 1)
+    assert failed.spec_token_ids == ([] if is_sync else [OPEN] * 4)
+    assert failed.num_computed_tokens == 32
+    assert (fine.num_output_placeholders, fine.spec_token_ids) == (0, [OPEN] * 4)
 
 
 def test_who_waits_for_a_step_leaves_the_core_to_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm.config import SchedulerConfig
+from vllm.config import KVTransferConfig, SchedulerConfig
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.core import EngineCore
@@ -67,7 +67,7 @@ def test_on_one_core_nothing_runs_beside_the_worker(monkeypatch: pytest.MonkeyPa
     [
         {"drafter": "ngram"},
         {"is_hybrid": True},
-        {"kv_transfer_config": object()},
+        {"kv_transfer_config": KVTransferConfig(kv_connector="X", kv_role="kv_consumer")},
         {"scheduler_cls": "my.Scheduler"},
         {"world_size": 2},
         {"data_parallel_size": 2},
@@ -79,6 +79,16 @@ def test_other_engines_do_not(monkeypatch: pytest.MonkeyPatch, change: dict[str,
     for has_device, backend in ((False, "mp"), (True, "uni")):
         monkeypatch.setattr(async_scheduling, "is_overlapping", lambda found=has_device: found)
         assert async_scheduling.possible_mode(config(backend, **change)) is None
+
+
+def test_an_engine_whose_connector_keeps_blocks_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
+    keeps = KVTransferConfig(kv_connector="OffloadingConnector", kv_role="kv_both")
+    given = config(kv_transfer_config=keeps)
+    assert async_scheduling.possible_mode(given) is AsyncMode.SCHEDULE
+    monkeypatch.setattr(async_scheduling, "is_overlapping", lambda: True)
+    given = config("uni", kv_transfer_config=keeps)
+    assert async_scheduling.possible_mode(given) is AsyncMode.LAUNCH
 
 
 def test_the_way_is_in_what_other_processes_are_sent() -> None:

@@ -51,6 +51,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
     ),
     "eval": (
         {"replay"},
+        {"answer_page"},
         {"report"},
         {"demo_data"},
         {"real_model"},

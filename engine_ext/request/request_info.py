@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from reprise.spec.api.recorded_steps import RecordedRequest
+
 if TYPE_CHECKING:
     from reprise.retrieval.api.found_clause import FoundClause
     from reprise.spec.api.stats import RequestStats
@@ -36,6 +38,12 @@ class DraftCounts(msgspec.Struct, frozen=True):
     """Verification steps; the first token comes from the prefill and counts as none."""
     by_source: dict[str, SourceCounts] = msgspec.field(default_factory=dict)
     """context, near_answer and corpus."""
+
+
+class RecordedCounts(DraftCounts, frozen=True):
+    """Those of a request whose steps were recorded. No reply has them: the fetcher leaves them."""
+
+    record: RecordedRequest = msgspec.field(default_factory=lambda: RecordedRequest([]))
 
 
 class ClauseInfo(msgspec.Struct, frozen=True):
@@ -130,8 +138,14 @@ class DraftCountsStore:
     def __init__(self) -> None:
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
 
-    def put(self, request_id: str, stats: "RequestStats | None") -> None:
-        """Store the counts of a request that asked and is over; None: nothing was drafted."""
+    def put(
+        self,
+        request_id: str,
+        stats: "RequestStats | None",
+        record: RecordedRequest | None = None,
+    ) -> None:
+        """Store the counts of a request that asked and is over; without `stats`, nothing was
+        drafted."""
         counts = DraftCounts()
         if stats is not None:
             by_source = {
@@ -139,6 +153,8 @@ class DraftCountsStore:
                 for source, count in stats.by_source.items()
             }
             counts = DraftCounts(stats.steps, by_source)
+        if record is not None:
+            counts = RecordedCounts(counts.steps, counts.by_source, record)
         self._counts[request_id] = counts
         while len(self._counts) > _MAX_STORED:
             self._counts.popitem(last=False)

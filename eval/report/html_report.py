@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,12 +9,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from reprise.eval.answer_page.answer_html import (
+    answers_section,
+    answers_style,
+    content_policy,
+    escaped,
+)
+from reprise.eval.answer_page.shown import ShownTrace
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.results_table import result_columns
 from reprise.eval.replay.run_options import RunOptions
 
 _STYLE = """
-:root { --ink: #1c1917; --soft: #78716c; --line: #e7e5e4; --paper: #fafaf9; --best: #c2410c; }
+:root { color-scheme: light dark; --ink: #1c1917; --soft: #6b645f; --line: #e7e5e4;
+  --paper: #fafaf9; --card: #fff; --control: #a8a29e; --best: #c2410c; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #f2eeea; --soft: #b3aaa3; --line: #3b3531; --paper: #161310; --card: #1f1b18;
+    --control: #6b645f; --best: #ff8a4c; }
+  .plot svg { filter: invert(1) hue-rotate(180deg); }
+}
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -23,8 +35,8 @@ main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 17px; margin: 40px 0 8px; }
 p { max-width: 70ch; color: var(--soft); margin: 0 0 8px; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 8px 16px;
-  overflow-x: auto; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 8px 16px; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 10px; text-align: right; }
 td { white-space: nowrap; }
@@ -65,20 +77,38 @@ _GLOSSARY = (
 )
 
 
+Answers = Sequence[tuple[str, ShownTrace]]
+"""Traces by name, with the answers of each that are shown token by token."""
+
+
 def write_html(
-    path: str | Path, config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str | None
+    path: str | Path,
+    config: Mapping[str, Any],
+    runs: Sequence[Run],
+    *,
+    plot_svg: str | None,
+    answers: Answers = (),
 ) -> None:
     """Write the page; `plot_svg` is an SVG element or None."""
-    Path(path).write_text(render_html(config, runs, plot_svg=plot_svg), encoding="utf-8")
+    page = render_html(config, runs, plot_svg=plot_svg, answers=answers)
+    Path(path).write_text(page, encoding="utf-8")
 
 
-def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str | None) -> str:
-    """The page: a table for each trace, the frontier plot, and the settings."""
+def render_html(
+    config: Mapping[str, Any],
+    runs: Sequence[Run],
+    *,
+    plot_svg: str | None,
+    answers: Answers = (),
+) -> str:
+    """The page: a table for each trace, answers, the frontier plot, and the settings."""
     cost = float(config["cost"])
     sections = [
-        f"<h2>{html.escape(trace)}</h2>\n<div class=card>{_table(list(group), cost=cost)}</div>"
+        f"<h2>{escaped(trace)}</h2>\n<div class=card>{_table(list(group), cost=cost)}</div>"
         for trace, group in groupby(runs, key=lambda run: run.trace)
     ]
+    if answers:
+        sections.append(answers_section(answers, threshold=float(config["threshold"])))
     if plot_svg is not None:
         sections.append(
             "<h2>What a drafted token buys</h2>\n<p>Each line joins one method's settings; a ring"
@@ -86,7 +116,7 @@ def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str
             f'<div class="card plot">{plot_svg}</div>'
         )
     others = "".join(
-        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(_as_text(value))}</dd>"
+        f"<dt>{escaped(name.replace('_', ' '))}</dt><dd>{escaped(_as_text(value))}</dd>"
         for name, value in config.items()
         if value is not None and not _is_option(name)
     )
@@ -94,10 +124,11 @@ def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str
     return (
         "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
         '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f"<title>Reprise: acceptance rates</title>\n<style>{_STYLE}</style>\n<main>\n"
+        f"{content_policy(has_script=bool(answers))}\n<title>Reprise: acceptance rates</title>\n"
+        f"<style>{_STYLE}{answers_style() if answers else ''}</style>\n<main>\n"
         f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {_GLOSSARY}</p>\n"
         + "\n".join(sections)
-        + f"\n<h2>Settings</h2>\n<div class=card><code>{html.escape(_command(config))}</code>"
+        + f"\n<h2>Settings</h2>\n<div class=card><code>{escaped(_command(config))}</code>"
         f"<dl>{others}</dl></div>\n</main>\n</html>\n"
     )
 
@@ -150,15 +181,15 @@ def _rank(name: str) -> int | None:
 
 
 def _rows(runs: Sequence[Run], columns: Mapping[str, list[str]], *, ranked: str, best: int) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{escaped(name)}</th>" for name in columns)
     body = []
     for number, run in enumerate(runs):
         cells = "".join(
             f"<td{' class=best' if name == ranked and number == best else ''}>"
-            f"{html.escape(cells[number])}</td>"
+            f"{escaped(cells[number])}</td>"
             for name, cells in columns.items()
         )
-        body.append(f"<tr class={html.escape(run.method)}>{cells}</tr>")
+        body.append(f"<tr class={escaped(run.method)}>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 

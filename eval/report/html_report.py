@@ -118,7 +118,7 @@ def render_html(
     others = "".join(
         f"<dt>{escaped(name.replace('_', ' '))}</dt><dd>{escaped(_as_text(value))}</dd>"
         for name, value in config.items()
-        if value is not None and not _is_option(name)
+        if value is not None and not _is_option(name) and name != "command"
     )
     engine = "recorded answers" if config["engine"] == "replay" else "a real engine"
     return (
@@ -138,7 +138,9 @@ def _is_option(name: str) -> bool:
 
 
 def _command(config: Mapping[str, Any]) -> str:
-    """Return the settings as they are typed."""
+    """Return the settings as they are typed; another command says itself what was typed."""
+    if "command" in config:
+        return str(config["command"])
     words = ["python", "eval/acceptance_rate.py"]
     for name, value in config.items():
         if value is None or value is False or value == [] or not _is_option(name):

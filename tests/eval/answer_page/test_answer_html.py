@@ -4,8 +4,10 @@ import re
 from html.parser import HTMLParser
 
 from reprise.eval.answer_page.answer_html import answers_script, escaped
+from reprise.eval.answer_page.shown import shown_trace, shown_traces
 from reprise.eval.replay.recording import RecordedTrace
-from reprise.tests.eval.answer_page.pages import HOSTILE, page, recorded, tokenizer
+from reprise.eval.report.html_report import render_html
+from reprise.tests.eval.answer_page.pages import CONFIG, HOSTILE, page, recorded, tokenizer
 
 VOID = {"meta", "input", "br"}
 
@@ -144,9 +146,6 @@ def test_another_answer_of_a_method_is_called_that() -> None:
 def test_what_is_not_known_is_not_claimed() -> None:
     assert not any("data-partial" in article for article in articles())
     alone = RecordedTrace(["q"], ["q"], {"suffix": recorded().answers["suffix"][:1]}, cached=None)
-    from reprise.eval.answer_page.shown import shown_traces
-    from reprise.tests.eval.answer_page.pages import CONFIG, render_html
-
     shown = render_html(CONFIG, [], plot_svg=None, answers=shown_traces({"t": alone}, tokenizer))
     assert "data-partial" in shown
     assert "semantic cache" not in shown.partition("<section>")[2].partition("<script>")[0]
@@ -154,14 +153,12 @@ def test_what_is_not_known_is_not_claimed() -> None:
 
 
 def test_many_traces_share_the_page() -> None:
-    from reprise.eval.answer_page import shown
-
     assert len(articles()) == 3
     assert page(("a", "b")).count("<article") == 6
-    few = shown.shown_trace(recorded(), tokenizer, max_tokens=1)
+    few = shown_trace(recorded(), tokenizer, max_tokens=1)
     assert few is not None
     assert len(few.answers) == 1
-    assert shown.shown_traces({"t": RecordedTrace(["q"], ["q"])}, tokenizer) == []
+    assert shown_traces({"t": RecordedTrace(["q"], ["q"])}, tokenizer) == []
 
 
 def test_control_characters_and_halves_of_pairs_do_not_get_through() -> None:

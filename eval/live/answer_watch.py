@@ -64,10 +64,11 @@ class AnswerWatch:
         recorded: dict[str, RecordedRequest] = {}
         if self._asks_worker:
             ids = list(self._ids.values())
-            (found,) = llm.collective_rpc("reprise_draft_counts", args=(ids,))
+            found = llm.collective_rpc("reprise_draft_counts", args=(ids,))[0]
             recorded = {
                 request_id: msgspec.convert(counts["record"], RecordedRequest)
                 for request_id, counts in found.items()
+                if "record" in counts
             }
         records = []
         for number, request_id in sorted(self._ids.items()):

@@ -31,7 +31,7 @@ _LABELS = {
     "near_answer": "near answer",
     "context": "context",
     "corpus": "corpus",
-    "draft": "draft of unknown source",
+    "draft": "unknown source",
 }
 _MAX_QUESTION, _MAX_NEAR, _MAX_PROMPT, _MAX_REJECTED = 400, 200, 4000, 80
 """Characters that are shown."""
@@ -152,9 +152,11 @@ def _summary(trace: ShownTrace, threshold: float) -> str:
     if trace.has_cache:
         replies = [answer for answer in answers if answer.cached is not None]
         wrong = sum(_changed(answer).changed + _changed(answer).missing > 0 for answer in replies)
+        text += f" A semantic cache at {threshold:g} would have answered "
         text += (
-            f" A semantic cache at {threshold:g} would have answered {len(replies)} of"
-            f" {len(answers)} by itself, {wrong} of them otherwise than the model."
+            f"{len(replies)} of {len(answers)} by itself, {wrong} of them otherwise than the model."
+            if replies
+            else "none of them by itself."
         )
     return f"<p class=sum>{text}</p>"
 

@@ -149,7 +149,7 @@ def test_what_is_not_known_is_not_claimed() -> None:
     shown = render_html(CONFIG, [], plot_svg=None, answers=shown_traces({"t": alone}, tokenizer))
     assert "data-partial" in shown
     assert "semantic cache" not in shown.partition("<section>")[2].partition("<script>")[0]
-    assert "draft of unknown source" in shown
+    assert "unknown source</button>" in shown
 
 
 def test_many_traces_share_the_page() -> None:

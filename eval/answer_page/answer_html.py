@@ -91,7 +91,7 @@ def answers_section(traces: Sequence[tuple[str, ShownTrace]], *, threshold: floa
             f"<section><h2>What came for free: {escaped(name)}</h2>{_summary(trace, threshold)}"
             f"{''.join(articles)}</section>"
         )
-    parts.append("<aside id=detail role=status aria-live=polite hidden></aside>")
+    parts.append("<aside id=detail role=status aria-live=polite></aside>")
     return "\n".join(parts) + f"\n<script>{answers_script()}</script>\n"
 
 

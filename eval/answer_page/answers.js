@@ -54,8 +54,8 @@
   const show = (token) => {
     if (pointed) pointed.classList.remove("at");
     pointed = token;
-    detail.hidden = !token;
-    if (!token) return;
+    // It stays where it is when it is empty: only what is there already is read out on a change.
+    if (!token) return detail.replaceChildren();
     token.classList.add("at");
     const step = token.parentElement, said = step.parentElement;
     const steps = [...said.querySelectorAll(".s")], number = steps.indexOf(step);

@@ -114,18 +114,31 @@ class Page:
 
     def point(self, selector: str, *, click: bool = False) -> None:
         """Move the mouse onto the first element that the selector finds, scrolled into view."""
-        box = self.run(
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getClientRects()[0];"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })"
-            f"(document.querySelector({json.dumps(selector)}))"
-        )
-        mouse = {"x": box[0], "y": box[1]}
+        mouse = self._middle(selector)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", **mouse)
         if click:
             for kind in ("mousePressed", "mouseReleased"):
                 self.send(
                     "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **mouse
                 )
+
+    def tap(self, selector: str) -> None:
+        """Tap the first element that the selector finds, with a finger."""
+        self.send("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.send(
+            "Input.dispatchTouchEvent", type="touchStart", touchPoints=[self._middle(selector)]
+        )
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.send("Emulation.setTouchEmulationEnabled", enabled=False)
+
+    def _middle(self, selector: str) -> dict[str, float]:
+        """Scroll an element into view; returns where its middle is."""
+        box = self.run(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getClientRects()[0];"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        return {"x": box[0], "y": box[1]}
 
 
 @contextmanager

@@ -45,7 +45,9 @@ def shown(page: Page) -> int:
 
 
 def detail(page: Page) -> str:
-    text: str = page.run("document.querySelector('#detail:not([hidden])')?.textContent ?? ''")
+    text: str = page.run("document.querySelector('#detail').textContent")
+    is_seen: bool = page.run("getComputedStyle(document.querySelector('#detail')).opacity === '1'")
+    assert is_seen == bool(text)
     return text
 
 
@@ -117,6 +119,15 @@ def test_a_token_that_is_pointed_at_tells_where_it_came_from(page: Page) -> None
     assert detail(page) == ""
 
 
+def test_a_token_is_tapped_on_a_phone(page: Page, file: Path) -> None:
+    page.open(file, width=390, height=800)
+    page.tap(".said i[data-a='1']")
+    assert "from a near answer" in detail(page)
+    assert "Where is my parcel?" in detail(page)
+    page.tap("h2")
+    assert detail(page) == ""
+
+
 def test_all_of_it_is_reached_by_keyboard(page: Page) -> None:
     for _ in range(40):
         page.press("Tab")
@@ -182,7 +193,7 @@ def test_what_a_screen_reader_is_told(page: Page) -> None:
     roles = [node["role"]["value"] for node in tree if not node.get("ignored")]
     names = {node["name"]["value"] for node in tree if node.get("name", {}).get("value")}
     assert roles.count("article") == 3
-    assert roles.count("status") >= 1
+    assert roles.count("status") == 2  # how many are found, and the detail
     assert {"Answers", "Search in questions and answers", "near answer"} <= names
     assert "combobox" in roles
     assert "searchbox" in roles

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from reprise.eval.answer_page.shown import ShownTrace, shown_traces
+from reprise.engine_ext.answer_page.records import RecordedTrace
+from reprise.engine_ext.answer_page.shown import ShownTrace, shown_traces
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.frontier import Frontiers, num_frontier_replays, trace_frontiers
@@ -32,7 +33,7 @@ from reprise.eval.replay.methods import (
     refuse_live_only,
     replay_method,
 )
-from reprise.eval.replay.recording import RecordedTrace, recorded_trace
+from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run, write_results
 from reprise.eval.replay.results_table import print_results
 from reprise.eval.replay.run_options import RunOptions

@@ -21,7 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reprise.eval.answer_page.shown import shown_traces
+from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
+from reprise.engine_ext.answer_page.shown import shown_traces
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
@@ -43,7 +44,7 @@ from reprise.eval.real_model.first_differences import (
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
 from reprise.eval.replay.peer_drafters import suffix_installed
-from reprise.eval.replay.recording import CachedReply, RecordedTrace, recorded_trace
+from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.semantic_cache import cached_replies, cached_rows
 from reprise.eval.replay.token_rows import load_tokenizer

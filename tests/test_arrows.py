@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # at the package's top.
 LAYERS: dict[str, tuple[set[str], ...]] = {
     "engine_ext": (
-        {"core"},
+        {"answer_page", "core"},
         {"checks", "compat"},
         {"kv_pins", "request", "scheduling", "worker"},
         {"outputs", "speculator"},
@@ -51,7 +51,6 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
     ),
     "eval": (
         {"replay"},
-        {"answer_page"},
         {"report"},
         {"demo_data"},
         {"real_model"},

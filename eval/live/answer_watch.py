@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reprise.engine_ext.answer_page.records import AnswerRecord, SeenAnswer
 from reprise.engine_ext.core.request_hints import RequestHints, attach_hints
-from reprise.eval.replay.drafter import SeenAnswer, unknown_origins
-from reprise.eval.replay.recording import AnswerRecord
+from reprise.eval.replay.drafter import unknown_origins
 from reprise.spec.api.recorded_steps import MAX_NEAR_PROMPT, RecordedRequest, RecordedStep
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
 from reprise.eval.live.live_worker import (
@@ -19,7 +20,6 @@ from reprise.eval.live.live_worker import (
 )
 from reprise.eval.real_model.smollm2 import SMOLLM2, ModelError, smollm2_path
 from reprise.eval.replay.methods import LIVE_ONLY_METHODS, METHODS, MethodError
-from reprise.eval.replay.recording import CachedReply, RecordedTrace
 from reprise.eval.replay.results import Percentiles, Run
 from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.semantic_cache import cached_replies, cached_rows

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.engine_ext.speculator.host_corpus import HostCorpus
-from reprise.eval.replay.drafter import SeenAnswer, unknown_origins
+from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.kernels.draft import Backend, draft_tokens

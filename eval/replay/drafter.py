@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.spec.api.recorded_steps import DraftedToken
-
-
-class SeenAnswer(msgspec.Struct, frozen=True):
-    """A near answer, as people want to see it."""
-
-    question: str
-    similarity: float
-    """Cosine in [-1, 1]."""
-    clause: int = 0
-    """0: found for the whole prompt; 1, 2, ...: for that clause of it."""
 
 
 def unknown_origins(draft: Sequence[int], source: str = "") -> list[DraftedToken]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from reprise.engine_ext.answer_page.records import RecordedTrace
 from reprise.eval.replay.drafter import Drafter
 from reprise.eval.replay.peer_drafters import (
     NGRAM_DRAFT_LENGTH,
@@ -17,7 +18,7 @@ from reprise.eval.replay.peer_drafters import (
     SuffixSetting,
     suffix_installed,
 )
-from reprise.eval.replay.recording import RecordedTrace, ReplayRecorder
+from reprise.eval.replay.recording import ReplayRecorder
 from reprise.eval.replay.replay import replay
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.results import Run, run_of_counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reprise.eval.replay.drafter import SeenAnswer
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reprise.eval.replay.drafter import SeenAnswer, unknown_origins
+from reprise.engine_ext.answer_page.records import SeenAnswer
+from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.spec.api.recorded_steps import DraftedToken
 

@@ -4,49 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
-from reprise.eval.replay.drafter import Drafter, SeenAnswer
+from reprise.engine_ext.answer_page.records import (
+    MAX_RECORDED,
+    AnswerRecord,
+    RecordedTrace,
+    SeenAnswer,
+)
+from reprise.eval.replay.drafter import Drafter
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.eval.replay.traces import TraceRow
 from reprise.spec.api.recorded_steps import RecordedStep, StepRecorder
-
-MAX_RECORDED = 24
-"""Answers of a trace, the first ones: a page is to be read."""
-
-
-class AnswerRecord(msgspec.Struct, frozen=True):
-    """One answer, step by step."""
-
-    token_ids: list[int]
-    """The first of them comes from the prefill and is of no step."""
-    steps: list[RecordedStep]
-    near: dict[str, SeenAnswer] = {}
-    """By answer id: those that drafts came from."""
-    has_whole_drafts: bool = True
-    """False: the steps' drafts are what was accepted of them; the rest is not known."""
-
-
-class CachedReply(msgspec.Struct, frozen=True):
-    """What a semantic cache would have said instead of asking the model."""
-
-    question: str
-    """The earlier one that it takes for the same."""
-    similarity: float
-    token_ids: list[int]
-
-
-class RecordedTrace(msgspec.Struct):
-    """What a page shows of a trace: its first requests."""
-
-    questions: list[str]
-    prompts: list[str]
-    """The whole of each, of which the question may be a part."""
-    answers: dict[str, list[AnswerRecord]] = {}
-    """Of each method that asks the model, in the order of `questions`."""
-    cached: list[CachedReply | None] | None = None
-    """None instead of a reply: the semantic cache would have asked the model. None instead of a
-    list: it was not looked into."""
 
 
 def recorded_trace(rows: Sequence[TraceRow]) -> RecordedTrace:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reprise.engine_ext.answer_page.records import MAX_RECORDED, CachedReply
 from reprise.eval.replay.peer_drafters import NoDrafter
-from reprise.eval.replay.recording import MAX_RECORDED, CachedReply
 from reprise.eval.replay.replay import ReplayCounts, replay_request
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.eval.replay.traces import TraceRow

@@ -9,61 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reprise.eval.answer_page.answer_html import (
-    answers_section,
-    answers_style,
-    content_policy,
-    escaped,
-)
-from reprise.eval.answer_page.shown import ShownTrace
+from reprise.engine_ext.answer_page.answer_html import answers_section
+from reprise.engine_ext.answer_page.document import document, escaped
+from reprise.engine_ext.answer_page.shown import ShownTrace
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.results_table import result_columns
 from reprise.eval.replay.run_options import RunOptions
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1917; --soft: #6b645f; --line: #e7e5e4;
-  --paper: #fafaf9; --card: #fff; --control: #a8a29e; --best: #c2410c; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #f2eeea; --soft: #b3aaa3; --line: #3b3531; --paper: #161310; --card: #1f1b18;
-    --control: #6b645f; --best: #ff8a4c; }
-  .plot svg { filter: invert(1) hue-rotate(180deg); }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 64px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
-h2 { font-size: 17px; margin: 40px 0 8px; }
-p { max-width: 70ch; color: var(--soft); margin: 0 0 8px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 8px 16px; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 10px; text-align: right; }
-td { white-space: nowrap; }
-th { vertical-align: bottom; line-height: 1.3; }
-th { font-size: 12px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
-tbody tr + tr td { border-top: 1px solid var(--line); }
-tr.reprise td { font-weight: 600; }
-td.best { color: var(--best); font-weight: 700; }
-svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 20px; font-size: 13px; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-code { display: block; font: 13px/1.6 ui-monospace, Menlo, Consolas, monospace; margin: 8px 0;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-details { margin-top: 8px; } summary { cursor: pointer; color: var(--soft); font-size: 13px; }
-@media (max-width: 640px) {
-  body { font-size: 14px; }
-  main { padding: 24px 10px 40px; }
-  .card { padding: 4px 6px; }
-  table { font-size: 12px; }
-  th, td { padding: 6px 4px; }
-  th { font-size: 10px; hyphens: auto; }
-  td:first-child { white-space: normal; }
-  .plot svg { min-width: 560px; }
-  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 6px; }
-}
-"""
 # What is read first, as far as it is there; the rest folds away, below.
 _FIRST = (
     *("method", "tokens/s", "speedup", "changed answers", "identical"),
@@ -121,16 +73,13 @@ def render_html(
         if value is not None and not _is_option(name) and name != "command"
     )
     engine = "recorded answers" if config["engine"] == "replay" else "a real engine"
-    return (
-        "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
-        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f"{content_policy(has_script=bool(answers))}\n<title>Reprise: acceptance rates</title>\n"
-        f"<style>{_STYLE}{answers_style() if answers else ''}</style>\n<main>\n"
+    body = (
         f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {_GLOSSARY}</p>\n"
         + "\n".join(sections)
         + f"\n<h2>Settings</h2>\n<div class=card><code>{escaped(_command(config))}</code>"
-        f"<dl>{others}</dl></div>\n</main>\n</html>\n"
+        f"<dl>{others}</dl></div>"
     )
+    return document("Reprise: acceptance rates", body, has_answers=bool(answers))
 
 
 def _is_option(name: str) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reprise.engine_ext.answer_page.records import AnswerRecord
 from reprise.eval import demo
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.live.live import run_of_outcome
 from reprise.eval.live.live_worker import LiveOutcome
-from reprise.eval.replay.recording import AnswerRecord, recorded_trace
+from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.replay.traces import TraceRow
 from reprise.spec.api.recorded_steps import DraftedToken, RecordedStep

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from reprise.eval.answer_page.token_texts import token_texts
-from reprise.eval.replay.drafter import SeenAnswer
-from reprise.eval.replay.recording import AnswerRecord, CachedReply, RecordedTrace
-from reprise.eval.replay.token_rows import ReplayTokenizer
+from reprise.engine_ext.answer_page.records import (
+    AnswerRecord,
+    CachedReply,
+    RecordedTrace,
+    SeenAnswer,
+)
+from reprise.engine_ext.answer_page.token_texts import token_texts
 from reprise.spec.api.recorded_steps import DraftedToken, RecordedStep
 
 MODEL, UNKNOWN = "model", "draft"
@@ -20,6 +23,17 @@ MAX_TOKENS = 8000
 """Of all answers of a page, those of one method: with its bars each takes some hundred bytes."""
 
 _FIRST_CHOICE = ("reprise", "reprise-drafts-only", "suffix-long", "suffix", "ngram", "none")
+
+
+class ReadsTokens(Protocol):
+    """How the tokens of a model are read."""
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends an answer."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
 
 
 class ShownToken(NamedTuple):
@@ -87,7 +101,7 @@ class ShownTrace(NamedTuple):
 
 
 def shown_traces(
-    recorded: Mapping[str, RecordedTrace], tokenizer: ReplayTokenizer
+    recorded: Mapping[str, RecordedTrace], tokenizer: ReadsTokens
 ) -> list[tuple[str, ShownTrace]]:
     """Return what a page shows of all these traces, by name, in some 8,000 tokens together."""
     most = MAX_TOKENS // max(1, len(recorded))
@@ -98,7 +112,7 @@ def shown_traces(
 
 
 def shown_trace(
-    recorded: RecordedTrace, tokenizer: ReplayTokenizer, *, max_tokens: int
+    recorded: RecordedTrace, tokenizer: ReadsTokens, *, max_tokens: int
 ) -> ShownTrace | None:
     """Return what is shown of a recorded trace: its first answers, up to so many tokens, at least
     one of them; None if no method that asks the model was recorded."""
@@ -115,7 +129,7 @@ def shown_trace(
 
 
 def _shown_answer(
-    recorded: RecordedTrace, number: int, method: str, tokenizer: ReplayTokenizer
+    recorded: RecordedTrace, number: int, method: str, tokenizer: ReadsTokens
 ) -> ShownAnswer:
     record = recorded.answers[method][number]
     by_method = {name: answers[number] for name, answers in recorded.answers.items()}
@@ -133,7 +147,7 @@ def _shown_answer(
     )
 
 
-def _shown_steps(record: AnswerRecord, tokenizer: ReplayTokenizer) -> list[ShownStep]:
+def _shown_steps(record: AnswerRecord, tokenizer: ReadsTokens) -> list[ShownStep]:
     numbers = {answer_id: number for number, answer_id in enumerate(record.near)}
     texts = token_texts(record.token_ids, tokenizer.decode)
     tokens = [
@@ -157,13 +171,13 @@ def _shown_steps(record: AnswerRecord, tokenizer: ReplayTokenizer) -> list[Shown
     return shown
 
 
-def _shown_reply(reply: CachedReply | None, tokenizer: ReplayTokenizer) -> ShownReply | None:
+def _shown_reply(reply: CachedReply | None, tokenizer: ReadsTokens) -> ShownReply | None:
     if reply is None:
         return None
     said = [token for token in reply.token_ids if token != tokenizer.end_token_id]
     return ShownReply(reply.question, reply.similarity, tokenizer.decode(said))
 
 
-def _rejected(step: RecordedStep, tokenizer: ReplayTokenizer) -> str:
+def _rejected(step: RecordedStep, tokenizer: ReadsTokens) -> str:
     left: list[DraftedToken] = step.draft[step.num_accepted :]
     return tokenizer.decode([token.token_id for token in left]) if left else ""

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from reprise.eval.answer_page.shown import shown_traces
+from reprise.engine_ext.answer_page.records import (
+    AnswerRecord,
+    CachedReply,
+    RecordedTrace,
+    SeenAnswer,
+)
+from reprise.engine_ext.answer_page.shown import shown_traces
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
-from reprise.eval.replay.drafter import SeenAnswer
-from reprise.eval.replay.recording import AnswerRecord, CachedReply, RecordedTrace
 from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.report.html_report import render_html, write_html
 from reprise.spec.api.recorded_steps import DraftedToken, RecordedStep

@@ -3,11 +3,11 @@
 import re
 from html.parser import HTMLParser
 
-from reprise.eval.answer_page.answer_html import answers_script, escaped
-from reprise.eval.answer_page.shown import shown_trace, shown_traces
-from reprise.eval.replay.recording import RecordedTrace
+from reprise.engine_ext.answer_page.document import answers_script, escaped
+from reprise.engine_ext.answer_page.records import RecordedTrace
+from reprise.engine_ext.answer_page.shown import shown_trace, shown_traces
 from reprise.eval.report.html_report import render_html
-from reprise.tests.eval.answer_page.pages import CONFIG, HOSTILE, page, recorded, tokenizer
+from reprise.tests.engine_ext.answer_page.pages import CONFIG, HOSTILE, page, recorded, tokenizer
 
 VOID = {"meta", "input", "br"}
 

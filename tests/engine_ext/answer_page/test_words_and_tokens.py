@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprise.eval.answer_page.changed_words import changed_words
-from reprise.eval.answer_page.token_texts import token_texts
-from reprise.tests.eval.answer_page.pages import tokenizer
+from reprise.engine_ext.answer_page.changed_words import changed_words
+from reprise.engine_ext.answer_page.token_texts import token_texts
+from reprise.tests.engine_ext.answer_page.pages import tokenizer
 
 TEXTS = st.text(st.sampled_from("ab '.\n-é退🙂３"), max_size=30)
 

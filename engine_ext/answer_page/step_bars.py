@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from reprise.eval.answer_page.shown import MODEL, ShownStep
+from reprise.engine_ext.answer_page.shown import MODEL, ShownStep
 
 CLASSES = {"model": "m", "near_answer": "n", "context": "c", "corpus": "k", "draft": "u"}
 """Of sources, in the page's style."""

@@ -5,16 +5,13 @@ All that comes from a trace or a model is text in it, never markup.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
-from reprise.eval.answer_page.changed_words import ChangedWords, changed_words
-from reprise.eval.answer_page.shown import (
+from reprise.engine_ext.answer_page.changed_words import ChangedWords, changed_words
+from reprise.engine_ext.answer_page.document import answers_script, escaped
+from reprise.engine_ext.answer_page.records import SeenAnswer
+from reprise.engine_ext.answer_page.shown import (
     MODEL,
     SOURCES,
     ShownAnswer,
@@ -22,10 +19,8 @@ from reprise.eval.answer_page.shown import (
     ShownToken,
     ShownTrace,
 )
-from reprise.eval.answer_page.step_bars import CLASSES, step_bars
-from reprise.eval.replay.drafter import SeenAnswer
+from reprise.engine_ext.answer_page.step_bars import CLASSES, step_bars
 
-_FOLDER = Path(__file__).parent
 _LABELS = {
     "model": "the model itself",
     "near_answer": "near answer",
@@ -35,44 +30,6 @@ _LABELS = {
 }
 _MAX_QUESTION, _MAX_NEAR, _MAX_PROMPT, _MAX_REJECTED = 400, 200, 4000, 80
 """Characters that are shown."""
-# What would end a document, turn its reading direction, or is no character at all.
-_CONTROLS = {
-    **dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], "\ufffd"),
-    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
-    13: "",
-}
-
-
-def escaped(text: str, most: int | None = None) -> str:
-    """Return text as it may stand in HTML and in quoted attributes, cut to `most` characters."""
-    if most is not None and len(text) > most:
-        text = text[:most].rstrip() + " …"
-    return html.escape(text.translate(_CONTROLS))
-
-
-@cache
-def answers_style() -> str:
-    """The style of answers; it uses the colours of the page around it."""
-    return (_FOLDER / "answers.css").read_text(encoding="utf-8")
-
-
-@cache
-def answers_script() -> str:
-    """The script, as it stands in the page."""
-    return (_FOLDER / "answers.js").read_text(encoding="utf-8")
-
-
-def content_policy(*, has_script: bool) -> str:
-    """What a browser is to allow the page: its own style, and the script of answers and no other.
-
-    So even text that were taken for markup could neither run nor fetch anything.
-    """
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-    if has_script:
-        digest = hashlib.sha256(answers_script().encode()).digest()
-        policy += f"; script-src 'sha256-{base64.b64encode(digest).decode()}'"
-    return f'<meta http-equiv=Content-Security-Policy content="{policy}">'
 
 
 def answers_section(traces: Sequence[tuple[str, ShownTrace]], *, threshold: float) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reprise.tests.eval.answer_page.browser import Page, browser, browser_path
-from reprise.tests.eval.answer_page.pages import write_page
+from reprise.tests.engine_ext.answer_page.browser import Page, browser, browser_path
+from reprise.tests.engine_ext.answer_page.pages import write_page
 
 pytestmark = [
     pytest.mark.slow,

@@ -99,7 +99,7 @@ def _summary(trace: ShownTrace, threshold: float) -> str:
     steps = sum(len(answer.steps) - 1 for answer in answers)
     number = f"these {len(answers)} answers" if len(answers) > 1 else "this answer"
     text = (
-        f"In {number}, the first of the trace, <b>{free:,} of {tokens:,} tokens"
+        f"In {number}, {escaped(trace.which)}, <b>{free:,} of {tokens:,} tokens"
         f" ({free / max(tokens, 1):.0%}) came for free</b>: they were drafted by"
         f" {escaped(trace.method)} and what the model would have said, and took no step of their"
         f" own. {steps:,} steps were taken, where every token but the first takes one without"

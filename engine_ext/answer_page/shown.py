@@ -98,6 +98,8 @@ class ShownTrace(NamedTuple):
     answers: list[ShownAnswer]
     has_cache: bool
     """Whether a semantic cache was looked into."""
+    which: str
+    """Which answers these are, of all that there were."""
 
 
 def shown_traces(
@@ -112,7 +114,11 @@ def shown_traces(
 
 
 def shown_trace(
-    recorded: RecordedTrace, tokenizer: ReadsTokens, *, max_tokens: int
+    recorded: RecordedTrace,
+    tokenizer: ReadsTokens,
+    *,
+    max_tokens: int,
+    which: str = "the first of the trace",
 ) -> ShownTrace | None:
     """Return what is shown of a recorded trace: its first answers, up to so many tokens, at least
     one of them; None if no method that asks the model was recorded."""
@@ -125,7 +131,7 @@ def shown_trace(
         max_tokens -= answers[-1].num_tokens
         if max_tokens <= 0:
             break
-    return ShownTrace(method, answers, recorded.cached is not None)
+    return ShownTrace(method, answers, recorded.cached is not None, which)
 
 
 def _shown_answer(

@@ -19,6 +19,7 @@ from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
+from reprise.engine_ext.frontend.recorded_answers import RecordedAnswers
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
@@ -81,6 +82,7 @@ class FrontEnd:
         self.config = config
         self._processor = processor
         self.errors = ErrorCounter()
+        self.recorded = RecordedAnswers()
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(vllm_config, config, num_api_servers=num_api_servers)
         self.metrics = ServingMetrics(

@@ -41,9 +41,9 @@ class DraftCounts(msgspec.Struct, frozen=True):
 
 
 class RecordedCounts(DraftCounts, frozen=True):
-    """Those of a request whose steps were recorded. No reply has them: the fetcher leaves them."""
+    """Those of a request whose steps may have been recorded. No reply has them."""
 
-    record: RecordedRequest = msgspec.field(default_factory=lambda: RecordedRequest([]))
+    record: RecordedRequest | None = None
 
 
 class ClauseInfo(msgspec.Struct, frozen=True):
@@ -94,6 +94,10 @@ class InfoCollector:
     def __init__(self) -> None:
         self._generations: list[InfoSource] = []
         self._ids: list[str] = []
+        self.namespace: str | None = None
+        """In which the request shares; None: in none, or not known yet."""
+        self.records: list[RecordedRequest] = []
+        """The recorded steps of its generations, as far as `collect` has found any."""
 
     def add(self, generation: InfoSource) -> None:
         """Add a request to the engine that the cache was asked about."""
@@ -111,6 +115,11 @@ class InfoCollector:
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""
         found = await fetch(self._ids)
+        self.records = [
+            each.record
+            for each in found.values()
+            if isinstance(each, RecordedCounts) and each.record is not None
+        ]
         counts = list(found.values()) if len(found) == len(self._ids) else None
         times_ms = [generation.retrieval_ms() for generation in self._generations]
         return merged(

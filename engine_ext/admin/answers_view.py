@@ -83,7 +83,7 @@ def answers_view(
         for name, value in live_figures(front_end, workers)
     )
     body = (
-        "<h1>What came for free</h1>\n<p>Figures of all requests to this API server process and its"
+        "<h1>Recorded answers</h1>\n<p>Figures of all requests to this API server process and its"
         " workers since they started; answers of "
         f"{f'the namespace {escaped(namespace)}' if namespace else 'requests without a key'} that"
         f" asked to be recorded.</p>\n<div class=card><table><tbody>{figures}</tbody></table></div>"

@@ -180,6 +180,7 @@ class ExactForgetting:
             )
             self._unknown_until_s = steady_clock.now_s()
             self._memory.clear()
+            self.on_forgotten(Invalidation.create(everything=True))
             return
         self._memory.remove_ids(forgotten.removed)
         for invalidation in forgotten.invalidations:

@@ -5,7 +5,7 @@ the engine client fetches them when the last output is there, and delivers that 
 """
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from reprise.spec.api.stats import RequestStats
 
 _MAX_STORED = 1024
+_MAX_RECORDED = 64
+"""Of them, whose steps are stored as well."""
 # Proxies allow a header some 4 kB, and a Chinese sign takes 6 bytes of it.
 _MAX_CLAUSES, _CLAUSE_CHARACTERS = 8, 60
 CACHE_KINDS = ("exact", "verified", "semantic", "clause", "miss")
@@ -146,6 +148,7 @@ class DraftCountsStore:
 
     def __init__(self) -> None:
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
+        self._recorded: deque[str] = deque()  # ids whose steps are stored, the oldest first
 
     def put(
         self,
@@ -164,9 +167,18 @@ class DraftCountsStore:
             counts = DraftCounts(stats.steps, by_source)
         if record is not None:
             counts = RecordedCounts(counts.steps, counts.by_source, record)
+            self._drop_records(_MAX_RECORDED - 1)
+            self._recorded.append(request_id)
         self._counts[request_id] = counts
         while len(self._counts) > _MAX_STORED:
             self._counts.popitem(last=False)
+
+    def _drop_records(self, num_kept: int) -> None:
+        """Leave the counts of the oldest recorded requests, and drop their steps."""
+        while len(self._recorded) > num_kept:
+            request_id = self._recorded.popleft()
+            if (counts := self._counts.get(request_id)) is not None:
+                self._counts[request_id] = DraftCounts(counts.steps, counts.by_source)
 
     def take(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Remove and return the counts of these requests, of those that are over."""

@@ -13,6 +13,8 @@ import msgspec
 from reprise.spec.api.near_answer import NearAnswer
 
 MAX_NEAR_PROMPT = 2048
+MAX_RECORDED_TOKENS = 8192
+"""Emitted and drafted, of one request: clients may ask for recording, and so for memory."""
 
 
 class DraftedToken(NamedTuple):
@@ -58,7 +60,7 @@ class StepRecorder:
     """Records the steps of one request from what its drafter sees of it.
 
     `observe` what was emitted, then `note_draft` what is to be verified next, in turns, as the
-    drafter does.
+    drafter does. Of a request with more than `MAX_RECORDED_TOKENS` nothing is recorded.
     """
 
     def __init__(self) -> None:
@@ -66,10 +68,11 @@ class StepRecorder:
         self._near: dict[str, NearAnswer] = {}
         self._draft: list[DraftedToken] = []
         self._has_emitted = False
+        self._room = MAX_RECORDED_TOKENS
 
     def observe(self, token_ids: Sequence[int]) -> None:
         """Record tokens that were emitted: by one step, or, without a draft, by several."""
-        if not len(token_ids):
+        if not len(token_ids) or not self._has_room_for(len(token_ids)):
             return
         draft, self._draft = self._draft, []
         tokens = [int(token) for token in token_ids]
@@ -85,14 +88,23 @@ class StepRecorder:
 
     def note_draft(self, draft: Sequence[DraftedToken]) -> None:
         """Record what the next step verifies."""
-        self._draft = list(draft)
+        if self._has_room_for(len(draft)):
+            self._draft = list(draft)
 
     def note_near(self, near_answers: Iterable[NearAnswer]) -> None:
         """Record what drafts may come from."""
         self._near.update((near.answer_id, near) for near in near_answers)
 
-    def record(self) -> RecordedRequest:
-        """Return what there is so far."""
+    def _has_room_for(self, num_tokens: int) -> bool:
+        self._room -= num_tokens
+        if self._room < 0:
+            self.steps, self._draft, self._near = [], [], {}
+        return self._room >= 0
+
+    def record(self) -> RecordedRequest | None:
+        """Return what there is so far; None: it was too much."""
+        if self._room < 0:
+            return None
         used = {token.answer_id for step in self.steps for token in step.draft}
         near = {
             answer_id: RecordedNear(

@@ -15,7 +15,7 @@ from reprise.engine_ext.frontend.recorded_answers import RecordedAnswer, Recorde
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
 from reprise.engine_ext.request.tenants import private_namespace
 from reprise.retrieval.api.invalidation import Invalidation
-from reprise.spec.api.recorded_steps import RecordedRequest, RecordedStep
+from reprise.spec.api.recorded_steps import RecordedNear, RecordedRequest, RecordedStep
 
 STEPS = RecordedRequest([RecordedStep(1, 0), RecordedStep(1, 0)])
 
@@ -49,6 +49,24 @@ def test_namespaces_and_lengths_are_bounded() -> None:
     assert kept.of("n1")
     kept.add("long", RecordedAnswer([1] * recorded_answers._MAX_TOKENS, [1], STEPS))
     assert kept.of("long") == []
+    near = {"a": RecordedNear(0.9, 0, [1] * recorded_answers._MAX_TOKENS)}
+    kept.add("long", RecordedAnswer([1], [1], RecordedRequest([], near)))
+    assert kept.of("long") == []
+
+
+def test_memory_is_bounded_whoever_asks_for_it() -> None:
+    kept = RecordedAnswers()
+    large = RecordedAnswer([1] * (recorded_answers._MAX_TOKENS - 1), [1], STEPS)
+    room = recorded_answers._MAX_TOKENS_IN_ALL // recorded_answers._MAX_TOKENS
+    kept.add("first", answer(1))
+    for number in range(room + 3):
+        kept.add(f"n{number % 5}", large)
+    held = [each for one in kept._by_namespace.values() for each in one]
+    assert len(held) == room
+    assert kept._num_tokens == sum(each.num_tokens for each in held)
+    assert kept.of("first") == []
+    kept.forget(Invalidation.create(everything=True))
+    assert kept._num_tokens == 0
 
 
 def test_what_is_to_be_forgotten_is() -> None:

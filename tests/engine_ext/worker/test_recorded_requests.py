@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from reprise.engine_ext.core.request_hints import RequestHints
+from reprise.engine_ext.request import request_info
 from reprise.engine_ext.request.request_info import DraftCounts, DraftCountsStore
 from reprise.spec.api.recorded_steps import DraftedToken, RecordedRequest, RecordedStep
 from reprise.tests.engine_ext.worker.proposer_world import World
@@ -64,6 +65,17 @@ def test_what_fails_of_it_costs_no_draft(world: World, monkeypatch: pytest.Monke
         drafts = world.step()
     assert drafts["a"]
     assert set(world.errors) == {"record"}
+
+
+def test_steps_that_nobody_fetches_are_dropped_before_the_counts() -> None:
+    store = DraftCountsStore()
+    names = [f"r{number}" for number in range(request_info._MAX_RECORDED + 3)]
+    for name in names:
+        store.put(name, None, RecordedRequest([RecordedStep(1, 0)]))
+    store.put("plain", None)
+    counts = store.take([*names, "plain"])
+    assert set(counts) == {*names, "plain"}
+    assert ["record" in counts[name] for name in names] == [False] * 3 + [True] * (len(names) - 3)
 
 
 def test_a_reply_has_the_counts_alone() -> None:

@@ -2,7 +2,12 @@
 
 import msgspec
 
-from reprise.spec.api.recorded_steps import DraftedToken, RecordedStep, StepRecorder
+from reprise.spec.api.recorded_steps import (
+    MAX_RECORDED_TOKENS,
+    DraftedToken,
+    RecordedStep,
+    StepRecorder,
+)
 from reprise.tests.spec.providers import near, new_provider
 
 
@@ -31,6 +36,23 @@ def test_a_first_token_beside_others_is_no_step() -> None:
     recorder = StepRecorder()
     recorder.observe([7, 8])
     assert recorder.steps == [RecordedStep(1, 0)]
+
+
+def test_what_is_too_long_is_not_recorded_at_all() -> None:
+    recorder = StepRecorder()
+    recorder.observe([7])
+    recorder.note_near([near("a", [1])])
+    for _ in range(MAX_RECORDED_TOKENS // 4 - 1):
+        recorder.note_draft(drafted(8, 9))
+        recorder.observe([8, 1])
+    assert recorder.record() is not None
+    recorder.note_draft(drafted(8, 9))
+    recorder.observe([8, 1])
+    assert recorder.record() is None
+    recorder.note_draft(drafted(8))
+    recorder.observe([8])
+    assert recorder.record() is None
+    assert (recorder.steps, recorder._near) == ([], {})
 
 
 def test_steps_survive_the_way_between_processes() -> None:

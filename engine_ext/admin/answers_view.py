@@ -11,8 +11,8 @@ from reprise.engine_ext.answer_page.document import document, escaped
 from reprise.engine_ext.answer_page.records import AnswerRecord, RecordedTrace, SeenAnswer
 from reprise.engine_ext.answer_page.shown import MAX_TOKENS, shown_trace
 from reprise.engine_ext.core.config import RepriseConfig
-from reprise.engine_ext.frontend.recorded_answers import RecordedAnswer
 from reprise.engine_ext.request.http_context import current_http_context
+from reprise.engine_ext.request.recorded_answers import RecordedAnswer
 from reprise.engine_ext.request.request_control import HEADER_PREFIX, parse_control
 from reprise.engine_ext.request.tenants import isolation_of
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer

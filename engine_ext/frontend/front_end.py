@@ -19,7 +19,6 @@ from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
-from reprise.engine_ext.frontend.recorded_answers import RecordedAnswers
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
@@ -27,6 +26,7 @@ from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_
 from reprise.engine_ext.outputs.replay import Ending, Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
+from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import tier_behind

@@ -6,9 +6,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.engine_ext.request.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request.http_context import current_http_context
+from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.engine_ext.request.request_control import wants_info, wants_record
 from reprise.engine_ext.request.request_info import InfoCollector
 

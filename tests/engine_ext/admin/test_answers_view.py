@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from reprise.engine_ext.admin.admin_routes import AdminRoutes
 from reprise.engine_ext.admin.answers_view import live_figures
 from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.frontend.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.engine_ext.request.http_context import HttpContextMiddleware
+from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.engine_ext.request.tenants import ServerTenants, key_namespace
 from reprise.spec.api.recorded_steps import (
     DraftedToken,

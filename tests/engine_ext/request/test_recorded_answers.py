@@ -9,10 +9,10 @@ from vllm.sampling_params import SamplingParams
 
 from reprise.engine_ext.answer_page.records import MAX_RECORDED
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend import recorded_answers
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
-from reprise.engine_ext.frontend.recorded_answers import RecordedAnswer, RecordedAnswers
+from reprise.engine_ext.request import recorded_answers
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
+from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.engine_ext.request.tenants import private_namespace
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.spec.api.recorded_steps import RecordedNear, RecordedRequest, RecordedStep

@@ -46,7 +46,11 @@ def shown(page: Page) -> int:
 
 def detail(page: Page) -> str:
     text: str = page.run("document.querySelector('#detail').textContent")
-    is_seen: bool = page.run("getComputedStyle(document.querySelector('#detail')).opacity === '1'")
+    is_seen: bool = page.run(
+        "(e => { const box = e.getBoundingClientRect(); return getComputedStyle(e).opacity === '1'"
+        " && box.width > 200 && box.top > 0 && box.bottom <= innerHeight; })"
+        "(document.querySelector('#detail'))"
+    )
     assert is_seen == bool(text)
     return text
 

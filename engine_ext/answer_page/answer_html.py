@@ -103,8 +103,8 @@ def _summary(trace: ShownTrace, threshold: float) -> str:
         f" ({free / max(tokens, 1):.0%}) came for free</b>: they were drafted by"
         f" {escaped(trace.method)} and what the model would have said, and took no step of their"
         f" own. {steps:,} step{' was' if steps == 1 else 's were'} taken, where every token but the"
-        " first takes one without drafts. Brackets are steps. Point at a token, tap it, or reach it with Tab and the arrow"
-        " keys (left and right by token, up and down by step)."
+        " first takes one without drafts. Brackets are steps. Point at a token, tap it, or reach it"
+        " with Tab and the arrow keys (left and right by token, up and down by step)."
     )
     if trace.has_cache:
         replies = [answer for answer in answers if answer.cached is not None]

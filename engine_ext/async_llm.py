@@ -14,7 +14,7 @@ import psutil
 from vllm import envs
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
@@ -197,6 +197,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
         self._info_reporter = InfoReporter(
             lambda ids: ask_for_draft_counts()(ids),  # type: ignore[misc]
+            recorded=self.front_end.recorded,
             errors=self.front_end.errors,
         )
         get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
@@ -211,6 +212,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         forgetting = self.exact_forgetting
         self.front_end.exact.is_forgotten = forgetting.is_forgotten
         self.front_end.find_retrieval = lambda: forgetting.clients
+        forgetting.on_forgotten = self.front_end.recorded.forget
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
@@ -222,9 +224,15 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         )
         if isinstance(prompt, EngineCoreRequest):
             sampling_params = prompt.sampling_params or sampling_params
-        if self._info_reporter is None or not self._info_reporter.is_wanted(sampling_params):
+        reporter = self._info_reporter
+        if reporter is None:
             return outputs
-        return self._info_reporter.add_to(outputs)
+        informs = reporter.is_wanted(sampling_params)
+        records = reporter.is_recorded(sampling_params)
+        if not informs and not records:
+            return outputs
+        is_delta = sampling_params.output_kind is RequestOutputKind.DELTA
+        return reporter.add_to(outputs, informs=informs, is_delta=is_delta, records=records)
 
     async def _submit(self, request: EngineCoreRequest) -> None:
         await self.engine_core.add_request_async(request)

@@ -212,8 +212,13 @@ class CacheHitProposer(DrafterHooks):
             mode=self._clock.context.mode,
             saved_s=self._clock.context.saved_s,
         )
-        for row, draft in zip(known, proposed, strict=True):
+        for row, live, tokens, draft in zip(known, lives, emitted, proposed, strict=True):
             drafts[row.row] = draft
+            if live.recorder is not None:
+                with self._errors.recording("record"):
+                    live.recorder.observe(tokens)
+                    drafted = self._provider.drafted_tokens(row.request_id)
+                    live.recorder.note_draft(drafted[: len(draft)])
 
     def _drop(self, request_id: str) -> None:
         """Stop drafting for a request: something failed that its next drafts need. What vLLM does
@@ -336,8 +341,9 @@ class CacheHitProposer(DrafterHooks):
         if live is None:
             return
         with self._errors.recording("end request"):
-            if live.hints.info:
-                self._draft_counts.put(request_id, stats)
+            if live.hints.info or live.recorder is not None:
+                record = live.recorder.record() if live.recorder is not None else None
+                self._draft_counts.put(request_id, stats, record)
         with self._errors.recording("end request"):
             self._hand_on(request_id, live, output_token_ids, stats)
 
@@ -353,6 +359,8 @@ class CacheHitProposer(DrafterHooks):
         if unseen > 0:
             tokens = live.within_answer(list(output_token_ids[-unseen:]), num_tokens)
             self._provider.observe(request_id, tokens)
+            if live.recorder is not None:
+                live.recorder.observe(tokens)
 
     def _hand_on(
         self,

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from reprise.engine_ext.answer_page.records import RecordedTrace
+from reprise.engine_ext.answer_page.shown import ShownTrace, shown_traces
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.frontier import Frontiers, num_frontier_replays, trace_frontiers
@@ -31,6 +33,7 @@ from reprise.eval.replay.methods import (
     refuse_live_only,
     replay_method,
 )
+from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run, write_results
 from reprise.eval.replay.results_table import print_results
 from reprise.eval.replay.run_options import RunOptions
@@ -154,14 +157,16 @@ def _measure(options: RunOptions) -> None:
         traces = _load_traces(options)
         _quieten_libraries()
         frontiers: Frontiers | None = None
+        # To be shown on a page; without one nothing is recorded.
+        recorded = {name: recorded_trace(rows) for name, rows in traces.items() if options.html}
         if options.engine == "vllm":
             from reprise.eval.live.live import run_live
 
-            engine_config, runs = run_live(options, methods, traces)
+            engine_config, runs = run_live(options, methods, traces, recorded)
             config = {**_config(options, methods, traces), **engine_config}
         else:
             refuse_live_only(methods)
-            config, runs, frontiers = _run_replay(options, methods, traces)
+            config, runs, frontiers = _run_replay(options, methods, traces, recorded)
     except (TraceError, MethodError, PlotError, TokenizerError, LiveError) as error:
         raise InputError(str(error)) from error
     if not options.quiet:
@@ -174,11 +179,26 @@ def _measure(options: RunOptions) -> None:
         save_plot(options.plot, frontiers, runs)
     if options.html:
         svg = plot_svg(frontiers, runs) if frontiers else None
-        write_html(options.html, config, runs, plot_svg=svg)
+        answers = _shown_answers(recorded, config.get("tokenizer") or config["model"])
+        write_html(options.html, config, runs, plot_svg=svg, answers=answers)
+
+
+def _shown_answers(
+    recorded: dict[str, RecordedTrace], tokenizer: str
+) -> list[tuple[str, ShownTrace]]:
+    """Return nothing where the tokenizer cannot be read here: the engine has its own."""
+    try:
+        return shown_traces(recorded, load_tokenizer(tokenizer))
+    except TokenizerError as error:
+        print(f"the page shows no answers: {error}", file=sys.stderr)
+        return []
 
 
 def _run_replay(
-    options: RunOptions, methods: Sequence[str], traces: dict[str, list[TraceRow]]
+    options: RunOptions,
+    methods: Sequence[str],
+    traces: dict[str, list[TraceRow]],
+    recorded: dict[str, RecordedTrace],
 ) -> tuple[dict[str, Any], list[Run], Frontiers | None]:
     tokenizer_name = options.tokenizer or str(demo_tokenizer_path())
     tokenizer = load_tokenizer(tokenizer_name)
@@ -199,7 +219,14 @@ def _run_replay(
             timed = sum(not row.warm for row in rows)
             for method in methods:
                 with stage(f"{trace}: {method}", timed * num_replays(method)) as tick:
-                    run, setting = replay_method(method, trace, rows, settings, on_request=tick)
+                    run, setting = replay_method(
+                        method,
+                        trace,
+                        rows,
+                        settings,
+                        on_request=tick,
+                        recorded=recorded.get(trace),
+                    )
                 runs.append(run)
                 if setting is not None:
                     config.setdefault("suffix_best", {})[trace] = setting._asdict()

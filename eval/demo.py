@@ -11,6 +11,7 @@ With `--small` the model is one that comes with the sources, and no network is n
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from reprise.engine_ext.cli.answer_difference import TIE_STEPS, Difference, Gap, first_difference
+from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
+from reprise.engine_ext.answer_page.shown import shown_traces
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
@@ -35,13 +38,20 @@ from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
 from reprise.eval.replay.peer_drafters import suffix_installed
+from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run
+from reprise.eval.replay.semantic_cache import cached_replies, cached_rows
+from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.replay.traces import TraceRow, limit_rows
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
+from reprise.retrieval.search.embedding import Embedder
 
 CONCURRENCY = 8
+CACHE_THRESHOLD = 0.8
+"""Cosine from which on the semantic cache that is compared with answers."""
 _ENGINE_BYTES = 4 << 30  # with a key-value cache of one GiB, and the processes around it
 _LABELS = {
     "none": "no speculation",
@@ -80,19 +90,27 @@ def demo(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only so many timed requests, the first ones.")
     ] = None,
+    html: Annotated[
+        Path, typer.Option(help="Write a page that shows answers token by token.")
+    ] = Path("demo.html"),
 ) -> int:
     """Serve a support desk with real vLLM engines: no speculation, its peers, and Reprise."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError("vLLM is not installed")
+    if not html.resolve().parent.is_dir():
+        raise InputError(f"{html}: its folder does not exist")
     methods = ["none", "ngram", *(["suffix"] if suffix_installed() else []), "reprise"]
     try:
         scene = _small_scene(limit) if small else _real_scene(limit)
-        runs, differences = _serve_all(methods, scene)
+        page = recorded_trace(scene.rows)
+        runs, differences = _serve_all(methods, scene, page)
         gaps = [] if small else _judge(scene, differences)
     except (LiveError, ModelError, JudgeError) as error:
         raise InputError(str(error)) from error
     _print(runs, scene)
     console = Console()
+    _write_page(html, scene, runs, page)
+    console.print(f"What came for free, token by token: {html.resolve()}", soft_wrap=True)
     if gaps:
         console.print(said_of_gaps(gaps), soft_wrap=True)
     console.print(f"{scene.name} in {scene.dtype} on {describe_machine()}.", soft_wrap=True)
@@ -120,10 +138,12 @@ def _real_scene(limit: int | None) -> Scene:
     )
 
 
-def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Difference]]:
+def _serve_all(
+    methods: Sequence[str], scene: Scene, page: RecordedTrace
+) -> tuple[list[Run], list[Difference]]:
     """Engines that take turns where there is memory for all of them, so that a slow minute of the
     machine meets them all; else one after the other. Runs, and where answers differ from those of
-    the first."""
+    the first; the page gets the first answers of all."""
     take_turns = _available_bytes() >= len(methods) * _ENGINE_BYTES
     outcomes: list[LiveOutcome] = []
     with progress_stages(quiet=False) as stage:
@@ -138,6 +158,7 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
                     learns_from_warm=method in LEARN_FROM_ANSWERS,
                     seed=0,
                     dtype=scene.dtype,
+                    num_recorded=len(page.questions),
                 )
                 for method in group
             ]
@@ -147,6 +168,8 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
                 outcomes += serve(
                     jobs, on_request=tick, on_start=tick, start_at_once=engines_at_once()
                 )
+    page.answers = {m: outcome.records for m, outcome in zip(methods, outcomes, strict=True)}
+    page.cached = _cached_replies(scene.rows, outcomes[-1])[: len(page.questions)]
     reference = outcomes[0].output_token_ids
     runs = [
         run_of_outcome("demo", method, outcome, reference, cost=0.0)
@@ -160,6 +183,33 @@ def _serve_all(methods: Sequence[str], scene: Scene) -> tuple[list[Run], list[Di
         )
         if (difference := first_difference(prompt, said, plain))
     ]
+
+
+def _cached_replies(rows: Sequence[TraceRow], outcome: LiveOutcome) -> list[CachedReply | None]:
+    """What a semantic cache would have said to each timed row, of the answers of this outcome."""
+    with progress_stages(quiet=False) as stage, stage("A semantic cache, for comparison", 1):
+        served_from = cached_rows(rows, embedder=Embedder(), threshold=CACHE_THRESHOLD)
+    timed, warm = iter(outcome.output_token_ids), iter(outcome.warm_output_token_ids)
+    answers = {number: next(warm if row.warm else timed) for number, row in enumerate(rows)}
+    return cached_replies(rows, served_from, answers)
+
+
+def _write_page(path: Path, scene: Scene, runs: Sequence[Run], page: RecordedTrace) -> None:
+    config = {
+        "engine": "vllm",
+        "command": shlex.join(["python", "eval/demo.py", *sys.argv[1:]]),
+        "answered_by": f"{scene.name} in {scene.dtype}",
+        "machine": describe_machine(),
+        "cost": 0.0,
+        "threshold": CACHE_THRESHOLD,
+    }
+    write_html(
+        path,
+        config,
+        runs,
+        plot_svg=None,
+        answers=shown_traces({"demo": page}, load_tokenizer(scene.model)),
+    )
 
 
 def _judge(scene: Scene, differences: Sequence[Difference]) -> list[Gap]:

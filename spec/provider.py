@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.api.near_answer import NearAnswer, PlainNearAnswer, TokenIds, as_token_ids
+from reprise.spec.api.recorded_steps import DraftedToken
 from reprise.spec.api.scheduling_mode import SchedulingMode
-from reprise.spec.api.stats import ProviderStats, RequestStats
+from reprise.spec.api.stats import SOURCES, ProviderStats, RequestStats
 from reprise.spec.batching.batch import BatchRunner, Tables
 from reprise.spec.batching.request import Request
 from reprise.spec.batching.request_table import RequestTable, stats_of
@@ -239,6 +240,26 @@ class DraftProvider:
                 request.req_idx, : request.num_drafted
             ]
             return chances.copy()
+
+    def drafted_tokens(self, request_id: str) -> list[DraftedToken]:
+        """Return the last draft with where each token came from; none for an unknown id, and for a
+        draft that was not to be verified. Only for those who want to see it: a step does without.
+        """
+        with self._lock:
+            request = self._live.get(request_id)
+            if not isinstance(request, Request):
+                return []
+            trace, at = self._table.trace, (request.req_idx, slice(request.num_drafted))
+            answer_ids = [*request.answer_ids, None]  # of index -1: it is from none of them
+            return [
+                DraftedToken(token, SOURCES[source], answer_ids[near])
+                for token, source, near in zip(
+                    trace.tokens[at].tolist(),
+                    trace.sources[at].tolist(),
+                    trace.nears[at].tolist(),
+                    strict=True,
+                )
+            ]
 
     def finish(self, request_id: str) -> RequestStats | None:
         """Forget a request and return its counters; None if the id is unknown."""

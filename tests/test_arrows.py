@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # at the package's top.
 LAYERS: dict[str, tuple[set[str], ...]] = {
     "engine_ext": (
-        {"core"},
+        {"answer_page", "core"},
         {"checks", "compat"},
         {"kv_pins", "request", "scheduling", "worker"},
         {"outputs", "speculator"},

@@ -13,7 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("engine_ext", "kernels", "retrieval", "spec")
 """What is installed below `reprise`; `eval` and `tests` are not."""
-DATA = {"reprise/py.typed", "reprise/spec/predictor/start_weights.npz"}
+DATA = {
+    "reprise/py.typed",
+    "reprise/spec/predictor/start_weights.npz",
+    *(
+        f"reprise/engine_ext/answer_page/{name}"
+        for name in ("answers.css", "answers.js", "page.css")
+    ),
+}
 
 
 def packages() -> set[str]:

@@ -1,4 +1,4 @@
-"""Serves `/reprise/health`, `stats`, `cache` and `pins` under it: an endpoint plugin of vLLM.
+"""Serves `health`, `stats`, `view`, `cache` and `pins` below `/reprise`: an endpoint plugin.
 
 vLLM adds routes of plugins only if `VLLM_PLUGINS` names them; who may use ours, `admin_access`
 decides. They are the operator's: tenants, with their API keys, have no part in them.
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from starlette.datastructures import State
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from vllm import envs
 from vllm.logger import init_logger
 
 from reprise.engine_ext.admin import pin_routes
 from reprise.engine_ext.admin.admin_access import AdminAccess
+from reprise.engine_ext.admin.answers_view import answers_view, callers_namespace
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import CONDITIONS, Invalidation
 
@@ -114,6 +115,26 @@ async def stats(request: Request) -> Response:
     if pins := await admin.engine.get_pin_stats():
         report["kv_pins"] = pins
     return _json(report)
+
+
+@router.get("/view")
+async def view(request: Request) -> Response:
+    """Return a page of the last answers of the caller's own namespace that were recorded."""
+    admin = _admin(request)
+    front_end = admin.engine.front_end
+    assert front_end is not None
+    namespace = callers_namespace(front_end.config)
+    recorded = front_end.recorded.of(namespace)
+    page = await asyncio.to_thread(
+        answers_view,
+        namespace,
+        recorded,
+        admin.engine.get_tokenizer(),
+        front_end=front_end.stats(),
+        workers=await admin.worker_stats.get(),
+    )
+    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return HTMLResponse(page, headers=headers)
 
 
 @router.get("/cache")

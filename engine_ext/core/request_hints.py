@@ -36,6 +36,9 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     info: bool = False
     """True: the front end will fetch this request's counts."""
 
+    record: bool = False
+    """True: this request's steps are recorded, and will be fetched with its counts."""
+
     pins: bool = True
     """False: nothing of this request is pinned, nor counted towards that."""
 

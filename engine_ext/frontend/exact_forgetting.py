@@ -75,6 +75,8 @@ class ExactForgetting:
         # Answers made until then may have been removed without our knowing.
         self._unknown_until_s = float("-inf")
         self._task: asyncio.Task[None] | None = None
+        self.on_forgotten: Callable[[Invalidation], None] = lambda _: None
+        """Called with whatever is to be forgotten here."""
 
     def start(self) -> None:
         """Follow invalidations from now on, on the running loop. Idempotent."""
@@ -178,6 +180,7 @@ class ExactForgetting:
             )
             self._unknown_until_s = steady_clock.now_s()
             self._memory.clear()
+            self.on_forgotten(Invalidation.create(everything=True))
             return
         self._memory.remove_ids(forgotten.removed)
         for invalidation in forgotten.invalidations:
@@ -186,6 +189,7 @@ class ExactForgetting:
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         self._applied[invalidation.invalidation_id] = invalidation
+        self.on_forgotten(invalidation)
         if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]
         return self._memory.remove(await self.find(invalidation))

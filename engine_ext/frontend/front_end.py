@@ -27,6 +27,7 @@ from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_
 from reprise.engine_ext.outputs.replay import Ending, Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
+from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import tier_behind
@@ -86,6 +87,7 @@ class FrontEnd:
         self._processor = processor
         self.errors = ErrorCounter()
         self._uses_near_answers = config.drafts.max_near_answers > 0
+        self.recorded = RecordedAnswers()
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(
             vllm_config,

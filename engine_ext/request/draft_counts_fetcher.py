@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from reprise.engine_ext.request.request_info import DraftCounts
+from reprise.engine_ext.request.request_info import DraftCounts, RecordedCounts
 
 AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
 """From request ids to what each worker's `DraftCountsStore.take` returns."""
@@ -68,7 +68,7 @@ class DraftCountsFetcher:
         found: dict[str, DraftCounts] = {}
         try:
             for counts_of in await self._ask_workers(request_ids):
-                found.update(msgspec.convert(counts_of or {}, dict[str, DraftCounts]))
+                found.update(msgspec.convert(counts_of or {}, dict[str, RecordedCounts]))
         except Exception as error:
             for request_id in request_ids:
                 future = self._waiting.pop(request_id, None)

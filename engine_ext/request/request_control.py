@@ -7,6 +7,7 @@
 | `x-reprise-max-draft` | `reprise_max_draft` | maximum of tokens drafted in a step, 0 or more |
 | `x-reprise-pin` | `reprise_pin` | `on`, `off`, or how many tokens of the prompt to pin |
 | `x-reprise-info` | `reprise_info` | `on`, `off`: report this request's drafts and retrieval |
+| `x-reprise-record` | `reprise_record` | `on`, `off`: keep its steps for `/reprise/view` |
 | `x-reprise-namespace` | `reprise_namespace` | honoured where the operator allows it |
 | `x-reprise-ttl` | `reprise_ttl` | seconds for which the answer may be an exact hit |
 
@@ -57,6 +58,8 @@ class RequestControl(msgspec.Struct, frozen=True):
     say."""
     info: bool = False
     """Whether the reply reports its drafts and retrieval."""
+    record: bool = False
+    """Whether its steps are kept, to be shown."""
     namespace: str | None = None
     """The namespace that it names."""
     ttl_s: float | None = None
@@ -98,6 +101,12 @@ def wants_info(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> b
     return str(given).strip().lower() in _ON
 
 
+def wants_record(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> bool:
+    """Return whether the client asks for its request's steps to be kept; invalid values do not."""
+    given = (xargs or {}).get(XARGS_PREFIX + "record", headers.get(HEADER_PREFIX + "record", "off"))
+    return str(given).strip().lower() in _ON
+
+
 def without_control(xargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the other `vllm_xargs`: the engine must not see ours."""
     return {
@@ -136,6 +145,10 @@ def _parse_drafts(name: str, value: Any) -> dict[str, Any]:
 
 def _parse_info(name: str, value: Any) -> dict[str, Any]:
     return {"info": _switch(name, value)}
+
+
+def _parse_record(name: str, value: Any) -> dict[str, Any]:
+    return {"record": _switch(name, value)}
 
 
 def _switch(name: str, value: Any) -> bool:
@@ -194,6 +207,7 @@ _PARSERS = {
     "max-draft": _parse_max_draft,
     "namespace": _parse_namespace,
     "pin": _parse_pin,
+    "record": _parse_record,
     "ttl": _parse_ttl,
 }
 

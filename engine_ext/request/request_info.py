@@ -5,17 +5,21 @@ the engine client fetches them when the last output is there, and delivers that 
 """
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
+from reprise.spec.api.recorded_steps import RecordedRequest
 
 if TYPE_CHECKING:
     from reprise.retrieval.api.found_clause import FoundClause
     from reprise.spec.api.stats import RequestStats
 
 _MAX_STORED = 1024
+_MAX_RECORDED = 64
+"""Of them, whose steps are stored as well."""
 # Proxies allow a header some 4 kB, and a Chinese sign takes 6 bytes of it.
 _MAX_CLAUSES, _CLAUSE_CHARACTERS = 8, 60
 CACHE_KINDS = ("exact", "verified", "semantic", "clause", "miss")
@@ -36,6 +40,12 @@ class DraftCounts(msgspec.Struct, frozen=True):
     """Verification steps; the first token comes from the prefill and counts as none."""
     by_source: dict[str, SourceCounts] = msgspec.field(default_factory=dict)
     """context, near_answer and corpus."""
+
+
+class RecordedCounts(DraftCounts, frozen=True):
+    """Those of a request whose steps may have been recorded. No reply has them."""
+
+    record: RecordedRequest | None = None
 
 
 class ClauseInfo(msgspec.Struct, frozen=True):
@@ -86,6 +96,10 @@ class InfoCollector:
     def __init__(self) -> None:
         self._generations: list[InfoSource] = []
         self._ids: list[str] = []
+        self.namespace: str | None = None
+        """In which the request shares; None: in none, or not known yet."""
+        self.records: list[RecordedRequest] = []
+        """The recorded steps of its generations, as far as `collect` has found any."""
 
     def add(self, generation: InfoSource) -> None:
         """Add a request to the engine that the cache was asked about."""
@@ -103,6 +117,11 @@ class InfoCollector:
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""
         found = await fetch(self._ids)
+        self.records = [
+            each.record
+            for each in found.values()
+            if isinstance(each, RecordedCounts) and each.record is not None
+        ]
         counts = list(found.values()) if len(found) == len(self._ids) else None
         times_ms = [generation.retrieval_ms() for generation in self._generations]
         return merged(
@@ -129,9 +148,16 @@ class DraftCountsStore:
 
     def __init__(self) -> None:
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
+        self._recorded: deque[str] = deque()  # ids whose steps are stored, the oldest first
 
-    def put(self, request_id: str, stats: "RequestStats | None") -> None:
-        """Store the counts of a request that asked and is over; None: nothing was drafted."""
+    def put(
+        self,
+        request_id: str,
+        stats: "RequestStats | None",
+        record: RecordedRequest | None = None,
+    ) -> None:
+        """Store the counts of a request that asked and is over; without `stats`, nothing was
+        drafted."""
         counts = DraftCounts()
         if stats is not None:
             by_source = {
@@ -139,9 +165,20 @@ class DraftCountsStore:
                 for source, count in stats.by_source.items()
             }
             counts = DraftCounts(stats.steps, by_source)
+        if record is not None:
+            counts = RecordedCounts(counts.steps, counts.by_source, record)
+            self._drop_records(_MAX_RECORDED - 1)
+            self._recorded.append(request_id)
         self._counts[request_id] = counts
         while len(self._counts) > _MAX_STORED:
             self._counts.popitem(last=False)
+
+    def _drop_records(self, num_kept: int) -> None:
+        """Leave the counts of the oldest recorded requests, and drop their steps."""
+        while len(self._recorded) > num_kept:
+            request_id = self._recorded.popleft()
+            if (counts := self._counts.get(request_id)) is not None:
+                self._counts[request_id] = DraftCounts(counts.steps, counts.by_source)
 
     def take(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Remove and return the counts of these requests, of those that are over."""

@@ -77,6 +77,8 @@ def resolve_policy(
     if namespace is None:
         namespace = private_namespace()
         control = msgspec.structs.replace(control, look_up=False, store=False)
+    elif info is not None:
+        info.namespace = namespace
     return RequestPolicy(control, namespace, http_context, info, isolation.cache_salt)
 
 
@@ -128,6 +130,7 @@ def with_policy(
             max_draft=control.max_draft,
             store=control.store,
             info=policy.info is not None,
+            record=control.record and policy.info is not None and policy.shares,
             pins=control.pin_tokens != 0,
             pin_tokens=control.pin_tokens or num_system_tokens,
             pin_origin="request" if has_asked else "system",

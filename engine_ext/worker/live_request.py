@@ -8,6 +8,7 @@ from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.worker.row_tracker import IntArray
 from reprise.engine_ext.worker.undrafted_settings import must_not_be_drafted
 from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.spec.api.recorded_steps import StepRecorder
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -23,6 +24,7 @@ class LiveRequest:
         "num_prompt_tokens",
         "params",
         "prompt_token_ids",
+        "recorder",
         "stops",
     )
 
@@ -34,6 +36,7 @@ class LiveRequest:
         self.params = params
         self.prompt_token_ids = prompt_token_ids
         self.hints = read_hints(params)
+        self.recorder = StepRecorder() if self.hints.record else None
         self.stops = _stop_token_ids(params)
         self.near_by_tokens: list[NearAnswer] = []
         self.num_prompt_tokens = 0

@@ -133,6 +133,8 @@ class NearDrafts:
         del self._awaiting[request_id]
         # What shares tokens and is not near in meaning may be of use all the same.
         self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
+        if live.recorder is not None:
+            live.recorder.note_near(near_answers)
         return True
 
     def _attach_by_tokens(self, request_id: str, live: LiveRequest, namespace: str) -> bool:
@@ -143,4 +145,6 @@ class NearDrafts:
         )
         if live.near_by_tokens:
             self._provider.attach(request_id, live.near_by_tokens)
+            if live.recorder is not None:
+                live.recorder.note_near(live.near_by_tokens)
         return bool(live.near_by_tokens)

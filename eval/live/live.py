@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
 from reprise.eval.live.live_worker import (
@@ -21,7 +22,7 @@ from reprise.eval.real_model.smollm2 import SMOLLM2, ModelError, smollm2_path
 from reprise.eval.replay.methods import LIVE_ONLY_METHODS, METHODS, MethodError
 from reprise.eval.replay.results import Percentiles, Run
 from reprise.eval.replay.run_options import RunOptions
-from reprise.eval.replay.semantic_cache import cached_rows
+from reprise.eval.replay.semantic_cache import cached_replies, cached_rows
 from reprise.eval.replay.traces import TraceRow
 from reprise.eval.report.progress import progress_stages
 from reprise.retrieval.search.embedding import Embedder
@@ -44,8 +45,11 @@ def run_live(
     options: RunOptions,
     methods: Sequence[str],
     traces: Mapping[str, Sequence[TraceRow]],
+    recorded: Mapping[str, RecordedTrace],
 ) -> tuple[dict[str, Any], list[Run]]:
     """Serve every trace with every method; settings and results.
+
+    The first answers are added to those of `recorded` that it has.
 
     Raises LiveError if vLLM is missing or the model does not load.
     """
@@ -57,18 +61,23 @@ def run_live(
     with progress_stages(quiet=options.quiet) as stage:
         for trace, rows in traces.items():
             reference: list[list[int]] | None = None
+            page = recorded.get(trace)
             for group in method_groups(methods, take_turns=options.take_turns):
                 name = f"{trace}: {', '.join(group)} (vLLM)"
                 with stage(name, len(group) * len(rows)) as tick:
                     if group == ["semantic-cache"]:
-                        runs.append(
-                            _run_semantic_cache(options, model, trace, rows, reference, tick)
+                        run, replies = _run_semantic_cache(
+                            options, model, trace, rows, reference, tick
                         )
+                        runs.append(run)
+                        if page is not None:
+                            page.cached = replies[: len(page.questions)]
                         continue
                     jobs = [
                         msgspec.structs.replace(
                             _live_job(options, model, method, rows),
                             learns_from_warm=method in LEARN_FROM_ANSWERS,
+                            num_recorded=len(page.questions) if page is not None else 0,
                         )
                         for method in group
                     ]
@@ -78,6 +87,8 @@ def run_live(
                         reference = outcome.output_token_ids
                     run = run_of_outcome(trace, method, outcome, reference, cost=options.cost)
                     runs.append(run)
+                    if page is not None:
+                        page.answers[method] = outcome.records
     settings = {
         "model": model,
         "concurrency": options.concurrency,
@@ -133,8 +144,9 @@ def _run_semantic_cache(
     rows: Sequence[TraceRow],
     reference: Sequence[Sequence[int]] | None,
     tick: Callable[[], None],
-) -> Run:
-    """An engine without speculation behind a semantic cache: it is sent what misses."""
+) -> tuple[Run, list[CachedReply | None]]:
+    """An engine without speculation behind a semantic cache: it is sent what misses. The run, and
+    what the cache replied to each request."""
     embedder = Embedder()
     began = time.perf_counter()
     served_from = cached_rows(rows, embedder=embedder, threshold=options.threshold)
@@ -149,7 +161,7 @@ def _run_semantic_cache(
     answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
     answers.update(zip(missed, outcome.output_token_ids, strict=True))
     outcome.output_token_ids = [
-        answers[number if found is None else found]
+        answers[number if found is None else found.row]
         for number, found in zip(timed, served_from, strict=True)
     ]
     outcome.wall_s += embedding_s
@@ -161,7 +173,7 @@ def _run_semantic_cache(
     if run.identical_outputs is not None:
         changed = run.requests - run.identical_outputs
         run.changed_answers = changed / hits if hits else 0.0
-    return run
+    return run, cached_replies(rows, served_from, answers)
 
 
 def run_of_outcome(

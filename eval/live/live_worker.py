@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
+from reprise.engine_ext.answer_page.records import AnswerRecord
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+from reprise.eval.live.answer_watch import AnswerWatch, questions_by_prompt
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.traces import TraceRow
 
@@ -49,6 +51,8 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     more_passes: list[int] = []
     """Serve the timed rows again, untimed, with at most so many at once, from an empty prefix cache
     each time."""
+    num_recorded: int = 0
+    """Of the timed requests, the first so many are recorded step by step."""
     cpu_optimizations: bool = True
     """With our proposer: the setting `engine.cpu_optimizations`."""
     num_engines: int = 1
@@ -77,6 +81,8 @@ class LiveOutcome(msgspec.Struct, kw_only=True):
     accepted_tokens: int
     wall_s: float = 0.0
     """Of the timed requests; measured by who gave them, who may have stopped the engine between."""
+    records: list[AnswerRecord] = []
+    """Of the timed requests that were to be recorded, in order."""
     by_source: dict[str, dict[str, int]] = {}
     propose_us: dict[str, float] | None = None
     bytes_per_cached_token: float | None = None
@@ -150,8 +156,14 @@ def _serve(
     before, drafting_before = draft_counters(llm), _drafting_report(llm) if job.uses_reprise else {}
     send(LiveMessage(is_ready=True))
     may_go_on.acquire()
+    watch = _watch(job)
     outputs, steps = generate(
-        llm, timed, concurrency=job.concurrency, tick=tick, max_tokens=job.max_tokens
+        llm,
+        timed,
+        concurrency=job.concurrency,
+        tick=tick,
+        max_tokens=job.max_tokens,
+        watch=watch,
     )
     send(LiveMessage(has_served=True))
     after = draft_counters(llm)
@@ -165,6 +177,11 @@ def _serve(
     )
     if job.uses_reprise:
         _add_drafting_report(outcome, drafting_before, _drafting_report(llm))
+    if watch is not None:
+        if job.uses_reprise:
+            settled_report(llm, timeout_s=_FLUSH_S)
+        questions = questions_by_prompt(prompts, [row.query_text for row in job.rows])
+        outcome.records = watch.records(llm, outputs, questions)
     for concurrency in job.more_passes:
         llm.reset_prefix_cache()
         outputs, _ = generate(
@@ -172,6 +189,14 @@ def _serve(
         )
         outcome.more_output_token_ids.append(outputs)
     return outcome
+
+
+def _watch(job: LiveJob) -> AnswerWatch | None:
+    if not job.num_recorded:
+        return None
+    method = (job.speculative_config or {}).get("method")
+    source = "context" if method == "ngram" else ""
+    return AnswerWatch(job.num_recorded, asks_worker=job.uses_reprise, source=source)
 
 
 def _build_engine(job: LiveJob) -> LLM:
@@ -222,6 +247,7 @@ def generate(
     concurrency: int,
     tick: Callable[[], None],
     max_tokens: int = MAX_OUTPUT_TOKENS,
+    watch: AnswerWatch | None = None,
 ) -> tuple[list[list[int]], int]:
     """Greedy answers to all prompts, at most `concurrency` at once, and the steps they took.
 
@@ -243,14 +269,20 @@ def generate(
                 # A delta is what one step emitted, so that steps can be counted from outside.
                 output_kind=RequestOutputKind.DELTA,
             )
+            if watch is not None:
+                watch.prepare(sent, params)
             prompt = {"prompt_token_ids": list(prompts[sent])}
-            engine.add_request(f"{len(prompts)}-{sent}", prompt, params)
+            request_id = engine.add_request(f"{len(prompts)}-{sent}", prompt, params)
+            if watch is not None:
+                watch.begin(sent, request_id)
             sent += 1
         for output in engine.step():
             number = int(output.request_id.split("-")[1])
             token_ids = output.outputs[0].token_ids
             steps += bool(token_ids) and bool(outputs[number])
             outputs[number].extend(token_ids)
+            if watch is not None:
+                watch.note_step(number, len(token_ids))
             if output.finished:
                 finished += 1
                 tick()

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.engine_ext.speculator.host_corpus import HostCorpus
+from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.kernels.draft import Backend, draft_tokens
@@ -18,6 +20,7 @@ from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.embedding import Embedder
+from reprise.spec.api.recorded_steps import DraftedToken
 from reprise.spec.batching.request import select_near
 from reprise.spec.lengths.best_lengths import best_lengths, easy_token_gain
 from reprise.spec.lengths.draft_length import MIN_PROB
@@ -137,6 +140,13 @@ class DeviceDrafter:
         )
         length = draft_length(self._chances[0].numpy(), self._cost)
         return self._drafts[0, :length].tolist()
+
+    def origins_of(self, draft: Sequence[int]) -> Sequence[DraftedToken]:
+        return unknown_origins(draft)
+
+    @property
+    def near(self) -> Mapping[str, SeenAnswer]:
+        return self._lookup.seen(self._near_answers)
 
     def observe(self, token_ids: IntArray) -> None:
         begin = int(self._total_len[0])

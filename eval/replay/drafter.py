@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.token_rows import IntArray, TokenRow
+from reprise.spec.api.recorded_steps import DraftedToken
+
+
+def unknown_origins(draft: Sequence[int], source: str = "") -> list[DraftedToken]:
+    """Return a draft's tokens of a method that does not say where they came from, or knows one
+    source only."""
+    return [DraftedToken(int(token), source) for token in draft]
 
 
 class Drafter(Protocol):
@@ -34,6 +42,13 @@ class Drafter(Protocol):
 
     def finish(self, row: TokenRow, *, joins: bool) -> None:
         """End the request; if `joins`, its answer joins the cache."""
+
+    def origins_of(self, draft: Sequence[int]) -> Sequence[DraftedToken]:
+        """Where the tokens of the last draft came from, as far as the method knows."""
+
+    @property
+    def near(self) -> Mapping[str, SeenAnswer]:
+        """The near answers of the request, by answer id."""
 
     @property
     def by_source(self) -> Mapping[str, Mapping[str, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from reprise.engine_ext.answer_page.records import RecordedTrace
 from reprise.eval.replay.drafter import Drafter
 from reprise.eval.replay.peer_drafters import (
     NGRAM_DRAFT_LENGTH,
@@ -17,6 +18,7 @@ from reprise.eval.replay.peer_drafters import (
     SuffixSetting,
     suffix_installed,
 )
+from reprise.eval.replay.recording import ReplayRecorder
 from reprise.eval.replay.replay import replay
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.results import Run, run_of_counts
@@ -92,8 +94,12 @@ def replay_method(
     settings: ReplaySettings,
     *,
     on_request: Callable[[], None] = lambda: None,
+    recorded: RecordedTrace | None = None,
 ) -> tuple[Run, SuffixSetting | None]:
-    """One method on one trace, and the setting that won where there was a choice."""
+    """One method on one trace, and the setting that won where there was a choice.
+
+    The first answers are added to `recorded`, if given, but for `suffix-best`, which is many runs.
+    """
     if method == "semantic-cache":
         counts = replay_semantic_cache(
             rows,
@@ -103,11 +109,15 @@ def replay_method(
         )
         run = run_of_counts(trace, method, counts, cost=settings.cost)
         run.hit_rate, run.changed_answers = counts.hit_rate, counts.changed_answers
+        if recorded is not None:
+            recorded.cached = counts.replies
         return run, None
     if method == "suffix-best":
         sweep = suffix_sweep(trace, rows, settings, on_request=on_request)
         return max(sweep, key=lambda pair: pair[0].model_speedup or 0.0)
-    return replay_drafter(method, trace, rows, settings, on_request=on_request), None
+    return replay_drafter(
+        method, trace, rows, settings, on_request=on_request, recorded=recorded
+    ), None
 
 
 def suffix_sweep(
@@ -133,6 +143,7 @@ def replay_drafter(
     settings: ReplaySettings,
     *,
     on_request: Callable[[], None] = lambda: None,
+    recorded: RecordedTrace | None = None,
 ) -> Run:
     """A method that drafts, once."""
     draft_length = settings.num_speculative_tokens
@@ -141,7 +152,9 @@ def replay_drafter(
             embedder=settings.embedder, cost=settings.cost, draft_length=draft_length
         )
         try:
-            return _replay_with(reprise, method, trace, rows, settings, on_request=on_request)
+            return _replay_with(
+                reprise, method, trace, rows, settings, on_request=on_request, recorded=recorded
+            )
         finally:
             reprise.close()
     drafters: dict[str, Callable[[], Drafter]] = {
@@ -151,7 +164,9 @@ def replay_drafter(
         "suffix-long": lambda: SuffixDrafter(SUFFIX_LONG, draft_length=draft_length),
     }
     drafter = drafters[method]()
-    return _replay_with(drafter, method, trace, rows, settings, on_request=on_request)
+    return _replay_with(
+        drafter, method, trace, rows, settings, on_request=on_request, recorded=recorded
+    )
 
 
 def _replay_with(
@@ -162,13 +177,18 @@ def _replay_with(
     settings: ReplaySettings,
     *,
     on_request: Callable[[], None],
+    recorded: RecordedTrace | None = None,
 ) -> Run:
+    recorder = ReplayRecorder(drafter) if recorded is not None else None
     counts = replay(
         drafter,
         rows,
         num_speculative_tokens=settings.num_speculative_tokens,
         on_request=on_request,
+        recorder=recorder,
     )
+    if recorded is not None and recorder is not None:
+        recorded.answers[method] = recorder.answers
     by_source = dict(drafter.by_source)
     if method == "ngram":
         by_source = {

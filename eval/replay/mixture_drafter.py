@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reprise.eval.replay.device_drafter import SortedCorpus, draft_length
+from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.kernels.draft.constants import BOS
@@ -21,6 +22,7 @@ from reprise.kernels.mixture.near import FIRST_HIT, lay_out_near
 from reprise.kernels.mixture.reference import Presence, Weights, draft, near_pieces
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.search.embedding import Embedder
+from reprise.spec.api.recorded_steps import DraftedToken
 from reprise.spec.batching.request import select_near
 
 
@@ -85,6 +87,9 @@ class MixtureDrafter(RepriseDrafter):
         )
         self._drafted, self._alignments = drafted.token_ids, drafted.alignments
         return self._drafted[: draft_length(np.array(drafted.chances), self._cost)]
+
+    def origins_of(self, draft: Sequence[int]) -> Sequence[DraftedToken]:
+        return unknown_origins(draft)
 
     def observe(self, token_ids: IntArray) -> None:
         super().observe(token_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
@@ -24,6 +25,7 @@ class NearLookup:
             embedder=embedder,
         )
         self._embedder = embedder
+        self._questions: dict[str, str] = {}  # by answer id
 
     def prepare(self, rows: Sequence[TokenRow]) -> None:
         """Embed all prompts in large batches, which the embedder remembers."""
@@ -31,9 +33,11 @@ class NearLookup:
 
     def add(self, row: TokenRow, answer_token_ids: IntArray) -> None:
         """Let an answer join."""
+        answer_id = f"{row.request_id}-{len(answer_token_ids)}"
+        self._questions[answer_id] = row.source.query_text
         self._retriever.store(
             Answer.create(
-                answer_id=f"{row.request_id}-{len(answer_token_ids)}",
+                answer_id=answer_id,
                 prompt_token_ids=row.prompt_token_ids,
                 response_token_ids=answer_token_ids,
                 prompt_text=row.source.query_text,
@@ -50,6 +54,15 @@ class NearLookup:
         near_answers = self._retriever.poll(row.request_id) or []
         self._retriever.discard(row.request_id)
         return updates, near_answers
+
+    def seen(self, near_answers: Sequence[NearAnswer]) -> dict[str, SeenAnswer]:
+        """Near answers as people want to see them, by answer id."""
+        return {
+            near.answer_id: SeenAnswer(
+                self._questions[near.answer_id], float(near.similarity), near.clause
+            )
+            for near in near_answers
+        }
 
     def _flush(self) -> None:
         if not self._retriever.flush(_FLUSH_S):

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reprise.engine_ext.answer_page.records import SeenAnswer
+from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.token_rows import IntArray, TokenRow
+from reprise.spec.api.recorded_steps import DraftedToken
 
 NGRAM_LENGTH = 5
 """Both `prompt_lookup_min` and `prompt_lookup_max`, as vLLM sets them if neither is given."""
@@ -44,6 +47,15 @@ class NoDrafter:
     def finish(self, row: TokenRow, *, joins: bool) -> None:
         """Nothing to end."""
 
+    def origins_of(self, draft: Sequence[int]) -> Sequence[DraftedToken]:
+        """Unknown."""
+        return unknown_origins(draft)
+
+    @property
+    def near(self) -> Mapping[str, SeenAnswer]:
+        """No near answers."""
+        return {}
+
     @property
     def by_source(self) -> Mapping[str, Mapping[str, int]]:
         """No sources."""
@@ -77,6 +89,9 @@ class NgramDrafter(NoDrafter):
 
     def propose(self) -> Sequence[int]:
         return self._find(self._context[: self._length], self._draft_length)
+
+    def origins_of(self, draft: Sequence[int]) -> Sequence[DraftedToken]:
+        return unknown_origins(draft, "context")
 
 
 class SuffixSetting(NamedTuple):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reprise.eval.replay.drafter import Drafter
+from reprise.eval.replay.recording import ReplayRecorder
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 
 
@@ -45,15 +46,25 @@ def replay(
     *,
     num_speculative_tokens: int | None = None,
     on_request: Callable[[], None] = lambda: None,
+    recorder: ReplayRecorder | None = None,
 ) -> ReplayCounts:
-    """Fill the cache, then run the other rows in order; `num_speculative_tokens` cuts drafts."""
+    """Fill the cache, then run the other rows in order; `num_speculative_tokens` cuts drafts.
+
+    What a `recorder` does is not in the times.
+    """
     fill_cache(drafter, rows)
     counts = ReplayCounts()
     for row in rows:
         if row.warm:
             continue
         drafter.look_up(row)
-        replay_request(drafter, row, counts, num_speculative_tokens=num_speculative_tokens)
+        replay_request(
+            drafter,
+            row,
+            counts,
+            num_speculative_tokens=num_speculative_tokens,
+            recorder=recorder,
+        )
         drafter.finish(row, joins=row.cached_token_ids is None)
         on_request()
     return counts
@@ -75,6 +86,7 @@ def replay_request(
     counts: ReplayCounts,
     *,
     num_speculative_tokens: int | None = None,
+    recorder: ReplayRecorder | None = None,
 ) -> None:
     """Run one request up to its last token, adding to `counts`."""
     target = row.response_token_ids
@@ -83,12 +95,17 @@ def replay_request(
     counts.start_us.append((time.perf_counter() - began) * 1e6)
     counts.requests += 1
     position, emitted = 1, 1
+    if recorder is not None:
+        recorder.begin()
     while position < len(target):
         began = time.perf_counter()
         drafter.observe(target[position - emitted : position])
         draft = drafter.propose()
         counts.propose_us.append((time.perf_counter() - began) * 1e6)
         draft = draft[:num_speculative_tokens]
+        if recorder is not None:
+            recorder.observe(target[position - emitted : position])
+            recorder.note_draft(draft)
         accepted = accepted_length(draft, target[position:])
         emitted = min(accepted + 1, len(target) - position)
         position += emitted
@@ -97,6 +114,9 @@ def replay_request(
         counts.drafted_tokens += len(draft)
         counts.accepted_tokens += accepted
     drafter.observe(target[position - emitted :])
+    if recorder is not None:
+        recorder.observe(target[position - emitted :])
+        recorder.end(row)
 
 
 def accepted_length(draft: Sequence[int], target: IntArray) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.retrieval.api.answer import AnswerUpdate
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec.api.config import DraftConfig
+from reprise.spec.api.recorded_steps import DraftedToken
 from reprise.spec.provider import DraftProvider
 
 
@@ -60,6 +62,13 @@ class RepriseDrafter:
 
     def propose(self) -> Sequence[int]:
         return self._provider.propose(self._request_id, limit=self._draft_length)
+
+    def origins_of(self, draft: Sequence[int]) -> Sequence[DraftedToken]:
+        return self._provider.drafted_tokens(self._request_id)[: len(draft)]
+
+    @property
+    def near(self) -> Mapping[str, SeenAnswer]:
+        return self._lookup.seen(self._near_answers)
 
     def observe(self, token_ids: IntArray) -> None:
         self._provider.observe(self._request_id, token_ids)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,11 @@ class ReplayTokenizer:
     def encode(self, text: str) -> IntArray:
         """Token ids of a text, int32 [n], without special tokens."""
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; nothing for ids that are none."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
 
 
 @dataclass(frozen=True)

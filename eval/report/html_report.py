@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,48 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from reprise.engine_ext.answer_page.answer_html import answers_section
+from reprise.engine_ext.answer_page.document import document, escaped
+from reprise.engine_ext.answer_page.shown import ShownTrace
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.results_table import result_columns
 from reprise.eval.replay.run_options import RunOptions
 
-_STYLE = """
-:root { --ink: #1c1917; --soft: #78716c; --line: #e7e5e4; --paper: #fafaf9; --best: #c2410c; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 64px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
-h2 { font-size: 17px; margin: 40px 0 8px; }
-p { max-width: 70ch; color: var(--soft); margin: 0 0 8px; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 8px 16px;
-  overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 10px; text-align: right; }
-td { white-space: nowrap; }
-th { vertical-align: bottom; line-height: 1.3; }
-th { font-size: 12px; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
-tbody tr + tr td { border-top: 1px solid var(--line); }
-tr.reprise td { font-weight: 600; }
-td.best { color: var(--best); font-weight: 700; }
-svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 20px; font-size: 13px; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-code { display: block; font: 13px/1.6 ui-monospace, Menlo, Consolas, monospace; margin: 8px 0;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-details { margin-top: 8px; } summary { cursor: pointer; color: var(--soft); font-size: 13px; }
-@media (max-width: 640px) {
-  body { font-size: 14px; }
-  main { padding: 24px 10px 40px; }
-  .card { padding: 4px 6px; }
-  table { font-size: 12px; }
-  th, td { padding: 6px 4px; }
-  th { font-size: 10px; hyphens: auto; }
-  td:first-child { white-space: normal; }
-  .plot svg { min-width: 560px; }
-  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 6px; }
-}
-"""
 # What is read first, as far as it is there; the rest folds away, below.
 _FIRST = (
     *("method", "tokens/s", "speedup", "changed answers", "identical"),
@@ -65,20 +29,38 @@ _GLOSSARY = (
 )
 
 
+Answers = Sequence[tuple[str, ShownTrace]]
+"""Traces by name, with the answers of each that are shown token by token."""
+
+
 def write_html(
-    path: str | Path, config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str | None
+    path: str | Path,
+    config: Mapping[str, Any],
+    runs: Sequence[Run],
+    *,
+    plot_svg: str | None,
+    answers: Answers = (),
 ) -> None:
     """Write the page; `plot_svg` is an SVG element or None."""
-    Path(path).write_text(render_html(config, runs, plot_svg=plot_svg), encoding="utf-8")
+    page = render_html(config, runs, plot_svg=plot_svg, answers=answers)
+    Path(path).write_text(page, encoding="utf-8")
 
 
-def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str | None) -> str:
-    """The page: a table for each trace, the frontier plot, and the settings."""
+def render_html(
+    config: Mapping[str, Any],
+    runs: Sequence[Run],
+    *,
+    plot_svg: str | None,
+    answers: Answers = (),
+) -> str:
+    """The page: a table for each trace, answers, the frontier plot, and the settings."""
     cost = float(config["cost"])
     sections = [
-        f"<h2>{html.escape(trace)}</h2>\n<div class=card>{_table(list(group), cost=cost)}</div>"
+        f"<h2>{escaped(trace)}</h2>\n<div class=card>{_table(list(group), cost=cost)}</div>"
         for trace, group in groupby(runs, key=lambda run: run.trace)
     ]
+    if answers:
+        sections.append(answers_section(answers, threshold=float(config["threshold"])))
     if plot_svg is not None:
         sections.append(
             "<h2>What a drafted token buys</h2>\n<p>Each line joins one method's settings; a ring"
@@ -86,20 +68,18 @@ def render_html(config: Mapping[str, Any], runs: Sequence[Run], *, plot_svg: str
             f'<div class="card plot">{plot_svg}</div>'
         )
     others = "".join(
-        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(_as_text(value))}</dd>"
+        f"<dt>{escaped(name.replace('_', ' '))}</dt><dd>{escaped(_as_text(value))}</dd>"
         for name, value in config.items()
-        if value is not None and not _is_option(name)
+        if value is not None and not _is_option(name) and name != "command"
     )
     engine = "recorded answers" if config["engine"] == "replay" else "a real engine"
-    return (
-        "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
-        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f"<title>Reprise: acceptance rates</title>\n<style>{_STYLE}</style>\n<main>\n"
+    body = (
         f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {_GLOSSARY}</p>\n"
         + "\n".join(sections)
-        + f"\n<h2>Settings</h2>\n<div class=card><code>{html.escape(_command(config))}</code>"
-        f"<dl>{others}</dl></div>\n</main>\n</html>\n"
+        + f"\n<h2>Settings</h2>\n<div class=card><code>{escaped(_command(config))}</code>"
+        f"<dl>{others}</dl></div>"
     )
+    return document("Reprise: acceptance rates", body, has_answers=bool(answers))
 
 
 def _is_option(name: str) -> bool:
@@ -107,7 +87,9 @@ def _is_option(name: str) -> bool:
 
 
 def _command(config: Mapping[str, Any]) -> str:
-    """Return the settings as they are typed."""
+    """Return the settings as they are typed; another command says itself what was typed."""
+    if "command" in config:
+        return str(config["command"])
     words = ["python", "eval/acceptance_rate.py"]
     for name, value in config.items():
         if value is None or value is False or value == [] or not _is_option(name):
@@ -150,15 +132,15 @@ def _rank(name: str) -> int | None:
 
 
 def _rows(runs: Sequence[Run], columns: Mapping[str, list[str]], *, ranked: str, best: int) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{escaped(name)}</th>" for name in columns)
     body = []
     for number, run in enumerate(runs):
         cells = "".join(
             f"<td{' class=best' if name == ranked and number == best else ''}>"
-            f"{html.escape(cells[number])}</td>"
+            f"{escaped(cells[number])}</td>"
             for name, cells in columns.items()
         )
-        body.append(f"<tr class={html.escape(run.method)}>{cells}</tr>")
+        body.append(f"<tr class={escaped(run.method)}>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 

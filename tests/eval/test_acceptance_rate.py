@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +89,9 @@ def test_table_page_and_progress(
     text = page.read_text()
     assert text.count("<tr class=") == 2 * 2  # what matters, and what folds away
     assert "<svg" in text
-    assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert text.count("<article") == 2
+    known = ("http://www.w3.org", "http://purl.org", "http-equiv")
+    assert "http" not in re.sub("|".join(known), "", text)
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
@@ -201,6 +205,8 @@ def test_real_engines_give_identical_answers(
     output = tmp_path / "out.json"
     arguments = ["--engine", "vllm", "--model", str(demo_model), "--trace", str(trace)]
     arguments += ["--methods", "reprise,none", "--take-turns", "--output", str(output)]
+    page = tmp_path / "page.html"
+    arguments += ["--html", str(page)]
     # Turns so short that each engine is stopped in the middle of its work.
     monkeypatch.setattr(engine_turns, "_TURN_S", 0.05)
     assert main(arguments) == 0
@@ -211,3 +217,19 @@ def test_real_engines_give_identical_answers(
     assert none["mean_acceptance_length"] == 1.0
     assert reprise["mean_acceptance_length"] > 1.2
     assert reprise["steps"] < none["steps"] == none["emitted_tokens"]
+    check_page_of_engine(page.read_text(), reprise, none)
+
+
+def check_page_of_engine(page: str, reprise: dict[str, Any], none: dict[str, Any]) -> None:
+    """The page's steps and sources are those that the engine counted."""
+    articles = re.findall("<article.*?</article>", page, re.DOTALL)
+    assert len(articles) == reprise["requests"]
+    told = re.findall(r"tokens in (\d+) steps?; <b>(\d+) came for free", "".join(articles))
+    assert sum(int(steps) for steps, _ in told) == reprise["steps"]
+    assert sum(int(free) for _, free in told) == reprise["accepted_tokens"]
+    bars = re.findall(r"<span>none</span>.*?>(\d+) steps?<", "".join(articles), re.DOTALL)
+    assert sum(map(int, bars)) == none["steps"]
+    for source, name in (("near_answer", "n"), ("context", "c"), ("corpus", "k")):
+        tokens = re.findall(rf"<i class='?{name}\b", "".join(articles))
+        assert len(tokens) == reprise["by_source"][source]["accepted"]
+    assert "data-partial" not in "".join(articles)

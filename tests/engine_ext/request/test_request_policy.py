@@ -12,6 +12,7 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import EXTRA_ARGS_KEY, RequestHints, read_hints
 from reprise.engine_ext.request import tenants
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
+from reprise.engine_ext.request.request_info import InfoCollector
 from reprise.engine_ext.request.request_policy import (
     RequestPolicy,
     resolve_policy,
@@ -49,6 +50,7 @@ def policy_of(
     is_sole_tenant: bool = False,
     headers: dict[str, str] | None = None,
     params: SamplingParams | None = None,
+    info: InfoCollector | None = None,
     **settings: Any,
 ) -> RequestPolicy:
     """The policy of a request to a server; without one, past it."""
@@ -59,7 +61,7 @@ def policy_of(
         load_config(settings),
         prompt,
         params or SamplingParams(),
-        None,
+        info,
         is_sole_tenant=is_sole_tenant,
     )
 
@@ -202,3 +204,26 @@ def test_learned_weights_of_private_requests_are_nobody_elses() -> None:
     secret = b"s" * 16
     salts = [salt_of(in_worker(RequestHints()), secret) for _ in range(20)]
     assert len({*salts, 0, salt_of("n", secret)}) == 22
+
+
+@pytest.mark.parametrize(
+    ("server", "authorization", "namespace"),
+    [
+        (KEYED, "Bearer a", key_namespace("a")),
+        (KEYED, "Bearer c", None),
+        (KEYLESS, None, SOLE_TENANT),
+        (NOT_SEEN, "Bearer a", None),
+    ],
+)
+def test_a_request_is_recorded_for_its_own_namespace_or_not_at_all(
+    server: ServerTenants, authorization: str | None, namespace: str | None
+) -> None:
+    info = InfoCollector()
+    asks = {"x-reprise-record": "on"}
+    policy = policy_of(server, authorization, headers=asks, info=info)
+    assert info.namespace == namespace
+    assert read_hints(with_policy(SamplingParams(), policy)).record == (namespace is not None)
+    # Nobody would fetch the steps, or nobody wants them.
+    for headers, collector in ((asks, None), ({}, InfoCollector())):
+        policy = policy_of(server, authorization, headers=headers, info=collector)
+        assert not read_hints(with_policy(SamplingParams(), policy)).record

@@ -1,126 +1,16 @@
 """What fails for one request costs that request its drafts, and no other anything."""
 
-from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
 
-from vllm import SamplingParams
-
 from reprise.engine_ext import proposer as proposer_module
-from reprise.engine_ext.core.identity import PROPOSER_PATH
-from reprise.retrieval import RetrievalConfig
-from reprise.retrieval.in_process.local_retriever import LocalRetriever
-from reprise.retrieval.search.embedding import Embedder
+from reprise.tests.engine_ext.worker.proposer_world import PROMPT, SONG, World
 
 pytestmark = pytest.mark.engine
-
-PROMPT = [5, 6, 7, 8, 9]
-SONG = [11, 12, 13, 14, 15, 16, 17, 18]  # sung again and again: what comes next is known
-
-
-@pytest.fixture(scope="module")
-def vllm_config(demo_model: Path) -> Any:
-    from vllm.engine.arg_utils import EngineArgs
-
-    return EngineArgs(
-        model=str(demo_model),
-        enforce_eager=True,
-        max_model_len=1024,
-        speculative_config={"model": PROPOSER_PATH, "num_speculative_tokens": 4},
-        additional_config={"reprise": {"drafts": {"verify_cost": 0.0}}},
-    ).create_engine_config()
-
-
-class World:
-    """A proposer, and a model runner's rows as far as it looks at them."""
-
-    def __init__(self, vllm_config: Any) -> None:
-        self.proposer: Any = proposer_module.CacheHitProposer(vllm_config)
-        self.outputs: dict[str, list[int]] = {}
-        self.observed: dict[str, list[int]] = defaultdict(list)
-        step = self.proposer._provider.step
-
-        def observed_step(request_ids: Any, emitted: Any, **given: Any) -> Any:
-            for request_id, tokens in zip(request_ids, emitted, strict=True):
-                self.observed[request_id] += tokens
-            return step(request_ids, emitted, **given)
-
-        self.proposer._provider.step = observed_step
-
-    def runner(self) -> Any:
-        names = list(self.outputs)
-        tokens = np.zeros((8, 64), np.int32)
-        for row, outputs in enumerate(self.outputs.values()):
-            tokens[row, : len(PROMPT) + len(outputs)] = PROMPT + outputs
-        return SimpleNamespace(
-            requests={
-                name: SimpleNamespace(output_token_ids=outputs)
-                for name, outputs in self.outputs.items()
-            },
-            input_batch=SimpleNamespace(
-                req_ids=names,
-                num_prompt_tokens=np.full(8, len(PROMPT), np.int32),
-                token_ids_cpu=tokens,
-                num_tokens_no_spec=np.array(
-                    [len(PROMPT) + len(outputs) for outputs in self.outputs.values()]
-                    + [0] * (8 - len(names)),
-                    np.int32,
-                ),
-            ),
-        )
-
-    def step(self, *, new: tuple[str, ...] = (), finished: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Requests end and begin, then each emits two more tokens of the song."""
-        decided = SimpleNamespace(
-            finished_req_ids=set(finished),
-            scheduled_new_reqs=[
-                SimpleNamespace(
-                    req_id=name,
-                    prompt_token_ids=list(PROMPT),
-                    sampling_params=SamplingParams(temperature=0.0, max_tokens=50),
-                )
-                for name in new
-            ],
-            scheduled_spec_decode_tokens={},
-            num_scheduled_tokens={},
-            total_num_scheduled_tokens=1,  # a prompt is among them: its time teaches nothing
-        )
-        self.proposer.before_step(self.runner(), decided)
-        for name in finished:
-            del self.outputs[name]
-        self.outputs |= {name: [] for name in new}
-        emitted = []
-        for outputs in self.outputs.values():
-            sung = len(outputs)
-            outputs += [SONG[(sung + i) % len(SONG)] for i in range(2)]
-            emitted.append(outputs[-2:])
-        runner = self.runner()
-        self.proposer.before_propose(runner, decided)
-        batch = runner.input_batch
-        drafts = self.proposer.propose(emitted, batch.num_tokens_no_spec, batch.token_ids_cpu)
-        return dict(zip(self.outputs, drafts, strict=True))
-
-    @property
-    def errors(self) -> dict[str, int]:
-        return dict(self.proposer._errors.counts())
-
-
-@pytest.fixture
-def world(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    retriever = LocalRetriever(
-        RetrievalConfig(embedding_model="lexical"), embedder=Embedder("lexical")
-    )
-    monkeypatch.setattr(proposer_module, "worker_retriever", lambda *_: retriever)
-    world = World(vllm_config)
-    yield world
-    retriever.close()
 
 
 def fails_for(function: Any, name: str) -> Any:

@@ -46,6 +46,9 @@ def test_hits_misses_and_changed_answers() -> None:
     assert counts.changed_answers == 2 / 3
     assert counts.steps == 1
     assert counts.emitted_tokens == 2 + 2 + 1 + 1
+    similarities = [reply and round(reply.similarity, 3) for reply in counts.replies]
+    assert similarities == [0.996, 0.995, None, 1.0]
+    assert [reply and reply.question for reply in counts.replies] == ["0", "0", None, "80"]
 
 
 def test_an_empty_cache_never_hits() -> None:
@@ -61,5 +64,7 @@ def test_which_rows_a_live_cache_would_serve() -> None:
     described = [("0", True), ("5", False), ("80", False), ("81", False), ("40", False)]
     trace = [TraceRow(prompt=angle, response="r", warm=warm) for angle, warm in described]
     embedder: Any = AngleEmbedder()
-    assert cached_rows(trace, embedder=embedder, threshold=0.9) == [0, None, 2, None]
+    found = cached_rows(trace, embedder=embedder, threshold=0.9)
+    assert [hit and hit.row for hit in found] == [0, None, 2, None]
+    assert [hit and round(hit.similarity, 3) for hit in found] == [0.996, None, 1.0, None]
     assert cached_rows(trace[1:2], embedder=embedder, threshold=0.9) == [None]

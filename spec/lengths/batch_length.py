@@ -17,7 +17,7 @@ Shares are of the latest drafts, about as many at any size of batch, so that cha
 little; one request alone would take hundreds of steps to unlearn them. Where the first tokens of
 the latest steps are far better explained by a share of their own, what was known of them before is
 therefore forgotten at once: a generalised likelihood ratio says so, and since when (Lorden,
-"Procedures for reacting to a change in distribution", 1971).
+"Procedures for reacting to a change in distribution", 1971). Of later tokens that says nothing.
 """
 
 import math
@@ -37,13 +37,14 @@ FIRST_WEIGHT = 4.0  # drafts that this counts as, until it is forgotten
 NEXT_WEIGHT = 4.0  # drafts that a token is taken to be as right as the one before it for
 MEMORY = 64  # drafts after which one counts 1 / e
 MIN_KEPT = 0.75  # of what was known, in a step, however large its batch
-CHANGE_EVIDENCE = 5.0  # log likelihood ratio from which on a share of first tokens has changed
+CHANGE_EVIDENCE = 8.0  # log likelihood ratio from which on a share of first tokens has changed
 CHANGE_STEPS = 64  # the latest, that may have another share
 LEAST_SHARE = 0.01  # of first tokens, right or wrong, in that ratio: one draft is no evidence
-KEPT_WEIGHT = 16.0  # drafts that what is known of later tokens counts as after a change, at most
 MIN_GAIN = 0.01  # of drafts over none, as a share of the tokens a second
 PROBE_SHARE = 0.005  # of all steps' time, that may go into trying
 MIN_PROBE_STEPS = 8
+FIRST_PROBE_STEPS = 2  # once drafts have ended, and twice as many from try to try
+FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
 
 Floats = npt.NDArray[np.float64]
@@ -76,6 +77,7 @@ class BatchDraftLength:
         )  # first tokens: all, right
         self._since_draft = 0
         self._num_new = 0
+        self._num_probes = 0
 
     def choose(self, batch: int) -> int:
         """Return how many tokens to draft for each of `batch` requests in the step to be scheduled;
@@ -92,7 +94,7 @@ class BatchDraftLength:
         speeds = emitted[choices - 1] / curve[choices * batch]
         best = int(np.argmax(speeds))
         if speeds[best] > 1.0 + MIN_GAIN:
-            self._since_draft, self._num_new = 0, 0
+            self._since_draft, self._num_new, self._num_probes = 0, 0, 0
             return int(choices[best])
         return self._probe(batch, int(choices[0]), float(curve[choices[0] * batch]) - 1.0)
 
@@ -103,9 +105,12 @@ class BatchDraftLength:
             wait /= NEW_REQUESTS_DIVISOR
         else:
             wait = max(MIN_PROBE_STEPS, wait)
+            first = max(FIRST_PROBE_STEPS, wait / FIRST_PROBE_DIVISOR)
+            wait = min(wait, first * 2.0 ** min(self._num_probes, FIRST_PROBE_DIVISOR))
         if self._since_draft < wait:
             return 0
         self._since_draft, self._num_new = 0, 0
+        self._num_probes += 1
         return length
 
     def survival(self) -> Floats:
@@ -163,10 +168,6 @@ class BatchDraftLength:
         self._tried[0], self._right[0] = sums[since]
         while len(self._latest) > since + 1:
             self._latest.popleft()
-        # Of later tokens it says nothing, but that they may be others as well.
-        scale = np.minimum(1.0, KEPT_WEIGHT / np.maximum(self._tried[1:], 1e-9))
-        self._tried[1:] *= scale
-        self._right[1:] *= scale
 
     def note_new_requests(self, count: int) -> None:
         """Record that so many requests have begun, or got near answers: what was known of others

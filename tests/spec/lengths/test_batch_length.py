@@ -64,7 +64,7 @@ def test_short_drafts_where_tokens_are_dear() -> None:
 def test_no_drafts_within_a_few_steps_where_none_are_right(batch: int) -> None:
     cold = BatchDraftLength(CHOICES)
     lengths, speed = serve(cold, batch=batch, steps=400, right=0.02, token_cost=0.05)
-    assert sum(k > 0 for k in lengths[:20]) <= 10
+    assert sum(k > 0 for k in lengths[:20]) <= 12
     assert sum(k > 0 for k in lengths[40:]) <= 60
     assert speed > 0.99
 

@@ -154,6 +154,8 @@ class MixtureLearner:
         self, answer_id: str, response_token_ids: IntArray, *, namespace: str = ""
     ) -> None:
         """Let an answer join for requests that begin from now on."""
+        if self.has_failed:
+            return
         with self._corpus_lock:
             self.num_updates += 1
             self._updates.append((answer_id, response_token_ids, namespace))
@@ -209,10 +211,12 @@ class MixtureLearner:
                     self._prepare_upload()
                     since_upload = 0
             except Exception as error:
-                self.has_failed = True
                 self._errors.record("learn weights", error)
+                self.has_failed = True
             with self._has_ended:
                 self._num_unfinished -= 1
+                if self.has_failed:
+                    self._ended.clear()
             self._is_flushed.wait((time.monotonic() - began_s) * (1.0 / TIME_SHARE - 1.0))
 
     def _learn(self, ended: EndedRequest) -> int:

@@ -173,6 +173,8 @@ def test_a_failure_ends_learning_and_leaves_the_weights(monkeypatch: pytest.Monk
     made.learner.add_answer("a", ANSWER)
     made.learner.offer(ended())
     assert made.learner.flush(0.0)
+    # Nothing is kept for what will not be learned.
+    assert (len(made.learner._updates), len(made.learner._ended)) == (0, 0)
 
 
 def test_weights_that_are_no_numbers_are_not_drafted_with() -> None:

@@ -27,8 +27,15 @@ _ERROR_PLACES = {
         *("verified_replay", "verify", "watch", "withdraw"),
     ),
     "worker": (
-        *("AsyncScheduler.__init__", "Scheduler.__init__", "learn: queue full", "near answers"),
-        *("propose", "read back: queue full", "report", "save weights", "start request"),
+        *("AsyncScheduler.__init__", "Scheduler.__init__", "learn: queue full", "learn weights"),
+        *(
+            "near answers",
+            "propose",
+            "read back: queue full",
+            "report",
+            "save weights",
+            "start request",
+        ),
     ),
 }
 _LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)

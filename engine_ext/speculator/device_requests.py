@@ -16,17 +16,23 @@ from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.speculator import page_locked
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
-from reprise.engine_ext.speculator.device_mixture import DeviceMixture
+from reprise.engine_ext.speculator.device_mixture import BothCorpora, DeviceMixture
 from reprise.engine_ext.speculator.hit_keeper import HitKeeper, hits_path
 from reprise.engine_ext.speculator.host_corpus import HostCorpus
+from reprise.engine_ext.speculator.mixture_learner import EndedRequest
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.speculator.slot_counts import SlotCounts, stats_of
 from reprise.engine_ext.speculator.slot_rows import SlotRows
-from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
+from reprise.engine_ext.worker.answer_learner import (
+    AnswerLearner,
+    DraftsFromCorpora,
+    FinishedRequest,
+)
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.kernels.draft.state import DraftState
+from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.stats import ProviderStats, RequestStats
 
@@ -40,11 +46,13 @@ _WARM_UP_IDS = ("_warmup_", "_v2_mixed_warmup")
 class _Request:
     """A live request: in a slot, or preempted."""
 
-    __slots__ = ("live", "namespace", "num_to_prefill", "slot", "stats")
+    __slots__ = ("live", "namespace", "num_to_prefill", "num_updates", "slot", "stats")
 
-    def __init__(self, live: LiveRequest, namespace: str) -> None:
+    def __init__(self, live: LiveRequest, namespace: str, *, num_updates: int = 0) -> None:
         self.live = live
         self.namespace = namespace
+        self.num_updates = num_updates
+        """Answers that had come to what learns weights."""
         self.slot: int | None = None
         self.num_to_prefill = 0
         """Tokens until it is drafted for; 0: near answers have been looked for."""
@@ -130,7 +138,10 @@ class DeviceRequests:
             max_near=config.drafts.max_near_answers,
             errors=errors,
         )
-        self._learner = AnswerLearner(self._corpora, self._retriever, overlap, errors=errors)
+        corpora: DraftsFromCorpora = self._corpora
+        if mixture is not None:
+            corpora = BothCorpora(self._corpora, mixture.learner)
+        self._learner = AnswerLearner(corpora, self._retriever, overlap, errors=errors)
 
     def begin_step(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
         """Give requests that begin what they draft from, and others what has come since."""
@@ -146,6 +157,9 @@ class DeviceRequests:
         if self._hits is not None:
             with self._errors.recording("save hits"):
                 self._hits.step()
+        if self._mixture is not None:
+            with self._errors.recording("write weights"):
+                self._mixture.learner.put_in_place()
 
     def _clear_slots(
         self, req_states: Any, scheduler_output: "SchedulerOutput"
@@ -193,6 +207,7 @@ class DeviceRequests:
             "provider": provider,
             **self._near.report(),
             "live_requests": len(self._requests),
+            **({} if self._mixture is None else self._mixture.learner.report()),
         }
 
     def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +218,11 @@ class DeviceRequests:
         """Wait until every finished request so far is learned, and saved; return whether it is."""
         if self._hits is not None:
             self._hits.save()
-        return self._read_back.flush(timeout_s) and self._learner.flush(timeout_s)
+        return (
+            self._read_back.flush(timeout_s)
+            and self._learner.flush(timeout_s)
+            and (self._mixture is None or self._mixture.flush(timeout_s))
+        )
 
     def _begin(self, data: "NewRequestData", slot: int) -> None:
         """Give a request its slot, whether it is new or goes on after preemption."""
@@ -233,7 +252,8 @@ class DeviceRequests:
     def _start(self, data: "NewRequestData") -> _Request:
         live = LiveRequest(data.sampling_params, data.prompt_token_ids)
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
-        request = _Request(live, namespace)
+        num_updates = 0 if self._mixture is None else self._mixture.learner.num_updates
+        request = _Request(live, namespace, num_updates=num_updates)
         self._requests[data.req_id] = request
         if not is_private(request.namespace):
             self._near.begin(data.req_id, live, request.namespace)
@@ -268,10 +288,13 @@ class DeviceRequests:
             return
         slot = request.slot
         nearest = self._rows.nearest.get(request_id)
-        is_learned = slot is not None and self._is_to_be_learned(request)
+        near_answers = self._rows.attached.get(request_id, ())
+        is_learned = slot is not None and (
+            self._is_to_be_learned(request) or self._teaches_weights(request)
+        )
         self._drop(request_id)
         self._num_ended += 1
-        receiver = partial(self._receive, request_id, request, nearest)
+        receiver = partial(self._receive, request_id, request, nearest, near_answers)
         if slot is None:
             self._read_back.send([], receiver)
             return
@@ -304,6 +327,15 @@ class DeviceRequests:
             and request.live.prompt_token_ids is not None
         )
 
+    def _teaches_weights(self, request: _Request) -> bool:
+        """Return whether the mixture's weights are to be learned from it."""
+        return (
+            self._mixture is not None
+            and self._mixture.learner.has_room
+            and self._shares(request)
+            and request.live.prompt_token_ids is not None
+        )
+
     def _add_stats(self, request: _Request, values: list[NDArray[Any]]) -> None:
         """In the thread that reads back: add the counts of a slot that a request had."""
         stats = stats_of(values[0])
@@ -315,6 +347,7 @@ class DeviceRequests:
         request_id: str,
         request: _Request,
         nearest: str | None,
+        near_answers: Sequence[NearAnswer],
         values: list[NDArray[Any]],
     ) -> None:
         """In the thread that reads back: hand on what a request that is over leaves behind."""
@@ -329,13 +362,30 @@ class DeviceRequests:
         if len(values) > 1:
             _, total_len, tokens = values
             output = tokens[request.live.num_prompt_tokens : int(total_len[0])]
-            assert request.live.prompt_token_ids is not None
+            self._learn(request, request.live.answer_of(output.tolist()), near_answers)
+
+    def _learn(
+        self, request: _Request, answer: Sequence[int], near_answers: Sequence[NearAnswer]
+    ) -> None:
+        """Learn weights from a request that is over, and store its answer."""
+        assert request.live.prompt_token_ids is not None
+        if self._mixture is not None and self._teaches_weights(request):
+            self._mixture.learner.offer(
+                EndedRequest(
+                    namespace=request.namespace,
+                    prompt_token_ids=request.live.prompt_token_ids,
+                    response_token_ids=answer,
+                    near_answers=near_answers,
+                    num_updates=request.num_updates,
+                )
+            )
+        if self._is_to_be_learned(request):
             self._learner.learn(
                 FinishedRequest(
                     namespace=request.namespace,
                     model_key=self._model_key,
                     tokenizer_key=self._tokenizer_key,
                     prompt_token_ids=request.live.prompt_token_ids,
-                    response_token_ids=request.live.answer_of(output.tolist()),
+                    response_token_ids=answer,
                 )
             )

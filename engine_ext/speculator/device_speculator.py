@@ -95,7 +95,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             self._counts = SlotCounts(self._state)
             num_bytes = self._state.num_bytes + req_states.all_token_ids.gpu.nbytes
             if config.engine.device_drafts == "mixture":
-                self._mixture = DeviceMixture(vllm_config, config, self._state)
+                self._mixture = DeviceMixture(vllm_config, config, self._state, errors=self._errors)
                 num_bytes += self._mixture.state.num_bytes
             self._requests = DeviceRequests(
                 vllm_config,

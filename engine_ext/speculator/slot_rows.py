@@ -50,6 +50,8 @@ class SlotRows:
         self._slots: dict[str, int | None] = {}  # None: preempted
         self._near: dict[str, NearRows] = {}
         self._num_requests = 0
+        self.attached: dict[str, Sequence[NearAnswer]] = {}
+        """By request: what it was given, if the mixture drafts."""
         self.nearest: dict[str, str] = {}
         """By request: the id of the answer that is nearest to it."""
 
@@ -92,6 +94,8 @@ class SlotRows:
             return
         rows = self._lay_out(request_id, near_answers)
         self._near[request_id] = rows
+        if self._mixture is not None:
+            self.attached[request_id] = near_answers
         if near_answers:
             self.nearest[request_id] = near_answers[0].answer_id
         if (slot := self._slots[request_id]) is not None:
@@ -114,6 +118,7 @@ class SlotRows:
         self._slots.pop(request_id, None)
         self._near.pop(request_id, None)
         self._prompts.pop(request_id, None)
+        self.attached.pop(request_id, None)
         self.nearest.pop(request_id, None)
 
     def _lay_out(self, request_id: str, near_answers: Sequence[NearAnswer]) -> NearRows:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_DTYPES = {torch.int32: np.int32, torch.float32: np.float32}
+
 
 class Upload(NamedTuple):
     """One write that is ready to be enqueued."""
@@ -19,10 +21,11 @@ class Upload(NamedTuple):
         self.target.copy_(self.source, non_blocking=True)
 
 
-def prepare(target: torch.Tensor, values: NDArray[np.int32]) -> Upload:
-    """Copy `values`, of the target's shape, to where the device can fetch them.
+def prepare(target: torch.Tensor, values: NDArray[np.int32] | NDArray[np.float32]) -> Upload:
+    """Copy `values`, int32 or float32 like the target and of its shape, to where the device can
+    fetch them.
 
     torch keeps page-locked memory for reuse until the device has read it.
     """
-    source = torch.from_numpy(np.array(values, np.int32))
+    source = torch.from_numpy(np.array(values, _DTYPES[target.dtype]))
     return Upload(target, source.pin_memory() if target.is_cuda else source)

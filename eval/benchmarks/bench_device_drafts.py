@@ -32,8 +32,10 @@ from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.retrieval.search.embedding import Embedder
 
-CORES = {"device, start weights": 1 << 40, "device, learned weights": 1000}
-"""The core by the emitted tokens after which the host's weights are copied."""
+COPIES = {"device, copies, start values": False, "device, copies": True}
+"""By whether chances are learned."""
+CORES = {"device, start weights": False, "device, learned weights": True}
+"""The core, by whether weights are learned from requests that have ended."""
 
 
 class ClosableDrafter(Drafter, Protocol):
@@ -103,15 +105,14 @@ def main(
     for name, one in track(runs, "Replaying", console=Console(stderr=True), transient=True):
         rows = tokenize_rows(limit_rows(loaded[name], limit), chosen)
         host = run(RepriseDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
-        device = run(DeviceDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
         table.add_row(name, "host", f"{one:g}", *describe(host, one, host))
-        table.add_row("", "device, copies", f"{one:g}", *describe(device, one, host))
-        for label, refresh_tokens in CORES.items() if core else ():
-            drafter = MixtureDrafter(
-                embedder=embedder, cost=one, draft_length=draft_length,
-                refresh_tokens=refresh_tokens,
-            )  # fmt: skip
-            table.add_row("", label, f"{one:g}", *describe(run(drafter, rows), one, host))
+        drafters: list[tuple[str, bool, type[DeviceDrafter | MixtureDrafter]]] = [
+            *((label, learns, DeviceDrafter) for label, learns in COPIES.items()),
+            *((label, learns, MixtureDrafter) for label, learns in CORES.items() if core),
+        ]
+        for label, learns, kind in drafters:
+            made = kind(embedder=embedder, cost=one, draft_length=draft_length, learns=learns)
+            table.add_row("", label, f"{one:g}", *describe(run(made, rows), one, host))
     console = Console()
     console.print(table)
     console.print("In steps: no figure of a device. MAL counts the model's own token in each step.")

@@ -56,7 +56,9 @@ class DeviceDrafter:
         arena_tokens: int = 1 << 22,
         near_answers: int = 32,
         backend: Backend = "auto",
+        learns: bool = True,
     ) -> None:
+        """`learns`: whether chances follow what copies came to, or stay the start values."""
         self._lookup = NearLookup(embedder=embedder)
         self._cost, self._backend, self._most_near = cost, backend, near_answers
         self._state = DraftState.create(
@@ -66,6 +68,9 @@ class DeviceDrafter:
             num_corpora=1,
             arena_tokens=arena_tokens,
         )
+        self._start_values = None
+        if not learns:
+            self._start_values = self._state.hit_counts.clone(), self._state.hit_chances.clone()
         self._arena = CorpusArena(num_corpora=1, arena_tokens=arena_tokens)
         self._corpus = SortedCorpus()
         self._near_answers: list[NearAnswer] = []
@@ -138,6 +143,11 @@ class DeviceDrafter:
             chances=self._chances,
             backend=self._backend,
         )
+        if self._start_values is not None:
+            for table, values in zip(
+                (self._state.hit_counts, self._state.hit_chances), self._start_values, strict=True
+            ):
+                table.copy_(values)
         length = draft_length(self._chances[0].numpy(), self._cost)
         return self._drafts[0, :length].tolist()
 

@@ -1,7 +1,8 @@
 # mypy: allow-untyped-calls
 """The core of the predictor, as a device is to have it, in a replay: by the definition in Python.
 
-The host's predictor runs beside it and learns; its weights are copied now and then.
+Its weights are learned as the product does beside a device: when a request has ended, the host's
+predictor goes through it once more.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from reprise.engine_ext.speculator.mixture_learner import (
+    EndedRequest,
+    learning_provider,
+    replay_request,
+)
 from reprise.eval.replay.device_drafter import SortedCorpus, draft_length
 from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
@@ -27,21 +33,20 @@ from reprise.spec.batching.request import select_near
 
 
 class MixtureDrafter(RepriseDrafter):
-    """Drafts by the core, with weights that are up to `refresh_tokens` emitted tokens old."""
+    """Drafts by the core, with weights that are learned from requests before, or those shipped."""
 
     def __init__(
-        self, *, embedder: Embedder, cost: float, draft_length: int = 16, refresh_tokens: int = 1000
+        self, *, embedder: Embedder, cost: float, draft_length: int = 16, learns: bool = True
     ) -> None:
         super().__init__(embedder=embedder, cost=cost, draft_length=draft_length)
-        self._cost, self._most, self._refresh = cost, draft_length, refresh_tokens
+        self._provider = learning_provider()
+        self._cost, self._most, self._learns = cost, draft_length, learns
         self._corpus = SortedCorpus()
-        self._since_refresh = 0
         self._copy_weights()
 
     def _copy_weights(self) -> None:
-        tables = self._provider._learned.tables
+        tables = self._provider.weights()
         self._weights = Weights(tables.mixture.tolist(), tables.choice.tolist())
-        self._since_refresh = 0
 
     def _take(self, update: AnswerUpdate) -> None:
         super()._take(update)
@@ -50,7 +55,6 @@ class MixtureDrafter(RepriseDrafter):
         self._corpus.add(update.answer_id, update.response_token_ids)
 
     def start(self, row: TokenRow) -> None:
-        super().start(row)
         near = select_near(self._near_answers, MAX_NEAR)
         self._prompt = Counter(row.prompt_token_ids.tolist())
         self._output: Counter[int] = Counter()
@@ -73,7 +77,6 @@ class MixtureDrafter(RepriseDrafter):
         self._alignments: list[Alignment] = []
 
     def propose(self) -> Sequence[int]:
-        super().propose()  # to learn from
         text = Text(self._tokens, self._begin, len(self._tokens))
         drafted = draft(
             text,
@@ -92,7 +95,6 @@ class MixtureDrafter(RepriseDrafter):
         return unknown_origins(draft)
 
     def observe(self, token_ids: IntArray) -> None:
-        super().observe(token_ids)
         for token in token_ids.tolist():
             if self._drafted and self._drafted[0] == token:
                 self._alignment = self._alignments[0]
@@ -104,6 +106,12 @@ class MixtureDrafter(RepriseDrafter):
                 self._drafted = []
             self._tokens.append(token)
             self._output[token] += 1
-        self._since_refresh += len(token_ids)
-        if self._since_refresh >= self._refresh:
+
+    def finish(self, row: TokenRow, *, joins: bool) -> None:
+        if self._learns:
+            near = select_near(self._near_answers, MAX_NEAR)
+            ended = EndedRequest("", row.prompt_token_ids, row.response_token_ids, near, 0)
+            replay_request(self._provider, ended)
             self._copy_weights()
+        if joins:
+            self.add(row, row.response_token_ids)

@@ -12,8 +12,16 @@ those whose tokens before it were, a step with drafts of K tokens emits for each
 tokens, and costs what the cost curve says of K times the batch. The K is taken that emits most for
 what it costs; none where no K emits more than a step without drafts does. Then a short draft is
 tried now and then, so seldom that trying costs next to nothing.
+
+Shares are of the latest drafts, about as many at any size of batch, so that chance moves them
+little; one request alone would take hundreds of steps to unlearn them. Where the first tokens of
+the latest steps are far better explained by a share of their own, what was known of them before is
+therefore forgotten at once: a generalised likelihood ratio says so, and since when (Lorden,
+"Procedures for reacting to a change in distribution", 1971). Of later tokens that says nothing.
 """
 
+import math
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,9 +37,14 @@ FIRST_WEIGHT = 4.0  # drafts that this counts as, until it is forgotten
 NEXT_WEIGHT = 4.0  # drafts that a token is taken to be as right as the one before it for
 MEMORY = 64  # drafts after which one counts 1 / e
 MIN_KEPT = 0.75  # of what was known, in a step, however large its batch
+CHANGE_EVIDENCE = 8.0  # log likelihood ratio from which on a share of first tokens has changed
+CHANGE_STEPS = 64  # the latest, that may have another share
+LEAST_SHARE = 0.01  # of first tokens, right or wrong, in that ratio: one draft is no evidence
 MIN_GAIN = 0.01  # of drafts over none, as a share of the tokens a second
 PROBE_SHARE = 0.005  # of all steps' time, that may go into trying
 MIN_PROBE_STEPS = 8
+FIRST_PROBE_STEPS = 2  # once drafts have ended, and twice as many from try to try
+FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
 
 Floats = npt.NDArray[np.float64]
@@ -59,8 +72,12 @@ class BatchDraftLength:
         self._tried: Floats = np.zeros(choices[-1])
         self._right: Floats = np.zeros(choices[-1])
         self._tried[0], self._right[0] = FIRST_WEIGHT, FIRST_WEIGHT * FIRST_SHARE
+        self._latest: deque[tuple[int, int]] = deque(
+            maxlen=CHANGE_STEPS
+        )  # first tokens: all, right
         self._since_draft = 0
         self._num_new = 0
+        self._num_probes = 0
 
     def choose(self, batch: int) -> int:
         """Return how many tokens to draft for each of `batch` requests in the step to be scheduled;
@@ -77,18 +94,23 @@ class BatchDraftLength:
         speeds = emitted[choices - 1] / curve[choices * batch]
         best = int(np.argmax(speeds))
         if speeds[best] > 1.0 + MIN_GAIN:
-            self._since_draft, self._num_new = 0, 0
+            self._since_draft, self._num_new, self._num_probes = 0, 0, 0
             return int(choices[best])
         return self._probe(batch, int(choices[0]), float(curve[choices[0] * batch]) - 1.0)
 
     def _probe(self, batch: int, length: int, cost: float) -> int:
         """Return `length`, which costs as many steps more than none, or 0 where it is too soon."""
-        wait = max(MIN_PROBE_STEPS, cost / PROBE_SHARE)
+        wait = cost / PROBE_SHARE
         if NEW_REQUESTS_DIVISOR * self._num_new >= batch:
-            wait = max(MIN_PROBE_STEPS, wait / NEW_REQUESTS_DIVISOR)
+            wait /= NEW_REQUESTS_DIVISOR
+        else:
+            wait = max(MIN_PROBE_STEPS, wait)
+            first = max(FIRST_PROBE_STEPS, wait / FIRST_PROBE_DIVISOR)
+            wait = min(wait, first * 2.0 ** min(self._num_probes, FIRST_PROBE_DIVISOR))
         if self._since_draft < wait:
             return 0
         self._since_draft, self._num_new = 0, 0
+        self._num_probes += 1
         return length
 
     def survival(self) -> Floats:
@@ -126,15 +148,43 @@ class BatchDraftLength:
         kept = max(MIN_KEPT, np.exp(-drafts / MEMORY))
         # Token j was tried where those before it were right.
         tried = (places <= lengths) & (places <= right + 1)
+        share = float(self._right[0] / self._tried[0])
         self._tried *= kept
         self._tried += tried.sum(axis=1)
         self._right *= kept
         self._right += ((places <= lengths) & (places <= right)).sum(axis=1)
+        self._latest.append((drafts, int(np.count_nonzero(right[lengths > 0]))))
+        self._forget_before_a_change(share)
+
+    def _forget_before_a_change(self, known: float) -> None:
+        """Forget what was known of first tokens before their share changed, if it has; `known`:
+        the share before this step."""
+        sums = np.cumsum(np.array(self._latest, np.float64)[::-1], axis=0)
+        evidence = likelihood_ratio(sums[:, 0], sums[:, 1], known)
+        since = int(np.argmax(evidence))
+        # Of several drafts a step, chance is to mislead as seldom a step.
+        if evidence[since] <= CHANGE_EVIDENCE + math.log(self._latest[-1][0]):
+            return
+        self._tried[0], self._right[0] = sums[since]
+        while len(self._latest) > since + 1:
+            self._latest.popleft()
 
     def note_new_requests(self, count: int) -> None:
         """Record that so many requests have begun, or got near answers: what was known of others
         says less."""
         self._num_new += count
+
+
+def likelihood_ratio(tried: Floats, right: Floats, known: float) -> Floats:
+    """Return the log of how much likelier it is that `right` [n] of `tried` [n] were right if the
+    share that they are was to be expected than if `known` was."""
+    known = min(max(known, LEAST_SHARE), 1.0 - LEAST_SHARE)
+    wrong = tried - right
+    # 0 log 0 is 0.
+    of_right = right * np.log(np.maximum(right, 1.0) / tried / known)
+    of_wrong = wrong * np.log(np.maximum(wrong, 1.0) / tried / (1.0 - known))
+    ratio: Floats = of_right + of_wrong
+    return ratio
 
 
 def capture_schedule(

@@ -54,6 +54,7 @@ THREADS = {
     "engine_ext/checks/start_up.py": "ends the process",
     "engine_ext/cli/doctor.py": "one check, whose errors are findings",
     "engine_ext/frontend/shared_exact.py": "one fingerprint, which catches all, and look-ups",
+    "engine_ext/speculator/mixture_learner.py": "ends with its first error, which it records",
     "engine_ext/speculator/read_back.py": "catches all in its loop",
     "engine_ext/worker/answer_learner.py": "catches all in its loop",
     "engine_ext/worker/weights_keeper.py": "catches all in its loop",

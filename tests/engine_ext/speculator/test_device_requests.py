@@ -51,7 +51,7 @@ class World:
         monkeypatch.setattr(device_mixture, "tokenizer_key_of", lambda _: "")
         self.mixture: DeviceMixture | None = None
         if device_drafts == "mixture":
-            self.mixture = DeviceMixture(settings, RepriseConfig(), self.state)
+            self.mixture = DeviceMixture(settings, RepriseConfig(), self.state, errors=self.errors)
         self.requests = DeviceRequests(
             settings, RepriseConfig(), self.state, self.counts, errors=self.errors,
             mixture=self.mixture,
@@ -114,6 +114,10 @@ class World:
 
     def drafted(self, name: str) -> list[int]:
         """What would be drafted for a request now; empty: nothing."""
+        return list(self.chances(name))
+
+    def chances(self, name: str) -> dict[int, float]:
+        """The tokens that would be drafted for a request now, and each one's chance."""
         slot = torch.tensor([self.req_states.req_id_to_index[name]], dtype=torch.int32)
         drafts = torch.zeros((1, NUM_DRAFTED), dtype=torch.int64)
         chances = torch.zeros((1, NUM_DRAFTED))
@@ -129,11 +133,14 @@ class World:
             draft_tokens(self.state, **tensors)
         else:
             draft_by_mixture(self.state, self.mixture.state, **tensors)
-        return drafts[0, chances[0] > 0].tolist()
+        pairs = zip(drafts[0].tolist(), chances[0].tolist(), strict=True)
+        return {token: chance for token, chance in pairs if chance > 0}
 
-    def learn(self, name: str, namespace: str | None, answer: list[int] = ANSWER) -> None:
+    def learn(
+        self, name: str, namespace: str | None, answer: list[int] = ANSWER, **hints: Any
+    ) -> None:
         """A whole request, and wait until it has been learned."""
-        self.step(begin=[self.request(name, namespace)])
+        self.step(begin=[self.request(name, namespace, **hints)])
         self.emit(name, answer)
         self.step(end=[name])
         assert self.requests.flush(30)
@@ -300,3 +307,40 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     assert world.requests.take_draft_counts(["asks"]) == {}
     total = world.requests.report()["provider"]
     assert (total.steps, total.emitted, total.drafted, total.accepted) == (2, 6, 7, 4)
+
+
+def test_chances_follow_what_becomes_of_near_answers(world: World) -> None:
+    """Of both drafters: by tables on the device, or by weights that the host learns and uploads."""
+
+    def chance() -> float:
+        world.step(begin=[world.request("asks", "mine", store=False, drafts=True)])
+        world.emit("asks", [ANSWER[0], 397, ANSWER[1], 398, ANSWER[2]])
+        found = world.chances("asks").get(ANSWER[3], 0.0)
+        world.step(end=["asks"])
+        return found
+
+    world.learn("first", "mine")
+    at_first = chance()
+    for number in range(6):
+        # Every token of the near answer is followed by another one than there.
+        others = [400 + 20 * number + i for i in range(len(ANSWER))]
+        answer = [token for pair in zip(ANSWER, others, strict=True) for token in pair]
+        walk(world, f"wrong {number}", answer)
+    misled = chance()
+    assert 0.0 < misled < 0.6 * at_first
+    for number in range(6):
+        # Every other token is followed by the same one as there.
+        others = [600 + 20 * number + i for i in range(len(ANSWER))]
+        pairs = zip(ANSWER[::2], ANSWER[1::2], others, strict=False)
+        walk(world, f"right {number}", [token for pair in pairs for token in pair])
+    assert chance() > misled + 0.1
+
+
+def walk(world: World, name: str, answer: list[int]) -> None:
+    """A request that is drafted for at each of its tokens, and whose answer is not stored."""
+    world.step(begin=[world.request(name, "mine", store=False)])
+    for length in range(1, len(answer) + 1):
+        world.emit(name, answer[:length])
+        world.drafted(name)
+    world.step(end=[name])
+    assert world.requests.flush(60)

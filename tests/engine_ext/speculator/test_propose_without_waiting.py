@@ -3,9 +3,11 @@
 import ast
 import inspect
 import textwrap
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
@@ -15,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprise.engine_ext.speculator import device_speculator
 from reprise.engine_ext.speculator.device_speculator import DeviceSpeculator
+from reprise.engine_ext.speculator.mixture_learner import MixtureLearner
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
+from reprise.engine_ext.speculator.upload import Upload, prepare
 from reprise.kernels import draft, mixture
 from reprise.kernels.draft import step_counts
 from reprise.kernels.draft.state import DraftState
@@ -45,6 +49,9 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     draft_tokens_triton,
     mixture.draft_by_mixture,
     mixture_tokens_triton,
+    # Between two steps:
+    MixtureLearner.put_in_place,
+    Upload.enqueue,
 )
 
 
@@ -137,6 +144,18 @@ def test_all_that_it_launches_stays_on_the_device(
         with pytest.raises(RuntimeError):
             bool(made._drafts.any())
     assert made._errors.counts() == ({"propose": 1} if fails else {})
+
+
+def test_learned_weights_are_written_without_a_look_at_the_device() -> None:
+    made = object.__new__(MixtureLearner)
+    weights = torch.zeros(7, device="meta")
+    upload = prepare(weights, np.arange(7, dtype=np.float32))
+    assert upload.source.dtype == torch.float32
+    made._ready = deque([[upload]], maxlen=1)
+    with OnDevice():
+        made.put_in_place()
+        made.put_in_place()
+    assert not made._ready
 
 
 def test_what_cannot_be_drafted_repeats_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_short_drafts_where_tokens_are_dear() -> None:
 def test_no_drafts_within_a_few_steps_where_none_are_right(batch: int) -> None:
     cold = BatchDraftLength(CHOICES)
     lengths, speed = serve(cold, batch=batch, steps=400, right=0.02, token_cost=0.05)
-    assert sum(k > 0 for k in lengths[:20]) <= 10
+    assert sum(k > 0 for k in lengths[:20]) <= 12
     assert sum(k > 0 for k in lengths[40:]) <= 60
     assert speed > 0.99
 
@@ -72,10 +72,45 @@ def test_no_drafts_within_a_few_steps_where_none_are_right(batch: int) -> None:
 def test_it_falls_back_from_warm_to_cold_and_returns() -> None:
     length = BatchDraftLength(CHOICES)
     serve(length, batch=32, steps=300, right=0.9, token_cost=0.02)
-    cold, _ = serve(length, batch=32, steps=200, right=0.02, token_cost=0.02, seed=1)
+    cold, _ = serve(length, batch=32, steps=200, right=0.005, token_cost=0.02, seed=1)
     assert sum(cold[20:]) <= 2 * len(cold) // 8
     warm, _ = serve(length, batch=32, steps=200, right=0.9, token_cost=0.02, seed=2)
     assert np.median(warm[60:]) >= 8
+
+
+@pytest.mark.parametrize(("batch", "soon"), [(1, 14), (2, 10), (4, 8), (8, 6)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_batch_that_turns_cold_drafts_little_within_a_few_steps(
+    batch: int, soon: int, seed: int
+) -> None:
+    """Where a token costs little, it takes many that are wrong until it does not pay any more."""
+    length = BatchDraftLength(CHOICES)
+    warm, _ = serve(length, batch=batch, steps=400, right=0.85, token_cost=0.01, seed=seed)
+    assert np.median(warm[100:]) >= 8, "the test could not fail"
+    cold, speed = serve(length, batch=batch, steps=300, right=0.0, token_cost=0.01, seed=9 + seed)
+    assert np.mean(cold[soon:100]) < 0.5
+    assert speed > 0.985
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_small_batch_that_turns_warm_is_drafted_for_within_a_few_steps(batch: int) -> None:
+    length = BatchDraftLength(CHOICES)
+    serve(length, batch=batch, steps=300, right=0.9, token_cost=0.01)
+    serve(length, batch=batch, steps=300, right=0.0, token_cost=0.01, seed=1)
+    warm, _ = serve(length, batch=batch, steps=100, right=0.9, token_cost=0.01, seed=2)
+    assert np.median(warm[30:]) >= 8
+
+
+@pytest.mark.parametrize("right", [0.3, 0.5, 0.9])
+def test_traffic_that_stays_as_it_is_is_not_forgotten(right: float) -> None:
+    """Chance alone seldom looks like a change."""
+    length = BatchDraftLength((1,))
+    random = np.random.default_rng(3)
+    far_off = 0
+    for step in range(3000):
+        length.observe([1], [int(random.random() < right)])
+        far_off += step > 200 and abs(length.survival()[0] - right) > 0.3
+    assert far_off < 100
 
 
 def test_new_requests_are_tried_sooner() -> None:

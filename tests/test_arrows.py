@@ -36,6 +36,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"api"},
         {"tiers"},
         {"tiers.redis", "tiers.sync", "search"},
+        {"remote"},
         {"in_process"},
         {"service"},
         {""},

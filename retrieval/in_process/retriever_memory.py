@@ -62,10 +62,17 @@ class RetrieverMemory:
         self._applied = AppliedInvalidations()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
+        self.num_forgets = 0
+        """Times that something was to be forgotten here; the lock guards it."""
         self.exact = ExactWrites(max_length=config.queue_length, max_bytes=config.queue_bytes)
         """Answers for exact hits that pass through to the tier; the lock guards it."""
         self.joining: Sequence[tuple[Answer, bool]] = ()
         """Answers that the worker indexes now, each with whether it is ours; the lock guards it."""
+
+    @property
+    def takes_answers(self) -> bool:
+        """Whether there is room for another answer; the caller holds the lock."""
+        return self._queue.takes_answers
 
     @property
     def has_erasures(self) -> bool:
@@ -120,6 +127,7 @@ class RetrieverMemory:
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
             self._applied.add(invalidation)
+            self.num_forgets += 1
             self.exact.drop(lambda answer: self._is_meant(answer, invalidation))
         meant = [
             (answer.namespace, answer.answer_id)
@@ -136,6 +144,7 @@ class RetrieverMemory:
             self._note_gone(gone)
             self._results.forget(set(keys))
             if keys:
+                self.num_forgets += 1
                 # The worker leaves no trace of them, whether or not they were still here.
                 self._to_erase.update(keys)
                 self._changed.notify_all()

@@ -163,6 +163,9 @@ class MemoryTier(Tier):
                     entry.answer, uses=entry.uses, accepted_tokens=entry.accepted_tokens
                 )
 
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        return [answer for answer in self.get(namespace, answer_ids) if answer is not None]
+
     def namespaces(self) -> list[str]:
         with self._lock:
             return list(self._namespaces)

@@ -175,6 +175,19 @@ class SqliteTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=False)
 
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        names = [name for name in answer_ids if not name.startswith(EXACT_PREFIX)]
+        with self._session() as db:
+            rows = db.execute(
+                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                " from answers left join credits using (namespace, answer_id)"
+                " where namespace = ? and created_s >= ?"
+                f" and answer_id in ({', '.join('?' * len(names))})",
+                (namespace, self._oldest_s(), *names),
+            ).fetchall()
+        found = [(self._reader.read(row[0], namespace=namespace), row[1:]) for row in rows]
+        return [with_usage(answer, UsageCounts(*uses)) for answer, uses in found if answer]
+
     def exact_answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=True)
 

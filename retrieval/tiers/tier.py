@@ -91,6 +91,12 @@ class Tier(ABC):
         """Return all answers of a namespace, in no particular order, read in pages; those for exact
         hits not among them."""
 
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        """Return the answers of these ids, as many as there are, in one round trip; those for exact
+        hits not among them."""
+        wanted = set(answer_ids)
+        return [answer for answer in self.answers(namespace) if answer.answer_id in wanted]
+
     def exact_answers(self, namespace: str) -> Iterator[Answer]:  # noqa: ARG002
         """Return all answers for exact hits of a namespace, see `answers`."""
         return iter(())

@@ -165,6 +165,10 @@ class RedisTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=False)
 
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        suffixes = {i: f"a:{i}".encode() for i in answer_ids if not i.startswith(EXACT_PREFIX)}
+        return self._fetch({namespace: suffixes})
+
     def exact_answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=True)
 

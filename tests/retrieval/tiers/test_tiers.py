@@ -104,6 +104,17 @@ def test_answers_come_back_as_they_were(make_tier):
     assert list(tier.answers("租户")) == [originals[2]]
 
 
+def test_answers_are_found_by_id_in_their_namespace(make_tier):
+    tier = make_tier()
+    tier.put([answer(1), answer(2), answer(2, namespace="acme"), answer(3, namespace="acme")])
+    tier.record_usage("", {"id2": UsageCounts(1, 5)})
+    found = tier.find("", ["id2", "id3", "unknown", "exact:00", "*", ""])
+    assert [(a.answer_id, a.namespace) for a in found] == [("id2", "")]
+    assert isinstance(tier, MemoryTier) or found[0].accepted_tokens == 5
+    assert {a.answer_id for a in tier.find("acme", ["id1", "id2", "id3"])} == {"id2", "id3"}
+    assert tier.find("", []) == tier.find("nobody", ["id1"]) == []
+
+
 def test_the_same_id_replaces(make_tier):
     tier = make_tier()
     tier.put([answer(1, size=3)])

@@ -90,7 +90,7 @@ class NearSearch:
         self.num_embedded = self.num_restored = 0
         self._snapshots: SnapshotWriter | None = None
         if snapshot is not None:
-            identity = f"{embedder.identity}:{'hnsw' if gpu is None else 'gpu'}"
+            identity = f"{embedder.identity}:{'hnsw-f16' if gpu is None else 'gpu'}"
             self._snapshots = SnapshotWriter(snapshot, identity=identity)
             self._snapshots.restore(self._index)
         self._split_errors = LoopErrors("Finding the clauses of a question")

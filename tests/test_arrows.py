@@ -57,6 +57,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"real_model"},
         {"live", "virtual"},
         {"benchmarks.retrieval"},
+        {"benchmarks.scale"},
         {"benchmarks", "gpu"},
         {"campaigns", "micro"},
         {""},

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from reprise.eval.live.redis_server import free_port
 
@@ -39,6 +40,11 @@ class MilvusServer:
     def pid(self) -> int | None:
         """Of its process; None while it does not run."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its files."""
+        return sum(path.stat().st_size for path in Path(self._folder).rglob("*") if path.is_file())
 
     def start(self) -> MilvusServer:
         """Start it and wait until it accepts connections.

@@ -47,7 +47,7 @@ class RetrievalConfig(BaseModel):
     min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
     """Cosine from which an answer counts as near; a wrong one only costs a little speed."""
 
-    memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
+    memory_bytes: Annotated[int, Field(ge=1 << 13)] = 256 << 20
     """Bound on the answers held in memory, with what their indexes and their namespaces take."""
 
     max_namespaces: Annotated[int, Field(ge=1)] = 20_000

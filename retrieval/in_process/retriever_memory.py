@@ -19,8 +19,8 @@ from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 Key = tuple[str, str]
-# Vector of 384 dimensions, graph links and dictionary entries, as measured.
-_INDEX_BYTES = 2200
+# Vector of 384 dimensions in float16, graph links and dictionary entries, as measured.
+_INDEX_BYTES = 1440
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 

@@ -43,6 +43,8 @@ _FIELDS = {ROW_ID, NAMESPACE, _ANSWER_ID, CREATED, _VECTOR}
 _NEIGHBOURS, _BUILD_BREADTH, _SEARCH_BREADTH = 16, 60, 96
 # Milvus Lite compares what it has not flushed row by row, in Python.
 _LITE_FLUSH_ROWS = 64
+_LITE_VERSIONS = "milvus_lite"
+"""What Milvus Lite calls itself, on a file or on a port."""
 
 
 class MilvusIndex(MilvusRemoval, RemoteIndex):
@@ -63,7 +65,7 @@ class MilvusIndex(MilvusRemoval, RemoteIndex):
         self._dim = dim
         name = digest(tokenizer_key.encode(), embedder.encode(), str(dim).encode(), size=12)
         self.collection = PREFIX + name.hex()
-        self._num_unsettled = 0
+        self._num_unsettled, self._is_lite = 0, False
 
     def upsert(self, rows: Sequence[RemoteRow]) -> None:
         entities = [
@@ -106,12 +108,14 @@ class MilvusIndex(MilvusRemoval, RemoteIndex):
         ]
 
     def settle(self) -> None:
-        if self._url.is_lite and self._num_unsettled >= _LITE_FLUSH_ROWS:
+        if self._is_lite and self._num_unsettled >= _LITE_FLUSH_ROWS:
             self._num_unsettled = 0
             self._call("flush", collection_name=self.collection)
 
     def _prepare(self, client: Any) -> None:
         """Make the collection where it is missing, and look whether it is as it should be."""
+        version = str(client.get_server_version(timeout=OPENS_WITHIN_S))
+        self._is_lite = version.replace("-", "_").startswith(_LITE_VERSIONS)
         if not client.has_collection(self.collection, timeout=OPENS_WITHIN_S):
             self._make_collection(client)
         self._check_schema(client.describe_collection(self.collection, timeout=OPENS_WITHIN_S))

@@ -32,8 +32,6 @@ class MilvusRemoval:
         self._url, self._timeout_s = url, timeout_s
         self._client: Any = None
         self._lock = threading.Lock()
-        # It logs each failed call with a traceback; the circuit breaker says it in one line.
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
 
     def open(self) -> None:
         """Connect, and make what is missing; once more, look whether all is still there."""
@@ -88,6 +86,9 @@ class MilvusRemoval:
     def _connect(self) -> Any:
         from pymilvus import MilvusClient
 
+        # It logs each failed call with a traceback; the circuit breaker says it in one line. Only
+        # now: it sets its level when it is imported.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
         client = MilvusClient(
             uri=self._url.uri, token=self._url.token, timeout=OPENS_WITHIN_S, dedicated=True
         )

@@ -65,6 +65,8 @@ class BehindMemory:
                 queue_bytes=config.queue_bytes,
                 poll_s=config.poll_s,
                 mirror=self._writer,
+                # What does not fit is searched where it is.
+                has_room=None if self._writer is None else memory.has_room,
             )
 
     def open_search(self, embedder: Embedder) -> None:

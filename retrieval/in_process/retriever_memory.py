@@ -23,6 +23,7 @@ Key = tuple[str, str]
 _INDEX_BYTES = 1440
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
+_FULL_SHARE = 0.95
 
 
 class RetrieverMemory:
@@ -58,6 +59,7 @@ class RetrieverMemory:
             ttl_s=config.ttl_s,
         )
         self._queue, self._results, self._queries = queue, results, queries
+        self._max_bytes = config.memory_bytes
         self._changed, self._count = changed, count
         self._applied = AppliedInvalidations()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
@@ -73,6 +75,10 @@ class RetrieverMemory:
     def takes_answers(self) -> bool:
         """Whether there is room for another answer; the caller holds the lock."""
         return self._queue.takes_answers
+
+    def has_room(self) -> bool:
+        """Return whether answers join without others having to leave, about."""
+        return self.tier.num_bytes < _FULL_SHARE * self._max_bytes
 
     @property
     def has_erasures(self) -> bool:

@@ -40,6 +40,9 @@ class LateTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().answers(namespace)
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        return self._tier().valuable(namespace)
+
     def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
         return self._tier().find(namespace, answer_ids)
 

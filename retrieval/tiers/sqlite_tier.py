@@ -175,6 +175,21 @@ class SqliteTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=False)
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        begin = 0
+        while True:
+            with self._session() as db:
+                rows = db.execute(
+                    "select answer_id from answers where namespace = ?"
+                    " order by rank desc limit ? offset ?",
+                    (namespace, _PAGE, begin),
+                ).fetchall()
+            if not rows:
+                return
+            found = {each.answer_id: each for each in self.find(namespace, [r[0] for r in rows])}
+            yield from (found[row[0]] for row in rows if row[0] in found)
+            begin += _PAGE
+
     def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
         names = [name for name in answer_ids if not name.startswith(EXACT_PREFIX)]
         with self._session() as db:

@@ -91,6 +91,11 @@ class Tier(ABC):
         """Return all answers of a namespace, in no particular order, read in pages; those for exact
         hits not among them."""
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        """Return the answers of a namespace, about the most valuable first, read in pages. One that
+        is used, joins or leaves meanwhile may be left out or come twice."""
+        return self.answers(namespace)
+
     def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
         """Return the answers of these ids, as many as there are, in one round trip; those for exact
         hits not among them."""

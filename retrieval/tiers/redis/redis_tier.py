@@ -165,6 +165,16 @@ class RedisTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=False)
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        begin = 0
+        while True:
+            with self._client() as client:
+                page = client.zrevrange(f"{tag_of(namespace)}:value", begin, begin + _PAGE - 1)
+            if not page:
+                return
+            yield from self.find(namespace, [answer_id.decode() for answer_id in page])
+            begin += _PAGE
+
     def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
         suffixes = {i: f"a:{i}".encode() for i in answer_ids if not i.startswith(EXACT_PREFIX)}
         return self._fetch({namespace: suffixes})

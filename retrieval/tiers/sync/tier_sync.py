@@ -48,6 +48,7 @@ class TierSync:
         queue_bytes: Most bytes of them; the same.
         poll_s: How often to look for what other replicas did.
         mirror: Told what this process had the tier hold, and no longer hold.
+        has_room: Whether more of what the tier holds is wanted at start; None takes all.
 
     Example:
         >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
@@ -72,6 +73,7 @@ class TierSync:
         queue_bytes: int = 64 << 20,
         poll_s: float = 0.2,
         mirror: TierMirror | None = None,
+        has_room: Callable[[], bool] | None = None,
     ) -> None:
         self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
@@ -96,6 +98,7 @@ class TierSync:
             late=self._late,
             changed=self._changed,
             poll_s=poll_s,
+            has_room=has_room,
         )
         self.caught_up = self._reader.caught_up
         self._threads = [

@@ -115,6 +115,20 @@ def test_answers_are_found_by_id_in_their_namespace(make_tier):
     assert tier.find("", []) == tier.find("nobody", ["id1"]) == []
 
 
+def test_the_most_valuable_come_first(make_tier):
+    tier = make_tier()
+    tier.put([answer(number) for number in range(1103)])
+    tier.put([answer(1, namespace="acme")])
+    for number, accepted in ((700, 50), (3, 500), (900, 5)):
+        tier.record_usage("", {f"id{number}": UsageCounts(1, accepted)})
+    found = [each.answer_id for each in tier.valuable("")]
+    assert len(found) == 1103
+    assert set(found) == {f"id{n}" for n in range(1103)}
+    assert isinstance(tier, MemoryTier) or found[:3] == ["id3", "id700", "id900"]
+    assert [each.answer_id for each in tier.valuable("acme")] == ["id1"]
+    assert list(tier.valuable("nobody")) == []
+
+
 def test_the_same_id_replaces(make_tier):
     tier = make_tier()
     tier.put([answer(1, size=3)])

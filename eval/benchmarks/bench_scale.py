@@ -2,6 +2,7 @@
 
     python eval/benchmarks/bench_scale.py --only share --trace support.jsonl --tokenizer gpt2.json
     python eval/benchmarks/bench_scale.py --only store --answers 50000
+    python eval/benchmarks/bench_scale.py --only model
 
 Needs `pip install 'reprise[milvus,redis]'`. Milvus is Milvus Lite, which is written in Python: what
 it is slow at, a Milvus cluster is not.
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from reprise.eval.benchmarks.retrieval.inputs import Figure
+from reprise.eval.benchmarks.scale.paper_model import MEASURED, Fleet, model_figures
 from reprise.eval.benchmarks.scale.small_memory import small_memory_figures
 from reprise.eval.benchmarks.scale.store import store_figures
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
@@ -24,7 +26,7 @@ from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 
-SECTIONS = ("share", "store")
+SECTIONS = ("share", "store", "model")
 
 
 def main(
@@ -39,6 +41,9 @@ def main(
     tokenizer: Annotated[
         str | None, typer.Option(help="A tokenizer.json, a folder or a name; the demo model's.")
     ] = None,
+    millions: Annotated[
+        list[int], typer.Option(min=1, help="Answers, in millions, for `model`; may be repeated.")
+    ] = [10, 100],  # noqa: B006 - typer copies it
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of whatever is random.")] = 0,
 ) -> None:
@@ -46,12 +51,19 @@ def main(
     chosen = [name.strip() for name in only.split(",")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
         raise InputError(f"--only: unknown section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
-    if not is_milvus_installed():
-        raise InputError("no Milvus: pip install 'reprise[milvus]'")
-    print(f"Measured on {describe_machine()}.")
+    if chosen != ["model"]:
+        if not is_milvus_installed():
+            raise InputError("no Milvus: pip install 'reprise[milvus]'")
+        print(f"Measured on {describe_machine()}.")
     for name in chosen:
         figures: list[Figure]
-        if name == "share":
+        if name == "model":
+            figures = [
+                figure
+                for million in millions
+                for figure in model_figures(MEASURED, Fleet(answers=million * 10**6))
+            ]
+        elif name == "share":
             reader = load_tokenizer(tokenizer or demo_tokenizer_path())
             figures = small_memory_figures(trace or (), reader, limit=limit)
         else:

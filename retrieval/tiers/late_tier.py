@@ -78,8 +78,8 @@ class LateTier(Tier):
     def expire(self) -> None:
         self._tier().expire()
 
-    def changes(self, *, anew: bool = False) -> TierChanges:
-        return self._tier().changes(anew=anew)
+    def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
+        return self._tier().changes(anew=anew, wants_added=wants_added)
 
     @property
     def num_damaged(self) -> int:

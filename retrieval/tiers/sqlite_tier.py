@@ -160,10 +160,11 @@ class SqliteTier(Tier):
         self._wal_holds_forgotten |= bool(page.invalidations)
         return page
 
-    def changes(self, *, anew: bool = False) -> TierChanges:
+    def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
         with self._session() as db:
             logged = self._log.changes(db, anew=anew)
-        added = [answer for key in logged.added if (answer := self._answer(*key)) is not None]
+        keys = logged.added if wants_added else []
+        added = [answer for key in keys if (answer := self._answer(*key)) is not None]
         return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
 
     def expire(self) -> None:

@@ -180,10 +180,16 @@ class Tier(ABC):
     def expire(self) -> None:  # noqa: B027 - not every tier has something to do
         """Remove what is past its time to live; called about once a second."""
 
-    def changes(self, *, anew: bool = False) -> TierChanges:  # noqa: ARG002
+    def changes(
+        self,
+        *,
+        anew: bool = False,  # noqa: ARG002
+        wants_added: bool = True,  # noqa: ARG002
+    ) -> TierChanges:
         """Return what other replicas added and removed since the last call.
 
-        The first call, and one with `anew`, begins now and returns nothing.
+        The first call, and one with `anew`, begins now and returns nothing. Without `wants_added`,
+        what was added is passed over, and not read.
         """
         return TierChanges()
 

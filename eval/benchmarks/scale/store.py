@@ -33,6 +33,7 @@ from reprise.retrieval.remote.remote_search import RemoteFound, RemoteSearch
 from reprise.retrieval.remote.remote_writer import RemoteWriter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import unpack
+from reprise.retrieval.tiers.record import encode_record
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 
 _BATCH, _SHOWN_EVERY = 256, 10_000
@@ -56,9 +57,9 @@ def store_figures(count: int, *, seed: int) -> list[Figure]:
         index.open()
         figures: list[Figure] = []
         measures: tuple[Callable[[], list[Figure]], ...] = (
-            lambda: _fill(tier, index, count, embedder, seed=seed),
+            lambda: _fill(redis_server.url, tier, index, count, embedder, seed=seed),
             lambda: _memory(redis_server.url, milvus, count),
-            lambda: _look_ups(tier, index, count, embedder, seed=seed),
+            lambda: _look_ups(redis_server.url, tier, index, count, embedder, seed=seed),
             lambda: _catch_up(redis_server.url, milvus.url, count, embedder),
             lambda: _deletion(tier, index),
         )
@@ -79,9 +80,15 @@ def _answers(count: int, embedder: Embedder, *, seed: int) -> Iterator[Answer]:
 
 
 def _fill(
-    tier: RedisTier, index: MilvusIndex, count: int, embedder: Embedder, *, seed: int
+    url: str,
+    tier: RedisTier,
+    index: MilvusIndex,
+    count: int,
+    embedder: Embedder,
+    *,
+    seed: int,
 ) -> list[Figure]:
-    answers = _answers(count, embedder, seed=seed)
+    answers, before_s = _answers(count, embedder, seed=seed), _redis_cpu_s(url)
     done, tier_s, index_s = 0, 0.0, 0.0
     while batch := list(islice(answers, _BATCH)):
         rows = [_row(answer, embedder.dim) for answer in batch]
@@ -91,7 +98,9 @@ def _fill(
         if done % _SHOWN_EVERY < _BATCH:
             print(f"{done} of {count} written", file=sys.stderr, flush=True)
     settle_s = timed(index.settle)
+    redis_us = (_redis_cpu_s(url) - before_s) / count * 1e6
     return [
+        Figure("store", "Redis, its processor time", redis_us, "us/written"),
         Figure("store", "written to Redis", count / tier_s, "answers/s"),
         Figure("store", "written to Milvus Lite", count / index_s, "answers/s"),
         Figure("store", "flushed by Milvus Lite", settle_s, "s"),
@@ -102,6 +111,13 @@ def _row(answer: Answer, dim: int) -> RemoteRow:
     vector = unpack(answer.embedding, dim)
     assert vector is not None
     return RemoteRow(answer.namespace, answer.answer_id, answer.created_s, vector)
+
+
+def _redis_cpu_s(url: str) -> float:
+    import redis
+
+    spent = redis.Redis.from_url(url).info("cpu")
+    return float(spent["used_cpu_user"]) + float(spent["used_cpu_sys"])
 
 
 def _memory(url: str, milvus: MilvusServer, count: int) -> list[Figure]:
@@ -117,7 +133,13 @@ def _memory(url: str, milvus: MilvusServer, count: int) -> list[Figure]:
 
 
 def _look_ups(
-    tier: RedisTier, index: MilvusIndex, count: int, embedder: Embedder, *, seed: int
+    url: str,
+    tier: RedisTier,
+    index: MilvusIndex,
+    count: int,
+    embedder: Embedder,
+    *,
+    seed: int,
 ) -> list[Figure]:
     """Time look-ups, one after the other, after comparing what they find with all vectors."""
     rows = clustered(count, embedder.dim, seed=seed).astype("<f2").astype(np.float32)
@@ -132,10 +154,13 @@ def _look_ups(
         search_s.append(time.perf_counter() - began_s)
         best = np.argpartition(-(rows[places] @ query), 8)[:8]
         right += len({i for i, _ in found[:8]} & {ids[place] for place in best})
+    before_s = _redis_cpu_s(url)
     find_s = [
         timed(lambda n=n: tier.find(NAMESPACE, ids[n : n + _NEAR]))  # type: ignore[misc]
         for n in range(0, min(len(ids) - _NEAR, _QUERIES * _NEAR), _NEAR)
     ]
+    redis_us = (_redis_cpu_s(url) - before_s) / len(find_s) * 1e6
+    record_bytes = np.mean([len(encode_record(a)) for a in tier.find(NAMESPACE, ids[:200])])
     both_s = _both_levels(tier, index, queries)
     at = f"{count} answers"
     figures = [Figure("store", f"recall@8, {at}", right / (8 * len(queries)), "share", ">= 0.95")]
@@ -147,6 +172,10 @@ def _look_ups(
         p50, p99 = quantiles_us(took_s)
         figures.append(Figure("store", f"{name}, p50", p50 / 1e3, "ms"))
         figures.append(Figure("store", f"{name}, p99", p99 / 1e3, "ms"))
+    figures += [
+        Figure("store", "Redis, its processor time", redis_us, "us/look-up"),
+        Figure("store", "one record", float(record_bytes), "bytes"),
+    ]
     in_time = float(np.mean(np.array(both_s) <= BUDGET_S))
     return [*figures, Figure("store", "of these within 15 ms", in_time, "share")]
 

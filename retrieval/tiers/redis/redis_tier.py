@@ -218,7 +218,7 @@ class RedisTier(Tier):
         with self._client() as client:
             return ledger.namespaces(client)
 
-    def changes(self, *, anew: bool = False) -> TierChanges:
+    def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
         with self._client() as client:
             if anew or self._cursor is None:
                 self._cursor = redis_stream.last_id(client)
@@ -233,7 +233,7 @@ class RedisTier(Tier):
             else:
                 joined.get(namespace, {}).pop(answer_id, None)
                 removed.append((namespace, answer_id))
-        added = self._fetch(joined)
+        added = self._fetch(joined) if wants_added else []
         # Only now: what could not be fetched is read again.
         self._cursor = page.cursor
         self._note_skipped(page.num_skipped)

@@ -36,8 +36,8 @@ class TierReader:
         late: What was written lately.
         changed: Guards `queue`, `late` and what is here.
         poll_s: How often to look for what other replicas did.
-        has_room: Whether more answers are wanted: the most valuable ones are taken first, until it
-            says no. None takes all.
+        has_room: Whether more answers are wanted: at start the most valuable ones are taken first,
+            until it says no, and what others add only while it says yes. None takes all.
     """
 
     def __init__(
@@ -177,7 +177,8 @@ class TierReader:
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""
         self._follow_invalidations()
-        changes = self._tier.changes()
+        # What others add while there is no room is found where it is.
+        changes = self._tier.changes(wants_added=self._has_room is None or self._has_room())
         if changes.added:
             self._on_added(changes.added)
         if changes.removed:

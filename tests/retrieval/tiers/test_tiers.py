@@ -249,6 +249,19 @@ def test_passwords_are_never_shown():
         open_tier("rediz://me:s3cret@host")
 
 
+def test_what_others_add_may_be_passed_over(make_tier):
+    tier, other = make_tier(), make_tier()
+    if isinstance(tier, MemoryTier):
+        pytest.skip("memory is no other process's")
+    assert other.changes().added == ()
+    tier.put([answer(1), answer(2)])
+    tier.remove("", ["id1"])
+    passed = other.changes(wants_added=False)
+    assert (passed.added, passed.removed, passed.complete) == ((), (("", "id1"),), True)
+    tier.put([answer(3)])
+    assert [each.answer_id for each in other.changes().added] == ["id3"]
+
+
 @pytest.mark.redis
 def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
     """One node that holds all slots refuses calls across slots as any cluster does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from reprise.retrieval.api.config import RetrievalConfig
@@ -96,6 +97,11 @@ class BehindMemory:
             count=self._config.near_answers,
             tokenizer_key=self._tokenizer_key,
         )
+
+    def others_removed(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Note answers (namespace, id) that left the tier."""
+        if self._writer is not None and keys:
+            self._writer.others_removed(keys)
 
     @property
     def has_found(self) -> bool:

@@ -64,6 +64,11 @@ class PendingChanges:
             del self._removed[next(iter(self._removed))]
             self.num_lost += 1
 
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Have rows that wait not held after all."""
+        for key in keys:
+            self._rows.pop(key, None)
+
     def remove_namespace(self, namespace: str) -> None:
         """Have all of a namespace removed that was put before."""
         for waiting in (self._rows, self._removed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from reprise.retrieval.api.answer import Answer
@@ -22,6 +23,8 @@ _MAX_RETRY_S = 5.0
 # What was written is made quick to find once nothing has come for so long.
 _QUIET_S = 0.5
 _EXPIRE_EVERY_S = 60.0
+_RECENT_S = 10.0
+_MAX_RECENT = 20_000
 
 
 class RemoteWriter:
@@ -40,6 +43,8 @@ class RemoteWriter:
         self._index: RemoteIndex | None = None
         self._embedder, self._dim = "", 0
         self._is_open = self._writing = self._closing = False
+        self._recent: deque[tuple[float, Key]] = deque(maxlen=_MAX_RECENT)
+        """Rows that were written lately, or are being written, by time."""
         self._changed = threading.Condition()
         self.breaker = CircuitBreaker("Writing to the search index", max_retry_s=_MAX_RETRY_S)
         self.errors = LoopErrors("Writing to the search index")
@@ -86,6 +91,15 @@ class RemoteWriter:
             self._pending.remove(keys)
             self._changed.notify_all()
 
+    def others_removed(self, keys: Iterable[Key]) -> None:
+        """Take back answers that other replicas removed, there too: what is on its way to the index
+        may arrive after their removal."""
+        with self._changed:
+            gone = set(keys)
+            self._pending.drop(gone)
+            self._pending.remove(gone.intersection(key for _, key in self._recent))
+            self._changed.notify_all()
+
     def forgot(self, invalidation: Invalidation, removed: Iterable[Key]) -> None:
         """Have removed what the tier forgot; all of a namespace, if no more was asked."""
         is_whole = invalidation.answer_id is None and not invalidation.needs_contents
@@ -124,6 +138,13 @@ class RemoteWriter:
             self._writing = False
             return self._changed.wait_for(lambda: self._closing, seconds)
 
+    def _note_recent(self, batch: ChangeBatch) -> None:
+        """Remember the rows of a batch for as long as it takes word of a removal to arrive."""
+        now_s = time.monotonic()
+        self._recent.extend((now_s, key) for key, row in batch.changes.items() if row is not None)
+        while self._recent and now_s - self._recent[0][0] > _RECENT_S:
+            self._recent.popleft()
+
     def _has_work(self) -> bool:
         return self._closing or not self._is_open or bool(self._pending)
 
@@ -145,6 +166,7 @@ class RemoteWriter:
                     continue
                 batch = self._pending.take(_BATCH)
                 self._writing = bool(batch)
+                self._note_recent(batch)
             if batch:
                 is_settled = False
                 if not self._write(index, batch):

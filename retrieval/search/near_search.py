@@ -295,7 +295,7 @@ class NearSearch:
         return [
             NearAnswer(
                 answer_id=answer_id,
-                similarity=cosine,
+                similarity=min(1.0, cosine),  # of a vector in float16, it may be a little more
                 prompt_token_ids=answer.prompt_token_ids,
                 response_token_ids=answer.response_token_ids,
                 clause=clause,

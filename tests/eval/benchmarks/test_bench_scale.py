@@ -22,7 +22,12 @@ def by_name(constants, fleet):
 
 def test_the_model_is_its_formulas():
     constants = dataclasses.replace(
-        MEASURED, redis_bytes=2048, record_bytes=1024, written_us=20, look_up_us=80
+        MEASURED,
+        redis_bytes=2048,
+        record_bytes=1024,
+        memory_bytes=3110,
+        written_us=20,
+        look_up_us=80,
     )
     fleet = Fleet(answers=10**8, held_share=0.5, shard_bytes=2**34, memory_bytes=3110 * 1000)
     found = by_name(constants, fleet)

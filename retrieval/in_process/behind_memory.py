@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.search_url import parse_search
 from reprise.retrieval.in_process.open_tier import open_now_or_later
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
@@ -47,7 +47,7 @@ class BehindMemory:
         on_forgotten: OnForgotten,
     ) -> None:
         self._config, self._memory, self._changed = config, memory, changed
-        self._tokenizer_key = tokenizer_key
+        self._tokenizer_key, self._on_forgotten = tokenizer_key, on_forgotten
         self._search_url = parse_search(config.search)
         self._writer: RemoteWriter | None = None
         if self._search_url is not None:
@@ -60,7 +60,7 @@ class BehindMemory:
             self.tiers = TierSync(
                 tier,
                 on_added=on_added,
-                on_forgotten=on_forgotten,
+                on_forgotten=self._forgotten,
                 held=memory.held,
                 queue_length=config.queue_length,
                 queue_bytes=config.queue_bytes,
@@ -97,11 +97,6 @@ class BehindMemory:
             count=self._config.near_answers,
             tokenizer_key=self._tokenizer_key,
         )
-
-    def others_removed(self, keys: Sequence[tuple[str, str]]) -> None:
-        """Note answers (namespace, id) that left the tier."""
-        if self._writer is not None and keys:
-            self._writer.others_removed(keys)
 
     @property
     def has_found(self) -> bool:
@@ -160,3 +155,9 @@ class BehindMemory:
             self._writer.close()
         if self.second is not None:
             self.second.remote.close()
+
+    def _forgotten(self, forgotten: Forgotten) -> None:
+        """Have what others removed forgotten; what of it is on its way to the index, too."""
+        self._on_forgotten(forgotten)
+        if self._writer is not None and forgotten.removed:
+            self._writer.others_removed(forgotten.removed)

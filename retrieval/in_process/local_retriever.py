@@ -324,7 +324,6 @@ class LocalRetriever(Retriever):
             if not self._memory.has_forgotten(invalidation):
                 self._memory.forget(invalidation)
         self._memory.remove(forgotten.removed)
-        self._behind.others_removed(forgotten.removed)
         self._notify_forgotten(forgotten)
 
     def _notify_forgotten(self, forgotten: Forgotten) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.api.retriever import RetrievalStats
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 
@@ -16,16 +17,33 @@ _FLUSH_S = 600.0
 
 
 class NearLookup:
-    """A retriever in this process: every request has its near answers in time."""
+    """A retriever in this process: every request has its near answers in time.
 
-    def __init__(self, *, embedder: Embedder, clauses: bool = True) -> None:
-        self._retriever = LocalRetriever(
+    Args:
+        embedder: Of the retriever.
+        clauses: Whether it splits compound questions.
+        config: Instead of one whose memory holds everything; answers then join one by one, as in a
+            server, since what leaves memory before it is indexed reaches no tier.
+    """
+
+    def __init__(
+        self, *, embedder: Embedder, clauses: bool = True, config: RetrievalConfig | None = None
+    ) -> None:
+        self._one_by_one = config is not None
+        if config is None:
             # A replay hands over its whole cache at once.
-            RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30, clauses=clauses),
-            embedder=embedder,
-        )
+            config = RetrievalConfig(queue_length=1 << 20, queue_bytes=4 << 30, clauses=clauses)
+        self._retriever = LocalRetriever(config, embedder=embedder)
         self._embedder = embedder
         self._questions: dict[str, str] = {}  # by answer id
+
+    def stats(self) -> RetrievalStats:
+        """Return the retriever's counts."""
+        return self._retriever.stats()
+
+    def record_usage(self, accepted_tokens: Mapping[str, int]) -> None:
+        """Record what was accepted from each answer, by which they are evicted."""
+        self._retriever.record_usage("", accepted_tokens)
 
     def prepare(self, rows: Sequence[TokenRow]) -> None:
         """Embed all prompts in large batches, which the embedder remembers."""
@@ -43,6 +61,8 @@ class NearLookup:
                 prompt_text=row.source.query_text,
             )
         )
+        if self._one_by_one:
+            self._flush()
 
     def look_up(self, row: TokenRow) -> tuple[list[AnswerUpdate], list[NearAnswer]]:
         """The answers that joined or left since the last call, and the near answers of a row."""

@@ -8,7 +8,9 @@ from reprise.engine_ext.answer_page.records import SeenAnswer
 from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.retrieval.api.answer import AnswerUpdate
+from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.api.retriever import RetrievalStats
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.api.recorded_steps import DraftedToken
@@ -26,13 +28,14 @@ class RepriseDrafter:
         cost: float,
         draft_length: int | None = None,
         clauses: bool = True,
+        retrieval: RetrievalConfig | None = None,
     ) -> None:
         settings: dict[str, float | int] = {"verify_cost": cost}
         if draft_length is not None:
             settings["num_speculative_tokens"] = draft_length
         self._draft_length = draft_length or DraftConfig().num_speculative_tokens
         self._provider = DraftProvider(DraftConfig.model_validate(settings))
-        self._lookup = NearLookup(embedder=embedder, clauses=clauses)
+        self._lookup = NearLookup(embedder=embedder, clauses=clauses, config=retrieval)
         self._request_id = ""
         self._near_answers: list[NearAnswer] = []
 
@@ -74,9 +77,15 @@ class RepriseDrafter:
         self._provider.observe(self._request_id, token_ids)  # type: ignore[arg-type]
 
     def finish(self, row: TokenRow, *, joins: bool) -> None:
-        self._provider.finish(row.request_id)
+        stats = self._provider.finish(row.request_id)
+        if stats is not None and stats.accepted_by_answer:
+            self._lookup.record_usage(stats.accepted_by_answer)
         if joins:
             self.add(row, row.response_token_ids)
+
+    def retrieval_stats(self) -> RetrievalStats:
+        """Return the retriever's counts."""
+        return self._lookup.stats()
 
     def close(self) -> None:
         """Stop the retriever."""

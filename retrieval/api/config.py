@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from reprise.retrieval.api.search_url import EMBEDDED, parse_search
 from reprise.retrieval.api.tier_url import check_url
 
 
 def _checked(url: str) -> str:
     check_url(url)
     return url
+
+
+def _checked_search(search: str) -> str:
+    parse_search(search)
+    return search
 
 
 class RetrievalConfig(BaseModel):
@@ -31,10 +37,17 @@ class RetrievalConfig(BaseModel):
     near_answers: Annotated[int, Field(ge=1, le=32)] = 32
     """Maximum of near answers handed over for one request; no more than 32 can be drafted from."""
 
+    search: Annotated[str, AfterValidator(_checked_search), Field(repr=False)] = EMBEDDED
+    """Where what memory does not hold is searched: faiss (nowhere), milvus://host:port or, for one
+    machine, milvus:///path.db; needs a tier."""
+
+    search_budget_ms: Annotated[float, Field(gt=0, le=1000)] = 15.0
+    """How long near answers wait for such a search; what comes later is found the next time."""
+
     min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
     """Cosine from which an answer counts as near; a wrong one only costs a little speed."""
 
-    memory_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
+    memory_bytes: Annotated[int, Field(ge=1 << 13)] = 256 << 20
     """Bound on the answers held in memory, with what their indexes and their namespaces take."""
 
     max_namespaces: Annotated[int, Field(ge=1)] = 20_000
@@ -86,3 +99,12 @@ class RetrievalConfig(BaseModel):
 
     shared_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 34)] = 64 << 20
     """Shared memory for near answers between the retrieval process and its clients."""
+
+    @model_validator(mode="after")
+    def _has_a_tier_to_search(self) -> Self:
+        """Refuse a search for answers that no tier keeps."""
+        if self.search != EMBEDDED and self.url.startswith("memory:"):
+            raise ValueError(
+                "search in Milvus finds what a tier keeps: set url to sqlite:// or redis:// too"
+            )
+        return self

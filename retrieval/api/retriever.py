@@ -60,6 +60,18 @@ class RetrievalStats:
     """Answers found by comparing one by one until they have moved into the graph."""
     compound: int = 0
     """Questions that were found to have clauses."""
+    remote_searches: int = 0
+    """Look-ups in the remote index."""
+    remote_found: int = 0
+    """Of these, those that found what memory did not hold."""
+    remote_late: int = 0
+    """Of these, those that took longer than `search_budget_ms`."""
+    remote_failed: int = 0
+    """Of these, those that came to nothing: an error, or the circuit breaker was open."""
+    remote_unwritten: int = 0
+    """Changes that the remote index never got."""
+    remote_orphans: int = 0
+    """Answers found there that the tier did not hold any more."""
     clause_s: float = 0.0
     """Finding them; beside embedding, in another thread."""
     embed_s: float = 0.0

@@ -18,6 +18,7 @@ from reprise.retrieval.api.tier_url import INDEX_ENDING, beside_sqlite, redact
 from reprise.retrieval.cli.answer_rows import row_of
 from reprise.retrieval.cli.import_command import import_
 from reprise.retrieval.cli.look_commands import list_, search, show
+from reprise.retrieval.cli.search_index import NO_SEARCH, Search, fill_index, remove_from_index
 from reprise.retrieval.cli.tier_access import (
     Namespace,
     Url,
@@ -80,8 +81,10 @@ def warm(
     url: Url,
     namespace: Namespace = None,
     model: Annotated[str, typer.Option(help="The embedding model.")] = "all-MiniLM-L6-v2",
+    search_index: Search = NO_SEARCH,
 ) -> None:
-    """Compute the embeddings that are missing, so that replicas start warm.
+    """Compute the embeddings that are missing, so that replicas start warm; with --search, fill the
+    index in Milvus.
 
     Example: reprise cache warm --url redis://localhost:6379/0
     """
@@ -89,20 +92,21 @@ def warm(
         embedder = embedder_of(model)
         answers = list(all_answers(tier, namespace))
         missing = [a for a in answers if a.embedder != embedder.identity and a.prompt_text]
+        embedded = [a for a in answers if a.embedder == embedder.identity]
         for batch in tracked(list(batches(missing)), "Embedding"):
             vectors = embedder.encode([clip(answer.prompt_text) for answer in batch])
-            tier.put(
-                [
-                    msgspec.structs.replace(
-                        answer,
-                        embedding=vector.astype("<f2").tobytes(),
-                        embedder=embedder.identity,
-                    )
-                    for answer, vector in zip(batch, vectors, strict=True)
-                ]
-            )
+            fresh = [
+                msgspec.structs.replace(
+                    answer, embedding=vector.astype("<f2").tobytes(), embedder=embedder.identity
+                )
+                for answer, vector in zip(batch, vectors, strict=True)
+            ]
+            tier.put(fresh)
+            embedded += fresh
+    indexed = fill_index(search_index, embedded, embedder)
     without = sum(not a.prompt_text for a in answers)
     note = f"; {without} have no text to embed" if without else ""
+    note += f"; {answers_in_words(indexed)} in the search index" if indexed else ""
     typer.echo(
         f"{len(missing)} of {answers_in_words(len(answers))} embedded by {embedder.identity}{note}"
     )
@@ -161,6 +165,7 @@ def invalidate(
         str | None,
         typer.Option(help="Folder of the tokenizer, to find --prompt in answers without text."),
     ] = None,
+    search_index: Search = NO_SEARCH,
 ) -> None:
     """Forget answers that meet all conditions, here and on all running replicas.
 
@@ -192,8 +197,10 @@ def invalidate(
         return reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
 
     with opened(url) as tier:
-        removed = len(tier.forget(invalidation, text_of=text_of))
+        gone = tier.forget(invalidation, text_of=text_of)
         num_damaged = tier.num_damaged
+    removed = len(gone)
+    remove_from_index(search_index, gone)
     if removed and (index := beside_sqlite(url, INDEX_ENDING)) is not None:
         # It holds vectors of what was removed. A running engine writes it anew.
         index.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.second_level import Lookup, SecondLevel
 from reprise.retrieval.in_process.work_queue import Prompt
 from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.search.near_search import NearSearch, Query
@@ -50,8 +51,11 @@ class BatchProcessor:
             if not self._is_held(namespace, answer_id):  # it may have come back since
                 search.leave(namespace, answer_id)
 
-    def answer(self, search: NearSearch, prompts: Sequence[Prompt]) -> None:
-        """Search near answers for the prompts, and hand them over."""
+    def answer(
+        self, search: NearSearch, prompts: Sequence[Prompt], second: SecondLevel | None = None
+    ) -> None:
+        """Search near answers for the prompts, and hand them over; those that `second` is asked for
+        too may be handed over later."""
         with self._changed:
             # Under load some requests are over before their batch comes.
             awaited = [p for p in prompts if self._results.is_awaited(p.request_id)]
@@ -62,10 +66,12 @@ class BatchProcessor:
             Query(p.namespace, self._queries.read(p.text, p.prompt_token_ids)) for p in awaited
         ]
         for found in search.search(queries):
-            for place, near_answers, clauses in zip(
-                found.places, found.near_answers, found.clauses, strict=True
+            for place, near_answers, clauses, vectors in zip(
+                found.places, found.near_answers, found.clauses, found.vectors, strict=True
             ):
-                self._publish(awaited[place], near_answers, clauses)
+                lookup = Lookup(awaited[place], near_answers, clauses, vectors)
+                if second is None or not second.ask(lookup):
+                    self.publish(awaited[place], near_answers, clauses)
             with self._changed:
                 self._count(
                     found=sum(map(bool, found.near_answers)),
@@ -100,9 +106,10 @@ class BatchProcessor:
         ours = {(a.namespace, a.answer_id) for a, is_ours in held if is_ours}
         return [a for a in joined if (a.namespace, a.answer_id) in ours]
 
-    def _publish(
+    def publish(
         self, prompt: Prompt, near_answers: list[NearAnswer], clauses: list[FoundClause]
     ) -> None:
+        """Hand over a request's near answers, if it still waits for them."""
         with self._changed:
             # The request may be gone, or submitted anew, by now.
             given = self._results.give(prompt.request_id, near_answers, clauses)

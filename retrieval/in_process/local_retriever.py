@@ -23,7 +23,7 @@ from reprise.retrieval.api.tier_url import snapshot_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.batch_processor import BatchProcessor, OnFound
-from reprise.retrieval.in_process.open_tier import open_now_or_later
+from reprise.retrieval.in_process.behind_memory import BehindMemory
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
 from reprise.retrieval.in_process.work_queue import Prompt, Work, WorkQueue
 from reprise.retrieval.query.clauses import ClauseSplitter
@@ -31,7 +31,6 @@ from reprise.retrieval.query.query_reader import Decode, QueryReader
 from reprise.retrieval.query.turns import QueryOf, prompt_tail
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
 from reprise.retrieval.search.near_search import NearSearch
-from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import UsageCounts
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,15 @@ class LocalRetriever(Retriever):
             count=self._count,
             on_found=on_found,
         )
-        self._tiers = self._open_tiers()
+        self._behind = BehindMemory(
+            self._config,
+            memory=self._memory,
+            changed=self._changed,
+            tokenizer_key=tokenizer_key,
+            on_added=self._arrived,
+            on_forgotten=self._forgotten,
+        )
+        self._tiers = self._behind.tiers
         self._errors = LoopErrors("A batch of retrieval work")
         self._worker = threading.Thread(
             target=keep_going,
@@ -212,11 +219,12 @@ class LocalRetriever(Retriever):
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             done = self._changed.wait_for(
-                lambda: self._closing or not (self._has_work() or self._busy), timeout_s
+                lambda: (
+                    self._closing or not (self._has_work() or self._busy or self._behind.is_asking)
+                ),
+                timeout_s,
             )
-        if self._tiers is not None:
-            done = self._tiers.drain(max(0.0, deadline_s - time.monotonic())) and done
-        return done
+        return self._behind.drain(max(0.0, deadline_s - time.monotonic())) and done
 
     def stats(self) -> RetrievalStats:
         search = self._search
@@ -231,29 +239,27 @@ class LocalRetriever(Retriever):
                 namespaces=self._memory.tier.num_namespaces,
                 bytes=self._memory.tier.num_bytes,
                 waiting=self._waiting,
-                unreadable=0 if self._tiers is None else self._tiers.unreadable,
-                unwritten=0 if self._tiers is None else self._tiers.unwritten,
-                uncredited=0 if self._tiers is None else self._tiers.uncredited,
+                **self._behind.figures(),
             )
 
     def health(self) -> RetrievalHealth:
-        search, tiers = self._search, self._tiers
+        search = self._search
         if self._closing:
             return RetrievalHealth("closed")
         if search is None:
             return RetrievalHealth("starting")
         embedder = search.embedder
-        troubles = [] if tiers is None else [tiers.degraded]
+        troubles = self._behind.troubles
         if embedder.name == LEXICAL and self._config.embedding_model != LEXICAL:
             troubles.append(f"{self._config.embedding_model} is unavailable")
-        detail = "; ".join(trouble for trouble in troubles if trouble)
+        detail = "; ".join(troubles)
         state: Literal["degraded", "ready"] = "degraded" if detail else "ready"
         return RetrievalHealth(
             state,
             embedder.identity,
             detail,
-            tier="" if tiers is None else tiers.tier_name,
-            breakers={} if tiers is None else tiers.breakers,
+            tier=self._behind.tier_name,
+            breakers=self._behind.breakers,
             ready_after_s=self._ready_after_s,
         )
 
@@ -283,22 +289,7 @@ class LocalRetriever(Retriever):
             self._closing = True
             self._changed.notify_all()
         self._worker.join(timeout=10.0)
-        if self._tiers is not None:
-            self._tiers.close()
-
-    def _open_tiers(self) -> TierSync | None:
-        tier = open_now_or_later(self._config)
-        if tier is None:
-            return None
-        return TierSync(
-            tier,
-            on_added=self._arrived,
-            on_forgotten=self._forgotten,
-            held=self._memory.held,
-            queue_length=self._config.queue_length,
-            queue_bytes=self._config.queue_bytes,
-            poll_s=self._config.poll_s,
-        )
+        self._behind.close()
 
     def _arrived(self, answers: Sequence[Answer]) -> None:
         """Admit answers from the tier; wait while the worker has its hands full."""
@@ -344,12 +335,15 @@ class LocalRetriever(Retriever):
         if self._search is None:
             self._search = self._load(embedder)
             self._ready_after_s = time.monotonic() - self._began_s
+            self._behind.open_search(self._search.embedder)
         search, next_expiry_s, upkeep = self._search, 0.0, False
         while True:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(self._has_work, 0.0 if upkeep else _IDLE_S)
+                self._changed.wait_for(
+                    self._has_work, 0.0 if upkeep else self._behind.pause_s(_IDLE_S)
+                )
                 if self._closing and self._is_idle():
                     search.close()
                     return
@@ -357,7 +351,7 @@ class LocalRetriever(Retriever):
                 self._memory.joining = work.answers
                 erased = self._memory.take_erasures()
                 # Upkeep alone is not work that anybody waits for.
-                self._busy = bool(work or erased or exact)
+                self._busy = bool(work or erased or exact or self._behind.has_found)
                 is_complete = self._is_complete()
             # Each part by itself: what fails must cost no other its work, which is taken already.
             if time.monotonic() >= next_expiry_s:
@@ -365,6 +359,8 @@ class LocalRetriever(Retriever):
                 next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
             # What failed at once would fail at once again: no upkeep after an error.
             upkeep = self._attempt(partial(self._process_batch, search, work)) is True
+            if (second := self._behind.second) is not None:
+                self._attempt(partial(second.step, search, self._batches.publish))
             self._attempt(partial(self._write_exact, exact))
             if erased:
                 self._erase(search, erased)
@@ -414,7 +410,8 @@ class LocalRetriever(Retriever):
 
     def _has_work(self) -> bool:
         memory = self._memory
-        return bool(self._queue or memory.exact) or memory.has_erasures or self._closing
+        found = self._behind.has_found
+        return bool(self._queue or memory.exact) or memory.has_erasures or found or self._closing
 
     def _is_idle(self) -> bool:
         """Return whether nothing is left to be done before closing; the caller holds the lock."""
@@ -435,7 +432,7 @@ class LocalRetriever(Retriever):
             self._notify_gone(work.gone)
             # Prompts first: a request waits for them, nobody waits for an answer to join.
             if work.prompts:
-                self._batches.answer(search, work.prompts)
+                self._batches.answer(search, work.prompts, self._behind.second)
         except Exception as error:
             self._errors.failed(error)
             self._batches.give_nothing(work.prompts)

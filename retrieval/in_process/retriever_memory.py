@@ -19,10 +19,11 @@ from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 Key = tuple[str, str]
-# Vector of 384 dimensions, graph links and dictionary entries, as measured.
-_INDEX_BYTES = 2200
+# Vector of 384 dimensions in float16, graph links and dictionary entries, as measured.
+_INDEX_BYTES = 1440
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
+_FULL_SHARE = 0.95
 
 
 class RetrieverMemory:
@@ -58,14 +59,26 @@ class RetrieverMemory:
             ttl_s=config.ttl_s,
         )
         self._queue, self._results, self._queries = queue, results, queries
+        self._max_bytes = config.memory_bytes
         self._changed, self._count = changed, count
         self._applied = AppliedInvalidations()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
+        self.num_forgets = 0
+        """Times that something was to be forgotten here; the lock guards it."""
         self.exact = ExactWrites(max_length=config.queue_length, max_bytes=config.queue_bytes)
         """Answers for exact hits that pass through to the tier; the lock guards it."""
         self.joining: Sequence[tuple[Answer, bool]] = ()
         """Answers that the worker indexes now, each with whether it is ours; the lock guards it."""
+
+    @property
+    def takes_answers(self) -> bool:
+        """Whether there is room for another answer; the caller holds the lock."""
+        return self._queue.takes_answers
+
+    def has_room(self) -> bool:
+        """Return whether answers join without others having to leave, about."""
+        return self.tier.num_bytes < _FULL_SHARE * self._max_bytes
 
     @property
     def has_erasures(self) -> bool:
@@ -120,6 +133,7 @@ class RetrieverMemory:
         """Forget in this process; the (namespace, id) that were there."""
         with self._changed:
             self._applied.add(invalidation)
+            self.num_forgets += 1
             self.exact.drop(lambda answer: self._is_meant(answer, invalidation))
         meant = [
             (answer.namespace, answer.answer_id)
@@ -136,6 +150,7 @@ class RetrieverMemory:
             self._note_gone(gone)
             self._results.forget(set(keys))
             if keys:
+                self.num_forgets += 1
                 # The worker leaves no trace of them, whether or not they were still here.
                 self._to_erase.update(keys)
                 self._changed.notify_all()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -51,6 +52,8 @@ class Found:
     """For each of them, best first."""
     clauses: list[list[FoundClause]]
     """Of each of them; none of a question that asks one thing."""
+    vectors: list[FloatArray]
+    """Of each of them: float32 [1 + clauses, dim], the whole question first."""
     clause_s: float
     embed_s: float
     search_s: float
@@ -87,7 +90,7 @@ class NearSearch:
         self.num_embedded = self.num_restored = 0
         self._snapshots: SnapshotWriter | None = None
         if snapshot is not None:
-            identity = f"{embedder.identity}:{'hnsw' if gpu is None else 'gpu'}"
+            identity = f"{embedder.identity}:{'hnsw-f16' if gpu is None else 'gpu'}"
             self._snapshots = SnapshotWriter(snapshot, identity=identity)
             self._snapshots.restore(self._index)
         self._split_errors = LoopErrors("Finding the clauses of a question")
@@ -119,14 +122,18 @@ class NearSearch:
         ]
         parts = iter(self.embedder.encode([c for c, _ in flat], [n for _, n in flat]))
         embedded_s = time.perf_counter()
-        near_answers = []
-        for query, whole, found in zip(queries, wholes, clauses, strict=True):
-            vectors = np.stack([whole, *(next(parts) for _ in found)])
-            near_answers.append(self._rank(query.namespace, vectors))
+        vectors = [
+            np.stack([whole, *(next(parts) for _ in found)])
+            for whole, found in zip(wholes, clauses, strict=True)
+        ]
+        near_answers = [
+            self.rank(query.namespace, each) for query, each in zip(queries, vectors, strict=True)
+        ]
         return Found(
             places,
             near_answers,
             [[FoundClause.shortened(*clause) for clause in found] for found in clauses],
+            vectors,
             clause_s=clause_s,
             embed_s=embedded_s - began_s,
             search_s=time.perf_counter() - embedded_s,
@@ -250,29 +257,51 @@ class NearSearch:
             self._split_errors.failed(error)
             return False
 
-    def _rank(self, namespace: str, vectors: FloatArray) -> list[NearAnswer]:
+    def rank(
+        self,
+        namespace: str,
+        vectors: FloatArray,
+        *,
+        more: Sequence[Sequence[tuple[str, float]]] = (),
+        answers: Mapping[str, Answer] = MappingProxyType({}),
+    ) -> list[NearAnswer]:
         """Return near answers for float32 [1 + clauses, dim]: each answer once, by its best
-        likeness."""
+        likeness.
+
+        `more` is (answer id, cosine) for each vector from elsewhere, and `answers` what is not in
+        memory of those, by id; what is in neither is left out.
+        """
         count = self._config.near_answers
         best: dict[str, tuple[float, int]] = {}
-        for clause, row in enumerate(self._index.search(namespace, vectors, count)):
+        rows = self._index.search(namespace, vectors, count)
+        for row, others in zip(rows, more, strict=False):
+            row.extend(
+                (i, cosine)
+                for i, cosine in others
+                if i in answers or self._memory.holds(namespace, i)
+            )
+        for clause, row in enumerate(rows):
             min_similarity = self._min_similarity(clause, len(vectors) - 1)
             for answer_id, cosine in row:
                 if cosine >= min_similarity and cosine > best.get(answer_id, (-2.0, 0))[0]:
                     best[answer_id] = (cosine, clause)
         ranked = sorted(best.items(), key=lambda item: -item[1][0])
         ranked = _with_each_clause(ranked, count)
-        answers = self._memory.get(namespace, [answer_id for answer_id, _ in ranked])
+        held = self._memory.get(namespace, [answer_id for answer_id, _ in ranked])
+        found = [
+            answers.get(answer_id) if answer is None else answer
+            for (answer_id, _), answer in zip(ranked, held, strict=True)
+        ]
         return [
             NearAnswer(
                 answer_id=answer_id,
-                similarity=cosine,
+                similarity=min(1.0, cosine),  # of a vector in float16, it may be a little more
                 prompt_token_ids=answer.prompt_token_ids,
                 response_token_ids=answer.response_token_ids,
                 clause=clause,
                 namespace=namespace,
             )
-            for (answer_id, (cosine, clause)), answer in zip(ranked, answers, strict=True)
+            for (answer_id, (cosine, clause)), answer in zip(ranked, found, strict=True)
             if answer is not None
         ]
 

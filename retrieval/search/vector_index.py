@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from reprise.retrieval.search.faiss_library import faiss
 from reprise.retrieval.search.gpu_index import GpuIndexes
+from reprise.retrieval.search.half_vectors import KIND, HalfVectors, codes_of
 
 FloatArray = NDArray[np.float32]
 
@@ -42,25 +43,23 @@ class _Tail:
     """Vectors searched one by one; adding and removing cost nothing worth counting."""
 
     def __init__(self, dim: int) -> None:
-        # One: there may be a namespace for every user, with an answer each.
-        self._rows = np.zeros((1, dim), dtype=np.float32)
+        self._vectors = HalfVectors(dim)
         self.ids: list[int] = []
         self._position_of: dict[int, int] = {}
+        self._most = 0
 
     def add(self, vector_id: int, vector: FloatArray) -> None:
-        count = len(self.ids)
-        if count == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-        self._rows[count] = vector
-        self._position_of[vector_id] = count
+        self._vectors.append(vector)
+        self._position_of[vector_id] = len(self.ids)
         self.ids.append(vector_id)
+        self._most = max(self._most, len(self.ids))
 
     def vector(self, vector_id: int) -> FloatArray | None:
         position = self._position_of.get(vector_id)
-        return None if position is None else self._rows[position].copy()
+        return None if position is None else self._vectors.rows(position, position + 1)[0]
 
     def rows(self) -> FloatArray:
-        return self._rows[: len(self.ids)].copy()
+        return self._vectors.rows(0, len(self.ids))
 
     def remove(self, vector_id: int) -> None:
         position = self._position_of.pop(vector_id, None)
@@ -70,28 +69,26 @@ class _Tail:
         if last != vector_id:  # the last one takes the empty place
             self.ids[position] = last
             self._position_of[last] = position
-            self._rows[position] = self._rows[len(self.ids)]
-        self._rows[len(self.ids)] = 0.0
+        self._vectors.move_last_to(position)
 
     def take(self, count: int) -> tuple[list[int], FloatArray]:
         """Remove some; their ids and vectors."""
         begin = max(0, len(self.ids) - count)
-        taken, rows = self.ids[begin:], self._rows[begin : len(self.ids)].copy()
-        self._rows[begin : len(self.ids)] = 0.0
+        taken, rows = self.ids[begin:], self._vectors.rows(begin, len(self.ids))
+        self._vectors.cut(begin)
         del self.ids[begin:]
         for vector_id in taken:
             del self._position_of[vector_id]
-        if 4 * begin < len(self._rows) > 4 * _TAIL:
-            self._rows = self._rows[: 2 * begin + 64].copy()
+        if 4 * begin < self._most > 4 * _TAIL:
+            self._vectors.release()
+            self._most = begin
         return taken, rows
 
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
         held = len(self.ids)
         if not held:
             return [[] for _ in vectors]
-        cosines, positions = faiss.knn(
-            vectors, self._rows[:held], min(count, held), metric=faiss.METRIC_INNER_PRODUCT
-        )
+        cosines, positions = self._vectors.search(vectors, min(count, held))
         return [
             [(self.ids[p], c) for p, c in zip(row, row_cosines, strict=True) if p >= 0]
             for row, row_cosines in zip(positions.tolist(), cosines.tolist(), strict=True)
@@ -127,10 +124,9 @@ class _Graph:
         stay, so that the living are found through them."""
         if not hasattr(self.index, "hnsw"):
             return
-        flat = faiss.downcast_index(self.index.storage)  # type: ignore[attr-defined, unused-ignore]
-        size = flat.ntotal * self.index.d
-        rows = faiss.rev_swig_ptr(flat.get_xb(), size).reshape(-1, self.index.d)  # type: ignore[attr-defined, unused-ignore]
-        rows[[p for p, i in enumerate(self.ids) if self.position_of.get(i, -1) != p]] = 0.0
+        storage = faiss.downcast_index(self.index.storage)  # type: ignore[attr-defined, unused-ignore]
+        dead = [p for p, i in enumerate(self.ids) if self.position_of.get(i, -1) != p]
+        codes_of(storage)[dead] = 0
 
     def vectors(self, positions: list[int]) -> FloatArray:
         rows: FloatArray = np.stack([self.index.reconstruct(p) for p in positions])
@@ -152,6 +148,8 @@ class _Graph:
 
 class VectorIndex:
     """L2-normalised vectors by non-negative 64-bit id, searched by cosine; not thread-safe.
+
+    They are held in float16, but on a GPU.
 
     Beyond `exact_search_limit` vectors, `maintain` moves them step by step into an HNSW graph;
     what it has not moved yet is searched one by one, so that every vector is found at once.
@@ -270,7 +268,12 @@ class VectorIndex:
     def _new_graph(self) -> _Graph:
         if self._gpu is not None:
             return _Graph(self._gpu.empty(self.dim))
-        hnsw = faiss.IndexHNSWFlat(self.dim, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        hnsw = faiss.IndexHNSWSQ(
+            self.dim,
+            KIND,  # type: ignore[arg-type, unused-ignore]
+            _NEIGHBOURS,
+            faiss.METRIC_INNER_PRODUCT,
+        )
         hnsw.hnsw.efConstruction = _BUILD_BREADTH
         hnsw.hnsw.efSearch = _SEARCH_BREADTH
         return _Graph(hnsw)

@@ -40,6 +40,12 @@ class LateTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().answers(namespace)
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        return self._tier().valuable(namespace)
+
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        return self._tier().find(namespace, answer_ids)
+
     def exact_answers(self, namespace: str) -> Iterator[Answer]:
         return self._tier().exact_answers(namespace)
 
@@ -72,8 +78,8 @@ class LateTier(Tier):
     def expire(self) -> None:
         self._tier().expire()
 
-    def changes(self, *, anew: bool = False) -> TierChanges:
-        return self._tier().changes(anew=anew)
+    def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
+        return self._tier().changes(anew=anew, wants_added=wants_added)
 
     @property
     def num_damaged(self) -> int:

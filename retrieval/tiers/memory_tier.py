@@ -163,6 +163,9 @@ class MemoryTier(Tier):
                     entry.answer, uses=entry.uses, accepted_tokens=entry.accepted_tokens
                 )
 
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        return [answer for answer in self.get(namespace, answer_ids) if answer is not None]
+
     def namespaces(self) -> list[str]:
         with self._lock:
             return list(self._namespaces)
@@ -233,7 +236,7 @@ class MemoryTier(Tier):
         held.order.append(answer.answer_id)
         self._num_answers += 1
         self._charge(answer.namespace, held, num_bytes)
-        return self._evict(answer.namespace)
+        return self._evict(answer.namespace, answer.answer_id)
 
     def _drop(self, namespace: str, answer_id: str) -> bool:
         held = self._namespaces.get(namespace)
@@ -266,7 +269,7 @@ class MemoryTier(Tier):
             rank = self._ranks.get(namespace)
             self._ranks.set(namespace, add_worth(-math.inf if rank is None else rank, worth, now_s))
 
-    def _evict(self, newcomer: str) -> list[tuple[str, str]]:
+    def _evict(self, newcomer: str, new_id: str) -> list[tuple[str, str]]:
         evicted: list[tuple[str, str]] = []
         while len(self._namespaces) > self._max_namespaces:
             # A newcomer is of little value yet, and would never come to any.
@@ -279,7 +282,9 @@ class MemoryTier(Tier):
             assert largest is not None
             held = self._namespaces[largest]
             drawn = self._random.choices(held.order, k=min(_SAMPLE, len(held.order)))
-            victim = min(drawn, key=lambda answer_id: held.entries[answer_id].rank)
+            # The newcomer is of little value yet too, and would never reach a tier.
+            others = [i for i in drawn if i != new_id or largest != newcomer] or drawn
+            victim = min(others, key=lambda answer_id: held.entries[answer_id].rank)
             self._drop(largest, victim)
             evicted.append((largest, victim))
         return evicted

@@ -160,10 +160,11 @@ class SqliteTier(Tier):
         self._wal_holds_forgotten |= bool(page.invalidations)
         return page
 
-    def changes(self, *, anew: bool = False) -> TierChanges:
+    def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
         with self._session() as db:
             logged = self._log.changes(db, anew=anew)
-        added = [answer for key in logged.added if (answer := self._answer(*key)) is not None]
+        keys = logged.added if wants_added else []
+        added = [answer for key in keys if (answer := self._answer(*key)) is not None]
         return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
 
     def expire(self) -> None:
@@ -174,6 +175,34 @@ class SqliteTier(Tier):
 
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=False)
+
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        begin = 0
+        while True:
+            with self._session() as db:
+                rows = db.execute(
+                    "select answer_id from answers where namespace = ?"
+                    " order by rank desc limit ? offset ?",
+                    (namespace, _PAGE, begin),
+                ).fetchall()
+            if not rows:
+                return
+            found = {each.answer_id: each for each in self.find(namespace, [r[0] for r in rows])}
+            yield from (found[row[0]] for row in rows if row[0] in found)
+            begin += _PAGE
+
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        names = [name for name in answer_ids if not name.startswith(EXACT_PREFIX)]
+        with self._session() as db:
+            rows = db.execute(
+                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                " from answers left join credits using (namespace, answer_id)"
+                " where namespace = ? and created_s >= ?"
+                f" and answer_id in ({', '.join('?' * len(names))})",
+                (namespace, self._oldest_s(), *names),
+            ).fetchall()
+        found = [(self._reader.read(row[0], namespace=namespace), row[1:]) for row in rows]
+        return [with_usage(answer, UsageCounts(*uses)) for answer, uses in found if answer]
 
     def exact_answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=True)

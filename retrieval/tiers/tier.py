@@ -91,6 +91,17 @@ class Tier(ABC):
         """Return all answers of a namespace, in no particular order, read in pages; those for exact
         hits not among them."""
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        """Return the answers of a namespace, about the most valuable first, read in pages. One that
+        is used, joins or leaves meanwhile may be left out or come twice."""
+        return self.answers(namespace)
+
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        """Return the answers of these ids, as many as there are, in one round trip; those for exact
+        hits not among them."""
+        wanted = set(answer_ids)
+        return [answer for answer in self.answers(namespace) if answer.answer_id in wanted]
+
     def exact_answers(self, namespace: str) -> Iterator[Answer]:  # noqa: ARG002
         """Return all answers for exact hits of a namespace, see `answers`."""
         return iter(())
@@ -169,10 +180,16 @@ class Tier(ABC):
     def expire(self) -> None:  # noqa: B027 - not every tier has something to do
         """Remove what is past its time to live; called about once a second."""
 
-    def changes(self, *, anew: bool = False) -> TierChanges:  # noqa: ARG002
+    def changes(
+        self,
+        *,
+        anew: bool = False,  # noqa: ARG002
+        wants_added: bool = True,  # noqa: ARG002
+    ) -> TierChanges:
         """Return what other replicas added and removed since the last call.
 
-        The first call, and one with `anew`, begins now and returns nothing.
+        The first call, and one with `anew`, begins now and returns nothing. Without `wants_added`,
+        what was added is passed over, and not read.
         """
         return TierChanges()
 

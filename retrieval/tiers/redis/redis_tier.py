@@ -165,6 +165,20 @@ class RedisTier(Tier):
     def answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=False)
 
+    def valuable(self, namespace: str) -> Iterator[Answer]:
+        begin = 0
+        while True:
+            with self._client() as client:
+                page = client.zrevrange(f"{tag_of(namespace)}:value", begin, begin + _PAGE - 1)
+            if not page:
+                return
+            yield from self.find(namespace, [answer_id.decode() for answer_id in page])
+            begin += _PAGE
+
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        suffixes = {i: f"a:{i}".encode() for i in answer_ids if not i.startswith(EXACT_PREFIX)}
+        return self._fetch({namespace: suffixes})
+
     def exact_answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=True)
 
@@ -204,7 +218,7 @@ class RedisTier(Tier):
         with self._client() as client:
             return ledger.namespaces(client)
 
-    def changes(self, *, anew: bool = False) -> TierChanges:
+    def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
         with self._client() as client:
             if anew or self._cursor is None:
                 self._cursor = redis_stream.last_id(client)
@@ -219,7 +233,7 @@ class RedisTier(Tier):
             else:
                 joined.get(namespace, {}).pop(answer_id, None)
                 removed.append((namespace, answer_id))
-        added = self._fetch(joined)
+        added = self._fetch(joined) if wants_added else []
         # Only now: what could not be fetched is read again.
         self._cursor = page.cursor
         self._note_skipped(page.num_skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -18,6 +19,8 @@ from reprise.retrieval.tiers.tier import Tier, TierError
 OnAdded = Callable[[Sequence[Answer]], None]
 OnForgotten = Callable[[Forgotten], None]
 _READ_BATCH = 500
+# Of one namespace, before the next one has its turn.
+_VALUABLE_BATCH = 250
 
 
 class TierReader:
@@ -33,6 +36,8 @@ class TierReader:
         late: What was written lately.
         changed: Guards `queue`, `late` and what is here.
         poll_s: How often to look for what other replicas did.
+        has_room: Whether more answers are wanted: at start the most valuable ones are taken first,
+            until it says no, and what others add only while it says yes. None takes all.
     """
 
     def __init__(
@@ -47,11 +52,12 @@ class TierReader:
         late: LateWrites,
         changed: threading.Condition,
         poll_s: float,
+        has_room: Callable[[], bool] | None = None,
     ) -> None:
         self._tier, self._breaker, self._held = tier, breaker, held
         self._on_added, self._on_forgotten = on_added, on_forgotten
         self._queue, self._late, self._changed = queue, late, changed
-        self._poll_s = poll_s
+        self._poll_s, self._has_room = poll_s, has_room
         self._removed_meanwhile: set[Key] = set()
         self._position: str | None = None
         self._behind = False
@@ -122,15 +128,9 @@ class TierReader:
         held = self._held()
         with self._changed:
             expected = held - self._queue.unwritten
-        present: set[Key] = set()
-        for namespace in self._tier.namespaces():
-            answers = self._tier.answers(namespace)
-            while batch := list(islice(answers, _READ_BATCH)):
-                if self._closing:
-                    return
-                present.update((answer.namespace, answer.answer_id) for answer in batch)
-                self._on_added(batch)
-                self._follow_invalidations()
+        present = self._take_all() if self._has_room is None else self._take_valuable(expected)
+        if self._closing:
+            return
         with self._changed:
             gone = expected - present - self._queue.unwritten
             # Read before we had it removed, it may have been taken after that.
@@ -139,10 +139,46 @@ class TierReader:
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
 
+    def _take_all(self) -> set[Key]:
+        """Take what the tier holds, and return its keys."""
+        present: set[Key] = set()
+        for namespace in self._tier.namespaces():
+            answers = self._tier.answers(namespace)
+            while (batch := list(islice(answers, _READ_BATCH))) and not self._closing:
+                self._take(batch, present)
+        return present
+
+    def _take_valuable(self, expected: set[Key]) -> set[Key]:
+        """Take the most valuable answers, of each namespace some at a time, as long as there is
+        room; return the keys of these, and of those expected that the tier holds."""
+        assert self._has_room is not None
+        present: set[Key] = set()
+        reading = deque(map(self._tier.valuable, self._tier.namespaces()))
+        while reading and self._has_room() and not self._closing:
+            answers = reading.popleft()
+            if batch := list(islice(answers, _VALUABLE_BATCH)):
+                self._take(batch, present)
+                reading.append(answers)
+        unseen: dict[str, list[str]] = {}
+        for namespace, answer_id in expected - present:
+            unseen.setdefault(namespace, []).append(answer_id)
+        for namespace, answer_ids in unseen.items():
+            for begin in range(0, len(answer_ids), _READ_BATCH):
+                found = self._tier.find(namespace, answer_ids[begin : begin + _READ_BATCH])
+                present.update((namespace, answer.answer_id) for answer in found)
+        return present
+
+    def _take(self, batch: Sequence[Answer], present: set[Key]) -> None:
+        """Hand over answers that were read, and follow what happened meanwhile."""
+        present.update((answer.namespace, answer.answer_id) for answer in batch)
+        self._on_added(batch)
+        self._follow_invalidations()
+
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""
         self._follow_invalidations()
-        changes = self._tier.changes()
+        # What others add while there is no room is found where it is.
+        changes = self._tier.changes(wants_added=self._has_room is None or self._has_room())
         if changes.added:
             self._on_added(changes.added)
         if changes.removed:

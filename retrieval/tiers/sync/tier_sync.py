@@ -18,6 +18,7 @@ from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker, State
 from reprise.retrieval.tiers.sync.late_writes import LateWrites, PendingForget
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
+from reprise.retrieval.tiers.sync.tier_mirror import TierMirror
 from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, TierReader
 from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
@@ -46,6 +47,8 @@ class TierSync:
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
         poll_s: How often to look for what other replicas did.
+        mirror: Told what this process had the tier hold, and no longer hold.
+        has_room: Whether more of what the tier holds is wanted at start; None takes all.
 
     Example:
         >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
@@ -69,8 +72,10 @@ class TierSync:
         queue_length: int = 4096,
         queue_bytes: int = 64 << 20,
         poll_s: float = 0.2,
+        mirror: TierMirror | None = None,
+        has_room: Callable[[], bool] | None = None,
     ) -> None:
-        self._tier, self._on_forgotten = tier, on_forgotten
+        self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
         self._poll_s = poll_s
         self._usage = PendingUsage(queue_length)
@@ -93,6 +98,7 @@ class TierSync:
             late=self._late,
             changed=self._changed,
             poll_s=poll_s,
+            has_room=has_room,
         )
         self.caught_up = self._reader.caught_up
         self._threads = [
@@ -178,6 +184,14 @@ class TierSync:
         """
         return self._reader.invalidations(after)
 
+    def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
+        """Return the answers of these ids that the tier holds.
+
+        Raises:
+            TierError: It cannot be read now.
+        """
+        return self._reads.call(lambda: self._tier.find(namespace, answer_ids))
+
     def drain(self, timeout_s: float) -> bool:
         """Wait until all answers and uses are written; False if it took longer."""
         with self._changed:
@@ -255,6 +269,9 @@ class TierSync:
     def _put(self, answers: Sequence[Answer]) -> None:
         """Write answers; those that had to make room for them leave memory too."""
         gone = self._tier.put(answers)
+        if self._mirror is not None:
+            self._mirror.written(a for a in answers if not a.fingerprint)
+            self._mirror.removed(gone)
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
 
@@ -284,6 +301,8 @@ class TierSync:
             forget = partial(self._tier.forget, pending.invalidation)
             try:
                 pending.removed = tuple(self._writes.call(partial(_patiently, forget)))
+                if self._mirror is not None:
+                    self._mirror.forgot(pending.invalidation, pending.removed)
                 pending.done.set()
             except TierError:
                 return False
@@ -301,6 +320,8 @@ class TierSync:
                 with self._changed:
                     self._late.add((n, i) for n, ids in stale.items() for i in ids)
                 return False
+            if self._mirror is not None:
+                self._mirror.removed((namespace, answer_id) for answer_id in answer_ids)
         return True
 
     def _try_record_usage(

@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from reprise.eval.live.milvus_server import is_milvus_installed
+from reprise.eval.live.redis_server import free_port
 from reprise.retrieval.cli.answer_rows import row_of
 from reprise.retrieval.cli.cache_cli import app
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
@@ -179,3 +181,35 @@ def test_an_export_is_for_its_owner_alone(url, fill, tmp_path):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_milvus_installed(), reason="no Milvus: pip install 'reprise[milvus]'")
+def test_an_index_in_milvus_is_filled_and_rid_of_what_is_removed(url, fill, tmp_path):
+    import numpy as np
+
+    from reprise.retrieval.api.search_url import parse_search
+    from reprise.retrieval.remote.milvus_index import MilvusIndex
+    from reprise.retrieval.search.embedding import Embedder
+
+    fill(answer(1), answer(2), answer(2, namespace="other"))
+    search = f"milvus://{tmp_path}/index.db"
+    options = ("--url", url, "--search", search)
+    assert "3 answers in the search index" in run("warm", *options, "--model", "lexical")
+    assert "1 answer removed" in run("invalidate", *options, "--namespace", "acme", "--id", "id2")
+    embedder = Embedder("lexical")
+    index = MilvusIndex(
+        parse_search(search),
+        tokenizer_key="k",
+        embedder=embedder.identity,
+        dim=embedder.dim,
+        timeout_s=30.0,
+    )
+    index.open()
+    vector = np.asarray(embedder.encode(["question 2"], [""]), np.float32)
+    assert [i for i, _ in index.search("acme", vector, 8)[0]] == ["id1"]
+    assert [i for i, _ in index.search("other", vector, 8)[0]] == ["id2"]
+    index.close()
+    nowhere = f"milvus://127.0.0.1:{free_port()}"
+    message = refused("invalidate", "--url", url, "--search", nowhere, "--id", "id1")
+    assert "removed from the tier, but their vectors are still in the search index" in message

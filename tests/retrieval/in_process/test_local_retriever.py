@@ -104,7 +104,7 @@ def test_queries_are_cut_out_of_token_ids(make):
     retriever.store(answer("SYSTEM:desk USER:cancel my order", "ok", prompt_text=""))
     ids = list(b"SYSTEM:other USER:cancel my order")
     [found] = near(retriever, None, prompt_token_ids=ids)
-    assert found.similarity == pytest.approx(1.0, abs=1e-5)
+    assert found.similarity == pytest.approx(1.0, abs=1e-3)
 
 
 def test_poll_says_none_until_there_and_after_discard(make):

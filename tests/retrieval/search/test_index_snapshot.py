@@ -25,7 +25,7 @@ from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
 DIM = 24
-IDENTITY = "model:24:hnsw"
+IDENTITY = "model:24:hnsw-f16"
 
 
 class CountingEmbedder(Embedder):
@@ -182,8 +182,8 @@ def test_another_models_file_is_refused(tmp_path):
     path = tmp_path / "index"
     write_snapshot(path, index.parts(), identity=IDENTITY, dim=DIM)
     assert len(read_snapshot(path, identity=IDENTITY, dim=DIM)) == 1
-    with pytest.raises(SnapshotError, match="made with model:24:hnsw, not with other:24:hnsw"):
-        read_snapshot(path, identity="other:24:hnsw", dim=DIM)
+    with pytest.raises(SnapshotError, match="made with model:24:hnsw-f16, not with other"):
+        read_snapshot(path, identity="other:24:hnsw-f16", dim=DIM)
     with pytest.raises(SnapshotError, match="made with"):
         read_snapshot(path, identity=IDENTITY, dim=DIM + 1)
 
@@ -211,7 +211,7 @@ def test_an_index_comes_back_as_it_was(tmp_path, limit):
     assert again.claim("tenant0", "id0", b"%8d" % 0) is None  # it was dead
     assert again.claim("tenant0", "id2", b"%8d" % 3) is None  # another prompt
     assert again.claim("tenant1", "id2", b"%8d" % 2) is None  # another namespace
-    assert again.claim("tenant0", "id2", b"%8d" % 2) == pytest.approx(rows[2])
+    assert again.claim("tenant0", "id2", b"%8d" % 2) == pytest.approx(rows[2], abs=1e-3)
     assert again.claim("tenant0", "id2", b"%8d" % 2) is None  # claimed already
     assert again.add("tenant0", "id4", rows[5]) is True  # in place of one never claimed
     assert again.search("tenant0", rows[5:6], 1)[0][0][0] == "id4"
@@ -238,7 +238,7 @@ for number, row in enumerate(rows): index.add('', f'id{number}', row)
 for _ in sys.stdin:
     if (pid := os.fork()) == 0:
         for number in range(5000):
-            write_snapshot(Path(sys.argv[1]), index.parts(), identity='model:24:hnsw', dim=24)
+            write_snapshot(Path(sys.argv[1]), index.parts(), identity='model:24:hnsw-f16', dim=24)
             if not number:
                 print(os.getpid(), flush=True)
         os._exit(0)
@@ -367,7 +367,7 @@ def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
     while not file.exists():
         time.sleep(0.01)
     embedder = retriever._search.embedder
-    identity = f"{embedder.identity}:hnsw"
+    identity = f"{embedder.identity}:hnsw-f16"
     deadline_s = time.monotonic() + 30
     held = 0
     while held < 2000 and time.monotonic() < deadline_s:

@@ -176,7 +176,7 @@ def test_what_was_removed_does_not_come_back_after_a_restart(url, make_retriever
     assert first.flush(60)
     first.close()
     path = snapshot_path(url, snapshot)
-    vector = Embedder("lexical").encode([SECRET_PROMPT])[0]
+    vector = Embedder("lexical").encode([SECRET_PROMPT])[0].astype("<f2").astype("<f4")
     assert vector.tobytes() in path.read_bytes()
     again = make_retriever(url, index_snapshot=snapshot)
     assert again.stats().answers == 2

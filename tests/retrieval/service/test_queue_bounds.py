@@ -147,7 +147,7 @@ def test_answers_evicted_before_their_turn_are_counted(monkeypatch):
     goes_on.set()
     assert retriever.flush(60)
     stats = retriever.stats()
-    assert stats.answers < 20
+    assert stats.answers < 30
     left = 500 - stats.answers
     # Those of the first batch may have had their turn before they left.
     assert left - 64 <= stats.evicted_early <= left

@@ -104,6 +104,31 @@ def test_answers_come_back_as_they_were(make_tier):
     assert list(tier.answers("租户")) == [originals[2]]
 
 
+def test_answers_are_found_by_id_in_their_namespace(make_tier):
+    tier = make_tier()
+    tier.put([answer(1), answer(2), answer(2, namespace="acme"), answer(3, namespace="acme")])
+    tier.record_usage("", {"id2": UsageCounts(1, 5)})
+    found = tier.find("", ["id2", "id3", "unknown", "exact:00", "*", ""])
+    assert [(a.answer_id, a.namespace) for a in found] == [("id2", "")]
+    assert isinstance(tier, MemoryTier) or found[0].accepted_tokens == 5
+    assert {a.answer_id for a in tier.find("acme", ["id1", "id2", "id3"])} == {"id2", "id3"}
+    assert tier.find("", []) == tier.find("nobody", ["id1"]) == []
+
+
+def test_the_most_valuable_come_first(make_tier):
+    tier = make_tier()
+    tier.put([answer(number) for number in range(1103)])
+    tier.put([answer(1, namespace="acme")])
+    for number, accepted in ((700, 50), (3, 500), (900, 5)):
+        tier.record_usage("", {f"id{number}": UsageCounts(1, accepted)})
+    found = [each.answer_id for each in tier.valuable("")]
+    assert len(found) == 1103
+    assert set(found) == {f"id{n}" for n in range(1103)}
+    assert isinstance(tier, MemoryTier) or found[:3] == ["id3", "id700", "id900"]
+    assert [each.answer_id for each in tier.valuable("acme")] == ["id1"]
+    assert list(tier.valuable("nobody")) == []
+
+
 def test_the_same_id_replaces(make_tier):
     tier = make_tier()
     tier.put([answer(1, size=3)])
@@ -222,6 +247,19 @@ def test_passwords_are_never_shown():
     assert redact("redis://me:s3cret@host:6379/0") == "redis://me:***@host:6379/0"
     with pytest.raises(ValueError, match=r"rediz://me:\*\*\*@host"):
         open_tier("rediz://me:s3cret@host")
+
+
+def test_what_others_add_may_be_passed_over(make_tier):
+    tier, other = make_tier(), make_tier()
+    if isinstance(tier, MemoryTier):
+        pytest.skip("memory is no other process's")
+    assert other.changes().added == ()
+    tier.put([answer(1), answer(2)])
+    tier.remove("", ["id1"])
+    passed = other.changes(wants_added=False)
+    assert (passed.added, passed.removed, passed.complete) == ((), (("", "id1"),), True)
+    tier.put([answer(3)])
+    assert [each.answer_id for each in other.changes().added] == ["id3"]
 
 
 @pytest.mark.redis

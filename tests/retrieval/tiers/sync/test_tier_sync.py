@@ -130,3 +130,23 @@ def test_nothing_is_written_before_it_is_known_what_others_removed():
     assert sync.drain(20)
     assert len(list(tier.answers("acme"))) == 1
     sync.close()
+
+
+def test_where_memory_is_small_the_tier_is_read_until_it_is_full_and_compared_by_id():
+    tier = MemoryTier(max_bytes=1 << 24)
+    tier.put([answer(number, namespace=f"tenant{number % 2}") for number in range(1200)])
+    taken, gone = [], []
+    sync = TierSync(
+        tier,
+        on_added=taken.extend,
+        on_forgotten=lambda forgotten: gone.extend(forgotten.removed),
+        # Unread, one is there all the same; the other left while we did not look.
+        held=lambda: {("tenant1", "id1199"), ("tenant1", "id7777")},
+        has_room=lambda: len(taken) < 600,
+    )
+    assert sync.caught_up.wait(20)
+    assert 600 <= len(taken) < 1200
+    assert {a.namespace for a in taken} == {"tenant0", "tenant1"}
+    assert ("tenant1", "id1199") not in {(a.namespace, a.answer_id) for a in taken}
+    assert gone == [("tenant1", "id7777")]
+    sync.close()

@@ -94,7 +94,7 @@ def _prove(model: str, options: Sequence[str]) -> bool:
             raise ValueError(f"--prove {model}: {error}") from None
     for line in report_lines(proof):
         typer.echo(line)
-    return all(is_tie(each.gap, proof.plain.dtype) for each in proof.partings)
+    return all(is_tie(each.logits, proof.plain.dtype) for each in proof.partings)
 
 
 def _shown(findings: Iterable[Finding]) -> list[Finding]:

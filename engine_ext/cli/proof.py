@@ -10,8 +10,18 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
-from reprise.engine_ext.cli.proof_worker import ProofJob, ProofMessage, ProofOutcome
+from reprise.engine_ext.cli.answer_difference import (
+    TIE_STEPS,
+    Difference,
+    bfloat16_step,
+    first_difference,
+)
+from reprise.engine_ext.cli.proof_worker import (
+    PartingLogits,
+    ProofJob,
+    ProofMessage,
+    ProofOutcome,
+)
 from reprise.engine_ext.cli.serve_command import OUR_PLUGIN, plugins_loaded
 from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of
 
@@ -46,7 +56,7 @@ class Parting(NamedTuple):
     """Of the question, from 1."""
     place: int
     """Of the first token that differs, from 1."""
-    gap: Gap
+    logits: PartingLogits
 
 
 class Proof(NamedTuple):
@@ -81,11 +91,11 @@ def prove(model: str, options: Sequence[str], say: Say) -> Proof:
         plain = _answers(worker, "without drafts", say)
         found = list(_differences(drafted, plain))
         worker.send_line(msgspec.json.encode([difference for _, difference in found]))
-        gaps = _next(worker, lambda message: message.gaps)
+        logits = _next(worker, lambda message: message.logits)
         _let_end(worker)
     partings = [
-        Parting(number + 1, len(difference.token_ids) - len(plain.prompts[number]) + 1, gap)
-        for (number, difference), gap in zip(found, gaps, strict=True)
+        Parting(number + 1, len(difference.token_ids) - len(plain.prompts[number]) + 1, each)
+        for (number, difference), each in zip(found, logits, strict=True)
     ]
     return Proof(drafted, plain, partings)
 
@@ -103,28 +113,28 @@ def report_lines(proof: Proof) -> Iterator[str]:
     total = len(proof.plain.answers)
     yield f"{'identical:':16}{total - len(proof.partings)} of {total}"
     for parting in proof.partings:
-        high, low = parting.gap.logits
-        best = "the two best logits" if parting.gap.are_best else "not its two best tokens: logits"
+        high, low = parting.logits.said
         yield (
-            f"{'':16}question {parting.number} differs from token {parting.place} on; {best} "
-            f"{high:.4f} and {low:.4f}, {high - low:.4f} apart in {proof.plain.dtype}"
+            f"{'':16}question {parting.number} differs from token {parting.place} on; logits "
+            f"of the two tokens {high:.4f} and {low:.4f}, the best {parting.logits.best:.4f}, in "
+            f"{proof.plain.dtype}"
         )
     yield f"{'recommendation:':16}{recommendation(proof)}"
 
 
 def recommendation(proof: Proof) -> str:
     """Say in words what to do on this machine with this model."""
-    unexplained = [each for each in proof.partings if not is_tie(each.gap, proof.plain.dtype)]
+    unexplained = [each for each in proof.partings if not is_tie(each.logits, proof.plain.dtype)]
     if unexplained:
         return (
-            f"serve without drafts for now (REPRISE_FEATURES__DRAFTS=false). {len(unexplained)} "
-            f"answers differ where the logits are not close, which rounding does not explain: "
-            f"please report it with these lines."
+            f"serve without drafts for now (REPRISE_FEATURES__DRAFTS=false). Answers that differ "
+            f"where the logits are not close, which rounding does not explain: "
+            f"{len(unexplained)}. Please report it with these lines."
         )
     parts = []
     if proof.partings:
         parts.append(
-            "Where answers differ the two best tokens nearly tie, and rounding decides, as it does "
+            "Where answers differ the best tokens nearly tie, and rounding decides, as it does "
             "between any two batches; --dtype float32 or REPRISE_CPU_BATCH_INVARIANT=true (on a "
             "CPU) makes that rarer."
         )
@@ -144,11 +154,16 @@ def recommendation(proof: Proof) -> str:
     return " ".join(parts)
 
 
-def is_tie(gap: Gap, dtype: str) -> bool:
-    """Return whether rounding in this precision may have decided."""
+def is_tie(logits: PartingLogits, dtype: str) -> bool:
+    """Return whether rounding in this precision may have decided: both tokens are that close to
+    the best one."""
+    gap = logits.best - logits.said[1]
+    if gap == 0:
+        return True
     if dtype == "float32":
-        return gap.are_best and gap.logits[0] - gap.logits[1] <= _FLOAT32_TIE
-    return gap.is_tie
+        return gap <= _FLOAT32_TIE
+    # float16 has three bits more.
+    return gap <= TIE_STEPS * bfloat16_step(logits.best) / (8 if dtype == "float16" else 1)
 
 
 def tokens_per_s(outcome: ProofOutcome) -> float:

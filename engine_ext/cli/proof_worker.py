@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reprise.engine_ext.cli.answer_difference import Difference, Gap
+from reprise.engine_ext.cli.answer_difference import Difference
 from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DRAFT_LENGTH = 16
 _LEARNED_WITHIN_S = 300.0
 _WARM_UP_TOKENS = 8
-_TOP_LOGITS = 2
+_TOP_LOGITS = 20
 
 
 class ProofJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +53,16 @@ class ProofOutcome(msgspec.Struct, kw_only=True):
     accepted: int = 0
 
 
+class PartingLogits(msgspec.Struct, frozen=True):
+    """Logits where two answers part, as the engine without drafts computes them."""
+
+    best: float
+    """The highest of all tokens."""
+    said: tuple[float, float]
+    """Of the two tokens that were said, the higher one first; of one that is not among the best 20,
+    that of the last of these."""
+
+
 class ProofMessage(msgspec.Struct, omit_defaults=True):
     """One line from the process."""
 
@@ -60,7 +70,7 @@ class ProofMessage(msgspec.Struct, omit_defaults=True):
     """The engine is there."""
     has_answered: bool = False
     outcome: ProofOutcome | None = None
-    gaps: list[Gap] | None = None
+    logits: list[PartingLogits] | None = None
     failure: str | None = None
 
 
@@ -101,7 +111,7 @@ def _serve(
     # Whoever has the other answers gives what differs, and waits for the logits there.
     if line := lines.get():
         differences = msgspec.json.decode(line, type=list[Difference])
-        send(ProofMessage(gaps=[_gap(llm, difference) for difference in differences]))
+        send(ProofMessage(logits=[_logits(llm, difference) for difference in differences]))
 
 
 def _engine_args(job: ProofJob) -> "EngineArgs":
@@ -163,18 +173,20 @@ def _answer(llm: "LLM", prompt: Sequence[int], max_tokens: int) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
-def _gap(llm: "LLM", difference: Difference) -> Gap:
-    """Return the two best logits where two answers part."""
+def _logits(llm: "LLM", difference: Difference) -> PartingLogits:
+    """Return the logits where two answers part."""
     from vllm import SamplingParams
 
-    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=_TOP_LOGITS)
+    most = llm.llm_engine.model_config.max_logprobs
+    count = _TOP_LOGITS if most < 0 else min(_TOP_LOGITS, most)
+    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=count)
     prompt = {"prompt_token_ids": difference.token_ids}
     (output,) = llm.generate([prompt], params, use_tqdm=False)
     (place,) = output.outputs[0].logprobs or [{}]
-    best = sorted(place.items(), key=lambda each: -each[1].logprob)[:_TOP_LOGITS]
-    (first, high), (second, low) = best
-    are_best = {first, second} == set(difference.said)
-    return Gap((high.logprob, low.logprob), are_best=are_best)
+    found = {token: each.logprob for token, each in place.items()}
+    lowest = min(found.values())
+    low, high = sorted(found.get(token, lowest) for token in difference.said)
+    return PartingLogits(max(found.values()), (high, low))
 
 
 def _wait_until_learned(llm: "LLM") -> None:

@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from reprise.engine_ext.cli import proof
-from reprise.engine_ext.cli.answer_difference import Gap
 from reprise.engine_ext.cli.proof import (
     ASKED,
     LEARNED,
@@ -22,9 +21,9 @@ from reprise.engine_ext.cli.proof import (
     recommendation,
     report_lines,
 )
-from reprise.engine_ext.cli.proof_worker import ProofOutcome
+from reprise.engine_ext.cli.proof_worker import PartingLogits, ProofOutcome
 
-TIE = Gap((15.95, 15.9), are_best=True)
+TIE = PartingLogits(15.95, (15.95, 15.9))
 
 
 def outcome(took_s: float, dtype: str = "bfloat16", **drafts: int) -> ProofOutcome:
@@ -33,9 +32,9 @@ def outcome(took_s: float, dtype: str = "bfloat16", **drafts: int) -> ProofOutco
     )
 
 
-def of(took_s: float, *gaps: Gap, dtype: str = "bfloat16") -> Proof:
+def of(took_s: float, *gaps: PartingLogits, dtype: str = "bfloat16") -> Proof:
     """A proof in which drafts take so long, and no drafts 1 s."""
-    partings = [Parting(2, 4, gap) for gap in gaps]
+    partings = [Parting(2, 4, each) for each in gaps]
     drafted = outcome(took_s, dtype, drafted=40, accepted=10)
     return Proof(drafted, outcome(1.0, dtype), partings)
 
@@ -51,12 +50,15 @@ def test_twenty_questions_that_resemble_others() -> None:
         (of(0.5), "serve with drafts: 2.00 times", "tie"),
         (of(1.0), "no difference in speed", "serve with"),
         (of(2.0), "REPRISE_FEATURES__DRAFTS=false", "tie"),
-        (of(0.5, TIE), "nearly tie", "please report"),
-        (of(0.5, Gap((15.0, 11.0), are_best=True)), "please report", "serve with drafts:"),
-        (of(0.5, Gap((15.95, 15.9), are_best=False)),
-         "please report", "serve with drafts:"),
-        (of(0.5, TIE, dtype="float32"), "please report", "serve with drafts:"),
-        (of(0.5, Gap((15.95, 15.9499), are_best=True), dtype="float32"), "nearly tie", "report"),
+        (of(0.5, TIE), "nearly tie", "report"),
+        (of(0.5, PartingLogits(16.0, (16.0, 15.0))), "Please report", "serve with drafts:"),
+        # A third token is as good, and each engine has taken another one.
+        (of(0.5, PartingLogits(15.97, (15.95, 15.9))), "nearly tie", "report"),
+        (of(0.5, PartingLogits(17.0, (15.95, 15.9))), "Please report", "serve with drafts:"),
+        (of(0.5, TIE, dtype="float32"), "Please report", "serve with drafts:"),
+        (of(0.5, PartingLogits(15.95, (15.95, 15.9499)), dtype="float32"), "nearly tie", "report"),
+        (of(0.5, PartingLogits(15.95, (15.95, 15.85)), dtype="float16"), "Please report", "nearly"),
+        (of(0.5, PartingLogits(0.0, (0.0, 0.0))), "nearly tie", "report"),
     ],
 )  # fmt: skip
 def test_what_it_recommends(found: Proof, says: str, says_not: str) -> None:
@@ -72,7 +74,8 @@ def test_the_lines_say_all_that_was_seen() -> None:
     assert lines[1] == "without drafts: 2 answers of 20 tokens, one at a time, 20.0 tokens/s"
     assert lines[2].endswith("40 tokens, of which 25% accepted")
     assert lines[3].endswith("1 of 2")
-    assert "question 2 differs from token 4 on; the two best logits 15.9500 and 15.9000" in lines[4]
+    assert "question 2 differs from token 4 on; logits of the two tokens 15.9500 and" in lines[4]
+    assert lines[4].endswith("15.9000, the best 15.9500, in bfloat16")
     assert lines[5].startswith("recommendation: ")
 
 

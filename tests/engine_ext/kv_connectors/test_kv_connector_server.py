@@ -59,8 +59,12 @@ def press(server: Any, tag: str) -> None:
         assert server.complete(prompt, max_tokens=1).status == 200
 
 
+def unpin(server: Any) -> None:
+    assert server.send("/reprise/pins?everything=true", method="DELETE").json["removed"] > 0
+
+
 def test_a_repeat_is_an_exact_hit_and_a_tenants_own(server: Any, folder: Folder) -> None:
-    one, other = server.api_keys[:2]
+    one, other = server.api_keys
     text, cache, cached = ask(server, QUESTION, one)
     assert (cache, cached) == ("miss", 0)
     assert ask(server, QUESTION, one)[:2] == (text, "exact")
@@ -73,7 +77,7 @@ def test_a_repeat_is_an_exact_hit_and_a_tenants_own(server: Any, folder: Folder)
 def test_what_is_pinned_stays_and_what_is_not_comes_back(
     server: Any, folder: Folder, wait_until: Callable[..., None]
 ) -> None:
-    key = server.api_keys[2]
+    key = server.api_keys[0]
     text, _, _ = ask(server, "What is one?", key)
     wait_until(lambda: server.metric("reprise:kv_pinned_blocks") > 0, 60)
     press(server, "a")
@@ -81,13 +85,14 @@ def test_what_is_pinned_stays_and_what_is_not_comes_back(
     _, _, cached = ask(server, "What is two?", key)
     assert cached > 60
     assert folder.take_events() == [], "what is pinned was loaded"
-    assert server.send("/reprise/pins", method="DELETE").json["removed"] > 0
+    unpin(server)
     press(server, "b")
     folder.take_events()
     _, _, loaded = ask(server, "What is three?", key)
-    assert loaded == cached
+    assert loaded > 60
     assert len(folder.take_events()) == 1
     # A load that fails is nobody's business but the engine's.
+    unpin(server)
     press(server, "c")
     folder.take_events()
     folder.fail_loads(1)

@@ -32,7 +32,7 @@ from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.retrieval.search.embedding import Embedder
 
-COPIES = {"device, copies, start values": False, "device, copies": True}
+COPIES = {"device, copies, frozen": False, "device, copies": True}
 """By whether chances are learned."""
 CORES = {"device, start weights": False, "device, learned weights": True}
 """The core, by whether weights are learned from requests that have ended."""

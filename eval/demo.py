@@ -21,9 +21,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reprise.engine_ext.cli.answer_difference import TIE_STEPS, Difference, Gap, first_difference
 from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
 from reprise.engine_ext.answer_page.shown import shown_traces
+from reprise.engine_ext.cli.answer_difference import TIE_STEPS, Difference, Gap, first_difference
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve

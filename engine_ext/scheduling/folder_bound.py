@@ -47,7 +47,7 @@ class FolderBound:
         while not self._is_closed.wait(self._every_s):
             try:
                 trim(self._folder, self._max_bytes)
-            except OSError as error:
+            except Exception as error:  # files stay until the next look
                 logger.warning_once("Reprise: the KV files are not bounded: %s", error)
 
 

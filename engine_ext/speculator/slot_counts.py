@@ -4,16 +4,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reprise.kernels.draft.constants import CONTEXT, CORPUS, NEAR_ANSWER, RECENT
-from reprise.kernels.draft.state import DraftState
-from reprise.kernels.draft.step_counts import (
+from reprise.kernels.draft.constants import (
     ACCEPTED,
+    CONTEXT,
+    CORPUS,
     COUNT_FIELDS,
     DRAFTED,
     EMITTED,
+    NEAR_ANSWER,
+    RECENT,
     STEPS,
-    count_step,
 )
+from reprise.kernels.draft.state import DraftState
+from reprise.kernels.draft.step_counts import count_step
 from reprise.spec.api.stats import RequestStats, SourceStats
 
 _KINDS = {"context": (CONTEXT,), "near_answer": (NEAR_ANSWER,), "corpus": (CORPUS, RECENT)}

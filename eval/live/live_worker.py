@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
 from reprise.engine_ext.answer_page.records import AnswerRecord
+from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.answer_watch import AnswerWatch, questions_by_prompt
 from reprise.eval.live.settled_report import settled_report

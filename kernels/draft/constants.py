@@ -32,6 +32,12 @@ TEXT_BEGIN, TEXT_LENGTH, ORDER_BEGIN, ORDER_LENGTH, RECENT_BEGIN, CORPUS_FIELDS 
 """Fields of a corpus: where its text lies in the arena; how much of it may be read; where its
 suffix array lies in the arena; entries in it; index in the text from which on it is not sorted."""
 
+STEPS, EMITTED, DRAFTED = range(3)
+"""Fields of a slot's counts: verification steps, tokens emitted, and tokens drafted by source."""
+ACCEPTED = DRAFTED + NUM_SOURCES
+"""Tokens accepted by source."""
+COUNT_FIELDS = ACCEPTED + NUM_SOURCES
+
 START_TRIES = 8.0
 START_RATES = (0.0, 0.25, 0.38, 0.43, 0.5, 0.6, 0.7, 0.8, 0.85, 0.85)
 """What a cell's counts start as: so many tries, and this share of them right by the bucket of its

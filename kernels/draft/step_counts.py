@@ -8,12 +8,6 @@ from reprise.kernels.draft import Backend
 from reprise.kernels.draft.constants import GENERATION, NUM_SOURCES
 from reprise.kernels.draft.state import PENDING_GENERATION, PENDING_SOURCE, DraftState
 
-STEPS, EMITTED, DRAFTED = range(3)
-"""Fields of a slot's counts: verification steps, tokens emitted, and tokens drafted by source."""
-ACCEPTED = DRAFTED + NUM_SOURCES
-"""Tokens accepted by source."""
-COUNT_FIELDS = ACCEPTED + NUM_SOURCES
-
 
 def count_step(
     state: DraftState,

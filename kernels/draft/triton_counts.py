@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reprise.kernels.draft import constants, step_counts
+from reprise.kernels.draft import constants
 from reprise.kernels.draft import state as layout
 from reprise.kernels.draft.state import DraftState
 
@@ -23,11 +23,11 @@ SLOT_FIELDS = tl.constexpr(constants.SLOT_FIELDS)
 PENDING_GENERATION = tl.constexpr(layout.PENDING_GENERATION)
 PENDING_SOURCE = tl.constexpr(layout.PENDING_SOURCE)
 PENDING_FIELDS = tl.constexpr(layout.PENDING_FIELDS)
-STEPS = tl.constexpr(step_counts.STEPS)
-EMITTED = tl.constexpr(step_counts.EMITTED)
-DRAFTED = tl.constexpr(step_counts.DRAFTED)
-ACCEPTED = tl.constexpr(step_counts.ACCEPTED)
-COUNT_FIELDS = tl.constexpr(step_counts.COUNT_FIELDS)
+STEPS = tl.constexpr(constants.STEPS)
+EMITTED = tl.constexpr(constants.EMITTED)
+DRAFTED = tl.constexpr(constants.DRAFTED)
+ACCEPTED = tl.constexpr(constants.ACCEPTED)
+COUNT_FIELDS = tl.constexpr(constants.COUNT_FIELDS)
 
 
 @triton.jit

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from reprise.kernels.draft import triton_kernels
-from reprise.kernels.draft.constants import NUM_SOURCES, VOTES
+from reprise.kernels.draft.constants import ACCEPTED, COUNT_FIELDS, NUM_SOURCES, VOTES
 from reprise.kernels.draft.state import PENDING_SOURCE, DraftState
-from reprise.kernels.draft.step_counts import ACCEPTED, COUNT_FIELDS, count_step
+from reprise.kernels.draft.step_counts import count_step
 from reprise.tests.kernels.draft_world import answers, draft_at_random, some
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py

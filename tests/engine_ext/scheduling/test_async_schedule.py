@@ -202,7 +202,12 @@ class Scheduler(AsyncScheduler):
         self.num_spec_tokens = 16
         self.max_num_scheduled_tokens = 2048
         pool = SimpleNamespace(get_num_free_blocks=lambda: free_blocks)
-        self.kv_cache_manager = SimpleNamespace(block_pool=pool)
+        self.evicted: set[int] = set()
+        self.kv_cache_manager = SimpleNamespace(
+            block_pool=pool,
+            get_block_ids=lambda name: ([5, 7, 9] if name == "failed" else [5, 8],),
+            evict_blocks=self.evicted.update,
+        )
 
     def has_requests(self) -> bool:
         return True
@@ -333,8 +338,8 @@ def test_where_vllm_does_not_say_what_is_loaded_each_step_with_a_connector_may()
 def test_what_was_dropped_with_a_failed_load_is_not_waited_for(is_sync: bool) -> None:
     """vLLM's own has taken in what the others emitted. Loads between steps have no output."""
     requests = {
-        "failed": request(num_output_placeholders=1, num_computed_tokens=32),
-        "fine": request(num_output_placeholders=0),
+        "failed": request("failed", num_output_placeholders=1, num_computed_tokens=32),
+        "fine": request("fine", num_output_placeholders=0),
     }
     for each in requests.values():
         each.spec_token_ids = [OPEN] * 4
@@ -348,6 +353,7 @@ def test_what_was_dropped_with_a_failed_load_is_not_waited_for(is_sync: bool) ->
     assert failed.num_output_placeholders == (0 if is_sync else 1)
     assert failed.spec_token_ids == ([] if is_sync else [OPEN] * 4)
     assert failed.num_computed_tokens == 32
+    assert a_scheduler.evicted == ({7, 9} if is_sync else set())
     assert (fine.num_output_placeholders, fine.spec_token_ids) == (0, [OPEN] * 4)
 
 

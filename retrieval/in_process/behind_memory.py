@@ -129,6 +129,12 @@ class BehindMemory:
         parts = [part.degraded for part in (self.tiers, self.second) if part is not None]
         return [trouble for trouble in parts if trouble]
 
+    @property
+    def num_errors(self) -> int:
+        """Errors of ours in searching beyond memory."""
+        searching = 0 if self.second is None else self.second.remote.errors.num
+        return searching + (0 if self._writer is None else self._writer.errors.num)
+
     def figures(self) -> dict[str, Any]:
         """Return counts by their names in `RetrievalStats`."""
         figures: dict[str, Any] = {}

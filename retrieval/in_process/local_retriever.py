@@ -231,7 +231,7 @@ class LocalRetriever(Retriever):
         with self._changed:
             return replace(
                 self._stats,
-                errors=self._errors.num,
+                errors=self._errors.num + self._behind.num_errors,
                 embedded=0 if search is None else search.num_embedded,
                 restored=0 if search is None else search.num_restored,
                 refused_snapshots=0 if search is None else search.num_refused_snapshots,

@@ -204,6 +204,8 @@ class RemoteWriter:
             self.breaker.call(call)
         except TierError:
             return False
+        except Exception as error:  # a fault of ours: it will not go better the next time
+            self.errors.failed(error)
         return True
 
 

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.query.clauses import ClauseSplitter
+from reprise.retrieval.remote.remote_search import RemoteSearch
+from reprise.retrieval.remote.remote_writer import RemoteWriter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -41,6 +44,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here (or why none) sees them go on.
 THREADS = {
     "retrieval/in_process/local_retriever.py": "test_the_worker_of_retrieval",
+    "retrieval/remote/remote_search.py": "test_searching_beyond_memory",
+    "retrieval/remote/remote_writer.py": "test_writing_to_a_search_index",
     "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
@@ -133,6 +138,56 @@ def test_a_breaker_is_not_stuck_half_open_by_an_unexpected_error():
         now_s += 100.0
     assert breaker.call(lambda: 5) == 5
     assert breaker.state == "closed"
+
+
+class FailingIndex:
+    """A search index that is there, whose first calls of each kind raise what nobody expects."""
+
+    def __init__(self):
+        self.upsert = failing_once(lambda rows: self.rows.extend(rows))
+        self.search = failing_once(lambda *_: [[]])
+        self.rows = []
+
+    def open(self):
+        pass
+
+    def settle(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def embedded(number):
+    return msgspec.structs.replace(answer(number), embedding=b"\x00<" * 4, embedder="e")
+
+
+def test_writing_to_a_search_index():
+    index, writer = FailingIndex(), RemoteWriter(max_rows=9, ttl_s=None)
+    writer.start(index, embedder="e", dim=4)
+    writer.written([embedded(1)])
+    assert writer.drain(20)
+    writer.written([embedded(2)])
+    assert writer.drain(20)
+    assert [row.answer_id for row in index.rows] == ["id2"]
+    assert writer.errors.num == 1
+    writer.close()
+
+
+def test_searching_beyond_memory(wait_until):
+    index, writer = FailingIndex(), RemoteWriter(max_rows=9, ttl_s=None)
+    writer.start(index, embedder="e", dim=4)
+    wait_until(lambda: writer.is_open)
+    remote = RemoteSearch(index, writer, budget_s=1.0, holds=lambda *_: False, find=lambda *_: [])
+    found = []
+    for count in (1, 2):
+        assert remote.ask("acme", np.ones((1, 4), np.float32), 1, found.append)
+        wait_until(lambda n=count: len(found) == n)
+    assert found[0] is None
+    assert found[1].rows == [[]]
+    assert (remote.errors.num, remote.num_failed) == (1, 1)
+    writer.close()
+    remote.close()
 
 
 def test_the_sender():

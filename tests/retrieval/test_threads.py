@@ -50,8 +50,6 @@ THREADS = {
     "retrieval/service/process_retriever.py": "test_the_keeper",
     "retrieval/service/retrieval_client.py": "test_the_client_connects_again",
     "retrieval/service/retrieval_server.py": "test_the_server",
-    "retrieval/remote/remote_search.py": "a question each, whose errors are counted",
-    "retrieval/remote/remote_writer.py": "keep_going, tested in test_remote_writer.py",
     "retrieval/search/snapshot_writer.py": "a thread a file, which catches all",
     "retrieval/tiers/sync/tier_sync.py": "test_reading_and_writing_a_tier",
     "retrieval/service/wire.py": "test_the_sender",

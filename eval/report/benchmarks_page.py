@@ -247,7 +247,8 @@ SECTIONS = (
         "in the cache, chat_cold nothing.\nDrafts on the device (`v2`) are taken to have 98% of "
         "the tokens right that the host's have, and to\ntake 10 us for each position. What "
         "drafts on the device now copies, and is further from the\nhost's ([decision 22]"
-        "(decisions/0022-copies-before-the-mixture-on-the-device.md)): it will gain less.\n"
+        "(decisions/0022-copies-before-the-mixture-on-the-device.md)): it gains less.\nWhat was "
+        "measured stands in the table of [engines on a GPU](#engines-on-a-gpu).\n"
         "All busy: as long as requests are waiting; the end of a run, when\never fewer are there, "
         "gains more.",
         file="bench_virtual_gpu.csv",

@@ -19,6 +19,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling():
         "sample_kernel",
         "walk_kernel",
         "draft_kernel",
+        "count_kernel",
         "fold_kernel",
         "mixture_kernel",
         "scan_kernel",

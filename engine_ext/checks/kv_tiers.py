@@ -17,7 +17,7 @@ DISK_TIER = "reprise.engine_ext.scheduling.disk_tier", "DiskTier"
 """Module and class of the tier that vLLM loads for `disk`."""
 
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([MGT]iB)")
 _EXAMPLES = "cpu=8GiB, cpu=8GiB,disk=PATH:100GiB or lmcache=HOST:PORT"
 
 

@@ -23,7 +23,15 @@ _ERROR_PLACES = {
     "front_end": (
         *("before_serving", "end_lease", "exact_fetch", "exact_hit", "fingerprint"),
         *("flight_watcher", "forget", "front_end_records", "info", "not_admitted"),
-        *("one_token_outputs", "policy", "replay", "reply_header", "report", "single_flight"),
+        *(
+            "one_token_outputs",
+            "policy",
+            "record",
+            "replay",
+            "reply_header",
+            "report",
+            "single_flight",
+        ),
         *("verified_replay", "verify", "watch", "withdraw"),
     ),
     "worker": (
@@ -32,6 +40,7 @@ _ERROR_PLACES = {
             "near answers",
             "propose",
             "read back: queue full",
+            "record",
             "report",
             "save weights",
             "start request",

@@ -309,11 +309,19 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     assert (total.steps, total.emitted, total.drafted, total.accepted) == (2, 6, 7, 4)
 
 
-def test_chances_follow_what_becomes_of_near_answers(world: World) -> None:
+def test_chances_follow_what_becomes_of_near_answers(
+    world: World, wait_until: Callable[..., None]
+) -> None:
     """Of both drafters: by tables on the device, or by weights that the host learns and uploads."""
+
+    def has_near() -> bool:
+        """What is near in meaning is there, which on a busy machine takes some steps."""
+        world.step()
+        return not world.requests._near._awaiting
 
     def chance() -> float:
         world.step(begin=[world.request("asks", "mine", store=False, drafts=True)])
+        wait_until(has_near)
         world.emit("asks", [ANSWER[0], 397, ANSWER[1], 398, ANSWER[2]])
         found = world.chances("asks").get(ANSWER[3], 0.0)
         world.step(end=["asks"])
@@ -325,20 +333,22 @@ def test_chances_follow_what_becomes_of_near_answers(world: World) -> None:
         # Every token of the near answer is followed by another one than there.
         others = [400 + 20 * number + i for i in range(len(ANSWER))]
         answer = [token for pair in zip(ANSWER, others, strict=True) for token in pair]
-        walk(world, f"wrong {number}", answer)
+        walk(world, f"wrong {number}", answer, lambda: wait_until(has_near))
     misled = chance()
     assert 0.0 < misled < 0.6 * at_first
     for number in range(6):
         # Every other token is followed by the same one as there.
         others = [600 + 20 * number + i for i in range(len(ANSWER))]
         pairs = zip(ANSWER[::2], ANSWER[1::2], others, strict=False)
-        walk(world, f"right {number}", [token for pair in pairs for token in pair])
+        answer = [token for pair in pairs for token in pair]
+        walk(world, f"right {number}", answer, lambda: wait_until(has_near))
     assert chance() > misled + 0.1
 
 
-def walk(world: World, name: str, answer: list[int]) -> None:
+def walk(world: World, name: str, answer: list[int], wait: Callable[[], None]) -> None:
     """A request that is drafted for at each of its tokens, and whose answer is not stored."""
     world.step(begin=[world.request(name, "mine", store=False)])
+    wait()
     for length in range(1, len(answer) + 1):
         world.emit(name, answer[:length])
         world.drafted(name)

@@ -168,7 +168,7 @@ def test_the_fuzz_finds_ambiguous_patterns(pattern):
 def test_no_pattern_is_hidden_from_the_fuzz():
     """Neither spaCy's matchers nor other libraries of regular expressions are in use."""
     for path in (p for folder in FOLDERS for p in (REPOSITORY / folder).rglob("*.py")):
-        source = path.read_text()
+        source = path.read_text().replace("SequenceMatcher(", "")  # difflib's, of no pattern
         for word in ("from re import", "import regex", "spacy.matcher", "Matcher(", "import re as"):
             assert word not in source, f"{path}: {word}"
 

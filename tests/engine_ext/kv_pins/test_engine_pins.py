@@ -180,6 +180,7 @@ def test_no_block_is_lost_or_doubled(build: Build, seed: int) -> None:
     engine = build(KvPinsConfig(enabled=True, max_share=0.3, shared_by=2), num_blocks=33)
     roots = [[token] * chance.randint(16, 150) for token in range(200, 212)]
     total, added, live = 2000, 0, []
+    errors_before = engine.pins.stats()["errors"]  # of this process, in which tests injected some
     aborted: set[str] = set()
     for _ in range(100_000):
         if added == total and not engine.scheduler.has_requests():
@@ -209,7 +210,7 @@ def test_no_block_is_lost_or_doubled(build: Build, seed: int) -> None:
     stats = engine.pins.stats()
     assert stats["released_blocks"] > 10
     assert stats["saved_tokens"] > 0
-    assert not stats["errors"]
+    assert stats["errors"] == errors_before
     assert engine.pool.get_num_free_blocks() == 32
     engine.pins.unpin(None)
     assert engine.scheduler.reset_prefix_cache()

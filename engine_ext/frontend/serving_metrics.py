@@ -23,28 +23,13 @@ _ERROR_PLACES = {
     "front_end": (
         *("before_serving", "end_lease", "exact_fetch", "exact_hit", "fingerprint"),
         *("flight_watcher", "forget", "front_end_records", "info", "not_admitted"),
-        *(
-            "one_token_outputs",
-            "policy",
-            "record",
-            "replay",
-            "reply_header",
-            "report",
-            "single_flight",
-        ),
-        *("verified_replay", "verify", "watch", "withdraw"),
+        *("one_token_outputs", "policy", "record", "replay", "reply_header", "report"),
+        *("single_flight", "verified_replay", "verify", "watch", "withdraw"),
     ),
     "worker": (
         *("AsyncScheduler.__init__", "Scheduler.__init__", "learn: queue full", "learn weights"),
-        *(
-            "near answers",
-            "propose",
-            "read back: queue full",
-            "record",
-            "report",
-            "save weights",
-            "start request",
-        ),
+        *("near answers", "propose", "read back: queue full", "record", "report"),
+        *("save weights", "start request"),
     ),
 }
 _LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)

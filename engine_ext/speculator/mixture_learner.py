@@ -127,7 +127,6 @@ class MixtureLearner:
         self._num_joined = 0
         self._corpus_lock = threading.Lock()
         self._ready: deque[list[Upload]] = deque(maxlen=1)
-        self._num_flushing = 0
         self._is_flushed = threading.Event()
         self.num_updates = 0
         """Answers that have come so far."""

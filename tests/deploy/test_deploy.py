@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 
 from reprise.engine_ext.compat.versions import TABLES
 from reprise.engine_ext.core.config import RepriseConfig, load_config
-from reprise.eval.live.redis_server import free_port, redis_executable
+from reprise.eval.live.redis_server import redis_executable
+from reprise.eval.live.server_process import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"

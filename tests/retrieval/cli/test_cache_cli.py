@@ -6,7 +6,7 @@ import time
 import pytest
 
 from reprise.eval.live.milvus_server import is_milvus_installed
-from reprise.eval.live.redis_server import free_port
+from reprise.eval.live.server_process import free_port
 from reprise.retrieval.cli.answer_rows import row_of
 from reprise.retrieval.cli.cache_cli import app
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier

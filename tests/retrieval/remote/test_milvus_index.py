@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reprise.eval.live.milvus_server import is_milvus_installed
-from reprise.eval.live.redis_server import free_port
+from reprise.eval.live.server_process import free_port
 from reprise.retrieval.api.search_url import parse_search
 from reprise.retrieval.remote.milvus_index import MilvusIndex
 from reprise.retrieval.remote.remote_index import RemoteError, RemoteRow

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from reprise.eval.live.redis_server import RedisServer, free_port, redis_executable
+from reprise.eval.live.redis_server import RedisServer, redis_executable
+from reprise.eval.live.server_process import free_port
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.tier import TierError

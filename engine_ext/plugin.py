@@ -66,6 +66,7 @@ def apply_all() -> None:
         draft_lengths,
         draft_padding,
         draft_slots,
+        failed_loads,
         runner_choice,
         step_exchange,
     )
@@ -81,6 +82,7 @@ def apply_all() -> None:
     engine_core: dict[Feature, object] = {
         Feature.STEP_EXCHANGE: step_exchange,
         Feature.DRAFT_PADDING: draft_padding,
+        Feature.FAILED_LOADS: failed_loads,
         Feature.ASYNC_SCHEDULING: async_scheduling,
         Feature.CPU_PLACEMENT: cpu_placement,  # outside of the one before
         Feature.RUNNER: runner_choice,

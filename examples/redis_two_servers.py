@@ -3,10 +3,12 @@
 python examples/redis_two_servers.py redis://localhost:6379/0 MODEL [vllm options]
 """
 
+import re
 import sys
 import time
 from contextlib import ExitStack
 
+import httpx
 import openai
 from server import server
 
@@ -23,6 +25,15 @@ def ask(url: str, question: str) -> None:
     print(f"{url}  {raw.headers['x-reprise-cache']:10}  {question}")
 
 
+def wait_for_answers(url: str) -> None:
+    """Wait until a server's cache holds something to draft from, a minute at most."""
+    for _ in range(120):
+        metrics = httpx.get(f"{url}/metrics").text
+        if re.search(r"(?m)^reprise:retrieval_answers\{.* [1-9]", metrics):
+            return
+        time.sleep(0.5)
+
+
 def main() -> None:
     """Ask the first server, and then the second in other words."""
     redis_url, model, *options = sys.argv[1:]
@@ -32,7 +43,7 @@ def main() -> None:
             for _ in range(2)
         ]
         ask(urls[0], "How do I cancel my order?")
-        time.sleep(3)  # until the answer has reached Redis, and the other server from there
+        wait_for_answers(urls[1])  # to Redis, and from there to the other server
         ask(urls[1], "I want to cancel my order, how?")
 
 

@@ -85,6 +85,11 @@ def roll_back(request: Any, num_slots: int) -> None:
     request.num_output_placeholders -= num_slots
 
 
+def go_back_to(request: Any, num_tokens: int) -> None:
+    """Have a request compute all but its first `num_tokens` tokens once more."""
+    request.num_computed_tokens = min(request.num_computed_tokens, num_tokens)
+
+
 def forget_output_in_flight(request: Any) -> None:
     """Take the output of a request, for which no step is in flight, for never scheduled, and so the
     drafts that were to follow it."""

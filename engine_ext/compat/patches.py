@@ -42,6 +42,7 @@ class Feature(Enum):
     ONE_TOKEN_OUTPUTS = "one token per output"
     UNDRAFTED_SETTINGS = "min_p and logit_bias"
     DRAFT_PADDING = "no padding of drafts"
+    FAILED_LOADS = "blocks that could not be loaded"
     STEP_EXCHANGE = "one exchange per step"
     ASYNC_SCHEDULING = "async scheduling"
     CPU_PLACEMENT = "engine core off the workers' cores"

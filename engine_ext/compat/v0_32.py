@@ -7,6 +7,7 @@ _API, _CORE, _WORKER = (Role.API_SERVER,), (Role.ENGINE_CORE,), (Role.WORKER,)
 
 _ASYNC_LLM = "vllm.v1.engine.async_llm:AsyncLLM"
 _BUILD_APP = "vllm.entrypoints.launchers.api_server.entry:build_app"
+_KV_CACHE_MANAGER = "vllm.v1.core.kv_cache_manager:KVCacheManager"
 _MP_EXECUTOR = "vllm.v1.executor.multiproc_executor:MultiprocExecutor"
 _PROCESSOR = "vllm.v1.engine.output_processor:OutputProcessor"
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
@@ -356,6 +357,27 @@ _ENGINE_CORE = (
         parameters=("self", "scheduler_output"),
         hook="update_after_schedule",
         fallback="update_after_schedule",
+    ),
+    Patch(
+        f"{_SCHEDULER}._handle_invalid_blocks",
+        Feature.FAILED_LOADS,
+        _CORE,
+        parameters=("self", "invalid_block_ids", "..."),
+        hook="handle_invalid_blocks",
+    ),
+    Patch(
+        f"{_KV_CACHE_MANAGER}.evict_blocks",
+        Feature.FAILED_LOADS,
+        _CORE,
+        Kind.RELY,
+        parameters=("self", "block_ids"),
+    ),
+    Patch(
+        f"{_KV_CACHE_MANAGER}.get_block_ids",
+        Feature.FAILED_LOADS,
+        _CORE,
+        Kind.RELY,
+        parameters=("self", "request_id"),
     ),
     # Outside of what async scheduling does there: the workers are up by then.
     Patch(

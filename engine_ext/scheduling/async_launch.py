@@ -33,12 +33,8 @@ from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.placeholders import PLACEHOLDER
-from reprise.engine_ext.scheduling.modes import (
-    forget_failed_loads,
-    leave_no_room,
-    needs_kv_loaded,
-    step_without_requests,
-)
+from reprise.engine_ext.scheduling.failed_loads import forget_failed_loads, needs_kv_loaded
+from reprise.engine_ext.scheduling.modes import leave_no_room, step_without_requests
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

@@ -4,7 +4,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.compat.engine_state import (
-    forget_output_in_flight,
     mark_of,
     set_mark,
     set_room_for_drafts,
@@ -15,7 +14,6 @@ from reprise.engine_ext.compat.guarded import Original
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.outputs import ModelRunnerOutput
 
 _MODE = "async_mode"
 _CPU_OPTIMIZATIONS = "cpu_optimizations"
@@ -55,46 +53,6 @@ def step_without_requests(step: Original, scheduler: Any) -> Any:
     with without_requests(scheduler):
         outputs, _ = step()
     return outputs, True  # else vLLM would sleep, as if nothing could be run
-
-
-def needs_kv_loaded(scheduler_output: "SchedulerOutput") -> bool:
-    """Return whether a step begins with what a KV connector loads for it: if that fails, its output
-    is worth nothing, and nothing must have been scheduled after it."""
-    # vLLM 0.26 does not say.
-    has_connector = getattr(scheduler_output, "kv_connector_metadata", None) is not None
-    return bool(getattr(scheduler_output, "has_sync_kv_loads", has_connector))
-
-
-def forget_failed_loads(
-    scheduler: Any, scheduler_output: "SchedulerOutput", output: "ModelRunnerOutput"
-) -> list[Any]:
-    """Return the requests whose output of the latest step was dropped, because KV that it needed
-    could not be loaded, and have them go on as if it had not been scheduled.
-
-    vLLM has them computed once more, and goes on waiting for the tokens that it has dropped. It
-    also leaves the blocks in the prefix cache meanwhile: a request that is preempted before it has
-    computed them would find them there.
-    """
-    loaded = getattr(output, "kv_connector_output", None)
-    if loaded is None or not loaded.invalid_block_ids or not needs_kv_loaded(scheduler_output):
-        return []
-    evict_from(scheduler, loaded.invalid_block_ids)
-    # No step is in flight: whatever is still expected was dropped.
-    dropped = [each for each in scheduler.running if each.num_output_placeholders]
-    for request in dropped:
-        forget_output_in_flight(request)
-    return dropped
-
-
-def evict_from(scheduler: Any, invalid_block_ids: set[int]) -> None:
-    """Take blocks that hold nothing out of the prefix cache, and those that follow them in a
-    running request."""
-    manager = scheduler.kv_cache_manager
-    for request in scheduler.running:
-        (block_ids,) = manager.get_block_ids(request.request_id)
-        places = [place for place, each in enumerate(block_ids) if each in invalid_block_ids]
-        if places:
-            manager.evict_blocks(set(block_ids[places[0] :]))
 
 
 def leave_no_room(original: Original, scheduler_output: "SchedulerOutput") -> None:

@@ -114,6 +114,14 @@ def exact_table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def pins_table(rows: list[Row]) -> list[list[str]]:
+    table = [["model", "section", "pins", "requests", "figure", "value", "unit", "note"]]
+    for row in rows:
+        cells = (row[name] for name in ("model", "section", "pins", "requests", "name"))
+        table.append([*cells, number(row["value"], 3), row["unit"], row["note"]])
+    return table
+
+
 def step_table(rows: list[Row]) -> list[list[str]]:
     names = {"reprise": "Reprise", "reprise-2-threads": "on 2 threads"}
     names |= {"suffix": "SuffixDecoding", "ngram": "n-gram"}

@@ -31,6 +31,7 @@ from reprise.eval.report.benchmark_tables import (
     identity_table,
     markdown,
     number,
+    pins_table,
     replay_table,
     serving_table,
     step_table,
@@ -173,6 +174,17 @@ SECTIONS = (
         command="python eval/benchmarks/bench_exact_hits.py",
         keys=("section", "from", "requests", "name"),
         table=exact_table,
+        where={},
+    ),
+    Section(
+        title="Pinned prefixes",
+        about="Two servers with the same few KV blocks, with pins and without. `first-token`: "
+        "chats with one\nlong `system` prompt, and between any two of them prompts that evict whatever "
+        "may be evicted.\n`nothing-to-pin`: prompts that have nothing in common.",
+        file="bench_kv_pins.csv",
+        command="python eval/benchmarks/bench_kv_pins.py",
+        keys=("section", "model", "pins", "requests", "name"),
+        table=pins_table,
         where={},
     ),
     Section(

@@ -45,6 +45,7 @@ GATED = {
     "MultiprocExecutor.take_draft_token_ids",
     "SamplingParams._validate_spec_decode",
     "Scheduler.__init__",
+    "Scheduler._handle_invalid_blocks",
     "Scheduler._update_after_schedule",
     "Scheduler.update_from_output",
     "UniProcExecutor._init_executor",

@@ -179,8 +179,8 @@ SECTIONS = (
     Section(
         title="Pinned prefixes",
         about="Two servers with the same few KV blocks, with pins and without. `first-token`: "
-        "chats with one\nlong `system` prompt, and between any two of them prompts that evict whatever "
-        "may be evicted.\n`nothing-to-pin`: prompts that have nothing in common.",
+        "chats with one\nlong `system` prompt, and between any two of them prompts that evict "
+        "whatever may be evicted.\n`nothing-to-pin`: prompts that have nothing in common.",
         file="bench_kv_pins.csv",
         command="python eval/benchmarks/bench_kv_pins.py",
         keys=("section", "model", "pins", "requests", "name"),

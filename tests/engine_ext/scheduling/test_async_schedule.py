@@ -29,7 +29,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from reprise.engine_ext.compat.guarded import Original
 from reprise.engine_ext.scheduling.async_schedule import AsyncSchedule, sleep_between_polls
-from reprise.engine_ext.scheduling.modes import needs_kv_loaded
+from reprise.engine_ext.scheduling.failed_loads import needs_kv_loaded
 from reprise.engine_ext.scheduling.resolve_drafts import (
     num_drafted_of,
     resolve_drafts,

@@ -60,10 +60,6 @@ class Scheduler(AsyncScheduler):
     def __init__(self, requests: list[Request]) -> None:
         self.running = requests
         self.requests = {each.request_id: each for each in requests}
-        self.evicted: set[int] = set()
-        self.kv_cache_manager = SimpleNamespace(
-            get_block_ids=lambda _: ([2, 3, 4],), evict_blocks=self.evicted.update
-        )
 
     def has_requests(self) -> bool:
         return True
@@ -250,7 +246,6 @@ def test_what_was_dropped_with_a_failed_load_is_dropped_here(was_in_flight: bool
     world.scheduler.update_from_output(world.core.batch_queue.pop(), lost)
     assert world.request.num_output_placeholders == 0
     assert world.request.spec_token_ids == []
-    assert world.scheduler.evicted == {3, 4}
     assert world.state.output_token_ids == known
     assert world.batch.num_tokens_no_spec.tolist() == [4 + len(known)]
     assert not world.batch.prev_req_id_to_index

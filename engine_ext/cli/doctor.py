@@ -30,7 +30,6 @@ from reprise.engine_ext.checks.machine_checks import (
 from reprise.engine_ext.checks.start_checks import check_start, refusal_of
 from reprise.engine_ext.cli.proof import ProofError, is_tie, report_lines
 from reprise.engine_ext.cli.proof import prove as prove_with
-from reprise.engine_ext.cli.worker_process import leaving_on_sigterm
 
 _LOADS_WITHIN_S = 120.0
 
@@ -87,11 +86,10 @@ def _prove(model: str, options: Sequence[str]) -> bool:
     """
     if (refusal := refusal_of(check_start(model, options, with_port=False))) is not None:
         raise ValueError(refusal)
-    with leaving_on_sigterm():
-        try:
-            proof = prove_with(model, options, lambda line: typer.echo(line, err=True))
-        except ProofError as error:
-            raise ValueError(f"--prove {model}: {error}") from None
+    try:
+        proof = prove_with(model, options, lambda line: typer.echo(line, err=True))
+    except ProofError as error:
+        raise ValueError(f"--prove {model}: {error}") from None
     for line in report_lines(proof):
         typer.echo(line)
     return all(is_tie(each.logits, proof.plain.dtype) for each in proof.partings)

@@ -31,7 +31,9 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from reprise.eval.live.engine_turns import serve
 from reprise.eval.live.live_worker import LiveJob
-serve([LiveJob(model="m", speculative_config=None, rows=[], concurrency=1, seed=0)])
+from reprise.retrieval.host.process_end import leaving_on_sigterm
+with leaving_on_sigterm():
+    serve([LiveJob(model="m", speculative_config=None, rows=[], concurrency=1, seed=0)])
 """
 
 

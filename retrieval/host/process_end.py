@@ -92,6 +92,7 @@ def _end_all(find: Find) -> None:
             each.terminate()
             each.resume()  # what stands still hears nothing
     _kill_what_is_left(find, within_s=_GIVES_WAY_WITHIN_S)
+    time.sleep(_CLEARS_WITHIN_S)  # whoever has waited for them removes its files now
     os._exit(ENDED_BY_SIGTERM)
 
 

@@ -1,5 +1,9 @@
 """What the doctor finds on a machine where everything is there, and where something is not."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +25,8 @@ from reprise.engine_ext.cli.doctor import (
     check_vllm,
     doctor,
 )
+from reprise.retrieval.host.process_end import ENDED_BY_SIGTERM
+from reprise.tests.marked_processes import Mark
 
 
 def run() -> tuple[int, str]:
@@ -92,3 +98,29 @@ def test_a_lacking_embedding_model_is_one_warning(monkeypatch: pytest.MonkeyPatc
 
 # They import vLLM, and know nothing of settings.
 _IMPORTING = (check_vllm, check_plugins, check_compat)
+
+
+PROGRAM = "from reprise.engine_ext.cli.cli import main; main()"
+
+
+def test_sigterm_leaves_no_check_behind() -> None:
+    mark = Mark()
+    doctor = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "doctor"],
+        env=mark.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline_s = time.monotonic() + 100
+        while len(mark.alive()) < 2:  # the embedding model is loaded beside it
+            assert doctor.poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        began_s = time.monotonic()
+        doctor.send_signal(signal.SIGTERM)
+        assert doctor.wait(60) == ENDED_BY_SIGTERM
+        assert mark.left_after(1) == []
+        assert time.monotonic() - began_s < 10
+    finally:
+        mark.kill()

@@ -72,15 +72,9 @@ class BertNetwork(nn.Module):
         self._unknown = shape.unknown
         tokenizer.no_padding()
         tokenizer.enable_truncation(shape.max_tokens)
-        with torch.device("meta"):  # weights are read, not drawn
-            self.embeddings = _Embeddings(shape.config)
-            self.encoder = nn.ModuleDict(
-                {
-                    "layer": nn.ModuleList(
-                        _Layer(shape.config) for _ in range(shape.config["num_hidden_layers"])
-                    )
-                }
-            )
+        self.embeddings = _Embeddings(shape.config)
+        layers = (_Layer(shape.config) for _ in range(shape.config["num_hidden_layers"]))
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def load_state_dict(self, weights: Mapping[str, Tensor], **_: Any) -> Any:
         """Take these weights for its own.

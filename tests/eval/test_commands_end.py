@@ -2,7 +2,8 @@
 started: while engines start, and do not listen.
 
 vLLM is stood in for: engines and servers that start others, take no signal, and are never there.
-What they are told matters, not what they compute; so these commands need no model to load.
+What they are told matters, not what they compute; so these commands need no model to load. Those
+are left out that import more of vLLM, and start what the others start.
 """
 
 import os
@@ -57,7 +58,6 @@ COMMANDS = {
     ),
     "bench_serving": (3, "eval/benchmarks/bench_serving.py", "--methods", "none,ngram,suffix",
                       "--only", "methods"),
-    "bench_exact_hits": (1, "eval/benchmarks/bench_exact_hits.py", "--only", "hits"),
     "bench_kv_pins": (1, "eval/benchmarks/bench_kv_pins.py"),
     "fault_campaign": (1, "eval/campaigns/fault_campaign.py"),
     "measure": (2, "eval/gpu/measure.py", "--dry-run", "--out", "OUT/gpu"),
@@ -92,7 +92,8 @@ def start(mark: Mark, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     (folder / "vllm" / "entrypoints" / "openai").mkdir(parents=True)
     for path in ("vllm", "vllm/entrypoints", "vllm/entrypoints/openai"):
         (folder / path / "__init__.py").write_text(_STUBBORN + _LLM if path == "vllm" else "")
-    (folder / "vllm/entrypoints/openai/api_server.py").write_text(_SERVER)
+    for path in ("vllm/entrypoints/openai/api_server.py", "vllm/config.py"):
+        (folder / path).write_text(_SERVER)
     for path in ("started", "out"):
         (folder / path).mkdir()
     trace = folder / "trace.jsonl"

@@ -129,7 +129,7 @@ def _members(groups: Iterable[int]) -> list[psutil.Process]:
 def _is_alive(process: psutil.Process) -> bool:
     """Return whether it runs; one that has ended stays in the list until it is waited for."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

@@ -56,7 +56,7 @@ def load_bert(folder: Path, *, dtype: torch.dtype) -> BertNetwork | None:
         if shape is None:
             return None
         network = BertNetwork(shape, Tokenizer.from_file(str(folder / _TOKENIZER)))
-        network.load_state_dict(_weights_of(folder))
+        network.load_state_dict(_weights_of(folder), strict=True, assign=True)
     except Exception as error:  # sentence-transformers may know what to do with it
         logger.debug("%s is not read as BERT: %s", folder, error)
         return None
@@ -73,16 +73,7 @@ class BertNetwork(nn.Module):
         tokenizer.no_padding()
         tokenizer.enable_truncation(shape.max_tokens)
         self.embeddings = _Embeddings(shape.config)
-        layers = (_Layer(shape.config) for _ in range(shape.config["num_hidden_layers"]))
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
-
-    def load_state_dict(self, weights: Mapping[str, Tensor], **_: Any) -> Any:
-        """Take these weights for its own.
-
-        Raises:
-            RuntimeError: One is missing or has another shape, or there is one too many.
-        """
-        return super().load_state_dict(weights, strict=True, assign=True)
+        self.encoder = _Encoder(shape.config)
 
     def words(self) -> KnownWords:
         """Return what languages it was made for."""
@@ -112,10 +103,7 @@ class BertNetwork(nn.Module):
         """Compute the vectors of texts."""
         is_text = torch.arange(token_ids.shape[1]) < lengths[:, None]
         visible = None if bool(is_text.all()) else is_text[:, None, None, :]
-        hidden = self.embeddings(token_ids)
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
-            hidden = layer(hidden, visible)
-        hidden = hidden.float()
+        hidden: Tensor = self.encoder(self.embeddings(token_ids), visible).float()
         if self._pooling == "cls":
             return hidden[:, 0]
         return (hidden * is_text[:, :, None]).sum(1) / lengths[:, None]
@@ -138,35 +126,82 @@ class _Embeddings(nn.Module):
         return normalised
 
 
+class _Encoder(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(config) for _ in range(config["num_hidden_layers"]))
+
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
+        """Return [n, tokens, dim]; `visible`, bool [n, 1, 1, tokens], hides padding."""
+        for layer in self.layer:
+            hidden = layer(hidden, visible)
+        return hidden
+
+
 class _Layer(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         dim, inner = config["hidden_size"], config["intermediate_size"]
-        self._num_heads = config["num_attention_heads"]
-        self.attention = nn.ModuleDict(
-            {
-                "self": nn.ModuleDict(
-                    {name: nn.Linear(dim, dim) for name in ("query", "key", "value")}
-                ),
-                "output": nn.ModuleDict({"dense": nn.Linear(dim, dim), "LayerNorm": _norm(config)}),
-            }
-        )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(dim, inner)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(inner, dim), "LayerNorm": _norm(config)})
+        self.attention = _Attention(config)
+        self.intermediate = _Intermediate(dim, inner)
+        self.output = _Output(inner, config)
 
     def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         """Return [n, tokens, dim]."""
-        own, after = self.attention["self"], self.attention["output"]
+        hidden = self.attention(hidden, visible)
+        result: Tensor = self.output(self.intermediate(hidden), hidden)
+        return result
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.self = _Heads(config)
+        self.output = _Output(config["hidden_size"], config)
+
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
+        """Return [n, tokens, dim]."""
+        result: Tensor = self.output(self.self(hidden, visible), hidden)
+        return result
+
+
+class _Heads(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        dim = config["hidden_size"]
+        self._num_heads = int(config["num_attention_heads"])
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
+        """Return [n, tokens, dim]."""
         query, key, value = (
-            own[name](hidden).unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
-            for name in ("query", "key", "value")
+            part(hidden).unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
         )
         heads = scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        seen = after["dense"](heads.transpose(1, 2).flatten(2))
-        hidden = after["LayerNorm"](seen + hidden)
-        inner = gelu(self.intermediate["dense"](hidden))
-        out: Tensor = self.output["LayerNorm"](self.output["dense"](inner) + hidden)
-        return out
+        return heads.transpose(1, 2).flatten(2)
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, inner)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return [n, tokens, inner]."""
+        return gelu(self.dense(hidden))
+
+
+class _Output(nn.Module):
+    def __init__(self, dim: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, config["hidden_size"])
+        self.LayerNorm = _norm(config)
+
+    def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """Return [n, tokens, dim]."""
+        result: Tensor = self.LayerNorm(self.dense(hidden) + before)
+        return result
 
 
 def _norm(config: Mapping[str, Any]) -> nn.LayerNorm:

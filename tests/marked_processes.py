@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-_NAME = "REPRISE_TEST_MARK"
+_NAME = "MARK_OF_TEST"
 
 
 class Mark:

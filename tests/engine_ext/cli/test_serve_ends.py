@@ -57,27 +57,34 @@ class Served:
     def become(self, is_so_far: Callable[["Served"], bool]) -> None:
         """Wait until it is so far."""
         deadline_s = time.monotonic() + _IS_SO_FAR_WITHIN_S
-        while not is_so_far(self):
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
-            assert time.monotonic() < deadline_s, self.log.read_text()[-4000:]
+        while self.process.poll() is None and time.monotonic() < deadline_s:
+            if is_so_far(self):
+                return
             time.sleep(0.05)
+        raise AssertionError(self.log.read_text()[-4000:])
 
 
 def imports(served: Served) -> bool:
-    """It has become vLLM's server, which has hardly begun."""
-    return any("vllm_serve" in word for word in psutil.Process(served.process.pid).cmdline())
+    """Return whether it has become vLLM's server, which has hardly begun then."""
+    words = psutil.Process(served.process.pid).cmdline()
+    return any("vllm_serve" in word or "vllm.entrypoints" in word for word in words)
 
 
 def starts_its_engine(served: Served) -> bool:
-    """The engine core is there, and takes no signal yet."""
-    children = psutil.Process(served.process.pid).children()
-    return any("spawn_main" in word for child in children for word in child.cmdline()) or any(
-        "EngineCore" in child.name() for child in children
-    )
+    """Return whether the engine core is there, which takes no signal yet."""
+    try:
+        words = [
+            word
+            for child in psutil.Process(served.process.pid).children()
+            for word in child.cmdline()
+        ]
+    except psutil.Error:
+        return False
+    return any("spawn_main" in word or "EngineCore" in word for word in words)
 
 
 def answers(served: Served) -> bool:
-    """It generates a long answer, and its embedding model is still being loaded."""
+    """Return whether it is there; then it generates a long answer."""
     try:
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
         connection.request("GET", "/health")

@@ -1,6 +1,7 @@
 """`reprise serve` is gone within seconds of SIGTERM, whenever it comes, and leaves nothing: no
 process, no shared memory, no file."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -72,14 +73,10 @@ def imports(served: Served) -> bool:
 
 def starts_its_engine(served: Served) -> bool:
     """Return whether the engine core is there, which takes no signal yet."""
-    try:
-        words = [
-            word
-            for child in psutil.Process(served.process.pid).children()
-            for word in child.cmdline()
-        ]
-    except psutil.Error:
-        return False
+    words: list[str] = []
+    for child in psutil.Process(served.process.pid).children():
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            words += child.cmdline()
     return any("spawn_main" in word or "EngineCore" in word for word in words)
 
 

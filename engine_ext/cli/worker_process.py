@@ -107,7 +107,7 @@ class WorkerProcess(Generic[MessageT]):
 
 
 def end_workers(workers: Sequence[WorkerProcess[Any]]) -> None:
-    """End processes and all that they have started, side by side: within 2.3 s, and at once where
+    """End processes and all that they have started, side by side: within 2 s, and at once where
     they have ended by themselves."""
     end_groups([worker.process.pid for worker in workers])
     for worker in workers:

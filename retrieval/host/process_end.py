@@ -21,7 +21,7 @@ import psutil
 
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 """Exit status of a command that SIGTERM ended."""
-LISTENS_WITHIN_S = 2.0
+LISTENS_WITHIN_S = 1.5
 """How long a process that was told to end has until it is killed."""
 _ORDERLY_WITHIN_S = 2.5
 _GIVES_WAY_WITHIN_S = 0.7

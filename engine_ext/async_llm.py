@@ -335,13 +335,15 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
                 if (line := end_line(self.front_end.stats())) is not None:
                     logger.info(line)
         if self._retriever is not None:
-            self._retriever.close()
-        if self._retrieval_socket is not None:
-            shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
+            self._retriever.begin_to_close()  # the process ends beside the engine
         for task in (self._report_task, self._announcing, self._pinning):
             if task is not None:
                 cancel_task_threadsafe(task)
         super().shutdown(timeout=timeout)
+        if self._retriever is not None:
+            self._retriever.close()
+        if self._retrieval_socket is not None:
+            shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
 
     async def report(self) -> None:
         """Bring the metrics up to date; only the first API server process asks the workers."""

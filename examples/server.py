@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def server(target: str, options: Sequence[str] = (), **settings: str) -> Iterato
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).with_name("reprise")), "serve", target]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the end of this function
     process = subprocess.Popen(command, env={**os.environ, **settings})
     url = f"http://127.0.0.1:{port}"
     try:

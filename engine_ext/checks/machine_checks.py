@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +37,15 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.problem}. {self.detail}" if self.problem else self.name
+
+
+def findings_of(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return a check's findings; a check that fails is one itself."""
+    name = check.__name__.removeprefix("check_").replace("_", " ")
+    try:
+        return list(check())
+    except Exception as error:
+        return [Finding(name, f"{type(error).__name__}: {error}", "See the error.")]
 
 
 def valid_settings() -> RepriseConfig | None:

@@ -1,15 +1,12 @@
 """Watches over the start of vLLM's server: bad settings end it at once, and so does SIGTERM."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from types import FrameType
 
-import psutil
 from vllm.logger import init_logger
 
 from reprise.engine_ext.checks.start_checks import (
@@ -19,9 +16,8 @@ from reprise.engine_ext.checks.start_checks import (
     warnings_of,
 )
 from reprise.engine_ext.core.config import CHECKED_VARIABLE
+from reprise.retrieval.host.process_end import end_in_time
 
-_ENDS_WITHIN_S = 3.0
-_GOES_WITHIN_S = 1.0
 # vLLM's handler from its first lines until uvicorn runs, whose own takes its place.
 _VLLMS_HANDLER = "run_server.<locals>._interrupt_init"
 logger = init_logger(__name__)
@@ -64,21 +60,7 @@ def end_soon_on_sigterm() -> None:
         return
 
     def end(signum: int, frame: FrameType | None) -> None:
-        threading.Thread(target=_end_all, name="reprise-end", daemon=True).start()
+        end_in_time()
         vllms(signum, frame)
 
     signal.signal(signal.SIGTERM, end)
-
-
-def _end_all() -> None:
-    """End this process and its descendants, unless it has ended by itself until then."""
-    descendants = psutil.Process().children(recursive=True)
-    time.sleep(_ENDS_WITHIN_S)
-    for each in descendants:
-        with contextlib.suppress(psutil.Error):
-            each.terminate()
-    _, alive = psutil.wait_procs(descendants, timeout=_GOES_WITHIN_S)
-    for each in alive:
-        with contextlib.suppress(psutil.Error):
-            each.kill()
-    os._exit(128 + signal.SIGTERM)

@@ -11,6 +11,7 @@ from reprise.engine_ext.cli.pins_command import app as pins_app
 from reprise.engine_ext.cli.serve_command import serve
 from reprise.engine_ext.cli.verify_command import verify
 from reprise.retrieval.cli.cache_cli import app as cache_app
+from reprise.retrieval.host.process_end import leaving_on_sigterm
 
 app = typer.Typer(
     name="reprise",
@@ -48,7 +49,8 @@ def _root(
 def main() -> None:
     """Run the command line. Exit status 2, with one line, for bad input."""
     try:
-        status = app(standalone_mode=False)
+        with leaving_on_sigterm():
+            status = app(standalone_mode=False)
     except typer.Exit as request:
         sys.exit(request.exit_code)
     except typer.Abort:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +22,10 @@ from reprise.engine_ext.cli.proof_worker import (
     ProofOutcome,
 )
 from reprise.engine_ext.cli.serve_command import OUR_PLUGIN, plugins_loaded
-from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of
+from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 
 MAX_TOKENS = 64
 _EXIT_S = 20.0
-_ENDS_WITHIN_S = 3.0
 _FASTER, _SLOWER = 1.05, 0.95
 _FLOAT32_TIE = 1e-3
 _WORKER = "reprise.engine_ext.cli.proof_worker"
@@ -205,8 +203,7 @@ def _engine(
     try:
         yield worker
     finally:
-        _end_group(worker)
-        worker.close()
+        end_workers([worker])
 
 
 def _environment(
@@ -259,15 +256,3 @@ def _let_end(worker: WorkerProcess[ProofMessage]) -> None:
     worker.send_line()
     with contextlib.suppress(subprocess.TimeoutExpired):
         worker.process.wait(_EXIT_S)
-
-
-def _end_group(worker: WorkerProcess[ProofMessage]) -> None:
-    """End what is left of an engine's processes."""
-    worker.signal(signal.SIGTERM)
-    deadline_s = time.monotonic() + _ENDS_WITHIN_S
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < deadline_s:
-            worker.process.poll()  # a process that has ended is one until it is waited for
-            os.killpg(worker.process.pid, 0)
-            time.sleep(0.05)
-    worker.signal(signal.SIGKILL)

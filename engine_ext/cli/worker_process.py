@@ -15,21 +15,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import msgspec
 
-ENDED_BY_SIGTERM = 128 + signal.SIGTERM
-"""Exit status of a command that SIGTERM ended."""
+from reprise.retrieval.host.process_end import end_groups
 
 MessageT = TypeVar("MessageT", bound=msgspec.Struct)
 
 
 class WorkerProcess(Generic[MessageT]):
-    """A process that runs a module with a job; who starts it ends it, and then calls `close`.
+    """A process that runs a module with a job; who starts it ends it by `end_workers`.
 
     Args:
         module: takes the file of the job, and the descriptor of a pipe for messages.
@@ -93,7 +92,8 @@ class WorkerProcess(Generic[MessageT]):
             os.killpg(self.process.pid, number)
 
     def close(self) -> None:
-        """Remove its files, once it has ended."""
+        """Reap it and remove its files, once it has ended."""
+        self.process.wait()
         self.close_input()
         self._folder.cleanup()
 
@@ -104,6 +104,14 @@ class WorkerProcess(Generic[MessageT]):
                     self.messages.put(msgspec.json.decode(line, type=self._message))
         finally:
             self.messages.put(None)
+
+
+def end_workers(workers: Sequence[WorkerProcess[Any]]) -> None:
+    """End processes and all that they have started, side by side: within 2 s, and at once where
+    they have ended by themselves."""
+    end_groups([worker.process.pid for worker in workers])
+    for worker in workers:
+        worker.close()
 
 
 @contextmanager
@@ -135,16 +143,3 @@ def cause_of(message: str, log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if "Error: " in line and "Engine core init" not in line]
     return errors[-1].split("] ", 1)[-1].strip() if errors else message
-
-
-@contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process by way of its context managers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers are the main thread's
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED_BY_SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

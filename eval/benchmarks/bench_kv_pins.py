@@ -29,6 +29,7 @@ from reprise.eval.benchmarks.serving_load import (
     ask,
     ask_all,
     load_of,
+    stop_all,
 )
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.report.command_line import InputError, run_command
@@ -60,8 +61,7 @@ def serving(model: str, dtype: str, num_blocks: int) -> Iterator[dict[bool, Serv
             servers[pins].wait()
         yield servers
     finally:
-        for server in servers.values():
-            server.stop()
+        stop_all(servers.values())
 
 
 async def chats(

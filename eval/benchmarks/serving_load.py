@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -21,6 +21,7 @@ import aiohttp
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import uses_reprise
+from reprise.retrieval.host.process_end import end_groups
 
 SPECULATIVE: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -38,6 +39,7 @@ SPECULATIVE: dict[str, dict[str, Any] | None] = {
 }
 MODEL_NAME = "bench"
 _STARTS_WITHIN_S = 300.0
+_ENDS_WITHIN_S = 20.0
 
 
 class Timing(NamedTuple):
@@ -144,17 +146,17 @@ class Server:
     def terminate(self) -> None:
         """Tell it to stop."""
         self._process.terminate()
+        self.go_on()
 
     def stop(self) -> None:
         """End it and all that it started, and wait for that; twice is as good as once."""
         if self._log.closed:
             return
-        self.go_on()
-        self._process.terminate()
+        self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(60)
+            self._process.wait(_ENDS_WITHIN_S)
         # What was ended while it started may leave its engine behind, in the same group.
-        self._signal(signal.SIGKILL)
+        end_groups([self._process.pid])
         self._process.wait()
         self._log.close()
 
@@ -174,6 +176,15 @@ class Server:
         return stats
 
 
+def stop_all(servers: Iterable[Server]) -> None:
+    """End servers side by side."""
+    started = list(servers)
+    for server in started:
+        server.terminate()
+    for server in started:
+        server.stop()
+
+
 @contextlib.contextmanager
 def running(model: str, *methods: str, dtype: str) -> Iterator[list[Server]]:
     """Servers of these methods, started side by side, stopped in the end.
@@ -188,8 +199,7 @@ def running(model: str, *methods: str, dtype: str) -> Iterator[list[Server]]:
                 server.wait_for_retrieval()
         yield servers
     finally:
-        for server in servers:
-            server.stop()
+        stop_all(servers)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server
+from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server, stop_all
 from reprise.eval.campaigns.campaign_requests import TENANTS
 from reprise.eval.campaigns.fault_kinds import Target, small_file_system
 from reprise.eval.live.redis_server import Proxy, RedisServer
@@ -92,8 +92,7 @@ class Ground:
 
     def close(self) -> None:
         """End all that is still there."""
-        for server in self.servers.values():
-            server.stop()
+        stop_all(self.servers.values())
         self._proxy.close()
         self._redis.close()
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
-import signal
-import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
-from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of
+from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder, GpuReply
 from reprise.eval.gpu.methods import GpuMethod
 from reprise.eval.gpu.step_log import environment_with_step_log
@@ -23,7 +19,6 @@ from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import uses_reprise
 
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-_END_S = 5.0
 
 
 class GpuEngineError(RuntimeError):
@@ -31,7 +26,7 @@ class GpuEngineError(RuntimeError):
 
 
 class GpuEngine:
-    """A context manager: the process runs inside it."""
+    """A process that runs from `start` until `end_engines`."""
 
     def __init__(self, method: GpuMethod, job: GpuJob, step_log: Path | None = None) -> None:
         self.method = method
@@ -41,13 +36,13 @@ class GpuEngine:
         self._step_log = step_log
         """Where its steps go, a row each; None: they are not recorded."""
 
-    def __enter__(self) -> GpuEngine:
-        self._plugin = tempfile.TemporaryDirectory(prefix="reprise-plugin-")
-        self._worker = WorkerProcess(
+    def start(self) -> None:
+        """Start its process."""
+        self.plugin = tempfile.TemporaryDirectory(prefix="reprise-plugin-")
+        self.worker = WorkerProcess(
             "reprise.eval.gpu.gpu_worker", self._job, GpuReply, self._environment()
         )
-        self.log_file = self._worker.log_file
-        return self
+        self.log_file = self.worker.log_file
 
     def _environment(self) -> Mapping[str, str]:
         given = {**_ENVIRONMENT, **os.environ, **self.method.environment}
@@ -55,22 +50,8 @@ class GpuEngine:
         environment = engine_environment(given, with_reprise=with_reprise)
         if self._step_log is None:
             return environment
-        folder = Path(self._plugin.name)
+        folder = Path(self.plugin.name)
         return environment_with_step_log(environment, folder, self._step_log)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._worker.close_input()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._worker.process.wait(_END_S)
-        self._worker.signal(signal.SIGKILL)
-        self._worker.process.wait()
-        self._worker.close()
-        self._plugin.cleanup()
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until the engine is up.
@@ -87,13 +68,13 @@ class GpuEngine:
             GpuEngineError: it failed, or takes longer; nothing more may be asked for.
         """
         # If it has ended, it has said why, or says nothing.
-        self._worker.send_line(msgspec.json.encode(order))
+        self.worker.send_line(msgspec.json.encode(order))
         return self._next(seconds)
 
     def _next(self, seconds: float) -> GpuReply:
         began_s = time.monotonic()
         try:
-            reply = self._worker.messages.get(timeout=max(0.0, seconds))
+            reply = self.worker.messages.get(timeout=max(0.0, seconds))
         except queue.Empty:
             waited_s = time.monotonic() - began_s
             raise self._failed(f"no answer within {waited_s:.0f} s") from None
@@ -106,3 +87,10 @@ class GpuEngine:
     def _failed(self, reason: str) -> GpuEngineError:
         self.failure = reason
         return GpuEngineError(f"{self.method.name}: {reason}")
+
+
+def end_engines(engines: Sequence[GpuEngine]) -> None:
+    """End their processes side by side, with all that these have started."""
+    end_workers([engine.worker for engine in engines])
+    for engine in engines:
+        engine.plugin.cleanup()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError
+from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError, end_engines
 from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder
 from reprise.eval.gpu.methods import GpuMethod
@@ -90,11 +90,12 @@ class GpuRun:
         self, methods: Sequence[GpuMethod], jobs: Sequence[GpuJob]
     ) -> Iterator[list[GpuEngine]]:
         """All engines, started at once; those that do not come up are left out."""
-        with contextlib.ExitStack() as stack:
-            started = [
-                stack.enter_context(GpuEngine(method, job, self._step_log_of(method)))
-                for method, job in zip(methods, jobs, strict=True)
-            ]
+        started: list[GpuEngine] = []
+        try:
+            for method, job in zip(methods, jobs, strict=True):
+                engine = GpuEngine(method, job, self._step_log_of(method))
+                engine.start()
+                started.append(engine)
             until_s = time.monotonic() + min(_START_S, self.left_s)
             for engine in started:
                 self._get_ready(engine, until_s)
@@ -103,6 +104,8 @@ class GpuRun:
             finally:
                 for engine in started:
                     self._keep_log(engine)
+        finally:
+            end_engines(started)
 
     def _step_log_of(self, method: GpuMethod) -> Path | None:
         return self._out / f"{method.name}.steps.csv" if self._logs_steps else None

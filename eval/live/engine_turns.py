@@ -13,18 +13,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 
 import msgspec
 
-from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, leaving_on_sigterm
+from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, LiveMessage, LiveOutcome
 
 _TURN_S = 1.0
 _LOOK_EVERY_S = 0.1
 _EXIT_S = 60.0
-_GROUP_EXIT_S = 15.0
 # What an engine reads, unless the user has said otherwise: a small one, that calls nobody, and that
 # may stand still in the midst of a step for as long as the others take to start.
 _ENGINE_ENVIRONMENT = {
@@ -62,11 +60,11 @@ def serve(
         LiveError: An engine failed.
     """
     turn_s = _TURN_S if len(jobs) > 1 else None
-    with leaving_on_sigterm(), contextlib.ExitStack() as stack:
-        engines = [
-            _Engine(msgspec.structs.replace(job, num_engines=len(jobs)), on_request) for job in jobs
-        ]
-        for engine in _start(engines, stack, at_once=start_at_once):
+    engines = [
+        _Engine(msgspec.structs.replace(job, num_engines=len(jobs)), on_request) for job in jobs
+    ]
+    try:
+        for engine in _start(engines, at_once=start_at_once):
             on_start()
             if turn_s is not None:
                 engine.stop()
@@ -81,6 +79,8 @@ def serve(
         for engine in engines:
             engine.go_on()  # all end side by side
         return [engine.outcome() for engine in engines]
+    finally:
+        end_workers([engine.worker for engine in engines if engine.worker is not None])
 
 
 def engines_at_once() -> int:
@@ -90,11 +90,8 @@ def engines_at_once() -> int:
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
-def _start(
-    engines: Sequence[_Engine], stack: contextlib.ExitStack, *, at_once: int
-) -> Iterator[_Engine]:
-    """Start all engines, so many at a time, and have each end with the stack; yields each that is
-    there.
+def _start(engines: Sequence[_Engine], *, at_once: int) -> Iterator[_Engine]:
+    """Start all engines, so many at a time; yields each that is there.
 
     Ours first: where its code is compiled for the first time, it takes as long as several others.
     """
@@ -102,7 +99,8 @@ def _start(
     starting: list[_Engine] = []
     while waiting or starting:
         while waiting and len(starting) < at_once:
-            starting.append(stack.enter_context(waiting.pop(0)))
+            starting.append(engine := waiting.pop(0))
+            engine.start()
         for engine in list(starting):
             engine.listen(_LOOK_EVERY_S)
             if engine.has_started:
@@ -115,17 +113,19 @@ class _Engine:
 
     def __init__(self, job: LiveJob, on_request: Callable[[], None]) -> None:
         self._job, self._on_request = job, on_request
+        self.worker: WorkerProcess[LiveMessage] | None = None
+        """None: not started yet."""
         self._outcome: LiveOutcome | None = None
         self._turns_s = 0.0
         self._has_stopped = False
         self.has_started = self.is_ready = self.has_served = False
         self.num_finished = 0
 
-    def __enter__(self) -> _Engine:
-        self._worker = WorkerProcess(
+    def start(self) -> None:
+        """Start its process."""
+        self.worker = WorkerProcess(
             "reprise.eval.live.live_worker", self._job, LiveMessage, self._environment()
         )
-        return self
 
     def _environment(self) -> dict[str, str]:
         variables = {**_ENGINE_ENVIRONMENT, **os.environ}
@@ -133,23 +133,10 @@ class _Engine:
             variables["REPRISE_ENGINE__CPU_OPTIMIZATIONS"] = "false"
         return engine_environment(variables, with_reprise=self._job.uses_reprise)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        worker = self._worker
-        if worker.process.poll() is None:
-            worker.signal(signal.SIGTERM)
-            worker.signal(signal.SIGCONT)
-            try:
-                worker.process.wait(_EXIT_S)
-            except subprocess.TimeoutExpired:
-                worker.signal(signal.SIGKILL)
-                worker.process.wait()
-        self._end_group()
-        worker.close()
+    @property
+    def _started(self) -> WorkerProcess[LiveMessage]:
+        assert self.worker is not None
+        return self.worker
 
     @property
     def uses_reprise(self) -> bool:
@@ -159,27 +146,27 @@ class _Engine:
     def listen(self, timeout_s: float | None) -> None:
         """Take in the next thing that it says, if it comes in time."""
         with contextlib.suppress(queue.Empty):
-            self._take_in(self._worker.messages.get(timeout=timeout_s))
+            self._take_in(self._started.messages.get(timeout=timeout_s))
 
     def get_ready(self) -> None:
         """Run until the warm requests are learned."""
-        self._worker.send_line()
+        self._started.send_line()
         self.go_on()
         self._run_until(lambda: self.is_ready)
 
     def let_go(self) -> None:
         """Let it begin with the timed requests, as soon as it runs."""
-        self._worker.send_line()
+        self._started.send_line()
 
     def stop(self) -> None:
         """Let it stand still."""
-        self._worker.signal(signal.SIGSTOP)
+        self._started.signal(signal.SIGSTOP)
         self._has_stopped = True
 
     def go_on(self) -> None:
         """Let it run, if it stands still."""
         if self._has_stopped:
-            self._worker.signal(signal.SIGCONT)
+            self._started.signal(signal.SIGCONT)
             self._has_stopped = False
 
     def take_turn(self, turn_s: float | None) -> None:
@@ -197,7 +184,7 @@ class _Engine:
         self._run_until(lambda: self._outcome is not None)
         assert self._outcome is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._worker.process.wait(_EXIT_S)
+            self._started.process.wait(_EXIT_S)
         self._outcome.wall_s = self._turns_s
         return self._outcome
 
@@ -212,7 +199,7 @@ class _Engine:
     def _take_in(self, message: LiveMessage | None) -> None:
         failure = message.failure if message else "the engine's process ended without a word"
         if failure is not None:
-            raise LiveError(f"model {self._job.model}: {cause_of(failure, self._worker.log_file)}")
+            raise LiveError(f"model {self._job.model}: {cause_of(failure, self._started.log_file)}")
         assert message is not None
         self.has_started |= message.has_started
         self.is_ready |= message.is_ready
@@ -221,12 +208,3 @@ class _Engine:
         if message.request_finished:
             self.num_finished += self.is_ready
             self._on_request()
-
-    def _end_group(self) -> None:
-        """What was ended while it started may leave its engine behind: that gets time to end."""
-        deadline_s = time.monotonic() + _GROUP_EXIT_S
-        with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() < deadline_s:
-                os.killpg(self._worker.process.pid, 0)
-                time.sleep(0.1)
-        self._worker.signal(signal.SIGKILL)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import typer
 from typer.main import get_command
 
-from reprise.engine_ext.cli.worker_process import leaving_on_sigterm
+from reprise.retrieval.host.process_end import leaving_on_sigterm
 
 BAD_INPUT = 2
 # Typer has carried a click of its own for some time, and exports only some of its errors.
@@ -27,8 +27,8 @@ def run_command(
     """Run a typer command; returns the exit status.
 
     Bad input is one line on standard error and status 2, whether typer finds it or the command
-    raises InputError. SIGTERM ends the command by way of its context managers, which end
-    the processes that it has started.
+    raises InputError. SIGTERM ends the command by way of its context managers, and all that
+    it has started, within 4 s.
 
     Args:
         command: a function as for `typer.run`; an int that it returns is the exit status.

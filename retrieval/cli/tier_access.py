@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Annotated, TypeVar
@@ -22,6 +23,8 @@ from reprise.retrieval.search.embedding import LEXICAL, Embedder
 from reprise.retrieval.tiers.tier import Tier, TierError
 
 Item = TypeVar("Item")
+LINE_EVERY_S = 10.0
+"""How often a command says how far it is, where nobody looks at a bar."""
 _BATCH = 256
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _progress = Console(stderr=True)
@@ -73,9 +76,22 @@ def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def tracked(items: Iterable[Item], doing: str) -> Iterable[Item]:
-    """Show progress to a person, and nothing to a pipe."""
-    hidden = not _progress.is_terminal
-    return track(items, doing, console=_progress, transient=True, disable=hidden)
+    """Show progress on standard error: a bar on a terminal, else a line now and then."""
+    if _progress.is_terminal:
+        return track(items, doing, console=_progress, transient=True)
+    return _told(items, doing)
+
+
+def _told(items: Iterable[Item], doing: str) -> Iterator[Item]:
+    """Yield items, and say how far it is every few seconds, for files and pipes."""
+    total = f" of {len(items)}" if isinstance(items, Sized) else ""
+    began_s = said_s = time.monotonic()
+    for number, item in enumerate(items):
+        now_s = time.monotonic()
+        if now_s - said_s >= LINE_EVERY_S:
+            said_s = now_s
+            typer.echo(f"{doing}: {number}{total} after {now_s - began_s:.0f} s", err=True)
+        yield item
 
 
 def answers_in_words(count: int) -> str:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _MAX_PAUSE_S = 10.0
 _STEADY_S = 30.0
-_END_S = 5.0
+_END_S = 3.0
 # What is meant for the owner alone. OpenMP would pin the process to the owner's cores again, from
 # which it is to move away; and whatever the owner computes without, embeddings are half as fast
 # again with the matrix tiles of the processor (8.1 instead of 12.6 ms for a question).
@@ -137,9 +137,14 @@ class ProcessRetriever(RetrievalClient):
         detail = f"the retrieval process was started again, {self.restarts} times so far"
         return replace(health, state="degraded", detail=detail)
 
+    def begin_to_close(self) -> None:
+        """Have the process end, and wait for nothing; `close` is still to be called."""
+        if not self._ending.is_set():
+            super().close()
+            self._ending.set()
+
     def close(self) -> None:
-        super().close()
-        self._ending.set()
+        self.begin_to_close()
         self._keeper.join(timeout=2 * _END_S)
         if self._process is not None:  # the keeper was in the middle of an error
             _end(self._process)

@@ -1,5 +1,9 @@
 """What the doctor finds on a machine where everything is there, and where something is not."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,14 +17,11 @@ from reprise.engine_ext.checks.machine_checks import (
     check_shared_memory,
 )
 from reprise.engine_ext.cli import doctor as doctor_module
-from reprise.engine_ext.cli.doctor import (
-    CHECKS,
-    check_compat,
-    check_embedding,
-    check_plugins,
-    check_vllm,
-    doctor,
-)
+from reprise.engine_ext.cli import vllm_findings
+from reprise.engine_ext.cli.doctor import CHECKS, check_embedding, doctor
+from reprise.engine_ext.cli.vllm_findings import check_compat, check_plugins, check_vllm
+from reprise.retrieval.host.process_end import ENDED_BY_SIGTERM
+from reprise.tests.marked_processes import Mark
 
 
 def run() -> tuple[int, str]:
@@ -60,15 +61,19 @@ def test_status_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
         yield Finding("one", None, "there")
         yield Finding("two", "small", "make it larger", is_fatal=False)
 
+    def fine_too() -> Iterator[Finding]:
+        yield Finding("three", None, "there too")
+
     def failing() -> Iterator[Finding]:
         raise RuntimeError("it fell over")
 
-    monkeypatch.setattr(doctor_module, "check_embedding", lambda: iter(()))
+    monkeypatch.setattr(doctor_module, "PROCESSES", (fine_too,))
     monkeypatch.setattr(doctor_module, "CHECKS", (fine,))
     status, output = run()
     assert status == 0
     assert "ok       one: there" in output
     assert "warning  two: small" in output
+    assert "ok       three: there too" in output
     monkeypatch.setattr(doctor_module, "CHECKS", (fine, failing))
     status, output = run()
     assert status == 1
@@ -77,7 +82,7 @@ def test_status_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_wrong_setting_is_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPRISE_RETRIEVAL__URL", "redi://nowhere")
-    checks = [check for check in (*CHECKS, check_embedding) if check not in _IMPORTING]
+    checks = (*CHECKS, check_embedding, *vllm_findings.CHECKS)
     found = [finding for check in checks for finding in check() if finding.problem is not None]
     (wrong,) = [finding for finding in found if "VLLM_PLUGINS" not in finding.name]
     assert "redi://nowhere" in str(wrong)
@@ -90,5 +95,27 @@ def test_a_lacking_embedding_model_is_one_warning(monkeypatch: pytest.MonkeyPatc
     assert "no-such-model" in str(finding)
 
 
-# They import vLLM, and know nothing of settings.
-_IMPORTING = (check_vllm, check_plugins, check_compat)
+PROGRAM = "from reprise.engine_ext.cli.cli import main; main()"
+
+
+def test_sigterm_leaves_no_check_behind() -> None:
+    mark = Mark()
+    doctor = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "doctor"],
+        env=mark.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline_s = time.monotonic() + 100
+        while len(mark.alive()) < 2:  # the embedding model is loaded beside it
+            assert doctor.poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        began_s = time.monotonic()
+        doctor.send_signal(signal.SIGTERM)
+        assert doctor.wait(60) == ENDED_BY_SIGTERM
+        assert mark.left_after(1) == []
+        assert time.monotonic() - began_s < 10
+    finally:
+        mark.kill()

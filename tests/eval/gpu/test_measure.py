@@ -11,7 +11,7 @@ import pytest
 
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.gpu import measure
-from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError
+from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError, end_engines
 from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_run import GpuRun
 from reprise.eval.gpu.gpu_worker import GpuJob, GpuReply
@@ -122,8 +122,13 @@ def test_a_run_that_is_late_waits_for_nothing(tmp_path: Path) -> None:
     with run.engines([METHODS[0]], [job]) as engines:
         assert engines == []
     assert time.monotonic() - began < 30.0
-    with GpuEngine(METHODS[0], job) as engine, pytest.raises(GpuEngineError, match="no answer"):
-        engine.wait_until_ready(0.0)
+    engine = GpuEngine(METHODS[0], job)
+    engine.start()
+    try:
+        with pytest.raises(GpuEngineError, match="no answer"):
+            engine.wait_until_ready(0.0)
+    finally:
+        end_engines([engine])
 
 
 def test_kernels_that_passed_are_not_checked_again(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,9 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from reprise.eval.live.engine_turns import serve
 from reprise.eval.live.live_worker import LiveJob
-serve([LiveJob(model="m", speculative_config=None, rows=[], concurrency=1, seed=0)])
+from reprise.retrieval.host.process_end import leaving_on_sigterm
+with leaving_on_sigterm():
+    serve([LiveJob(model="m", speculative_config=None, rows=[], concurrency=1, seed=0)])
 """
 
 
@@ -86,13 +87,9 @@ class StartingEngine:
         self.uses_reprise = name == "ours"
         self.has_started = False
 
-    def __enter__(self) -> "StartingEngine":
+    def start(self) -> None:
         type(self).running.append(self.name)
         type(self).most_at_once = max(self.most_at_once, len(self.running))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def listen(self, _: float) -> None:
         self._listens -= 1
@@ -111,7 +108,6 @@ def test_engines_start_side_by_side_and_ours_first(at_once: int, order: list[str
     engines: list[Any] = [
         StartingEngine(name, listens) for name, listens in (("none", 2), ("suffix", 2), ("ours", 9))
     ]
-    with ExitStack() as stack:
-        started = [engine.name for engine in _start(engines, stack, at_once=at_once)]
+    started = [engine.name for engine in _start(engines, at_once=at_once)]
     assert started == order
     assert StartingEngine.most_at_once == at_once

@@ -1,9 +1,11 @@
 """`reprise cache import`: traces, chat logs, and lines that it refuses."""
 
 import json
+import re
 
 import pytest
 
+from reprise.retrieval.cli import tier_access
 from reprise.retrieval.query.tokenizer_key import vocabulary_key
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.tests.retrieval.cli.cache_command import (
@@ -240,3 +242,16 @@ def test_what_servers_would_ignore_is_refused(url, tmp_path, chat_tokenizer):
     given = ("import", log, "--url", url)
     assert "made with another tokenizer (another)" in refused(*given, "--model", chat_tokenizer)
     assert "1 answer imported" in run(*given)
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(tier_access, "LINE_EVERY_S", 0.0)
+    rows = [{"prompt_token_ids": [n], "response_token_ids": [n, 7]} for n in range(600)]
+    log = tmp_path / "rows.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    given = ("import", log, "--url", url, "--tokenizer-key", "k")
+    output = run(*given)
+    assert re.search(r"^Reading: 599 after \d+ s$", output, re.MULTILINE)
+    assert re.search(r"^Importing: 2 of 3 after \d+ s$", output, re.MULTILINE)
+    monkeypatch.undo()
+    assert "after" not in run(*given)

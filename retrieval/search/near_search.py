@@ -174,6 +174,10 @@ class NearSearch:
             )
         return joined
 
+    def neighbours(self, namespace: str, answer_id: str, count: int) -> list[tuple[str, float]]:
+        """Return the answers that are nearest to one of them: id and cosine."""
+        return self._index.neighbours(namespace, answer_id, count)
+
     def leave(self, namespace: str, answer_id: str) -> bool:
         """Make an answer unfindable; returns whether it was findable."""
         left = self._index.remove(namespace, answer_id)

@@ -20,7 +20,7 @@ from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 Key = tuple[str, str]
 # Vector of 384 dimensions in float16, graph links and dictionary entries, as measured.
-_INDEX_BYTES = 1440
+_INDEX_BYTES = 1570
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 _FULL_SHARE = 0.95

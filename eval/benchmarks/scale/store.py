@@ -21,6 +21,7 @@ from reprise.eval.benchmarks.retrieval.inputs import (
     quantiles_us,
     stand_in,
     timed,
+    wait_for,
 )
 from reprise.eval.live.milvus_server import MilvusServer
 from reprise.eval.live.redis_server import RedisServer
@@ -241,8 +242,8 @@ def _catch_up(url: str, search: str, count: int, embedder: Embedder) -> list[Fig
 def _finds(replica: LocalRetriever) -> bool:
     """Return whether a request gets near answers, from memory or from beyond it."""
     replica.submit("first", namespace=NAMESPACE, text="a question")
-    while (found := replica.poll("first")) is None:
-        time.sleep(0.001)
+    wait_for(replica, ["first"])
+    found = replica.poll("first")
     replica.discard("first")
     return bool(found)
 

@@ -14,7 +14,7 @@ from reprise.retrieval.search.half_vectors import KIND, HalfVectors, codes_of
 
 FloatArray = NDArray[np.float32]
 
-# With half as many links it takes twice the breadth, and so the time, to find as much: decision 34.
+# Recall@8 stays above 0.95 where vectors have no neighbourhoods too: decision 34.
 _NEIGHBOURS = 32
 _BUILD_BREADTH = 100
 _SEARCH_BREADTH = 128

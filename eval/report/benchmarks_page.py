@@ -292,6 +292,16 @@ SECTIONS = (
         table=figures_table,
         where={},
     ),
+    Section(
+        title="A cache bigger than a machine",
+        about="What a small memory keeps of the gain, what holding nearly the same answers once "
+        "costs, and Milvus\nLite and Redis with many answers of 150 tokens.",
+        file="bench_scale.csv",
+        command="python eval/benchmarks/bench_scale.py",
+        keys=("section", "figure", "unit"),
+        table=figures_table,
+        where={},
+    ),
 )
 
 

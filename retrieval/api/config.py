@@ -47,6 +47,10 @@ class RetrievalConfig(BaseModel):
     min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
     """Cosine from which an answer counts as near; a wrong one only costs a little speed."""
 
+    duplicate_similarity: Annotated[float, Field(ge=0.9)] = 0.98
+    """Cosine of prompts from which nearly the same answer is held in memory once, with a tier
+    behind it; above 1, all are held."""
+
     memory_bytes: Annotated[int, Field(ge=1 << 13)] = 256 << 20
     """Bound on the answers held in memory, with what their indexes and their namespaces take."""
 

@@ -30,6 +30,8 @@ class RetrievalStats:
     evicted: int = 0
     evicted_early: int = 0
     """Answers that left memory before they were indexed and written, which they never will be."""
+    duplicates: int = 0
+    """Answers that left memory because another one says nearly the same."""
     wrong_tokenizer: int = 0
     """Answers refused because another tokenizer made them."""
     dropped: int = 0

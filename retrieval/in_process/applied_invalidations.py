@@ -33,6 +33,8 @@ class AppliedInvalidations:
     def made_lately(self) -> Iterable[Invalidation]:
         """Return those that an answer on its way from the engine may be older than."""
         earliest_s = steady_clock.now_s() - _ON_ITS_WAY_S
-        while self._latest and self._latest[0].made_s < earliest_s:
-            self._latest.popleft()
+        return [each for each in self._latest if each.made_s >= earliest_s]
+
+    def all(self) -> Iterable[Invalidation]:
+        """Return those that an answer read from a tier may be older than."""
         return self._latest

@@ -11,6 +11,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.near_duplicates import NearDuplicates
 from reprise.retrieval.in_process.second_level import Lookup, SecondLevel
 from reprise.retrieval.in_process.work_queue import Prompt
 from reprise.retrieval.query.query_reader import QueryReader
@@ -30,6 +31,7 @@ class BatchProcessor:
         changed: Guards `results` and `count`.
         count: Adds to counts by name.
         on_found: Called with each request's id, namespace, near answers and clauses.
+        duplicates: Told what was indexed; None where all is held.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class BatchProcessor:
         changed: threading.Condition,
         count: Callable[..., None],
         on_found: OnFound | None,
+        duplicates: NearDuplicates | None,
     ) -> None:
+        self._duplicates = duplicates
         self._memory, self._results, self._queries = memory, results, queries
         self._changed, self._count, self._on_found = changed, count, on_found
 
@@ -103,6 +107,8 @@ class BatchProcessor:
                 self._count(evicted_early=lost)
         texts = [self._queries.read(answer.prompt_text, None) for answer, _ in held]
         joined = search.join([answer for answer, _ in held], texts)
+        if self._duplicates is not None:
+            self._duplicates.joined((a.namespace, a.answer_id) for a in joined)
         ours = {(a.namespace, a.answer_id) for a, is_ours in held if is_ours}
         return [a for a in joined if (a.namespace, a.answer_id) in ours]
 

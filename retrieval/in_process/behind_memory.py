@@ -68,6 +68,8 @@ class BehindMemory:
                 mirror=self._writer,
                 # What does not fit is searched where it is.
                 has_room=None if self._writer is None else memory.has_room,
+                take_orphans=memory.tier.take_orphans,
+                on_orphans=memory.admit_orphans,
             )
 
     def open_search(self, embedder: Embedder) -> None:
@@ -87,7 +89,7 @@ class BehindMemory:
             index,
             writer,
             budget_s=self._config.search_budget_ms / 1000,
-            holds=self._memory.tier.holds,
+            holds=self._memory.tier.knows,
             find=tiers.find,
         )
         self.second = SecondLevel(

@@ -24,6 +24,7 @@ from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.batch_processor import BatchProcessor, OnFound
 from reprise.retrieval.in_process.behind_memory import BehindMemory
+from reprise.retrieval.in_process.near_duplicates import NearDuplicates
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
 from reprise.retrieval.in_process.work_queue import Prompt, Work, WorkQueue
 from reprise.retrieval.query.clauses import ClauseSplitter
@@ -101,14 +102,6 @@ class LocalRetriever(Retriever):
             changed=self._changed,
             count=self._count,
         )
-        self._batches = BatchProcessor(
-            memory=self._memory.tier,
-            results=self._results,
-            queries=self._queries,
-            changed=self._changed,
-            count=self._count,
-            on_found=on_found,
-        )
         self._behind = BehindMemory(
             self._config,
             memory=self._memory,
@@ -118,6 +111,21 @@ class LocalRetriever(Retriever):
             on_forgotten=self._forgotten,
         )
         self._tiers = self._behind.tiers
+        # Nothing but a tier could bring back what another answer stood for.
+        self._duplicates = (
+            None
+            if self._tiers is None
+            else NearDuplicates(self._memory, min_cosine=self._config.duplicate_similarity)
+        )
+        self._batches = BatchProcessor(
+            memory=self._memory.tier,
+            results=self._results,
+            queries=self._queries,
+            changed=self._changed,
+            count=self._count,
+            on_found=on_found,
+            duplicates=self._duplicates,
+        )
         self._errors = LoopErrors("A batch of retrieval work")
         self._worker = threading.Thread(
             target=keep_going,
@@ -439,6 +447,8 @@ class LocalRetriever(Retriever):
         if work.answers:
             self._write(self._batches.join(search, work.answers))
         more = search.maintain()
+        if self._duplicates is not None:
+            more = self._duplicates.step(search) or more
         self._waiting = search.num_waiting
         return more
 

@@ -20,7 +20,7 @@ from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 Key = tuple[str, str]
 # Vector of 384 dimensions in float16, graph links and dictionary entries, as measured.
-_INDEX_BYTES = 1440
+_INDEX_BYTES = 1570
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 _FULL_SHARE = 0.95
@@ -101,6 +101,7 @@ class RetrieverMemory:
         """Hold answers, report them, and have the worker index them; the caller holds the lock."""
         if ours:
             answers = [answer for answer in answers if not self.was_just_forgotten(answer)]
+        answers = [a for a in answers if not self.tier.is_copy(a.namespace, a.answer_id)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
         new = {key: answer for key, answer in keyed.items() if not self.tier.holds(*key)}
         # The index holds the vector: once is enough.
@@ -112,6 +113,22 @@ class RetrieverMemory:
         self._note_gone([key for key in gone if key not in new])
         self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
+
+    def fold(self, namespace: str, answer_id: str, *, into: str) -> bool:
+        """Have an answer leave because another one says nearly the same; returns whether it did."""
+        with self._changed:
+            if not self.tier.fold(namespace, answer_id, into=into):
+                return False
+            key = (namespace, answer_id)
+            self._count(resyncs=self._reports.left(key), duplicates=1)
+            self._queue.put_gone([key])
+            return True
+
+    def admit_orphans(self, answers: Sequence[Answer]) -> None:
+        """Hold answers again that another one stood for, until that was removed, unless they were
+        meant too."""
+        with self._changed:
+            self.admit([a for a in answers if not self._was_forgotten(a)], ours=False)
 
     def held(self) -> set[Key]:
         """Return what is held here and is not on its way to the tier."""
@@ -188,9 +205,15 @@ class RetrieverMemory:
     def was_just_forgotten(self, answer: Answer) -> bool:
         """Return whether it was on its way here when it was to be forgotten; the caller holds the
         lock."""
+        return self._is_meant_by_any(answer, self._applied.made_lately())
+
+    def _was_forgotten(self, answer: Answer) -> bool:
+        return self._is_meant_by_any(answer, self._applied.all())
+
+    def _is_meant_by_any(self, answer: Answer, invalidations: Iterable[Invalidation]) -> bool:
         return any(
             answer.created_s <= each.made_s and self._is_meant(answer, each)
-            for each in self._applied.made_lately()
+            for each in invalidations
         )
 
     def _note_gone(self, gone: Sequence[Key]) -> None:

@@ -143,6 +143,17 @@ class AnswerIndex:
             for row in held.vectors.search(vectors, count)
         ]
 
+    def neighbours(self, namespace: str, answer_id: str, count: int) -> list[tuple[str, float]]:
+        """Return the `count` nearest (answer id, cosine) to an answer, but itself; none if it is
+        not there."""
+        held = self._namespaces.get(namespace)
+        number = held.number_of.get(answer_id) if held else None
+        vector = None if held is None or number is None else held.vectors.vector(number)
+        if vector is None:
+            return []
+        [found] = self.search(namespace, vector[None], count + 1)
+        return [(i, cosine) for i, cosine in found if i != answer_id][:count]
+
     def parts(self) -> list[NamespaceParts]:
         """Return what it holds now; stays as it is until `maintain` is called next."""
         found = []

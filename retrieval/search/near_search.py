@@ -24,6 +24,7 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.gpu_index import gpu_indexes
 from reprise.retrieval.search.known_words import LanguageWatch
 from reprise.retrieval.search.snapshot_writer import SnapshotWriter
+from reprise.retrieval.search.vector_index import GRAPH
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
 FloatArray = NDArray[np.float32]
@@ -90,7 +91,7 @@ class NearSearch:
         self.num_embedded = self.num_restored = 0
         self._snapshots: SnapshotWriter | None = None
         if snapshot is not None:
-            identity = f"{embedder.identity}:{'hnsw-f16' if gpu is None else 'gpu'}"
+            identity = f"{embedder.identity}:{GRAPH if gpu is None else 'gpu'}"
             self._snapshots = SnapshotWriter(snapshot, identity=identity)
             self._snapshots.restore(self._index)
         self._split_errors = LoopErrors("Finding the clauses of a question")
@@ -173,6 +174,10 @@ class NearSearch:
                 )
             )
         return joined
+
+    def neighbours(self, namespace: str, answer_id: str, count: int) -> list[tuple[str, float]]:
+        """Return the answers that are nearest to one of them: id and cosine."""
+        return self._index.neighbours(namespace, answer_id, count)
 
     def leave(self, namespace: str, answer_id: str) -> bool:
         """Make an answer unfindable; returns whether it was findable."""

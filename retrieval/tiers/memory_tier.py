@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,6 +21,10 @@ from reprise.retrieval.tiers.value import add_worth, rank_of
 _SAMPLE = 24
 # What a namespace with one answer takes here beside the answer, as measured.
 _NAMESPACE_BYTES = 800
+# Ids in two places, for each answer that another one stands for; of so many, the latest.
+_COPY_BYTES = 250
+_MAX_COPIES = 16
+_MAX_ORPHANS = 10_000
 
 
 @dataclass(slots=True)
@@ -30,6 +35,8 @@ class _Entry:
     uses: int
     accepted_tokens: int
     position: int = 0
+    copies: tuple[str, ...] = ()
+    """Answers that are not held because this one says nearly the same, see `MemoryTier.fold`."""
 
     @property
     def rank(self) -> float:
@@ -48,6 +55,8 @@ class _Namespace:
     order: list[str] = field(default_factory=list)
     """The same ids, for drawing at random."""
     num_bytes: int = 0
+    copy_of: dict[str, str] = field(default_factory=dict)
+    """Of each copy, the id of the answer that stands for it."""
 
 
 class MemoryTier(Tier):
@@ -88,6 +97,7 @@ class MemoryTier(Tier):
         # The negative of what each namespace holds, so that the largest comes first; and its rank.
         self._sizes, self._ranks = NameHeap(), NameHeap()
         self._num_bytes = self._num_answers = 0
+        self._orphans: deque[tuple[str, str]] = deque(maxlen=_MAX_ORPHANS)
         self._random = random.Random(seed)
         self._lock = threading.Lock()
 
@@ -106,7 +116,7 @@ class MemoryTier(Tier):
             held = self._namespaces.get(namespace)
             now_s, worth = steady_clock.now_s(), 0
             for answer_id, uses in usage.items():
-                entry = held.entries.get(answer_id) if held else None
+                entry = held.entries.get(held.copy_of.get(answer_id, answer_id)) if held else None
                 if entry is not None:
                     entry.uses += uses.uses
                     entry.accepted_tokens += uses.accepted_tokens
@@ -116,7 +126,40 @@ class MemoryTier(Tier):
 
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         with self._lock:
+            self._note_orphans((namespace, answer_id) for answer_id in answer_ids)
             return sum(self._drop(namespace, answer_id) for answer_id in answer_ids)
+
+    def fold(self, namespace: str, answer_id: str, *, into: str) -> bool:
+        """Drop an answer because another one says nearly the same, which inherits what it earned
+        and one use; False, changing nothing, unless both are held.
+
+        Once that other one is removed or too old, not when it is evicted, `take_orphans` names the
+        answers that it stood for.
+        """
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            gone, kept = (held.entries.get(i) if held else None for i in (answer_id, into))
+            if held is None or gone is None or kept is None or gone is kept:
+                return False
+            self._drop(namespace, answer_id)
+            kept.uses += 1 + gone.uses
+            kept.accepted_tokens += gone.accepted_tokens
+            kept.last_used_s = max(kept.last_used_s, gone.last_used_s)
+            self._set_copies(namespace, held, into, (*kept.copies, *gone.copies, answer_id))
+            return True
+
+    def is_copy(self, namespace: str, answer_id: str) -> bool:
+        """Return whether another answer, which is held, stands for this one."""
+        with self._lock:
+            held = self._namespaces.get(namespace)
+            return held is not None and answer_id in held.copy_of
+
+    def take_orphans(self) -> list[tuple[str, str]]:
+        """Return, once, the answers (namespace, id) that nothing stands for any more."""
+        with self._lock:
+            orphans = list(dict.fromkeys(self._orphans))
+            self._orphans.clear()
+            return orphans
 
     def expired(self) -> list[tuple[str, str]]:
         """Drop what is past its time to live; returns the (namespace, id) dropped."""
@@ -130,6 +173,7 @@ class MemoryTier(Tier):
                 for answer_id, entry in held.entries.items()
                 if entry.answer.created_s < oldest_s
             ]
+            self._note_orphans(gone)
             for namespace, answer_id in gone:
                 self._drop(namespace, answer_id)
         return gone
@@ -175,6 +219,7 @@ class MemoryTier(Tier):
             self._namespaces.clear()
             self._sizes.clear()
             self._ranks.clear()
+            self._orphans.clear()
             self._num_bytes = self._num_answers = 0
 
     @property
@@ -197,6 +242,10 @@ class MemoryTier(Tier):
         with self._lock:
             held = self._namespaces.get(namespace)
             return held is not None and answer_id in held.entries
+
+    def knows(self, namespace: str, answer_id: str) -> bool:
+        """Return whether an answer is there, or another one that stands for it."""
+        return self.holds(namespace, answer_id) or self.is_copy(namespace, answer_id)
 
     def keys(self) -> list[tuple[str, str]]:
         """Return (namespace, id) of all that is held."""
@@ -225,7 +274,10 @@ class MemoryTier(Tier):
             # By a clock that was ahead: it would outlive the others.
             answer = msgspec.structs.replace(answer, created_s=now_s)
         uses, accepted = answer.uses, answer.accepted_tokens
+        copies: tuple[str, ...] = ()
+        self._forget_copy(answer.namespace, held, answer.answer_id)
         if old is not None:
+            copies = old.copies
             uses, accepted = max(uses, old.uses), max(accepted, old.accepted_tokens)
             self._take_out(answer.namespace, held, answer.answer_id)
         else:
@@ -236,11 +288,15 @@ class MemoryTier(Tier):
         held.order.append(answer.answer_id)
         self._num_answers += 1
         self._charge(answer.namespace, held, num_bytes)
+        self._set_copies(answer.namespace, held, answer.answer_id, copies)
         return self._evict(answer.namespace, answer.answer_id)
 
     def _drop(self, namespace: str, answer_id: str) -> bool:
         held = self._namespaces.get(namespace)
-        if held is None or answer_id not in held.entries:
+        if held is None:
+            return False
+        self._forget_copy(namespace, held, answer_id)
+        if answer_id not in held.entries:
             return False
         self._take_out(namespace, held, answer_id)
         if not held.entries:
@@ -257,7 +313,37 @@ class MemoryTier(Tier):
             held.order[entry.position] = last
             held.entries[last].position = entry.position
         self._num_answers -= 1
+        for copy in entry.copies:
+            del held.copy_of[copy]
         self._charge(namespace, held, -entry.num_bytes)
+
+    def _set_copies(
+        self, namespace: str, held: _Namespace, answer_id: str, copies: tuple[str, ...]
+    ) -> None:
+        """Have an answer stand for these, the latest of them, and charge for that."""
+        entry, copies = held.entries[answer_id], copies[-_MAX_COPIES:]
+        for copy in entry.copies:
+            held.copy_of.pop(copy, None)
+        held.copy_of.update(dict.fromkeys(copies, answer_id))
+        more = _COPY_BYTES * (len(copies) - len(entry.copies))
+        entry.copies = copies
+        entry.num_bytes += more
+        self._charge(namespace, held, more)
+
+    def _forget_copy(self, namespace: str, held: _Namespace, answer_id: str) -> None:
+        """Have no answer stand for this one any more."""
+        kept_id = held.copy_of.get(answer_id)
+        if kept_id is not None:
+            others = tuple(i for i in held.entries[kept_id].copies if i != answer_id)
+            self._set_copies(namespace, held, kept_id, others)
+
+    def _note_orphans(self, gone: Iterable[tuple[str, str]]) -> None:
+        keys = dict.fromkeys(gone)
+        for namespace, answer_id in keys:
+            held = self._namespaces.get(namespace)
+            entry = held.entries.get(answer_id) if held else None
+            copies = () if entry is None else entry.copies
+            self._orphans.extend(key for i in copies if (key := (namespace, i)) not in keys)
 
     def _charge(self, namespace: str, held: _Namespace, num_bytes: int) -> None:
         held.num_bytes += num_bytes

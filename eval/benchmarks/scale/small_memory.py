@@ -19,6 +19,9 @@ COST = 0.02
 """Of verifying a drafted token, in steps of its request."""
 SHARES = (0.1, 0.01)
 _MIN_BYTES = 1 << 13
+_WHOLE_BYTES = 1 << 32
+_HOLDS_ALL = 2.0
+"""A cosine that no two prompts have."""
 # Milvus Lite is written in Python; what is measured is what is found, not how fast.
 _BUDGET_MS = 1000.0
 
@@ -44,6 +47,31 @@ def small_memory_figures(
                 name = f"{path.stem}, {share:.0%} ({held.answers}), {behind}"
                 print(f"{name}: {speedup:.3f}x {held}", file=sys.stderr, flush=True)
                 figures.append(Figure("share", name, (speedup - 1) / gain, "of gain"))
+    return figures
+
+
+def duplicate_figures(
+    traces: Sequence[Path], tokenizer: ReplayTokenizer, *, limit: int | None = None
+) -> list[Figure]:
+    """Return, for each trace with all answers in memory, what holding nearly the same ones once
+    saves and costs."""
+    embedder = Embedder()
+    figures = []
+    for path in traces:
+        rows = tokenize_rows(load_trace(path)[:limit], tokenizer)
+        for held, similarity in (("all", _HOLDS_ALL), ("nearly the same once", None)):
+            with tempfile.TemporaryDirectory() as folder:
+                config = _config(folder, _WHOLE_BYTES, searches=False)
+                if similarity is not None:
+                    config = config.model_copy(update={"duplicate_similarity": similarity})
+                speedup, stats = _replayed(rows, embedder, config)
+            name = f"{path.stem}, {held} held"
+            print(f"{name}: {speedup:.4f}x {stats}", file=sys.stderr, flush=True)
+            figures += [
+                Figure("duplicates", f"{name}: speed-up", speedup, "x"),
+                Figure("duplicates", f"{name}: answers", stats.answers, "answers"),
+                Figure("duplicates", f"{name}: bytes", stats.bytes, "bytes"),
+            ]
     return figures
 
 

@@ -6,6 +6,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from reprise.eval.benchmarks.retrieval.inputs import (
     quantiles_us,
     stand_in,
     timed,
+    wait_for,
 )
 from reprise.eval.live.milvus_server import MilvusServer
 from reprise.eval.live.redis_server import RedisServer
@@ -37,16 +39,18 @@ from reprise.retrieval.tiers.record import encode_record
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 
 _BATCH, _SHOWN_EVERY = 256, 10_000
-_LARGE_TENANT, _LARGE_SHARE = "large", 10
-"""One in so many answers is of the tenant that is deleted at the end."""
+_LARGE_TENANT = "large"
+"""Is deleted at the end."""
 _QUERIES, _NEAR = 200, 32
 _TIMEOUT_S = 600.0
 BUDGET_S = 0.015
 
 
-def store_figures(count: int, *, seed: int) -> list[Figure]:
-    """Return what so many answers of 150 tokens come to, in Redis and in Milvus Lite."""
+def store_figures(count: int, tenant: int, *, seed: int) -> list[Figure]:
+    """Return what so many answers of 150 tokens come to, in Redis and in Milvus Lite; `tenant` of
+    them are those of the one that is deleted."""
     embedder = stand_in()
+    made = _Made(count, tenant, embedder, seed)
     with RedisServer() as redis_server, MilvusServer() as milvus:
         tier = RedisTier(redis_server.url, timeout_s=60.0)
         url = parse_search(milvus.url)
@@ -57,9 +61,9 @@ def store_figures(count: int, *, seed: int) -> list[Figure]:
         index.open()
         figures: list[Figure] = []
         measures: tuple[Callable[[], list[Figure]], ...] = (
-            lambda: _fill(redis_server.url, tier, index, count, embedder, seed=seed),
+            lambda: _fill(redis_server.url, tier, index, made),
             lambda: _memory(redis_server.url, milvus, count),
-            lambda: _look_ups(redis_server.url, tier, index, count, embedder, seed=seed),
+            lambda: _look_ups(redis_server.url, tier, index, made),
             lambda: _catch_up(redis_server.url, milvus.url, count, embedder),
             lambda: _deletion(tier, index),
         )
@@ -73,30 +77,40 @@ def store_figures(count: int, *, seed: int) -> list[Figure]:
     return figures
 
 
-def _answers(count: int, embedder: Embedder, *, seed: int) -> Iterator[Answer]:
-    for number, answer in enumerate(make_answers(count, embedder, seed=seed)):
-        large = number % _LARGE_SHARE == 0
-        yield msgspec.structs.replace(answer, namespace=_LARGE_TENANT) if large else answer
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Answers that are made anew wherever they are needed."""
+
+    count: int
+    tenant: int
+    embedder: Embedder
+    seed: int
+
+    def is_large(self, number: int) -> bool:
+        """Whether an answer is of the large tenant, whose answers lie among the others."""
+        return (number + 1) * self.tenant // self.count > number * self.tenant // self.count
+
+    def answers(self) -> Iterator[Answer]:
+        """Yield all of them."""
+        for number, answer in enumerate(make_answers(self.count, self.embedder, seed=self.seed)):
+            large = self.is_large(number)
+            yield msgspec.structs.replace(answer, namespace=_LARGE_TENANT) if large else answer
 
 
-def _fill(
-    url: str,
-    tier: RedisTier,
-    index: MilvusIndex,
-    count: int,
-    embedder: Embedder,
-    *,
-    seed: int,
-) -> list[Figure]:
-    answers, before_s = _answers(count, embedder, seed=seed), _redis_cpu_s(url)
+def _fill(url: str, tier: RedisTier, index: MilvusIndex, made: _Made) -> list[Figure]:
+    count, answers, before_s = made.count, made.answers(), _redis_cpu_s(url)
     done, tier_s, index_s = 0, 0.0, 0.0
     while batch := list(islice(answers, _BATCH)):
-        rows = [_row(answer, embedder.dim) for answer in batch]
+        rows = [_row(answer, made.embedder.dim) for answer in batch]
         tier_s += timed(lambda each=batch: tier.put(each))  # type: ignore[misc]
         index_s += timed(lambda each=rows: index.upsert(each))  # type: ignore[misc]
         done += len(batch)
         if done % _SHOWN_EVERY < _BATCH:
-            print(f"{done} of {count} written", file=sys.stderr, flush=True)
+            print(
+                f"{done} of {count} written: Redis {tier_s:.1f} s, Milvus Lite {index_s:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     settle_s = timed(index.settle)
     redis_us = (_redis_cpu_s(url) - before_s) / count * 1e6
     return [
@@ -132,27 +146,19 @@ def _memory(url: str, milvus: MilvusServer, count: int) -> list[Figure]:
     ]
 
 
-def _look_ups(
-    url: str,
-    tier: RedisTier,
-    index: MilvusIndex,
-    count: int,
-    embedder: Embedder,
-    *,
-    seed: int,
-) -> list[Figure]:
+def _look_ups(url: str, tier: RedisTier, index: MilvusIndex, made: _Made) -> list[Figure]:
     """Time look-ups, one after the other, after comparing what they find with all vectors."""
-    rows = clustered(count, embedder.dim, seed=seed).astype("<f2").astype(np.float32)
-    places = np.flatnonzero(np.arange(count) % _LARGE_SHARE)
-    ids = [a.answer_id for a in _answers(count, embedder, seed=seed) if a.namespace == NAMESPACE]
-    queries = _queries(embedder.dim, seed=seed)
+    rows = clustered(made.count, made.embedder.dim, seed=made.seed).astype("<f2")
+    rows = rows[[n for n in range(made.count) if not made.is_large(n)]].astype(np.float32)
+    ids = [a.answer_id for a in made.answers() if a.namespace == NAMESPACE]
+    queries = _queries(made.embedder.dim, seed=made.seed)
     index.search(NAMESPACE, queries[:1], _NEAR)
     right, search_s = 0, []
     for query in queries:
         began_s = time.perf_counter()
         [found] = index.search(NAMESPACE, query[None], _NEAR)
         search_s.append(time.perf_counter() - began_s)
-        best = np.argpartition(-(rows[places] @ query), 8)[:8]
+        best = np.argpartition(-(rows @ query), 8)[:8]
         right += len({i for i, _ in found[:8]} & {ids[place] for place in best})
     before_s = _redis_cpu_s(url)
     find_s = [
@@ -162,7 +168,7 @@ def _look_ups(
     redis_us = (_redis_cpu_s(url) - before_s) / len(find_s) * 1e6
     record_bytes = np.mean([len(encode_record(a)) for a in tier.find(NAMESPACE, ids[:200])])
     both_s = _both_levels(tier, index, queries)
-    at = f"{count} answers"
+    at = f"{made.count} answers"
     figures = [Figure("store", f"recall@8, {at}", right / (8 * len(queries)), "share", ">= 0.95")]
     for name, took_s in (
         ("Milvus Lite, 32 nearest", search_s),
@@ -210,7 +216,11 @@ def _both_levels(tier: RedisTier, index: MilvusIndex, queries: FloatArray) -> li
 def _catch_up(url: str, search: str, count: int, embedder: Embedder) -> list[Figure]:
     """Time a new replica whose memory holds a tenth of the answers, the most valuable first."""
     config = RetrievalConfig(
-        url=url, search=search, memory_bytes=max(1 << 20, 320 * count), clauses=False
+        url=url,
+        search=search,
+        memory_bytes=max(1 << 20, 320 * count),
+        clauses=False,
+        min_similarity=-1.0,  # of vectors that are made up
     )
     began_s = time.perf_counter()
     replica = LocalRetriever(config, embedder=embedder)
@@ -224,14 +234,18 @@ def _catch_up(url: str, search: str, count: int, embedder: Embedder) -> list[Fig
     finally:
         replica.close()
     return [
-        Figure("store", "a new replica has its first answers after", first_s, "s", "<= 5"),
+        Figure("store", f"a new replica of {count} finds answers after", first_s, "s", "<= 5"),
         Figure("store", f"and all that fit its memory ({held})", all_s, "s"),
     ]
 
 
 def _finds(replica: LocalRetriever) -> bool:
-    """Return whether memory has answers and the worker has indexed some of them."""
-    return replica.stats().answers > 0 and replica.health().state != "starting"
+    """Return whether a request gets near answers, from memory or from beyond it."""
+    replica.submit("first", namespace=NAMESPACE, text="a question")
+    wait_for(replica, ["first"])
+    found = replica.poll("first")
+    replica.discard("first")
+    return bool(found)
 
 
 def _deletion(tier: RedisTier, index: MilvusIndex) -> list[Figure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from reprise.retrieval.api.answer import Answer
@@ -38,6 +38,8 @@ class TierReader:
         poll_s: How often to look for what other replicas did.
         has_room: Whether more answers are wanted: at start the most valuable ones are taken first,
             until it says no, and what others add only while it says yes. None takes all.
+        take_orphans: What is wanted again, by (namespace, answer id), each once.
+        on_orphans: Called with what the tier holds of that.
     """
 
     def __init__(
@@ -53,7 +55,10 @@ class TierReader:
         changed: threading.Condition,
         poll_s: float,
         has_room: Callable[[], bool] | None = None,
+        take_orphans: Callable[[], Sequence[Key]] = tuple,
+        on_orphans: OnAdded = lambda _: None,
     ) -> None:
+        self._take_orphans, self._on_orphans = take_orphans, on_orphans
         self._tier, self._breaker, self._held = tier, breaker, held
         self._on_added, self._on_forgotten = on_added, on_forgotten
         self._queue, self._late, self._changed = queue, late, changed
@@ -159,14 +164,18 @@ class TierReader:
             if batch := list(islice(answers, _VALUABLE_BATCH)):
                 self._take(batch, present)
                 reading.append(answers)
-        unseen: dict[str, list[str]] = {}
-        for namespace, answer_id in expected - present:
-            unseen.setdefault(namespace, []).append(answer_id)
-        for namespace, answer_ids in unseen.items():
-            for begin in range(0, len(answer_ids), _READ_BATCH):
-                found = self._tier.find(namespace, answer_ids[begin : begin + _READ_BATCH])
-                present.update((namespace, answer.answer_id) for answer in found)
+        for found in self._find(expected - present):
+            present.update((answer.namespace, answer.answer_id) for answer in found)
         return present
+
+    def _find(self, keys: Iterable[Key]) -> Iterator[list[Answer]]:
+        """Yield what the tier holds of these, in pages."""
+        wanted: dict[str, list[str]] = {}
+        for namespace, answer_id in keys:
+            wanted.setdefault(namespace, []).append(answer_id)
+        for namespace, answer_ids in wanted.items():
+            for begin in range(0, len(answer_ids), _READ_BATCH):
+                yield self._tier.find(namespace, answer_ids[begin : begin + _READ_BATCH])
 
     def _take(self, batch: Sequence[Answer], present: set[Key]) -> None:
         """Hand over answers that were read, and follow what happened meanwhile."""
@@ -187,6 +196,8 @@ class TierReader:
                 self._queue.drop(lambda answer: (answer.namespace, answer.stored_id) in removed)
             self._on_forgotten(Forgotten(removed=changes.removed))
         self._behind |= not changes.complete
+        for found in self._find(self._take_orphans()):
+            self._on_orphans(found)
         return bool(changes.added)
 
     def _follow_invalidations(self) -> None:

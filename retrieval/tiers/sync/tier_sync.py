@@ -49,6 +49,8 @@ class TierSync:
         poll_s: How often to look for what other replicas did.
         mirror: Told what this process had the tier hold, and no longer hold.
         has_room: Whether more of what the tier holds is wanted at start; None takes all.
+        take_orphans: What is wanted of the tier again, by (namespace, answer id), each once.
+        on_orphans: Called with what the tier holds of that.
 
     Example:
         >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
@@ -74,6 +76,8 @@ class TierSync:
         poll_s: float = 0.2,
         mirror: TierMirror | None = None,
         has_room: Callable[[], bool] | None = None,
+        take_orphans: Callable[[], Sequence[Key]] = tuple,
+        on_orphans: OnAdded = lambda _: None,
     ) -> None:
         self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
@@ -99,6 +103,8 @@ class TierSync:
             changed=self._changed,
             poll_s=poll_s,
             has_room=has_room,
+            take_orphans=take_orphans,
+            on_orphans=on_orphans,
         )
         self.caught_up = self._reader.caught_up
         self._threads = [

@@ -47,7 +47,8 @@ def test_the_model_is_its_formulas():
 def test_a_small_store():
     from reprise.eval.benchmarks.scale.store import store_figures
 
-    found = {(figure.name, figure.unit): figure.value for figure in store_figures(1000, seed=0)}
+    figures = store_figures(1000, 100, seed=0)
+    found = {(figure.name, figure.unit): figure.value for figure in figures}
     assert found["recall@8, 1000 answers", "share"] > 0.95
     assert found["one record", "bytes"] > 600
     assert found["deletion of a tenant with 100 answers, Redis", "s"] < 20

@@ -21,6 +21,7 @@ from reprise.retrieval.search.index_snapshot import (
     remove_stale_parts,
     write_snapshot,
 )
+from reprise.retrieval.search.vector_index import GRAPH
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
@@ -367,7 +368,7 @@ def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
     while not file.exists():
         time.sleep(0.01)
     embedder = retriever._search.embedder
-    identity = f"{embedder.identity}:hnsw-f16"
+    identity = f"{embedder.identity}:{GRAPH}"
     deadline_s = time.monotonic() + 30
     held = 0
     while held < 2000 and time.monotonic() < deadline_s:

@@ -73,6 +73,21 @@ def test_a_graph_beyond_with_removals_and_a_rebuild():
     assert recall(index, rows, live, queries) > 0.95
 
 
+def test_the_graph_finds_what_has_no_neighbourhoods():
+    """Hardest for a graph: as many dimensions as an embedding has, and few vectors of a topic."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((6000, 384)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = rows[::30] + 0.06 * generator.standard_normal((200, 384)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    index = VectorIndex(384, exact_search_limit=300)
+    for number, row in enumerate(rows):
+        index.add(number, row)
+    while index.maintain():
+        pass
+    assert recall(index, rows, range(6000), queries) > 0.95
+
+
 def test_removing_the_unknown_is_no_error():
     index = VectorIndex(DIM)
     index.remove(7)

@@ -62,6 +62,70 @@ def test_old_answers_are_gone():
     assert tier.num_answers == 1
 
 
+def test_an_answer_stands_for_those_folded_into_it():
+    tier = MemoryTier(max_bytes=1 << 20)
+    tier.put([answer(number, namespace=name) for number in range(4) for name in ("acme", "zeta")])
+    tier.record_usage("acme", {"a1": UsageCounts(2, 30)})
+    before = tier.num_bytes
+    assert tier.fold("acme", "a1", into="a0")
+    assert tier.fold("acme", "a0", into="a2")
+    assert not tier.fold("acme", "a3", into="a3")
+    assert not tier.fold("acme", "a3", into="a0")  # which is not held any more
+    assert tier.num_bytes < before - answer(0).num_bytes
+    tier.record_usage("acme", {"a1": UsageCounts(1, 5)})  # of a request that had it before
+    kept = next(each for each in tier.answers("acme") if each.answer_id == "a2")
+    assert (kept.uses, kept.accepted_tokens) == (2 + 1 + 1 + 1, 35)
+    assert [tier.is_copy("acme", f"a{n}") for n in range(4)] == [True, True, False, False]
+    assert tier.knows("acme", "a1")
+    assert not tier.is_copy("zeta", "a1")
+    tier.put([answer(2, namespace="acme")])  # the same once more
+    assert tier.is_copy("acme", "a0")
+
+    tier.remove("acme", ["a1"])
+    assert tier.take_orphans() == []
+    tier.remove("acme", ["a2"])
+    assert tier.take_orphans() == [("acme", "a0")]
+    assert tier.take_orphans() == []
+    assert not tier.knows("acme", "a0")
+    tier.remove("zeta", [f"a{n}" for n in range(4)])
+    tier.remove("acme", ["a3"])
+    assert tier.num_bytes == 0
+
+
+def test_removed_together_with_what_stands_for_it_nothing_is_left():
+    tier = MemoryTier(max_bytes=1 << 20)
+    tier.put([answer(0), answer(1), answer(2)])
+    tier.fold("", "a1", into="a0")
+    tier.fold("", "a2", into="a0")
+    tier.remove("", ["a0", "a1"])
+    assert tier.take_orphans() == [("", "a2")]
+
+
+def test_too_old_leaves_what_is_younger_and_eviction_leaves_nothing():
+    tier = MemoryTier(max_bytes=1 << 20, ttl_s=60.0)
+    tier.put([answer(1, created_s=time.time() - 59.8), answer(2)])
+    assert tier.fold("", "a2", into="a1")
+    time.sleep(0.3)
+    assert tier.expired() == [("", "a1")]
+    assert tier.take_orphans() == [("", "a2")]
+    tier = MemoryTier(max_bytes=4 * answer(0).num_bytes)
+    tier.put([answer(1), answer(2)])
+    tier.fold("", "a2", into="a1")
+    for number in range(10, 30):
+        tier.put([answer(number)])
+        tier.record_usage("", {f"a{number}": UsageCounts(1, 50)})
+    assert not tier.knows("", "a2")
+    assert tier.take_orphans() == []
+
+
+def test_the_latest_copies_are_remembered():
+    tier = MemoryTier(max_bytes=1 << 20)
+    tier.put([answer(number) for number in range(40)])
+    for number in range(1, 40):
+        assert tier.fold("", f"a{number}", into="a0")
+    assert [number for number in range(40) if tier.is_copy("", f"a{number}")] == list(range(24, 40))
+
+
 def test_bad_bounds_are_refused():
     with pytest.raises(ValueError, match="max_bytes must be positive, got 0"):
         MemoryTier(max_bytes=0)
@@ -132,7 +196,7 @@ def test_the_largest_namespace_is_found_among_many():
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "get", "remove", "record_usage"]),
+        st.sampled_from(["put", "get", "remove", "record_usage", "fold"]),
         st.sampled_from(["", "acme", "zeta"]),
         st.integers(0, 12),
     ),
@@ -159,8 +223,21 @@ def test_random_operations_keep_bounds_and_walls(operations, capacity):
         elif name == "remove":
             assert tier.remove(namespace, [key]) == ((namespace, key) in held)
             held.discard((namespace, key))
+        elif name == "fold":
+            into = f"a{number % 3}"
+            both = {(namespace, key), (namespace, into)}
+            folded = tier.fold(namespace, key, into=into)
+            assert folded == (len(both) == 2 and both <= held)
+            if folded:
+                held.discard((namespace, key))
+                assert tier.is_copy(namespace, key)
         else:
             tier.record_usage(namespace, {key: UsageCounts(1, 3)})
         assert tier.num_bytes <= limit
         assert tier.num_answers == len(held)
+        assert not any(tier.is_copy(*each) for each in held)
+    for each in held:
+        tier.remove(each[0], [each[1]])
+    assert tier.num_bytes == 0
+    tier.put([answer(0, namespace=namespace) for namespace, _ in held])
     assert sorted(tier.namespaces()) == sorted({namespace for namespace, _ in held})

@@ -65,7 +65,7 @@ def main(
         workers=workers,
     )
     total = sum(part["bytes"] for part in manifest["parts"])
-    print(f"{len(manifest['parts'])} parts, {total / 2**20:.1f} MiB, in {out}")
+    print(f"parts: {len(manifest['parts'])}, {total / 2**20:.1f} MiB, in {out}")
     return 0
 
 

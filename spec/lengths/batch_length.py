@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reprise.spec.lengths.cost_model import CostModel
+from reprise.spec.lengths.cost_model import REACH, CostModel
 from reprise.spec.lengths.draft_budget import DraftBudget
 
 LENGTHS = (1, 3, 7, 15, 31, 63)
@@ -51,7 +51,6 @@ MIN_PROBE_STEPS = 8
 FIRST_PROBE_STEPS = 2  # once drafts have ended, and twice as many from try to try
 FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
-NEXT_LENGTH = 1.5  # as far beyond the costs' reach, for the length after the longest tried is more
 TOKEN_COST = 1.0 / 512  # of each drafted token of a batch, in steps, where nothing is known
 
 Floats = npt.NDArray[np.float64]
@@ -102,8 +101,9 @@ class BatchDraftLength:
             return 0
         if not self.budget.allows_drafts():
             return 0
-        reach = max(NEXT_LENGTH * self.costs.reach(batch), batch * int(choices[0]))
-        choices = choices[choices * batch <= reach]
+        # Beside those that were tried in a like batch, the next one.
+        tried = np.count_nonzero(choices * batch * REACH <= self.costs.reach(batch))
+        choices = choices[: tried + 1]
         curve = self.costs.curve(batch, batch * int(choices[-1]))
         emitted = 1.0 + np.cumsum(self.survival())
         speeds = emitted[choices - 1] / curve[choices * batch]

@@ -90,7 +90,8 @@ def pack(
         preset: of xz.
         workers: processes; None: one for each core.
     """
-    large, small = [], []
+    large: list[Path] = []
+    small: list[Path] = []
     for path in _wanted(site, leave_out):
         is_large = not path.is_symlink() and path.stat().st_size >= LARGE_BYTES
         (large if is_large else small).append(path)
@@ -146,7 +147,11 @@ def _archive(
     site: Path, paths: Sequence[Path], out: Path, *, architecture: int, preset: int
 ) -> None:
     """Compress all that is small together."""
-    with tarfile.open(out, "w:xz", preset=preset) as archive, tempfile.TemporaryDirectory() as tmp:
+    with (
+        lzma.open(out, "wb", preset=preset) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+        tempfile.TemporaryDirectory() as tmp,
+    ):
         for path in paths:
             source = path
             if ".so" in path.name and not path.is_symlink():

@@ -50,7 +50,7 @@ def step_s(batch: int, length: int, *, in_pieces: bool = False) -> float:
     tokens = batch * (length + 1)
     seconds = 0.0052 + 0.0000206 * max(0, tokens - 128) + 0.000013 * batch
     seconds += 0.0002 if length else 0.0
-    return max(seconds, 0.0095) if in_pieces else seconds
+    return max(seconds, 0.0135) if in_pieces else seconds
 
 
 def serve_on_device(
@@ -165,7 +165,7 @@ def test_short_drafts_where_tokens_are_dear() -> None:
 def test_no_drafts_within_a_few_steps_where_none_are_right(batch: int) -> None:
     cold = BatchDraftLength(CHOICES)
     lengths, speed = serve(cold, batch=batch, steps=400, right=0.02, token_cost=0.05)
-    assert sum(k > 0 for k in lengths[:20]) <= 12
+    assert sum(lengths[:20]) <= 24, "few, and short"
     assert sum(k > 0 for k in lengths[40:]) <= 60
     assert speed > 0.99
 
@@ -219,6 +219,9 @@ def test_new_requests_are_tried_sooner() -> None:
     for is_told in (False, True):
         length = BatchDraftLength((4,))
         serve(length, batch=16, steps=300, right=0.0, token_cost=0.05)
+        while length.choose(16) == 0:  # a try, from which on the next one is waited for
+            length.observe([0] * 16, [0] * 16)
+        length.observe([4] * 16, [0] * 16)
         steps = 0
         while length.choose(16) == 0 and steps < 1000:
             steps += 1

@@ -33,7 +33,7 @@ _STEP_MS = {1: 4.8, 8: 5.0, 32: 5.3, 128: 6.9}
 # million parameters, vLLM's V2 runner): steps that are sent ahead are no faster.
 _HOST_STEP_MS = 3.9
 # And for one that has no graph of the whole step, whose pieces around every layer's attention it
-# launches one by one. Not measured: a guess, with which the run on V2 at 128 comes out 14% too fast.
+# launches one by one. Not measured: a guess, with which the run at 128 comes out 14% too fast.
 _HOST_PIECES_MS = 11.0
 # `verify_drafts` with a batch's greedy drafts (docs/benchmarks.md, Verification on a GPU): medians
 # of 0.08 to 0.24 ms at 8 to 128 requests on a host whose launches were slow, which a step that

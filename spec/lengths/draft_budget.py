@@ -15,15 +15,17 @@ rates with).
 """
 
 import math
+from collections import deque
 from typing import NamedTuple
 
 SHARE = 0.008  # of all time, that may be lost
-MOST = 2.0  # steps, that are saved up
-RESUME = 0.5  # steps, that there have to be before drafts are made again
+MOST = 1.0  # steps, that are saved up
+RESUME = 0.25  # steps, that there have to be before drafts are made again
 MOST_A_STEP = 3.0  # one that took longer was held up by something else, and counts as this
-NEW_BATCH = 0.25  # steps that as many new requests as a batch has are worth: they may be better
+NEW_BATCH = 0.1  # steps that as many new requests as a batch has are worth: they may be better
 WEIGHT = 0.2  # of the latest step without drafts, of those with as many requests
 BINS_PER_DOUBLING = 4  # of numbers of requests
+_MAX_UNCOUNTED = 64  # steps; the first without drafts comes sooner
 
 
 class _Undrafted(NamedTuple):
@@ -48,6 +50,7 @@ class DraftBudget:
         self._left = MOST
         self._is_spent = False
         self._undrafted: dict[int, _Undrafted] = {}
+        self._uncounted: deque[tuple[int, float, float]] = deque(maxlen=_MAX_UNCOUNTED)
 
     @property
     def left(self) -> float:
@@ -72,12 +75,16 @@ class DraftBudget:
                 known.seconds + WEIGHT * (seconds - known.seconds),
             )
         self._add(SHARE)
+        while self._uncounted:
+            batch, emitted, seconds = self._uncounted.popleft()
+            self.note_drafted(batch, emitted=emitted, seconds=seconds)
 
     def note_drafted(self, batch: int, *, emitted: float, seconds: float) -> None:
         """Record a step with drafts, or with drafts made at its end: what it emitted for a request,
-        on average. Does nothing as long as no step without drafts was measured."""
+        on average. It is counted once a step without drafts was measured."""
         baseline_s = self.undrafted_s(batch)
         if baseline_s is None:
+            self._uncounted.append((batch, emitted, seconds))
             return
         steps = min(seconds / baseline_s, MOST_A_STEP)
         self._add(SHARE * steps + emitted - steps)

@@ -3,7 +3,8 @@
 vLLM captures full CUDA graphs there for steps of one length, and for several lengths if it is given
 a schedule of lengths by batch size, none among them. An engine of ours is given one that names the
 `LENGTHS` of `spec/lengths/batch_length.py`, unless it has one of its user's; which of them a step
-gets is then decided by the rule there, from the drafts of earlier steps and the times of steps.
+gets is then decided by the rule there, from the drafts of earlier steps and the times of steps, and
+among those for which this batch has a graph (`graph_lengths.py`).
 
 A step's drafts are made at its end, so their length is settled when it is scheduled, before what
 the step before it came to is known. Drafts that are not right cost a few steps, and after that a
@@ -16,6 +17,7 @@ length of each step.
 import time
 from collections import deque
 from collections.abc import Callable, Set
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.logger import init_logger
@@ -23,6 +25,7 @@ from vllm.logger import init_logger
 from reprise.engine_ext.compat.engine_state import mark_of, set_draft_lengths, set_mark
 from reprise.engine_ext.compat.guarded import Original, step_errors
 from reprise.engine_ext.core.identity import runs_on_v2, uses_our_proposer
+from reprise.engine_ext.scheduling.graph_lengths import GraphLengths, graph_lengths
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -44,23 +47,25 @@ class _Unseen(NamedTuple):
     """Of its requests that decode, and may have drafts."""
     was_in_flight: bool
     """It was sent while the step before it ran."""
+    drafts_follow: bool
+    """Drafts are made at its end."""
 
 
 class BatchLengths:
     """Decides for one engine, from what its steps come to. Used by the thread that schedules.
 
     Args:
-        choices: lengths above 0 for which graphs are captured, rising.
-        max_graph_tokens: of the largest step with a graph; None: steps run without.
+        choices: lengths above 0 that may be chosen, rising.
+        graphs: for which of them there is a graph of a whole step; None: steps run without.
     """
 
-    def __init__(self, choices: tuple[int, ...], max_graph_tokens: int | None = None) -> None:
+    def __init__(self, choices: tuple[int, ...], graphs: GraphLengths | None = None) -> None:
         # Compiled code: vLLM's CPU workers do not start in a process that has loaded numba.
         from reprise.spec.lengths.batch_length import BatchDraftLength
 
         self._rule = BatchDraftLength(choices)
         self._choices = choices
-        self._max_graph_tokens = max_graph_tokens
+        self._graphs = graphs
         self._unseen: deque[_Unseen] = deque(maxlen=_MAX_UNSEEN_STEPS)
         self._names: Set[str] = frozenset()
         self._seen_s = 0.0
@@ -72,15 +77,17 @@ class BatchLengths:
             scheduler_output: of the step, not sent yet.
             names: of its requests that decode in the next step, and may have drafts there.
         """
-        self._unseen.append(_Unseen(scheduler_output, self._names, bool(self._unseen)))
-        self._names, batch = names, len(names)
+        was_in_flight, batch = bool(self._unseen), len(names)
         self._rule.note_new_requests(len(scheduler_output.scheduled_new_reqs))
-        length = self._rule.choose(batch)
-        limit = self._max_graph_tokens
-        if limit is None or not 0 < batch <= limit:
-            return length
-        longest = min(length, limit // batch - 1)
-        return max(each for each in (0, *self._choices) if each <= longest)
+        length = self._rule.choose(batch, partial(self._may_be_chosen, batch))
+        self._unseen.append(_Unseen(scheduler_output, self._names, was_in_flight, length > 0))
+        self._names = names
+        return length
+
+    def _may_be_chosen(self, batch: int, length: int) -> bool:
+        """Return whether a step with drafts of this length has a graph, if steps without have."""
+        graphs = self._graphs
+        return graphs is None or graphs.covers(batch, length) or not graphs.covers(batch, 0)
 
     def learn(self, scheduler_output: "SchedulerOutput", output: "ModelRunnerOutput") -> None:
         """Take in what a step came to, before vLLM does, which shortens what it is given."""
@@ -98,7 +105,12 @@ class BatchLengths:
                 verified.append(len(drafts.get(name, ())) - invalid.get(name, 0))
                 accepted.append(min(emitted - 1, verified[-1]))
         says_cost = step.was_in_flight and _only_decoded(scheduler_output)
-        self._rule.observe(verified, accepted, step_time_s=now_s - before_s if says_cost else None)
+        self._rule.observe(
+            verified,
+            accepted,
+            step_time_s=now_s - before_s if says_cost else None,
+            drafts_follow=step.drafts_follow,
+        )
 
     def _take(self, scheduler_output: "SchedulerOutput") -> _Unseen | None:
         """Forget a step whose output has come, and those before it; None: it is not known."""
@@ -129,7 +141,7 @@ def plan_lengths(original: Callable[..., None], config: "VllmConfig") -> None:
     speculative, scheduling = config.speculative_config, config.scheduler_config
     assert speculative is not None
     longest = speculative.num_speculative_tokens
-    schedule = capture_schedule((*LENGTHS, longest), scheduling.max_num_seqs, longest=longest)
+    schedule = capture_schedule(LENGTHS, scheduling.max_num_seqs, longest=longest)
     choices = tuple(sorted({length for _, _, length in schedule} - {0}))
     if not choices:
         original(config)
@@ -189,17 +201,10 @@ def lengths_of(scheduler: Any) -> BatchLengths | None:
         choices: tuple[int, ...] | None = mark_of(config.speculative_config, _PLANNED)
         if choices is None or not runs_on_v2(scheduler):
             return None
-        lengths = BatchLengths(choices, _max_graph_tokens(config))
+        lengths = BatchLengths(choices, graph_lengths(config, choices))
         set_mark(scheduler, _LENGTHS_OF, lengths)
         logger.info("Reprise: drafts of 0, %s tokens, by batch.", ", ".join(map(str, choices)))
     return lengths
-
-
-def _max_graph_tokens(config: "VllmConfig") -> int | None:
-    compilation = config.compilation_config
-    mode = compilation.cudagraph_mode
-    has_graphs = mode is not None and mode.has_full_cudagraphs()
-    return compilation.max_cudagraph_capture_size or None if has_graphs else None
 
 
 def learn_lengths(

@@ -43,7 +43,14 @@ class SteadyDevice(NamedTuple):
     def step_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:  # noqa: ARG002
         return self.undrafted_s * (1.0 + self.token_cost * drafted / batch)
 
-    def sent_ahead_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
+    def sent_ahead_s(
+        self,
+        batch: int,
+        drafted: int = 0,
+        prefilled: int = 0,
+        *,
+        in_pieces: bool = False,  # noqa: ARG002 - there are no graphs here
+    ) -> float:
         return self.step_s(batch, drafted, prefilled)
 
 

@@ -6,14 +6,14 @@
 
 Recorded answers are replayed, several requests at a time, through the drafts and the decisions that
 serve, on steps that cost what they were measured to cost on an H200 with a model of 8 billion
-parameters (`eval/virtual/h200.py`). It takes no GPU. With `--check` it replays runs that were
-measured there, and says how far off it is. Compared are
+parameters (`eval/virtual/h200.py`); on V2 the drafts are those of `kernels/draft`. It takes no GPU.
+With `--check` it replays runs that were measured there, and says how far off it is. Compared are
 
     none          vLLM without drafts: its V2 runner, steps sent ahead
     suffix        V1, SuffixDecoding, every step waited for, full graphs
     v1            V1, drafts from the host, every step waited for
     v1-ahead      V1, drafts from the host, only steps with drafts waited for
-    v2            V2, drafts made on the device, as many for all requests
+    v2            V2, copies made on the device, as many tokens for all requests
     v2-adaptive   the same with vLLM's adaptive verification
 """
 
@@ -83,13 +83,12 @@ def main(
         typer.Option(
             min=0,
             max=1,
-            help="Of the tokens that the host's drafts have right, the"
-            " device's have as many right.",
+            help="On V2, of the tokens that the device's copies have right, so many count.",
         ),
-    ] = 0.98,
+    ] = 1.0,
     drafting_us: Annotated[
         float, typer.Option(min=0, help="Of the device, for each position that it drafts.")
-    ] = 10.0,
+    ] = 3.0,
     draft_length: Annotated[int, typer.Option(min=1, max=64, help="Most tokens of a draft.")] = 16,
     check: Annotated[
         bool,

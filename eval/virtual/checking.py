@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reprise.eval.replay.token_rows import TokenRow
-from reprise.eval.virtual.measured_runs import MeasuredRun, Workload
+from reprise.eval.virtual.measured_runs import V2_LENGTHS, MeasuredRun, Workload
 from reprise.eval.virtual.replays import Outcome, Prices, virtual_engine
 from reprise.retrieval.search.embedding import Embedder
 
@@ -48,16 +48,18 @@ def check_run(
     Raises:
         ValueError: a trace has too few rows.
     """
-    prices = replace(prices, gap=run.gap, suffix_gap=run.gap)
+    captured = V2_LENGTHS if run.engine == "v2" else None
+    prices = replace(prices, gap=run.gap, suffix_gap=run.gap, captured=captured)
     parts = _parts(run, traces)
     with (
         virtual_engine("none", prices, embedder=None) as plain,
         virtual_engine(run.engine, prices, embedder=embedder) as kept,
     ):
+        kept.learn(traces["support"][: run.num_warm])
         for workload, rows in zip(run.workloads, parts, strict=True):
             none = plain.serve(rows, concurrency=workload.concurrency)
             if run.keeps_cache:
-                outcome = kept.serve(rows, concurrency=workload.concurrency)
+                outcome = kept.serve(rows, concurrency=workload.concurrency, length=workload.length)
             else:
                 with virtual_engine(run.engine, prices, embedder=embedder) as fresh:
                     if run.is_warm and workload.trace == "support":
@@ -68,7 +70,7 @@ def check_run(
 
 def _parts(run: MeasuredRun, traces: Mapping[str, Sequence[TokenRow]]) -> list[list[TokenRow]]:
     """Rows of each workload; where the cache is kept, no row is served twice."""
-    used: dict[str, int] = defaultdict(int)
+    used: dict[str, int] = defaultdict(int, support=run.num_warm)
     parts = []
     for workload in run.workloads:
         rows = [row for row in traces[workload.trace] if not (run.is_warm and row.warm)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from reprise.eval.replay.replay import accepted_length
 from reprise.eval.replay.token_rows import TokenRow
+from reprise.eval.virtual.copy_batch import CopyBatch
 from reprise.eval.virtual.near_sources import NearSource
 from reprise.eval.virtual.suffix_batch import SuffixBatch
 from reprise.spec.api.near_answer import NearAnswer
@@ -44,7 +45,7 @@ class ClosedLoop:
 
     def __init__(
         self,
-        provider: DraftProvider | SuffixBatch,
+        provider: DraftProvider | SuffixBatch | CopyBatch,
         near: NearSource,
         *,
         draft_length: int,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from reprise.engine_ext.scheduling.graph_lengths import GraphLengths
+from reprise.eval.virtual.captured import CAPTURED
 from reprise.eval.virtual.closed_loop import ClosedLoop, Step
 from reprise.spec.api.scheduling_mode import SchedulingMode
-from reprise.spec.lengths.batch_length import BatchDraftLength
 
 NEVER_RIGHT = -1  # a token of a draft
 
@@ -37,9 +39,11 @@ class Device(Protocol):
         """Return what a step takes that the host has to launch: `batch` requests decode, so many
         drafted tokens are verified, and so many tokens of prompts are computed."""
 
-    def sent_ahead_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
+    def sent_ahead_s(
+        self, batch: int, drafted: int = 0, prefilled: int = 0, *, in_pieces: bool = False
+    ) -> float:
         """Return what a step takes that waits for nothing but the device, or for the host to send
-        it."""
+        it; `in_pieces`: it has no graph of its own."""
 
 
 ByBatch = Mapping[int, float]
@@ -134,8 +138,54 @@ class DeviceDrafter(NamedTuple):
 
     position_s: float
     """What each position takes that is drafted, in one launch for the whole batch."""
-    quality: float
-    """Of the tokens that the predictor on the host has right, how many it has right as well."""
+    quality: float = 1.0
+    """Of the tokens that copies have right, how many it has right as well."""
+
+
+class LengthRule(Protocol):
+    """Chooses the length of a batch's drafts: `BatchDraftLength`, or one that never changes."""
+
+    def choose(self, batch: int, allowed: Callable[[int], bool] | None = None) -> int:
+        """Return how many tokens to draft for each request."""
+
+    def observe(
+        self,
+        verified: Sequence[int],
+        accepted: Sequence[int],
+        *,
+        step_time_s: float | None = None,
+        drafts_follow: bool | None = None,
+    ) -> None:
+        """Record what a step came to."""
+
+    def note_new_requests(self, count: int) -> None:
+        """Record that so many requests have begun."""
+
+
+class FixedLength:
+    """One length for all steps that the largest graph has room for; none for others."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def choose(self, batch: int, allowed: Callable[[int], bool] | None = None) -> int:  # noqa: ARG002
+        """Return the length, or 0."""
+        return self._length if batch * (self._length + 1) <= CAPTURED[-1] else 0
+
+    def observe(self, *_: Any, **__: Any) -> None:
+        """It learns nothing."""
+
+    def note_new_requests(self, count: int) -> None:
+        """It makes no difference."""
+
+
+class _Unseen(NamedTuple):
+    """What is not known yet of a step that runs; as for `LengthRule.observe`."""
+
+    verified: list[int]
+    accepted: list[int]
+    step_time_s: float | None
+    drafts_follow: bool
 
 
 class _Made(NamedTuple):
@@ -144,6 +194,7 @@ class _Made(NamedTuple):
     tokens: dict[str, list[int]]
     survival: dict[str, Floats]
     """The probability that each draft is right up to and with each of its tokens."""
+    length: int = 0
 
 
 class V2:
@@ -151,10 +202,15 @@ class V2:
 
     How long they are is decided when the step is scheduled at whose end they are made. What is
     known then is what steps before the one that runs came to.
+
+    Args:
+        graphs: which steps that decode have a graph of their own.
     """
 
-    def __init__(self, loop: ClosedLoop, device: Device, drafter: DeviceDrafter) -> None:
-        self._loop, self._device, self._drafter = loop, device, drafter
+    def __init__(
+        self, loop: ClosedLoop, device: Device, drafter: DeviceDrafter, graphs: GraphLengths
+    ) -> None:
+        self._loop, self._device, self._drafter, self._graphs = loop, device, drafter, graphs
         self._random = np.random.default_rng(1)
         self._costs: dict[tuple[int, int], Floats] = {}
 
@@ -165,27 +221,42 @@ class V2:
             loop.run_step(self._device.sent_ahead_s(loop.batch, 0, loop.num_prefilled), {})
             loop.end_requests()
 
-    def serve(self, lengths: BatchDraftLength, *, is_adaptive: bool) -> None:
+    def serve(self, lengths: LengthRule, *, is_adaptive: bool) -> None:
         """Draft as many tokens for all requests. With `is_adaptive` only those are verified that
         pay, which vLLM's adaptive verification decides by their chances."""
-        loop, unseen = self._loop, deque[tuple[list[int], list[int], float | None]]()
+        loop, unseen = self._loop, deque[_Unseen]()
         made = before = _Made({}, {})
         known: set[str] = set()
         while loop.has_requests():
             lengths.note_new_requests(len(loop.live - known))
             known = loop.live
-            length = lengths.choose(loop.batch)
+            length = lengths.choose(loop.batch, partial(self._may_be_chosen, loop.batch))
             drafts = self._admitted(made, before) if is_adaptive else made.tokens
+            # What vLLM verifies adaptively has graphs that take requests of any lengths.
+            in_pieces = not is_adaptive and not self._graphs.covers(loop.batch, made.length)
             seconds = self._device.sent_ahead_s(
-                loop.batch, sum(map(len, drafts.values())), loop.num_prefilled
+                loop.batch,
+                sum(map(len, drafts.values())),
+                loop.num_prefilled,
+                in_pieces=in_pieces and not loop.num_prefilled,
             )
             seconds += self._drafter.position_s * length
             step = loop.run_step(seconds, drafts)
-            unseen.append((*_counts(step, drafts), loop.as_measured(step, seconds)))
+            counts = _counts(step, drafts)
+            unseen.append(_Unseen(*counts, loop.as_measured(step, seconds), length > 0))
             if len(unseen) > 1:
-                verified, accepted, step_time_s = unseen.popleft()
-                lengths.observe(verified, accepted, step_time_s=step_time_s)
+                seen = unseen.popleft()
+                lengths.observe(
+                    seen.verified,
+                    seen.accepted,
+                    step_time_s=seen.step_time_s,
+                    drafts_follow=seen.drafts_follow,
+                )
             before, made = made, self._draft(step, length)
+
+    def _may_be_chosen(self, batch: int, length: int) -> bool:
+        """As `engine_ext/scheduling/draft_lengths.py` decides it."""
+        return self._graphs.covers(batch, length) or not self._graphs.covers(batch, 0)
 
     def _draft(self, step: Step, length: int) -> _Made:
         """Draft `length` tokens for each request that goes on."""
@@ -204,7 +275,7 @@ class V2:
             chances = np.zeros(length)
             chances[: len(draft)] = loop.provider.draft_chances(request_id)
             survival[request_id] = chances * self._drafter.quality ** np.arange(1, length + 1)
-        return _Made(tokens, survival)
+        return _Made(tokens, survival, length)
 
     def _admitted(self, made: _Made, before: _Made) -> dict[str, list[int]]:
         """How much of each draft is verified: as many tokens in all as pay by the chances of the

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from reprise.eval.virtual.captured import CAPTURED
 from reprise.eval.virtual.engines import at_batch
 
 # Matrix products of one step alone, in one CUDA graph: tokens computed, ms.
@@ -28,11 +29,12 @@ _MORE_TOKENS_MS = (8.5 - 5.2) / (288 - 128)
 # A whole step without drafts, launched while the one before it ran: requests, ms. At 128 it was not
 # measured: what a step takes beside its products is continued from 8 and 32.
 _STEP_MS = {1: 4.8, 8: 5.0, 32: 5.3, 128: 6.9}
-# Sizes that graphs were captured for, which a step's tokens are padded to; vLLM's default.
-_CAPTURED = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 # What the host takes for a step at 8 requests when the device takes next to nothing (the model of 4
 # million parameters, vLLM's V2 runner): steps that are sent ahead are no faster.
 _HOST_STEP_MS = 3.9
+# And for one that has no graph of the whole step, whose pieces around every layer's attention it
+# launches one by one. Not measured: a guess, with which the run at 128 comes out 14% too fast.
+_HOST_PIECES_MS = 11.0
 # `verify_drafts` with a batch's greedy drafts (docs/benchmarks.md, Verification on a GPU): medians
 # of 0.08 to 0.24 ms at 8 to 128 requests on a host whose launches were slow, which a step that
 # waits for the host pays. In an earlier run, on a quiet host, it was 0.05 to 0.07 ms in most shapes
@@ -51,7 +53,7 @@ def products_ms(tokens: int) -> float:
 
 def captured_size(tokens: int) -> int:
     """Return how many tokens are computed where so many are asked for."""
-    return next((size for size in _CAPTURED if size >= tokens), tokens)
+    return next((size for size in CAPTURED if size >= tokens), tokens)
 
 
 # What a step takes beside its products: requests, ms.
@@ -71,12 +73,15 @@ class H200:
         verify_ms = _VERIFY_MS if drafted else 0.0
         return (self._compute_ms(batch, drafted, prefilled) + verify_ms) / 1e3
 
-    def sent_ahead_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
+    def sent_ahead_s(
+        self, batch: int, drafted: int = 0, prefilled: int = 0, *, in_pieces: bool = False
+    ) -> float:
         """Return what a step takes that waits for nothing but the device, or for the host to send
-        it."""
+        it; `in_pieces`: it has no graph of its own."""
         verify_ms = at_batch(_VERIFY_AHEAD_MS, batch) if drafted else 0.0
         compute_ms = self._compute_ms(batch, drafted, prefilled)
-        return max(compute_ms + verify_ms, _HOST_STEP_MS) / 1e3
+        host_ms = _HOST_PIECES_MS if in_pieces else _HOST_STEP_MS
+        return max(compute_ms + verify_ms, host_ms) / 1e3
 
     def _compute_ms(self, batch: int, drafted: int, prefilled: int) -> float:
         tokens = captured_size(batch + drafted) + prefilled

@@ -6,14 +6,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from reprise.engine_ext.scheduling.graph_lengths import GraphLengths
 from reprise.eval.replay.token_rows import TokenRow
+from reprise.eval.virtual.captured import CAPTURED
 from reprise.eval.virtual.closed_loop import ClosedLoop
-from reprise.eval.virtual.engines import V1, V2, Device, DeviceDrafter, HostGap, PricedClock
+from reprise.eval.virtual.copy_batch import CopyBatch
+from reprise.eval.virtual.engines import (
+    V1,
+    V2,
+    Device,
+    DeviceDrafter,
+    FixedLength,
+    HostGap,
+    LengthRule,
+    PricedClock,
+)
 from reprise.eval.virtual.near_sources import NearSource, NoNear, OverlapNear, RetrievedNear
 from reprise.eval.virtual.suffix_batch import SuffixBatch
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.lengths.batch_length import LENGTHS, BatchDraftLength
+
+_MAX_NUM_SEQS = 128
 
 ENGINES = ("none", "suffix", "v1", "v1-ahead", "v2", "v2-adaptive")
 
@@ -29,6 +43,8 @@ class Prices:
     retrieval_s: float
     drafter: DeviceDrafter
     draft_length: int
+    captured: Sequence[int] | None = None
+    """Lengths of drafts of which there are graphs; None: those of now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,30 +88,36 @@ class VirtualEngine:
     ) -> None:
         self.name = name
         self._clock = PricedClock()
-        on_device = name.startswith("v2")
-        config = DraftConfig(
-            num_speculative_tokens=prices.draft_length,
-            # On the device all positions are drafted; how long drafts are is decided elsewhere.
-            verify_cost=0.0 if on_device else None,
-        )
         self._loop = ClosedLoop(
-            SuffixBatch() if name == "suffix" else DraftProvider(config, clock=self._clock),
+            self._provider(name, prices),
             near,
             draft_length=prices.draft_length,
             retrieval_s=prices.retrieval_s,
         )
         self._prices = prices
-        longest = prices.draft_length
-        lengths = sorted({*(length for length in LENGTHS if length < longest), longest})
+        lengths = [length for length in LENGTHS if length <= prices.draft_length]
         self._lengths = BatchDraftLength(lengths)
+        self._graphs = GraphLengths(
+            CAPTURED, (0, *(prices.captured or lengths)), max_num_seqs=_MAX_NUM_SEQS
+        )
+
+    def _provider(self, name: str, prices: Prices) -> DraftProvider | SuffixBatch | CopyBatch:
+        if name == "suffix":
+            return SuffixBatch()
+        if name.startswith("v2"):
+            return CopyBatch(prices.draft_length)
+        config = DraftConfig(num_speculative_tokens=prices.draft_length)
+        return DraftProvider(config, clock=self._clock)
 
     def learn(self, rows: Sequence[TokenRow]) -> None:
         """Let answers join the cache."""
         for row in rows:
             self._loop.learn(row)
 
-    def serve(self, rows: Sequence[TokenRow], *, concurrency: int) -> Outcome:
-        """Serve these rows.
+    def serve(
+        self, rows: Sequence[TokenRow], *, concurrency: int, length: int | None = None
+    ) -> Outcome:
+        """Serve these rows; on V2 with drafts of `length` tokens always, if it is given.
 
         Raises:
             RuntimeError: other tokens came than are recorded.
@@ -104,7 +126,7 @@ class VirtualEngine:
         loop.begin(rows, concurrency=concurrency)
         gap = prices.suffix_gap if self.name == "suffix" else prices.gap
         v1 = V1(loop, self._clock, prices.device, gap)
-        v2 = V2(loop, prices.device, prices.drafter)
+        v2 = V2(loop, prices.device, prices.drafter, self._graphs)
         if self.name == "none":
             v2.serve_without_drafts()
         elif self.name in ("v1", "suffix"):
@@ -112,7 +134,8 @@ class VirtualEngine:
         elif self.name == "v1-ahead":
             v1.serve_running_ahead()
         else:
-            v2.serve(self._lengths, is_adaptive=self.name == "v2-adaptive")
+            rule: LengthRule = self._lengths if length is None else FixedLength(length)
+            v2.serve(rule, is_adaptive=self.name == "v2-adaptive")
         expected = sum(len(row.response_token_ids) for row in rows)
         if loop.tokens != expected:
             raise RuntimeError(f"{self.name}: {loop.tokens} tokens came, {expected} are recorded")

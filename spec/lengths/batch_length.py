@@ -22,15 +22,20 @@ therefore forgotten at once: a generalised likelihood ratio says so, and since w
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from reprise.spec.lengths.cost_model import CostModel
+from reprise.spec.lengths.cost_model import REACH, CostModel
+from reprise.spec.lengths.draft_budget import DraftBudget
 
-LENGTHS = (1, 2, 4, 8, 16)
-"""Those below an engine's own maximum that are captured, beside that one and none."""
+LENGTHS = (1, 3, 7, 15, 31, 63)
+"""Those up to an engine's own maximum that are captured, beside none: with the model's own token
+each, powers of two. Of the graphs that it has, vLLM looks at those of the smallest number of tokens
+that a step fits, and at no larger ones. Among multiples of 2, 3, 5, 9 and 17 the smallest is often
+one of another length, and half of all numbers of requests had no full graph, drafts or none; among
+multiples of powers of two the smallest is one of every length."""
 
 FIRST_SHARE = 0.5  # of first tokens that are right, where nothing is known
 FIRST_WEIGHT = 4.0  # drafts that this counts as, until it is forgotten
@@ -46,6 +51,7 @@ MIN_PROBE_STEPS = 8
 FIRST_PROBE_STEPS = 2  # once drafts have ended, and twice as many from try to try
 FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
+TOKEN_COST = 1.0 / 512  # of each drafted token of a batch, in steps, where nothing is known
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -59,7 +65,7 @@ class BatchDraftLength:
         costs: what steps cost; may be filled beforehand from a profile of the device.
 
     Example:
-        >>> length = BatchDraftLength((1, 2, 4, 8, 16))
+        >>> length = BatchDraftLength((1, 3, 7, 15))
         >>> num_spec_tokens = length.choose(batch=8)
         >>> length.observe([num_spec_tokens] * 8, [0] * 8)
     """
@@ -67,7 +73,8 @@ class BatchDraftLength:
     def __init__(self, choices: Sequence[int], costs: CostModel | None = None) -> None:
         if not choices or choices[0] < 1 or list(choices) != sorted(set(choices)):
             raise ValueError(f"choices: expected rising lengths above 0, got {list(choices)}")
-        self.costs = costs or CostModel()
+        self.costs = costs or CostModel(token_cost=TOKEN_COST)
+        self.budget = DraftBudget()
         self._choices: Ints = np.array(choices, np.int64)
         self._tried: Floats = np.zeros(choices[-1])
         self._right: Floats = np.zeros(choices[-1])
@@ -78,17 +85,25 @@ class BatchDraftLength:
         self._since_draft = 0
         self._num_new = 0
         self._num_probes = 0
+        self._batch = 1
 
-    def choose(self, batch: int) -> int:
+    def choose(self, batch: int, allowed: Callable[[int], bool] | None = None) -> int:
         """Return how many tokens to draft for each of `batch` requests in the step to be scheduled;
-        0 for none."""
+        0 for none. `allowed`: whether a length may be chosen for this batch; None: all may be."""
         if batch < 1:
             return 0
+        self._batch = batch
         self._since_draft += 1
-        reach = max(self.costs.reach(batch), batch * int(self._choices[0]))
-        choices = self._choices[self._choices * batch <= reach]
-        if self.costs.needs_baseline_step(batch):
+        choices = self._choices
+        if allowed is not None:
+            choices = np.array([k for k in choices.tolist() if allowed(k)], np.int64)
+        if not len(choices) or self.costs.needs_baseline_step(batch):
             return 0
+        if not self.budget.allows_drafts():
+            return 0
+        # Beside those that were tried in a like batch, the next one.
+        tried = np.count_nonzero(choices * batch * REACH <= self.costs.reach(batch))
+        choices = choices[: tried + 1]
         curve = self.costs.curve(batch, batch * int(choices[-1]))
         emitted = 1.0 + np.cumsum(self.survival())
         speeds = emitted[choices - 1] / curve[choices * batch]
@@ -129,6 +144,7 @@ class BatchDraftLength:
         accepted: Sequence[int],
         *,
         step_time_s: float | None = None,
+        drafts_follow: bool | None = None,
     ) -> None:
         """Record a step, once it is known what it came to.
 
@@ -137,10 +153,12 @@ class BatchDraftLength:
             accepted: [B] how many of these were right.
             step_time_s: what it took, in seconds, if it did nothing but decode for these requests
                 and its beginning did not wait for the host; None: it teaches nothing of costs.
+            drafts_follow: whether drafts were made at its end, which is part of its time; None: if
+                it had some.
         """
         lengths, right = np.array(verified, np.int64), np.array(accepted, np.int64)
-        if step_time_s is not None:
-            self.costs.observe_step(len(lengths), int(lengths.sum()), step_time_s)
+        if step_time_s is not None and len(lengths):
+            self._note_time(lengths, right, step_time_s, drafts_follow)
         drafts = int(np.count_nonzero(lengths))
         if not drafts:
             return
@@ -155,6 +173,21 @@ class BatchDraftLength:
         self._right += ((places <= lengths) & (places <= right)).sum(axis=1)
         self._latest.append((drafts, int(np.count_nonzero(right[lengths > 0]))))
         self._forget_before_a_change(share)
+
+    def _note_time(
+        self, lengths: Ints, right: Ints, seconds: float, drafts_follow: bool | None
+    ) -> None:
+        """Record what a step took: for the budget, and for what lengths cost."""
+        batch, drafted = len(lengths), int(lengths.sum())
+        follow = drafted > 0 if drafts_follow is None else drafts_follow
+        if drafted or follow:
+            emitted = 1.0 + float(right.sum()) / batch
+            self.budget.note_drafted(batch, emitted=emitted, seconds=seconds)
+        else:
+            self.budget.note_undrafted(batch, seconds)
+        # One at whose end drafts are made is no measure of steps without.
+        if drafted or not follow:
+            self.costs.observe_step(batch, drafted, seconds)
 
     def _forget_before_a_change(self, known: float) -> None:
         """Forget what was known of first tokens before their share changed, if it has; `known`:
@@ -173,6 +206,8 @@ class BatchDraftLength:
         """Record that so many requests have begun, or got near answers: what was known of others
         says less."""
         self._num_new += count
+        if count:
+            self.budget.note_new_requests(count / max(1, self._batch))
 
 
 def likelihood_ratio(tried: Floats, right: Floats, known: float) -> Floats:
@@ -198,7 +233,7 @@ def capture_schedule(
     sizes included, from 1 to `max_num_seqs`. Of more lengths than sizes the shortest are left out,
     0 is not; lengths above `longest` are too.
     """
-    lengths = sorted({min(length, longest) for length in choices}, reverse=True)
+    lengths = sorted({length for length in choices if length <= longest}, reverse=True)
     lengths = [*lengths[: max(0, max_num_seqs - 1)], 0]
     last = len(lengths)
     return [

@@ -53,9 +53,16 @@ Floats = npt.NDArray[np.float64]
 
 
 class CostModel:
-    """Step time as a function of drafted tokens, for each size of batch."""
+    """Step time as a function of drafted tokens, for each size of batch.
 
-    def __init__(self) -> None:
+    Args:
+        token_cost: of each drafted token of a batch, whatever its size, in steps, where nothing is
+            known and that is more than `PRIOR_COST` for one of each request: devices that compute
+            much at once have as many tokens for nearly nothing, and no more.
+    """
+
+    def __init__(self, *, token_cost: float = 0.0) -> None:
+        self._token_cost = token_cost
         self._batches: dict[int, _LikeSteps] = {}
         self._nearest: dict[int, _LikeSteps | None] = {}
         self._is_new = np.ones(1024, np.bool_)
@@ -71,7 +78,7 @@ class CostModel:
         self._steps += 1
         like = self._batches.get(_batch_bin(batch))
         if like is None:
-            like = self._batches[_batch_bin(batch)] = _LikeSteps(batch)
+            like = self._batches[_batch_bin(batch)] = _LikeSteps(batch, self._token_cost)
         self._make_room(batch + drafted)
         is_first = bool(self._is_new[batch + drafted])
         self._is_new[batch + drafted] = False
@@ -126,7 +133,8 @@ class CostModel:
         """
         like = self._best_known(batch)
         if like is None:
-            return 1.0 + PRIOR_COST / batch * np.arange(max_tokens + 1, dtype=np.float64)
+            cost = max(PRIOR_COST / batch, self._token_cost)
+            return 1.0 + cost * np.arange(max_tokens + 1, dtype=np.float64)
         return like.curve(max_tokens)
 
     def _best_known(self, batch: int) -> "_LikeSteps | None":
@@ -142,11 +150,11 @@ class CostModel:
 class _LikeSteps:
     """Steps of like batch sizes: what they take, and what drafts cost."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, token_cost: float) -> None:
         self.max_drafted = 0
         self.baseline_step_s = 0.0
         self.first_extra = 0.0
-        self._start, self._spread = start_costs(batch)
+        self._start, self._spread = start_costs(batch, token_cost)
         self._costs = self._start.copy()
         self._deviation = ANY_SD
         self._latest = np.zeros((LATEST, 4))

@@ -44,12 +44,13 @@ SMALL = 0.01  # a change, in standard deviations of the start values
 MIN_COST = 0.5
 
 
-def start_costs(batch):
+def start_costs(batch, token_cost=0.0):
     """The costs [n] to start from, for steps of `batch` requests, and how far off they may be [n]
-    (standard deviations)."""
-    costs, spread = np.zeros(SIZE), np.full(SIZE, BEND_SD / batch)
-    costs[SLOPE] = PRIOR_COST / batch
-    spread[:BENDS] = ANY_SD, FIRST_SD, SLOPE_SD / batch
+    (standard deviations). `token_cost`: of a drafted token at least, however many requests share a
+    step, in steps."""
+    costs, spread = np.zeros(SIZE), np.full(SIZE, max(BEND_SD / batch, token_cost))
+    costs[SLOPE] = max(PRIOR_COST / batch, token_cost)
+    spread[:BENDS] = ANY_SD, FIRST_SD, max(SLOPE_SD / batch, 2.0 * token_cost)
     return costs, spread
 
 

@@ -22,6 +22,9 @@ TESTS = (
     "tests/engine_ext/compat/test_step_patches.py",
     "tests/engine_ext/request/test_exact_key.py",
     "tests/engine_ext/request/test_exact_hits.py",
+    "tests/engine_ext/scheduling/test_draft_lengths.py",
+    "tests/engine_ext/scheduling/test_draft_slots.py",
+    "tests/engine_ext/scheduling/test_graph_lengths.py",
     "tests/engine_ext/test_plugin.py",
 )
 

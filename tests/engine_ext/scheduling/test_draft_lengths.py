@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
+from vllm.config import CUDAGraphMode
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -27,7 +28,7 @@ from reprise.tests.engine_ext.scheduling.bare_scheduler import (
     decoding_step,
 )
 
-CHOICES = (1, 2, 4, 8)
+CHOICES = (1, 3, 7)
 STEP_S = 0.005
 PLAIN = SamplingParams()
 CAPPED = with_hints(SamplingParams(), RequestHints(max_draft=2))
@@ -39,7 +40,7 @@ class World:
     ahead, and take `STEP_S` and 1% more for each drafted token of a request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.compilation = SimpleNamespace(cudagraph_mode=None, max_cudagraph_capture_size=0)
+        self.compilation = SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=[])
         self.scheduler = bare_scheduler(compilation_config=self.compilation)
         speculative = self.scheduler.vllm_config.speculative_config
         set_mark(speculative, draft_lengths._PLANNED, CHOICES)
@@ -153,7 +154,7 @@ def test_caps_and_opt_outs_hold_and_requests_may_end(world: World) -> None:
         assert set(slots.values()) == {length}
         if number == 40:
             del world.scheduler.requests["a"]
-    assert 4 in world.lengths
+    assert 3 in world.lengths
 
 
 def test_nothing_is_drafted_where_nobody_may_have_drafts(world: World) -> None:
@@ -169,10 +170,20 @@ def test_nothing_is_drafted_for_prompts_that_come_in_chunks(world: World) -> Non
 
 
 def test_no_step_is_longer_than_graphs_are(world: World) -> None:
-    full = SimpleNamespace(has_full_cudagraphs=lambda: True)
-    world.compilation.cudagraph_mode, world.compilation.max_cudagraph_capture_size = full, 12
+    world.compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    world.compilation.cudagraph_capture_sizes = [4, 8, 16]
+    world.scheduler.vllm_config.scheduler_config.max_num_seqs = 16
     world.run(60, all_right)
-    assert max(world.lengths) == 2, "4 requests of 3 tokens fit 12, of 5 do not"
+    assert max(world.lengths) == 3, "4 requests of 4 tokens fit 16, of 8 do not"
+
+
+def test_a_length_without_a_graph_of_its_own_is_left_out(world: World) -> None:
+    world.compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    world.compilation.cudagraph_capture_sizes = [4, 8, 10, 32]
+    world.scheduler.vllm_config.scheduler_config.max_num_seqs = 16
+    world.run(60, all_right)
+    assert 7 in world.lengths
+    assert 3 not in world.lengths, "the graph of 16 tokens is one of 2 requests"
 
 
 def test_only_steps_that_were_sent_ahead_and_only_decoded_teach_costs(
@@ -182,7 +193,7 @@ def test_only_steps_that_were_sent_ahead_and_only_decoded_teach_costs(
     monkeypatch.setattr(
         BatchDraftLength,
         "observe",
-        lambda _, *counts, step_time_s: seen.append((*counts, step_time_s)),
+        lambda _, *counts, step_time_s, **__: seen.append((*counts, step_time_s)),
     )
     lengths = draft_lengths.BatchLengths(CHOICES)
     output = SimpleNamespace(
@@ -265,11 +276,11 @@ def planned(made: Any, *, is_async: bool = True) -> tuple[Any, Any]:
 
 
 def test_vllm_is_given_all_lengths_to_capture() -> None:
-    for longest, choices in ((8, (1, 2, 4, 8)), (5, (1, 2, 4, 5)), (24, (1, 2, 4, 8, 16, 24))):
+    for longest, choices in ((8, (1, 3, 7)), (5, (1, 3)), (16, (1, 3, 7, 15)), (2, (1,))):
         schedule, chosen = planned(config(longest=longest))
         assert {length for _, _, length in schedule} == {0, *choices}
         assert chosen == choices
-    assert planned(config(seqs=3))[1] == (4, 8)
+    assert planned(config(seqs=3))[1] == (3, 7)
 
 
 @pytest.mark.parametrize(
@@ -312,5 +323,5 @@ def test_what_is_compiled_is_compiled_before_requests(
 
 
 def test_a_step_after_which_nobody_decodes_has_no_drafts() -> None:
-    lengths = draft_lengths.BatchLengths((1, 2, 4), 512)
+    lengths = draft_lengths.BatchLengths((1, 3))
     assert lengths.choose(decoding_step({}), frozenset()) == 0

@@ -60,7 +60,7 @@ def test_with_triton_it_is_v2_and_asynchronous(v2_environment: dict[str, str]) -
         "v2": True,
         "async": True,
         "method": "custom_class",
-        "lengths": [[1, 1, 4], [2, 2, 2], [3, 3, 1], [4, 32, 0]],
+        "lengths": [[1, 1, 3], [2, 2, 1], [3, 32, 0]],
         "says": "model runner V2 with asynchronous scheduling: vLLM's choice",
     }
     assert auto == asked == on_v2

@@ -24,7 +24,7 @@ PRICES = Prices(
     gap=GAP,
     suffix_gap=SUFFIX_GAP,
     retrieval_s=RETRIEVAL_S,
-    drafter=DeviceDrafter(1e-5, 0.98),
+    drafter=DeviceDrafter(3e-6),
     draft_length=16,
 )
 CLOSE = 0.15

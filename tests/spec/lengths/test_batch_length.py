@@ -10,7 +10,7 @@ from reprise.spec.lengths.batch_length import (
     capture_schedule,
 )
 
-CHOICES = (1, 2, 4, 8, 16)
+CHOICES = (1, 3, 7, 15)
 DELAY = 2  # steps until it is known what one came to
 
 
@@ -44,10 +44,111 @@ def serve(
     return lengths, emitted / spent / (batch / step_s)
 
 
+def step_s(batch: int, length: int, *, in_pieces: bool = False) -> float:
+    """What a step of a model of 8 billion parameters takes on an H200, all tokens counted: nothing
+    more up to 128, then as its matrix products were measured; `in_pieces`: without a graph."""
+    tokens = batch * (length + 1)
+    seconds = 0.0052 + 0.0000206 * max(0, tokens - 128) + 0.000013 * batch
+    seconds += 0.0002 if length else 0.0
+    return max(seconds, 0.0135) if in_pieces else seconds
+
+
+def serve_on_device(
+    length: BatchDraftLength,
+    batches: list[int],
+    *,
+    right: float,
+    pieces: bool = False,
+    seed: int = 0,
+) -> tuple[list[int], float]:
+    """Lengths of the steps of these batches, and the speed relative to steps without drafts. With
+    `pieces` all steps with drafts run without a graph. A step's drafts are made at the end of the
+    one before it."""
+    random = np.random.default_rng(seed)
+    lengths: list[int] = []
+    unseen: list[tuple[int, list[int], float, bool]] = []
+    emitted = spent = plain = 0.0
+    drafted = 0
+    for batch in batches:
+        following = length.choose(batch)
+        wrong = random.random((batch, drafted + 1)) > right
+        wrong[:, drafted] = True
+        accepted = wrong.argmax(axis=1)
+        seconds = step_s(batch, drafted, in_pieces=pieces and drafted > 0)
+        measured = seconds * float(np.exp(random.normal(0, 0.02)))
+        unseen.append((drafted, accepted.tolist(), measured, following > 0))
+        plain += (batch + int(accepted.sum())) / batch * step_s(batch, 0)
+        emitted += 1
+        spent += seconds
+        lengths.append(drafted)
+        drafted = following
+        if len(unseen) > 1:
+            before, came, took_s, followed = unseen.pop(0)
+            length.observe([before] * len(came), came, step_time_s=took_s, drafts_follow=followed)
+    return lengths, plain / spent
+
+
+DRAINING = [max(1, round(98 * (1 - step / 400))) for step in range(400)]
+"""98 requests that begin at once, and end one after another."""
+
+
+@pytest.mark.parametrize("right", [0.0, 0.1, 0.3, 0.4])
+@pytest.mark.parametrize("batches", [[128] * 500, DRAINING], ids=["128", "draining"])
+def test_at_128_drafts_that_lose_cost_less_than_two_percent(
+    batches: list[int], right: float
+) -> None:
+    for seed in range(3):
+        _, speed = serve_on_device(BatchDraftLength(CHOICES), batches, right=right, seed=seed)
+        assert speed > 0.98
+
+
+@pytest.mark.parametrize("right", [0.3, 0.45])
+def test_steps_with_drafts_that_take_twice_as_long_are_given_up(right: float) -> None:
+    for seed in range(3):
+        lengths, speed = serve_on_device(
+            BatchDraftLength(CHOICES), [128] * 600, right=right, pieces=True, seed=seed
+        )
+        assert speed > 0.98
+        assert np.mean(np.array(lengths[100:]) > 0) < 0.1
+
+
+def test_at_128_short_drafts_are_taken_where_they_pay() -> None:
+    lengths, speed = serve_on_device(BatchDraftLength(CHOICES), [128] * 600, right=0.6)
+    assert np.median(lengths[100:]) == 1
+    assert speed > 1.1
+
+
+def test_at_8_drafts_are_as_long_as_they_are_nearly_free() -> None:
+    lengths, speed = serve_on_device(BatchDraftLength(CHOICES), [8] * 400, right=0.6)
+    assert 3 <= np.median(lengths[60:]) <= 15
+    assert speed > 1.8
+
+
+def test_a_step_at_whose_end_drafts_are_made_is_no_measure_of_those_without() -> None:
+    length = BatchDraftLength(CHOICES)
+    for _ in range(8):
+        length.observe([0] * 4, [0] * 4, step_time_s=0.02, drafts_follow=True)
+    assert length.budget.undrafted_s(4) is None
+    assert length.costs.baseline_step_s(4) is None
+    length.observe([0] * 4, [0] * 4, step_time_s=0.005, drafts_follow=False)
+    assert length.budget.undrafted_s(4) == 0.005
+
+
+def test_only_lengths_that_are_allowed_are_chosen() -> None:
+    length = BatchDraftLength(CHOICES)
+    chosen = set()
+    for _ in range(200):
+        k = length.choose(4, lambda each: each in (3, 15))
+        chosen.add(k)
+        length.observe([k] * 4, [k] * 4, step_time_s=0.005)
+    assert chosen - {0} == {3, 15}
+    assert length.choose(4, lambda _: False) == 0
+
+
 def test_long_drafts_where_tokens_are_right_and_cheap() -> None:
     length = BatchDraftLength(CHOICES)
     lengths, speed = serve(length, batch=8, steps=400, right=0.9, token_cost=0.01)
-    assert np.median(lengths[100:]) >= 8
+    assert np.median(lengths[100:]) >= 7
     assert speed > 4.0
     assert length.survival()[:3] == pytest.approx([0.9, 0.81, 0.73], abs=0.08)
 
@@ -56,7 +157,7 @@ def test_short_drafts_where_tokens_are_dear() -> None:
     lengths, speed = serve(
         BatchDraftLength(CHOICES), batch=32, steps=400, right=0.7, token_cost=0.25
     )
-    assert 1 <= np.median(lengths[50:]) <= 2
+    assert 1 <= np.median(lengths[50:]) <= 3
     assert speed > 1.15
 
 
@@ -64,7 +165,7 @@ def test_short_drafts_where_tokens_are_dear() -> None:
 def test_no_drafts_within_a_few_steps_where_none_are_right(batch: int) -> None:
     cold = BatchDraftLength(CHOICES)
     lengths, speed = serve(cold, batch=batch, steps=400, right=0.02, token_cost=0.05)
-    assert sum(k > 0 for k in lengths[:20]) <= 12
+    assert sum(lengths[:20]) <= 24, "few, and short"
     assert sum(k > 0 for k in lengths[40:]) <= 60
     assert speed > 0.99
 
@@ -75,7 +176,7 @@ def test_it_falls_back_from_warm_to_cold_and_returns() -> None:
     cold, _ = serve(length, batch=32, steps=200, right=0.005, token_cost=0.02, seed=1)
     assert sum(cold[20:]) <= 2 * len(cold) // 8
     warm, _ = serve(length, batch=32, steps=200, right=0.9, token_cost=0.02, seed=2)
-    assert np.median(warm[60:]) >= 8
+    assert np.median(warm[60:]) >= 7
 
 
 @pytest.mark.parametrize(("batch", "soon"), [(1, 14), (2, 10), (4, 8), (8, 6)])
@@ -86,7 +187,7 @@ def test_a_small_batch_that_turns_cold_drafts_little_within_a_few_steps(
     """Where a token costs little, it takes many that are wrong until it does not pay any more."""
     length = BatchDraftLength(CHOICES)
     warm, _ = serve(length, batch=batch, steps=400, right=0.85, token_cost=0.01, seed=seed)
-    assert np.median(warm[100:]) >= 8, "the test could not fail"
+    assert np.median(warm[100:]) >= 7, "the test could not fail"
     cold, speed = serve(length, batch=batch, steps=300, right=0.0, token_cost=0.01, seed=9 + seed)
     assert np.mean(cold[soon:100]) < 0.5
     assert speed > 0.985
@@ -98,7 +199,7 @@ def test_a_small_batch_that_turns_warm_is_drafted_for_within_a_few_steps(batch: 
     serve(length, batch=batch, steps=300, right=0.9, token_cost=0.01)
     serve(length, batch=batch, steps=300, right=0.0, token_cost=0.01, seed=1)
     warm, _ = serve(length, batch=batch, steps=100, right=0.9, token_cost=0.01, seed=2)
-    assert np.median(warm[30:]) >= 8
+    assert np.median(warm[30:]) >= 7
 
 
 @pytest.mark.parametrize("right", [0.3, 0.5, 0.9])
@@ -118,6 +219,9 @@ def test_new_requests_are_tried_sooner() -> None:
     for is_told in (False, True):
         length = BatchDraftLength((4,))
         serve(length, batch=16, steps=300, right=0.0, token_cost=0.05)
+        while length.choose(16) == 0:  # a try, from which on the next one is waited for
+            length.observe([0] * 16, [0] * 16)
+        length.observe([4] * 16, [0] * 16)
         steps = 0
         while length.choose(16) == 0 and steps < 1000:
             steps += 1
@@ -156,6 +260,5 @@ def test_the_schedule_names_every_length_once(max_num_seqs: int) -> None:
     assert schedule[-1][1:] == (max_num_seqs, 0)
     assert all(a[1] + 1 == b[0] for a, b in pairwise(schedule))
     lengths = [length for _, _, length in schedule]
-    assert lengths == [8, 4, 2, 1, 0][: max_num_seqs - 1] + [0] * (max_num_seqs < 6) or (
-        lengths == [8, 4, 2, 1, 0]
-    )
+    longest = [7, 3, 1]
+    assert lengths == [*longest[: max_num_seqs - 1], 0]

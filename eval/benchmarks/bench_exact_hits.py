@@ -31,7 +31,7 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
-from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server, Timing, alone, ask_all
+from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server, Timing, alone, ask_all
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.redis_server import RedisServer

@@ -23,6 +23,14 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from reprise.eval.benchmarks.serving.load import (
+    MODEL_NAME,
+    SPECULATIVE,
+    Server,
+    alone,
+    ask_all,
+    running,
+)
 from reprise.eval.benchmarks.serving.rounds import (
     Contender,
     alternate,
@@ -34,14 +42,6 @@ from reprise.eval.benchmarks.serving.rounds import (
     tokens_per_s,
 )
 from reprise.eval.benchmarks.serving.servers import ENGINES, EXACT_HITS, Kind, started
-from reprise.eval.benchmarks.serving_load import (
-    MODEL_NAME,
-    SPECULATIVE,
-    Server,
-    alone,
-    ask_all,
-    running,
-)
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from reprise.eval.benchmarks.serving_load import Server, Timing, alone, ask_all, load_of
+from reprise.eval.benchmarks.serving.load import Server, Timing, alone, ask_all, load_of
 from reprise.eval.report.intervals import median_interval
 
 

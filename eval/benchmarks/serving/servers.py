@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server
+from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server
 from reprise.eval.live.redis_server import RedisServer
 
 _READY_WITHIN_S = 300.0

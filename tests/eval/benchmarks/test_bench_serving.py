@@ -11,8 +11,8 @@ import pytest
 from reprise.eval.benchmarks import bench_serving
 from reprise.eval.benchmarks.bench_serving import Contender, Settings, main
 from reprise.eval.benchmarks.serving import rounds
+from reprise.eval.benchmarks.serving.load import Timing, load_of
 from reprise.eval.benchmarks.serving.rounds import alternate, figures_of
-from reprise.eval.benchmarks.serving_load import Timing, load_of
 from reprise.eval.report import serving_report
 from reprise.eval.report.results_csv import read_rows
 from reprise.eval.report.serving_report import save_plots

@@ -21,17 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
 
-import msgspec
 import typer
 
-from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.shared_exact import SharedExact
-from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server, Timing, alone, ask_all
+from reprise.eval.benchmarks.serving.look_ups import FINGERPRINT_WITHIN_S, timed_look_ups
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.redis_server import RedisServer
@@ -39,8 +34,6 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.intervals import median_interval
 from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import RESULTS, append_rows
-from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.in_process.open_tier import open_tier
 
 SECTIONS = ("look-ups", "hits", "miss")
 WHOSE = ("trusted", "verified")
@@ -50,10 +43,8 @@ MISS_KINDS = {
     "redis": {"exact_hits_from_others": "verified"},
 }
 Tick = Callable[[], None]
-_PROMPT_TOKENS, _ANSWER_TOKENS = 200, 200
 RESULTS_FILE = RESULTS / "bench_exact_hits.csv"
 FIELDS = ("section", "from", "requests", "name", "value", "unit", "note")
-_FINGERPRINT_WITHIN_S = 60.0
 # Answers are written behind the reply.
 _WRITTEN_AFTER_S = 3.0
 # Repeats from memory are quick: so many of each question tell their 99th percentile.
@@ -73,7 +64,7 @@ class Begun(NamedTuple):
         self.server.wait()
         self.server.wait_for_retrieval()
         if self.trusts:
-            _wait(lambda: _shared(self.server)["fingerprint"] is not None, _FINGERPRINT_WITHIN_S)
+            _wait(lambda: _shared(self.server)["fingerprint"] is not None, FINGERPRINT_WITHIN_S)
         return self.server
 
 
@@ -91,64 +82,14 @@ def serving(model: str, url: str, **serving: str) -> Iterator[Begun]:
 
 def bench_look_ups(model: str, count: int, tick: Tick) -> list[dict[str, Any]]:
     """Time a look-up that finds an answer of 200 tokens, and one that finds nothing."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    vllm_config = EngineArgs(model=model, dtype=DEMO_DTYPE).create_engine_config()
     rows = []
-    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:
-        for kind, url in (("sqlite", f"sqlite:///{folder}/answers.sqlite"), ("redis", redis.url)):
-            serving = {"exact_hits_from_others": "trusted"}
-            shared = SharedExact(
-                vllm_config,
-                load_config({"serving": serving, "retrieval": {"url": url}}),
-                adapters=AdapterEpochs(),
-                loaded_since_s=time.time(),
-                retrieval=list,
-                errors=ErrorCounter(),
-            )
-            shared.wait(_FINGERPRINT_WITHIN_S)
-            if shared.fingerprint is None:
-                raise RuntimeError("there is no fingerprint of the demo model")
-            _fill(url, shared.fingerprint, count)
-            for name, first, good in (("found", 0, "hit"), ("nothing there", count, "miss")):
-                took_ms = asyncio.run(_look_up(shared, first, count))
-                found = shared.outcomes
-                if found[good] + found["late"] + found["failed"] < count:
-                    raise RuntimeError(f"{name}: of {count} look-ups came {dict(found)}")
-                for quantile, place in (("p50", 0.5), ("p99", 0.99)):
-                    value = took_ms[int(place * (count - 1))]
-                    row = _row("look-ups", kind, took_ms, f"{name}, {quantile}", value, "ms")
-                    rows.append({**row, "note": f"{found[good]} in time"})
-                shared.outcomes.clear()
-                tick()
-            shared.close()
+    for kind, name, took_ms, num_in_time in timed_look_ups(model, count):
+        for quantile, place in (("p50", 0.5), ("p99", 0.99)):
+            value = took_ms[int(place * (count - 1))]
+            row = _row("look-ups", kind, took_ms, f"{name}, {quantile}", value, "ms")
+            rows.append({**row, "note": f"{num_in_time} in time"})
+        tick()
     return rows
-
-
-def _fill(url: str, fingerprint: str, count: int) -> None:
-    tier = open_tier(url)
-    assert tier is not None
-    for number in range(count):
-        answer = Answer.create(
-            prompt_token_ids=[number] * _PROMPT_TOKENS,
-            response_token_ids=list(range(_ANSWER_TOKENS)),
-            finish_reason="stop",
-            exact_key=number.to_bytes(16, "little"),
-        )
-        tier.put([msgspec.structs.replace(answer, fingerprint=fingerprint)])
-    tier.close()
-
-
-async def _look_up(shared: SharedExact, first: int, count: int) -> list[float]:
-    """Return the time of each look-up in ms, the shortest first."""
-    took_ms = []
-    for number in range(first, first + count):
-        request: Any = SimpleNamespace(prompt_token_ids=[number] * _PROMPT_TOKENS)
-        keys = [number.to_bytes(16, "little"), b"limit".ljust(16)]
-        began_s = time.perf_counter()
-        await shared.find(request, "", keys, shared.fingerprint or "")
-        took_ms.append((time.perf_counter() - began_s) * 1e3)
-    return sorted(took_ms)
 
 
 def bench_hits(

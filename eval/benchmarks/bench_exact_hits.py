@@ -15,6 +15,7 @@ to a CSV as soon as it is through.
 
 import asyncio
 import contextlib
+import shutil
 import statistics
 import sys
 import tempfile
@@ -97,24 +98,24 @@ def bench_hits(
 ) -> list[dict[str, Any]]:
     """Generation, repeats from memory, and first repeats by another server."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/answers.sqlite"
-        with serving(model, url, exact_hits_from_others="trusted") as begun:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        with serving(model, _sqlite(folder, "first"), exact_hits_from_others="trusted") as begun:
             made, found = _first_server("sqlite", begun.ready(), questions, max_tokens, tick)
         rows += found
-        how = "after a restart"
+        urls = {}
         for whose in WHOSE:
-            with serving(model, url, exact_hits_from_others=whose) as begun:
-                other = begun.ready()
+            # Each its own: a server that stands still may hold a lock on the file.
+            shutil.copytree(Path(folder, "first"), Path(folder, whose))
+            urls[whose] = _sqlite(folder, whose)
+        others = _servers(stack, model, list(urls.items()))
+        how = "after a restart"
+        for whose, other in zip(WHOSE, others, strict=True):
+            with alone(other, others):
                 rows += _other_server(
                     other, "sqlite", whose, questions, max_tokens, made, how, tick
                 )
     with RedisServer() as redis, contextlib.ExitStack() as stack:
-        all_begun = [
-            stack.enter_context(serving(model, redis.url, exact_hits_from_others=whose))
-            for whose in ("trusted", *WHOSE)
-        ]
-        servers = [begun.ready() for begun in all_begun]
+        servers = _servers(stack, model, [(whose, redis.url) for whose in ("trusted", *WHOSE)])
         with alone(servers[0], servers):
             made, found = _first_server("redis", servers[0], questions, max_tokens, tick)
         rows += found
@@ -123,6 +124,22 @@ def bench_hits(
             with alone(other, servers):
                 rows += _other_server(other, "redis", whose, questions, max_tokens, made, how, tick)
     return rows
+
+
+def _sqlite(folder: str, name: str) -> str:
+    Path(folder, name).mkdir(exist_ok=True)
+    return f"sqlite:///{folder}/{name}/answers.sqlite"
+
+
+def _servers(
+    stack: contextlib.ExitStack, model: str, chosen: Sequence[tuple[str, str]]
+) -> list[Server]:
+    """Start servers side by side, by whose answers they repeat and on which tier."""
+    begun = [
+        stack.enter_context(serving(model, url, exact_hits_from_others=whose))
+        for whose, url in chosen
+    ]
+    return [each.ready() for each in begun]
 
 
 def _first_server(

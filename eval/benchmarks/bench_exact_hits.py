@@ -346,9 +346,9 @@ def measure(
     only: Annotated[
         str, typer.Option(metavar="LIST", help="Sections, separated by commas.")
     ] = ",".join(SECTIONS),
-    requests: Annotated[int, typer.Option(min=4, help="Questions of one run, at most.")] = 64,
+    requests: Annotated[int, typer.Option(min=4, help="Questions of one run, at most.")] = 48,
     look_ups: Annotated[int, typer.Option(min=10, help="Of the section `look-ups`.")] = 1000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 15,
     concurrency: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 8,
     csv: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,

@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROGRAM = Path(__file__).with_name("replay_program.py")
-NUM_PROMPTS = 4
+NUM_PROMPTS = 3
 
 
 @pytest.fixture(scope="module")

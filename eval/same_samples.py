@@ -210,7 +210,8 @@ def _counted(pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, int]:
 def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for heading in ("answers", "temperature", "limits", "differ", "tokens", "drafted", "accepted"):
-        table.add_column(heading, justify="left" if heading in ("answers", "limits") else "right")
+        is_text = heading in ("answers", "limits")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["answers"],

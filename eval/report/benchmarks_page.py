@@ -160,8 +160,8 @@ SECTIONS = (
         title="Samples with a seed",
         about="The same requests with seeds, in batches beside greedy ones and others without a "
         "seed, against plain\nvLLM's first answers to them: plain vLLM once more, and with drafts, "
-        "the second time with each\nrequest's own answer to draft from. Accepted tokens are those of "
-        "all requests, the last time.",
+        "the second time with each\nrequest's own answer to draft from. Accepted tokens are those "
+        "of all requests, the last time.",
         file="same_samples.csv",
         command="python eval/same_samples.py --csv eval/results/same_samples.csv",
         keys=("model", "dtype", "runner", "answers", "temperature", "limits"),

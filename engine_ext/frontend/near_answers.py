@@ -34,12 +34,15 @@ class NearAnswers:
         )
         return True
 
-    def kind(self, request_id: str) -> str:
-        """Return what was found so far: `semantic`, `clause` (parts of the prompt) or `miss`."""
+    def nearest(self, request_id: str) -> tuple[str, float | None]:
+        """Return what was found so far, `semantic`, `clause` (parts of the prompt) or `miss`, and
+        the similarity of the nearest of it."""
         found = self._retriever.poll(request_id)
         if not found:
-            return "miss"
-        return "semantic" if any(answer.kind == "whole" for answer in found) else "clause"
+            return "miss", None
+        similarity = round(float(max(answer.similarity for answer in found)), 4)
+        is_whole = any(answer.kind == "whole" for answer in found)
+        return "semantic" if is_whole else "clause", similarity
 
     def clauses(self, request_id: str) -> "list[FoundClause]":
         """Return the clauses that a request's question was found to have."""

@@ -64,6 +64,8 @@ class TrackedRequest:
         """Whether near answers are searched for here."""
         self.kind = "miss"
         """What the reply reports: exact, verified, semantic, clause or miss."""
+        self.similarity: float | None = None
+        """Of the nearest answer that was there at the first token; None: there was none."""
         self.num_verified = 0
         """Tokens of a stored answer that the model has verified, before it emits any."""
         self.reason: str | None = None
@@ -75,7 +77,7 @@ class TrackedRequest:
     def on_first_token(self) -> None:
         """Note which near answers are there: those help from the first decode step on."""
         if self.retrieves and self._near_answers is not None:
-            self.kind = self._near_answers.kind(self.request_id)
+            self.kind, self.similarity = self._near_answers.nearest(self.request_id)
             if self.kind == "miss" and self.reason is None and self._near_answers.are_warming:
                 self.reason = "warming"
             self._near_answers.kinds[self.kind] += 1

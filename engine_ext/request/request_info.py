@@ -1,12 +1,14 @@
-"""Collects what a client asks to know of its request: drafts by source, and time of retrieval.
+"""Collects what a client asks to know of its request: what the cache had for it, drafts by source,
+and times.
 
 The counts are the worker's, in another process. It stores those of a finished request that asked;
 the engine client fetches them when the last output is there, and delivers that output with them.
 """
 
 import json
+import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -72,6 +74,17 @@ class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     None where they were not searched for from here, or where that had not ended."""
     clauses: tuple[ClauseInfo, ...] = ()
     """Of the question; left out where it asks one thing."""
+    similarity: float | None = None
+    """Of the nearest answer that was there at the first token, of the whole question or of a part;
+    left out where there was none, as of an exact hit."""
+    took_ms: float = 0.0
+    """From where the engine client takes the request until its last output is there; of several,
+    the longest."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether nothing was generated: all of it came from the cache or from another request."""
+        return self.cache == ("exact",)
 
     def as_json(self) -> str:
         """Return the value of the reply's header, in ASCII."""
@@ -82,6 +95,7 @@ class InfoSource(Protocol):
     """What is known here of one request to the engine."""
 
     kind: str
+    similarity: float | None
 
     def retrieval_ms(self) -> float | None:
         """Return the time of retrieval in milliseconds; see `RequestInfo`."""
@@ -94,6 +108,7 @@ class InfoCollector:
     """Collects the information on one request."""
 
     def __init__(self) -> None:
+        self._began_s = time.monotonic()
         self._generations: list[InfoSource] = []
         self._ids: list[str] = []
         self.namespace: str | None = None
@@ -116,6 +131,7 @@ class InfoCollector:
 
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""
+        took_ms = (time.monotonic() - self._began_s) * 1e3
         found = await fetch(self._ids)
         self.records = [
             each.record
@@ -129,12 +145,14 @@ class InfoCollector:
                 RequestInfo(
                     cache=tuple(each.kind for each in self._generations) or ("miss",),
                     drafts=_sum(counts) if counts is not None else None,
-                    retrieval_ms=max((ms for ms in times_ms if ms is not None), default=None),
+                    retrieval_ms=_largest(times_ms),
                     clauses=tuple(
                         ClauseInfo(_shortened(clause.text), clause.connective)
                         for generation in self._generations
                         for clause in generation.clauses()
                     ),
+                    similarity=_largest(each.similarity for each in self._generations),
+                    took_ms=round(took_ms, 3),
                 )
             ]
         )
@@ -201,16 +219,21 @@ def merged(infos: Sequence[RequestInfo]) -> RequestInfo:
     """
     kinds = {kind for info in infos for kind in info.cache}
     counts = [info.drafts for info in infos if info.drafts is not None]
-    times_ms = [info.retrieval_ms for info in infos if info.retrieval_ms is not None]
     return RequestInfo(
         cache=tuple(kind for kind in CACHE_KINDS if kind in kinds),
         drafts=_sum(counts) if len(counts) == len(infos) else None,
-        retrieval_ms=max(times_ms, default=None),
+        retrieval_ms=_largest(info.retrieval_ms for info in infos),
         # Choices of one prompt have the same.
         clauses=tuple(dict.fromkeys(clause for info in infos for clause in info.clauses))[
             :_MAX_CLAUSES
         ],
+        similarity=_largest(info.similarity for info in infos),
+        took_ms=max(info.took_ms for info in infos),
     )
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _shortened(text: str) -> str:

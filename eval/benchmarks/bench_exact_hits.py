@@ -9,149 +9,156 @@ memory, then by two others from the tier, by one that trusts it and by one that 
 finds, which then generates once more with the same answer as a draft: after a restart with SQLite,
 beside the first with Redis) and `miss` (throughput of what nobody has asked before: exact hits off,
 in memory, and in memory and Redis, in rounds, forwards and backwards by turns, while the other
-servers stand still). Rows are appended to a CSV.
+servers stand still). Answers are compared before anything is counted. A section's rows are appended
+to a CSV as soon as it is through.
 """
 
 import asyncio
 import contextlib
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-import msgspec
 import typer
 
-from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.frontend.shared_exact import SharedExact
-from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
-from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server, Timing, alone, ask_all
+from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server, Timing, alone, ask_all
+from reprise.eval.benchmarks.serving.look_ups import FINGERPRINT_WITHIN_S, timed_look_ups
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.redis_server import RedisServer
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.intervals import median_interval
+from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import RESULTS, append_rows
-from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.in_process.open_tier import open_tier
 
 SECTIONS = ("look-ups", "hits", "miss")
-_PROMPT_TOKENS, _ANSWER_TOKENS = 200, 200
+WHOSE = ("trusted", "verified")
+MISS_KINDS = {
+    "off": {"exact_hits": "off"},
+    "memory": {"exact_hits_from_others": "off"},
+    "redis": {"exact_hits_from_others": "verified"},
+}
+Tick = Callable[[], None]
 RESULTS_FILE = RESULTS / "bench_exact_hits.csv"
 FIELDS = ("section", "from", "requests", "name", "value", "unit", "note")
-_FINGERPRINT_WITHIN_S = 60.0
 # Answers are written behind the reply.
 _WRITTEN_AFTER_S = 3.0
+# Repeats from memory are quick: so many of each question tell their 99th percentile.
+_REPEATS = 5
+_TICKS_OF_HITS = 2 * (2 + 3)
 _WITHOUT_DRAFTS = {"x-reprise-drafts": "off"}
 
 
+class Begun(NamedTuple):
+    """A server that has been started, and may not answer yet."""
+
+    server: Server
+    trusts: bool
+
+    def ready(self) -> Server:
+        """Wait until it answers, searches, and shares if it is to."""
+        self.server.wait()
+        self.server.wait_for_retrieval()
+        if self.trusts:
+            _wait(lambda: _shared(self.server)["fingerprint"] is not None, FINGERPRINT_WITHIN_S)
+        return self.server
+
+
 @contextlib.contextmanager
-def serving(model: str, url: str, **serving: str) -> Iterator[Server]:
-    """A server of ours on this tier, ready to share if it shares; `serving`: its settings."""
+def serving(model: str, url: str, **serving: str) -> Iterator[Begun]:
+    """Start a server of ours on this tier; `serving`: its settings."""
     environment = {f"REPRISE_SERVING__{name.upper()}": value for name, value in serving.items()}
     environment |= {"REPRISE_RETRIEVAL__URL": url}
     server = Server(model, SPECULATIVE["reprise"], dtype=DEMO_DTYPE, environment=environment)
     try:
-        server.wait()
-        server.wait_for_retrieval()
-        if serving.get("exact_hits_from_others") == "trusted":
-            _wait(lambda: _shared(server)["fingerprint"] is not None, _FINGERPRINT_WITHIN_S)
-        yield server
+        yield Begun(server, serving.get("exact_hits_from_others") == "trusted")
     finally:
         server.stop()
 
 
-def bench_look_ups(model: str, count: int) -> list[dict[str, Any]]:
+def bench_look_ups(model: str, count: int, tick: Tick) -> list[dict[str, Any]]:
     """Time a look-up that finds an answer of 200 tokens, and one that finds nothing."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    vllm_config = EngineArgs(model=model, dtype=DEMO_DTYPE).create_engine_config()
     rows = []
-    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:
-        for kind, url in (("sqlite", f"sqlite:///{folder}/answers.sqlite"), ("redis", redis.url)):
-            serving = {"exact_hits_from_others": "trusted"}
-            shared = SharedExact(
-                vllm_config,
-                load_config({"serving": serving, "retrieval": {"url": url}}),
-                adapters=AdapterEpochs(),
-                loaded_since_s=time.time(),
-                retrieval=list,
-                errors=ErrorCounter(),
-            )
-            shared.wait(_FINGERPRINT_WITHIN_S)
-            if shared.fingerprint is None:
-                raise RuntimeError("there is no fingerprint of the demo model")
-            _fill(url, shared.fingerprint, count)
-            for name, first, good in (("found", 0, "hit"), ("nothing there", count, "miss")):
-                took_ms = asyncio.run(_look_up(shared, first, count))
-                found = shared.outcomes
-                if found[good] + found["late"] + found["failed"] < count:
-                    raise RuntimeError(f"{name}: of {count} look-ups came {dict(found)}")
-                for quantile, place in (("p50", 0.5), ("p99", 0.99)):
-                    value = took_ms[int(place * (count - 1))]
-                    row = _row("look-ups", kind, took_ms, f"{name}, {quantile}", value, "ms")
-                    rows.append({**row, "note": f"{found[good]} in time"})
-                shared.outcomes.clear()
-            shared.close()
+    for kind, name, took_ms, num_others in timed_look_ups(model, count):
+        for quantile, place in (("p50", 0.5), ("p99", 0.99)):
+            value = took_ms[int(place * (count - 1))]
+            row = _row("look-ups", kind, took_ms, f"{name}, {quantile}", value, "ms")
+            rows.append({**row, "note": f"{num_others} more not in time"})
+        tick()
     return rows
 
 
-def _fill(url: str, fingerprint: str, count: int) -> None:
-    tier = open_tier(url)
-    assert tier is not None
-    for number in range(count):
-        answer = Answer.create(
-            prompt_token_ids=[number] * _PROMPT_TOKENS,
-            response_token_ids=list(range(_ANSWER_TOKENS)),
-            finish_reason="stop",
-            exact_key=number.to_bytes(16, "little"),
-        )
-        tier.put([msgspec.structs.replace(answer, fingerprint=fingerprint)])
-    tier.close()
-
-
-async def _look_up(shared: SharedExact, first: int, count: int) -> list[float]:
-    """Return the time of each look-up in ms, the shortest first."""
-    took_ms = []
-    for number in range(first, first + count):
-        request: Any = SimpleNamespace(prompt_token_ids=[number] * _PROMPT_TOKENS)
-        keys = [number.to_bytes(16, "little"), b"limit".ljust(16)]
-        began_s = time.perf_counter()
-        await shared.find(request, "", keys, shared.fingerprint or "")
-        took_ms.append((time.perf_counter() - began_s) * 1e3)
-    return sorted(took_ms)
-
-
-def bench_hits(model: str, questions: Sequence[str], max_tokens: int) -> list[dict[str, Any]]:
+def bench_hits(
+    model: str, questions: Sequence[str], max_tokens: int, tick: Tick
+) -> list[dict[str, Any]]:
     """Generation, repeats from memory, and first repeats by another server."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:
-        for kind, url in (("sqlite", f"sqlite:///{folder}/answers.sqlite"), ("redis", redis.url)):
-            with contextlib.ExitStack() as first:
-                one = first.enter_context(serving(model, url, exact_hits_from_others="trusted"))
-                _ask(one, questions[:2], max_tokens, {"x-reprise-cache": "off"})  # warm up
-                made = _ask(one, questions, max_tokens, _WITHOUT_DRAFTS)
-                again = _ask(one, questions, max_tokens)
-                _check(made, again, one, num_exact=len(questions))
-                rows += _rows("generated", made, note=f"tier: {kind}")
-                rows += _rows("memory", again, note=f"tier: {kind}")
-                time.sleep(_WRITTEN_AFTER_S)
-                if kind == "sqlite":
-                    first.close()
-                how = "after a restart" if kind == "sqlite" else "from a second replica"
-                for whose in ("trusted", "verified"):
-                    with contextlib.ExitStack() as second:
-                        two = second.enter_context(
-                            serving(model, url, exact_hits_from_others=whose)
-                        )
-                        if kind == "redis":
-                            second.enter_context(alone(two, [one, two]))
-                        rows += _other_server(two, kind, whose, questions, max_tokens, made, how)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        with serving(model, _sqlite(folder, "first"), exact_hits_from_others="trusted") as begun:
+            made, found = _first_server("sqlite", begun.ready(), questions, max_tokens, tick)
+        rows += found
+        urls = {}
+        for whose in WHOSE:
+            # Each its own: a server that stands still may hold a lock on the file.
+            shutil.copytree(Path(folder, "first"), Path(folder, whose))
+            urls[whose] = _sqlite(folder, whose)
+        others = _servers(stack, model, list(urls.items()))
+        how = "after a restart"
+        for whose, other in zip(WHOSE, others, strict=True):
+            with alone(other, others):
+                rows += _other_server(
+                    other, "sqlite", whose, questions, max_tokens, made, how, tick
+                )
+    with RedisServer() as redis, contextlib.ExitStack() as stack:
+        servers = _servers(stack, model, [(whose, redis.url) for whose in ("trusted", *WHOSE)])
+        with alone(servers[0], servers):
+            made, found = _first_server("redis", servers[0], questions, max_tokens, tick)
+        rows += found
+        how = "from a second replica"
+        for whose, other in zip(WHOSE, servers[1:], strict=True):
+            with alone(other, servers):
+                rows += _other_server(other, "redis", whose, questions, max_tokens, made, how, tick)
     return rows
+
+
+def _sqlite(folder: str, name: str) -> str:
+    Path(folder, name).mkdir(exist_ok=True)
+    return f"sqlite:///{folder}/{name}/answers.sqlite"
+
+
+def _servers(
+    stack: contextlib.ExitStack, model: str, chosen: Sequence[tuple[str, str]]
+) -> list[Server]:
+    """Start servers side by side, by whose answers they repeat and on which tier."""
+    begun = [
+        stack.enter_context(serving(model, url, exact_hits_from_others=whose))
+        for whose, url in chosen
+    ]
+    return [each.ready() for each in begun]
+
+
+def _first_server(
+    kind: str, server: Server, questions: Sequence[str], max_tokens: int, tick: Tick
+) -> tuple[list[Timing], list[dict[str, Any]]]:
+    """Have a server generate, and repeat from memory; what it has generated, and rows of it."""
+    _ask(server, questions[:2], max_tokens, {"x-reprise-cache": "off"})  # warm up
+    made = _ask(server, questions, max_tokens, _WITHOUT_DRAFTS)
+    tick()
+    again: list[Timing] = []
+    for number in range(1, _REPEATS + 1):
+        repeated = _ask(server, questions, max_tokens)
+        _check(made, repeated, server, num_exact=number * len(questions))
+        again += repeated
+    tick()
+    note = f"tier: {kind}"
+    rows = _rows("generated", made, note=note) + _rows("memory", again, note=note)
+    time.sleep(_WRITTEN_AFTER_S)
+    return made, rows
 
 
 def _other_server(
@@ -162,6 +169,7 @@ def _other_server(
     max_tokens: int,
     made: Sequence[Timing],
     how: str,
+    tick: Tick,
 ) -> list[dict[str, Any]]:
     """What a server makes of answers that another one has generated."""
     _ask(server, ["What is new?", "What else?"], max_tokens, {"x-reprise-cache": "off"})  # warm up
@@ -169,6 +177,7 @@ def _other_server(
     found = _ask(server, questions, max_tokens)
     counts = _counts(server)
     _check(made, found, server, num_exact=0)
+    tick()
     rows = _rows(source, found, note=f"first repeat {how}")
     name = "exact" if whose == "trusted" else "verified"
     rows.append(_row("hits", source, found, f"{name} {how}", counts.get(name, 0), "requests"))
@@ -178,29 +187,33 @@ def _other_server(
         rows.append(_row("hits", source, found, "share of tokens verified", share, ""))
         drafted = _ask(server, questions, max_tokens, {"x-reprise-cache": "off"})
         _check(made, drafted, server, num_exact=0)
+        tick()
         rows += _rows("drafted", drafted, note=f"from the same answers, tier: {kind}")
     return rows
 
 
 def bench_miss(
-    model: str, questions: Sequence[str], max_tokens: int, *, rounds: int, concurrency: int
+    model: str,
+    questions: Sequence[str],
+    max_tokens: int,
+    tick: Tick,
+    *,
+    rounds: int,
+    concurrency: int,
 ) -> list[dict[str, Any]]:
     """Throughput of misses: exact hits off, in memory, in memory and Redis."""
-    kinds = {
-        "off": {"exact_hits": "off"},
-        "memory": {"exact_hits_from_others": "off"},
-        "redis": {"exact_hits_from_others": "verified"},
-    }
-    speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    speeds: dict[str, list[float]] = {kind: [] for kind in MISS_KINDS}
+    texts: dict[str, list[str]] = {}
     with contextlib.ExitStack() as stack:
-        servers = {
+        begun = {
             kind: stack.enter_context(
                 serving(model, stack.enter_context(RedisServer()).url, **settings)
             )
-            for kind, settings in kinds.items()
+            for kind, settings in MISS_KINDS.items()
         }
+        servers = {kind: each.ready() for kind, each in begun.items()}
         for number in range(-1, rounds):  # the first one warms up
-            for kind in list(kinds)[:: -1 if number % 2 else 1]:
+            for kind in list(servers)[:: -1 if number % 2 else 1]:
                 with alone(servers[kind], list(servers.values())):
                     timings, wall_s = asyncio.run(
                         ask_all(
@@ -212,22 +225,40 @@ def bench_miss(
                             salt_prefix=f"{kind}-{number}",
                         )
                     )
+                said = [timing.text for timing in timings]
+                if said != texts.setdefault("first", said):
+                    raise RuntimeError(f"answers differ in round {number} of {kind}")
                 if number >= 0:
                     speeds[kind].append(sum(t.output_tokens for t in timings) / wall_s)
+                tick()
+        if hits := {kind: n for kind, each in servers.items() if (n := _num_hits(each))}:
+            raise RuntimeError(f"expected misses alone, came {hits}")
         shared = _shared(servers["redis"])
-    rows = []
-    for kind, own in speeds.items():
-        note = f"{min(own):.0f} to {max(own):.0f}, {concurrency} at once"
-        speed = _row("miss", kind, questions, "throughput, median", statistics.median(own), "tok/s")
-        rows.append({**speed, "note": note})
-        ratios = [a / b for a, b in zip(own, speeds["off"], strict=True)]
-        ratio = statistics.median(ratios)
-        row = _row("miss", kind, questions, "throughput / off, median of rounds", ratio, "x")
-        rows.append({**row, "note": f"{min(ratios):.3f} to {max(ratios):.3f}"})
     looked_up = {name: shared.get(name, 0) for name in ("miss", "late", "busy", "failed", "hit")}
     note = ", ".join(f"{count} {name}" for name, count in looked_up.items())
     row = _row("miss", "redis", questions, "look-ups", sum(looked_up.values()), "requests")
-    return [*rows, {**row, "note": note}]
+    return [*_miss_rows(speeds, questions, concurrency), {**row, "note": note}]
+
+
+def _miss_rows(
+    speeds: dict[str, list[float]], questions: Sequence[str], concurrency: int
+) -> list[dict[str, Any]]:
+    """Rows of each kind's tokens/s by round, alone and to those with exact hits off."""
+    rows = []
+    for kind, own in speeds.items():
+        note = f"{min(own):.0f} to {max(own):.0f}, {concurrency} at once, {len(own)} rounds"
+        speed = _row("miss", kind, questions, "throughput, median", statistics.median(own), "tok/s")
+        rows.append({**speed, "note": note})
+        if kind == "off":
+            continue
+        ratios = [a / b for a, b in zip(own, speeds["off"], strict=True)]
+        name = "throughput / off, median of rounds"
+        row = _row("miss", kind, questions, name, statistics.median(ratios), "x")
+        note = f"rounds: {min(ratios):.3f} to {max(ratios):.3f}"
+        if (interval := median_interval(ratios)) is not None:
+            note = f"95% sure: {interval[0]:.3f} to {interval[1]:.3f}; {note}"
+        rows.append({**row, "note": note})
+    return rows
 
 
 def _ask(
@@ -258,6 +289,11 @@ def _check(
 def _counts(server: Server) -> dict[str, Any]:
     counts: dict[str, Any] = server.stats()["front_end"]["counts"]
     return counts
+
+
+def _num_hits(server: Server) -> int:
+    counts = _counts(server)
+    return sum(int(counts.get(name, 0)) for name in ("exact", "verified", "followed"))
 
 
 def _shared(server: Server) -> dict[str, Any]:
@@ -310,12 +346,13 @@ def measure(
     only: Annotated[
         str, typer.Option(metavar="LIST", help="Sections, separated by commas.")
     ] = ",".join(SECTIONS),
-    requests: Annotated[int, typer.Option(min=4, help="Questions of one run, at most.")] = 64,
+    requests: Annotated[int, typer.Option(min=4, help="Questions of one run, at most.")] = 48,
     look_ups: Annotated[int, typer.Option(min=10, help="Of the section `look-ups`.")] = 1000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 15,
     concurrency: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 8,
     csv: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> int:
     """Measure exact hits on real servers with the demo model."""
     sections = [section.strip() for section in only.split(",")]
@@ -323,18 +360,34 @@ def measure(
         raise InputError(f"--only: expected some of {', '.join(SECTIONS)}, got {min(unknown)}")
     model = str(demo_model_path())
     questions = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:requests]
-    rows = []
-    if "look-ups" in sections:
-        rows += bench_look_ups(model, count=look_ups)
-    if "hits" in sections:
-        rows += bench_hits(model, questions, max_tokens)
-    if "miss" in sections:
-        rows += bench_miss(model, questions, max_tokens, rounds=rounds, concurrency=concurrency)
+
+    def look_up(stage: Stage) -> list[dict[str, Any]]:
+        with stage("look-ups", 4) as tick:
+            return bench_look_ups(model, look_ups, tick)
+
+    def hit(stage: Stage) -> list[dict[str, Any]]:
+        with stage("hits", _TICKS_OF_HITS) as tick:
+            return bench_hits(model, questions, max_tokens, tick)
+
+    def miss(stage: Stage) -> list[dict[str, Any]]:
+        with stage("miss", len(MISS_KINDS) * (rounds + 1)) as tick:
+            return bench_miss(
+                model, questions, max_tokens, tick, rounds=rounds, concurrency=concurrency
+            )
+
+    with progress_stages(quiet=quiet) as stage:
+        for name, bench in zip(SECTIONS, (look_up, hit, miss), strict=True):
+            if name in sections:
+                rows = bench(stage)
+                append_rows(csv, rows, fields=FIELDS)
+                _show(rows)
+    return 0
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         name = f"{row['section']}: {row['from']}, {row['name']}"
         typer.echo(f"{name:60} {row['value']:>10} {row['unit']:9} {row.get('note', '')}")
-    append_rows(csv, rows, fields=FIELDS)
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 
-from reprise.eval.benchmarks.serving_load import (
+from reprise.eval.benchmarks.serving.load import (
     SPECULATIVE,
     Server,
     Timing,

@@ -7,7 +7,9 @@
 
 Sections: `exact` (time to first token and speed of exact hits), `miss` (throughput of what is not
 in the cache against plain vLLM), `methods` (throughput and latency by method and concurrency, and
-near answers in time). The servers that are compared run side by side and are asked in rounds,
+near answers in time), `repeats` (every question comes twice: exact hits off, in memory, in memory
+and Redis), `engines` (the same questions on one engine, on two data parallel ones, and behind two
+API server processes). The servers that are compared run side by side and are asked in rounds,
 forwards and backwards by turns, while the others stand still. Rows are appended to a CSV.
 """
 
@@ -15,22 +17,31 @@ import asyncio
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from reprise.eval.benchmarks.serving_load import (
+from reprise.eval.benchmarks.serving.load import (
     MODEL_NAME,
     SPECULATIVE,
     Server,
-    Timing,
     alone,
     ask_all,
-    load_of,
     running,
 )
+from reprise.eval.benchmarks.serving.rounds import (
+    Contender,
+    alternate,
+    figure_row,
+    figures_of,
+    p50_ms,
+    ratio,
+    texts,
+    tokens_per_s,
+)
+from reprise.eval.benchmarks.serving.servers import ENGINES, EXACT_HITS, Kind, started
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
@@ -38,7 +49,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.eval.report.serving_report import save_plots, show
 
-SECTIONS = ("exact", "miss", "methods")
+SECTIONS = ("exact", "miss", "methods", "repeats", "engines")
 RESULTS_FILE = RESULTS / "bench_serving.csv"
 FIELDS = (
     "model", "requests", "section", "method", "concurrency", "name", "value", "unit", "note",
@@ -76,10 +87,12 @@ def bench_exact(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]
     if changed:
         raise RuntimeError(f"{changed} of {len(hits)} exact hits differ from what was generated")
     return [
-        _row("exact", "first token of a hit, p50", _p50_ms([hit.first_token_s for hit in hits])),
-        _row("exact", "whole hit, p50", _p50_ms([hit.whole_s for hit in hits])),
-        _row("exact", "whole generation, p50", _p50_ms([made.whole_s for made in generated])),
-        _row(
+        figure_row(
+            "exact", "first token of a hit, p50", p50_ms([hit.first_token_s for hit in hits])
+        ),
+        figure_row("exact", "whole hit, p50", p50_ms([hit.whole_s for hit in hits])),
+        figure_row("exact", "whole generation, p50", p50_ms([made.whole_s for made in generated])),
+        figure_row(
             "exact",
             "generation / hit, median",
             statistics.median(
@@ -87,28 +100,8 @@ def bench_exact(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]
             ),
             unit="x",
         ),
-        _row("exact", "identical answers", 100.0, unit="%"),
+        figure_row("exact", "identical answers", 100.0, unit="%"),
     ]
-
-
-class Contender(NamedTuple):
-    """A way to serve."""
-
-    name: str
-    server: Server
-    headers: dict[str, str]
-
-
-class Round(NamedTuple):
-    """What one contender made of one round's questions."""
-
-    timings: list[Timing]
-    wall_s: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Output tokens per second."""
-        return load_of(self.timings, self.wall_s).tokens_per_s
 
 
 def bench_miss(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]:
@@ -129,22 +122,26 @@ def bench_miss(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]
             asyncio.run(ask_all(each.server, questions, concurrency=8, max_tokens=8, headers={}))
         for concurrency in settings.concurrency:
             questions_by_round = [questions] * settings.rounds
-            rounds = _alternate(
-                settings, contenders, questions_by_round, concurrency, own_salts=True
+            rounds = alternate(
+                contenders,
+                questions_by_round,
+                concurrency=concurrency,
+                max_tokens=settings.max_tokens,
+                own_salts=True,
             )
-            wanted = _texts(rounds[0]["plain vLLM"])
+            wanted = texts(rounds[0]["plain vLLM"])
             for by_name in rounds:
                 for name, given in by_name.items():
-                    if _texts(given) != wanted:
+                    if texts(given) != wanted:
                         raise RuntimeError(
                             f"at concurrency {concurrency} answers of {name!r} differ from plain "
                             "vLLM's"
                         )
             for each in contenders:
-                row = _tokens_per_s("miss", "throughput, median", rounds, each.name)
+                row = tokens_per_s("miss", "throughput, median", rounds, each.name)
                 found.append({**row, "method": each.name, "concurrency": concurrency})
                 if each.server is not plain:
-                    row = _ratio("miss", rounds, each.name, "plain vLLM")
+                    row = ratio("miss", rounds, each.name, "plain vLLM")
                     found.append({**row, "method": each.name, "concurrency": concurrency})
     return found
 
@@ -166,16 +163,18 @@ def bench_methods(settings: Settings, rows: list[TraceRow]) -> list[dict[str, An
             Contender(method, server, _GENERATE)
             for method, server in zip(settings.methods, servers, strict=True)
         ]
-        _alternate(settings, contenders, [warm], 8)
+        alternate(contenders, [warm], concurrency=8, max_tokens=settings.max_tokens)
         questions_by_round = [fresh[n::num_rounds][: settings.requests] for n in range(num_rounds)]
         for index, concurrency in enumerate(settings.concurrency):
             own = questions_by_round[index :: len(settings.concurrency)]
             before = {each.name: _near_answers(each) for each in contenders}
-            rounds = _alternate(settings, contenders, own, concurrency)
+            rounds = alternate(
+                contenders, own, concurrency=concurrency, max_tokens=settings.max_tokens
+            )
             for each in contenders:
-                figures = _figures_of_method(rounds, each.name, settings.methods[0])
+                figures = figures_of("methods", rounds, each.name, settings.methods[0])
                 for name, share in _shares_in_time(before[each.name], _near_answers(each)).items():
-                    figures.append(_row("methods", name, share, unit="%"))
+                    figures.append(figure_row("methods", name, share, unit="%"))
                 found += [
                     {**row, "method": each.name, "concurrency": concurrency} for row in figures
                 ]
@@ -186,78 +185,41 @@ def bench_methods(settings: Settings, rows: list[TraceRow]) -> list[dict[str, An
     return found
 
 
-def _alternate(
-    settings: Settings,
-    contenders: Sequence[Contender],
-    questions_by_round: Sequence[Sequence[str]],
-    concurrency: int,
-    *,
-    own_salts: bool = False,
-) -> list[dict[str, Round]]:
-    """Every round by contender; every other one runs backwards, so that what drifts evenly on the
-    machine cancels. `own_salts`: each question in a namespace of its own."""
-    servers = [each.server for each in contenders]
-    rounds = []
-    for number, questions in enumerate(questions_by_round):
-        by_name = {}
-        for each in contenders[:: -1 if number % 2 else 1]:
-            salt_prefix = (
-                f"{each.name.replace(' ', '-')}-{concurrency}-{number}" if own_salts else None
-            )
-            with alone(each.server, servers):
-                timings, wall_s = asyncio.run(
-                    ask_all(
-                        each.server,
-                        questions,
-                        concurrency=concurrency,
-                        max_tokens=settings.max_tokens,
-                        headers=each.headers,
-                        salt_prefix=salt_prefix,
-                    )
-                )
-            by_name[each.name] = Round(timings, wall_s)
-        rounds.append(by_name)
-    return rounds
+def bench_repeats(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]:
+    """Traffic in which every question comes twice, with exact hits off, in memory, in Redis too."""
+    return _on_servers("repeats", EXACT_HITS, settings, rows)
 
 
-def _figures_of_method(
-    rounds: Sequence[dict[str, Round]], name: str, first: str
+def bench_engines(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]]:
+    """The same traffic on servers of several engines or several processes."""
+    return _on_servers("engines", ENGINES, settings, rows)
+
+
+def _on_servers(
+    section: str, kinds: Mapping[str, Kind], settings: Settings, rows: list[TraceRow]
 ) -> list[dict[str, Any]]:
-    """A method's speed, and what its requests took; `first` is the method it is compared with."""
-    timings = [timing for by_name in rounds for timing in by_name[name].timings]
-    load = load_of(timings, sum(by_name[name].wall_s for by_name in rounds))
-    wanted = [text for by_name in rounds for text in _texts(by_name[first])]
-    answers = [timing.text for timing in timings]
-    same = sum(map(str.__eq__, answers, wanted))
-    return [
-        _tokens_per_s("methods", "tokens_per_s", rounds, name),
-        *([] if name == first else [_ratio("methods", rounds, name, first)]),
-        _row("methods", "first_token_ms_p50", load.first_token_ms_p50),
-        _row("methods", "whole_ms_p50", load.whole_ms_p50),
-        _row("methods", "whole_ms_p99", load.whole_ms_p99),
-        _row("methods", f"answers as with {first}", 100.0 * same / len(answers), unit="%"),
-    ]
-
-
-def _texts(given: Round) -> list[str]:
-    return [timing.text for timing in given.timings]
-
-
-def _tokens_per_s(
-    section: str, figure: str, rounds: Sequence[dict[str, Round]], name: str
-) -> dict[str, Any]:
-    speeds = [by_name[name].tokens_per_s for by_name in rounds]
-    note = f"{min(speeds):.0f} to {max(speeds):.0f}"
-    return _row(section, figure, statistics.median(speeds), unit="tok/s", note=note)
-
-
-def _ratio(
-    section: str, rounds: Sequence[dict[str, Round]], name: str, first: str
-) -> dict[str, Any]:
-    ratios = [by_name[name].tokens_per_s / by_name[first].tokens_per_s for by_name in rounds]
-    note = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    figure = f"throughput / {first}, median of rounds"
-    return _row(section, figure, statistics.median(ratios), unit="x", note=note)
+    """Each question twice, a round's worth of others between; each round has its own."""
+    questions = list(dict.fromkeys(row.prompt for row in rows))
+    num_rounds = settings.rounds * len(settings.concurrency)
+    per_round = max(1, settings.requests // 2)
+    if len(questions) < num_rounds + 1:
+        raise RuntimeError(f"expected a question for each of {num_rounds} rounds")
+    warm, *questions = questions
+    found = []
+    with started(settings.model, kinds, dtype=settings.dtype) as servers:
+        contenders = [Contender(name, server, {}) for name, server in servers.items()]
+        alternate(contenders, [[warm] * 4], concurrency=1, max_tokens=settings.max_tokens)
+        for index, concurrency in enumerate(settings.concurrency):
+            numbers = range(index, num_rounds, len(settings.concurrency))
+            own = [questions[number::num_rounds][:per_round] * 2 for number in numbers]
+            rounds = alternate(
+                contenders, own, concurrency=concurrency, max_tokens=settings.max_tokens
+            )
+            for each in contenders:
+                figures = figures_of(section, rounds, each.name, contenders[0].name)
+                common = {"method": each.name, "concurrency": concurrency}
+                found += [{**row, **common} for row in figures]
+    return found
 
 
 def _near_answers(contender: Contender) -> dict[str, Any] | None:
@@ -290,16 +252,6 @@ def _run_vllm_bench(server: Server, settings: Settings) -> None:
     arguments += ["--dataset-name", "random", "--random-input-len", "64", "--temperature", "0"]
     arguments += ["--random-output-len", "64", "--num-prompts", str(settings.requests)]
     subprocess.run([sys.executable, "-c", command, *arguments], check=True)
-
-
-def _row(
-    section: str, name: str, value: float, *, unit: str = "ms", note: str = ""
-) -> dict[str, Any]:
-    return {"section": section, "name": name, "value": value, "unit": unit, "note": note}
-
-
-def _p50_ms(seconds: Sequence[float]) -> float:
-    return statistics.median(seconds) * 1e3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -352,7 +304,13 @@ def measure(
         rounds=rounds,
         vllm_bench=vllm_bench,
     )
-    sections = {"exact": bench_exact, "miss": bench_miss, "methods": bench_methods}
+    sections = {
+        "exact": bench_exact,
+        "miss": bench_miss,
+        "methods": bench_methods,
+        "repeats": bench_repeats,
+        "engines": bench_engines,
+    }
     chosen = _some_of("--only", only, SECTIONS)
     try:
         rows = make_demo_trace() if trace is None else load_trace(trace)

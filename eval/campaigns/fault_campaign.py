@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reprise.eval.benchmarks.serving_load import MODEL_NAME, Server
+from reprise.eval.benchmarks.serving.load import MODEL_NAME, Server
 from reprise.eval.campaigns.campaign_requests import (
     TENANTS,
     Asked,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from reprise.eval.benchmarks.serving_load import SPECULATIVE, Server, stop_all
+from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server, stop_all
 from reprise.eval.campaigns.campaign_requests import TENANTS
 from reprise.eval.campaigns.fault_kinds import Target, small_file_system
 from reprise.eval.live.redis_server import Proxy, RedisServer

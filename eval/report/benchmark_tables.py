@@ -53,6 +53,22 @@ def identity_table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def samples_table(rows: list[Row]) -> list[list[str]]:
+    """Return a line for each kind of request, with all answers that were compared."""
+    names = list(dict.fromkeys(row["answers"] for row in rows))
+    table = [["model", "temperature", "limits", "requests", *names, "accepted tokens"]]
+    keys = ("model", "dtype", "runner", "temperature", "limits")
+    groups: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), {})[row["answers"]] = row
+    for (model, dtype, runner, *kind), by_name in groups.items():
+        last = list(by_name.values())[-1]
+        differ = [f"{row['differing']} differ" if row else "" for row in map(by_name.get, names)]
+        about = [f"{model}, {dtype}, runner {runner}", *kind, last["requests"]]
+        table.append([*about, *differ, last["accepted"]])
+    return table
+
+
 def replay_table(rows: list[Row]) -> list[list[str]]:
     table = [["trace", "method", "MAL", "acceptance", "drafted per step", "cost", "speedup"]]
     for row in rows:

@@ -33,6 +33,7 @@ from reprise.eval.report.benchmark_tables import (
     number,
     pins_table,
     replay_table,
+    samples_table,
     serving_table,
     step_table,
     upkeep_table,
@@ -154,6 +155,18 @@ SECTIONS = (
         command="python eval/identity.py --csv eval/results/identity.csv",
         keys=("model", "dtype", "method", "at_once", "against", "against_at_once"),
         table=identity_table,
+        where={},
+    ),
+    Section(
+        title="Samples with a seed",
+        about="The same requests with seeds, in batches beside greedy ones and others without a "
+        "seed, against plain\nvLLM's first answers to them: plain vLLM once more, and with drafts, "
+        "the second time with each\nrequest's own answer to draft from. Accepted tokens are those "
+        "of all requests, the last time.",
+        file="same_samples.csv",
+        command="python eval/same_samples.py --csv eval/results/same_samples.csv",
+        keys=("model", "dtype", "runner", "answers", "temperature", "limits"),
+        table=samples_table,
         where={},
     ),
     Section(

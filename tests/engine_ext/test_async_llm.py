@@ -199,10 +199,14 @@ async def who_asks_gets_information(engine: EnhancedAsyncLLM) -> None:
     told = await ask("told", "tell me more", temperature=0, **wants)
     assert told.cache in (("miss",), ("semantic",))
     assert told.retrieval_ms is None or 0 < told.retrieval_ms < 60_000
+    assert (told.similarity is not None) == (told.cache == ("semantic",))
+    assert (told.is_cached, 0 < told.took_ms < 600_000) == (False, True)
     counts = told.drafts.by_source.values()
     assert told.drafts.steps + sum(count.accepted for count in counts) == 59
     again = await ask("again", "tell me more", temperature=0, **wants)
     assert (again.cache, again.drafts.steps, again.retrieval_ms) == (("exact",), 0, None)
+    assert (again.is_cached, again.similarity) == (True, None)
+    assert again.took_ms > 0
     # A stop string ends it here, before the engine knows.
     text = (await generate(engine, "tell me so", "text", RequestOutputKind.FINAL_ONLY))[0]
     stopped = await ask("stopped", "tell me so", temperature=0, stop=[text[20:24]], **wants)

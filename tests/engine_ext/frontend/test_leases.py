@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import pytest
+import redis
 
 pytest.importorskip("vllm")
 
@@ -132,6 +133,32 @@ async def test_a_lost_lease_costs_a_generation(servers: Any) -> None:
     await fetched(one, "r")
     await fetched(two, "s")  # the first one never answers
     assert await asyncio.to_thread(two.ask, emits=(8,)) == ("miss", [8])
+
+
+async def test_a_lease_that_is_lost_on_the_way_costs_a_generation_too(
+    servers: Any, redis_server: Any
+) -> None:
+    one, two = servers(), servers()
+    generates = threading.Event()
+    one.before_generation = lambda _: generates.wait(60)
+    first = asyncio.create_task(asyncio.to_thread(one.ask))
+    while not one.shared._leases:
+        await asyncio.sleep(0.05)
+    second = asyncio.create_task(fetched(two, "s"))
+    while two.shared.outcomes["waited"] < 2:
+        await asyncio.sleep(0.05)
+    with redis.Redis.from_url(redis_server.url) as client:
+        (lease,) = client.scan_iter("*:l:*")
+        client.delete(lease)
+    await asyncio.wait_for(second, LEASE_S / 2)
+    assert two.shared._leases  # it generates as well
+    generates.set()
+    assert await first == ("miss", [5, 6, 7])
+    # What the first one has written is found all the same, before any lease is looked at.
+    assert await asyncio.to_thread(one.retriever.flush, 30)
+    three = servers()
+    await fetched(three, "t")
+    assert three.shared.outcomes["hit"] == 1
 
 
 async def test_without_the_setting_nobody_waits(servers: Any, redis_server: Any) -> None:

@@ -61,10 +61,10 @@ def test_only_prompts_of_token_ids_are_searched_for(
 def test_an_answer_to_the_whole_prompt_counts_before_those_to_its_clauses(
     near_answers: NearAnswers, retriever: Retriever
 ) -> None:
-    assert near_answers.kind("not yet found") == "miss"
+    assert near_answers.nearest("not yet found") == ("miss", None)
     retriever.found = {"none": [], "parts": [near(1), near(2)], "both": [near(2), near(0)]}
-    kinds = [near_answers.kind(name) for name in retriever.found]
-    assert kinds == ["miss", "clause", "semantic"]
+    found = [near_answers.nearest(name) for name in retriever.found]
+    assert found == [("miss", None), ("clause", 0.9), ("semantic", 0.9)]
 
 
 def test_answers_are_stored_for_drafts_only(

@@ -22,8 +22,8 @@ class Seen:
 
     are_warming = False
 
-    def kind(self, request_id: str) -> str:
-        return "miss" if self.are_warming else f"semantic for {request_id}"
+    def nearest(self, request_id: str) -> tuple[str, float | None]:
+        return ("miss", None) if self.are_warming else (f"semantic for {request_id}", 0.8)
 
     def clauses(self, request_id: str) -> list[str]:
         return [f"a clause of {request_id}"]
@@ -86,7 +86,7 @@ def test_its_near_answers_are_counted_at_the_first_token_and_released_at_the_end
     tracked.retrieves = True
     assert tracked.kind == "miss"
     tracked.on_first_token()
-    assert tracked.kind == "semantic for r"
+    assert (tracked.kind, tracked.similarity) == ("semantic for r", 0.8)
     assert tracked.retrieval_ms() == pytest.approx(250, abs=50)
     tracked.on_finish("answer")  # type: ignore[arg-type]
     tracked.on_end()

@@ -1,102 +1,28 @@
 """Stored answers that nothing vouches for: on real engines, of equal and of other weights."""
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.retrieval.api.answer import Answer, token_bytes
-from reprise.retrieval.in_process.open_tier import open_tier
+from reprise.retrieval.api.answer import Answer
+from reprise.tests.engine_ext.frontend.asked_engine import (
+    DELTA,
+    FINAL,
+    Asked,
+    change,
+    num_common,
+    other_weights,
+    put_back,
+    stored,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
-FINAL, DELTA = RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA
 QUESTIONS = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:4]
-
-
-class Asked:
-    """An engine, and what it says."""
-
-    def __init__(self, model: Path, url: str) -> None:
-        self.engine = EnhancedAsyncLLM(
-            model=str(model),
-            served_model_name="demo",
-            dtype="float32",
-            enforce_eager=True,
-            max_num_seqs=4,
-            max_model_len=512,
-            kv_cache_memory_bytes=1 << 28,
-            additional_config={
-                "reprise": {
-                    "retrieval": {"url": url, "embedding_model": "lexical"},
-                    "serving": {"exact_budget_s": 1.0},
-                }
-            },
-        )
-        self._count = 0
-
-    @property
-    def front_end(self) -> Any:
-        return self.engine.front_end
-
-    def counts(self, *names: str) -> tuple[int, ...]:
-        return tuple(self.front_end.counts[name] for name in names)
-
-    async def ask(
-        self, prompt: str, *, kind: RequestOutputKind = FINAL, salt: str = "", **params: Any
-    ) -> tuple[list[int], str, str | None, Any]:
-        """Token ids, text, how it ended."""
-        self._count += 1
-        settings = SamplingParams(
-            output_kind=kind, **{"temperature": 0.0, "max_tokens": 60, **params}
-        )
-        given: Any = {"prompt": prompt, **({"cache_salt": salt} if salt else {})}
-        tokens: list[int] = []
-        text, last = "", None
-        async for last in self.engine.generate(given, settings, f"r{self._count}"):
-            tokens += last.outputs[0].token_ids
-            text += last.outputs[0].text
-        assert last is not None
-        self.last = last
-        return tokens, text, last.outputs[0].finish_reason, last.outputs[0].stop_reason
-
-    async def from_nothing(self, prompt: str, **params: Any) -> Any:
-        """Nothing stored is looked at, nor is a prefix that is cached."""
-        return await self.ask(prompt, **params, extra_args={"reprise_cache": "off"})
-
-    async def written(self) -> None:
-        """Wait until all is in the tier, and forget it here."""
-        assert await asyncio.to_thread(self.engine._retriever.flush, 60)  # type: ignore[union-attr]
-        self.front_end.exact.memory.clear()
-        await self.engine.reset_prefix_cache()
-
-
-def change(url: str, changed: Callable[[list[int]], list[int]]) -> None:
-    """Have the tier say something else."""
-    tier = open_tier(url)
-    assert tier is not None
-    for name in tier.namespaces():
-        for answer in list(tier.exact_answers(name)):
-            token_ids = changed(answer.response_token_ids.tolist())
-            tier.put([msgspec.structs.replace(answer, response_tokens=token_bytes(token_ids))])
-    tier.close()
-
-
-def stored(url: str) -> list[Answer]:
-    tier = open_tier(url)
-    assert tier is not None
-    found = [answer for name in tier.namespaces() for answer in tier.exact_answers(name)]
-    tier.close()
-    return found
 
 
 async def whole_answers(asked: Asked) -> None:
@@ -241,30 +167,40 @@ async def test_answers_are_those_of_the_engine_whatever_is_stored(
         await clients_that_leave(asked)
         await what_is_reported(asked)
         await whatever_is_stored(asked, url)
+        for question in QUESTIONS:
+            await asked.ask(question)
+        await asked.written()
         expected = {q: await asked.from_nothing(q) for q in QUESTIONS}
     finally:
         asked.engine.shutdown()
-    assert stored(url)
-    other = Asked(_other_weights(demo_model, tmp_path / "other"), url)
+    other = Asked(other_weights(demo_model, tmp_path / "other"), url)
     try:
-        differing = 0
-        for question in QUESTIONS:
-            own = await other.from_nothing(question)
-            differing += own != expected[question]
-            assert await other.ask(question, kind=DELTA) == own
-        assert differing > 0
-        assert other.counts("checked") == (len(QUESTIONS),)
-        assert other.front_end.errors.counts() == {}
+        await answers_of_another_model(other, expected, url)
     finally:
         other.engine.shutdown()
 
 
-def _other_weights(model: Path, folder: Path) -> Path:
-    """The model as after more training: most tokens are the same."""
-    shutil.copytree(model, folder)
-    torch.manual_seed(1)
-    weights = load_file(folder / "model.safetensors")
-    for name, tensor in weights.items():
-        weights[name] = tensor + 0.05 * tensor.float().std() * torch.randn_like(tensor)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+async def answers_of_another_model(other: Asked, expected: dict[str, Any], url: str) -> None:
+    """They are verified up to where the two models part, and not a token further."""
+    of_first: list[Answer] = stored(url)
+    parted = num_checked = 0
+    for question in QUESTIONS:
+        own = await other.from_nothing(question)
+        common = num_common(own[0], expected[question][0])
+        parted += 0 < common < len(own[0])
+        for kind in (FINAL, DELTA):
+            put_back(url, of_first)
+            await other.engine.reset_prefix_cache()
+            before = other.counts("checked", "tokens_verified")
+            assert await other.ask(question, kind=kind) == own
+            num_checked += 1
+            assert other.counts("checked", "tokens_verified") == (
+                before[0] + 1,
+                before[1] + common,
+            )
+            if kind is DELTA and common:
+                assert other.pieces[0] >= common  # all that is verified comes at once
+            await other.written()
+    assert parted > 0, "the models say the same: the test could not fail"
+    assert other.counts("checked", "exact") == (num_checked, 0)
+    assert other.front_end.errors.counts() == {}

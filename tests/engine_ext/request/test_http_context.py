@@ -124,12 +124,12 @@ async def test_without_tenants_the_middleware_knows_none() -> None:
 
 def info(kind: str, drafted: int, retrieval_ms: float | None) -> RequestInfo:
     counts = DraftCounts(3, {"corpus": SourceCounts(drafted, 1)})
-    return RequestInfo((kind,), counts, retrieval_ms)
+    return RequestInfo((kind,), counts, retrieval_ms, similarity=0.5, took_ms=7.0)
 
 
 TOLD = (
     b'{"cache":["exact","miss"],"drafts":{"steps":6,"by_source":'
-    b'{"corpus":{"drafted":9,"accepted":2}}},"retrieval_ms":1.5}'
+    b'{"corpus":{"drafted":9,"accepted":2}}},"retrieval_ms":1.5,"similarity":0.5,"took_ms":7.0}'
 )
 
 

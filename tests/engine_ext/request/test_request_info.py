@@ -29,6 +29,7 @@ class Known:
 
     def __init__(self, kind: str, retrieval_ms: float | None) -> None:
         self.kind = kind
+        self.similarity: float | None = None
         self._retrieval_ms = retrieval_ms
         self.found: list[FoundClause] = []
 
@@ -64,12 +65,17 @@ class Workers:
 
 async def test_counts_come_from_whichever_worker_has_them() -> None:
     collector, workers = InfoCollector(), Workers()
-    collector.add(Known("semantic", 2.5))
+    known = Known("semantic", 2.5)
+    known.similarity = 0.75
+    collector.add(known)
     collector.generates("a")
     collector.generates("b")
     told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
     assert told.cache == ("semantic",)
     assert told.retrieval_ms == 2.5
+    assert told.similarity == 0.75
+    assert 0 < told.took_ms < 60_000
+    assert not told.is_cached
     assert told.drafts is not None
     assert told.drafts.steps == 5
     assert told.drafts.by_source["near_answer"] == SourceCounts(20, 9)
@@ -95,8 +101,11 @@ async def test_a_worker_that_never_tells_costs_a_second_at_most(
     assert 2 <= len(workers.asked) <= 4
 
 
-async def test_however_many_ask_the_workers_are_asked_for_all_together() -> None:
+async def test_however_many_ask_the_workers_are_asked_for_all_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A question is a step's wait for everybody: there is one at a time, and a pause after it."""
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
     asked: list[int] = []
     at_once = 0
 
@@ -139,9 +148,10 @@ async def test_workers_that_cannot_be_asked_are_an_error_for_those_who_wait_only
 async def test_an_exact_hit_asks_no_worker() -> None:
     collector, workers = InfoCollector(), Workers()
     collector.add(Known("exact", None))
-    assert await collector.collect(DraftCountsFetcher(workers.ask).fetch) == RequestInfo(
-        ("exact",), DraftCounts(), None
-    )
+    told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
+    assert told == RequestInfo(("exact",), DraftCounts(), None, took_ms=told.took_ms)
+    assert told.is_cached
+    assert "similarity" not in told.as_json()
     assert workers.asked == []
 
 
@@ -154,14 +164,19 @@ def test_what_nobody_asks_for_gives_way() -> None:
 
 
 def test_several_requests_are_combined() -> None:
-    one = RequestInfo(("miss",), DraftCounts(1, {"corpus": SourceCounts(4, 2)}), 3.0)
-    other = RequestInfo(("exact",), DraftCounts(2, {"context": SourceCounts(1, 1)}), 5.0)
+    one = RequestInfo(
+        ("miss",), DraftCounts(1, {"corpus": SourceCounts(4, 2)}), 3.0, similarity=0.5, took_ms=9.0
+    )
+    other = RequestInfo(
+        ("exact",), DraftCounts(2, {"context": SourceCounts(1, 1)}), 5.0, took_ms=2.0
+    )
     both = merged([one, other])
     assert both.cache == ("exact", "miss")
     assert both.drafts == DraftCounts(
         3, {"corpus": SourceCounts(4, 2), "context": SourceCounts(1, 1)}
     )
     assert both.retrieval_ms == 5.0
+    assert (both.similarity, both.took_ms, both.is_cached) == (0.5, 9.0, False)
     assert merged([one, RequestInfo(("miss",), None, None)]).drafts is None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from reprise.eval.benchmarks import bench_exact_hits
 from reprise.eval.benchmarks.bench_exact_hits import FIELDS, main
-from reprise.eval.benchmarks.serving_load import Timing
+from reprise.eval.benchmarks.serving.load import Timing
 from reprise.eval.report.results_csv import read_rows
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from reprise.eval.benchmarks import bench_kv_pins
 from reprise.eval.benchmarks.bench_kv_pins import FIELDS, main
-from reprise.eval.benchmarks.serving_load import Timing
+from reprise.eval.benchmarks.serving.load import Timing
 from reprise.eval.report.results_csv import ORIGIN, read_rows
 
 

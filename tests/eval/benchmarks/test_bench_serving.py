@@ -10,7 +10,9 @@ import pytest
 
 from reprise.eval.benchmarks import bench_serving
 from reprise.eval.benchmarks.bench_serving import Contender, Settings, main
-from reprise.eval.benchmarks.serving_load import Timing, load_of
+from reprise.eval.benchmarks.serving import rounds
+from reprise.eval.benchmarks.serving.load import Timing, load_of
+from reprise.eval.benchmarks.serving.rounds import alternate, figures_of
 from reprise.eval.report import serving_report
 from reprise.eval.report.results_csv import read_rows
 from reprise.eval.report.serving_report import save_plots
@@ -63,8 +65,9 @@ def contenders_asked(
         timings = [Timing(0.1, 0.2, 10, texts[server]) for _ in questions]
         return timings, 10 * len(questions) / speed
 
-    monkeypatch.setattr(bench_serving, "ask_all", ask_all)
-    monkeypatch.setattr(bench_serving, "alone", lambda *_: contextlib.nullcontext())
+    for module in (bench_serving, rounds):
+        monkeypatch.setattr(module, "ask_all", ask_all)
+        monkeypatch.setattr(module, "alone", lambda *_: contextlib.nullcontext())
     plain: Any = "plain"
     ours: Any = "ours"
     return asked, (Contender("plain vLLM", plain, {}), Contender("drafts off", ours, {}))
@@ -72,18 +75,16 @@ def contenders_asked(
 
 def test_every_other_round_runs_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, contenders = contenders_asked(monkeypatch, {"plain": "a", "ours": "a"})
-    settings = SETTINGS
-    rounds = bench_serving._alternate(settings, contenders, [["q"] * 4] * 3, 8)
+    found = alternate(contenders, [["q"] * 4] * 3, concurrency=8, max_tokens=8)
     assert asked == ["plain", "ours", "ours", "plain", "plain", "ours"]
-    speeds = [{name: each.tokens_per_s for name, each in by.items()} for by in rounds]
+    speeds = [{name: each.tokens_per_s for name, each in by.items()} for by in found]
     assert speeds == [{"plain vLLM": 1.0, "drafts off": 2.0}] * 3
 
 
 def test_a_method_is_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     _, contenders = contenders_asked(monkeypatch, {"plain": "a", "ours": "b"})
-    settings = SETTINGS
-    rounds = bench_serving._alternate(settings, contenders, [["q"] * 4, ["r"] * 2], 8)
-    rows = bench_serving._figures_of_method(rounds, "drafts off", "plain vLLM")
+    found = alternate(contenders, [["q"] * 4, ["r"] * 2], concurrency=8, max_tokens=8)
+    rows = figures_of("methods", found, "drafts off", "plain vLLM")
     figures = {row["name"]: row["value"] for row in rows}
     assert figures["throughput / plain vLLM, median of rounds"] == 2.0
     assert figures["answers as with plain vLLM"] == 0.0
@@ -125,6 +126,30 @@ def test_each_round_of_methods_has_questions_of_its_own(monkeypatch: pytest.Monk
     assert all(row["value"] == 100 for row in measured if row["name"] == "answers as with none")
 
 
+def test_every_question_comes_twice_and_rounds_have_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, _ = contenders_asked(monkeypatch, {"plain": "a", "ours": "a"})
+
+    @contextlib.contextmanager
+    def started(_model: str, kinds: Any, *, dtype: str) -> Any:  # noqa: ARG001
+        assert list(kinds) == ["exact hits off", "in memory", "in memory and Redis"]
+        yield {"exact hits off": "plain", "in memory": "ours"}
+
+    monkeypatch.setattr(bench_serving, "started", started)
+    settings = SETTINGS._replace(requests=6, concurrency=[1, 8])
+    rows: list[Any] = [SimpleNamespace(prompt=str(n), warm=False) for n in range(14)]
+    measured = bench_serving.bench_repeats(settings, rows)
+    assert len(asked) == 2 + 2 * 2 * 2
+    ratios = [row for row in measured if row["name"].startswith("throughput /")]
+    assert [(row["method"], row["concurrency"], row["value"]) for row in ratios] == [
+        ("in memory", 1, 2.0),
+        ("in memory", 8, 2.0),
+    ]
+    with pytest.raises(RuntimeError, match="a question for each of 4 rounds"):
+        bench_serving.bench_repeats(settings, rows[:4])
+
+
 def test_too_few_questions_are_named() -> None:
     settings = SETTINGS._replace(rounds=3, concurrency=[1, 8], warm=1)
     rows: list[Any] = [SimpleNamespace(prompt=str(n), warm=n < 2) for n in range(5)]
@@ -152,7 +177,7 @@ def test_the_plot_is_written_as_png_and_svg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        (["--only", "exact,mist"], "--only: unknown mist; expected exact, miss, methods"),
+        (["--only", "exact,mist"], "--only: unknown mist; expected exact, miss, methods, repeats"),
         (["--methods", "none,magic"], "--methods: unknown magic; expected none, "),
         (["--concurrency", "1,x"], "--concurrency: expected whole numbers from 1 on, got '1,x'"),
         (["--requests", "0"], "--requests"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reprise.engine_ext.cli import worker_process
-from reprise.eval.benchmarks import serving_load
+from reprise.eval.benchmarks.serving import load as serving_load
 from reprise.eval.live import engine_turns
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, speculative_config

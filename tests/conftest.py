@@ -8,6 +8,7 @@ import ast
 import functools
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,11 +29,15 @@ os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 # torch's threads wait for one another in a loop: where others run as well, that takes most cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The processes that are started find its modules by the same names.
+sys.path.append(str(Path(__file__).with_name("light_processes")))
+
+import light_processes
+
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.redis_server import RedisServer, redis_executable
-from reprise.tests.light_processes import light_processes
 
 # A library that vLLM's HTTP server loads sets the root logger to ERROR.
 logging.getLogger("reprise").setLevel(logging.INFO)

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import light_processes
 import pytest
-
-from reprise.tests.light_processes import light_processes
 
 PROGRAM = """
 import gc, importlib.metadata, json

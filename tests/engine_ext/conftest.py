@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from warm_starts import start_program
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE
@@ -98,19 +98,23 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self._is_ending = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
-        command = [sys.executable, "-m", "reprise.engine_ext.cli.vllm_serve", str(model)]
-        command += ["--served-model-name", MODEL_NAME]
+        command = [str(model), "--served-model-name", MODEL_NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
         command += ["--max-num-seqs", "32", "--max-model-len", "1024", "--dtype", DEMO_DTYPE]
         command += ["--kv-cache-memory-bytes", str(1 << 28)]
         command += [*(["--api-key", *api_keys] if api_keys else []), *arguments]
-        self.process = subprocess.Popen(
+        self.process = start_program(
+            "reprise.engine_ext.cli.vllm_serve",
             command,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", **environment},
-            cwd=tempfile.gettempdir(),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            environment={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "VLLM_NO_USAGE_STATS": "1",
+                **environment,
+            },
+            folder=tempfile.gettempdir(),
+            stdout=self._log.fileno(),
+            stderr=self._log.fileno(),
         )
 
     def wait(self) -> None:

@@ -55,7 +55,8 @@ def test_several_processes_answer_as_one(
     server = server_builder(demo_model, *arguments, with_reprise=True)
     try:
         server.wait()
-        names = [child.name() for child in psutil.Process(server.process.pid).children()]
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        names = [child.name() for child in children]
         # vLLM starts as many API servers as engines, unless it is told.
         assert sum(name.startswith("VLLM::APIServer") for name in names) == 2, names
         rounds = [ask_all(server) for _ in range(4)]

@@ -3,6 +3,7 @@
 * A start of vLLM is mostly imports. The garbage collector looks through hundreds of thousands of
   objects meanwhile, all of which stay: it runs less often. transformers reads what every installed
   package consists of: that is kept in a file for the next process.
+* What vLLM spawns is forked instead of a process that has imported it already (`warm_starts.py`).
 * While an engine is busy, its engine core and its worker wait for one another in a loop that takes
   a core each: they sleep between looks.
 """
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ FILE = "LIGHT_PROCESSES_FILE"
 """The environment variable with the path of that file, which the first process writes."""
 ALLOCATIONS = 50_000  # before new objects are looked through; Python's own number: 700
 QUEUES = "vllm.distributed.device_communicators.shm_broadcast"
+SPAWNING = "vllm.utils.system_utils"  # asks Python to spawn what vLLM starts
 _SLEEP_S = 1e-4
 
 read_packages = importlib.metadata.packages_distributions
@@ -35,8 +37,9 @@ def begin() -> None:
     gc.set_threshold(ALLOCATIONS, 20, 20)
     if FILE in os.environ:
         importlib.metadata.packages_distributions = packages_distributions
-    if QUEUES not in sys.modules:
-        sys.meta_path.insert(0, _Queues())
+    for name, change in ((QUEUES, _sleep_between_looks), (SPAWNING, _fork)):
+        if name not in sys.modules:
+            sys.meta_path.insert(0, _Change(name, change))
 
 
 def packages_distributions() -> Mapping[str, list[str]]:
@@ -58,11 +61,26 @@ def sleep_briefly() -> None:
     time.sleep(_SLEEP_S)
 
 
-class _Queues(MetaPathFinder):
-    """Finds the module of vLLM's queues, once, and changes it after it has been executed."""
+def _sleep_between_looks(queues: ModuleType) -> None:
+    if hasattr(queues, "sched_yield"):  # other versions of vLLM may wait in other ways
+        queues.sched_yield = sleep_briefly
+
+
+def _fork(_: ModuleType) -> None:
+    import warm_starts
+
+    warm_starts.begin()
+
+
+class _Change(MetaPathFinder):
+    """Finds one module, once, and changes it after it has been executed."""
+
+    def __init__(self, name: str, change: Callable[[ModuleType], None]) -> None:
+        self._name = name
+        self._change = change
 
     def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> Any:
-        if fullname != QUEUES:
+        if fullname != self._name:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
@@ -72,8 +90,7 @@ class _Queues(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            if hasattr(module, "sched_yield"):  # other versions of vLLM may wait in other ways
-                module.sched_yield = sleep_briefly
+            self._change(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

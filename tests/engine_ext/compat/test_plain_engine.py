@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import vllm
+from warm_starts import SPAWN
 
 from reprise.engine_ext import plugin
 from reprise.eval.live.engine_environment import engine_environment
@@ -120,6 +121,7 @@ def test_a_plain_engine_is_the_same_with_and_without_the_plugin(demo_model: Path
     for with_reprise in (False, True):
         environment = engine_environment(with_reprise=with_reprise)
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # the probe sends a function
+        environment[SPAWN] = "1"  # processes as users have them
         running.append(
             subprocess.Popen(
                 [sys.executable, str(PROBE), str(demo_model)],

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from warm_starts import SPAWN
 
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Server = Any
@@ -151,6 +152,8 @@ def test_memory_is_flat_under_load_and_nothing_is_left_after_shutdown(
 ) -> None:
     """Memory after a third of the time for warming up: what is left must not grow in the rest.
 
+    Its processes are spawned as users' are.
+
     oneDNN keeps nothing here: it caches code for every batch shape that it has seen, some 200 MiB
     in the worker before it is full, of plain vLLM as of ours, and would hide a leak.
     """
@@ -160,6 +163,7 @@ def test_memory_is_flat_under_load_and_nothing_is_left_after_shutdown(
         embeds=True,
         ONEDNN_PRIMITIVE_CACHE_CAPACITY="0",
         TMPDIR=str(short_folder),
+        **{SPAWN: "1"},
     )
     try:
         server.wait()

@@ -10,10 +10,15 @@ import pytest
 
 from reprise.tests.engine_ext.kv_connectors.folder_connector import Folder
 from reprise.tests.engine_ext.kv_connectors.transfer_config import transfer_config
+from reprise.tests.engine_ext.pinning_server import (
+    chat_with_system_prompt,
+    num_cached,
+    pinning_server,
+    press,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(600)]
 
-SYSTEM = " ".join(f"Rule {number}: answer in short words." for number in range(12))
 QUESTION = "How do I cancel my order, and when do I get my money back?"
 
 
@@ -24,39 +29,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def server(demo_model: Path, server_builder: Callable[..., Any], folder: Folder) -> Iterator[Any]:
-    built = server_builder(
-        demo_model,
-        *("--block-size", "32", "--num-gpu-blocks-override", "40"),
-        *("--kv-transfer-config", json.dumps(transfer_config(folder.path))),
-        "--enable-prompt-tokens-details",
-        with_reprise=True,
-        REPRISE_KV_PINS__ENABLED="true",
-        REPRISE_KV_PINS__MAX_SHARE="0.6",
-        REPRISE_SERVING__STATS_INTERVAL_S="0.2",
-    )
-    try:
-        built.wait()
-        yield built
-    finally:
-        built.stop()
+    config = json.dumps(transfer_config(folder.path))
+    with pinning_server(demo_model, server_builder, "--kv-transfer-config", config) as started:
+        yield started
 
 
 def ask(server: Any, question: str, key: str) -> tuple[str, str, int]:
     """The answer to a chat with the system prompt, where it came from, and how many tokens of its
     prompt were cached."""
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    reply = server.chat(question, key=key, messages=messages)
-    assert reply.status == 200
-    details = reply.json["usage"].get("prompt_tokens_details") or {}
+    reply = server.chat(question, key=key, messages=chat_with_system_prompt(question))
     cache = reply.headers["x-reprise-cache"].partition(";")[0]
-    return reply.text, cache, int(details.get("cached_tokens") or 0)
-
-
-def press(server: Any, tag: str) -> None:
-    """Evict what is not pinned."""
-    for number in range(8):
-        prompt = " ".join(f"{tag}{number}x{index}" for index in range(110))
-        assert server.complete(prompt, max_tokens=1).status == 200
+    return reply.text, cache, num_cached(reply)
 
 
 def unpin(server: Any) -> None:
@@ -96,17 +79,15 @@ def test_what_is_pinned_stays_and_what_is_not_comes_back(
     press(server, "c")
     folder.take_events()
     folder.fail_loads(1)
-    again = server.chat("", key=key, messages=_one(), headers={"x_reprise_cache": "no-cache"})
+    again = server.chat(
+        "",
+        key=key,
+        messages=chat_with_system_prompt("What is one?"),
+        headers={"x_reprise_cache": "no-cache"},
+    )
     (event,) = folder.take_events()
     assert event.startswith("load failed")
     assert again.text == text
     state = server.send("/reprise/health").json
     assert state["state"] == "ready"
     assert state["errors"] == {}
-
-
-def _one() -> list[dict[str, str]]:
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": "What is one?"},
-    ]

@@ -8,47 +8,29 @@ from typing import Any
 
 import pytest
 
+from reprise.tests.engine_ext.pinning_server import (
+    chat_with_system_prompt,
+    num_cached,
+    pinning_server,
+    press,
+)
+
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(600)]
 
-SYSTEM = " ".join(f"Rule {number}: answer in short words." for number in range(12))
 PREFIX = " ".join(f"Clause {number} of the contract holds." for number in range(12))
-FEW_BLOCKS = ("--block-size", "32", "--num-gpu-blocks-override", "40")
 
 
 @pytest.fixture
 def server(demo_model: Path, server_builder: Callable[..., Any]) -> Iterator[Any]:
-    built = server_builder(
-        demo_model,
-        *FEW_BLOCKS,
-        "--enable-prompt-tokens-details",
-        with_reprise=True,
-        REPRISE_KV_PINS__ENABLED="true",
-        REPRISE_KV_PINS__MAX_SHARE="0.6",
-        REPRISE_KV_PINS__PREFIXES=json.dumps([PREFIX]),
-        REPRISE_SERVING__STATS_INTERVAL_S="0.2",
-    )
-    try:
-        built.wait()
-        yield built
-    finally:
-        built.stop()
-
-
-def cached(reply: Any) -> int:
-    assert reply.status == 200
-    return int((reply.json["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    prefixes = json.dumps([PREFIX])
+    with pinning_server(demo_model, server_builder, REPRISE_KV_PINS__PREFIXES=prefixes) as started:
+        yield started
 
 
 def ask(server: Any, question: str, key: str) -> int:
     """How many tokens were cached of a chat with the system prompt."""
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    return cached(server.chat(question, key=key, messages=messages, max_tokens=4))
-
-
-def press(server: Any, tag: str) -> None:
-    for number in range(8):
-        prompt = " ".join(f"{tag}{number}x{index}" for index in range(110))
-        assert server.complete(prompt, max_tokens=1).status == 200
+    messages = chat_with_system_prompt(question)
+    return num_cached(server.chat(question, key=key, messages=messages, max_tokens=4))
 
 
 def test_tenants_with_one_system_prompt_have_pins_of_their_own(

@@ -1,14 +1,15 @@
 """Engines on vLLM's model runner V2, on the CPU in Triton's interpreter."""
 
+import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_starts import start_program
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
@@ -25,6 +26,7 @@ def environment_of_v2(*, with_reprise: bool) -> dict[str, str]:
     return {
         **engine_environment(with_reprise=with_reprise),
         "V2_ON_CPU": "1",
+        "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join(path),
     }
 
@@ -61,21 +63,26 @@ class Engine:
             "speculative_config": speculative if with_reprise else None,
             **settings,
         }
-        self._process = subprocess.Popen(
-            [sys.executable, str(PROGRAM)],
-            env=variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        reads, writes = os.pipe()
+        answers, says = os.pipe()
+        self._input, self._output = os.fdopen(writes, "w"), os.fdopen(answers)
+        self._process = start_program(
+            PROGRAM.stem,
+            [],
+            environment=variables,
+            folder=str(PROGRAM.parent),
+            stdin=reads,
+            stdout=says,
+            stderr=sys.__stderr__.fileno(),
         )
+        os.close(reads)
+        os.close(says)
         self._send(chosen)
 
     def _send(self, message: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
+        self._input.write(json.dumps(message) + "\n")
+        self._input.flush()
+        for line in self._output:
             if line.startswith("REPLY "):
                 return json.loads(line.removeprefix("REPLY "))
         raise AssertionError(f"the engine has ended: {self._process.wait()}")
@@ -85,8 +92,10 @@ class Engine:
 
     def end(self) -> None:
         """End its processes."""
-        if self._process.poll() is None:
-            self._process.communicate(timeout=_ENDS_WITHIN_S)
+        with contextlib.suppress(OSError):  # it may have ended
+            self._input.close()
+        self._process.wait(_ENDS_WITHIN_S)
+        self._output.close()
 
 
 @pytest.fixture(scope="module")

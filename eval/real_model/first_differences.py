@@ -58,7 +58,7 @@ def gaps_of(model: str, differences: Sequence[Difference]) -> list[Gap]:
             inputs = torch.tensor([difference.token_ids])
             logits = loaded(input_ids=inputs, logits_to_keep=1).logits[0, -1]
         low, high = sorted(float(logits[token]) for token in difference.said)
-        gaps.append(Gap((high, low), are_best=int((logits > low).sum()) <= 1))
+        gaps.append(Gap((high, low), best=float(logits.max())))
     return gaps
 
 

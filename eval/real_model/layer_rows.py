@@ -1,27 +1,34 @@
-"""Which linear layers vLLM's CPU kernels round by how many tokens are computed at once.
+"""Which of a model's layers vLLM's CPU kernels round by how many tokens are computed at once.
 
     python -m reprise.eval.real_model.layer_rows --model smollm2
 
 That is one of the causes for which an answer can depend on what else is in the batch, drafts among
-it. Each layer's product with random inputs is computed for many tokens, and for fewer of the same;
-a token should come out alike. With one thread, as a worker on two cores has. Only for a CPU, and
-for models of the shape of Llama.
+it. Each linear layer's product with random inputs is computed for many tokens, and for fewer of the
+same, and attention for all queries of a prompt, and for fewer at a time; a token should come out
+alike. With one thread, as a worker on two cores has. Only for a CPU, and for models of the shape of
+Llama. All else that such a model computes is computed for each token by itself. In the end it says
+what a second token costs in a step: an engine with Reprise computes none alone.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
 
+from reprise.eval.real_model.attention_rows import sizes_that_differ
 from reprise.eval.real_model.smollm2 import SMOLLM2, ModelError, smollm2_path
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 
 TOKENS = 96
+_ROUNDS = 40
 _FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 """Divisors of TOKENS."""
 # By what vLLM computes at once: the parts of one product.
@@ -38,7 +45,7 @@ def main(
     model: Annotated[str, typer.Option(help="A folder, or smollm2.")] = SMOLLM2,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
 ) -> None:
-    """Say which linear layers round by the number of tokens, on this processor."""
+    """Say which layers round by the number of tokens, on this processor."""
     import torch
 
     try:
@@ -50,24 +57,84 @@ def main(
         raise InputError(f"expected a folder with {file.name}, and bfloat16 or float32")
     torch.set_num_threads(1)
     print(f"{folder.name} in {dtype} on {describe_machine()}, one thread")
+    kind = getattr(torch, dtype)
     for name, weight in weights(file):
-        differing = numbers_that_differ(weight.to(getattr(torch, dtype)))
-        found = ", ".join(f"{n} ({share:.2%} of values)" for n, share in differing.items())
         shape = " x ".join(map(str, weight.shape))
-        print(f"{name} ({shape}): {f'otherwise for so many tokens: {found}' if found else 'alike'}")
+        _print(f"{name} ({shape})", numbers_that_differ(weight.to(kind)))
+    heads, width = attention_shape(folder)
+    found = sizes_that_differ(kind, heads=heads, width=width)
+    _print(f"attention ({heads} heads of {width})", found)
+    one_ms, two_ms, ratio = times_of_a_step(file, kind)
+    print(
+        f"all linear layers of a step, median of {_ROUNDS}: {one_ms:.2f} ms for one token,"
+        f" {two_ms:.2f} ms for two; of the pairs {ratio - 1:+.1%}"
+    )
 
 
-def weights(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the name and weight [outputs, inputs] of each kind of layer: those of one block, and
+def _print(name: str, differing: dict[int, float]) -> None:
+    found = ", ".join(f"{n} ({share:.2%} of values)" for n, share in differing.items())
+    print(f"{name}: {f'otherwise for so many tokens: {found}' if found else 'alike'}")
+
+
+def attention_shape(folder: Path) -> tuple[int, int]:
+    """Return the heads of keys and the width of each."""
+    config = json.loads((folder / "config.json").read_text())
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return config["num_key_value_heads"], width
+
+
+def weights(file: Path, blocks: Iterable[int] = (0,)) -> Iterator[tuple[str, Any]]:
+    """Yield the name and weight [outputs, inputs] of each kind of layer: those of some blocks, and
     the logits'."""
     import torch
     from safetensors import safe_open
 
     with safe_open(file, "pt") as tensors:
-        for name, parts in _LAYERS.items():
-            one = [tensors.get_tensor(f"model.layers.0.{part}.weight") for part in parts]
-            yield name, torch.cat(one)
+        for block in blocks:
+            for name, parts in _LAYERS.items():
+                one = [tensors.get_tensor(f"model.layers.{block}.{part}.weight") for part in parts]
+                yield name, torch.cat(one)
         yield "logits", tensors.get_tensor(_EMBEDDING)
+
+
+def times_of_a_step(file: Path, dtype: Any) -> tuple[float, float, float]:
+    """Time all linear layers of a model, one after the other, as a step reads their weights.
+
+    Returns:
+        Medians for one token and for two, in ms, and of the ratio of two to one, each pair timed
+        side by side.
+    """
+    import torch
+
+    config = json.loads((file.parent / "config.json").read_text())
+    layers = [
+        (weight.shape[1], _linear_of(weight.to(dtype)))
+        for _, weight in weights(file, range(config["num_hidden_layers"]))
+    ]
+    inputs = [(torch.randn(1, width).to(dtype), layer) for width, layer in layers]
+    both = [inputs, [(one.repeat(2, 1), layer) for one, layer in inputs]]
+    times: list[list[float]] = []
+    for _ in range(_ROUNDS + 1):  # the first makes the kernels
+        times.append([])
+        for rows in both:
+            began_s = time.perf_counter()
+            for row, layer in rows:
+                layer(row)
+            times[-1].append(1e3 * (time.perf_counter() - began_s))
+    one_ms, two_ms = (median(one) for one in zip(*times[1:], strict=True))
+    return one_ms, two_ms, median(two / one for one, two in times[1:])
+
+
+def _linear_of(weight: Any) -> Callable[[Any], Any]:
+    """Return vLLM's own product with a weight."""
+    import torch
+    import vllm._C  # noqa: F401 -- the kernels
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    return lambda inputs: layer.cpu_linear(inputs, layer.weight, None)
 
 
 def numbers_that_differ(weight: Any) -> dict[int, float]:
@@ -78,20 +145,15 @@ def numbers_that_differ(weight: Any) -> dict[int, float]:
         weight: [outputs, inputs] of the layer, in the type in which it is computed.
     """
     import torch
-    import vllm._C  # noqa: F401 -- the kernels
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-    layer = torch.nn.Module()
-    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    product = _linear_of(weight)
     generator = torch.Generator().manual_seed(0)
     inputs: Any = torch.randn(TOKENS, weight.shape[1], generator=generator).to(weight.dtype)
-    every: Any = layer.cpu_linear
-    whole = every(inputs, layer.weight, None)
+    whole = product(inputs)
     differing = {}
     for tokens in _FEWER:
         # All inputs, so many at a time: of a few values in ten thousand one piece may have none.
-        pieces = [every(piece.contiguous(), layer.weight, None) for piece in inputs.split(tokens)]
+        pieces = [product(piece.contiguous()) for piece in inputs.split(tokens)]
         share = float((torch.cat(pieces) != whole).float().mean())
         if share:
             differing[tokens] = share

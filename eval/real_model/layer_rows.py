@@ -7,7 +7,7 @@ it. Each linear layer's product with random inputs is computed for many tokens, 
 same, and attention for all queries of a prompt, and for fewer at a time; a token should come out
 alike. With one thread, as a worker on two cores has. Only for a CPU, and for models of the shape of
 Llama. All else that such a model computes is computed for each token by itself. In the end it says
-what a second token costs in a step: an engine with Reprise computes none alone.
+how long all linear layers take for few tokens: an engine with Reprise pads steps to four.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from reprise.eval.report.machine import describe_machine
 
 TOKENS = 96
 _ROUNDS = 40
+_TIMED = (1, 2, 3, 4, 5, 6, 8)
 _FEWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 """Divisors of TOKENS."""
 # By what vLLM computes at once: the parts of one product.
@@ -64,11 +65,9 @@ def main(
     heads, width = attention_shape(folder)
     found = sizes_that_differ(kind, heads=heads, width=width)
     _print(f"attention ({heads} heads of {width})", found)
-    one_ms, two_ms, ratio = times_of_a_step(file, kind)
-    print(
-        f"all linear layers of a step, median of {_ROUNDS}: {one_ms:.2f} ms for one token,"
-        f" {two_ms:.2f} ms for two; of the pairs {ratio - 1:+.1%}"
-    )
+    print(f"all linear layers of a step, medians of {_ROUNDS} rounds:")
+    for tokens, (time_ms, ratio) in times_of_a_step(file, kind).items():
+        print(f"  {tokens} at once: {time_ms:.2f} ms, {ratio:.3f} of one token's")
 
 
 def _print(name: str, differing: dict[int, float]) -> None:
@@ -97,12 +96,12 @@ def weights(file: Path, blocks: Iterable[int] = (0,)) -> Iterator[tuple[str, Any
         yield "logits", tensors.get_tensor(_EMBEDDING)
 
 
-def times_of_a_step(file: Path, dtype: Any) -> tuple[float, float, float]:
+def times_of_a_step(file: Path, dtype: Any) -> dict[int, tuple[float, float]]:
     """Time all linear layers of a model, one after the other, as a step reads their weights.
 
     Returns:
-        Medians for one token and for two, in ms, and of the ratio of two to one, each pair timed
-        side by side.
+        By the number of tokens: medians of the time in ms, and of the ratio to one token's in the
+        same round.
     """
     import torch
 
@@ -111,18 +110,24 @@ def times_of_a_step(file: Path, dtype: Any) -> tuple[float, float, float]:
         (weight.shape[1], _linear_of(weight.to(dtype)))
         for _, weight in weights(file, range(config["num_hidden_layers"]))
     ]
-    inputs = [(torch.randn(1, width).to(dtype), layer) for width, layer in layers]
-    both = [inputs, [(one.repeat(2, 1), layer) for one, layer in inputs]]
-    times: list[list[float]] = []
+    inputs = {n: [torch.randn(n, width).to(dtype) for width, _ in layers] for n in _TIMED}
+    rounds: list[dict[int, float]] = []
     for _ in range(_ROUNDS + 1):  # the first makes the kernels
-        times.append([])
-        for rows in both:
+        times_ms = {}
+        for tokens, rows in inputs.items():
             began_s = time.perf_counter()
-            for row, layer in rows:
+            for row, (_, layer) in zip(rows, layers, strict=True):
                 layer(row)
-            times[-1].append(1e3 * (time.perf_counter() - began_s))
-    one_ms, two_ms = (median(one) for one in zip(*times[1:], strict=True))
-    return one_ms, two_ms, median(two / one for one, two in times[1:])
+            times_ms[tokens] = 1e3 * (time.perf_counter() - began_s)
+        rounds.append(times_ms)
+    del rounds[0]
+    return {
+        tokens: (
+            median(one[tokens] for one in rounds),
+            median(one[tokens] / one[1] for one in rounds),
+        )
+        for tokens in _TIMED
+    }
 
 
 def _linear_of(weight: Any) -> Callable[[Any], Any]:

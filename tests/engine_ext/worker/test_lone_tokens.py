@@ -1,4 +1,4 @@
-"""On the CPU no token is computed alone: steps and logits of one row are padded, ours alone."""
+"""On the CPU no token is computed alone: steps and logits of few rows are padded, ours alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +37,9 @@ def padded(runner: Any, num_tokens: int) -> int:
     return int(descriptor.num_tokens)
 
 
-def test_a_step_of_one_token_is_padded(runner: Any) -> None:
+def test_a_step_of_few_tokens_is_padded(runner: Any) -> None:
     assert registry.is_applied(Feature.LONE_TOKENS, Role.WORKER)
-    assert [padded(runner, num_tokens) for num_tokens in (1, 2, 3, 17)] == [2, 2, 3, 17]
+    assert [padded(runner, num_tokens) for num_tokens in (1, 2, 3, 4, 17)] == [4, 4, 4, 4, 17]
 
 
 def test_a_step_of_another_drafter_is_not(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +73,8 @@ def rows_multiplied(runner: Any, config: Any, num_rows: int) -> tuple[list[int],
         return called, layer.cpu_linear(rows, layer.weight, None)
 
 
-@pytest.mark.parametrize(("num_rows", "multiplied"), [(1, 2), (2, 2), (5, 5)])
-def test_one_row_of_logits_is_padded(runner: Any, num_rows: int, multiplied: int) -> None:
+@pytest.mark.parametrize(("num_rows", "multiplied"), [(1, 4), (3, 4), (4, 4), (5, 5)])
+def test_few_rows_of_logits_are_padded(runner: Any, num_rows: int, multiplied: int) -> None:
     called, product = rows_multiplied(runner, runner.vllm_config, num_rows)
     assert called == [multiplied]
     assert torch.equal(product, 2 * torch.arange(num_rows * 3.0).reshape(num_rows, 3))
@@ -86,7 +86,7 @@ def test_logits_of_another_engine_are_not(demo_model: Path, runner: Any) -> None
 
 
 def test_the_model_that_is_served_has_padded_logits(runner: Any) -> None:
-    """As loaded by vLLM: logits of one row are the first of two, to the bit."""
-    two = torch.randn(1, runner.model_config.get_hidden_size()).repeat(2, 1)
+    """As loaded by vLLM: logits of one row are the first of many, to the bit."""
+    rows = torch.randn(9, runner.model_config.get_hidden_size())
     assert runner.model.lm_head.cpu_linear.__module__ == lone_tokens.__name__
-    assert torch.equal(runner.model.compute_logits(two[:1]), runner.model.compute_logits(two)[:1])
+    assert torch.equal(runner.model.compute_logits(rows[:1]), runner.model.compute_logits(rows)[:1])

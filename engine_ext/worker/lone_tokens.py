@@ -10,8 +10,8 @@ reads them faster.
 
 Padded are steps, whatever is compiled, and the logits, of which a padded step has as few rows as
 before. Left as they are: models with states besides attention, latent attention or an encoder,
-whose kernels on the CPU were not tried with padding, and data parallelism, where all ranks agree on
-the number of tokens.
+whose kernels on the CPU were not tried with padding; adapters, whose kernels there take as many
+tokens as are scheduled; and data parallelism, where all ranks agree on the number of tokens.
 
 The hooks of `Feature.LONE_TOKENS`, in the worker.
 """
@@ -56,6 +56,7 @@ def _can_be_padded(runner: Any) -> bool:
         or model.has_inner_state
         or model.use_mla
         or model.is_encoder_decoder
+        or runner.lora_config is not None
         or runner.parallel_config.data_parallel_size > 1
         or runner.max_num_tokens < FEWEST_TOKENS
     )

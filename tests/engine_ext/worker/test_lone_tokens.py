@@ -55,6 +55,11 @@ def test_models_that_were_not_tried_are_left_alone(
     assert padded(runner, 1) == 1
 
 
+def test_engines_with_adapters_are_left_alone(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "lora_config", object())
+    assert padded(runner, 1) == 1
+
+
 def rows_multiplied(runner: Any, config: Any, num_rows: int) -> tuple[list[int], torch.Tensor]:
     """With how many rows the logits' layer is called for so many, and what comes of it."""
     layer, called = runner.model.lm_head, []

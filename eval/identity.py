@@ -1,5 +1,7 @@
 """How often greedy answers differ: with drafts and without, and without drafts at other batches.
 
+`none` is plain vLLM, `reprise-no-drafts` an engine with Reprise and `features.drafts=false`.
+
     python eval/identity.py --csv eval/results/identity.csv
 
 Each method serves the same requests in an engine of its own, several times: with so many at once,
@@ -22,7 +24,7 @@ from rich.table import Table
 from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
 from reprise.eval.live.engine_turns import LiveError, serve
 from reprise.eval.live.live import LEARN_FROM_ANSWERS, model_path
-from reprise.eval.live.live_worker import LiveJob, speculative_config
+from reprise.eval.live.live_worker import NO_DRAFTS, LiveJob, speculative_config
 from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2
@@ -32,7 +34,7 @@ from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_csv import append_rows
 
-METHODS = ("none", "ngram", "suffix", "reprise")
+METHODS = ("none", "ngram", "suffix", NO_DRAFTS, "reprise")
 FIELDS = (
     "model", "dtype", "method", "at_once", "against", "against_at_once", "requests", "tokens",
     "differing", "per_1000_tokens", "ties", "widest_steps",
@@ -138,6 +140,7 @@ def _answers(
                 rows=list(rows),
                 concurrency=passes[0],
                 max_tokens=max_tokens,
+                drafts=method != NO_DRAFTS,
                 learns_from_warm=method in LEARN_FROM_ANSWERS,
                 more_passes=list(passes[1:]),
                 seed=0,
@@ -153,13 +156,18 @@ def _answers(
 
 
 def pairs(methods: Sequence[str], passes: Sequence[int]) -> Iterator[tuple[Pass, Pass]]:
-    """Yield what is compared with what: none with itself at other batches, then every method with
-    none at the same batch."""
-    for at_once in passes[1:]:
-        yield Pass("none", at_once), Pass("none", passes[0])
+    """Yield what is compared with what: engines without drafts with themselves at other batches,
+    then every method with none at the same batch, and Reprise with itself without drafts."""
+    for method in methods:
+        if method in ("none", NO_DRAFTS):
+            for at_once in passes[1:]:
+                yield Pass(method, at_once), Pass(method, passes[0])
     for method in methods[1:]:
         for at_once in passes:
             yield Pass(method, at_once), Pass("none", at_once)
+    if {"reprise", NO_DRAFTS} <= set(methods):
+        for at_once in passes:
+            yield Pass("reprise", at_once), Pass(NO_DRAFTS, at_once)
 
 
 def compare(

@@ -28,8 +28,8 @@ class Gap(msgspec.Struct, frozen=True):
 
     logits: tuple[float, float]
     """Of the two tokens that were said, the higher one first."""
-    are_best: bool
-    """Whether no other token has a higher logit than either."""
+    best: float
+    """The highest of all tokens' logits: three may be as near to one another as two."""
 
     @property
     def bfloat16_steps(self) -> float:
@@ -39,7 +39,7 @@ class Gap(msgspec.Struct, frozen=True):
     @property
     def is_tie(self) -> bool:
         """Whether rounding alone may have decided."""
-        return self.are_best and self.bfloat16_steps <= TIE_STEPS
+        return self.best - self.logits[1] <= TIE_STEPS * bfloat16_step(self.best)
 
 
 def bfloat16_step(value: float) -> float:

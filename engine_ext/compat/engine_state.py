@@ -4,7 +4,7 @@ Methods are patched by the registry; these are the plain fields. Each function i
 engine's own object, so nothing here outlives an engine.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -156,6 +156,11 @@ def min_p_of_rows(processor: Any, num_rows: Any) -> Any:
     of_rows = copy(processor)
     of_rows.min_p = processor.min_p.repeat_interleave(num_rows, dim=0)
     return of_rows
+
+
+def set_linear(layer: Any, linear: Callable[[Any, Any, Any], Any]) -> None:
+    """Choose how a layer of an engine on the CPU multiplies: `linear(x, weight, bias)`."""
+    layer.cpu_linear = linear
 
 
 def set_cudagraph_mode(compilation_config: Any, mode: Any) -> None:

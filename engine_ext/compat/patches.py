@@ -57,6 +57,7 @@ class Feature(Enum):
     SAMPLING_FIX = "sampling parameters of drafted rows"
     UNFINISHED_PROMPTS = "seeds of prompts that take several steps"
     BATCH_INVARIANCE = "batch invariance"
+    LONE_TOKENS = "no token computed alone"
     KV_PINS = "pinned prefixes"
     SYSTEM_PREFIX = "prefix of the system role"
 

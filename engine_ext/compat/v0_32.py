@@ -265,6 +265,23 @@ _WORKER_STEP = (
         hook="uses_tile_kernel",
         only_on="cpu",
     ),
+    Patch(
+        f"{_RUNNER}._determine_batch_execution_and_padding",
+        Feature.LONE_TOKENS,
+        _WORKER,
+        parameters=("self", "num_tokens", "num_reqs", "..."),
+        hook="batch_of_several",
+        only_on="cpu",
+    ),
+    Patch(
+        "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+        Feature.LONE_TOKENS,
+        _WORKER,
+        Kind.WRAP,
+        parameters=("layer", "remove_weight"),
+        hook="dispatch_linear_layer",
+        only_on="cpu",
+    ),
 )  # fmt: skip
 
 TABLE = Table(

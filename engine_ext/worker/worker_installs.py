@@ -92,10 +92,11 @@ def install_on_v2(
 
 
 def _install(config: RepriseConfig, installation: Installation, errors: ErrorCounter) -> None:
-    from reprise.engine_ext.worker import cpu_kernels, full_graphs, unfinished_prompts
+    from reprise.engine_ext.worker import cpu_kernels, full_graphs, lone_tokens, unfinished_prompts
 
     installs: dict[str, Callable[[], object]] = {
         "CPU kernels": lambda: cpu_kernels.prepare(batch_invariant=config.cpu_batch_invariant),
+        Feature.LONE_TOKENS.value: lambda: _apply(Feature.LONE_TOKENS, lone_tokens),
         Feature.SAMPLING_FIX.value: fix_sampling,
         Feature.UNFINISHED_PROMPTS.value: lambda: _apply(
             Feature.UNFINISHED_PROMPTS, unfinished_prompts

@@ -131,6 +131,8 @@ class _Engine:
         variables = {**_ENGINE_ENVIRONMENT, **os.environ}
         if not self._job.cpu_optimizations:
             variables["REPRISE_ENGINE__CPU_OPTIMIZATIONS"] = "false"
+        if not self._job.drafts:
+            variables["REPRISE_FEATURES__DRAFTS"] = "false"
         return engine_environment(variables, with_reprise=self._job.uses_reprise)
 
     @property

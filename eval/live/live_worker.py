@@ -28,6 +28,8 @@ from reprise.eval.replay.traces import TraceRow
 if TYPE_CHECKING:
     from vllm import LLM
 
+NO_DRAFTS = "reprise-no-drafts"
+"""An engine with Reprise that drafts nothing: what is compared with it differs by drafts alone."""
 MAX_OUTPUT_TOKENS = 512
 _FLUSH_S = 60.0
 _WARM_UP_TOKENS = 8
@@ -55,6 +57,8 @@ class LiveJob(msgspec.Struct, frozen=True, kw_only=True):
     """Of the timed requests, the first so many are recorded step by step."""
     cpu_optimizations: bool = True
     """With our proposer: the setting `engine.cpu_optimizations`."""
+    drafts: bool = True
+    """With our proposer: the setting `features.drafts`."""
     num_engines: int = 1
     """How many there are at a time, this one included; they share the memory of a GPU."""
 
@@ -116,7 +120,7 @@ def speculative_config(method: str, draft_length: int | None) -> dict[str, Any] 
         return None
     if method == "ngram":
         return {"method": "ngram", "num_speculative_tokens": draft_length or NGRAM_DRAFT_LENGTH}
-    if method in ("reprise", "reprise-drafts-only"):
+    if method in ("reprise", "reprise-drafts-only", NO_DRAFTS):
         return {
             "model": PROPOSER_PATH,
             "num_speculative_tokens": draft_length or 16,

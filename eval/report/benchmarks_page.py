@@ -149,8 +149,9 @@ SECTIONS = (
     Section(
         title="Greedy answers that differ",
         about="Of the same requests, up to the first token in which two answers differ. `ties`: "
-        "the two tokens are\nthe best two, and their logits at most four steps of bfloat16 apart, "
-        "by transformers' own model in\nfloat32.",
+        "the logits of\nboth tokens are at most four steps of bfloat16 below the best, by "
+        "transformers' own model in\nfloat32. `reprise-no-drafts`: an engine with Reprise and "
+        "`features.drafts=false`.",
         file="identity.csv",
         command="python eval/identity.py --csv eval/results/identity.csv",
         keys=("model", "dtype", "method", "at_once", "against", "against_at_once"),

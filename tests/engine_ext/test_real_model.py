@@ -72,3 +72,41 @@ def test_greedy_and_seeded_answers_are_those_without_drafts(
     assert len(gaps) <= NUM_REQUESTS // 6
     sampled = [one == other for one, other in zip(said[2], expected[2], strict=True)]
     assert sum(sampled) >= NUM_REQUESTS - NUM_REQUESTS // 12
+
+
+def test_a_single_request_is_answered_alike_with_drafts_and_without(
+    llm_builder: Callable[..., Any], smollm2: Path
+) -> None:
+    """In bfloat16, to the token: alone without drafts, alone with them, and 8 at once. Without
+    matrix tiles, in which a row depends on how many there are."""
+    from vllm import SamplingParams
+
+    chats = [row.messages for row in make_policy_desk(topics=6) if not row.warm]
+    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0)
+
+    def answers(*, drafts: bool) -> tuple[list[list[int]], list[list[int]], dict[str, Any]]:
+        settings = {"cpu_batch_invariant": True, "features": {"drafts": drafts}}
+        llm = llm_builder(
+            smollm2,
+            with_reprise=True,
+            dtype=SMOLLM2_DTYPE,
+            additional_config={"reprise": settings},
+        )
+        try:
+            alone = [llm.chat(chat, params, use_tqdm=False)[0] for chat in chats]
+            together = llm.chat(chats, params, use_tqdm=False)
+            report = settled_report(llm)
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+        alone, together = (
+            [list(one.outputs[0].token_ids) for one in outputs] for outputs in (alone, together)
+        )
+        return alone, together, report
+
+    alone, together, _ = answers(drafts=False)
+    alone_with_drafts, together_with_drafts, report = answers(drafts=True)
+    assert report["errors"] == {}
+    assert report["provider"]["accepted"] > len(chats)
+    assert alone == together
+    assert alone_with_drafts == alone
+    assert together_with_drafts == together

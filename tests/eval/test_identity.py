@@ -6,6 +6,7 @@ import pytest
 
 from reprise.engine_ext.cli.answer_difference import Difference, Gap
 from reprise.eval.identity import FIELDS, Pass, cells, compare, main, pairs
+from reprise.eval.live.live_worker import NO_DRAFTS
 from reprise.eval.report.results_csv import RESULTS, read_header
 
 PROMPTS = [[1, 2], [3]]
@@ -19,13 +20,22 @@ def test_none_is_compared_with_itself_and_the_others_with_none() -> None:
     ]
 
 
+def test_reprise_is_compared_with_itself_without_drafts() -> None:
+    compared = list(pairs(["none", NO_DRAFTS, "reprise"], [8, 1]))
+    assert (Pass(NO_DRAFTS, 1), Pass(NO_DRAFTS, 8)) in compared
+    assert compared[-2:] == [
+        (Pass("reprise", 8), Pass(NO_DRAFTS, 8)),
+        (Pass("reprise", 1), Pass(NO_DRAFTS, 1)),
+    ]
+
+
 def test_tokens_count_up_to_the_first_difference() -> None:
     one, other = Pass("reprise", 8), Pass("none", 8)
     answers = {one: [[5, 6, 7], [8, 9, 9, 9]], other: [[5, 6, 7], [8, 4, 4]]}
     compared = compare(PROMPTS, answers, one, other)
     assert compared.differences == [Difference([3, 8], (9, 4))]
     assert (compared.requests, compared.tokens) == (2, 5)
-    row = cells(compared, [Gap((15.95, 15.9), are_best=True)])
+    row = cells(compared, [Gap((15.95, 15.9), best=15.95)])
     assert (row["differing"], row["ties"], row["widest_steps"]) == (1, 1, 0.8)
     assert row["per_1000_tokens"] == 200
     assert set(FIELDS) - set(row) == {"model", "dtype"}
@@ -42,7 +52,7 @@ def test_answers_that_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "none,medusa"], "'medusa' is none of none, ngram, suffix, reprise"),
+        (["--methods", "none,medusa"], "'medusa' is none of none, ngram, suffix, "),
         (["--at-once", "1,8"], "the largest of them first"),
         (["--at-once", "many"], "'many' is no list of numbers"),
         (["--trace", "no/such/file"], "no/such/file"),

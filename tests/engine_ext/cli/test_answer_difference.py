@@ -30,8 +30,9 @@ def test_a_step_is_the_distance_of_neighbours_in_bfloat16(value: float) -> None:
 
 
 def test_what_counts_as_a_tie() -> None:
-    near = Gap((15.95, 15.95 - TIE_STEPS * 0.0625), are_best=True)
+    near = Gap((15.95, 15.95 - TIE_STEPS * 0.0625), best=15.95)
     assert near.bfloat16_steps == pytest.approx(TIE_STEPS)
-    assert not Gap((15.95, 15.5), are_best=True).is_tie
-    assert not Gap((15.95, 15.9), are_best=False).is_tie
-    assert Gap((15.95, 15.9), are_best=True).is_tie
+    assert not Gap((15.95, 15.5), best=15.95).is_tie
+    assert Gap((15.95, 15.9), best=15.95).is_tie
+    assert Gap((15.95, 15.9), best=15.97).is_tie  # a third as near
+    assert not Gap((15.95, 15.9), best=16.5).is_tie

@@ -21,6 +21,7 @@ from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.worker import cpu_kernels
+from reprise.eval.real_model.attention_rows import attention_in_pieces
 
 pytestmark = pytest.mark.engine
 
@@ -106,60 +107,11 @@ def test_unsplit_attention_rounds_alike_in_any_pieces(dtype: torch.dtype) -> Non
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        whole = _attention_in_pieces(300, dtype)
+        whole = attention_in_pieces(300, dtype)
         for size in (48, 7, 1):
-            assert torch.equal(_attention_in_pieces(size, dtype), whole), size
+            assert torch.equal(attention_in_pieces(size, dtype), whole), size
     finally:
         torch.set_num_threads(threads)
-
-
-def _attention_in_pieces(size: int, dtype: torch.dtype) -> torch.Tensor:
-    """Causal attention of 300 tokens, 3 heads of 64, `size` queries a call: [300, 3, 64]."""
-    from vllm import _custom_ops as ops
-
-    tokens, heads, width, block = 300, 3, 64, 32
-    isa = cpu_attn._get_attn_isa(dtype, block, width)
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, tokens, heads, width, generator=generator).to(dtype)
-    num_blocks = -(-tokens // block)
-    cache = torch.zeros(num_blocks, heads, 2 * block, width, dtype=dtype)
-    key_cache, value_cache = cache.chunk(2, dim=2)
-    ops.cpu_attn_reshape_and_cache(key, value, key_cache, value_cache, torch.arange(tokens), isa)
-    output = torch.zeros_like(query)
-    for start in range(0, tokens, size):
-        end = min(tokens, start + size)
-        starts = torch.tensor([0, end - start], dtype=torch.int32)
-        lengths = torch.tensor([end], dtype=torch.int32)
-        plan = ops.cpu_attn_get_scheduler_metadata(
-            num_reqs=1,
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=width,
-            seq_lens=lengths,
-            dtype=dtype,
-            query_start_loc=starts,
-            causal=True,
-            sliding_window_size=-1,
-            isa=isa,
-            enable_kv_split=False,
-        )
-        ops.cpu_attention_with_kv_cache(
-            query=query[start:end].contiguous(),
-            key_cache=key_cache,
-            value_cache=value_cache,
-            output=output[start:end],
-            query_start_loc=starts,
-            seq_lens=lengths,
-            scale=width**-0.5,
-            causal=True,
-            alibi_slopes=None,
-            sliding_window=-1,
-            block_table=torch.arange(num_blocks, dtype=torch.int32)[None],
-            softcap=0.0,
-            scheduler_metadata=plan,
-            s_aux=None,
-        )
-    return output
 
 
 @pytest.mark.slow

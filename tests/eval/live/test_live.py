@@ -89,10 +89,10 @@ def test_the_demos_sentence_says_good_and_bad() -> None:
 
 
 def test_the_demo_says_how_close_the_logits_were() -> None:
-    tie = Gap((15.95, 15.9), are_best=True)
-    assert said_of_gaps([tie, Gap((15.95, 15.45), are_best=False)]) == (
+    tie = Gap((15.95, 15.9), best=15.95)
+    assert said_of_gaps([tie, Gap((15.95, 15.45), best=15.95)]) == (
         "Answers that differ: 2. Where each first does, the logits of the two tokens are at most"
-        " 8.0 steps of bfloat16 apart; 1 of 2 are the best two within 4 steps, which rounding"
+        " 8.0 steps of bfloat16 apart; 1 of 2 are within 4 steps of the best, which rounding"
         " decides, in vLLM without speculation too."
     )
 

@@ -30,6 +30,7 @@ def test_the_judge_sees_the_best_two() -> None:
         str(BUNDLED), [Difference(prompt, (second, best)), Difference(prompt, (best, worst))]
     )
     assert near.logits == pytest.approx((float(logits[best]), float(logits[second])), abs=1e-4)
-    assert near.are_best
+    assert near.best == near.logits[0]
     assert far.logits[1] == pytest.approx(float(logits[worst]), abs=1e-4)
-    assert not far.are_best
+    assert far.best == far.logits[0]
+    assert not far.is_tie

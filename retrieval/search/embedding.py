@@ -1,8 +1,4 @@
-"""Texts to vectors: a sentence-transformers model, or hashed words where none is to be had.
-
-A model that is BERT is computed by code of ours (`bert_network`), which loads in a fraction of the
-time; any other by sentence-transformers.
-"""
+"""Texts to vectors: a sentence-transformers model, or hashed words where none is to be had."""
 
 from __future__ import annotations
 
@@ -63,11 +59,11 @@ class Embedder:
         """What languages the model was made for; None: not known, or all."""
         if model != LEXICAL:
             try:
-                self._encode, self.words = _load(model, threads)
+                network = _sentence_transformer(model, threads)
+                self._encode = _encode_by(network)
                 self.dim = int(self._encode(["dimension"]).shape[1])
-                self.name = Path(model).name
+                self.name, self.words = Path(model).name, _words_of(network)
             except Exception as error:  # whatever is missing, retrieval goes on without it
-                self._encode, self.words = _lexical, None
                 logger.warning(
                     "No embedding model %r (%s): falling back to lexical similarity.", model, error
                 )
@@ -126,35 +122,22 @@ def _normalised(vectors: FloatArray) -> FloatArray:
     return normalised
 
 
-def _load(model: str, threads: int | None) -> tuple[Encode, KnownWords | None]:
-    """Return what a model computes, and what languages it was made for; None: not known, or all."""
+def _sentence_transformer(model: str, threads: int | None) -> Any:
     folder = _local_folder(model)
     if folder is not None:
         # Must be set before the hub's client is imported; it would ask the network otherwise.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
 
-    from reprise.retrieval.search.bert_network import load_bert
+    disable_progress_bar()
 
     if threads is not None:
         torch.set_num_threads(threads)
     # bfloat16 where the processor multiplies it: measured 1.9x (1 text) and 2.3x (32 texts) over
     # float32 with cosine >= 0.9999 to it; dynamic int8 was 1.4x faster still, but at cosine 0.87.
     dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
-    there = folder or find_model(model)
-    bert = None if there is None else load_bert(there, dtype=dtype)
-    if bert is not None:
-        _share_the_core(bert)
-        return bert.encode, bert.words()
-    network = _sentence_transformer(model, folder, dtype)
-    return _encode_by(network), _words_of(network)
-
-
-def _sentence_transformer(model: str, folder: Path | None, dtype: Any) -> Any:
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     options: dict[str, Any] = {"device": "cpu", "model_kwargs": {"dtype": dtype}}
     if folder is not None:
         network = SentenceTransformer(str(folder), **options)

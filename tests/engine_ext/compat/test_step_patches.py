@@ -28,6 +28,7 @@ UNGUARDED = {
     "RejectionSampler.__init__": STARTS,
     "build_logitsprocs": STARTS,
     "check_cpu_sgl_kernel": STARTS,
+    "dispatch_cpu_unquantized_gemm": STARTS,
     "init_speculator": STARTS,
     "WorkerBase.reprise_draft_counts": RPC,
     "WorkerBase.reprise_flush": RPC,
@@ -85,6 +86,9 @@ DATA = {
     "result.request_outputs": "of a step's outputs, which are put together",
     "setattr(state, _STATE, _Admin(engine_client, access))": "the app's place for such things",
     "state.queue": "a request's queue is set aside while its stored answer is replayed",
+    "top.__file__": "of a module of ours that stands for vLLM's top, in a process of doctor's",
+    "top.__path__": "of a module of ours that stands for vLLM's top, in a process of doctor's",
+    "top.__spec__": "of a module of ours that stands for vLLM's top, in a process of doctor's",
 }
 """Data of requests and servers that is set outside of compat: no method, and nothing of an
 engine's."""

@@ -40,7 +40,14 @@ from reprise.eval.report.results_csv import append_rows
 from reprise.eval.virtual.checking import Check, check_run
 from reprise.eval.virtual.engines import DeviceDrafter
 from reprise.eval.virtual.h200 import H200
-from reprise.eval.virtual.measured_runs import GAP, MEASURED, PREFILL_MS, RETRIEVAL_S, SUFFIX_GAP
+from reprise.eval.virtual.measured_runs import (
+    GAP,
+    MEASURED,
+    PREFILL_MS,
+    RETRIEVAL_S,
+    SUFFIX_GAP,
+    MeasuredRun,
+)
 from reprise.eval.virtual.replays import ENGINES, Outcome, Prices, virtual_engine
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftProvider
@@ -114,12 +121,14 @@ def main(
         drafter=DeviceDrafter(drafting_us / 1e6, quality),
         draft_length=draft_length,
     )
+    runs = _measured(names, traces) if check else []
     embedder = Embedder()
     embedder.encode([row.source.query_text for rows in traces.values() for row in rows])
-    DraftProvider().warm_up()
+    if any(name.startswith("v1") for name in names):
+        DraftProvider().warm_up()
     with progress_stages(quiet=quiet) as stage:
         if check:
-            checks = _check(traces, prices, embedder, stage)
+            checks = _check(runs, traces, prices, embedder, stage)
             rows = [_check_cells(one, prices) for one in checks]
         else:
             rows = [
@@ -212,14 +221,23 @@ def _compare(
     return found
 
 
+def _measured(names: Sequence[str], traces: Mapping[str, Sequence[TokenRow]]) -> list[MeasuredRun]:
+    """What was measured of these engines."""
+    runs = [run for run in MEASURED if run.engine in names]
+    if missing := {w.trace for run in runs for w in run.workloads} - traces.keys():
+        raise InputError(f"--check: no trace named {' or '.join(sorted(missing))}")
+    return runs
+
+
 def _check(
-    traces: Mapping[str, Sequence[TokenRow]], prices: Prices, embedder: Embedder, stage: Stage
+    runs: Sequence[MeasuredRun],
+    traces: Mapping[str, Sequence[TokenRow]],
+    prices: Prices,
+    embedder: Embedder,
+    stage: Stage,
 ) -> list[Check]:
     """Replay what was measured."""
-    if missing := {w.trace for run in MEASURED for w in run.workloads} - traces.keys():
-        raise InputError(f"--check: no trace named {' or '.join(sorted(missing))}")
     checks = []
-    runs = [run for run in MEASURED if run.engine in _engines(None)]
     with stage("measured runs", sum(len(run.workloads) for run in runs)) as tick:
         for run in runs:
             try:

@@ -40,6 +40,7 @@ def test_a_forecast_is_printed_and_written(tmp_path: Path, capsys: Any) -> None:
         (["--concurrency", "1,x"], "expected numbers from 1 on, got '1,x'"),
         (["--concurrency", "0"], "expected numbers from 1 on, got '0'"),
         (["--warm", "100000"], "all warm"),
+        (["--check", "--engines", "v2"], "--check: no trace named support"),
         (["--csv", "/nowhere/rows.csv"], "its folder does not exist"),
     ],
 )

@@ -178,7 +178,10 @@ def _other_server(
     counts = _counts(server)
     _check(made, found, server, num_exact=0)
     tick()
-    rows = _rows(source, found, note=f"first repeat {how}")
+    # vLLM compiles a function of its own for the first answer that is verified.
+    first_ms = found[0].whole_s * 1e3
+    rows = [_row("hits", source, found[:1], f"the very first {how}", first_ms, "ms")]
+    rows += _rows(source, found[1:], note=f"first repeat {how}")
     name = "exact" if whose == "trusted" else "verified"
     rows.append(_row("hits", source, found, f"{name} {how}", counts.get(name, 0), "requests"))
     if whose == "verified":

@@ -135,6 +135,8 @@ def _enter(environment: Mapping[str, str], preparation: dict[str, Any]) -> dict[
         os.close(given)
     os.environ.clear()
     os.environ.update(_set_by_imports | environment)
+    if (cores := environment.get("GOMP_CPU_AFFINITY")) is not None:
+        os.sched_setaffinity(0, map(int, cores.split()))  # libgomp reads it when it is loaded
     tempfile.tempdir = None  # of another environment
     _fork_server()  # for what it starts: its descendants, as if it spawned them
     return preparation

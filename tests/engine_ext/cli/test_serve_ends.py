@@ -49,6 +49,7 @@ class Served:
                     "TMPDIR": str(self.temporary),
                     "VLLM_NO_USAGE_STATS": "1",
                     "OMP_NUM_THREADS": "1",
+                    "LIGHT_PROCESSES_SPAWN": "1",  # all processes are as users have them
                 },
                 stdout=log,
                 stderr=log,

@@ -86,6 +86,7 @@ NOT_IN = {
     "finish_requests": "of model runner V2",
     "_verify": "of model runner V2",
     "reset_prefix_cache": "is called by hand",
+    "_handle_invalid_blocks": "is called where a KV connector has failed",
 }
 
 

@@ -1,9 +1,9 @@
 """On the CPU, the engine core keeps off the cores that its workers are pinned to."""
 
 import os
-from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = [
@@ -16,12 +16,9 @@ def _cores_of_engine_core_and_worker(llm: Any) -> tuple[set[int], set[int]]:
     """The cores that any thread of the engine core may use, and those of its worker."""
     (engine_core,) = llm.llm_engine.engine_core.resources.engine_manager.processes
     threads = os.listdir(f"/proc/{engine_core.pid}/task")
-    children = Path(f"/proc/{engine_core.pid}/task/{engine_core.pid}/children").read_text()
-    workers = [
-        int(child)
-        for child in children.split()
-        if Path(f"/proc/{child}/comm").read_text().startswith("VLLM::Worker")
-    ]
+    # A fork server may stand between them: see tests/light_processes.
+    below = psutil.Process(engine_core.pid).children(recursive=True)
+    workers = [child.pid for child in below if child.name().startswith("VLLM::Worker")]
     assert len(workers) == 1
     cores = set.union(*(os.sched_getaffinity(int(thread)) for thread in threads))
     return cores, os.sched_getaffinity(workers[0])

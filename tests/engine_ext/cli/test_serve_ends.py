@@ -6,9 +6,11 @@ import http.client
 import json
 import os
 import signal
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,8 +38,8 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log = folder / "log"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        # Not in `folder`: sockets of vLLM's are there, whose paths have to be short.
+        self.temporary = Path(tempfile.mkdtemp(prefix="t"))
         options = ["--dtype", DEMO_DTYPE, "--enforce-eager", "--max-model-len", "1024"]
         options += ["--host", "127.0.0.1", "--port", str(self.port)]
         options += ["--kv-cache-memory-bytes", str(1 << 28)]
@@ -124,6 +126,7 @@ def test_nothing_is_left(
     is_so_far: Callable[[Served], bool], mark: Mark, demo_model: Path, tmp_path: Path
 ) -> None:
     served = Served(mark, demo_model, tmp_path)
+    request.addfinalizer(lambda: shutil.rmtree(served.temporary))
     served.become(is_so_far)
     pids = {line.split()[0] for line in mark.alive()}
     began_s = time.monotonic()

@@ -5,8 +5,8 @@ import contextlib
 import http.client
 import json
 import os
-import signal
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -123,7 +123,11 @@ def shared_memory() -> set[str]:
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("is_so_far", [imports, starts_its_engine, answers])
 def test_nothing_is_left(
-    is_so_far: Callable[[Served], bool], mark: Mark, demo_model: Path, tmp_path: Path
+    is_so_far: Callable[[Served], bool],
+    mark: Mark,
+    demo_model: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     served = Served(mark, demo_model, tmp_path)
     request.addfinalizer(lambda: shutil.rmtree(served.temporary))

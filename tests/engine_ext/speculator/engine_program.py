@@ -109,13 +109,21 @@ def metrics(llm: Any) -> dict[str, float]:
     return {each.name: each.value for each in llm.get_metrics() if hasattr(each, "value")}
 
 
+def pins(llm: Any) -> dict[str, Any] | None:
+    """Figures of pinned prefixes; None: the engine pins none."""
+    stats: dict[str, Any] | None = llm.llm_engine.engine_core.call_utility(
+        "reprise_kv_pins", "stats"
+    )
+    return stats
+
+
 def main() -> None:
     """Build the engine and answer lines until there are no more."""
     settings = json.loads(sys.stdin.readline())
     from vllm import LLM
 
     llm = LLM(**settings)
-    functions = (settings_of, generate, generate_with_aborts, report, metrics)
+    functions = (settings_of, generate, generate_with_aborts, report, metrics, pins)
     known = {function.__name__: function for function in functions}
     print("REPLY null", flush=True)
     for line in sys.stdin:

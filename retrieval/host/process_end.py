@@ -86,14 +86,16 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 def _end_all(find: Find) -> None:
-    time.sleep(_ORDERLY_WITHIN_S)
-    for each in find():
-        with contextlib.suppress(psutil.Error):
-            each.terminate()
-            each.resume()  # what stands still hears nothing
-    _kill_what_is_left(find, within_s=_GIVES_WAY_WITHIN_S)
-    time.sleep(_CLEARS_WITHIN_S)  # whoever has waited for them removes its files now
-    os._exit(ENDED_BY_SIGTERM)
+    try:
+        time.sleep(_ORDERLY_WITHIN_S)
+        for each in find():
+            with contextlib.suppress(psutil.Error):
+                each.terminate()
+                each.resume()  # what stands still hears nothing
+        _kill_what_is_left(find, within_s=_GIVES_WAY_WITHIN_S)
+        time.sleep(_CLEARS_WITHIN_S)  # whoever has waited for them removes its files now
+    finally:
+        os._exit(ENDED_BY_SIGTERM)
 
 
 def _all_started() -> Find:

@@ -43,6 +43,7 @@ from reprise.retrieval.tiers.sync.tier_sync import TierSync
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here (or why none) sees them go on.
 THREADS = {
+    "retrieval/host/process_end.py": "ends the process",
     "retrieval/in_process/local_retriever.py": "test_the_worker_of_retrieval",
     "retrieval/remote/remote_search.py": "test_searching_beyond_memory",
     "retrieval/remote/remote_writer.py": "test_writing_to_a_search_index",
@@ -56,7 +57,6 @@ THREADS = {
     "engine_ext/cli/proof_worker.py": "waits for lines, and ends the process",
     "engine_ext/cli/worker_process.py": "of a command that starts an engine",
     "engine_ext/checks/machine_checks.py": "one question to Redis, which catches all",
-    "engine_ext/checks/start_up.py": "ends the process",
     "engine_ext/cli/doctor.py": "one check, whose errors are findings",
     "engine_ext/frontend/shared_exact.py": "one fingerprint, which catches all, and look-ups",
     "engine_ext/scheduling/folder_bound.py": "catches all in its loop",
@@ -66,9 +66,12 @@ THREADS = {
     "engine_ext/worker/weights_keeper.py": "catches all in its loop",
     "spec/batching/batch.py": "stays in compiled code, which raises nothing",
     "eval/gpu/gpu_run.py": "a benchmark's",
+    "eval/gpu/pack/pack.py": "processes of a command's, which fails with them",
+    "eval/gpu/pack/unpack.py": "processes of a command's, which fails with them",
     "eval/gpu/gpu_worker.py": "a benchmark's",
     "eval/live/live_worker.py": "a benchmark's",
     "eval/live/redis_server.py": "a benchmark's",
+    "eval/live/sampled_worker.py": "ends the process",
     "eval/report/progress.py": "a benchmark's",
     "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }

@@ -14,7 +14,7 @@ from reprise.eval.replay.drafter import unknown_origins
 from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.kernels.draft import Backend, draft_tokens
-from reprise.kernels.draft.arena import ArenaWrites, CorpusArena
+from reprise.kernels.draft.arena import CorpusArena
 from reprise.kernels.draft.constants import CORPUS_ROW, NEAR_LENGTH
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
@@ -40,6 +40,44 @@ class SortedCorpus(HostCorpus):
             return False
         self.sort()
         return True
+
+
+class ArenaCorpus:
+    """The corpus of a replay, sorted, and the tensors of a device that it is written to."""
+
+    def __init__(self, state: DraftState, *, arena_tokens: int) -> None:
+        self.sorted = SortedCorpus()
+        self._state = state
+        self._arena = CorpusArena(num_corpora=1, arena_tokens=arena_tokens)
+
+    @property
+    def row(self) -> int:
+        """Its row among the device's corpora; -1: it has none before the first answer."""
+        return self._arena.row(_NAMESPACE) if _NAMESPACE in self._arena else -1
+
+    def add(self, answer_id: str, tokens: IntArray) -> None:
+        """Put an answer into it.
+
+        Raises:
+            ValueError: the arena has no room for all answers.
+        """
+        was_sorted = self.sorted.add(answer_id, tokens)
+        if self.row >= 0 and not was_sorted:
+            writes = self._arena.append(_NAMESPACE, tokens)
+        else:
+            corpus = self.sorted
+            writes = self._arena.put(
+                _NAMESPACE,
+                corpus.text,
+                corpus.order,
+                recent_begin=corpus.recent_begin,
+                room=corpus.room,
+            )
+        if writes is None:
+            raise ValueError("expected a cache that the arena has room for, came a larger one")
+        for begin, values in writes.parts:
+            self._state.arena[begin : begin + len(values)] = torch.from_numpy(values)
+        self._state.corpora[writes.row] = torch.from_numpy(writes.fields)
 
 
 class DeviceDrafter:
@@ -71,8 +109,7 @@ class DeviceDrafter:
         self._start_values = None
         if not learns:
             self._start_values = self._state.hit_counts.clone(), self._state.hit_chances.clone()
-        self._arena = CorpusArena(num_corpora=1, arena_tokens=arena_tokens)
-        self._corpus = SortedCorpus()
+        self._corpus = ArenaCorpus(self._state, arena_tokens=arena_tokens)
         self._near_answers: list[NearAnswer] = []
         self._generation = 0
         self._all_token_ids = torch.zeros((1, max_model_len), dtype=torch.int32)
@@ -93,30 +130,7 @@ class DeviceDrafter:
         for update in updates:
             if not update.added:
                 raise ValueError(f"expected a cache that keeps all, {update.answer_id} has left it")
-            self._join(update.answer_id, update.response_token_ids)
-
-    def _join(self, answer_id: str, tokens: IntArray) -> None:
-        """Put an answer into the corpus."""
-        was_sorted = self._corpus.add(answer_id, tokens)
-        if _NAMESPACE in self._arena and not was_sorted:
-            writes = self._arena.append(_NAMESPACE, tokens)
-        else:
-            corpus = self._corpus
-            writes = self._arena.put(
-                _NAMESPACE,
-                corpus.text,
-                corpus.order,
-                recent_begin=corpus.recent_begin,
-                room=corpus.room,
-            )
-        if writes is None:
-            raise ValueError("expected a cache that the arena has room for, came a larger one")
-        self._write(writes)
-
-    def _write(self, writes: ArenaWrites) -> None:
-        for begin, values in writes.parts:
-            self._state.arena[begin : begin + len(values)] = torch.from_numpy(values)
-        self._state.corpora[writes.row] = torch.from_numpy(writes.fields)
+            self._corpus.add(update.answer_id, update.response_token_ids)
 
     def start(self, row: TokenRow) -> None:
         self._generation += 1
@@ -129,7 +143,7 @@ class DeviceDrafter:
         self._state.near_token_ids[0, : len(near)] = torch.from_numpy(near)
         fields = [self._generation, len(row.prompt_token_ids), 0, 0]
         fields[NEAR_LENGTH] = len(near)
-        fields[CORPUS_ROW] = self._arena.row(_NAMESPACE)
+        fields[CORPUS_ROW] = self._corpus.row
         self._state.slots[0] = torch.tensor(fields, dtype=torch.int32)
 
     def propose(self) -> Sequence[int]:
@@ -181,7 +195,7 @@ class DeviceDrafter:
 
     @property
     def bytes_per_cached_token(self) -> float | None:
-        text, order = self._corpus.text, self._corpus.order
+        text, order = self._corpus.sorted.text, self._corpus.sorted.order
         tokens = int(np.count_nonzero(text >= 0))
         return 4 * (len(text) + len(order)) / tokens if tokens else None
 

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reprise.eval.replay.device_drafter import SortedCorpus
+from reprise.eval.replay.device_drafter import ArenaCorpus
 from reprise.eval.replay.token_rows import IntArray
 from reprise.kernels.draft import draft_tokens
-from reprise.kernels.draft.arena import CorpusArena
 from reprise.kernels.draft.constants import (
     ANSWER_BEGIN,
     CORPUS_ROW,
@@ -29,7 +28,6 @@ from reprise.kernels.draft.state import DraftState
 from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.batching.request import select_near
 
-_NAMESPACE = ""
 _NUM_SLOTS = 256
 _MAX_MODEL_LEN = 4096
 _MAX_NEAR_TOKENS = 8192
@@ -53,8 +51,7 @@ class CopyBatch:
             arena_tokens=_ARENA_TOKENS,
         )
         self._draft_length = draft_length
-        self._arena = CorpusArena(num_corpora=1, arena_tokens=_ARENA_TOKENS)
-        self._corpus = SortedCorpus()
+        self._corpus = ArenaCorpus(self._state, arena_tokens=_ARENA_TOKENS)
         self._known: set[str] = set()
         self._texts = torch.zeros((_NUM_SLOTS, _MAX_MODEL_LEN), dtype=torch.int32)
         self._lengths = torch.zeros(_NUM_SLOTS, dtype=torch.int32)
@@ -68,25 +65,9 @@ class CopyBatch:
         if answer_id in self._known:
             return
         self._known.add(answer_id)
-        was_sorted = self._corpus.add(answer_id, response_token_ids)
-        if _NAMESPACE in self._arena and not was_sorted:
-            writes = self._arena.append(_NAMESPACE, response_token_ids)
-        else:
-            corpus = self._corpus
-            writes = self._arena.put(
-                _NAMESPACE,
-                corpus.text,
-                corpus.order,
-                recent_begin=corpus.recent_begin,
-                room=corpus.room,
-            )
-        if writes is None:
-            raise ValueError("expected a cache that the arena has room for, came a larger one")
-        for begin, values in writes.parts:
-            self._state.arena[begin : begin + len(values)] = torch.from_numpy(values)
-        self._state.corpora[writes.row] = torch.from_numpy(writes.fields)
+        self._corpus.add(answer_id, response_token_ids)
         for slot in self._slots.values():
-            self._state.slots[slot, CORPUS_ROW] = writes.row
+            self._state.slots[slot, CORPUS_ROW] = self._corpus.row
 
     def start(self, request_id: str, prompt_token_ids: IntArray) -> None:
         """Begin a request."""
@@ -94,7 +75,7 @@ class CopyBatch:
         self._generation += 1
         fields = torch.zeros_like(self._state.slots[slot])
         fields[GENERATION], fields[ANSWER_BEGIN] = self._generation, len(prompt_token_ids)
-        fields[CORPUS_ROW] = self._arena.row(_NAMESPACE) if _NAMESPACE in self._arena else -1
+        fields[CORPUS_ROW] = self._corpus.row
         self._state.slots[slot] = fields
         self._lengths[slot] = 0
         self.observe(request_id, prompt_token_ids.tolist())

@@ -94,8 +94,11 @@ async def fetched(server: Server, name: str) -> Any:
     return request
 
 
-async def test_who_comes_second_waits_and_repeats(servers: Any) -> None:
-    one, two = servers(), servers()
+async def generating_and_waiting(
+    one: Any, two: Any
+) -> tuple[threading.Event, asyncio.Task[Any], asyncio.Task[Any]]:
+    """Have one server generate an answer that another waits for; return what lets it go on, and
+    what the two are asked."""
     generates = threading.Event()
     one.before_generation = lambda _: generates.wait(60)
     first = asyncio.create_task(asyncio.to_thread(one.ask))
@@ -105,6 +108,12 @@ async def test_who_comes_second_waits_and_repeats(servers: Any) -> None:
     while two.shared.outcomes["waited"] < 2:
         await asyncio.sleep(0.05)
         assert not second.done()
+    return generates, first, second
+
+
+async def test_who_comes_second_waits_and_repeats(servers: Any) -> None:
+    one, two = servers(), servers()
+    generates, first, second = await generating_and_waiting(one, two)
     generates.set()
     assert await first == ("miss", [5, 6, 7])
     await asyncio.wait_for(second, LEASE_S)
@@ -139,14 +148,7 @@ async def test_a_lease_that_is_lost_on_the_way_costs_a_generation_too(
     servers: Any, redis_server: Any
 ) -> None:
     one, two = servers(), servers()
-    generates = threading.Event()
-    one.before_generation = lambda _: generates.wait(60)
-    first = asyncio.create_task(asyncio.to_thread(one.ask))
-    while not one.shared._leases:
-        await asyncio.sleep(0.05)
-    second = asyncio.create_task(fetched(two, "s"))
-    while two.shared.outcomes["waited"] < 2:
-        await asyncio.sleep(0.05)
+    generates, first, second = await generating_and_waiting(one, two)
     with redis.Redis.from_url(redis_server.url) as client:
         (lease,) = client.scan_iter("*:l:*")
         client.delete(lease)

@@ -91,7 +91,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes run tests, the longest groups come first."""
+    """Tests of whole engines and processes have a second try, which is told at the end of the run:
+    a machine that stands still for seconds breaks one in some thousand of them. Where several
+    processes run tests, the longest groups come first."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("engine"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     if not hasattr(config, "workerinput"):
         return
     slow = {group_of(item.nodeid) for item in items if item.get_closest_marker("slow")}

@@ -16,7 +16,7 @@ from reprise.spec.predictor.weights import load_weights, start_weights
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 V2 = "vllm.v1.worker.cpu.model_runner"
 GREEDY = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}

@@ -48,7 +48,7 @@ client = RetrievalClient(sys.argv[1])
 while client.health().state != "ready":
     time.sleep(0.1)
 '''
-subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=200)
+subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=700)
 threads = [int(thread) for thread in os.listdir(f"/proc/{retriever.pid}/task")]
 cores = set.union(*(os.sched_getaffinity(thread) for thread in threads))
 retriever.close()
@@ -70,7 +70,7 @@ owner.communicate(b"go\\n")
 
 def _cores_after(script: str) -> set[int]:
     said = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=250
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=800
     )
     return {int(core) for core in said.stdout.split()}
 

@@ -292,7 +292,7 @@ def test_as_many_tokens_are_accepted_as_on_v1(
         additional_config={"reprise": {"drafts": {"verify_cost": 0.0}}},
     )
     per_step = []
-    # Near answers come later, and fewer tokens are drafted, where others have the cores: then again.
+    # Where others have the cores near answers come later, and less is drafted: then again.
     while len(per_step) < 3 and not any(v2 >= 0.9 * v1 > 0 for v1, v2 in per_step):
         salt = f"fresh{len(per_step)}"
         accepted = []

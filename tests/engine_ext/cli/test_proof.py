@@ -103,7 +103,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_with_a_real_model(demo_model: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [*COMMAND, str(demo_model), *OPTIONS], env=environment, capture_output=True, text=True
@@ -123,7 +123,7 @@ def test_with_a_real_model(demo_model: Path, environment: dict[str, str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_model_that_cannot_be_served_is_one_line(demo_model: Path) -> None:
     with pytest.raises(ProofError, match="does not take these options: --no-such-option"):
         proof.prove(str(demo_model), ["--no-such-option"], lambda _: None)
@@ -139,7 +139,7 @@ def waited_for(process: subprocess.Popen[str], line: str) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_sigterm_ends_all_that_it_has_started(
     demo_model: Path, environment: dict[str, str]
 ) -> None:
@@ -156,9 +156,9 @@ def test_sigterm_ends_all_that_it_has_started(
     assert len(started) >= 2, "no engine runs: the test could not fail"
     began_s = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    _, alive = psutil.wait_procs(started, timeout=10)
+    assert process.wait(100) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
-    assert time.monotonic() - began_s < 30
+    assert time.monotonic() - began_s < 60  # 4 s on a machine with nothing else to do
     assert process.stderr is not None
     process.stderr.close()

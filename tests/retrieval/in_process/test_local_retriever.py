@@ -9,6 +9,8 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.found_clause import FoundClause
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
@@ -40,7 +42,7 @@ class Blocked(Embedder):
         if texts:
             self.texts += texts
             self.asked.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(200)
         return super().encode(texts, namespaces)
 
 
@@ -54,7 +56,7 @@ class BlockedByLongTexts(Blocked):
     def encode(self, texts, namespaces):
         if any(len(text) > 1000 for text in texts):
             self.asked_for_long.set()
-            assert self.go_on_with_long.wait(30)
+            assert self.go_on_with_long.wait(200)
         return super().encode(texts, namespaces)
 
 
@@ -143,15 +145,15 @@ def test_no_request_waits_for_another_with_a_longer_text(make):
     embedder = BlockedByLongTexts()
     retriever = make(embedder=embedder)
     retriever.submit("first", namespace="", text="first")  # the others wait together
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     retriever.submit("long", namespace="", text="long " * 300)
     retriever.submit("short", namespace="", text="short")
     embedder.go_on.set()
-    assert embedder.asked_for_long.wait(30)
+    assert embedder.asked_for_long.wait(200)
     assert retriever.poll("short") == []
     assert retriever.poll("long") is None
     embedder.go_on_with_long.set()
-    assert retriever.flush(30)
+    assert retriever.flush(200)
     assert retriever.poll("long") == []
 
 
@@ -159,7 +161,7 @@ def test_a_request_that_is_over_is_not_searched_for(make):
     embedder = Blocked()
     retriever = make(embedder=embedder, config={"clauses": False})
     retriever.submit("first", namespace="", text="one")
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     retriever.submit("over", namespace="", text="two")
     retriever.submit("live", namespace="", text="three")
     retriever.discard("over")
@@ -210,12 +212,13 @@ def test_a_failing_decode_costs_the_batch_and_no_more(make, caplog):
 
 
 def test_prompts_beyond_the_queue_are_dropped_not_waited_for(make):
-    retriever = make(config={"queue_length": 1})
-    began_s = time.monotonic()
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"queue_length": 1})
+    # Nothing leaves the queue meanwhile: who waited for room would wait for ever.
     for number in range(2000):
         retriever.submit(f"r{number}", namespace="", text="hello")
-    assert time.monotonic() - began_s < 2
-    assert retriever.stats().dropped > 0
+    assert retriever.stats().dropped >= 1998
+    embedder.go_on.set()
 
 
 def test_nothing_is_taken_on_after_close(make):
@@ -272,7 +275,7 @@ def test_many_texts_are_searched_for_together_so_many_at_a_time(make):
     texts = [f"question number {number}" for number in (3, 9, 0, 7, 3, 5)]
     asks = threading.Thread(target=lambda: found.extend(retriever.search([*texts, ""])))
     asks.start()
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     time.sleep(0.1)
     assert retriever.stats().submitted + len(retriever._queue._prompts) <= 3
     embedder.go_on.set()
@@ -304,10 +307,10 @@ def test_progress_tells_when_there_is_more_to_poll(make):
     retriever = make(embedder=embedder)
     before = retriever.progress()
     retriever.submit("r", namespace="", text="blocked")
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     assert retriever.progress() == before
     embedder.go_on.set()
-    assert retriever.flush(30)
+    assert retriever.flush(200)
     assert retriever.progress() != before
     assert retriever.poll("r") == []
 
@@ -323,7 +326,7 @@ class FailsOnce(Embedder):
     def encode(self, texts, namespaces):
         if texts and "block" in texts:
             self.asked.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(200)
         elif texts and self.fails:
             self.fails = False
             raise RuntimeError("injected")
@@ -350,7 +353,7 @@ def test_an_error_in_a_batch_loses_no_exact_answer_and_forgets_no_erasure(
         retriever._search, "erase", lambda keys: (erased.extend(keys), erase(keys))[1]
     )
     retriever.submit("first", namespace="", text="block")
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     # All of it waits, and becomes one batch, whose prompt fails.
     embedder.fails = True
     retriever.submit("second", namespace="", text="another")
@@ -385,6 +388,29 @@ def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
     retriever._memory.remove([("", "gone")])
     assert retriever.flush(60)
     assert erased == [{("", "gone")}] * 2
+
+
+def test_what_was_forgotten_on_its_way_here_is_not_kept_however_late_it_comes(
+    make, tmp_path, monkeypatch
+):
+    retriever = make(
+        config={"url": f"sqlite:///{tmp_path}/answers.sqlite"},
+        decode=lambda ids: bytes(ids).decode(),
+    )
+    late = answer("cancel my order", "ok", namespace="acme")
+    exact = msgspec.structs.replace(late, exact_key=b"k" * 16, fingerprint="f")
+    assert retriever.forget(Invalidation.create(namespace="acme"), timeout_s=60).done
+    # A machine that stands still for a minute; the processes on it do not notice.
+    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 60.0)
+    retriever.store(late)
+    retriever.store(exact)
+    retriever.store(answer("where is my order", "there", namespace="acme"))
+    assert retriever.flush(60)
+    assert [a.prompt_text for a in retriever.answers()] == ["where is my order"]
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert tier.find_exact("acme", [b"k" * 16]) == []
+    assert [a.prompt_text for a in tier.answers("acme")] == ["where is my order"]
+    tier.close()
 
 
 def test_an_exact_answer_without_a_query_keeps_no_other_from_the_tier(make, tmp_path):

@@ -18,6 +18,7 @@ from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.request.request_info import DraftCountsStore, no_draft_counts
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
+from reprise.engine_ext.request.verifiable import may_verify
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
 from reprise.engine_ext.scheduling.runner_choice import refuse_other_runner
 from reprise.engine_ext.worker import undrafted_settings, worker_installs
@@ -81,6 +82,7 @@ class CacheHitProposer(DrafterHooks):
         self._max_model_len: int = vllm_config.model_config.max_model_len
         self._namespace = config.namespace
         self._optimizes_cpu = config.engine.cpu_optimizations
+        self._may_verify = may_verify(vllm_config, config)
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
         self._errors = ErrorCounter()
@@ -258,14 +260,13 @@ class CacheHitProposer(DrafterHooks):
             self._near.begin(request_id, live, namespace)
 
     def before_serving(self, runner: "GPUModelRunner") -> None:
-        """Have the kernels made that steps with drafts need."""
-        if not self._optimizes_cpu:
-            return
-        try:
-            self._kernels_up_to = make_kernels(runner)
-            self._provider.note_ready(self._kernels_up_to)
-        except Exception as error:
-            self._errors.record("before_serving", error)
+        """Have made what steps with drafts and verified answers need."""
+        if self._optimizes_cpu:
+            with self._errors.recording("before_serving"):
+                self._kernels_up_to = make_kernels(runner)
+                self._provider.note_ready(self._kernels_up_to)
+        if self._may_verify:
+            worker_installs.rank_prompts(runner.model_config.get_vocab_size(), self._errors)
 
     def on_arrival(self, request: "Request") -> None:
         """Start retrieval while the request still waits to be scheduled."""

@@ -17,11 +17,15 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from reprise.engine_ext.core.config import RepriseConfig, load_config
+from reprise.retrieval.host.socket_address import MAX_ADDRESS_BYTES
 
 # vLLM's shared memory rings and ours; a container's default of 64 MiB is not enough for both.
 _SHARED_MEMORY_WANTED_BYTES = 256 << 20
 _DISK_WANTED_BYTES = 64 << 20
 _REDIS_WITHIN_S = 1.5
+_IPC_VARIABLE = "VLLM_RPC_BASE_PATH"
+# As `get_open_zmq_ipc_path` of vLLM names its sockets in that folder: a slash and a UUID.
+_IPC_NAME_BYTES = 37
 
 
 class Finding(NamedTuple):
@@ -163,6 +167,40 @@ def check_socket() -> Iterator[Finding]:
         yield Finding("temporary folder", None, str(folder.parent))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_vllm_sockets() -> Iterator[Finding]:
+    """Check that the names of the sockets between vLLM's processes are short enough."""
+    try:
+        variable, folder = _ipc_folder()
+    except OSError as error:
+        yield Finding("vLLM's sockets", str(error), "Set TMPDIR to a folder with room in it.")
+        return
+    num_bytes, most = len(os.fsencode(folder)), MAX_ADDRESS_BYTES - _IPC_NAME_BYTES
+    if num_bytes > most:
+        yield Finding(
+            "vLLM's sockets",
+            f"{variable} names a folder of {num_bytes} bytes, {folder}, and at most {most} "
+            f"leave room for their names",
+            f"Set {' or '.join(dict.fromkeys((variable, _IPC_VARIABLE)))} to a shorter path.",
+        )
+    else:
+        yield Finding("vLLM's sockets", None, folder)
+
+
+def _ipc_folder() -> tuple[str, str]:
+    """Return where vLLM makes its sockets, and the variable that says so.
+
+    Raises:
+        OSError: No folder for temporary files can be written to, which vLLM needs in any case.
+    """
+    folder = tempfile.gettempdir()
+    if (named := os.environ.get(_IPC_VARIABLE)) is not None:
+        return _IPC_VARIABLE, named
+    for variable in ("TMPDIR", "TEMP", "TMP"):  # in Python's order
+        if (value := os.environ.get(variable)) and os.path.abspath(value) == folder:
+            return variable, folder
+    return "TMPDIR", folder
 
 
 def check_disk(config: RepriseConfig | None = None) -> Iterator[Finding]:

@@ -19,13 +19,19 @@ from reprise.engine_ext.checks.machine_checks import (
     check_shared_memory,
     check_socket,
     check_store,
+    check_vllm_sockets,
 )
 from reprise.engine_ext.checks.model_checks import check_model, check_tokenizer
 from reprise.engine_ext.core.config import RepriseConfig, config_with
+from reprise.retrieval.host.socket_address import MAX_ADDRESS_BYTES
 
 _DEFAULT_PORT = 8000
 # As far as they are looked at here.
-_SWITCHES = frozenset({"headless", "skip-tokenizer-init", "grpc"})
+_SWITCHES = frozenset({"headless", "skip-tokenizer-init", "grpc", "enable-elastic-ep"})
+# With engines on other machines vLLM may do without sockets that have a path.
+_SEVERAL_MACHINES = frozenset(
+    {"headless", "data-parallel-size-local", "data-parallel-backend", "enable-elastic-ep"}
+)
 
 
 def check_start(
@@ -43,7 +49,7 @@ def check_start(
         config = config_with(_json_option(options, "additional-config"))
     except ValueError as error:
         return [Finding("settings", str(error).removeprefix("Reprise configuration: "))]
-    findings = list(check_socket())
+    findings = [*check_socket(), *_vllm_sockets(options)]
     findings += check_store(config)
     findings += check_embedding_model(config)
     if model is not None:
@@ -54,6 +60,12 @@ def check_start(
     findings += check_disk(config)
     findings += [each._replace(is_fatal=False) for each in _may_come_later(config)]
     return [each for each in findings if each.problem is not None]
+
+
+def _vllm_sockets(options: dict[str, str]) -> Iterator[Finding]:
+    """Check what ends a start where all of an engine is on this machine."""
+    is_fatal = not _SEVERAL_MACHINES & options.keys()
+    yield from (each._replace(is_fatal=is_fatal) for each in check_vllm_sockets())
 
 
 def _may_come_later(config: RepriseConfig) -> Iterator[Finding]:
@@ -114,7 +126,12 @@ def read_options(arguments: Sequence[str]) -> dict[str, str]:
 
 def check_port(options: dict[str, str]) -> Iterator[Finding]:
     """Check that the server's address is free."""
-    if "uds" in options or "headless" in options:
+    if (path := options.get("uds")) is not None:
+        if (num_bytes := len(os.fsencode(path))) > MAX_ADDRESS_BYTES:
+            problem = f"{path} has {num_bytes} bytes, and at most {MAX_ADDRESS_BYTES} fit"
+            yield Finding("--uds", problem, "Name a shorter path.")
+        return
+    if "headless" in options:
         return
     host, port = options.get("host") or "", options.get("port", str(_DEFAULT_PORT))
     if not port.isdecimal() or int(port) > 65_535:

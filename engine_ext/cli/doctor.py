@@ -21,6 +21,7 @@ from reprise.engine_ext.checks.machine_checks import (
     check_shared_memory,
     check_socket,
     check_store,
+    check_vllm_sockets,
     findings_of,
     valid_settings,
 )
@@ -205,6 +206,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_redis,
     check_shared_memory,
     check_socket,
+    check_vllm_sockets,
     check_disk,
     check_search,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from reprise.engine_ext.checks.machine_checks import check_vllm_sockets
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import redact
 from reprise.retrieval.cli.tier_access import (
@@ -105,7 +106,14 @@ def verify(
 
 
 def _engine(model: str, dtype: str, answers: Sequence[Answer]) -> Any:
-    """Return vLLM with this model, with room for the longest of the answers."""
+    """Return vLLM with this model, with room for the longest of the answers.
+
+    Raises:
+        ValueError: vLLM could make no sockets; one line says why.
+    """
+    for finding in check_vllm_sockets():
+        if finding.problem is not None:
+            raise ValueError(str(finding))
     from vllm import LLM
 
     longest = max(len(a.prompt_token_ids) + len(a.response_token_ids) for a in answers)

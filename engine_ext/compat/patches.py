@@ -58,6 +58,7 @@ class Feature(Enum):
     UNFINISHED_PROMPTS = "seeds of prompts that take several steps"
     BATCH_INVARIANCE = "batch invariance"
     LONE_TOKENS = "no token computed alone"
+    PROMPT_RANKS = "ranks of prompt tokens"
     KV_PINS = "pinned prefixes"
     SYSTEM_PREFIX = "prefix of the system role"
 

@@ -282,6 +282,14 @@ _WORKER_STEP = (
         hook="dispatch_linear_layer",
         only_on="cpu",
     ),
+    Patch(
+        "vllm.v1.sample.sampler:batched_count_greater_than",
+        Feature.PROMPT_RANKS,
+        _WORKER,
+        Kind.REPLACE,
+        parameters=("x", "values"),
+        only_on="cpu",
+    ),
 )  # fmt: skip
 
 TABLE = Table(

@@ -8,10 +8,12 @@ known to be plain is generated.
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from reprise.engine_ext.request.exact_hits import is_greedy
+from reprise.engine_ext.request.exact_hits import is_greedy, unsupported_engine
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
+
+    from reprise.engine_ext.core.config import RepriseConfig
 
 PLAIN_FIELDS: dict[str, Any] = {
     "presence_penalty": 0.0,
@@ -56,6 +58,20 @@ def is_verifiable(request: "EngineCoreRequest") -> bool:
     ):
         return False
     return set(params.extra_args or ()) <= {_OURS}
+
+
+def may_verify(vllm_config: Any, config: "RepriseConfig") -> bool:
+    """Return whether a server of this engine may verify stored answers, for all that its workers
+    can tell."""
+    serving = config.serving
+    return (
+        serving.enabled
+        and serving.exact_hits != "off"
+        and serving.exact_hits_from_others != "off"
+        and config.retrieval.url != "memory://"
+        and unsupported_engine(vllm_config) is None
+        and unverifiable_engine(vllm_config) is None
+    )
 
 
 def unverifiable_engine(vllm_config: Any) -> str | None:

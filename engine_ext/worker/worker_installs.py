@@ -155,6 +155,15 @@ def describe_drafts_in_one_copy() -> None:
     _apply(Feature.DRAFT_METADATA, draft_metadata)
 
 
+def rank_prompts(vocabulary_size: int, errors: ErrorCounter) -> None:
+    """On the CPU's model runner V1: have no verified answer wait for a compiler, or miss one."""
+    from reprise.engine_ext.worker import prompt_ranks
+
+    with errors.recording(f"apply {Feature.PROMPT_RANKS.value}"):
+        _apply(Feature.PROMPT_RANKS, prompt_ranks)
+        prompt_ranks.compile_at_start(vocabulary_size)
+
+
 def _apply(feature: Feature, hooks: object) -> None:
     """Apply a feature in this process.
 

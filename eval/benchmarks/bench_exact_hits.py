@@ -178,7 +178,7 @@ def _other_server(
     counts = _counts(server)
     _check(made, found, server, num_exact=0)
     tick()
-    # vLLM compiles a function of its own for the first answer that is verified.
+    # What an engine would only make for the first answer that it verifies shows here.
     first_ms = found[0].whole_s * 1e3
     rows = [_row("hits", source, found[:1], f"the very first {how}", first_ms, "ms")]
     rows += _rows(source, found[1:], note=f"first repeat {how}")

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-# What fits into `sockaddr_un`, beside the null byte.
-_MAX_ADDRESS_BYTES = 107
+MAX_ADDRESS_BYTES = 107
+"""What fits into `sockaddr_un`, beside the null byte."""
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def short_address(path: str) -> Iterator[str]:
     Raises:
         OSError: The folder is not there.
     """
-    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
+    if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         yield path
         return
     folder = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,12 +1,15 @@
 """What ends a start before vLLM loads anything, and what only warns."""
 
+import errno
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -133,6 +136,90 @@ def test_a_port_that_is_taken(demo_model: Path, taken_port: int, tmp_path: Path)
     assert f"--config {file} cannot be read" in refusal(demo_model, "--config", str(file))
 
 
+@pytest.fixture
+def folder_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
+    """A function that makes the folder for temporary files one whose path has so many bytes."""
+    with tempfile.TemporaryDirectory(prefix="r-") as base:
+
+        def make(num_bytes: int) -> str:
+            folder = f"{base}/{'é' * ((num_bytes - len(base) - 1) // 2)}"
+            folder += "x" * (num_bytes - len(os.fsencode(folder)))
+            os.makedirs(folder, exist_ok=True)
+            monkeypatch.setenv("TMPDIR", folder)
+            monkeypatch.setattr(tempfile, "tempdir", None)
+            return folder
+
+        yield make
+        monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+def binds_as_vllm_does() -> bool:
+    zmq = pytest.importorskip("zmq")
+    network_utils = pytest.importorskip("vllm.utils.network_utils")
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as one:
+        try:
+            one.bind(network_utils.get_open_zmq_ipc_path())
+        except zmq.ZMQError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return False
+    return True
+
+
+def test_as_long_a_temporary_folder_as_vllms_sockets_allow(
+    demo_model: Path, folder_of: Callable[[int], str]
+) -> None:
+    """To the byte what vLLM can start with."""
+    pytest.importorskip("vllm")
+    for num_bytes, can_start in ((69, True), (70, True), (71, False), (200, False)):
+        folder = folder_of(num_bytes)
+        assert binds_as_vllm_does() is can_start
+        line = refusal(demo_model)
+        assert (line == "") is can_start
+        if not can_start:
+            named = f"TMPDIR names a folder of {num_bytes} bytes, {folder}, and at most 70 leave"
+            assert named in line
+            assert "\n" not in line
+
+
+def test_vllms_own_variable_for_sockets_goes_before(
+    demo_model: Path, folder_of: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(71)
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/tmp")
+    assert refusal(demo_model) == ""
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", folder)
+    line = refusal(demo_model)
+    assert f"VLLM_RPC_BASE_PATH names a folder of 71 bytes, {folder}, and at most 70" in line
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH")
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setenv("TMP", folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert "TMP names a folder of 71 bytes" in refusal(demo_model)
+
+
+def test_with_engines_on_other_machines_a_long_folder_is_a_warning(
+    demo_model: Path, folder_of: Callable[[int], str]
+) -> None:
+    folder_of(71)
+    given = (*FREE, "--data-parallel-size", "4", "--data-parallel-size-local", "2")
+    found = check_start(str(demo_model), given)
+    assert refusal_of(found) is None
+    assert any("at most 70" in each for each in warnings_of(found))
+    assert "at most 70" in refusal(demo_model, *FREE, "--data-parallel-size", "2")
+
+
+def test_a_servers_own_socket_whose_path_is_too_long(demo_model: Path) -> None:
+    path = f"/tmp/{'s' * 102}"
+    assert refusal(demo_model, "--uds", path) == ""
+    assert "--uds: " in (line := refusal(demo_model, "--uds", f"{path}s"))
+    assert "108 bytes, and at most 107 fit" in line
+    with socket.socket(socket.AF_UNIX) as one, pytest.raises(OSError, match="too long"):
+        one.bind(f"{path}s")
+
+
 def test_what_may_come_later_is_a_warning(
     demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,16 +267,23 @@ def test_a_plain_server_is_checked_by_the_plugin_once(
     start_up.check_once()  # `reprise serve` has checked
 
 
-def test_the_command_ends_with_one_line_and_the_plugin_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", ["REPRISE_RETRIEVAL__URL", "TMPDIR", "VLLM_RPC_BASE_PATH"])
+def test_the_command_ends_with_one_line_and_the_plugin_too(variable: str, tmp_path: Path) -> None:
     """As users type it; for `vllm serve` what its process does before anything else."""
     pytest.importorskip("vllm")
-    environment = {**os.environ, "REPRISE_RETRIEVAL__URL": "redi://x"}
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    value, line = {
+        "REPRISE_RETRIEVAL__URL": ("redi://x", "reprise: settings: retrieval.url"),
+    }.get(variable, (str(long), f"reprise: vLLM's sockets: {variable} names a folder of "))
+    environment = {**os.environ, variable: value}
     plugin = (
         "import sys; sys.argv[0] = 'vllm'; from reprise.engine_ext import plugin; plugin.register()"
     )
     command = "from reprise.engine_ext.cli.cli import main; main()"
     arguments = ["serve", "m", "--speculative-config", json.dumps({"model": PROPOSER_PATH})]
     for code, given in ((command, arguments[:2]), (plugin, arguments)):
+        used_s = _of_children_s()
         done = subprocess.run(
             [sys.executable, "-c", code, *given],
             capture_output=True,
@@ -199,8 +293,17 @@ def test_the_command_ends_with_one_line_and_the_plugin_too(tmp_path: Path) -> No
             check=False,
         )
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith("reprise: settings: retrieval.url")
+        assert done.stderr.splitlines()[-1].startswith(line)
         assert "Traceback" not in done.stderr
+        if code is command:
+            assert len(done.stderr.splitlines()) == 1
+            # The time of processors, not of a clock: others may be at work on the machine.
+            assert _of_children_s() - used_s < 3.0
+
+
+def _of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_offline_a_model_is_looked_for_where_vllm_does(

@@ -106,6 +106,20 @@ def test_without_such_answers_it_says_so(url: str, put: Put, demo_model: Path) -
         )
 
 
+def test_a_folder_in_which_vllm_can_make_no_sockets(
+    url: str, put: Put, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put([1, 1], [5, 6])
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", f"/tmp/{'r' * 66}")
+    with pytest.raises(ValueError, match="VLLM_RPC_BASE_PATH names a folder of 71 bytes"):
+        CliRunner().invoke(
+            app,
+            ["cache", "verify", "--url", url, "--model", str(demo_model)],
+            catch_exceptions=False,
+            standalone_mode=False,
+        )
+
+
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

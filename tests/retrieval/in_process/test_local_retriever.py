@@ -19,7 +19,8 @@ def make():
     made = []
 
     def build(**options):
-        config = RetrievalConfig(embedding_model="lexical", **options.pop("config", {}))
+        values = {"clauses": False, **options.pop("config", {})}
+        config = RetrievalConfig(embedding_model="lexical", **values)
         made.append(LocalRetriever(config, **options))
         return made[-1]
 
@@ -228,7 +229,7 @@ def test_nothing_is_taken_on_after_close(make):
 
 
 def test_clauses_find_what_the_whole_question_does_not(make):
-    retriever = make()
+    retriever = make(config={"clauses": True})
     assert retriever.flush(200)
     retriever.store(answer("how do I cancel my order", "press cancel"))
     retriever.store(answer("will I get a refund", "yes"))
@@ -245,7 +246,7 @@ def test_clauses_find_what_the_whole_question_does_not(make):
 
 
 def test_clauses_and_what_joins_them_are_told(make):
-    retriever = make()
+    retriever = make(config={"clauses": True})
     assert near(retriever, "How do I cancel my order and will I get a refund?") == []
     assert retriever.clauses("r") == [
         FoundClause("How do I cancel my order"),

@@ -62,6 +62,7 @@ def make_retriever(tmp_path):
         values = {
             "url": f"sqlite://{tmp_path}/answers.sqlite",
             "embedding_model": "lexical",
+            "clauses": False,
             "poll_s": 0.05,
             # Milvus Lite is written in Python, and the machine may be loaded.
             "search_budget_ms": 1000.0,

@@ -8,6 +8,7 @@ import ast
 import functools
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -70,6 +71,8 @@ _TOGETHER = {**SHARED_BY, "predictions": "predictions"}
 """With fixtures that take long to make, and that no process is to make again."""
 _STARTING = {*SHARED_BY, "llm_builder", "server_builder"}
 _ENGINE_BYTES = 3 << 30
+_MEMORY = Path("/dev/shm")
+_FILES_BYTES = 1 << 30
 _MEMORY_WITHIN_S = 60.0
 
 
@@ -77,6 +80,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have this process, and all that it starts, take less of the machine; and have the engines of
     several processes that run tests compute on a core each. vLLM pins all to the same one."""
     if not hasattr(config, "workerinput"):  # else the environment is that of who started it
+        # As numba does with what it compiles: else each of some hundred processes compiles the
+        # sources anew, and each run the tests with their assertions.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
         folder = tempfile.TemporaryDirectory(prefix="reprise-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ[light_processes.FILE] = str(Path(folder.name, "packages.json"))
@@ -146,7 +153,10 @@ def _used_by(file: str) -> dict[str, set[str]]:
 
     Read from the source: who hands the tests out has no other way to know.
     """
-    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    text = (REPOSITORY / file).read_text(encoding="utf-8")
+    if not any(name in text for name in _TOGETHER):  # most: to parse all takes seconds
+        return {}
+    tree = ast.parse(text)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     used = {
         one.name: {argument.arg for argument in one.args.args}
@@ -249,6 +259,20 @@ def shared_folder() -> Path:
     if not (SHARED / "traces").is_dir():
         pytest.skip("no folder of recorded traces beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, unless the test is slow or there is little: SQLite waits for the disk
+    with each write, which takes most of the time of the tests that have files."""
+    is_slow = request.node.get_closest_marker("slow") is not None
+    if is_slow or not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _FILES_BYTES:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="pytest-", dir=_MEMORY, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def model_runner_of(config: Any) -> Iterator[Any]:
     from reprise.retrieval.search.embedding import Embedder
 
     retriever = LocalRetriever(
-        RetrievalConfig(embedding_model="lexical"), embedder=Embedder("lexical")
+        RetrievalConfig(embedding_model="lexical", clauses=False), embedder=Embedder("lexical")
     )
     with (
         pytest.MonkeyPatch.context() as monkeypatch,

@@ -51,7 +51,7 @@ def test_the_first_line_says_what_is_on() -> None:
 async def test_near_answers_are_announced_once_they_are_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    retriever = LocalRetriever(RetrievalConfig(embedding_model="lexical"))
+    retriever = LocalRetriever(RetrievalConfig(embedding_model="lexical", clauses=False))
     try:
         with caplog.at_level("INFO"):
             await announce_near_answers(retriever, began_s=time.monotonic())

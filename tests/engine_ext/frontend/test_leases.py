@@ -36,7 +36,7 @@ class Server(Client):
             "exact_budget_s": 1.0,
             "single_flight_lease_s": lease_s,
         }
-        retrieval = {"url": url, "embedding_model": "lexical"}
+        retrieval = {"url": url, "embedding_model": "lexical", "clauses": False}
         self.retriever = LocalRetriever(
             RetrievalConfig(**retrieval),  # type: ignore[arg-type]
             embedder=Embedder("lexical"),

@@ -38,7 +38,7 @@ class Server(Client):
     """A front end on a tier, whose engine verifies."""
 
     def __init__(self, url: str, whose: str = "verified", **changes: Any) -> None:
-        retrieval = {"url": url, "embedding_model": "lexical"}
+        retrieval = {"url": url, "embedding_model": "lexical", "clauses": False}
         serving = {"exact_hits_from_others": whose, "exact_budget_s": 1.0}
         self.retriever = LocalRetriever(
             RetrievalConfig(**retrieval),  # type: ignore[arg-type]

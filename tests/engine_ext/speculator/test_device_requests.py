@@ -36,7 +36,7 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, device_drafts: str) -> None:
         self.embedder = BlockedEmbedder()
-        config = RetrievalConfig(embedding_model="lexical")
+        config = RetrievalConfig(embedding_model="lexical", clauses=False)
         self.retriever = LocalRetriever(config, embedder=self.embedder)
         monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: self.retriever)
         monkeypatch.setattr(device_requests, "model_key_of", lambda _: "model")

@@ -52,7 +52,7 @@ def world(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from reprise.tests.engine_ext.worker.proposer_world import World
 
     retriever = LocalRetriever(
-        RetrievalConfig(embedding_model="lexical"), embedder=Embedder("lexical")
+        RetrievalConfig(embedding_model="lexical", clauses=False), embedder=Embedder("lexical")
     )
     monkeypatch.setattr(proposer_module, "worker_retriever", lambda *_: retriever)
     world = World(vllm_config)

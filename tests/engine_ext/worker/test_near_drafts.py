@@ -29,7 +29,7 @@ class World:
 
     def __init__(self) -> None:
         self.embedder = BlockedEmbedder()
-        config = RetrievalConfig(embedding_model="lexical")
+        config = RetrievalConfig(embedding_model="lexical", clauses=False)
         self.retriever = LocalRetriever(config, embedder=self.embedder)
         self.provider = DraftProvider(DraftConfig(verify_cost=0.0))
         self.overlap = TokenOverlap()

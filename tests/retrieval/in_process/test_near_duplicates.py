@@ -23,7 +23,7 @@ def make(tmp_path):
 
     def build(**options):
         values = {"url": f"sqlite://{tmp_path}/answers.sqlite", "poll_s": 0.05, **options}
-        config = RetrievalConfig(embedding_model="lexical", **values)
+        config = RetrievalConfig(embedding_model="lexical", clauses=False, **values)
         made.append(LocalRetriever(config, embedder=Embedder("lexical")))
         return made[-1]
 

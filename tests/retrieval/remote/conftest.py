@@ -71,6 +71,7 @@ def make_retriever(tmp_path, search_timeout_s, monkeypatch):
         values = {
             "url": f"sqlite://{tmp_path}/answers.sqlite",
             "embedding_model": "lexical",
+            "clauses": False,
             "poll_s": 0.05,
             **options,
         }

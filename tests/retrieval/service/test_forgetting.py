@@ -81,7 +81,9 @@ def make_retriever():
     made = []
 
     def make(url, **options):
-        config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05, **options)
+        config = RetrievalConfig(
+            url=url, embedding_model="lexical", clauses=False, poll_s=0.05, **options
+        )
         made.append(LocalRetriever(config, embedder=Embedder("lexical"), decode=decode))
         assert made[-1].wait_until_warm(60)
         return made[-1]

@@ -33,7 +33,9 @@ def make_retriever():
     made = []
 
     def make(url, **options):
-        config = RetrievalConfig(url=url, embedding_model="lexical", poll_s=0.05, **options)
+        config = RetrievalConfig(
+            url=url, embedding_model="lexical", clauses=False, poll_s=0.05, **options
+        )
         made.append(LocalRetriever(config, embedder=Embedder("lexical")))
         return made[-1]
 

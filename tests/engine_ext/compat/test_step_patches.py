@@ -36,6 +36,9 @@ UNGUARDED = {
     "expand_batch_to_tokens": (
         "a pure function in place of a broken one: there is nothing to go back to"
     ),
+    "batched_count_greater_than": (
+        "a pure function; to go back to vLLM's own may mean a compiler in a step, or none"
+    ),
     "Scheduler.__init__": STARTS,
     "EngineCore.collective_rpc": "not in a step; pins that cannot be removed must fail the call",
     "EngineCore.reprise_kv_pins": RPC,

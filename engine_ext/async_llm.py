@@ -16,8 +16,9 @@ from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
-from vllm.utils.async_utils import cancel_task_threadsafe
+from vllm.utils.async_utils import cancel_task_threadsafe, run_in_loop
 from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from reprise.engine_ext import instances
 from reprise.engine_ext.checks.start_up import end_soon_on_sigterm
@@ -340,10 +341,20 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
             if task is not None:
                 cancel_task_threadsafe(task)
         super().shutdown(timeout=timeout)
+        self._fail_unfinished_requests()
         if self._retriever is not None:
             self._retriever.close()
         if self._retrieval_socket is not None:
             shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
+
+    def _fail_unfinished_requests(self) -> None:
+        """End requests of an engine that was killed, not having said what became of them.
+
+        vLLM leaves them waiting, and the HTTP server waits for them until their clients leave.
+        """
+        if (handler := getattr(self, "output_handler", None)) is not None:
+            error = EngineDeadError(suppress_context=True)
+            run_in_loop(handler.get_loop(), self.output_processor.propagate_error, error)
 
     async def report(self) -> None:
         """Bring the metrics up to date; only the first API server process asks the workers."""

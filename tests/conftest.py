@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes run tests, the longest groups come first."""
+    """Tests of whole engines and processes have a second try, which is told at the end of the run:
+    a machine that stands still for seconds breaks one in some thousand of them. Where several
+    processes run tests, the longest groups come first."""
+    if not config.option.usepdb:
+        for item in items:
+            if item.get_closest_marker("slow") or item.get_closest_marker("engine"):
+                item.add_marker(pytest.mark.flaky(reruns=1))
     if not hasattr(config, "workerinput"):
         return
     slow = {group_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
@@ -201,10 +207,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.stash[_SHARED] = Shared(users)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """End what no test will use any more: engines take memory, and ask for cores while idle."""
-    item.session.stash[_SHARED].end_use(_fixtures(item) & set(SHARED_BY))
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End what no test will use any more, after its second try if it has one: engines take memory,
+    and ask for cores while idle."""
+    try:
+        return (yield)
+    finally:
+        item.session.stash[_SHARED].end_use(_fixtures(item) & set(SHARED_BY))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say why tests had a second try."""
+    for report in terminalreporter.getreports("rerun"):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = str(report.longrepr if crash is None else crash)
+        terminalreporter.write_line(f"{report.nodeid} ({report.when}), tried again after: {why}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

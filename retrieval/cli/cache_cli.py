@@ -187,12 +187,12 @@ def invalidate(
         everything=everything,
     )
     reader = None if tokenizer is None or prompt is None else tokenizer_at(tokenizer)
-    num_textless = 0
+    textless: set[tuple[str, str]] = set()
 
     def text_of(answer: Answer) -> str:
-        nonlocal num_textless
+        if not answer.prompt_text and reader is None:
+            textless.add((answer.namespace, answer.stored_id))
         if answer.prompt_text or reader is None:
-            num_textless += not answer.prompt_text
             return answer.prompt_text
         return reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
 
@@ -205,8 +205,8 @@ def invalidate(
         # It holds vectors of what was removed. A running engine writes it anew.
         index.unlink(missing_ok=True)
     typer.echo(f"{answers_in_words(removed)} removed")
-    if prompt is not None and num_textless:
-        typer.echo(f"{answers_in_words(num_textless)} without text not compared: name --tokenizer")
+    if prompt is not None and textless:
+        typer.echo(f"{answers_in_words(len(textless))} without text not compared: name --tokenizer")
     if num_damaged:
         typer.echo(f"{num_damaged} damaged not compared: see reprise cache check")
 

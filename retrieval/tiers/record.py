@@ -25,6 +25,8 @@ _COMPRESSED = 1
 _COMPRESS_FROM_BYTES = 512
 # A damaged length must not make the reader allocate without bound.
 _MAX_RECORD_BYTES = 64 << 20
+# So many damaged ones are told apart, and counted.
+_MAX_COUNTED = 1 << 20
 
 
 class RecordError(ValueError):
@@ -107,15 +109,20 @@ def decode_record(record: bytes) -> Answer:
 
 
 class RecordReader:
-    """Decodes records, skipping those that cannot be read: counted, and logged once.
+    """Decodes records, skipping those that cannot be read: each counted once, the first logged.
 
     Args:
         where: Names the tier in the log.
     """
 
     def __init__(self, where: str) -> None:
-        self.num_damaged = 0
         self._where = where
+        self._damaged: set[int] = set()
+
+    @property
+    def num_damaged(self) -> int:
+        """Return the number of different records that could not be read."""
+        return len(self._damaged)
 
     def read(self, record: bytes, *, namespace: str) -> Answer | None:
         """Return the answer, or None if it is damaged, no record, or of another namespace."""
@@ -124,8 +131,10 @@ class RecordReader:
             if answer.namespace != namespace:
                 raise RecordError("it belongs to another namespace")
         except RecordError as error:
-            self.num_damaged += 1
-            if self.num_damaged == 1:
+            is_first = not self._damaged
+            if len(self._damaged) < _MAX_COUNTED:
+                self._damaged.add(hash((namespace, record)))
+            if is_first:
                 logger.warning(
                     "Skipping a record in %s: %s. Further ones are only counted.",
                     self._where,

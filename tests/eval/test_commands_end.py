@@ -42,7 +42,8 @@ _SERVER = "from vllm import start_and_stay\nstart_and_stay()\n"
 _SMALL = str(demo_model_path())
 
 COMMANDS = {
-    "demo": (2, "eval/demo.py", "--small", "--limit", "4"),
+    # One, not two: it starts them one after the other where memory is short.
+    "demo": (1, "eval/demo.py", "--small", "--limit", "4"),
     "acceptance_rate": (
         *(1, "eval/acceptance_rate.py", "--trace", "TRACE", "--engine", "vllm"),
         *("--methods", "none,ngram", "--quiet"),

@@ -97,10 +97,20 @@ def answers(served: Served) -> bool:
     return is_there
 
 
+def answers_and_hangs(served: Served) -> bool:
+    """Return whether it is there; then its engine stops in the midst of a long answer."""
+    if is_there := answers(served):
+        for child in psutil.Process(served.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any("VLLM::" in word for word in child.cmdline()):
+                    child.suspend()
+    return is_there
+
+
 def _ask(port: int) -> None:
     body = {"prompt": "a b c", "max_tokens": 900, "ignore_eos": True, "temperature": 1.0}
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         headers = {"Content-Type": "application/json"}
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
         connection.getresponse().read()
@@ -121,7 +131,7 @@ def shared_memory() -> set[str]:
 
 
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("is_so_far", [imports, starts_its_engine, answers])
+@pytest.mark.parametrize("is_so_far", [imports, starts_its_engine, answers, answers_and_hangs])
 def test_nothing_is_left(
     is_so_far: Callable[[Served], bool],
     mark: Mark,

@@ -139,11 +139,13 @@ class World:
     def learn(
         self, name: str, namespace: str | None, answer: list[int] = ANSWER, **hints: Any
     ) -> None:
-        """A whole request, and wait until it has been learned."""
+        """A whole request, and wait until it has been learned, and is found by meaning."""
         self.step(begin=[self.request(name, namespace, **hints)])
         self.emit(name, answer)
         self.step(end=[name])
-        assert self.requests.flush(30)
+        assert self.requests.flush(60)
+        if self.embedder.go_on.is_set():
+            assert self.retriever.flush(60)
 
 
 @pytest.fixture(params=["mixture", "copies"])

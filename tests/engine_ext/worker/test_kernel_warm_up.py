@@ -102,5 +102,7 @@ def test_a_device_is_left_alone(watched: Watched, monkeypatch: pytest.MonkeyPatc
 
 def test_a_real_engine_makes_them_at_its_start(reprise_llm: Any) -> None:
     (report,) = reprise_llm.collective_rpc("reprise_stats")
-    assert report["kernels_up_to"] == MAX_TOKENS  # 8 requests with up to 16 drafted tokens
+    # 128 for 8 requests with up to 16 drafted tokens; fewer where the machine is so busy that the
+    # limit in seconds comes first.
+    assert 16 < report["kernels_up_to"] <= MAX_TOKENS
     assert report["errors"] == {}

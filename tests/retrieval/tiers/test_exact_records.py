@@ -161,6 +161,27 @@ def test_every_condition_reaches_them_and_leaves_no_bytes(make_tier, condition, 
     assert exact_id(KEY).encode() not in stored
 
 
+@pytest.mark.parametrize("condition", ["namespace", "prompt"])
+def test_what_a_replica_removes_at_the_announcement_is_counted_all_the_same(
+    make_tier, condition, monkeypatch
+):
+    """A replica removes what it has written of late as soon as it hears, which may be at once."""
+    tier, replica = make_tier(), make_tier()
+    tier.put([exact(), exact(key=b"other", namespace="other")])
+    announce = tier.announce
+
+    def announced(invalidation):
+        announce(invalidation)
+        replica.remove("acme", [exact().stored_id])
+
+    monkeypatch.setattr(tier, "announce", announced)
+    fields = {"namespace": "acme"} | conditions()[condition]
+    gone = tier.forget(Invalidation.create(**fields))
+    assert gone == [("acme", exact().answer_id)]
+    assert [*replica.exact_answers("acme")] == []
+    assert len([*replica.exact_answers("other")]) == 1
+
+
 def test_forgetting_leaves_others(make_tier):
     tier = make_tier()
     tier.put([exact(), exact(OTHER_KEY, number=2), exact(namespace="other")])

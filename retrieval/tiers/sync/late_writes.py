@@ -46,11 +46,15 @@ class LateWrites:
     def wrote(self, answers: Iterable[Answer]) -> None:
         """Remember answers that are in the tier now."""
         self._written.extend((time.monotonic(), answer) for answer in answers)
-        self.drop_old()
 
-    def drop_old(self) -> None:
-        """Remember nothing for longer than it takes word to arrive."""
-        while self._written and time.monotonic() - self._written[0][0] > _REMEMBERED_S:
+    def drop_old(self, followed_s: float) -> None:
+        """Remember nothing for longer than it takes word to arrive.
+
+        Args:
+            followed_s: When what others had forgotten was last read (monotonic). On a machine that
+                stood still that is longer ago than it should be, and word is still to come.
+        """
+        while self._written and followed_s - self._written[0][0] > _REMEMBERED_S:
             self._written.popleft()
 
     def forget(self, invalidation: Invalidation, being_written: Sequence[Answer]) -> None:

@@ -117,7 +117,7 @@ class TierReader:
                 caught_up = False
                 self.errors.failed(error)
             with self._changed:
-                self._late.drop_old()
+                self._late.drop_old(self._followed_s)
                 if caught_up:
                     self._removed_meanwhile.clear()
                 if not more:

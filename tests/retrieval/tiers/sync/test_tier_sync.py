@@ -1,6 +1,7 @@
 """Between memory and a tier that hangs or fails, without one that really does."""
 
 import threading
+from types import SimpleNamespace
 
 from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
@@ -105,6 +106,26 @@ def test_an_answer_that_waits_or_was_just_written_is_forgotten_too(monkeypatch):
     assert sync.drain(60)
     assert list(tier.answers("acme")) == []
     sync.close()
+
+
+def test_what_was_written_is_remembered_until_others_have_been_heard(monkeypatch):
+    """However long that takes: the machine may stand still, or the tier be out of reach."""
+    now_s = 100.0
+    monkeypatch.setattr(late_writes, "time", SimpleNamespace(monotonic=lambda: now_s))
+    late = late_writes.LateWrites()
+    late.wrote([answer(1)])
+    late.drop_old(99.0)
+    now_s = 160.0
+    late.wrote([answer(2)])
+    late.drop_old(99.0)
+    late.forget(Invalidation.create(namespace="acme"), [])
+    assert late.take() == {"acme": ["id1", "id2"]}
+    late.wrote([answer(3)])
+    now_s = 170.0
+    late.wrote([answer(4)])
+    late.drop_old(169.0)
+    late.forget(Invalidation.create(namespace="acme"), [])
+    assert late.take() == {"acme": ["id4"]}
 
 
 class Unreadable(MemoryTier):

@@ -199,7 +199,7 @@ def test_hints_are_kept(world: World, hints: dict[str, Any]) -> None:
     assert drafted == ([] if hints == {"drafts": False} else ANSWER[::-1][3:7])
     world.emit("asks", ANSWER)
     world.step(end=["asks"])
-    assert world.requests.flush(30)
+    assert world.requests.flush(60)
     # The front end stores what it has retrieved for.
     assert world.requests.report()["provider"].answers == (2 if hints == {"drafts": False} else 1)
 
@@ -214,7 +214,7 @@ def test_late_near_answers_are_used_from_the_next_step_on(
             namespace="mine",
         )
     )  # fmt: skip
-    assert world.requests.flush(30)
+    assert world.requests.flush(60)
     world.embedder.go_on.clear()
     # Shares no tokens with the question that was learned: only embedding can find it.
     other = list(range(300, 308))
@@ -248,7 +248,7 @@ def test_a_preempted_request_goes_on_with_what_it_had(world: World) -> None:
     assert world.drafted("goes on") == ANSWER[3:7]
     world.emit("goes on", ANSWER[::-1])
     world.step(end=["goes on"])
-    assert world.requests.flush(30)
+    assert world.requests.flush(60)
     assert world.requests.report()["provider"].answers == 2
     assert world.requests.report()["live_requests"] == 1
 
@@ -257,7 +257,7 @@ def test_a_request_that_ends_while_preempted_is_forgotten(world: World) -> None:
     world.step(begin=[world.request("gone", "mine")])
     world.step(preempt=["gone"])
     world.step(end=["gone"])
-    assert world.requests.flush(30)
+    assert world.requests.flush(60)
     assert world.requests.report()["live_requests"] == 0
     assert world.requests.report()["provider"].answers == 0
 
@@ -268,7 +268,7 @@ def test_warm_up_runs_are_no_requests(world: World) -> None:
         world.emit(name, ANSWER)
         assert world.requests.report()["live_requests"] == 0
         world.step(end=[name])
-    assert world.requests.flush(30)
+    assert world.requests.flush(60)
     assert world.requests.report()["provider"].answers == 0
 
 
@@ -300,7 +300,7 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     sampled, rejected = (torch.tensor([n], dtype=torch.int32) for n in (1, 3))
     world.counts.add_step(slots, sampled, rejected)
     world.step(end=["asks"])
-    assert world.requests.flush(30)
+    assert world.requests.flush(60)
     (found,) = world.requests.take_draft_counts(["asks", "first"]).values()
     assert found["steps"] == 2
     sources = found["by_source"].values()

@@ -10,12 +10,14 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -41,6 +43,13 @@ from reprise.eval.live.redis_server import RedisServer, redis_executable
 
 # A library that vLLM's HTTP server loads sets the root logger to ERROR.
 logging.getLogger("reprise").setLevel(logging.INFO)
+
+# Of its own accord hypothesis fails a test of which one example takes 200 ms: a machine that others
+# use as well stands still for longer.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 _LIGHT_PROCESSES = Path(__file__).with_name("light_processes")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -381,6 +390,24 @@ def redis_bytes() -> Callable[[str], bytes]:
         return b"\n".join(found)
 
     return read
+
+
+@pytest.fixture
+def may_start(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """An event: while it is clear no retrieval process is started, however long a test takes to
+    look at what is true until then."""
+    from reprise.retrieval.service.process_retriever import ProcessRetriever
+
+    event, start = threading.Event(), ProcessRetriever._start
+    event.set()
+
+    def start_once_allowed(retriever: ProcessRetriever) -> Any:
+        while not event.wait(0.05) and not retriever._ending.is_set():
+            continue
+        return start(retriever)
+
+    monkeypatch.setattr(ProcessRetriever, "_start", start_once_allowed)
+    return event
 
 
 @pytest.fixture

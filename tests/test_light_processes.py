@@ -51,6 +51,30 @@ def test_the_same_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert light_processes.packages_distributions() == found
 
 
+def test_a_server_that_is_tested_waits_longer() -> None:
+    module = "reprise.engine_ext.request.draft_counts_fetcher"
+    program = f"import {module} as module; print(module._TIMEOUT_S)"
+    found = []
+    for patient in ({}, {light_processes.PATIENT: "1"}):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | patient,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(float(done.stdout))
+    assert found[0] <= 1.0
+    assert found[1] == light_processes.WAITS[module]["_TIMEOUT_S"] >= 30.0
+
+
+@pytest.mark.parametrize("module", light_processes.WAITS)
+def test_what_it_waits_for_has_these_names(module: str) -> None:
+    source = FOLDERS.parent.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text()
+    for name in light_processes.WAITS[module]:
+        assert f"\n{name} = " in source
+
+
 def test_engines_sleep_between_looks_into_their_queues() -> None:
     pytest.importorskip("vllm")
     queues = importlib.import_module(light_processes.QUEUES)

@@ -6,11 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from reprise.retrieval.api.invalidation import Invalidation
-from reprise.retrieval.host import steady_clock
 
 _MAX_APPLIED = 1000
-# So long an answer may be on its way from the engine.
-_ON_ITS_WAY_S = 2.0
 
 
 class AppliedInvalidations:
@@ -30,11 +27,7 @@ class AppliedInvalidations:
         if len(self._ids) > _MAX_APPLIED:
             del self._ids[next(iter(self._ids))]
 
-    def made_lately(self) -> Iterable[Invalidation]:
-        """Return those that an answer on its way from the engine may be older than."""
-        earliest_s = steady_clock.now_s() - _ON_ITS_WAY_S
-        return [each for each in self._latest if each.made_s >= earliest_s]
-
-    def all(self) -> Iterable[Invalidation]:
-        """Return those that an answer read from a tier may be older than."""
-        return self._latest
+    def made_since(self, created_s: float) -> Iterable[Invalidation]:
+        """Return those that an answer of this age is older than: it may have been on its way from
+        the engine, for as long as a busy machine takes, or is read from a tier."""
+        return [each for each in self._latest if each.made_s >= created_s]

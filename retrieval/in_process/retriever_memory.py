@@ -100,7 +100,7 @@ class RetrieverMemory:
     def admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, report them, and have the worker index them; the caller holds the lock."""
         if ours:
-            answers = [answer for answer in answers if not self.was_just_forgotten(answer)]
+            answers = [answer for answer in answers if not self.was_forgotten(answer)]
         answers = [a for a in answers if not self.tier.is_copy(a.namespace, a.answer_id)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
         new = {key: answer for key, answer in keyed.items() if not self.tier.holds(*key)}
@@ -128,7 +128,7 @@ class RetrieverMemory:
         """Hold answers again that another one stood for, until that was removed, unless they were
         meant too."""
         with self._changed:
-            self.admit([a for a in answers if not self._was_forgotten(a)], ours=False)
+            self.admit([a for a in answers if not self.was_forgotten(a)], ours=False)
 
     def held(self) -> set[Key]:
         """Return what is held here and is not on its way to the tier."""
@@ -202,19 +202,11 @@ class RetrieverMemory:
             text = self._queries.read(None, answer.prompt_token_ids)
         return invalidation.means(answer, text)
 
-    def was_just_forgotten(self, answer: Answer) -> bool:
+    def was_forgotten(self, answer: Answer) -> bool:
         """Return whether it was on its way here when it was to be forgotten; the caller holds the
         lock."""
-        return self._is_meant_by_any(answer, self._applied.made_lately())
-
-    def _was_forgotten(self, answer: Answer) -> bool:
-        return self._is_meant_by_any(answer, self._applied.all())
-
-    def _is_meant_by_any(self, answer: Answer, invalidations: Iterable[Invalidation]) -> bool:
-        return any(
-            answer.created_s <= each.made_s and self._is_meant(answer, each)
-            for each in invalidations
-        )
+        since = self._applied.made_since(answer.created_s)
+        return any(self._is_meant(answer, each) for each in since)
 
     def _note_gone(self, gone: Sequence[Key]) -> None:
         """Report that answers left memory; the caller holds the lock."""

@@ -38,6 +38,13 @@ def vllm_config(**changes: Any) -> Any:
     return SimpleNamespace(**fields | changes)
 
 
+def wait_longer(front_end: FrontEnd) -> None:
+    """Have a front end wait for its tier for longer than a server may, or a request would: the
+    machine that tests run on stands still for seconds."""
+    if (shared := front_end.exact.shared) is not None:
+        shared._budget_s = 60.0
+
+
 def core_request(
     name: str, params: SamplingParams, prompt: tuple[int, ...] = (1, 2, 3), **fields: Any
 ) -> EngineCoreRequest:

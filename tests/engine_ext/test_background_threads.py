@@ -53,5 +53,5 @@ def test_weights_are_saved_after_a_failure(
         save=failing_once(saved.append),
     )
     WeightsKeeper(provider, tmp_path / "weights", errors=errors)
-    wait_until(lambda: bool(saved), 60.0)
+    wait_until(lambda: bool(saved))
     assert errors.counts() == {"save weights": 1}

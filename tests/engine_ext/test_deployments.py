@@ -104,7 +104,9 @@ def forget_in_all_processes(server: Server) -> None:
     gone = server.send("/reprise/cache?everything=true", method="DELETE").json
     assert gone["removed"] >= gone["retrieval"] == len(QUESTIONS)
     assert not gone["pending"]
-    wait_for_each_process(server, "/reprise/cache", lambda reply: not reply["found"], within_s=30.0)
+    wait_for_each_process(
+        server, "/reprise/cache", lambda reply: not reply["found"], within_s=120.0
+    )
     assert "exact" not in {cache for _, cache in ask_all(server)}
 
 

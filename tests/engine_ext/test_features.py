@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
 from reprise.engine_ext.core.config import RepriseConfig, load_config
+from reprise.engine_ext.request import draft_counts_fetcher
 
 FEATURES = ("exact", "near", "clauses", "drafts", "monitoring")
 COMPOUND = "How do I cancel my order and where do I find my invoice?"
@@ -96,8 +97,10 @@ async def seen(
     if num_counted() > before:
         found.add("monitoring")
         assert num_counted() == before + asked
-    health = await engine.health_check()
-    assert health["state"] == "ready", health
+    deadline_s = time.monotonic() + 60.0
+    while (health := await engine.health_check())["state"] != "ready":
+        assert time.monotonic() < deadline_s, health
+        await asyncio.sleep(0.1)
     return found, [first, again, others[0]]
 
 
@@ -131,6 +134,7 @@ async def test_on_a_real_engine(
 ) -> None:
     """All that belongs to it is off, and nothing else; no answer changes."""
     monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
     features = {} if off == "nothing" else {off: False}
     config = RepriseConfig.model_validate({"features": features, "drafts": {"verify_cost": 0.02}})
     args = AsyncEngineArgs(

@@ -186,7 +186,7 @@ async def read(queue: RequestOutputCollector) -> list[int]:
     """What its client gets, in the end."""
     token_ids: list[int] = []
     while True:
-        output = await asyncio.wait_for(queue.get(), 1.0)
+        output = await asyncio.wait_for(queue.get(), 60.0)
         new = list(output.outputs[0].token_ids)  # type: ignore[union-attr]
         token_ids = token_ids + new if queue.aggregate else new
         if output.finished:

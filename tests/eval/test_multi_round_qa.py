@@ -65,10 +65,10 @@ def server() -> Iterator[Server]:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert is_up.wait(10)
+    assert is_up.wait(60)
     yield one
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(60)
 
 
 def test_users_talk_in_turns_and_all_is_reported(

@@ -6,6 +6,9 @@
 * What vLLM spawns is forked instead of a process that has imported it already (`warm_starts.py`).
 * While an engine is busy, its engine core and its worker wait for one another in a loop that takes
   a core each: they sleep between looks.
+
+Besides, a server under test waits longer, where it is started with `PATIENT` in its environment,
+for what a user's would rather go on without: the machine stands still for seconds.
 """
 
 import contextlib
@@ -27,6 +30,13 @@ FILE = "LIGHT_PROCESSES_FILE"
 ALLOCATIONS = 50_000  # before new objects are looked through; Python's own number: 700
 QUEUES = "vllm.distributed.device_communicators.shm_broadcast"
 SPAWNING = "vllm.utils.system_utils"  # asks Python to spawn what vLLM starts
+PATIENT = "LIGHT_PROCESSES_PATIENT"
+WAITS: dict[str, dict[str, float]] = {
+    "reprise.engine_ext.request.draft_counts_fetcher": {"_TIMEOUT_S": 60.0},
+    "reprise.engine_ext.frontend.exact_forgetting": {"_TIER_WITHIN_S": 60.0},
+    "reprise.engine_ext.frontend.shared_exact": {"_TIER_TIMEOUT_S": 30.0},
+}
+"""By module: seconds that it waits for what may be missing from a reply."""
 _SLEEP_S = 1e-4
 
 read_packages = importlib.metadata.packages_distributions
@@ -40,6 +50,9 @@ def begin() -> None:
     for name, change in ((QUEUES, _sleep_between_looks), (SPAWNING, _fork)):
         if name not in sys.modules:
             sys.meta_path.insert(0, _Change(name, change))
+    for name in WAITS:
+        if name not in sys.modules:
+            sys.meta_path.insert(0, _Change(name, _wait_longer))
 
 
 def packages_distributions() -> Mapping[str, list[str]]:
@@ -70,6 +83,14 @@ def _fork(_: ModuleType) -> None:
     import warm_starts
 
     warm_starts.begin()
+
+
+def _wait_longer(module: ModuleType) -> None:
+    if PATIENT in os.environ:  # when it is imported: a forked process has another environment
+        for name, seconds in WAITS[module.__name__].items():
+            if not isinstance(vars(module)[name], float):
+                raise AttributeError(f"{module.__name__}.{name} is no number of seconds")
+            setattr(module, name, seconds)
 
 
 class _Change(MetaPathFinder):

@@ -45,7 +45,7 @@ def test_what_one_engine_answered_the_other_drafts(
         answers = ask(first)
         alone = accepted(first)
         settled_report(first)
-        tier = RedisTier(redis_server.url, timeout_s=2.0)
+        tier = RedisTier(redis_server.url, timeout_s=20.0)
         assert sum(len(list(tier.answers(name))) for name in tier.namespaces()) == len(QUESTIONS)
         tier.close()
         tokens = sum(len(answer) for answer in answers)

@@ -93,10 +93,10 @@ def test_adversarial_text_stays_within_bounds(kind: str) -> None:
     text = [9] * 4000 if kind == "repeated" else random.integers(0, 150_000, 4000).tolist()
     provider.start("r", text)
     provider.attach("r", [near(str(i), text[:500]) for i in range(32)])
-    began = time.process_time()
+    began = time.thread_time()  # a request is not shared out among threads
     drafts = replay(provider, "r", text[:400])
     tokens_predicted = sum(len(draft) + 1 for draft in drafts)
-    assert (time.process_time() - began) / tokens_predicted < 2e-3
+    assert (time.thread_time() - began) / tokens_predicted < 2e-3
     assert provider.stats().bytes < 32 * 60 * 500
     assert provider.stats().errors == 0
 

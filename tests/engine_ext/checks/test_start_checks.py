@@ -153,7 +153,7 @@ def test_a_redis_that_says_nothing_costs_no_more_than_its_time(
     began_s = time.monotonic()
     (warning,) = warnings_of(check_start(str(demo_model), FREE))
     assert "does not answer" in warning
-    assert time.monotonic() - began_s < 10.0
+    assert time.monotonic() - began_s < 60.0  # and not for ever
 
 
 def test_the_model_and_the_options_of_a_command_line() -> None:

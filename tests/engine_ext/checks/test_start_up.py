@@ -54,8 +54,8 @@ def test_nothing_is_left_even_of_what_does_not_listen() -> None:
         began_s = time.monotonic()
         server.send_signal(signal.SIGTERM)
         # Interrupted, once nothing holds it up any more; or ended, if it takes its time.
-        assert server.wait(60) in (-signal.SIGINT, 128 + signal.SIGTERM)
-        assert time.monotonic() - began_s < 30  # 4 s on a machine with nothing else to do
+        assert server.wait(100) in (-signal.SIGINT, 128 + signal.SIGTERM)
+        assert time.monotonic() - began_s < 60  # 4 s on a machine with nothing else to do
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     finally:
         server.kill()

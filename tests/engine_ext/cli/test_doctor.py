@@ -114,8 +114,8 @@ def test_sigterm_leaves_no_check_behind() -> None:
             time.sleep(0.05)
         began_s = time.monotonic()
         doctor.send_signal(signal.SIGTERM)
-        assert doctor.wait(60) == ENDED_BY_SIGTERM
-        assert mark.left_after(1) == []
-        assert time.monotonic() - began_s < 10
+        assert doctor.wait(100) == ENDED_BY_SIGTERM
+        assert mark.left_after(10) == []
+        assert time.monotonic() - began_s < 40  # 4 s on a machine with nothing else to do
     finally:
         mark.kill()

@@ -156,9 +156,9 @@ def test_sigterm_ends_all_that_it_has_started(
     assert len(started) >= 2, "no engine runs: the test could not fail"
     began_s = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    _, alive = psutil.wait_procs(started, timeout=10)
+    assert process.wait(100) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
-    assert time.monotonic() - began_s < 30
+    assert time.monotonic() - began_s < 60  # 4 s on a machine with nothing else to do
     assert process.stderr is not None
     process.stderr.close()

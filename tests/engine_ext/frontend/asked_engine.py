@@ -14,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.retrieval.api.answer import Answer, token_bytes
 from reprise.retrieval.in_process.open_tier import open_tier
+from reprise.tests.engine_ext.front_ends import wait_longer
 
 FINAL, DELTA = RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA
 
@@ -39,6 +40,7 @@ class Asked:
             **settings,
         }
         self.engine = EnhancedAsyncLLM(**chosen)
+        wait_longer(self.front_end)
         self._count = 0
         self.pieces: list[int] = []
         """Tokens of each output of the last request."""

@@ -46,7 +46,7 @@ def test_the_first_repeat_of_a_restarted_server_is_a_hit(
     def is_ready(server: Any) -> None:
         server.wait()
         server.wait_for_retrieval()
-        wait_until(lambda: shared(server)["fingerprint"] is not None, 60)
+        wait_until(lambda: shared(server)["fingerprint"] is not None)
 
     first = start()
     try:
@@ -54,7 +54,7 @@ def test_the_first_repeat_of_a_restarted_server_is_a_hit(
         made = [first.chat(question) for question in QUESTIONS]
         assert all(reply.generated for reply in made)
         fingerprint = shared(first)["fingerprint"]
-        wait_until(lambda: shared(first)["written"] == len(QUESTIONS), 30)
+        wait_until(lambda: shared(first)["written"] == len(QUESTIONS))
     finally:
         first.stop()  # which writes what waits to be written
 

@@ -20,7 +20,7 @@ from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
-from reprise.tests.engine_ext.front_ends import Client, vllm_config
+from reprise.tests.engine_ext.front_ends import Client, vllm_config, wait_longer
 
 pytestmark = pytest.mark.redis
 
@@ -49,6 +49,7 @@ class Server(Client):
             retriever=self.retriever,
             loaded_since_s=1e12,
         )
+        wait_longer(front_end)
         super().__init__(front_end, namespace="acme")
         assert front_end.exact.shared is not None
         self.shared = front_end.exact.shared
@@ -70,6 +71,7 @@ class Server(Client):
 @pytest.fixture
 def servers(redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(shared_exact, "fingerprint_of", lambda *_, **__: "f")
+    monkeypatch.setattr(shared_exact, "_TIER_TIMEOUT_S", 30.0)
     made: list[Server] = []
 
     def make(**settings: Any) -> Server:
@@ -157,7 +159,7 @@ async def test_a_lease_that_is_lost_on_the_way_costs_a_generation_too(
     generates.set()
     assert await first == ("miss", [5, 6, 7])
     # What the first one has written is found all the same, before any lease is looked at.
-    assert await asyncio.to_thread(one.retriever.flush, 30)
+    assert await asyncio.to_thread(one.retriever.flush, 60)
     three = servers()
     await fetched(three, "t")
     assert three.shared.outcomes["hit"] == 1
@@ -171,9 +173,9 @@ async def test_without_the_setting_nobody_waits(servers: Any, redis_server: Any)
     assert one.shared._leases == {}
     tier = open_tier(redis_server.url)
     assert tier is not None
-    assert tier.lease("acme", b"k" * 16, ttl_s=5.0)
-    assert not tier.lease("acme", b"k" * 16, ttl_s=5.0)
-    assert tier.lease("zeta", b"k" * 16, ttl_s=5.0)
+    assert tier.lease("acme", b"k" * 16, ttl_s=60.0)
+    assert not tier.lease("acme", b"k" * 16, ttl_s=60.0)
+    assert tier.lease("zeta", b"k" * 16, ttl_s=60.0)
     tier.end_lease("acme", b"k" * 16)
-    assert tier.lease("acme", b"k" * 16, ttl_s=5.0)
+    assert tier.lease("acme", b"k" * 16, ttl_s=60.0)
     tier.close()

@@ -183,7 +183,7 @@ def test_memory_is_flat_under_load_and_nothing_is_left_after_shutdown(
         assert list(short_folder.glob("reprise-*"))
     finally:
         server.stop()
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert alive == []
     assert list(short_folder.glob("reprise-*")) == []
     pids = {str(process.pid) for process in processes}

@@ -103,7 +103,7 @@ def test_look_up_and_retrieval_are_children_of_the_clients_span(
         assert before_ns - 1e6 < span.start_time <= span.end_time
     retrieval = spans[1]
     took_ms = (retrieval.end_time - retrieval.start_time) / 1e6  # type: ignore[operator]
-    assert 20 <= took_ms < 1000
+    assert 20 <= took_ms < 60_000  # what comes on top is how long the machine stood still
 
 
 def test_no_spans_without_vllms_tracing(exporter: InMemorySpanExporter) -> None:

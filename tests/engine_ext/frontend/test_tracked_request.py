@@ -80,14 +80,18 @@ def test_a_miss_while_the_embedding_model_is_loaded_says_so() -> None:
 
 
 def test_its_near_answers_are_counted_at_the_first_token_and_released_at_the_end() -> None:
-    found_s = time.monotonic() + 0.25
+    found_s = time.monotonic() + 60.0
     seen = Seen(found_s)
+    before_s = time.monotonic()
     tracked = track(seen)
+    after_s = time.monotonic()
     tracked.retrieves = True
     assert tracked.kind == "miss"
     tracked.on_first_token()
     assert (tracked.kind, tracked.similarity) == ("semantic for r", 0.8)
-    assert tracked.retrieval_ms() == pytest.approx(250, abs=50)
+    retrieval_ms = tracked.retrieval_ms()
+    assert retrieval_ms is not None
+    assert 1e3 * (found_s - after_s) <= retrieval_ms <= 1e3 * (found_s - before_s)
     tracked.on_finish("answer")  # type: ignore[arg-type]
     tracked.on_end()
     assert seen.calls == [

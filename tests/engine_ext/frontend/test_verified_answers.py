@@ -27,7 +27,7 @@ from reprise.retrieval.api.answer import Answer, token_bytes
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
-from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config
+from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config, wait_longer
 
 
 async def ignore(_: EngineCoreRequest) -> None:
@@ -53,6 +53,7 @@ class Server(Client):
             loaded_since_s=time.time() + 60,
             submit=ignore,
         )
+        wait_longer(front_end)
         super().__init__(front_end, namespace="acme")
         self.offered: Answer | None = None
         if (shared := front_end.exact.shared) is not None:
@@ -106,6 +107,7 @@ def fingerprints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return named.pop(0) if len(named) > 1 else named[0]
 
     monkeypatch.setattr(shared_exact, "fingerprint_of", take)
+    monkeypatch.setattr(shared_exact, "_TIER_TIMEOUT_S", 30.0)
     return named
 
 

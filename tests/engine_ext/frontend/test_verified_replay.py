@@ -1,6 +1,7 @@
 """Stored answers that nothing vouches for: on real engines, of equal and of other weights."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,21 @@ async def only_plain_greedy_requests(asked: Asked) -> None:
 
 
 async def followers(asked: Asked) -> None:
-    """Two at once: one check, one generation."""
+    """Two at once: one check, one generation. The first may have ended before a busy machine has
+    looked the second one up, which then repeats it; so two are asked again."""
     expected = await asked.from_nothing(QUESTIONS[3])
     await asked.written()
-    before = asked.counts("checked", "followed")
-    both = await asyncio.gather(*(asked.ask(QUESTIONS[3], kind=DELTA) for _ in range(2)))
-    assert both == [expected, expected]
-    checked, followed = asked.counts("checked", "followed")
-    assert checked == before[0] + 1
-    assert followed == before[1] + 1
-    await asked.written()
+    before = asked.counts("checked", "followed", "exact")
+    for times in range(1, 4):
+        both = await asyncio.gather(*(asked.ask(QUESTIONS[3], kind=DELTA) for _ in range(2)))
+        assert both == [expected, expected]
+        checked, followed, exact = asked.counts("checked", "followed", "exact")
+        assert checked == before[0] + times
+        assert (followed - before[1]) + (exact - before[2]) == times
+        await asked.written()
+        if followed > before[1]:
+            return
+    pytest.fail("of three questions asked twice at once, none was followed")
 
 
 async def clients_that_leave(asked: Asked) -> None:
@@ -132,11 +138,18 @@ async def clients_that_leave(asked: Asked) -> None:
         await asyncio.sleep(delay_s)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await asyncio.sleep(0.5)
     replays = asked.front_end.others.verified._replays
-    assert (len(replays), len(asked.front_end.flights)) == (0, 0)
-    assert [*replays._waiting, *replays._going_on, *replays._check_of] == []
-    assert asked.engine.get_num_unfinished_requests() == 0
+
+    def left() -> list[Any]:
+        going_on = [*replays._waiting, *replays._going_on, *replays._check_of]
+        unfinished = asked.engine.get_num_unfinished_requests()
+        return [each for each in (going_on, len(asked.front_end.flights), unfinished) if each]
+
+    deadline_s = time.monotonic() + 60.0
+    while left():  # until the engine has heard of it
+        assert time.monotonic() < deadline_s, left()
+        await asyncio.sleep(0.02)
+    assert len(replays) == 0
     assert await asked.ask(QUESTIONS[3], max_tokens=90) == expected
 
 

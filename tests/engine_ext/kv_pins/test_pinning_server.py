@@ -42,7 +42,7 @@ def test_tenants_with_one_system_prompt_have_pins_of_their_own(
         found: list[Any] = server.send("/reprise/pins").json["pins"]
         return found
 
-    wait_until(lambda: any(pin["origin"] == "operator" for pin in pins()), 60)
+    wait_until(lambda: any(pin["origin"] == "operator" for pin in pins()))
     assert ask(server, "What is one?", one) == 0
     assert ask(server, "What is one?", other) == 0
     press(server, "a")
@@ -61,7 +61,7 @@ def test_tenants_with_one_system_prompt_have_pins_of_their_own(
     assert gone["removed"] == 1
     press(server, "b")
     assert sorted([ask(server, "And?", one) > 60, ask(server, "And?", other) > 60]) == [False, True]
-    wait_until(lambda: server.metric("reprise:kv_pin_saved_tokens_total") > 60, 30)
+    wait_until(lambda: server.metric("reprise:kv_pin_saved_tokens_total") > 60)
     assert server.metric("reprise:kv_pins") >= 2
     assert server.send("/reprise/stats").json["kv_pins"][0]["errors"] == {}
     assert server.send("/reprise/pins?everything=true", method="DELETE").json["removed"] >= 2

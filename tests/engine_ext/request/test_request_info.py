@@ -82,7 +82,10 @@ async def test_counts_come_from_whichever_worker_has_them() -> None:
     assert workers.store.take(["a", "b"]) == {}
 
 
-async def test_the_worker_is_asked_again_until_it_is_done_with_the_request() -> None:
+async def test_the_worker_is_asked_again_until_it_is_done_with_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
     collector, workers = InfoCollector(), Workers(over_at=3)
     collector.generates("a")
     told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
@@ -95,10 +98,14 @@ async def test_a_worker_that_never_tells_costs_a_second_at_most(
 ) -> None:
     assert draft_counts_fetcher._TIMEOUT_S <= 1
     monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 0.1)
-    collector, workers = InfoCollector(), Workers(over_at=99)
-    collector.generates("a")
-    assert (await collector.collect(DraftCountsFetcher(workers.ask).fetch)).drafts is None
-    assert 2 <= len(workers.asked) <= 4
+    for _ in range(5):
+        collector, workers = InfoCollector(), Workers(over_at=99)
+        collector.generates("a")
+        assert (await collector.collect(DraftCountsFetcher(workers.ask).fetch)).drafts is None
+        assert len(workers.asked) <= 4
+        if len(workers.asked) >= 2:  # but where the machine stood still meanwhile
+            return
+    pytest.fail("it was asked once only, five times")
 
 
 async def test_however_many_ask_the_workers_are_asked_for_all_together(
@@ -129,8 +136,10 @@ async def test_however_many_ask_the_workers_are_asked_for_all_together(
     assert [list(one) for one in found] == [[str(number)] for number in range(100)]
     assert len(asked) <= 2 + took_s / draft_counts_fetcher._MIN_PAUSE_S
     assert len(asked) < 10
-    await asyncio.sleep(2 * draft_counts_fetcher._MIN_PAUSE_S)
-    assert fetcher._task is None
+    async with asyncio.timeout(60.0):
+        while fetcher._task is not None:
+            await asyncio.sleep(draft_counts_fetcher._MIN_PAUSE_S)
+    assert fetcher._waiting == {}
 
 
 async def test_workers_that_cannot_be_asked_are_an_error_for_those_who_wait_only() -> None:

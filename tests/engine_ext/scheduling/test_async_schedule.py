@@ -361,8 +361,8 @@ def test_who_waits_for_a_step_leaves_the_core_to_others(monkeypatch: pytest.Monk
     reader.wait_until_ready()
     writer.join()
     sleep_between_polls([reader])
+    began_s, took_s = time.monotonic(), time.thread_time()
     threading.Timer(0.3, queue.enqueue, ["late"]).start()
-    waited_s, took_s = time.monotonic(), time.thread_time()
-    assert reader.dequeue(timeout=10.0) == "late"
+    assert reader.dequeue(timeout=100.0) == "late"
     # vLLM's own loop takes all of a core that nobody else wants.
-    assert time.thread_time() - took_s < (time.monotonic() - waited_s) / 4
+    assert time.thread_time() - took_s < (time.monotonic() - began_s) / 4

@@ -22,7 +22,7 @@ def test_values_are_those_of_when_they_were_sent() -> None:
     for number in range(5):
         device.fill_(number)
         made.send([device, device[:1]], lambda values: seen.append(values[0].tolist()))
-    assert made.flush(10)
+    assert made.flush(60)
     assert seen == [[number] * 3 for number in range(5)]
     assert errors.counts() == {}
 
@@ -37,7 +37,7 @@ def test_a_receiver_that_fails_ends_nothing() -> None:
 
     made.send([], fail)
     made.send([], seen.append)
-    assert made.flush(10)
+    assert made.flush(60)
     assert seen == [[]]
     assert errors.counts() == {"read back": 1}
 
@@ -52,13 +52,13 @@ def test_what_it_cannot_keep_up_with_is_dropped_and_counted(
 
     def wait(_: Any) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     made.send([], wait)
-    assert begun.wait(10)
+    assert begun.wait(60)
     assert not made.flush(0.01)
     made.send([], lambda _: None)
     made.send([], lambda _: None)
     go_on.set()
-    assert made.flush(10)
+    assert made.flush(60)
     assert errors.counts() == {"read back: queue full": 1}

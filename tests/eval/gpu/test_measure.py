@@ -121,7 +121,7 @@ def test_a_run_that_is_late_waits_for_nothing(tmp_path: Path) -> None:
     began = time.monotonic()
     with run.engines([METHODS[0]], [job]) as engines:
         assert engines == []
-    assert time.monotonic() - began < 30.0
+    assert time.monotonic() - began < 100.0
     engine = GpuEngine(METHODS[0], job)
     engine.start()
     try:

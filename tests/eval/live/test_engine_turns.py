@@ -56,7 +56,7 @@ def test_who_ends_a_benchmark_ends_its_engines(tmp_path: Path, ended_by: signal.
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline_s = time.monotonic() + 90
+        deadline_s = time.monotonic() + 200
         while not (started.is_file() and started.read_text().endswith("\n")):
             assert time.monotonic() < deadline_s
             assert benchmark.poll() is None
@@ -64,13 +64,13 @@ def test_who_ends_a_benchmark_ends_its_engines(tmp_path: Path, ended_by: signal.
         engine = [int(pid) for pid in started.read_text().split()]
         assert not _are_gone(engine)
         benchmark.send_signal(ended_by)
-        status = benchmark.wait(30)
+        status = benchmark.wait(100)
     finally:
         benchmark.kill()
     assert status != 0
     if ended_by == signal.SIGTERM:
         assert status == 128 + signal.SIGTERM
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while not _are_gone(engine):
         assert time.monotonic() < deadline_s, "an engine is left"
         time.sleep(0.05)

@@ -101,6 +101,6 @@ def test_sigterm_leaves_through_what_cleans_up() -> None:
     began_s = time.monotonic()
     command.send_signal(signal.SIGTERM)
     assert command.stdout.read() == "cleaned up\n"
-    assert command.wait(30) == 128 + signal.SIGTERM
-    assert time.monotonic() - began_s < 30
+    assert command.wait(100) == 128 + signal.SIGTERM
+    assert time.monotonic() - began_s < 60  # and not the 600 s that it sleeps
     command.stdout.close()

@@ -9,14 +9,19 @@ from reprise.eval.report.progress import progress_stages
 
 
 def test_lines_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    said = ""
+    deadline_s = time.monotonic() + 60.0
     with (
         progress_stages(quiet=False, every_s=0.02) as stage,
         stage("support: suffix", 7) as tick,
     ):
         tick()
         tick()
-        time.sleep(0.3)
-    first, *others = capfd.readouterr().err.splitlines()
+        while " 2 of 7 after" not in said and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+            said += capfd.readouterr().err
+    said += capfd.readouterr().err
+    first, *others = said.splitlines()
     assert first.endswith(" support: suffix: begins")
     assert re.search(r" support: suffix: 2 of 7 after \d+ s$", others[-1])
     time.sleep(0.1)

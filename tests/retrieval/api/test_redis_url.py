@@ -239,7 +239,7 @@ def test_a_cluster_that_is_not_there_costs_hits_only(start_redis, caplog, wait_u
     node.close()
     wait_until(lambda: retriever.health().state == "ready")
     assert retriever.flush(60)
-    tier = RedisTier(url, timeout_s=2.0)
+    tier = RedisTier(url, timeout_s=20.0)
     assert [a.answer_id for a in tier.answers("")] == ["id1"]
     tier.close()
     retriever.close()
@@ -261,7 +261,7 @@ def test_a_cluster_of_three_with_a_password(start_redis, wait_until):
         node.close()
     originals = [answer(n, namespace=f"tenant{n}") for n in range(12)]
     for options in (f"cluster=1&password={SECRET}", f"password={SECRET}&cluster=1&protocol=3"):
-        tier = RedisTier(f"redis://127.0.0.1:{servers[1].port}/0?{options}", timeout_s=2.0)
+        tier = RedisTier(f"redis://127.0.0.1:{servers[1].port}/0?{options}", timeout_s=20.0)
         tier.put(originals)
         assert len(tier.namespaces()) == 12
         assert [a.answer_id for a in tier.answers("tenant7")] == ["id7"]

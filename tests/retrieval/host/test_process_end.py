@@ -1,7 +1,8 @@
 """A command that is told to end is gone within seconds, and nothing of what it has started is left.
 
-4 s are what the code allows; the bounds here leave room for a machine that has other things to do,
-and none for two waits one after the other.
+4 s are what the code allows. The bounds here leave room for a machine that has other things to do
+and stands still for seconds, and none for one of the waits of a minute that a command has, or for
+waits one after the other.
 """
 
 import signal
@@ -71,6 +72,9 @@ time.sleep(600)
 """
 
 
+_GONE_WITHIN_S = 40.0
+
+
 @pytest.fixture
 def mark() -> Iterator[Mark]:
     mark = Mark()
@@ -97,9 +101,9 @@ def test_all_is_gone_in_one_wait_whoever_hears(mark: Mark) -> None:
         command.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         command.send_signal(signal.SIGTERM)  # one that is in a hurry changes nothing
-        assert command.wait(30) == ENDED_BY_SIGTERM
-        assert time.monotonic() - began_s < 10
-        assert mark.left_after(1) == []
+        assert command.wait(100) == ENDED_BY_SIGTERM
+        assert time.monotonic() - began_s < _GONE_WITHIN_S
+        assert mark.left_after(10) == []
 
 
 def test_what_has_lost_its_parent_is_found(mark: Mark) -> None:
@@ -112,9 +116,9 @@ def test_what_has_lost_its_parent_is_found(mark: Mark) -> None:
         assert len(mark.alive()) == 7
         began_s = time.monotonic()
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == ENDED_BY_SIGTERM
-        assert time.monotonic() - began_s < 10
-        assert mark.left_after(1) == []
+        assert command.wait(100) == ENDED_BY_SIGTERM
+        assert time.monotonic() - began_s < _GONE_WITHIN_S
+        assert mark.left_after(10) == []
 
 
 def test_groups_end_side_by_side(mark: Mark) -> None:
@@ -125,9 +129,9 @@ def test_groups_end_side_by_side(mark: Mark) -> None:
         each.stdout.readline()
     assert len(mark.alive()) == 6
     began_s = time.monotonic()
-    end_groups([each.pid for each in started], within_s=1.0)
-    assert time.monotonic() - began_s < 2.9
-    assert mark.alive() == []
+    end_groups([each.pid for each in started], within_s=4.0)
+    assert time.monotonic() - began_s < 3 * 4.0
+    assert mark.left_after(10) == []
     for each in started:
         each.communicate()
 
@@ -138,7 +142,7 @@ def test_shared_memory_goes_with_who_is_killed(mark: Mark) -> None:
     block = Path("/dev/shm", holder.stdout.readline().strip())
     assert block.exists()
     end_groups([holder.pid], within_s=0.2)
-    assert mark.alive() == []
+    assert mark.left_after(10) == []
     assert not block.exists()
     holder.communicate()
 

@@ -9,6 +9,8 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.found_clause import FoundClause
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
@@ -152,7 +154,7 @@ def test_no_request_waits_for_another_with_a_longer_text(make):
     assert retriever.poll("short") == []
     assert retriever.poll("long") is None
     embedder.go_on_with_long.set()
-    assert retriever.flush(30)
+    assert retriever.flush(200)
     assert retriever.poll("long") == []
 
 
@@ -211,12 +213,13 @@ def test_a_failing_decode_costs_the_batch_and_no_more(make, caplog):
 
 
 def test_prompts_beyond_the_queue_are_dropped_not_waited_for(make):
-    retriever = make(config={"queue_length": 1})
-    began_s = time.monotonic()
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"queue_length": 1})
+    # Nothing leaves the queue meanwhile: who waited for room would wait for ever.
     for number in range(2000):
         retriever.submit(f"r{number}", namespace="", text="hello")
-    assert time.monotonic() - began_s < 2
-    assert retriever.stats().dropped > 0
+    assert retriever.stats().dropped >= 1998
+    embedder.go_on.set()
 
 
 def test_nothing_is_taken_on_after_close(make):
@@ -308,7 +311,7 @@ def test_progress_tells_when_there_is_more_to_poll(make):
     assert embedder.asked.wait(30)
     assert retriever.progress() == before
     embedder.go_on.set()
-    assert retriever.flush(30)
+    assert retriever.flush(200)
     assert retriever.progress() != before
     assert retriever.poll("r") == []
 
@@ -386,6 +389,29 @@ def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
     retriever._memory.remove([("", "gone")])
     assert retriever.flush(60)
     assert erased == [{("", "gone")}] * 2
+
+
+def test_what_was_forgotten_on_its_way_here_is_not_kept_however_late_it_comes(
+    make, tmp_path, monkeypatch
+):
+    retriever = make(
+        config={"url": f"sqlite:///{tmp_path}/answers.sqlite"},
+        decode=lambda ids: bytes(ids).decode(),
+    )
+    late = answer("cancel my order", "ok", namespace="acme")
+    exact = msgspec.structs.replace(late, exact_key=b"k" * 16, fingerprint="f")
+    assert retriever.forget(Invalidation.create(namespace="acme"), timeout_s=60).done
+    # A machine that stands still for a minute; the processes on it do not notice.
+    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 60.0)
+    retriever.store(late)
+    retriever.store(exact)
+    retriever.store(answer("where is my order", "there", namespace="acme"))
+    assert retriever.flush(60)
+    assert [a.prompt_text for a in retriever.answers()] == ["where is my order"]
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    assert tier.find_exact("acme", [b"k" * 16]) == []
+    assert [a.prompt_text for a in tier.answers("acme")] == ["where is my order"]
+    tier.close()
 
 
 def test_an_exact_answer_without_a_query_keeps_no_other_from_the_tier(make, tmp_path):

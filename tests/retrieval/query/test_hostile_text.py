@@ -120,11 +120,29 @@ def hostile_texts(pattern, length):
             yield prefix + text * max(1, length // len(text)) + end
 
 
-def took_s(pattern, text, methods):
-    began_s = time.thread_time()
-    for method in methods:
-        getattr(pattern, method)(*["", text] if method == "sub" else [text])
-    return time.thread_time() - began_s
+def cpu_s(call, *, within_s):
+    """Seconds that a call takes of a core, the least of some tries until it is quick enough: once
+    in a while Python tidies up meanwhile, or the caches are others'."""
+    took_s = float("inf")
+    for _ in range(3):
+        began_s = time.thread_time()
+        call()
+        took_s = min(took_s, time.thread_time() - began_s)
+        if not within_s < took_s < within_s + 1.0:
+            break
+    return took_s
+
+
+def is_too_slow(pattern, text, methods):
+    """(whether it takes longer than a linear pattern, seconds)"""
+
+    def match():
+        for method in methods:
+            getattr(pattern, method)(*["", text] if method == "sub" else [text])
+
+    within_s = LEAST_S + PER_CHARACTER_S * len(methods) * len(text)
+    took_s = cpu_s(match, within_s=within_s)
+    return took_s > within_s, took_s
 
 
 def too_slow(pattern, methods):
@@ -133,15 +151,15 @@ def too_slow(pattern, methods):
     for length in LENGTHS:
         timed = []
         for text in hostile_texts(pattern, length):
-            timed.append((took_s(compiled, text, methods), text))
-            if timed[-1][0] > LEAST_S + PER_CHARACTER_S * len(methods) * len(text):
+            is_slow, took_s = is_too_slow(compiled, text, methods)
+            if is_slow:
                 return len(text)
+            timed.append((took_s, text))
         slowest = sorted(timed, reverse=True)[:3]
     for _, text in slowest:
         unit = text[: len(text) // 2]
         longer = unit * (LONG // max(1, len(unit))) + text[-1:]
-        took = took_s(compiled, longer, methods)
-        if took > LEAST_S + PER_CHARACTER_S * len(methods) * len(longer):
+        if is_too_slow(compiled, longer, methods)[0]:
             return len(longer)
     return None
 
@@ -192,10 +210,9 @@ def test_the_clause_splitter_is_quick_at_any_length(splitter, unit):
     for beginning in ("", "如何取消订单和", "How do I cancel my order and "):
         for length in (500, 1000, 1999, LONG):
             text = (beginning + unit * length)[:length] + "x"
-            began_s = time.thread_time()
-            splitter.clauses(text)
+            took_s = cpu_s(lambda text=text: splitter.clauses(text), within_s=0.05)
             # 2 ms, or 4 for the slowest; it was 360 at 1,999, and hours for a few of "应该".
-            assert time.thread_time() - began_s < 0.05, (text[:40], length)
+            assert took_s < 0.05, (text[:40], length)
 
 
 @pytest.mark.parametrize("unit", [*UNITS, "<|user|>", "a ", "\x00"])
@@ -210,6 +227,4 @@ def test_from_prompt_to_query_is_linear(unit):
         lambda: query_text(text, user_opens=unit[:1], user_closes=unit[-1:]),
         lambda: lexical.encode([clip(text)]),
     ):
-        began_s = time.thread_time()
-        extract()
-        assert time.thread_time() - began_s < 0.2
+        assert cpu_s(extract, within_s=0.2) < 0.2

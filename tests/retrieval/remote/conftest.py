@@ -4,6 +4,7 @@ import pytest
 
 from reprise.eval.live.milvus_server import MilvusServer, is_milvus_installed
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.in_process import behind_memory
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 
@@ -54,21 +55,29 @@ def make_answer():
 
 
 @pytest.fixture
-def make_retriever(tmp_path):
+def search_timeout_s():
+    """How long a search may take: Milvus Lite is written in Python, and the machine may be loaded.
+    Where a search is to be given up, a test has it as users do."""
+    return 60.0
+
+
+@pytest.fixture
+def make_retriever(tmp_path, search_timeout_s, monkeypatch):
     """A function from a search setting to a retriever on a common SQLite file."""
+    monkeypatch.setattr(behind_memory, "TIMEOUT_S", search_timeout_s)
     made = []
 
-    def make(search, **options):
+    def make(search, *, search_budget_ms=1000 * search_timeout_s, **options):
         values = {
             "url": f"sqlite://{tmp_path}/answers.sqlite",
             "embedding_model": "lexical",
             "clauses": False,
             "poll_s": 0.05,
-            # Milvus Lite is written in Python, and the machine may be loaded.
-            "search_budget_ms": 1000.0,
             **options,
         }
         config = RetrievalConfig(search=search, **values)
+        # More than a user may have a request wait.
+        config = config.model_copy(update={"search_budget_ms": search_budget_ms})
         made.append(LocalRetriever(config, embedder=Embedder("lexical")))
         return made[-1]
 

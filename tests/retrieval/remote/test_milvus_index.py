@@ -25,7 +25,7 @@ def make_index(shared_milvus, request):
                 tokenizer_key=request.node.name,
                 embedder=embedder,
                 dim=dim,
-                timeout_s=20.0,
+                timeout_s=60.0,
             )
         )
         made[-1].open()
@@ -116,7 +116,7 @@ def test_an_error_is_one_line_without_the_password(capfd, caplog):
     began_s = time.monotonic()
     with pytest.raises(RemoteError, match=r"^milvus: ") as failure:
         index.open()
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 60  # of its own accord pymilvus tries on for longer
     assert "\n" not in str(failure.value)
     assert "secretword" not in str(failure.value)
     index.close()

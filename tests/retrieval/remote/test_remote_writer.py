@@ -25,7 +25,7 @@ class HeldIndex(RemoteIndex):
 
     def upsert(self, rows):
         self.is_writing.set()
-        self.goes_on.wait(20)
+        self.goes_on.wait(60)
         if self.fails:
             self.fails -= 1
             raise RemoteError("not now")
@@ -78,14 +78,14 @@ def test_only_what_can_be_compared_is_held(index, writer):
             *(answer("d", dim=5), answer("e", fingerprint="f", exact_key=b"k")),
         ]
     )
-    assert writer.drain(20)
+    assert writer.drain(60)
     assert set(index.rows) == {("", "a")}
 
 
 def test_what_fails_is_written_later_by_an_index_opened_anew(index, writer):
     index.fails = 2
     writer.written([answer("a"), answer("b")])
-    assert writer.drain(20)
+    assert writer.drain(60)
     assert set(index.rows) == {("", "a"), ("", "b")}
     assert index.num_opened == 3
     assert writer.num_lost == 0
@@ -94,12 +94,12 @@ def test_what_fails_is_written_later_by_an_index_opened_anew(index, writer):
 def test_what_others_remove_while_it_is_being_written_leaves_again(index, writer):
     index.goes_on.clear()
     writer.written([answer("a"), answer("b")])
-    assert index.is_writing.wait(20)
+    assert index.is_writing.wait(60)
     writer.written([answer("c"), answer("d")])
     writer.others_removed([("", "a"), ("", "c"), ("", "never")])
     index.goes_on.set()
-    assert writer.drain(20)
+    assert writer.drain(60)
     assert set(index.rows) == {("", "b"), ("", "d")}
     writer.others_removed([("", "b")])  # just written
-    assert writer.drain(20)
+    assert writer.drain(60)
     assert set(index.rows) == {("", "d")}

@@ -84,7 +84,7 @@ def test_what_was_looked_up_before_something_was_forgotten_is_not_taken(
     make_asked, make_answer, wait_until
 ):
     retriever, remote = make_asked()
-    assert retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=20).done
+    assert retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=60).done
     remote.asked[0](found(make_answer(1)))
     assert near(retriever, wait_until) == []
     assert retriever.answer("acme", "id1") is None

@@ -60,7 +60,7 @@ def place(request, tmp_path):
     else:
         url = request.getfixturevalue("redis_server").url
         config = {"url": url, "index_snapshot": str(tmp_path / "a.sqlite.index")}
-        tier = RedisTier(url, timeout_s=2.0)
+        tier = RedisTier(url, timeout_s=20.0)
     yield config, tier
     tier.close()
 
@@ -369,7 +369,7 @@ def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
         time.sleep(0.01)
     embedder = retriever._search.embedder
     identity = f"{embedder.identity}:{GRAPH}"
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 200
     held = 0
     while held < 2000 and time.monotonic() < deadline_s:
         [parts] = read_snapshot(file, identity=identity, dim=embedder.dim)

@@ -88,7 +88,7 @@ def test_a_long_temporary_folder(tmp_path, temporary_folder, wait_until):
     client = RetrievalClient(retriever.address)
     try:
         assert len(retriever.address) > 300
-        wait_until(lambda: retriever.health().state == client.health().state == "ready", 60)
+        wait_until(lambda: retriever.health().state == client.health().state == "ready")
         client.store(answer(1))
         assert client.flush(60)
         wait_until(lambda: retriever.stats().answers == 1)
@@ -230,7 +230,7 @@ from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 r = ProcessRetriever(RetrievalConfig(embedding_model="lexical", clauses=False))
 until_s = time.monotonic() + 100
-while r.health().state != "ready" and time.monotonic() < until_s:
+while r.health().state != "ready" and r.restarts < 2 and time.monotonic() < until_s:
     time.sleep(0.02)
 if r.health().state == "ready":
     for n in range(300):
@@ -250,9 +250,8 @@ r.close()
 def test_shared_memory_that_is_short(size, found):
     """With too little of it for what is configured, a process that touches a page that is not to
     be had is ended by a signal."""
-    program = SHORT_OF_SHARED_MEMORY if found else SHORT_OF_SHARED_MEMORY.replace("100", "6", 1)
     mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} -c '$0'"
-    command = ["unshare", "-m", "sh", "-c", mount.replace("'$0'", '"$0"'), program]
+    command = ["unshare", "-m", "sh", "-c", mount.replace("'$0'", '"$0"'), SHORT_OF_SHARED_MEMORY]
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("this user may not mount shared memory of its own")
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -325,10 +324,11 @@ def test_an_answer_of_the_future_expires_like_others(make_tier, monkeypatch):
 
 
 def test_the_steady_clock_is_the_time_of_day():
-    assert abs(steady_clock.now_s() - time.time()) < 5.0
-    first = steady_clock.now_s()
+    before_s = time.time()
+    now_s = steady_clock.now_s()
+    assert before_s - 5.0 < now_s < time.time() + 5.0
     time.sleep(0.01)
-    assert 0.009 < steady_clock.now_s() - first < 5.0
+    assert now_s + 0.009 < steady_clock.now_s() < time.time() + 5.0
 
 
 def test_nothing_ages_by_a_clock_that_may_jump():

@@ -69,19 +69,21 @@ def test_owner_and_client_share_answers_and_results(retriever, client, wait_unti
         assert who.stats().answers == 2
 
 
-def test_killed_it_comes_back_with_its_answers(retriever, client, wait_until, caplog):
+def test_killed_it_comes_back_with_its_answers(retriever, client, may_start, wait_until, caplog):
     for number in range(30):
         retriever.store(answer(number))
     assert retriever.flush(200)
     assert len(ask(client, "before", "question number 7", wait_until)) == 30
     assert len(client.updates()) == 30
     killed, progress = retriever.pid, client.progress()
+    may_start.clear()
     os.kill(killed, signal.SIGKILL)
     # While it is gone nothing waits, nothing raises.
     client.submit("lost", namespace="acme", text="question number 7")
     assert client.poll("lost") is None
     client.store(answer(99))
     client.record_usage("acme", {"id1": 5})
+    may_start.set()
     wait_until(lambda: retriever.pid not in (None, killed))
     wait_until(lambda: client.health().state == "ready" and client.stats().answers >= 30)
     assert client.progress() > progress
@@ -151,23 +153,26 @@ def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):
     client.close()
 
 
-def test_answers_wait_for_the_process_as_many_as_fill_half_its_queue():
+def test_answers_wait_for_the_process_as_many_as_fill_half_its_queue(may_start):
     config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_length=16)
+    may_start.clear()
     retriever = ProcessRetriever(config)
     try:
         assert retriever.health().state == "starting"
         for i in range(10):
             retriever.store(answer(i))
         assert retriever.stats().dropped == 2
-        assert retriever.flush(30.0)
+        may_start.set()
+        assert retriever.flush(200.0)
         found = {update.answer_id for update in retriever.updates()}
         assert found == {answer(i).answer_id for i in range(8)}
     finally:
         retriever.close()
 
 
-def test_prompts_wait_for_the_process_as_many_as_fill_half_its_queue(wait_until):
+def test_prompts_wait_for_the_process_as_many_as_fill_half_its_queue(may_start, wait_until):
     config = RetrievalConfig(embedding_model="lexical", clauses=False, queue_length=16)
+    may_start.clear()
     retriever = ProcessRetriever(config)
     try:
         assert retriever.health().state == "starting"
@@ -178,7 +183,8 @@ def test_prompts_wait_for_the_process_as_many_as_fill_half_its_queue(wait_until)
         assert retriever.stats().dropped == 2
         retriever.discard("r3")  # over before its search began
         retriever.submit("r8", namespace="acme", text="question number 1")  # there is room again
-        assert retriever.flush(30.0)
+        may_start.set()
+        assert retriever.flush(200.0)
         for request_id in ("r0", "r7", "r8"):
             assert retriever.poll(request_id) is not None
         assert retriever.poll("r3") is retriever.poll("r9") is None
@@ -189,16 +195,18 @@ def test_prompts_wait_for_the_process_as_many_as_fill_half_its_queue(wait_until)
         retriever.close()
 
 
-def test_its_owner_tells_whether_it_is_there(retriever, wait_until, monkeypatch):
+def test_its_owner_tells_whether_it_is_there(retriever, may_start, wait_until, monkeypatch):
     monkeypatch.setattr(retrieval_client, "_MAX_SILENCE_S", 1.0)
     os.kill(retriever.pid, signal.SIGSTOP)
     wait_until(lambda: retriever.health().state == "degraded")
     assert "has not answered" in retriever.health().detail
     os.kill(retriever.pid, signal.SIGCONT)
     wait_until(lambda: retriever.health().state == "ready")
+    may_start.clear()
     os.kill(retriever.pid, signal.SIGKILL)
-    wait_until(lambda: retriever.health().state == "degraded")
-    assert "retrieval process" in retriever.health().detail
+    wait_until(lambda: retriever.health().detail == "no retrieval process")
+    assert retriever.health().state == "degraded"
+    may_start.set()
     wait_until(lambda: retriever.health().state == "ready")
     assert retriever.restarts == 1
 

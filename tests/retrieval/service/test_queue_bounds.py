@@ -2,13 +2,13 @@
 
 import socket
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
+from reprise.retrieval.host.socket_address import short_address
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.work_queue import Prompt, WorkQueue
 from reprise.retrieval.search.embedding import Embedder
@@ -78,7 +78,7 @@ def test_prompts_and_answers_are_bounded_in_bytes():
     assert queue.takes_answers
 
 
-def test_answers_that_a_tier_does_not_take_are_bounded_in_bytes_and_counted():
+def test_answers_that_a_tier_does_not_take_are_bounded_in_bytes_and_counted(wait_until):
     class Refusing(MemoryTier):
         name = "refusing"
 
@@ -92,11 +92,9 @@ def test_answers_that_a_tier_does_not_take_are_bounded_in_bytes_and_counted():
         queue_bytes=50 * answer(1).num_bytes,
     )
     sync.write(answer(number) for number in range(1000))
-    deadline_s = time.monotonic() + 20
-    while sync.unwritten < 950 and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert 950 - 128 <= sync.unwritten <= 960
-    sync.close(timeout_s=1.0)
+    wait_until(lambda: sync.unwritten >= 950 - 128)
+    assert sync.unwritten <= 960
+    sync.close(timeout_s=60.0)  # its thread may not have had a core yet
     assert sync.unwritten == 1000
 
 
@@ -111,7 +109,7 @@ def test_what_a_tier_trims_leaves_memory():
         on_forgotten=lambda forgotten: removed.extend(forgotten.removed),
     )
     sync.write(answer(number) for number in range(20))
-    assert sync.drain(20)
+    assert sync.drain(60)
     assert len(removed) >= 15
     sync.close()
 
@@ -193,23 +191,23 @@ def test_a_client_is_told_of_more_than_a_queue_holds(server, wait_until):
     fill(server.retriever, 2000)
     client = RetrievalClient(address, config=config)
     known: set[str] = set()
-    wait_until(lambda: len(ids_of(client, known)) == 2000, 20)
+    wait_until(lambda: len(ids_of(client, known)) == 2000)
     client.close()
 
 
 def test_a_client_that_did_not_keep_up_ends_with_what_is_there(server, wait_until):
     server, address, config = server
     client = RetrievalClient(address, config=config)
-    wait_until(lambda: client.health().state == "ready", 20)
+    wait_until(lambda: client.health().state == "ready")
     fill(server.retriever, 3000)
-    wait_until(lambda: client.stats().stored == 3000, 20)
+    wait_until(lambda: client.stats().stored == 3000)
     for number in range(1000):
         server.retriever._forgotten(Forgotten(removed=(("", f"id{number}"),)))
     # Only now does anybody ask for updates.
     known: set[str] = set()
     there = {f"id{number}" for number in range(1000, 3000)}
-    wait_until(lambda: ids_of(client, known) == there, 20)
-    wait_until(lambda: client.stats().resyncs >= 1, 20)
+    wait_until(lambda: ids_of(client, known) == there)
+    wait_until(lambda: client.stats().resyncs >= 1)
     client.close()
 
 
@@ -217,14 +215,15 @@ def test_a_client_that_never_reads_is_heard_and_holds_nobody_up(server, wait_unt
     server, address, config = server
     fill(server.retriever, 3000)
     silent = socket.socket(socket.AF_UNIX)
-    silent.connect(address)
+    with short_address(address) as short:
+        silent.connect(short)
     sender = Sender(silent, max_bytes=1 << 20)
     assert sender.send(Hello())
     assert sender.send(Store(encode_record(answer(5000))))
-    wait_until(lambda: server.retriever.answer("", "id5000") is not None, 20)
+    wait_until(lambda: server.retriever.answer("", "id5000") is not None)
     client = RetrievalClient(address, config=config)
     known: set[str] = set()
-    wait_until(lambda: len(ids_of(client, known)) == 3001, 20)
+    wait_until(lambda: len(ids_of(client, known)) == 3001)
     client.close()
     sender.close()
     silent.close()

@@ -29,7 +29,7 @@ def make_tier(request, tmp_path, redis_bytes):
         if server is None:
             opened.append(SqliteTier(tmp_path / "answers.sqlite", **options))
         else:
-            opened.append(RedisTier(server.url, timeout_s=2.0, **options))
+            opened.append(RedisTier(server.url, timeout_s=20.0, **options))
         return opened[-1]
 
     def raw(damage=None):

@@ -34,7 +34,7 @@ def make_tier(redis_server):
     made = []
 
     def make(**options):
-        made.append(RedisTier(redis_server.url, timeout_s=2.0, **options))
+        made.append(RedisTier(redis_server.url, timeout_s=20.0, **options))
         return made[-1]
 
     yield make
@@ -187,9 +187,11 @@ def test_what_expires_leaves_no_bookkeeping(client, make_tier):
         tier.put([answer(number), answer(number, namespace=f"tenant{number}")])
         time.sleep(0.05)
     # A namespace that goes on being written to keeps what is not yet expired, and little more.
-    assert client.hlen(next(k for k in client.keys("*:ids"))) <= 12
+    assert max(map(client.hlen, client.keys("*:ids")), default=0) <= 12
     assert tier._ttl_ms == 400
     time.sleep(0.5)
+    # What joins now stays: by the time that all is looked at, a busy machine may be late.
+    tier = make_tier(ttl_s=600.0)
     for number in range(20, 45):
         tier.put([answer(number)])
     assert tier.namespaces() == ["acme"]

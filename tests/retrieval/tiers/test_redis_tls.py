@@ -89,7 +89,7 @@ class TlsProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         begun = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
-        self.port = begun.result(10)
+        self.port = begun.result(60)
 
     async def _listen(self) -> int:
         self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0, ssl=self._context)
@@ -102,9 +102,9 @@ class TlsProxy:
         await asyncio.gather(_pump(reader, ours), _pump(theirs, writer))
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     async def _end(self) -> None:
@@ -155,7 +155,7 @@ def answer(number: int) -> Answer:
 
 def ids_in(url: str) -> list[str]:
     """What a tier of this URL holds, once it has taken one more answer."""
-    tier = RedisTier(url, timeout_s=5.0)
+    tier = RedisTier(url, timeout_s=20.0)
     try:
         tier.put([answer(len(list(tier.answers(""))) + 1)])
         return sorted(each.answer_id for each in tier.answers(""))
@@ -165,7 +165,7 @@ def ids_in(url: str) -> list[str]:
 
 def refused(url: str) -> str:
     """Why a tier of this URL does not work."""
-    tier = RedisTier(url, timeout_s=5.0)
+    tier = RedisTier(url, timeout_s=20.0)
     try:
         with pytest.raises(TierError) as caught:
             tier.put([answer(1)])
@@ -248,8 +248,8 @@ def test_a_user_with_few_rights_is_enough(redis_with_users: RedisServer) -> None
         f"redis://reprise:{ENCODED}@{where}",
         f"redis://{where}?username=reprise&password={ENCODED}",
     ):
-        tier = RedisTier(url, timeout_s=5.0, ttl_s=60.0, max_bytes=1 << 20, max_namespaces=4)
-        replica = RedisTier(url, timeout_s=5.0)
+        tier = RedisTier(url, timeout_s=20.0, ttl_s=60.0, max_bytes=1 << 20, max_namespaces=4)
+        replica = RedisTier(url, timeout_s=20.0)
         replica.changes()
         tier.put([answer(1), answer(2)])
         assert tier.lease("", b"key", ttl_s=5.0)
@@ -300,12 +300,12 @@ def test_all_of_retrieval_as_a_user_over_tls(
     one, other = (LocalRetriever(config, embedder=Embedder("lexical")) for _ in range(2))
     try:
         one.store(answer(1))
-        wait_until(lambda: other.stats().answers == 1, 20.0)
+        wait_until(lambda: other.stats().answers == 1)
         for each in (one, other):
             health = each.health()
             assert (health.state, set(health.breakers.values())) == ("ready", {"closed"})
-        one.forget(Invalidation.create(answer_id="id1", namespace=""), timeout_s=10.0)
-        wait_until(lambda: other.stats().answers == 0, 20.0)
+        one.forget(Invalidation.create(answer_id="id1", namespace=""), timeout_s=60.0)
+        wait_until(lambda: other.stats().answers == 0)
     finally:
         one.close()
         other.close()

@@ -58,7 +58,7 @@ def test_a_replica_follows_past_them(redis_server, caplog):
             prompt_token_ids=[number], response_token_ids=[1], answer_id=f"id{number}"
         )
 
-    ours, other = (RedisTier(redis_server.url, timeout_s=2.0) for _ in range(2))
+    ours, other = (RedisTier(redis_server.url, timeout_s=20.0) for _ in range(2))
     ours.put([answer(0)])
     assert ours.changes().added == ()
     client = redis.Redis.from_url(redis_server.url)

@@ -42,7 +42,7 @@ def make_tier(request, tmp_path):
         elif request.param == "sqlite":
             opened.append(SqliteTier(tmp_path / "answers.sqlite", **options))
         else:
-            opened.append(RedisTier(server.url, timeout_s=2.0, **options))
+            opened.append(RedisTier(server.url, timeout_s=20.0, **options))
         return opened[-1]
 
     yield make
@@ -167,8 +167,11 @@ def test_more_answers_than_a_page(make_tier):
 
 def test_answers_past_their_time_are_gone(make_tier):
     tier = make_tier(ttl_s=1.5)
+    began_s = time.monotonic()
     tier.put([answer(1)])
-    assert [a.answer_id for a in tier.answers("")] == ["id1"]
+    found = [a.answer_id for a in tier.answers("")]
+    # There until then, unless the machine stood still for so long.
+    assert found == ["id1"] or time.monotonic() - began_s > 1.5
     time.sleep(1.6)
     assert list(tier.answers("")) == []
 
@@ -272,8 +275,8 @@ def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
     node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
     wait_until(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO"))
     node.close()
-    tier = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
-    other = RedisTier(server.url + "?cluster=1", timeout_s=2.0)
+    tier = RedisTier(server.url + "?cluster=1", timeout_s=20.0)
+    other = RedisTier(server.url + "?cluster=1", timeout_s=20.0)
     assert other.changes().added == ()
     originals = [answer(n, namespace=f"tenant{n % 3}") for n in range(12)]
     tier.put(originals)

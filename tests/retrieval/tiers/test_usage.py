@@ -116,7 +116,7 @@ def test_uses_are_written_without_being_asked_for(redis_server, start, wait_unti
     retriever.store(answer(1))
     assert retriever.flush(200)
     retriever.record_usage("acme", {"id1": 5})
-    wait_until(lambda: kept(redis_server.url)["id1"] == (1, 5), 10)
+    wait_until(lambda: kept(redis_server.url)["id1"] == (1, 5))
 
 
 def test_many_uses_are_few_commands(redis_server, start):
@@ -129,8 +129,8 @@ def test_many_uses_are_few_commands(redis_server, start):
     began_s = time.monotonic()
     for _ in range(1000):
         retriever.record_usage("acme", {f"id{n}": 2 for n in range(4)})
-    took_s = time.monotonic() - began_s
     assert retriever.flush(200)
+    took_s = time.monotonic() - began_s
     calls = client.info("commandstats")["cmdstat_hincrby"]["calls"]
     # Two for each answer and second of crediting; 8,000 if every credit were written.
     assert calls <= 8 * (took_s + 2)

@@ -60,7 +60,7 @@ def test_threads_end_with_their_provider() -> None:
         time.sleep(0.01)  # asleep by now
     del provider
     for thread in started:
-        thread.join(10.0)
+        thread.join(60.0)
         assert not thread.is_alive()
 
 
@@ -73,7 +73,7 @@ def test_shares_of_threads_that_are_gone_are_done_by_the_caller() -> None:
     runner._job[KIND] = STOP
     post_all(runner._semaphores)
     for thread in set(drafting_threads()) - before:
-        thread.join(10.0)
+        thread.join(60.0)
     assert set(drafting_threads()) <= before
     for i in range(12):
         provider.finish(str(i))

@@ -8,6 +8,7 @@ import time
 from unittest.mock import Mock
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from reprise.spec import DraftConfig, DraftProvider
@@ -75,11 +76,19 @@ def test_nothing_is_compiled_after_warm_up() -> None:
 
 @pytest.mark.slow
 def test_a_step_hardly_waits_for_a_large_corpus_that_changes() -> None:
-    """2 million tokens; the text is moved meanwhile."""
-    provider = DraftProvider(DraftConfig(num_threads=1, verify_cost=0.02))
+    """2 million tokens; the text is moved meanwhile. Where others use the machine too, steps wait
+    for the cores: as long as they do for a small corpus."""
     random = np.random.default_rng(3)
     tokens = (random.zipf(1.2, 2_000_000) % 50_000).astype(np.int32)
-    for number, answer in enumerate(np.split(tokens, 500)):
+    small_s, large_s = (waits_of_steps_s(tokens, num_old=number) for number in (10, 500))
+    assert np.quantile(large_s, 0.99) < max(0.002, 2 * np.quantile(small_s, 0.99))
+
+
+def waits_of_steps_s(tokens: npt.NDArray[np.int32], *, num_old: int) -> list[float]:
+    """Return how long each of many steps takes, which does nothing, while a corpus changes that
+    has begun with so many answers of 4,000 tokens."""
+    provider = DraftProvider(DraftConfig(num_threads=1, verify_cost=0.02))
+    for number, answer in enumerate(np.split(tokens, 500)[:num_old]):
         provider.add_answer(f"old {number}", answer)
     stop = threading.Event()
     changes = 0
@@ -96,8 +105,9 @@ def test_a_step_hardly_waits_for_a_large_corpus_that_changes() -> None:
     learner = threading.Thread(target=learn)
     learner.start()
     waits_s = []
+    deadline_s = time.monotonic() + 100.0
     try:
-        while changes < 500 and len(waits_s) < 5000:
+        while changes < 500 and time.monotonic() < deadline_s:
             time.sleep(0.002)
             began_s = time.perf_counter()
             provider.step([], [])
@@ -106,4 +116,4 @@ def test_a_step_hardly_waits_for_a_large_corpus_that_changes() -> None:
         stop.set()
         learner.join()
     assert changes >= 300
-    assert np.quantile(waits_s, 0.99) < 0.002
+    return waits_s

@@ -5,6 +5,7 @@ import threading
 from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sync import late_writes
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError, UsageCounts
 
@@ -44,7 +45,7 @@ def test_what_failed_is_tried_again_and_what_did_not_is_not():
     sync = sync_of(tier)
     sync.record_usage("acme", {"id1": UsageCounts(1, 3)})
     sync.record_usage("zeta", {"id1": UsageCounts(1, 4)})
-    assert sync.drain(20)
+    assert sync.drain(60)
     [mine], [theirs] = tier.answers("acme"), tier.answers("zeta")
     assert (mine.uses, mine.accepted_tokens) == (1, 3)
     assert (theirs.uses, theirs.accepted_tokens) == (1, 4)
@@ -64,7 +65,7 @@ class Paged(MemoryTier):
     def answers(self, namespace):
         page = list(super().answers(namespace))
         self.read.set()
-        self.goes_on.wait(20)
+        self.goes_on.wait(60)
         yield from page
 
 
@@ -82,25 +83,26 @@ def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
         on_added=lambda batch: held.update({(a.namespace, a.answer_id): a for a in batch}),
         on_forgotten=forget,
     )
-    assert tier.read.wait(20)
-    pending = sync.forget(Invalidation.create(answer_id="id1"), timeout_s=20)
+    assert tier.read.wait(60)
+    pending = sync.forget(Invalidation.create(answer_id="id1"), timeout_s=60)
     assert pending.removed == (("acme", "id1"),)
     tier.goes_on.set()
-    assert sync.caught_up.wait(20)
+    assert sync.caught_up.wait(60)
     assert set(held) == {("acme", "id2")}
     sync.close()
 
 
-def test_an_answer_that_waits_or_was_just_written_is_forgotten_too():
+def test_an_answer_that_waits_or_was_just_written_is_forgotten_too(monkeypatch):
+    monkeypatch.setattr(late_writes, "_REMEMBERED_S", 600.0)  # however long this test stands still
     tier = FailingOnce()
     sync = sync_of(tier, poll_s=0.05)
     sync.write([answer(1)])
-    assert sync.drain(20)
+    assert sync.drain(60)
     # Another process's invalidation that came too late for its own look at the tier.
     sync._late.forget(Invalidation.create(namespace="acme"), [])
     with sync._changed:
         sync._changed.notify_all()
-    assert sync.drain(20)
+    assert sync.drain(60)
     assert list(tier.answers("acme")) == []
     sync.close()
 
@@ -127,7 +129,7 @@ def test_nothing_is_written_before_it_is_known_what_others_removed():
     assert not sync.drain(0.5)
     assert list(tier.answers("acme")) == []
     tier.is_readable = True
-    assert sync.drain(20)
+    assert sync.drain(60)
     assert len(list(tier.answers("acme"))) == 1
     sync.close()
 
@@ -144,7 +146,7 @@ def test_where_memory_is_small_the_tier_is_read_until_it_is_full_and_compared_by
         held=lambda: {("tenant1", "id1199"), ("tenant1", "id7777")},
         has_room=lambda: len(taken) < 600,
     )
-    assert sync.caught_up.wait(20)
+    assert sync.caught_up.wait(60)
     assert 600 <= len(taken) < 1200
     assert {a.namespace for a in taken} == {"tenant0", "tenant1"}
     assert ("tenant1", "id1199") not in {(a.namespace, a.answer_id) for a in taken}

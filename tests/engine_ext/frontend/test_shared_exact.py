@@ -271,10 +271,17 @@ def test_a_time_to_live_holds_beyond_the_process(
     one, two = make_replica(url, **settings), make_replica(url, **settings)
     three = make_replica(url, **settings)
     one.ask(policy=RequestPolicy(control, "acme"))
-    began_s = steady_clock.now_s()
-    monkeypatch.setattr(steady_clock, "now_s", lambda: began_s + 40.0)
+    began_s, began_monotonic_s = steady_clock.now_s(), time.monotonic()
+
+    def set_clocks(ahead_s: float) -> None:
+        monkeypatch.setattr(steady_clock, "now_s", lambda: began_s + ahead_s)
+        for replica in (one, two, three):
+            memory = replica.front_end.exact.memory
+            monkeypatch.setattr(memory, "_clock", lambda: began_monotonic_s + ahead_s)
+
+    set_clocks(40.0)
     assert two.ask(emits=(9,))[0] == "exact"
-    monkeypatch.setattr(steady_clock, "now_s", lambda: began_s + 60.0)
+    set_clocks(60.1)
     # Neither from the tier nor from the memory that it was taken into, and nobody's time begins
     # anew because it was repeated.
     assert two.ask(emits=(9,)) == ("miss", [9])

@@ -148,8 +148,9 @@ def test_redis_starts_so_and_asks_for_the_password(
         assert client.ping()
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert client.info("server")["process_id"] == process.pid  # it gets the signals
+        once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
         with pytest.raises(redis.AuthenticationError):
-            redis.Redis(port=port).ping()
+            redis.Redis(port=port, retry=once).ping()
         arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes()
         assert PASSWORD.encode() not in arguments
     finally:
@@ -301,7 +302,7 @@ def server() -> Iterator[Callable[[int, Any], str]]:
             pass
 
     http = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
 
     def serve(status: int, body: Any) -> str:
         reply[:] = [(status, json.dumps(body).encode())]

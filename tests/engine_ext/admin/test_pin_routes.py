@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
 def url(client: TestClient) -> Iterator[str]:
     handler = type("Handler", (_Handler,), {"client": client})
     with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -8,6 +8,7 @@ import ast
 import functools
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -70,6 +71,8 @@ _TOGETHER = {**SHARED_BY, "predictions": "predictions"}
 """With fixtures that take long to make, and that no process is to make again."""
 _STARTING = {*SHARED_BY, "llm_builder", "server_builder"}
 _ENGINE_BYTES = 3 << 30
+_MEMORY = Path("/dev/shm")
+_FILES_BYTES = 1 << 30
 _MEMORY_WITHIN_S = 60.0
 
 
@@ -231,6 +234,20 @@ def shared_folder() -> Path:
     if not (SHARED / "traces").is_dir():
         pytest.skip("no folder of recorded traces beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, unless the test is slow or there is little: SQLite waits for the disk
+    with each write, which takes most of the time of the tests that have files."""
+    is_slow = request.node.get_closest_marker("slow") is not None
+    if is_slow or not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _FILES_BYTES:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="pytest-", dir=_MEMORY, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,7 @@ def test_only_seeded_answers_are_compared() -> None:
     assert read_header(RESULTS / "same_samples.csv")[5:] == list(FIELDS)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/no/such/model", "--quiet"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

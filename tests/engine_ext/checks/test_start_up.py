@@ -43,6 +43,7 @@ def test_vllms_handler_has_the_name_that_is_looked_for() -> None:
     assert start_up._VLLMS_HANDLER in names
 
 
+@pytest.mark.slow
 def test_nothing_is_left_even_of_what_does_not_listen() -> None:
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -28,6 +28,7 @@ init_logger("reprise.engine_ext.request.tenants").warning("seen")
 CHOSEN = ("VLLM_PLUGINS", "VLLM_LOGGING", "VLLM_CONFIGURE_LOGGING", "REPRISE_")
 
 
+@pytest.mark.slow
 def test_a_warning_is_seen_after_vllms_app_is_built() -> None:
     # Which plugins are loaded and where lines go is the child's own, whatever ran here before.
     ours = {name: value for name, value in os.environ.items() if not name.startswith(CHOSEN)}

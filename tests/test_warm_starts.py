@@ -68,7 +68,7 @@ def test_a_program_is_like_one_that_was_spawned(start: Callable[..., Any]) -> No
         with tempfile.TemporaryFile() as log:
             program = start(log, "--option", **environment)
             assert isinstance(program, warm_starts.Program) is (not environment)
-            assert program.wait(100) == 3
+            assert program.wait(400) == 3
             assert program.poll() == 3
             state, ready = said(log)
         assert ready == "ready"
@@ -84,7 +84,7 @@ def test_a_signal_ends_it(start: Callable[..., Any], wait_until: Callable[..., N
         wait_until(lambda: "ready" in said(log))
         assert program.poll() is None
         program.send_signal(signal.SIGTERM)
-        assert program.wait(10) == -signal.SIGTERM
+        assert program.wait(60) == -signal.SIGTERM
         program.send_signal(signal.SIGTERM)  # of no effect
 
 
@@ -96,7 +96,7 @@ def test_what_would_import_other_things_is_spawned(
     with tempfile.TemporaryFile() as log:
         program = start(log, HF_HOME="/nowhere")
         assert not isinstance(program, warm_starts.Program)
-        assert program.wait(100) == 3
+        assert program.wait(400) == 3
 
 
 def test_an_engines_processes_are_forked(plain_llm: Any) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 NO_DRAFTS = "reprise-no-drafts"
 """An engine with Reprise that drafts nothing: what is compared with it differs by drafts alone."""
 MAX_OUTPUT_TOKENS = 512
-_FLUSH_S = 60.0
+_FLUSH_S = 300.0  # an embedding model may be loaded beside several engines
 _WARM_UP_TOKENS = 8
 
 

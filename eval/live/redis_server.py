@@ -10,7 +10,7 @@ import time
 
 from reprise.eval.live.server_process import ServerProcess
 
-_STARTS_WITHIN_S = 20.0
+_STARTS_WITHIN_S = 60.0
 
 
 def redis_executable() -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 _LOOK_EVERY_S = 0.01
 
 
-def settled_report(llm: Any, *, timeout_s: float = 250.0) -> dict[str, Any]:
+def settled_report(llm: Any, *, timeout_s: float = 600.0) -> dict[str, Any]:
     """Wait until what the engine has answered is stored, and drafted from; returns its report.
 
     An engine gives out the end of an answer a step before its worker hears of it.

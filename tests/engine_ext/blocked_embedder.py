@@ -16,5 +16,5 @@ class BlockedEmbedder(Embedder):
         self.go_on.set()
 
     def encode(self, texts: Sequence[str], *args: Any) -> Any:
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(200)
         return super().encode(texts, *args)

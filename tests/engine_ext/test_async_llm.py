@@ -244,7 +244,7 @@ async def all_engines_of_a_process_are_known(engine: EnhancedAsyncLLM) -> None:
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_on_a_real_engine(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine client without a server around it; one engine for all of the above."""
     # However long the machine stands still.

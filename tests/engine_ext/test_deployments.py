@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Server = Any
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUESTIONS = [
     f"How do I {what}?"

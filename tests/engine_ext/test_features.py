@@ -127,7 +127,7 @@ def answers() -> dict[str, list[list[int]]]:
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("off", ["nothing", *FEATURES])
 async def test_on_a_real_engine(
     off: str, demo_model: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 from reprise.spec.predictor.weights import load_weights, save_weights, start_weights
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_PROMPTS = 64
 # The chance that samples of equal distributions are told apart; two of them in a row are not.

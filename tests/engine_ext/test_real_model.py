@@ -15,7 +15,7 @@ from reprise.eval.real_model.first_differences import judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_REQUESTS = 24
 MAX_TOKENS = 32

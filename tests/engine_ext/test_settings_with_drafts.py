@@ -76,7 +76,7 @@ def test_it_may_be_an_exact_hit_as_the_page_says(name: str) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.identity
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ROWS)
 def test_a_setting_gives_plain_vllms_answers_and_the_drafts_that_the_page_says(
     name: str, plain_llm: Any, reprise_llm: Any

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SCRIPT = """
 import sys
@@ -73,7 +73,7 @@ def test_arrivals_reach_the_drafter_of_their_own_engine(demo_model: Path) -> Non
         },
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1700,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "each its own" in done.stdout

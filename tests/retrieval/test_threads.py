@@ -442,9 +442,9 @@ def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     wait_until(lambda: arrived)
     sync.write([answer(2)])
     sync.record_usage("", {"id1": (1, 1)})
-    assert sync.drain(30)
+    assert sync.drain(100)
     sync.write([answer(3)])
-    assert sync.drain(30)
+    assert sync.drain(100)
     assert {"id1", "id3"} <= {a.answer_id for a in tier.answers("")}
     assert sync.unwritten == (1 if method == "put" else 0)
     assert sync.breakers["write"] == sync.breakers["read"] == "closed"
@@ -460,7 +460,7 @@ def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
     sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
     wait_until(lambda: arrived)
     sync.write([answer(2)])
-    assert sync.drain(30)
+    assert sync.drain(100)
     assert len(list(tier.answers(""))) == 2
     sync.close()
 

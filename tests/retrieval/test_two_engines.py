@@ -9,7 +9,7 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.redis,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
 ]
 
 QUESTIONS = [

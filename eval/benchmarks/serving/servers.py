@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server
 from reprise.eval.live.redis_server import RedisServer
 
-_READY_WITHIN_S = 300.0
+_READY_WITHIN_S = 600.0
 # Which of several API server processes answers is up to the kernel.
 _TIMES_READY = 8
 

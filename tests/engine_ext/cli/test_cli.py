@@ -37,7 +37,7 @@ def reprise(
 def test_version_in_a_process_of_its_own() -> None:
     program = "from reprise.engine_ext.cli.cli import main; main()"
     command = [sys.executable, "-c", program, "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == f"reprise {__version__}\n"
 
 

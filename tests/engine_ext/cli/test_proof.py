@@ -103,7 +103,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_with_a_real_model(demo_model: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [*COMMAND, str(demo_model), *OPTIONS], env=environment, capture_output=True, text=True
@@ -123,7 +123,7 @@ def test_with_a_real_model(demo_model: Path, environment: dict[str, str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_model_that_cannot_be_served_is_one_line(demo_model: Path) -> None:
     with pytest.raises(ProofError, match="does not take these options: --no-such-option"):
         proof.prove(str(demo_model), ["--no-such-option"], lambda _: None)
@@ -139,7 +139,7 @@ def waited_for(process: subprocess.Popen[str], line: str) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_sigterm_ends_all_that_it_has_started(
     demo_model: Path, environment: dict[str, str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Run by test_plain_engine.py: a plain vLLM engine tells what its processes are like, as JSON."""
 
+import contextlib
 import json
 import os
 import sys
@@ -9,14 +10,20 @@ from pathlib import Path
 _OF_ONE_RUN = {"VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_PLUGINS"}
 
 
+def cores_of(process: str | int) -> list[tuple[int, ...]]:
+    """The sets of cores that the threads of a process may use."""
+    found = set()
+    for task in os.listdir(f"/proc/{process}/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            found.add(tuple(sorted(os.sched_getaffinity(int(task)))))
+    return sorted(found)
+
+
 def process_state() -> dict[str, object]:
     """What a plugin could change in this process: environment, cores, what is loaded."""
-    affinities = {
-        tuple(sorted(os.sched_getaffinity(int(task)))) for task in os.listdir("/proc/self/task")
-    }
     return {
         "environment": {k: v for k, v in os.environ.items() if k not in _OF_ONE_RUN},
-        "cores": sorted(affinities),
+        "cores": cores_of("self"),
         "heavy": sorted({"faiss", "numba", "sentence_transformers"} & set(sys.modules)),
     }
 
@@ -49,13 +56,11 @@ def main() -> None:
     params = SamplingParams(temperature=0.0, max_tokens=24, logprobs=1)
     output = llm.generate("How do I return a parcel?", params, use_tqdm=False)[0].outputs[0]
     (engine_core,) = llm.llm_engine.engine_core.resources.engine_manager.processes
-    tasks = os.listdir(f"/proc/{engine_core.pid}/task")
-    core = {tuple(sorted(os.sched_getaffinity(int(task)))) for task in tasks}
     maps = Path(f"/proc/{engine_core.pid}/maps").read_text()
     report = {
         "front end": process_state(),
         "worker": worker,
-        "engine core": {"cores": sorted(core), "faiss": "faiss" in maps},
+        "engine core": {"cores": cores_of(engine_core.pid), "faiss": "faiss" in maps},
         "tokens": list(output.token_ids),
         "logprobs": [next(iter(each.values())).logprob for each in output.logprobs],
     }

@@ -114,7 +114,7 @@ def everything_of_ours() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_plain_engine_is_the_same_with_and_without_the_plugin(demo_model: Path) -> None:
     """Environment, cores, instruction set, threads, answers and their probabilities, to the bit."""
     running = []

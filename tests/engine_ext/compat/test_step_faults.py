@@ -27,7 +27,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 from reprise.eval.replay.token_rows import load_tokenizer
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 # The campaign runs the other one by itself: tests/eval/campaigns/test_step_campaign.py.
 RUN = [step_campaign.WAYS[number] for number in (0, 2, 3)]

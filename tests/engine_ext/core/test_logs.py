@@ -33,7 +33,7 @@ def test_a_warning_is_seen_after_vllms_app_is_built() -> None:
     # Which plugins are loaded and where lines go is the child's own, whatever ran here before.
     ours = {name: value for name, value in os.environ.items() if not name.startswith(CHOSEN)}
     done = subprocess.run(
-        [sys.executable, "-c", SERVER], capture_output=True, text=True, timeout=200, env=ours
+        [sys.executable, "-c", SERVER], capture_output=True, text=True, timeout=800, env=ours
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.endswith("seen")]
@@ -58,7 +58,7 @@ def test_lines_are_vllms_or_json(
     logs.install()
     with caplog.at_level(logging.WARNING):
         ours.warning("before vLLM's are configured")
-    assert len(caplog.records) == 1
+    assert len([each for each in caplog.messages if "before vLLM's" in each]) == 1
     theirs.handlers[:] = [stand_in]
     ours.warning("one")
     ours.info("below their level")

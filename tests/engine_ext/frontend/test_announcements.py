@@ -57,9 +57,9 @@ async def test_near_answers_are_announced_once_they_are_there(
             await announce_near_answers(retriever, began_s=time.monotonic())
     finally:
         retriever.close()
-    (record,) = caplog.records
-    assert "near answers are ready after" in record.getMessage()
-    assert "lexical:512, 0 answers held" in record.getMessage()
+    # Other tests' threads may have had something to say too.
+    (line,) = [each for each in caplog.messages if "near answers are ready after" in each]
+    assert "lexical:512, 0 answers held" in line
 
 
 def test_the_last_line_says_what_was_saved() -> None:

@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.redis,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
 ]
 QUESTIONS = [f"What does parcel {number} cost?" for number in range(3)]
 

@@ -20,7 +20,7 @@ from reprise.engine_ext.admin.admin_routes import _STATS_EVERY_S
 Reply = Any
 Server = Any
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUESTION = "How do I cancel my order"
 

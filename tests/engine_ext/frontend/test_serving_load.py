@@ -17,7 +17,7 @@ from warm_starts import SPAWN
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Server = Any
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 NUM_REQUESTS = 240
 CONCURRENCY = 32

@@ -11,7 +11,7 @@ import pytest
 Reply = Any
 Server = Any
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CALL = '<function_call> {"name": "%s", "arguments": %s}'
 ARGUMENTS = '{"x": %d}'

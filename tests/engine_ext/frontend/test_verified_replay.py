@@ -21,7 +21,7 @@ from reprise.tests.engine_ext.frontend.asked_engine import (
     stored,
 )
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUESTIONS = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:4]
 

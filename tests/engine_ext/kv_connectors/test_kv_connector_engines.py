@@ -19,7 +19,7 @@ from reprise.eval.live.settled_report import settled_report
 from reprise.tests.engine_ext.kv_connectors.folder_connector import Folder
 from reprise.tests.engine_ext.kv_connectors.transfer_config import transfer_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
 
 # 8 requests of some 200 tokens do not fit 20 blocks of 32: somebody has to give way, and little
 # stays in the prefix cache.

@@ -17,7 +17,7 @@ from reprise.tests.engine_ext.pinning_server import (
     press,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
 
 QUESTION = "How do I cancel my order, and when do I get my money back?"
 

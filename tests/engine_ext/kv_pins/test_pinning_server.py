@@ -15,7 +15,7 @@ from reprise.tests.engine_ext.pinning_server import (
     press,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
 
 PREFIX = " ".join(f"Clause {number} of the contract holds." for number in range(12))
 

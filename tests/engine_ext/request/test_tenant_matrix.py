@@ -23,7 +23,7 @@ from reprise.engine_ext.request.tenants import key_namespace
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Server = Any
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ONE, ANOTHER = "key-of-one", "key-of-another"
 _numbers = itertools.count()

@@ -19,7 +19,7 @@ from reprise.engine_ext.scheduling.modes import AsyncMode, async_mode_of
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.settled_report import settled_report
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 # 8 requests of some 200 tokens do not fit 20 blocks of 32: somebody has to give way.
 TIGHT = {

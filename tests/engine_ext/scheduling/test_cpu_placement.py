@@ -1,5 +1,6 @@
 """On the CPU, the engine core keeps off the cores that its workers are pinned to."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -20,7 +21,10 @@ def _cores_of_engine_core_and_worker(llm: Any) -> tuple[set[int], set[int]]:
     below = psutil.Process(engine_core.pid).children(recursive=True)
     workers = [child.pid for child in below if child.name().startswith("VLLM::Worker")]
     assert len(workers) == 1
-    cores = set.union(*(os.sched_getaffinity(int(thread)) for thread in threads))
+    cores: set[int] = set()
+    for thread in threads:
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            cores |= os.sched_getaffinity(int(thread))
     return cores, os.sched_getaffinity(workers[0])
 
 

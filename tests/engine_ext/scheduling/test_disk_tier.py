@@ -57,11 +57,11 @@ def test_a_folder_is_bounded_until_closed(tmp_path: Path, wait_until: Callable[.
     bound = FolderBound(tmp_path, 250, every_s=0.01)
     first = write(tmp_path, "1.bin", 200, 1.0)
     write(tmp_path, "2.bin", 200, 2.0)
-    wait_until(lambda: not first.exists(), 10.0)
+    wait_until(lambda: not first.exists())
     shutil.rmtree(tmp_path)  # it goes on without
     tmp_path.mkdir()
     first = write(tmp_path, "1.bin", 300, 1.0)
-    wait_until(lambda: not first.exists(), 10.0)
+    wait_until(lambda: not first.exists())
     bound.close()
     assert not bound._thread.is_alive()
 

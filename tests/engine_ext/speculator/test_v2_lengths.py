@@ -9,7 +9,7 @@ from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 LONGEST = 4
 MOST_ROUNDS = 6

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GREEDY = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
 PREFIX = [7 + 5 * i % 240 for i in range(70)]

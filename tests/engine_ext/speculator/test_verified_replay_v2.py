@@ -14,7 +14,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PROGRAM = Path(__file__).with_name("replay_program.py")
 NUM_PROMPTS = 3
@@ -48,7 +48,7 @@ def found(
         cwd=os.fspath(folder),
         capture_output=True,
         text=True,
-        timeout=850,
+        timeout=1700,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("REPLY ")]
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -162,6 +162,6 @@ def test_one_update_that_fails_takes_no_other_along(
     monkeypatch.setattr(
         world.proposer._learner._retriever, "updates", lambda: told.pop() if told else []
     )
-    assert world.proposer.flush(30.0)
+    assert world.proposer.flush(100.0)
     assert provider.stats().answers == 2
     assert world.errors == {"learn": 1}

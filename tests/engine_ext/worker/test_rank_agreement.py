@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CASES = ("both", "at the start", "alone", "in between")
 # One process loads everything, once, and is forked for each rank of each case.
@@ -113,7 +113,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]

@@ -106,7 +106,7 @@ def test_they_are_drafted_for_only_where_drafts_are_held_to_them(setting: dict[s
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_beside_drafted_requests_they_say_what_plain_vllm_says(
     plain_llm: Any, reprise_llm: Any
 ) -> None:

@@ -126,7 +126,7 @@ def test_bad_input_is_refused_in_one_line(
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.redis
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_no_reply_notices_a_fault(demo_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each kind of fault once under each server; the command draws them at random, for hours."""
     model, log = str(demo_model), ProgressLog(None)

@@ -90,12 +90,12 @@ def test_what_makes_no_sense_is_named(
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_short_campaign_finds_nothing(demo_model: Path) -> None:
     """Against the engine that tests/engine_ext/compat/test_step_faults.py leaves out."""
     done = run(
         *("--requests", "150", "--seeds", "2", "--way", "1", "--model", str(demo_model)),
-        timeout=800,
+        timeout=1700,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert "abort" in done.stdout

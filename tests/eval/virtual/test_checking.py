@@ -54,7 +54,7 @@ def traces() -> dict[str, list[TokenRow]]:
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "number", range(len(MEASURED)), ids=[f"{run.engine}-{run.is_warm}" for run in MEASURED]
 )

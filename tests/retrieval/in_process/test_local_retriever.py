@@ -43,7 +43,7 @@ class Blocked(Embedder):
         if texts:
             self.texts += texts
             self.asked.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(200)
         return super().encode(texts, namespaces)
 
 
@@ -57,7 +57,7 @@ class BlockedByLongTexts(Blocked):
     def encode(self, texts, namespaces):
         if any(len(text) > 1000 for text in texts):
             self.asked_for_long.set()
-            assert self.go_on_with_long.wait(30)
+            assert self.go_on_with_long.wait(200)
         return super().encode(texts, namespaces)
 
 
@@ -146,11 +146,11 @@ def test_no_request_waits_for_another_with_a_longer_text(make):
     embedder = BlockedByLongTexts()
     retriever = make(embedder=embedder)
     retriever.submit("first", namespace="", text="first")  # the others wait together
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     retriever.submit("long", namespace="", text="long " * 300)
     retriever.submit("short", namespace="", text="short")
     embedder.go_on.set()
-    assert embedder.asked_for_long.wait(30)
+    assert embedder.asked_for_long.wait(200)
     assert retriever.poll("short") == []
     assert retriever.poll("long") is None
     embedder.go_on_with_long.set()
@@ -162,7 +162,7 @@ def test_a_request_that_is_over_is_not_searched_for(make):
     embedder = Blocked()
     retriever = make(embedder=embedder, config={"clauses": False})
     retriever.submit("first", namespace="", text="one")
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     retriever.submit("over", namespace="", text="two")
     retriever.submit("live", namespace="", text="three")
     retriever.discard("over")
@@ -276,7 +276,7 @@ def test_many_texts_are_searched_for_together_so_many_at_a_time(make):
     texts = [f"question number {number}" for number in (3, 9, 0, 7, 3, 5)]
     asks = threading.Thread(target=lambda: found.extend(retriever.search([*texts, ""])))
     asks.start()
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     time.sleep(0.1)
     assert retriever.stats().submitted + len(retriever._queue._prompts) <= 3
     embedder.go_on.set()
@@ -308,7 +308,7 @@ def test_progress_tells_when_there_is_more_to_poll(make):
     retriever = make(embedder=embedder)
     before = retriever.progress()
     retriever.submit("r", namespace="", text="blocked")
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     assert retriever.progress() == before
     embedder.go_on.set()
     assert retriever.flush(200)
@@ -327,7 +327,7 @@ class FailsOnce(Embedder):
     def encode(self, texts, namespaces):
         if texts and "block" in texts:
             self.asked.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(200)
         elif texts and self.fails:
             self.fails = False
             raise RuntimeError("injected")
@@ -354,7 +354,7 @@ def test_an_error_in_a_batch_loses_no_exact_answer_and_forgets_no_erasure(
         retriever._search, "erase", lambda keys: (erased.extend(keys), erase(keys))[1]
     )
     retriever.submit("first", namespace="", text="block")
-    assert embedder.asked.wait(30)
+    assert embedder.asked.wait(200)
     # All of it waits, and becomes one batch, whose prompt fails.
     embedder.fails = True
     retriever.submit("second", namespace="", text="another")

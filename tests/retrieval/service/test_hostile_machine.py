@@ -254,7 +254,7 @@ def test_shared_memory_that_is_short(size, found):
     command = ["unshare", "-m", "sh", "-c", mount.replace("'$0'", '"$0"'), SHORT_OF_SHARED_MEMORY]
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("this user may not mount shared memory of its own")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     if found:

@@ -1,5 +1,6 @@
 """The retrieval process: the same seam, from two processes' points of view, and its death."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -223,8 +224,11 @@ def test_a_process_that_never_starts_is_no_start(monkeypatch, wait_until):
 
 def test_it_is_nice_with_all_its_threads_once_it_is_ready(retriever, wait_until):
     def niceness():
-        threads = os.listdir(f"/proc/{retriever.pid}/task")
-        return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in threads}
+        found = set()
+        for thread in os.listdir(f"/proc/{retriever.pid}/task"):
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                found.add(os.getpriority(os.PRIO_PROCESS, int(thread)))
+        return found
 
     # Whoever runs the tests may be nicer.
     wait_until(lambda: niceness() == {max(10, os.getpriority(os.PRIO_PROCESS, 0))})

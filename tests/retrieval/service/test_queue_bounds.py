@@ -134,7 +134,7 @@ def test_answers_evicted_before_their_turn_are_counted(monkeypatch):
     search = NearSearch.join
 
     def late(*arguments):
-        goes_on.wait(30)
+        goes_on.wait(200)
         return search(*arguments)
 
     monkeypatch.setattr(NearSearch, "join", late)

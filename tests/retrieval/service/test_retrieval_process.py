@@ -9,8 +9,20 @@ import pytest
 
 from reprise.retrieval.service.wire import LaunchConfig
 
+_CORES = """
+import contextlib, os
+def cores_of(pid):
+    cores = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            cores |= os.sched_getaffinity(int(thread))
+    return cores
+"""
+
 # An owner pinned as vLLM pins a worker on the CPU: by affinity, and by OpenMP's variable.
-_OWNER = """
+_OWNER = (
+    _CORES
+    + """
 import importlib.util, os, pathlib, time
 core = min(os.sched_getaffinity(0))
 os.sched_setaffinity(0, {core})
@@ -26,14 +38,16 @@ while retriever.health().state != "ready":
 retriever.submit("r", namespace="", text="Where is my parcel?")
 while retriever.poll("r") is None:
     time.sleep(0.01)
-threads = [int(thread) for thread in os.listdir(f"/proc/{retriever.pid}/task")]
-cores = set.union(*(os.sched_getaffinity(thread) for thread in threads))
+cores = cores_of(retriever.pid)
 retriever.close()
 print(*sorted(cores))
 """
+)
 
 # A client pinned so, of an owner that is not.
-_CLIENT = """
+_CLIENT = (
+    _CORES
+    + """
 import os, subprocess, sys, time
 from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -48,12 +62,12 @@ client = RetrievalClient(sys.argv[1])
 while client.health().state != "ready":
     time.sleep(0.1)
 '''
-subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=200)
-threads = [int(thread) for thread in os.listdir(f"/proc/{retriever.pid}/task")]
-cores = set.union(*(os.sched_getaffinity(thread) for thread in threads))
+subprocess.run([sys.executable, "-c", child, retriever.address], check=True, timeout=700)
+cores = cores_of(retriever.pid)
 retriever.close()
 print(*sorted(cores))
 """
+)
 
 # An owner pinned to cores that its parent has left to it; there is no model with threads here.
 _PINNED = _OWNER.replace("RetrievalConfig()", "RetrievalConfig(embedding_model='lexical')")
@@ -70,7 +84,7 @@ owner.communicate(b"go\\n")
 
 def _cores_after(script: str) -> set[int]:
     said = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=250
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=800
     )
     return {int(core) for core in said.stdout.split()}
 

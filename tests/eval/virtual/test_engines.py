@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -46,9 +48,17 @@ def serve(
         return engine.serve([row for row in rows if not row.warm], concurrency=concurrency)
 
 
+@pytest.fixture(scope="module")
+def served(rows: list[TokenRow]) -> Callable[[str], Outcome]:
+    """A function from an engine's name to what it comes to, computed once."""
+    return functools.cache(lambda name: serve(name, rows))
+
+
 @pytest.mark.parametrize("name", ["v2", "v2-adaptive"])
-def test_drafts_on_the_device_pay_where_they_are_right(name: str, rows: list[TokenRow]) -> None:
-    none, drafted = serve("none", rows), serve(name, rows)
+def test_drafts_on_the_device_pay_where_they_are_right(
+    name: str, served: Callable[[str], Outcome]
+) -> None:
+    none, drafted = served("none"), served(name)
     assert drafted.tokens == none.tokens
     assert drafted.tokens_per_s > 1.7 * none.tokens_per_s
     assert drafted.mean_acceptance_length > 1.7
@@ -68,8 +78,10 @@ def test_drafts_that_are_never_right_cost_next_to_nothing(
 
 
 @pytest.mark.slow
-def test_better_drafts_and_cheaper_ones_are_faster(rows: list[TokenRow]) -> None:
-    better = serve("v2", rows)
+def test_better_drafts_and_cheaper_ones_are_faster(
+    rows: list[TokenRow], served: Callable[[str], Outcome]
+) -> None:
+    better = served("v2")
     worse = replace(PRICES, drafter=DeviceDrafter(position_s=3e-6, quality=0.7))
     dearer = replace(PRICES, drafter=DeviceDrafter(position_s=2e-4))
     assert serve("v2", rows, prices=worse).tokens_per_s < better.tokens_per_s
@@ -82,7 +94,9 @@ def test_the_same_figures_every_time(rows: list[TokenRow]) -> None:
         assert serve(name, rows[:300]) == serve(name, rows[:300])
 
 
-def test_waiting_for_the_host_costs_its_gap(rows: list[TokenRow]) -> None:
-    short = serve("v1", rows)
+def test_waiting_for_the_host_costs_its_gap(
+    rows: list[TokenRow], served: Callable[[str], Outcome]
+) -> None:
+    short = served("v1")
     long = serve("v1", rows, prices=replace(PRICES, gap=GAP._replace(drafted_ms={1: 6.0})))
-    assert long.tokens_per_s < short.tokens_per_s < serve("v2", rows).tokens_per_s
+    assert long.tokens_per_s < short.tokens_per_s < served("v2").tokens_per_s

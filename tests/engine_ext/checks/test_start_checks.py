@@ -180,6 +180,7 @@ def test_a_plain_server_is_checked_by_the_plugin_once(
     start_up.check_once()  # `reprise serve` has checked
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_line_and_the_plugin_too(tmp_path: Path) -> None:
     """As users type it; for `vllm serve` what its process does before anything else."""
     pytest.importorskip("vllm")

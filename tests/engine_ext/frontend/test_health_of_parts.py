@@ -34,6 +34,7 @@ def report(retriever: ProcessRetriever) -> dict[str, Any]:
     return health_report(is_dead=False, errors=None, retrieval=[retriever.health()], num_pending=0)
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_it_is_degraded_while_redis_is_frozen(
     start: Callable[..., ProcessRetriever], redis_server: RedisServer, wait_until: WaitUntil
@@ -68,6 +69,7 @@ def test_it_is_degraded_while_the_retrieval_process_is_dead(
     wait_until(lambda: report(retriever)["state"] == "ready")
 
 
+@pytest.mark.slow
 def test_it_is_degraded_without_the_embedding_model(
     start: Callable[..., ProcessRetriever],
     may_start: threading.Event,

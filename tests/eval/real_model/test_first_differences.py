@@ -9,6 +9,7 @@ from reprise.eval.demo_data.demo_model import BUNDLED
 from reprise.eval.real_model.first_differences import JudgeError, judge
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_is_one_line() -> None:
     assert judge("no/such/folder", []) == []
     with pytest.raises(JudgeError, match=r"^judging the differences: .+$"):

@@ -80,6 +80,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have this process, and all that it starts, take less of the machine; and have the engines of
     several processes that run tests compute on a core each. vLLM pins all to the same one."""
     if not hasattr(config, "workerinput"):  # else the environment is that of who started it
+        # As numba does with what it compiles: else each of some hundred processes compiles the
+        # sources anew, and each run the tests with their assertions.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
         folder = tempfile.TemporaryDirectory(prefix="reprise-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ[light_processes.FILE] = str(Path(folder.name, "packages.json"))
@@ -143,7 +147,10 @@ def _used_by(file: str) -> dict[str, set[str]]:
 
     Read from the source: who hands the tests out has no other way to know.
     """
-    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    text = (REPOSITORY / file).read_text(encoding="utf-8")
+    if not any(name in text for name in _TOGETHER):  # most: to parse all takes seconds
+        return {}
+    tree = ast.parse(text)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     used = {
         one.name: {argument.arg for argument in one.args.args}

@@ -1,11 +1,16 @@
 """Embeddings: the real model, what is remembered, and doing without a model."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from reprise.retrieval.search.embedding import Embedder
 
-pytest.importorskip("sentence_transformers")
+# Not imported here, which takes seconds.
+pytestmark = pytest.mark.skipif(
+    find_spec("sentence_transformers") is None, reason="no sentence-transformers"
+)
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,8 @@ def test_answers_that_a_tier_does_not_take_are_bounded_in_bytes_and_counted(wait
     sync.write(answer(number) for number in range(1000))
     wait_until(lambda: sync.unwritten >= 950 - 128)
     assert sync.unwritten <= 960
+    # Once nothing is tried any more, closing does not wait for it to be written.
+    wait_until(lambda: sync.breakers["write"] != "closed")
     sync.close(timeout_s=60.0)  # its thread may not have had a core yet
     assert sync.unwritten == 1000
 

@@ -117,6 +117,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not hasattr(config, "workerinput"):
         return
     slow = {group_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    slow |= {*_TOGETHER.values()}
     items.sort(
         key=lambda item: (
             group_of(item.nodeid) not in SHARED_BY.values(),

@@ -20,8 +20,8 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.provider import DraftProvider
 
-PROMPT = list(range(50_000, 50_040))
-RESPONSE = list(range(60_000, 60_040))
+# In no order: memory that nobody has written to may hold what other tests count through.
+PROMPT, RESPONSE = np.random.default_rng(4711).integers(50_000, 65_000, (2, 40)).tolist()
 NEEDLES = [
     np.array(tokens[10:16], dtype).tobytes()
     for tokens in (PROMPT, RESPONSE)

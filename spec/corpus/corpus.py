@@ -104,7 +104,8 @@ class Corpus:
         self._row = row
         self._lock = lock or threading.RLock()
         self._answers = AnswerTable()
-        self._text = np.empty(FIRST_RECENT + ROOM, np.int32)
+        # Of zeros, as all texts here: in memory as it was found, a removed answer could be left.
+        self._text = np.zeros(FIRST_RECENT + ROOM, np.int32)
         self._order = np.empty(0, np.int32)
         self._chain = np.empty(FIRST_RECENT, np.int32)
         self._heads = empty_heads(FIRST_RECENT)
@@ -171,7 +172,7 @@ class Corpus:
             self._answers.put(answer_id, end, length - 2)
             end += length
             size = chain_size(size, end)
-        self._text = np.empty(int(end * GROWTH) + MAX_REMOVED + ROOM, np.int32)
+        self._text = np.zeros(int(end * GROWTH) + MAX_REMOVED + ROOM, np.int32)
         self._text[:end] = np.frombuffer(b"".join(texts), np.int32)
         self._chain, self._heads = np.empty(size, np.int32), empty_heads(size)
         link_recent(self._text, self._chain, self._heads, len(self._heads) - 1, 0, 0, end)
@@ -260,7 +261,7 @@ class Corpus:
     def _move_text(self, needed: int) -> None:
         """Make a text without the removed answers, and with room for `needed` more tokens."""
         live = self._length - self._removed
-        text = np.empty(int((live + needed) * GROWTH) + MAX_REMOVED + ROOM, np.int32)
+        text = np.zeros(int((live + needed) * GROWTH) + MAX_REMOVED + ROOM, np.int32)
         if self._removed:
             self._move_answers(text)
             return

@@ -199,6 +199,26 @@ def test_many_answers_and_long_ones() -> None:
     check(corpus, answers)
 
 
+def test_memory_that_it_takes_holds_nothing_of_what_was_there() -> None:
+    """Freed memory may hold what was removed and had to go."""
+
+    def leave_traces() -> None:
+        for _ in range(3):
+            left = [np.full(size, 4711, np.int32) for size in range(500, 12000, 100)]
+            del left
+
+    leave_traces()
+    corpus = new_corpus()
+    for number in range(60):
+        leave_traces()
+        corpus.add(str(number), np.full(100, number, np.int32))
+        assert not corpus._text[corpus._length :].any()
+    leave_traces()
+    filled = new_corpus()
+    filled.fill(["1"], [np.array([BOS, 5, 6, BOS], np.int32).tobytes()])
+    assert not filled._text[4:].any()
+
+
 def test_bytes_per_token() -> None:
     random = np.random.default_rng(6)
     corpus = new_corpus()

@@ -19,6 +19,7 @@ OF_THE_PROCESS = {
     "kv_pins.system_prefix.errors": "counts of errors in hooks, which are of vLLM's classes",
     "outputs.one_token_outputs._parsers_built": "a server is one per process",
     "request.tenants._warned": "one log line each",
+    "worker.prompt_ranks._compiled_for": "what torch.compile has made, which a process has once",
 }
 """Variables of modules of `engine_ext`."""
 

@@ -21,15 +21,18 @@ _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 _FOUND_BY = ("meaning", "tokens")
 _ERROR_PLACES = {
     "front_end": (
-        *("before_serving", "end_lease", "exact_fetch", "exact_hit", "fingerprint"),
-        *("flight_watcher", "forget", "front_end_records", "info", "not_admitted"),
-        *("one_token_outputs", "policy", "record", "replay", "reply_header", "report"),
-        *("single_flight", "verified_replay", "verify", "watch", "withdraw"),
+        *("end_lease", "exact_fetch", "exact_hit", "fingerprint", "flight_watcher", "forget"),
+        *("front_end_records", "info", "not_admitted", "one_token_outputs", "policy", "record"),
+        *("replay", "reply_header", "report", "single_flight", "verified_replay", "verify"),
+        *("watch", "withdraw"),
     ),
     "worker": (
-        *("AsyncScheduler.__init__", "Scheduler.__init__", "learn: queue full", "learn weights"),
-        *("near answers", "propose", "read back: queue full", "record", "report"),
-        *("save weights", "start request"),
+        *("AsyncScheduler.__init__", "Scheduler.__init__", "before_propose", "before_serving"),
+        *("begin request", "corpora", "drop request", "end request", "learn"),
+        *("learn weights", "learn: queue full", "near answers", "observe end", "on_arrival"),
+        *("preempt request", "propose", "read back", "read back: queue full", "record"),
+        *("save hits", "save weights", "start request", "store drafts", "system_prefix"),
+        "write weights",
     ),
 }
 _LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)

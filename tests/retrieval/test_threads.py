@@ -64,6 +64,7 @@ THREADS = {
     "engine_ext/speculator/mixture_learner.py": "ends with its first error, which it records",
     "engine_ext/speculator/read_back.py": "catches all in its loop",
     "engine_ext/worker/answer_learner.py": "catches all in its loop",
+    "engine_ext/worker/prompt_ranks.py": "one function, whose errors are a line of the log",
     "engine_ext/worker/weights_keeper.py": "catches all in its loop",
     "spec/batching/batch.py": "stays in compiled code, which raises nothing",
     "eval/gpu/gpu_run.py": "a benchmark's",

@@ -271,8 +271,8 @@ SECTIONS = (
         "to cost, with\na model of 8 billion parameters ([measuring](measuring.md#before-a-gpu-is-"
         "there)). Speed to `none`.\nThe answers are the support model's own; support has 100 rows "
         "in the cache, chat_cold nothing.\n`v2` drafts by the copies that a device makes, at 3 us "
-        "for each position, and knows which steps\nhave a full CUDA graph. What was measured stands in "
-        "the table of\n[engines on a GPU](#engines-on-a-gpu). All busy: as long as requests are "
+        "for each position, and knows which steps\nhave a full CUDA graph. What was measured "
+        "stands in the table of\n[engines on a GPU](#engines-on-a-gpu). All busy: as long as requests are "
         "waiting; the end of a run, when\never fewer are there, gains more.",
         file="bench_virtual_gpu.csv",
         command=_FORECAST_COMMAND,

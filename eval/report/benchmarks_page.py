@@ -272,8 +272,8 @@ SECTIONS = (
         "there)). Speed to `none`.\nThe answers are the support model's own; support has 100 rows "
         "in the cache, chat_cold nothing.\n`v2` drafts by the copies that a device makes, at 3 us "
         "for each position, and knows which steps\nhave a full CUDA graph. What was measured "
-        "stands in the table of\n[engines on a GPU](#engines-on-a-gpu). All busy: as long as requests are "
-        "waiting; the end of a run, when\never fewer are there, gains more.",
+        "stands in the table of\n[engines on a GPU](#engines-on-a-gpu). All busy: as long as "
+        "requests are waiting; the end of a run, when\never fewer are there, gains more.",
         file="bench_virtual_gpu.csv",
         command=_FORECAST_COMMAND,
         keys=("trace", "warm_rows", "engine", "concurrency"),

@@ -13,13 +13,23 @@ import time
 
 import psutil
 
+from reprise.retrieval.host.process_end import leaving_on_sigterm
+
 _PAUSES_S = (0.05, 0.3, 0.6, 1.2, 2.5)
 _LONGEST_RUN_S = 0.6
 
 
 def main() -> int:
-    """Run pytest so, and return its exit status."""
+    """Run pytest so, and return its exit status; 2 without a seed."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print("standing_still.py: expected SEED [pytest's arguments]", file=sys.stderr)
+        return 2
     seed, *arguments = sys.argv[1:]
+    with leaving_on_sigterm():
+        return _run(seed, arguments)
+
+
+def _run(seed: str, arguments: list[str]) -> int:
     chance = random.Random(seed)
     tests = subprocess.Popen([sys.executable, "-m", "pytest", *arguments])
     process = psutil.Process(tests.pid)

@@ -454,6 +454,17 @@ def may_start(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 @pytest.fixture
+def advance_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A function that moves this process's clock for times to live on by so many seconds."""
+    from reprise.retrieval.host import steady_clock
+
+    def advance(seconds: float) -> None:
+        monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + seconds)
+
+    return advance
+
+
+@pytest.fixture
 def wait_until() -> Callable[..., None]:
     """A function that waits until a condition holds, and fails if it does not in time."""
 

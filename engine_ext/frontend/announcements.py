@@ -97,7 +97,7 @@ def _exact_hits(config: "RepriseConfig") -> str:
     kind = serving.exact_hits if serving.enabled else "off"
     if kind == "off":
         return _EXACT_HITS[kind]
-    has_tier = config.retrieval.url != "memory://"
+    has_tier = config.retrieval.has_tier
     return f"{_EXACT_HITS[kind]}, {_WHOSE[serving.exact_hits_from_others if has_tier else 'off']}"
 
 

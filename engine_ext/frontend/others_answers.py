@@ -79,7 +79,7 @@ class OthersAnswers:
         whose = config.serving.exact_hits_from_others
         if whose == "off" or not self._exact.may_share:
             return
-        if config.retrieval.url == "memory://":
+        if not config.retrieval.has_tier:
             if whose == "trusted":
                 logger.warning(
                     "Reprise: exact hits stay in this process: retrieval.url names no tier."

@@ -68,7 +68,7 @@ def may_verify(vllm_config: Any, config: "RepriseConfig") -> bool:
         serving.enabled
         and serving.exact_hits != "off"
         and serving.exact_hits_from_others != "off"
-        and config.retrieval.url != "memory://"
+        and config.retrieval.has_tier
         and unsupported_engine(vllm_config) is None
         and unverifiable_engine(vllm_config) is None
     )

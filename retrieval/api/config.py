@@ -104,10 +104,15 @@ class RetrievalConfig(BaseModel):
     shared_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 34)] = 64 << 20
     """Shared memory for near answers between the retrieval process and its clients."""
 
+    @property
+    def has_tier(self) -> bool:
+        """Whether answers outlive this process."""
+        return not self.url.startswith("memory:")
+
     @model_validator(mode="after")
     def _has_a_tier_to_search(self) -> Self:
         """Refuse a search for answers that no tier keeps."""
-        if self.search != EMBEDDED and self.url.startswith("memory:"):
+        if self.search != EMBEDDED and not self.has_tier:
             raise ValueError(
                 "search in Milvus finds what a tier keeps: set url to sqlite:// or redis:// too"
             )

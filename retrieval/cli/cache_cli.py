@@ -190,10 +190,11 @@ def invalidate(
     textless: set[tuple[str, str]] = set()
 
     def text_of(answer: Answer) -> str:
-        if not answer.prompt_text and reader is None:
-            textless.add((answer.namespace, answer.stored_id))
-        if answer.prompt_text or reader is None:
+        if answer.prompt_text:
             return answer.prompt_text
+        if reader is None:
+            textless.add((answer.namespace, answer.stored_id))
+            return ""
         return reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
 
     with opened(url) as tier:

@@ -80,7 +80,7 @@ class ProcessRetriever(RetrievalClient):
         remove_stale_blocks()
         remove_stale_folders()
         self._folder = _folder()
-        if config.url == "memory://":
+        if not config.has_tier:
             url = f"sqlite://{self._folder}/answers.sqlite"
             # It holds what memory holds, in less room; the temporary folder may be memory too.
             tier_bytes = max(1 << 20, min(config.tier_bytes, config.memory_bytes))

@@ -1,5 +1,6 @@
 """What the front end stores, serves and forgets, with vLLM's output processor and no engine."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError
 from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
-from reprise.retrieval.host import steady_clock
 from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config
 
 
@@ -189,12 +189,12 @@ def test_an_answer_that_ended_by_repetition_needs_room_for_one_more(client: Clie
 
 
 def test_an_answer_older_than_the_request_accepts_is_generated_anew(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Client, advance_clock: Callable[[float], None]
 ) -> None:
     client.ask()
     young = RequestPolicy(RequestControl(max_age_s=60.0), "")
     assert client.ask(policy=young)[0] == "exact"
-    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 61)
+    advance_clock(61)
     assert client.ask()[0] == "exact"
     assert client.ask(policy=young, emits=(9,)) == ("miss", [9])
     assert client.ask(policy=young) == ("exact", [9])

@@ -10,7 +10,6 @@ import pytest
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Invalidation
-from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
@@ -394,7 +393,7 @@ def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
 
 
 def test_what_was_forgotten_on_its_way_here_is_not_kept_however_late_it_comes(
-    make, tmp_path, monkeypatch
+    make, tmp_path, advance_clock
 ):
     retriever = make(
         config={"url": f"sqlite:///{tmp_path}/answers.sqlite"},
@@ -404,7 +403,7 @@ def test_what_was_forgotten_on_its_way_here_is_not_kept_however_late_it_comes(
     exact = msgspec.structs.replace(late, exact_key=b"k" * 16, fingerprint="f")
     assert retriever.forget(Invalidation.create(namespace="acme"), timeout_s=60).done
     # A machine that stands still for a minute; the processes on it do not notice.
-    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 60.0)
+    advance_clock(60.0)
     retriever.store(late)
     retriever.store(exact)
     retriever.store(answer("where is my order", "there", namespace="acme"))

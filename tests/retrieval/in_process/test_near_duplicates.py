@@ -193,7 +193,7 @@ def test_what_another_replica_removes(folded, make, tmp_path, wait_until):
     assert folded.keys() == other.keys() == in_tier(tmp_path) == []
 
 
-def test_the_younger_one_outlives_the_older(make, wait_until, monkeypatch):
+def test_the_younger_one_outlives_the_older(make, wait_until, advance_clock):
     retriever = make(ttl_s=6000.0)
     now_s = steady_clock.now_s()
     retriever.store(answer("first", created_s=now_s - 3000.0))
@@ -202,7 +202,7 @@ def test_the_younger_one_outlives_the_older(make, wait_until, monkeypatch):
     assert retriever.flush(60)
     assert retriever.keys() == [("acme", "first")]
     # The first one's time is over, by a clock that does not run with the machine.
-    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 3100.0)
+    advance_clock(3100.0)
     wait_until(lambda: retriever.keys() == [("acme", "second")])
 
 

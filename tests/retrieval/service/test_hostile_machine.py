@@ -298,7 +298,7 @@ def make_tier(request, tmp_path):
 
 @pytest.mark.parametrize("jump_s", [-30 * 86_400.0, 30 * 86_400.0])
 def test_a_clock_that_jumps_neither_drops_nor_keeps_answers(
-    make_tier, set_clock, monkeypatch, jump_s
+    make_tier, set_clock, advance_clock, jump_s
 ):
     tier = make_tier()
     tier.put([answer(1)])
@@ -308,18 +308,18 @@ def test_a_clock_that_jumps_neither_drops_nor_keeps_answers(
     if isinstance(tier, MemoryTier):
         assert tier.expired() == []
     # An hour of real time later both are gone.
-    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + HOUR_S + 1.0)
+    advance_clock(HOUR_S + 1.0)
     assert list(tier.answers("")) == []
 
 
-def test_an_answer_of_the_future_expires_like_others(make_tier, monkeypatch):
+def test_an_answer_of_the_future_expires_like_others(make_tier, advance_clock):
     """Written by a machine, or before a restart, whose clock was ahead."""
     tier = make_tier()
     tier.put([answer(1, created_s=steady_clock.now_s() + 30 * 86_400.0)])
     again = make_tier()  # a restart, for the file
     again.put([answer(2)])
     assert "id1" in {a.answer_id for each in (tier, again) for a in each.answers("")}
-    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + HOUR_S + 1.0)
+    advance_clock(HOUR_S + 1.0)
     assert list(tier.answers("")) == list(again.answers("")) == []
 
 

@@ -21,7 +21,7 @@ LABEL = b"zzyzx-label"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
-def make_tier(request, tmp_path, redis_bytes, monkeypatch):
+def make_tier(request, tmp_path, redis_bytes, advance_clock):
     opened = []
     server = request.getfixturevalue("redis_server") if request.param == "redis" else None
 
@@ -53,7 +53,7 @@ def make_tier(request, tmp_path, redis_bytes, monkeypatch):
         if server is not None:
             time.sleep(seconds)
         else:
-            monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + seconds)
+            advance_clock(seconds)
 
     make.raw, make.pass_time = raw, pass_time
     yield make

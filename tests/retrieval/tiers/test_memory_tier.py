@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
-from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.tier import UsageCounts
 
@@ -102,12 +101,12 @@ def test_removed_together_with_what_stands_for_it_nothing_is_left():
     assert tier.take_orphans() == [("", "a2")]
 
 
-def test_too_old_leaves_what_is_younger_and_eviction_leaves_nothing(monkeypatch):
+def test_too_old_leaves_what_is_younger_and_eviction_leaves_nothing(advance_clock):
     tier = MemoryTier(max_bytes=1 << 20, ttl_s=600.0)
     tier.put([answer(1, created_s=time.time() - 300.0), answer(2)])
     assert tier.fold("", "a2", into="a1")
     assert tier.expired() == []
-    monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + 310.0)
+    advance_clock(310.0)
     assert tier.expired() == [("", "a1")]
     assert tier.take_orphans() == [("", "a2")]
     tier = MemoryTier(max_bytes=4 * answer(0).num_bytes)

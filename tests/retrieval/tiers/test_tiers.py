@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
 from reprise.retrieval.api.tier_url import redact
-from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
@@ -32,7 +31,7 @@ def answer(number, *, namespace="", created_s=None, size=3):
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
-def make_tier(request, tmp_path, monkeypatch):
+def make_tier(request, tmp_path, advance_clock):
     opened = []
     if request.param == "redis":
         server = request.getfixturevalue("redis_server")
@@ -51,7 +50,7 @@ def make_tier(request, tmp_path, monkeypatch):
         if request.param == "redis":
             time.sleep(seconds)
         else:
-            monkeypatch.setattr(steady_clock, "_OFFSET_S", steady_clock._OFFSET_S + seconds)
+            advance_clock(seconds)
 
     make.pass_time = pass_time
     yield make

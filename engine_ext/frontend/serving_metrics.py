@@ -255,7 +255,7 @@ class ServingMetrics:
             in_time.labels(self._model, found_by).inc(increment)
         self._add(
             "near_answers_late",
-            "Requests whose near answers came later, or never.",
+            "Requests without near answers at their first decode step, as the search was not over.",
             rank,
             float(report.get("near_answers_late", 0)),
         )

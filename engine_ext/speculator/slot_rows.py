@@ -92,12 +92,13 @@ class SlotRows:
         """Give a request near answers to draft from; an unknown id is ignored."""
         if request_id not in self._slots:
             return
-        rows = self._lay_out(request_id, near_answers)
+        chosen = select_near(near_answers, MAX_NEAR)
+        rows = self._lay_out(request_id, chosen)
         self._near[request_id] = rows
         if self._mixture is not None:
-            self.attached[request_id] = near_answers
-        if near_answers:
-            self.nearest[request_id] = near_answers[0].answer_id
+            self.attached[request_id] = chosen
+        if chosen:
+            self.nearest[request_id] = chosen[0].answer_id
         if (slot := self._slots[request_id]) is not None:
             self._write_near(slot, rows)
 
@@ -121,13 +122,12 @@ class SlotRows:
         self.attached.pop(request_id, None)
         self.nearest.pop(request_id, None)
 
-    def _lay_out(self, request_id: str, near_answers: Sequence[NearAnswer]) -> NearRows:
+    def _lay_out(self, request_id: str, chosen: Sequence[NearAnswer]) -> NearRows:
         room = self._state.near_token_ids.shape[1]
         if self._mixture is None:
-            answers = [answer.response_token_ids for answer in near_answers]
+            answers = [answer.response_token_ids for answer in chosen]
             nothing = np.zeros(0, np.int32)
             return NearRows(near_row(answers, max_near_tokens=room), nothing, nothing)
-        chosen = select_near(near_answers, MAX_NEAR)
         return near_rows(
             [answer.response_token_ids for answer in chosen],
             [answer.prompt_token_ids for answer in chosen],

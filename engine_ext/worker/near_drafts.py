@@ -66,11 +66,16 @@ class NearDrafts:
         if request_id not in self._awaiting:
             return
         with self._recording(request_id):
-            if self._attach(request_id, live):
+            near_answers = self._found_by_meaning(request_id, live)
+            if near_answers:
+                self._attach(request_id, live, near_answers)
                 self._in_time["meaning"] += 1
-            elif self._attach_by_tokens(request_id, live, namespace):
+                return
+            near_by_tokens = self._found_by_tokens(live, namespace)
+            if near_by_tokens:
+                self._attach(request_id, live, near_by_tokens)
                 self._in_time["tokens"] += 1
-            else:
+            elif near_answers is None:
                 self._late += 1
 
     def attach_arrived(self) -> None:
@@ -85,7 +90,10 @@ class NearDrafts:
         for request_id, live in tuple(self._awaiting.items()):
             if live.num_prompt_tokens:
                 with self._recording(request_id):
-                    self._attach(request_id, live)
+                    near_answers = self._found_by_meaning(request_id, live)
+                    if near_answers:
+                        # What shares tokens and is not near in meaning may be of use all the same.
+                        self._attach(request_id, live, [*near_answers, *live.near_by_tokens])
 
     def end(
         self,
@@ -125,26 +133,24 @@ class NearDrafts:
             self._awaiting.pop(request_id, None)
             self._errors.record("near answers", error)
 
-    def _attach(self, request_id: str, live: LiveRequest) -> bool:
-        """Attach what is near in meaning, if that is known by now."""
+    def _found_by_meaning(self, request_id: str, live: LiveRequest) -> list[NearAnswer] | None:
+        """Return what is near in meaning, once; None while that is not known."""
         near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
-        if near_answers is None:
-            return False
-        del self._awaiting[request_id]
-        # What shares tokens and is not near in meaning may be of use all the same.
-        self._provider.attach(request_id, [*near_answers, *live.near_by_tokens])
-        if live.recorder is not None:
-            live.recorder.note_near(near_answers)
-        return True
+        if near_answers is not None:
+            del self._awaiting[request_id]
+        return near_answers
 
-    def _attach_by_tokens(self, request_id: str, live: LiveRequest, namespace: str) -> bool:
-        """Attach what shares tokens, if there is any."""
+    def _found_by_tokens(self, live: LiveRequest, namespace: str) -> list[NearAnswer]:
+        """Return what shares tokens, and remember it for when more is known."""
         assert live.prompt_token_ids is not None
         live.near_by_tokens = self._overlap.search(
             namespace, live.prompt_token_ids, count=self._max_near
         )
-        if live.near_by_tokens:
-            self._provider.attach(request_id, live.near_by_tokens)
-            if live.recorder is not None:
-                live.recorder.note_near(live.near_by_tokens)
-        return bool(live.near_by_tokens)
+        return live.near_by_tokens
+
+    def _attach(
+        self, request_id: str, live: LiveRequest, near_answers: Sequence[NearAnswer]
+    ) -> None:
+        self._provider.attach(request_id, near_answers)
+        if live.recorder is not None:
+            live.recorder.note_near(near_answers)

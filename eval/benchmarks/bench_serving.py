@@ -230,7 +230,8 @@ def _near_answers(contender: Contender) -> dict[str, Any] | None:
 def _shares_in_time(
     before: dict[str, Any] | None, after: dict[str, Any] | None
 ) -> dict[str, float]:
-    """Per cent of requests that had near answers at their first decode step, by who found them."""
+    """Of requests that had near answers at their first decode step, or did not know yet: per cent
+    of the former, by who found them."""
     if before is None or after is None:
         return {}
     found = {

@@ -37,7 +37,11 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, device_drafts: str) -> None:
         self.embedder = BlockedEmbedder()
         config = RetrievalConfig(embedding_model="lexical", clauses=False)
-        self.retriever = LocalRetriever(config, embedder=self.embedder)
+        self.retriever = LocalRetriever(
+            config,
+            embedder=self.embedder,
+            decode=lambda token_ids: " ".join(f"word{token_id}" for token_id in token_ids),
+        )
         monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: self.retriever)
         monkeypatch.setattr(device_requests, "model_key_of", lambda _: "model")
         monkeypatch.setattr(device_requests, "tokenizer_key_of", lambda _: "")

@@ -50,11 +50,12 @@ class World:
         for update in self.retriever.updates():
             self.overlap.apply(update)
 
-    def arrive(self, prompt: str, **hints: Any) -> LiveRequest:
-        """A request that the front end has searched for, by text, and that has not started."""
+    def arrive(self, prompt: str, *, text: str | None = None, **hints: Any) -> LiveRequest:
+        """A request that the front end has searched for, by its text or another one, and that has
+        not started."""
         params = with_hints(SamplingParams(), RequestHints(retrieval_id="front-1", **hints))
         live = LiveRequest(params, list(prompt.encode()))
-        self.retriever.submit("front-1", namespace="n", text=prompt)
+        self.retriever.submit("front-1", namespace="n", text=text or prompt)
         self.near.begin("r", live, "n")
         return live
 
@@ -116,6 +117,31 @@ def test_shared_tokens_stand_in_until_meaning_is_there(world: World) -> None:
     world.near.attach_arrived()
     assert world.near._awaiting == {}
     assert world.near.report()["near_answers_in_time"] == {"meaning": 0, "tokens": 1}
+
+
+def test_shared_tokens_stand_in_where_nothing_is_near_in_meaning(world: World) -> None:
+    live = world.arrive(QUESTION, text="about something else altogether")
+    assert world.retriever.flush(60)
+    assert world.retriever.poll("front-1") == []
+    world.start(live)
+    draft = world.draft()
+    assert draft == REPLY[1 : 1 + len(draft)] != []
+    assert world.near._awaiting == {}
+    assert world.near.report() == {
+        "near_answers_in_time": {"meaning": 0, "tokens": 1},
+        "near_answers_late": 0,
+    }
+
+
+def test_what_is_not_near_is_neither_in_time_nor_late(world: World) -> None:
+    live = world.arrive("#", text="about something else altogether")
+    assert world.retriever.flush(60)
+    world.start(live)
+    assert world.draft() == []
+    assert world.near.report() == {
+        "near_answers_in_time": {"meaning": 0, "tokens": 0},
+        "near_answers_late": 0,
+    }
 
 
 def test_where_nothing_is_there_yet_the_request_goes_on_and_gets_it_later(world: World) -> None:

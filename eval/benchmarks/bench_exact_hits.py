@@ -7,9 +7,11 @@ Sections: `look-ups` (one look-up in SQLite and in Redis, in this process, as a 
 it, within the default budget), `hits` (each question is generated, repeated by the same server from
 memory, then by two others from the tier, by one that trusts it and by one that verifies what it
 finds, which then generates once more with the same answer as a draft: after a restart with SQLite,
-beside the first with Redis) and `miss` (throughput of what nobody has asked before: exact hits off,
-in memory, and in memory and Redis, in rounds, forwards and backwards by turns, while the other
-servers stand still). Answers are compared before anything is counted. A section's rows are appended
+beside the first with Redis), `miss` (throughput of what nobody has asked before: exact hits off, in
+memory, and in memory and Redis, in rounds, forwards and backwards by turns, while the other servers
+stand still) and `pairs` (what a request waits for: each miss beside the same request with
+`x-reprise-cache: off`, which is not looked up, on the same server, one after the other, either one
+first by turns). Answers are compared before anything is counted. A section's rows are appended
 to a CSV as soon as it is through.
 """
 
@@ -36,7 +38,7 @@ from reprise.eval.report.intervals import median_interval
 from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import RESULTS, append_rows
 
-SECTIONS = ("look-ups", "hits", "miss")
+SECTIONS = ("look-ups", "hits", "miss", "pairs")
 WHOSE = ("trusted", "verified")
 MISS_KINDS = {
     "off": {"exact_hits": "off"},
@@ -257,11 +259,62 @@ def _miss_rows(
         ratios = [a / b for a, b in zip(own, speeds["off"], strict=True)]
         name = "throughput / off, median of rounds"
         row = _row("miss", kind, questions, name, statistics.median(ratios), "x")
-        note = f"rounds: {min(ratios):.3f} to {max(ratios):.3f}"
-        if (interval := median_interval(ratios)) is not None:
-            note = f"95% sure: {interval[0]:.3f} to {interval[1]:.3f}; {note}"
-        rows.append({**row, "note": note})
+        spread = f"rounds: {min(ratios):.3f} to {max(ratios):.3f}"
+        rows.append({**row, "note": "; ".join(filter(None, [_how_sure(ratios), spread]))})
     return rows
+
+
+def bench_pairs(
+    model: str, questions: Sequence[str], max_tokens: int, tick: Tick, *, pairs: int
+) -> list[dict[str, Any]]:
+    """Time of a miss to that of the same request without a look-up: in memory, and Redis too."""
+    rows = []
+    for kind in ("memory", "redis"):
+        with RedisServer() as redis, serving(model, redis.url, **MISS_KINDS[kind]) as begun:
+            server = begun.ready()
+            ratios: dict[str, list[float]] = {"first token": [], "whole answer": []}
+            for number in range(-len(questions), pairs):  # each question once to warm up
+                looked_up, other = _pair(server, questions, number, max_tokens)
+                if looked_up.text != other.text:
+                    raise RuntimeError(f"the answers of pair {number} of {kind} differ")
+                if number >= 0:
+                    ratios["first token"].append(looked_up.first_token_s / other.first_token_s)
+                    ratios["whole answer"].append(looked_up.whole_s / other.whole_s)
+                    tick()
+            if hits := _num_hits(server):
+                raise RuntimeError(f"expected misses alone, came {hits} hits")
+        for name, values in ratios.items():
+            row = _row(
+                "pairs", kind, values, f"{name} / not looked up", statistics.median(values), "x"
+            )
+            rows.append({**row, "note": _how_sure(values)})
+    return rows
+
+
+def _pair(
+    server: Server, questions: Sequence[str], number: int, max_tokens: int
+) -> tuple[Timing, Timing]:
+    """Ask a question as one that nobody has asked before, with a look-up and without one."""
+    headers = [_WITHOUT_DRAFTS, {**_WITHOUT_DRAFTS, "x-reprise-cache": "off"}]
+    timings: dict[int, Timing] = {}
+    for which in (0, 1) if number % 2 else (1, 0):
+        asked, _ = asyncio.run(
+            ask_all(
+                server,
+                [questions[number % len(questions)]],
+                concurrency=1,
+                max_tokens=max_tokens,
+                headers=headers[which],
+                salt_prefix=f"{which}-{number}",
+            )
+        )
+        (timings[which],) = asked
+    return timings[0], timings[1]
+
+
+def _how_sure(ratios: Sequence[float]) -> str:
+    interval = median_interval(ratios)
+    return "" if interval is None else f"95% sure: {interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _ask(
@@ -354,6 +407,7 @@ def measure(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 15,
     concurrency: Annotated[int, typer.Option(min=1, help="Of the section `miss`.")] = 8,
+    pairs: Annotated[int, typer.Option(min=1, help="Of the section `pairs`.")] = 300,
     csv: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> int:
@@ -378,8 +432,12 @@ def measure(
                 model, questions, max_tokens, tick, rounds=rounds, concurrency=concurrency
             )
 
+    def pair(stage: Stage) -> list[dict[str, Any]]:
+        with stage("pairs", 2 * pairs) as tick:
+            return bench_pairs(model, questions, max_tokens, tick, pairs=pairs)
+
     with progress_stages(quiet=quiet) as stage:
-        for name, bench in zip(SECTIONS, (look_up, hit, miss), strict=True):
+        for name, bench in zip(SECTIONS, (look_up, hit, miss, pair), strict=True):
             if name in sections:
                 rows = bench(stage)
                 append_rows(csv, rows, fields=FIELDS)

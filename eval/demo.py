@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
@@ -47,6 +46,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
+from reprise.eval.report.tables import table_console
 from reprise.retrieval.search.embedding import Embedder
 
 CONCURRENCY = 8
@@ -108,7 +108,7 @@ def demo(
     except (LiveError, ModelError, JudgeError) as error:
         raise InputError(str(error)) from error
     _print(runs, scene)
-    console = Console()
+    console = table_console()
     _write_page(html, scene, runs, page)
     console.print(f"What came for free, token by token: {html.resolve()}", soft_wrap=True)
     if gaps:
@@ -237,7 +237,7 @@ def _available_bytes() -> int:
 
 
 def _print(runs: Sequence[Run], scene: Scene) -> None:
-    console = Console()
+    console = table_console()
     warm = sum(row.warm for row in scene.rows)
     table = Table(
         title=f"{runs[0].requests} support requests, {CONCURRENCY} at a time, after {warm} earlier"

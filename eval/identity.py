@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
@@ -33,6 +32,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_csv import append_rows
+from reprise.eval.report.tables import table_console
 
 METHODS = ("none", "ngram", "suffix", NO_DRAFTS, "reprise")
 FIELDS = (
@@ -219,7 +219,7 @@ def _print(results: Sequence[dict[str, str | int | float]], title: str) -> None:
             f"{row['ties']}",
             f"{row['widest_steps']}",
         )
-    Console().print(table)
+    table_console().print(table)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.live.multi_round import Answered, Workload, counters, run
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot
 from reprise.eval.report.progress import progress_stages
+from reprise.eval.report.tables import table_console
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -76,7 +76,7 @@ def _print(report: dict[str, Any]) -> None:
         rows[f"first token in round {each['round']}, ms"] = each["first_token_ms"]
     for name, values in rows.items():
         table.add_row(name, *(f"{values[quantile]:.1f}" for quantile in _QUANTILES))
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = table_console()
     console.print(table)
     console.print(
         f"{report['requests_per_s']:.2f} requests and {report['output_tokens_per_s']:.1f} output "

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of
@@ -35,6 +34,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_csv import append_rows
+from reprise.eval.report.tables import table_console
 
 TEMPERATURES = (0.3, 0.8, 1.2)
 LIMITS: dict[str, dict[str, Any]] = {
@@ -222,7 +222,7 @@ def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
             f"{row.get('drafted', '')}",
             f"{row.get('accepted', '')}",
         )
-    Console().print(table)
+    table_console().print(table)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.tables import table_console
 from reprise.retrieval.search.embedding import Embedder
 
 COPIES = {"device, copies, frozen": False, "device, copies": True}
@@ -113,7 +114,7 @@ def main(
         for label, learns, kind in drafters:
             made = kind(embedder=embedder, cost=one, draft_length=draft_length, learns=learns)
             table.add_row("", label, f"{one:g}", *describe(run(made, rows), one, host))
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print("In steps: no figure of a device. MAL counts the model's own token in each step.")
 

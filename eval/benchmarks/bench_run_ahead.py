@@ -28,6 +28,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, load_trace
 from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.tables import table_console
 from reprise.eval.virtual.engines import DeviceDrafter, HostGap
 from reprise.eval.virtual.replays import Outcome, Prices, virtual_engine
 from reprise.spec import DraftProvider
@@ -111,7 +112,7 @@ def main(
         speeds.append(outcome.tokens_per_s)
         figures = (f"{speeds[-1]:,.0f}", f"{speeds[-1] / speeds[0]:.2f}", f"{outcome.steps:,}")
         table.add_row(name, *figures, f"{outcome.drafted_steps / outcome.steps:.0%}")
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print("In virtual time: no figure of a device. Every answer is as recorded.")
 

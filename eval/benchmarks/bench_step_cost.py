@@ -28,6 +28,7 @@ from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.tables import table_console
 
 _WARM_STEPS, _STEPS = 5, 40
 _PATH = "reprise.eval.benchmarks.bench_step_cost.FixedDrafter"
@@ -177,7 +178,7 @@ def main(
             for length in lengths[1:]
         ]
         table.add_row(f"{size}", f"{1e3 * seconds[size, 0]:.2f}", *cells)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    table_console().print(table)
 
 
 def _numbers(text: str, option: str) -> list[int]:

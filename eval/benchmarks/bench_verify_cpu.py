@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from reprise.eval.benchmarks.bench_verify import Shape, make_arguments, ours, vllms
 from reprise.eval.report.command_line import run_command
 from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.tables import table_console
 
 SHAPES = [
     Shape(*point, "greedy")
@@ -98,7 +98,7 @@ def main(
         point = (shape.batch, shape.drafts, shape.vocab)
         times = [f"{us[name]:,.0f}" for name in ("vllm", "torch", "reprise")]
         table.add_row(*map(str, point), *times, f"{us['vllm'] / us['reprise']:.1f}x")
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print(f"Measured on {describe_machine()}.", soft_wrap=True)
     return 0

@@ -26,7 +26,6 @@ from typing import Annotated, Any
 
 import typer
 from msgspec import structs
-from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
@@ -37,6 +36,7 @@ from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import append_rows
+from reprise.eval.report.tables import table_console
 from reprise.eval.virtual.checking import Check, check_run
 from reprise.eval.virtual.engines import DeviceDrafter
 from reprise.eval.virtual.h200 import H200
@@ -297,7 +297,7 @@ def _print(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
     for row in rows:
         table.add_row(*(str(row.get(name, "")) for name in names))
     # Elsewhere than on a terminal rich would cut names off at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = table_console()
     console.print(table)
     console.print("In virtual time: no figure of a device.")
 

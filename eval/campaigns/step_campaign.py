@@ -27,7 +27,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
@@ -46,6 +45,7 @@ from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.replay.traces import TraceError, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.progress_log import ProgressLog
+from reprise.eval.report.tables import table_console
 
 _MAX_STEPS_WITHOUT_OUTPUT = 5_000
 
@@ -360,7 +360,7 @@ def main(
         table.add_row(one.name, *map(str, found))
         for line in [*outcome.wrong[:10], *outcome.errors]:
             typer.echo(line, err=True)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = table_console()
     console.print(table)
     console.print("ends:", ", ".join(f"{kind} {count}" for kind, count in ends.most_common()))
     return 0 if is_good else 1

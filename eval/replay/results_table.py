@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.replay.results import Percentiles, Run
-
-_FILE_WIDTH = 150  # columns where the output is no terminal
+from reprise.eval.report.tables import table_console
 
 
 def print_results(runs: Sequence[Run], *, cost: float, machine: str) -> None:
     """Print all runs on standard output, trace by trace, and what they were measured on; columns
     that no run fills are left out."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    console = table_console()
     columns = result_columns(runs, cost=cost)
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for name in columns:

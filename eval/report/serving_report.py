@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.plot_style import colour_of, draw_band, line_of, style_axes
+from reprise.eval.report.tables import table_console
 
 _PANELS = (
     ("tokens_per_s", "output tokens per second (band: range of the rounds)"),
@@ -32,7 +32,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             row["unit"],
             row["note"],
         )
-    console = Console(width=120)
+    console = table_console()
     console.print(table)
     console.print(f"Measured on {describe_machine()}.")
 

@@ -17,6 +17,7 @@ from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, Retrieva
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.socket_address import short_address
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.in_process.retrieval_worker import RetrievalWorker
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.remote.remote_search import RemoteSearch
 from reprise.retrieval.remote.remote_writer import RemoteWriter
@@ -45,7 +46,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here (or why none) sees them go on.
 THREADS = {
     "retrieval/host/process_end.py": "ends the process",
-    "retrieval/in_process/local_retriever.py": "test_the_worker_of_retrieval",
+    "retrieval/in_process/retrieval_worker.py": "test_the_worker_of_retrieval",
     "retrieval/remote/remote_search.py": "test_searching_beyond_memory",
     "retrieval/remote/remote_writer.py": "test_writing_to_a_search_index",
     "retrieval/search/near_search.py": "test_a_question_whose_clauses_fail_costs_itself_only",
@@ -402,8 +403,8 @@ def test_the_server_goes_on_accepting(tmp_path, monkeypatch, wait_until):
 
 @pytest.mark.parametrize("method", ["_load", "_process_batch", "_is_complete"])
 def test_the_worker_of_retrieval(method, monkeypatch, wait_until, caplog):
-    failing = failing_once(getattr(LocalRetriever, method))
-    monkeypatch.setattr(LocalRetriever, method, lambda *a: failing(*a))
+    failing = failing_once(getattr(RetrievalWorker, method))
+    monkeypatch.setattr(RetrievalWorker, method, lambda *a: failing(*a))
     retriever = LocalRetriever(CONFIG, embedder=Embedder("lexical"))
     retriever.store(answer(1))
     wait_until(lambda: retriever.stats().errors == 1)

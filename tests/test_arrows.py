@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
         {"kv_pins", "request", "scheduling", "worker"},
         {"outputs", "speculator"},
         {"frontend"},
+        {"engine_client"},
         {"admin"},
         {""},
         {"cli"},

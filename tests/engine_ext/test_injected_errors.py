@@ -61,7 +61,7 @@ _ELSEWHERE = {
     (ExactAnswers, "model_changed fetch _take_in"),
     (ExactMemory, "clear namespaces"),
     (FrontEnd, "close fetch model_changed progress report"),
-    (FrontEnd, "stats _hit_rates _memory_bytes"),
+    (FrontEnd, "stats _memory_bytes"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates generates_nothing"),
     (TrackedRequest, "retrieval_ms clauses"),

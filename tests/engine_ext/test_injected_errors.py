@@ -56,7 +56,7 @@ _ENTRANCES = {
 }
 # No part of a request's way to its reply, or of the middleware's, which its own tests break.
 _ELSEWHERE = {
-    # What concerns the tier is broken in `frontend/test_shared_exact.py`, where there is one.
+    # What concerns the tier is broken in `test_shared_exact_faults.py`, where there is one.
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed fetch _take_in"),
     (ExactMemory, "clear namespaces"),

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,6 +28,8 @@ from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.core.request_hints import RequestHints, num_system_tokens, with_hints
+from reprise.engine_ext.engine_client.pinning import pin_configured
+from reprise.engine_ext.engine_client.reporting import ReportingAsyncLLM, keep_reporting
 from reprise.engine_ext.frontend.announcements import (
     announce_near_answers,
     end_line,
@@ -35,9 +37,7 @@ from reprise.engine_ext.frontend.announcements import (
 )
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
-from reprise.engine_ext.frontend.health import health_report
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
-from reprise.engine_ext.frontend.pinning import PinningAsyncLLM, pin_configured
 from reprise.engine_ext.request import server_middleware
 from reprise.engine_ext.request.request_policy import (
     RequestPolicy,
@@ -68,13 +68,12 @@ _SPECULATIVE = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
 _current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
 
 
-class EnhancedAsyncLLM(PinningAsyncLLM):
+class EnhancedAsyncLLM(ReportingAsyncLLM):
     """Answers repeated requests from the cache, token for token, as an `AsyncLLM` otherwise.
 
     It replaces an `AsyncLLM` anywhere; see `front_end` for what it adds.
     """
 
-    exact_forgetting: ExactForgetting | None = None
     is_sole_tenant = False
     """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
     Otherwise a request without a tenant is private."""
@@ -155,7 +154,7 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         reports = front_end is not None and front_end.config.features.monitoring
         if front_end is not None and reports and self._report_task is None:
             interval_s = front_end.config.serving.stats_interval_s
-            self._report_task = asyncio.create_task(_keep_reporting(weakref.ref(self), interval_s))
+            self._report_task = asyncio.create_task(keep_reporting(weakref.ref(self), interval_s))
         uses_near = self._config is not None and self._config.drafts.max_near_answers > 0
         if self._retriever is not None and uses_near and self._announcing is None:
             self._announcing = asyncio.create_task(
@@ -237,9 +236,6 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
 
     async def _submit(self, request: EngineCoreRequest) -> None:
         await self.engine_core.add_request_async(request)
-
-    async def _ask_for_draft_counts(self, request_ids: Sequence[str]) -> list[Any]:
-        return await self._ask_workers("reprise_draft_counts", list(request_ids))
 
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
@@ -355,73 +351,6 @@ class EnhancedAsyncLLM(PinningAsyncLLM):
         if (handler := getattr(self, "output_handler", None)) is not None:
             error = EngineDeadError(suppress_context=True)
             run_in_loop(handler.get_loop(), self.output_processor.propagate_error, error)
-
-    async def report(self) -> None:
-        """Bring the metrics up to date; only the first API server process asks the workers."""
-        if self.front_end is None:
-            return
-        workers = pins = None
-        if self._is_first_api_server:
-            workers = await self._ask_workers("reprise_stats")
-            pins = await self.get_pin_stats()
-        self.front_end.report(workers, pins)
-
-    async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
-        """Return what each worker of every data parallel engine returns.
-
-        Without a time limit: a worker that answered after it would leave its answer in the
-        executor's queue, where the next step would take it for its own, and the engine would die.
-        """
-        per_engine = await self.engine_core.call_utility_all_async(
-            "collective_rpc", method, None, args, None
-        )
-        return [worker for workers in per_engine for worker in workers]
-
-    async def get_stats(self) -> dict[str, Any]:
-        """Return figures of this front end and of the engine's workers, plain values."""
-        front_end = self.front_end.stats() if self.front_end is not None else {}
-        workers, pins = await self.get_worker_stats(), await self.get_pin_stats()
-        return {"front_end": front_end, "workers": workers, "kv_pins": pins}
-
-    async def get_worker_stats(self) -> list[Any]:
-        """Return figures of each worker, plain values; the call runs between two engine steps."""
-        return await self._ask_workers("reprise_stats")
-
-    async def _find_retrieval(self) -> list[str]:
-        """Return the addresses of the workers' own retrieval processes."""
-        reports = await self.get_worker_stats()
-        addresses = [report.get("retrieval_address") for report in reports]
-        return [address for address in addresses if address]
-
-    async def health_check(self) -> dict[str, Any]:
-        """Return the health of engine and cache, see `health_report`; calls no worker."""
-        forgetting = self.exact_forgetting
-        return health_report(
-            is_dead=self.errored,
-            errors=self.front_end.errors if self.front_end is not None else None,
-            retrieval=forgetting.health() if forgetting is not None else [],
-            num_pending=forgetting.num_pending if forgetting is not None else 0,
-        )
-
-
-async def _keep_reporting(engine_ref: "weakref.ref[EnhancedAsyncLLM]", interval_s: float) -> None:
-    """Report while there is traffic, once after, and when another part works than before; this task
-    does not keep the engine alive."""
-    reported: tuple[Any, ...] | None = None
-    while True:
-        await asyncio.sleep(interval_s)
-        engine = engine_ref()
-        if engine is None or engine.front_end is None or engine.errored:
-            return
-        progress = engine.front_end.progress()
-        if progress == reported and not engine.get_num_unfinished_requests():
-            continue
-        try:
-            await engine.report()
-        except Exception as error:
-            engine.front_end.errors.record("report", error)
-        reported = progress
-        del engine
 
 
 def _from_arguments(arguments: dict[str, Any]) -> tuple["VllmConfig", dict[str, Any]]:

@@ -23,7 +23,7 @@ from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
 from reprise.engine_ext.scheduling.runner_choice import refuse_other_runner
 from reprise.engine_ext.worker import undrafted_settings, worker_installs
 from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
-from reprise.engine_ext.worker.kernel_warm_up import make_kernels
+from reprise.engine_ext.worker.forward.kernel_warm_up import make_kernels
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.engine_ext.worker.row_tracker import IntArray, RowTracker, TrackedRow

@@ -24,9 +24,11 @@ LAYERS: dict[str, tuple[set[str], ...]] = {
     "engine_ext": (
         {"answer_page", "core"},
         {"checks", "compat"},
-        {"kv_pins", "request", "scheduling", "worker"},
+        {"kv_pins", "request", "scheduling", "worker.forward", "worker.verification"},
+        {"worker"},
         {"outputs", "speculator"},
         {"frontend"},
+        {"engine_client"},
         {"admin"},
         {""},
         {"cli"},

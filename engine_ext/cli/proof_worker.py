@@ -80,7 +80,8 @@ def _serve(
     from vllm import LLM
 
     llm = LLM.from_engine_args(_engine_args(job))
-    # Not a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/compat/cpu_kernels.py).
+    # Not a short one: on a CPU with AMX that ends vLLM's worker
+    # (engine_ext/worker/forward/cpu_kernels.py).
     _answer(llm, [1] * _WARM_UP_TOKENS, _WARM_UP_TOKENS)
     send(ProofMessage(is_ready=True))
     for question in job.learned:

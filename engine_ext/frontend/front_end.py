@@ -17,6 +17,7 @@ from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
+from reprise.engine_ext.frontend.hit_rates import hit_rates
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.no_metrics import NoMetrics
 from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
@@ -272,7 +273,12 @@ class FrontEnd:
         """Return plain figures since this process started."""
         return {
             "counts": dict(self.counts),
-            "hit_rates": self._hit_rates(),
+            "hit_rates": hit_rates(
+                self.counts,
+                shared=self.exact.shared,
+                near=self.near_answers,
+                url=self.config.retrieval.url,
+            ),
             "active_requests": self._processor.get_num_unfinished_requests(),
             "refusals": dict(self.refusals),
             "memory": self.exact.memory.stats()._asdict(),
@@ -282,31 +288,6 @@ class FrontEnd:
             "errors": self.errors.counts(),
             "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
         }
-
-    def _hit_rates(self) -> dict[str, Any]:
-        """Return shares of all requests: `exact` (followers included, which `followed` is of),
-        `exact_by_tier`; of searches that found something: `near`; and of generated requests with
-        near answers at their first token: `semantic`, `clause`."""
-        followed = self.counts["followed"]
-        num_saved = self.counts["exact"] + followed
-        total = num_saved + self.counts["miss"]
-        rates: dict[str, Any] = {
-            "exact": _share(num_saved, total),
-            "followed": _share(followed, total),
-            "exact_by_tier": {"memory": _share(self.counts["exact"], total)},
-        }
-        if (shared := self.exact.shared) is not None:
-            from_tier = min(shared.stats().get("hit", 0), self.counts["exact"])
-            rates["exact_by_tier"] = {
-                "memory": _share(self.counts["exact"] - from_tier, total),
-                tier_behind(self.config.retrieval.url): _share(from_tier, total),
-            }
-        if (near := self.near_answers) is not None:
-            found = near.stats()
-            rates["near"] = _share(found["found"], found["submitted"] - found["abandoned"])
-            for kind in ("semantic", "clause"):
-                rates[kind] = _share(near.kinds[kind], near.kinds.total())
-        return rates
 
     def _memory_bytes(self) -> dict[str, int]:
         """Return the bytes that this process and its retrieval process hold, by store."""
@@ -436,10 +417,6 @@ def _metrics(
         return NoMetrics()
     tier = tier_behind(config.retrieval.url) if searches_here else None
     return ServingMetrics(vllm_config.model_config.served_model_name, tier=tier)
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
 
 
 _REASONS = {

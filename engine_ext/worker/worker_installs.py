@@ -92,7 +92,8 @@ def install_on_v2(
 
 
 def _install(config: RepriseConfig, installation: Installation, errors: ErrorCounter) -> None:
-    from reprise.engine_ext.worker import cpu_kernels, full_graphs, lone_tokens, unfinished_prompts
+    from reprise.engine_ext.worker import unfinished_prompts
+    from reprise.engine_ext.worker.forward import cpu_kernels, full_graphs, lone_tokens
 
     installs: dict[str, Callable[[], object]] = {
         "CPU kernels": lambda: cpu_kernels.prepare(batch_invariant=config.cpu_batch_invariant),

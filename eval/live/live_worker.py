@@ -239,7 +239,8 @@ def prompt_token_ids(llm: LLM, row: TraceRow) -> list[int]:
 
 def send_first_request(llm: LLM) -> None:
     """Have an engine do whatever it does on its first request."""
-    # Not a short one: on a CPU with AMX that ends vLLM's worker (engine_ext/compat/cpu_kernels.py).
+    # Not a short one: on a CPU with AMX that ends vLLM's worker
+    # (engine_ext/worker/forward/cpu_kernels.py).
     prompt = [1] * _WARM_UP_TOKENS
     generate(llm, [prompt], concurrency=1, tick=lambda: None, max_tokens=_WARM_UP_TOKENS)
 

@@ -56,12 +56,12 @@ _ENTRANCES = {
 }
 # No part of a request's way to its reply, or of the middleware's, which its own tests break.
 _ELSEWHERE = {
-    # What concerns the tier is broken in `frontend/test_shared_exact.py`, where there is one.
+    # What concerns the tier is broken in `test_shared_exact_faults.py`, where there is one.
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed fetch _take_in"),
     (ExactMemory, "clear namespaces"),
     (FrontEnd, "close fetch model_changed progress report"),
-    (FrontEnd, "stats _hit_rates _memory_bytes"),
+    (FrontEnd, "stats _memory_bytes"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates generates_nothing"),
     (TrackedRequest, "retrieval_ms clauses"),

@@ -21,23 +21,17 @@ forgotten in another (`redis_invalidations`), and what all of them hold is enter
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from reprise.retrieval.api.answer import EXACT_PREFIX, Answer, exact_id
 from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.api.redis_url import parse_redis_url
-from reprise.retrieval.api.tier_url import hide_secrets
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.record import RecordReader, encode_record
 from reprise.retrieval.tiers.redis import redis_invalidations, redis_stream
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
+from reprise.retrieval.tiers.redis.redis_connection import RedisConnection
 from reprise.retrieval.tiers.redis.redis_keys import (
     Held,
     Known,
@@ -51,7 +45,7 @@ from reprise.retrieval.tiers.redis.redis_keys import (
 from reprise.retrieval.tiers.redis.redis_ledger import Charge
 from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
 from reprise.retrieval.tiers.redis.stream_entry import ADDED
-from reprise.retrieval.tiers.tier import Tier, TierChanges, TierError, UsageCounts, with_usage
+from reprise.retrieval.tiers.tier import Tier, TierChanges, UsageCounts, with_usage
 from reprise.retrieval.tiers.value import rank_of
 
 logger = logging.getLogger(__name__)
@@ -104,11 +98,7 @@ class RedisTier(Tier):
             cluster=parsed.is_cluster,
         )
         self._reader = RecordReader("redis")
-        self._url, self._cluster = parsed.url, parsed.is_cluster
-        self._service, self._sentinels = parsed.service, parsed.sentinels
-        self._timeout_s = timeout_s
-        self._connected: Any = None
-        self._lock = threading.Lock()
+        self._connection = RedisConnection(parsed, timeout_s=timeout_s)
         self._cursor: str | None = None
         self._num_skipped = 0
 
@@ -117,9 +107,9 @@ class RedisTier(Tier):
         for answer in answers:
             pair = (answer, encode_record(answer))
             by_namespace.setdefault(answer.namespace, []).append(pair)
-        with self._client() as client:
+        with self._connection.client() as client:
             known = read_known(client, by_namespace)
-            with self._transaction(client) as (pipe, notes):
+            with self._connection.transaction(client) as (pipe, notes):
                 for namespace, members in by_namespace.items():
                     self._put(pipe, notes, namespace, members, known[namespace])
             # Those for exact hits may each have a time of their own.
@@ -131,7 +121,7 @@ class RedisTier(Tier):
         if not usage:
             return
         tag = tag_of(namespace)
-        with self._client() as client:
+        with self._connection.client() as client:
             found = read_held(client, namespace, list(usage))
             held = {i: entry for i, entry in found.items() if entry is not None}
             if not held:
@@ -158,7 +148,7 @@ class RedisTier(Tier):
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         if not answer_ids:
             return 0
-        with self._client() as client:
+        with self._connection.client() as client:
             held = read_held(client, namespace, answer_ids)
             return self._removal.drop(client, namespace, held)
 
@@ -168,7 +158,7 @@ class RedisTier(Tier):
     def valuable(self, namespace: str) -> Iterator[Answer]:
         begin = 0
         while True:
-            with self._client() as client:
+            with self._connection.client() as client:
                 page = client.zrevrange(f"{tag_of(namespace)}:value", begin, begin + _PAGE - 1)
             if not page:
                 return
@@ -184,7 +174,7 @@ class RedisTier(Tier):
 
     def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
         tag = tag_of(namespace)
-        with self._client() as client:
+        with self._connection.client() as client:
             # One slot, so that a cluster takes it too.
             records = client.mget([f"{tag}:a:{exact_id(key)}" for key in exact_keys])
         held = [record for record in records if record is not None]
@@ -193,18 +183,18 @@ class RedisTier(Tier):
 
     def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:
         name = f"{tag_of(namespace)}:l:{exact_key.hex()}"
-        with self._client() as client:
+        with self._connection.client() as client:
             return bool(client.set(name, b"", nx=True, px=max(1, int(ttl_s * 1000))))
 
     def end_lease(self, namespace: str, exact_key: bytes) -> None:
-        with self._client() as client:
+        with self._connection.client() as client:
             client.delete(f"{tag_of(namespace)}:l:{exact_key.hex()}")
 
     def _all(self, namespace: str, *, exact: bool) -> Iterator[Answer]:
         tag = tag_of(namespace)
         cursor = 0
         while True:
-            with self._client() as client:
+            with self._connection.client() as client:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
             held = {i.decode(): Held.of(value).suffix for i, value in page.items()}
             wanted = {
@@ -215,11 +205,11 @@ class RedisTier(Tier):
                 return
 
     def namespaces(self) -> list[str]:
-        with self._client() as client:
+        with self._connection.client() as client:
             return ledger.namespaces(client)
 
     def changes(self, *, anew: bool = False, wants_added: bool = True) -> TierChanges:
-        with self._client() as client:
+        with self._connection.client() as client:
             if anew or self._cursor is None:
                 self._cursor = redis_stream.last_id(client)
                 return TierChanges()
@@ -242,7 +232,7 @@ class RedisTier(Tier):
 
     def answer_ids(self, namespace: str) -> list[str]:
         tag, cursor, found = tag_of(namespace), 0, []
-        with self._client() as client:
+        with self._connection.client() as client:
             while True:
                 cursor, page = client.hscan(f"{tag}:ids", cursor=cursor, count=_PAGE)
                 found += self._with_a_record(client, tag, page)
@@ -250,11 +240,11 @@ class RedisTier(Tier):
                     return found
 
     def announce(self, invalidation: Invalidation) -> None:
-        with self._client() as client:
+        with self._connection.client() as client:
             redis_invalidations.announce(client, invalidation)
 
     def invalidations(self, after: str | None) -> InvalidationPage:
-        with self._client() as client:
+        with self._connection.client() as client:
             return redis_invalidations.read_invalidations(client, after)
 
     @property
@@ -271,10 +261,7 @@ class RedisTier(Tier):
         self._num_skipped += count
 
     def close(self) -> None:
-        with self._lock:
-            client, self._connected = self._connected, None
-        if client is not None:
-            client.close()
+        self._connection.close()
 
     def _time_to_live(self, answer: Answer) -> dict[str, Any]:
         """Return options of SET: from when the answer was made; as it was, where none is
@@ -355,13 +342,13 @@ class RedisTier(Tier):
         wanted = {namespace: suffixes for namespace, suffixes in wanted.items() if suffixes}
         if not wanted:
             return []
-        answers = []
-        with self._client() as client:
+        answers, is_cluster = [], self._connection.is_cluster
+        with self._connection.client() as client:
             pipe = client.pipeline(transaction=False)
             for namespace, suffixes in wanted.items():
                 tag = tag_of(namespace)
                 keys = [Held(0, suffix).key(tag) for suffix in suffixes.values()]
-                if self._cluster:  # whose pipelines know no MGET
+                if is_cluster:  # whose pipelines know no MGET
                     for key in keys:
                         pipe.get(key)
                 else:
@@ -369,7 +356,7 @@ class RedisTier(Tier):
                 queue_usage(pipe, tag, list(suffixes))
             replies = iter(pipe.execute())
             for namespace, suffixes in wanted.items():
-                records = [next(replies) for _ in suffixes] if self._cluster else next(replies)
+                records = [next(replies) for _ in suffixes] if is_cluster else next(replies)
                 usage = usage_of(next(replies), next(replies))
                 gone = [i for i, record in zip(suffixes, records, strict=True) if record is None]
                 if gone:
@@ -382,57 +369,3 @@ class RedisTier(Tier):
                     if answer is not None and answer.stored_id == answer_id:
                         answers.append(with_usage(answer, uses))
         return answers
-
-    @contextmanager
-    def _transaction(self, client: Any) -> Iterator[tuple[Any, Any]]:
-        """Return pipelines for the keys of namespaces and for those that all share, executed at the
-        end.
-
-        One and the same transaction, but on a cluster, where the former come first: what is
-        announced is there.
-        """
-        pipe = client.pipeline(transaction=not self._cluster)
-        notes = client.pipeline(transaction=False) if self._cluster else pipe
-        yield pipe, notes
-        pipe.execute()
-        if notes is not pipe:
-            notes.execute()
-
-    @contextmanager
-    def _client(self) -> Iterator[Any]:
-        try:
-            with self._lock:
-                if self._connected is None:
-                    self._connected = self._connect()
-                client = self._connected
-            yield client
-        except TierError:
-            raise
-        except Exception as error:  # a cluster's are no RedisError, and redis-py raises others too
-            text = " ".join(f"redis: {type(error).__name__}: {error}".split())
-            raise TierError(hide_secrets(text, self._url)) from None
-
-    def _connect(self) -> Any:
-        options: dict[str, Any] = {
-            "socket_timeout": self._timeout_s,
-            "socket_connect_timeout": self._timeout_s,
-            "retry": Retry(NoBackoff(), 0),
-        }
-        if self._cluster:
-            return redis.RedisCluster.from_url(self._url, **options)
-        if self._service is not None:
-            return self._connect_to_master(options)
-        return redis.Redis.from_url(self._url, **options)
-
-    def _connect_to_master(self, options: dict[str, Any]) -> Any:
-        """Return a client that asks Sentinel for the master whenever it connects."""
-        untyped: Any = redis
-        given = untyped.connection.parse_url(self._url)
-        for name in ("host", "port"):
-            given.pop(name, None)
-        is_tls = given.pop("connection_class", None) is redis.connection.SSLConnection
-        # Sentinel has users and passwords of its own; it is asked without.
-        asked = {**options, "ssl": True} if is_tls else options
-        sentinel = untyped.sentinel.Sentinel(list(self._sentinels), sentinel_kwargs=asked)
-        tls = {"ssl": True} if is_tls else {}
-        return sentinel.master_for(self._service, **{**options, **given, **tls})

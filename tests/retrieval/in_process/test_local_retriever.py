@@ -350,9 +350,9 @@ def test_an_error_in_a_batch_loses_no_exact_answer_and_forgets_no_erasure(
     retriever.store(answer("a question", "x", answer_id="gone"))
     assert retriever.flush(60)
     erased = []
-    erase = retriever._search.erase
+    erase = retriever._worker.search.erase
     monkeypatch.setattr(
-        retriever._search, "erase", lambda keys: (erased.extend(keys), erase(keys))[1]
+        retriever._worker.search, "erase", lambda keys: (erased.extend(keys), erase(keys))[1]
     )
     retriever.submit("first", namespace="", text="block")
     assert embedder.asked.wait(200)
@@ -378,7 +378,7 @@ def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
     retriever = make()
     retriever.store(answer("a question", "x", answer_id="gone"))
     assert retriever.flush(60)
-    erased, erase = [], retriever._search.erase
+    erased, erase = [], retriever._worker.search.erase
 
     def fail_once(keys):
         erased.append(set(keys))
@@ -386,7 +386,7 @@ def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
             raise RuntimeError("injected")
         erase(keys)
 
-    monkeypatch.setattr(retriever._search, "erase", fail_once)
+    monkeypatch.setattr(retriever._worker.search, "erase", fail_once)
     retriever._memory.remove([("", "gone")])
     assert retriever.flush(60)
     assert erased == [{("", "gone")}] * 2

@@ -84,7 +84,7 @@ def test_what_is_forgotten_leaves_the_index_and_does_not_come_back(
     retriever = small(make_retriever, milvus.url)
     wait_until_open(retriever, wait_until)
     index = retriever._behind.second.remote._index
-    vector = first._search.embedder.encode(["question number 1 about w1x1"], ["acme"])
+    vector = first._worker.search.embedder.encode(["question number 1 about w1x1"], ["acme"])
 
     def held(namespace="acme"):
         return {answer_id for answer_id, _ in index.search(namespace, vector, 100)[0]}
@@ -116,7 +116,7 @@ def test_what_the_tier_does_not_hold_any_more_leaves_the_index_once_found(
     assert retriever.stats().remote_orphans == 1
     assert retriever.flush(60)
     index = retriever._behind.second.remote._index
-    vector = retriever._search.embedder.encode([f"question number {number}"], ["acme"])
+    vector = retriever._worker.search.embedder.encode([f"question number {number}"], ["acme"])
     assert f"id{number}" not in {i for i, _ in index.search("acme", vector, 100)[0]}
 
 

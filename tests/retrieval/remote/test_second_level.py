@@ -103,4 +103,4 @@ def test_a_failure_leaves_what_memory_has(make_asked, wait_until):
     retriever, remote = make_asked()
     remote.asked[0](None)
     assert near(retriever, wait_until) == []
-    assert retriever._errors.num == 0
+    assert retriever._worker.errors.num == 0

@@ -85,7 +85,7 @@ def start():
 
 
 def texts_embedded(retriever):
-    return retriever._search.embedder.texts
+    return retriever._worker.search.embedder.texts
 
 
 def found(retriever, text, namespace="acme"):
@@ -130,7 +130,7 @@ def test_what_joined_and_left_since_is_embedded_and_gone(place, start):
     assert hits
     assert all(int(i[2:]) % 2 or i == "id1000" for i in hits)
     assert found(second, "another prompt under a known id")[0] == "id1"
-    assert len(second._search._index) == 152
+    assert len(second._worker.search._index) == 152
     second.close()
 
     third = start(config)  # what the second dropped is not in its snapshot either
@@ -367,7 +367,7 @@ def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
     file = tmp_path / "a.sqlite.index"
     while not file.exists():
         time.sleep(0.01)
-    embedder = retriever._search.embedder
+    embedder = retriever._worker.search.embedder
     identity = f"{embedder.identity}:{GRAPH}"
     deadline_s = time.monotonic() + 200
     held = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reprise.engine_ext.frontend.health import health_report
+from reprise.engine_ext.engine_client.health import health_report
 from reprise.eval.live.redis_server import RedisServer
 from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.service.process_retriever import ProcessRetriever

@@ -20,12 +20,12 @@ from vllm.v1.attention.backends import cpu_attn
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.worker import cpu_kernels
+from reprise.engine_ext.worker.forward import cpu_kernels
 from reprise.eval.real_model.attention_rows import attention_in_pieces
 
 pytestmark = pytest.mark.engine
 
-OTHER_PROCESSOR = Path(__file__).parents[2] / "other_processor"
+OTHER_PROCESSOR = Path(__file__).parents[3] / "other_processor"
 VARIABLES = ("ONEDNN_MAX_CPU_ISA", "VLLM_CPU_ATTN_SPLIT_KV")
 LINEAR_LAYER = (576, 192, torch.bfloat16)
 

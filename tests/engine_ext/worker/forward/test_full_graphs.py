@@ -18,7 +18,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.worker import full_graphs
+from reprise.engine_ext.worker.forward import full_graphs
 from reprise.tests.engine_ext.model_runner import engine_config, model_runner_of
 
 pytestmark = pytest.mark.engine

@@ -3,7 +3,7 @@
 from typing import Any
 
 from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter
-from reprise.engine_ext.frontend.health import health_report
+from reprise.engine_ext.engine_client.health import health_report
 from reprise.retrieval.api.retriever import RetrievalHealth
 
 

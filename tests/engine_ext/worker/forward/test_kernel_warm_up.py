@@ -11,8 +11,8 @@ pytest.importorskip("vllm")
 from vllm.config import LoRAConfig
 from vllm.platforms.interface import UnspecifiedPlatform
 
-from reprise.engine_ext.worker import kernel_warm_up
-from reprise.engine_ext.worker.kernel_warm_up import MAX_TOKENS, make_kernels
+from reprise.engine_ext.worker.forward import kernel_warm_up
+from reprise.engine_ext.worker.forward.kernel_warm_up import MAX_TOKENS, make_kernels
 from reprise.tests.engine_ext.model_runner import engine_config, model_runner_of
 
 pytestmark = pytest.mark.engine

@@ -9,7 +9,7 @@ import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
-from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
+from reprise.engine_ext.engine_client.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 
 # Methods of vLLM's that may change what the engine answers, and by which of ours they are noticed.

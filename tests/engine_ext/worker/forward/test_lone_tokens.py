@@ -14,7 +14,7 @@ from vllm.config import set_current_vllm_config
 
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.worker import lone_tokens
+from reprise.engine_ext.worker.forward import lone_tokens
 from reprise.tests.engine_ext.model_runner import engine_config, model_runner_of
 
 pytestmark = pytest.mark.engine

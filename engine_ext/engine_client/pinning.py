@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.frontend.engine_changes import ChangeTrackingAsyncLLM
+from reprise.engine_ext.engine_client.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of
 
 if TYPE_CHECKING:

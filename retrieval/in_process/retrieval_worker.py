@@ -1,0 +1,253 @@
+"""The thread in which a retriever embeds, searches and indexes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.config import RetrievalConfig
+from reprise.retrieval.api.tier_url import snapshot_path
+from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
+from reprise.retrieval.in_process.awaited_results import AwaitedResults
+from reprise.retrieval.in_process.batch_processor import BatchProcessor, OnFound
+from reprise.retrieval.in_process.behind_memory import BehindMemory
+from reprise.retrieval.in_process.near_duplicates import NearDuplicates
+from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
+from reprise.retrieval.in_process.work_queue import Work, WorkQueue
+from reprise.retrieval.query.clauses import ClauseSplitter
+from reprise.retrieval.query.query_reader import QueryReader
+from reprise.retrieval.search.embedding import LEXICAL, Embedder
+from reprise.retrieval.search.near_search import NearSearch
+
+OnGone = Callable[[Sequence[tuple[str, str]]], None]
+_IDLE_S = 0.25
+_EXPIRE_EVERY_S = 0.5
+
+
+class RetrievalWorker:
+    """Takes what waits in a retriever's queues, a batch at a time, until the retriever closes.
+
+    Args:
+        config: Settings.
+        queue: Prompts to answer, answers that joined and left; the lock guards it.
+        results: Where near answers are picked up; the lock guards it.
+        queries: Prompts to queries.
+        memory: What the retriever holds.
+        behind: The tier and the search beyond memory.
+        changed: The retriever's lock, notified whenever there is something to do.
+        closing: Set, with the lock held, when the retriever closes.
+        count: Adds to counts by name; called with the lock held.
+        embedder: Instead of loading the configured model.
+        threads: Torch threads, see `Embedder`.
+        began_s: Since when the caller waits for the retriever, in seconds of `time.monotonic`.
+        on_found: Called with each request's id, namespace, near answers and clauses.
+        on_gone: Called with the (namespace, id) that left memory.
+    """
+
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        *,
+        queue: WorkQueue,
+        results: AwaitedResults,
+        queries: QueryReader,
+        memory: RetrieverMemory,
+        behind: BehindMemory,
+        changed: threading.Condition,
+        closing: threading.Event,
+        count: Callable[..., None],
+        embedder: Embedder | None,
+        threads: int | None,
+        began_s: float,
+        on_found: OnFound | None,
+        on_gone: OnGone | None,
+    ) -> None:
+        self._config, self._queue, self._queries = config, queue, queries
+        self._memory, self._behind, self._tiers = memory, behind, behind.tiers
+        self._changed, self._closing, self._on_gone = changed, closing, on_gone
+        self._threads, self._began_s = threads, began_s
+        self.search: NearSearch | None = None
+        """None until the models are loaded."""
+        self.ready_after_s: float | None = None
+        """How long the caller waited for the models; None until they are loaded."""
+        self.num_waiting = 0
+        """Answers that upkeep of the index has yet to move into its graph."""
+        self.is_busy = True
+        """Whether there is work under way, loading the models included; the lock guards it."""
+        self.errors = LoopErrors("A batch of retrieval work")
+        # Nothing but a tier could bring back what another answer stood for.
+        self._duplicates = (
+            None
+            if self._tiers is None
+            else NearDuplicates(memory, min_cosine=config.duplicate_similarity)
+        )
+        self._batches = BatchProcessor(
+            memory=memory.tier,
+            results=results,
+            queries=queries,
+            changed=changed,
+            count=count,
+            on_found=on_found,
+            duplicates=self._duplicates,
+        )
+        self._thread = threading.Thread(
+            target=keep_going,
+            args=(partial(self._work, embedder), self.errors),
+            kwargs={"pause": self._pause},
+            name="reprise-retrieval",
+            daemon=True,
+        )
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until what was left to be done at closing is done, or for so long."""
+        self._thread.join(timeout=timeout_s)
+
+    def has_work(self) -> bool:
+        """Return whether something waits for the worker; the caller holds the lock."""
+        memory, closing = self._memory, self._closing.is_set()
+        found = self._behind.has_found
+        return bool(self._queue or memory.exact) or memory.has_erasures or found or closing
+
+    def _work(self, embedder: Embedder | None) -> None:
+        """Load the models, then do what there is to do until closed: the worker thread."""
+        if self.search is None:
+            self.search = self._load(embedder)
+            self.ready_after_s = time.monotonic() - self._began_s
+            self._behind.open_search(self.search.embedder)
+        search, next_expiry_s, upkeep = self.search, 0.0, False
+        while True:
+            with self._changed:
+                self.is_busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(
+                    self.has_work, 0.0 if upkeep else self._behind.pause_s(_IDLE_S)
+                )
+                if self._closing.is_set() and self._is_idle():
+                    search.close()
+                    return
+                work, exact = self._queue.take(self._config.batch_size), self._memory.exact.take()
+                self._memory.joining = work.answers
+                erased = self._memory.take_erasures()
+                # Upkeep alone is not work that anybody waits for.
+                self.is_busy = bool(work or erased or exact or self._behind.has_found)
+                is_complete = self._is_complete()
+            # Each part by itself: what fails must cost no other its work, which is taken already.
+            if time.monotonic() >= next_expiry_s:
+                self._attempt(self._memory.expire)
+                next_expiry_s = time.monotonic() + _EXPIRE_EVERY_S
+            # What failed at once would fail at once again: no upkeep after an error.
+            upkeep = self._attempt(partial(self._process_batch, search, work)) is True
+            if (second := self._behind.second) is not None:
+                self._attempt(partial(second.step, search, self._batches.publish))
+            self._attempt(partial(self._write_exact, exact))
+            if erased:
+                self._erase(search, erased)
+            if is_complete:
+                self._attempt(search.drop_unclaimed)
+
+    def _attempt(self, part: Callable[[], Any]) -> Any:
+        """Do a part of a batch; returns its result, None after an error."""
+        try:
+            return part()
+        except Exception as error:
+            self.errors.failed(error)
+            return None
+
+    def _erase(self, search: NearSearch, keys: set[tuple[str, str]]) -> None:
+        """Leave no trace of answers; what fails is tried again, for it has been promised."""
+        try:
+            search.erase(keys)
+        except Exception as error:
+            with self._changed:
+                if not self._closing.is_set():
+                    self._memory.put_back_erasures(keys)
+            self._pause(self.errors.failed(error))
+            return
+        self._attempt(partial(self._notify_gone, tuple(keys)))
+
+    def _load(self, embedder: Embedder | None) -> NearSearch:
+        """Return the search, with its models."""
+        config = self._config
+        embedder = embedder or Embedder(
+            config.embedding_model, threads=self._threads, batch_size=config.batch_size
+        )
+        as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
+        return NearSearch(
+            config,
+            embedder,
+            self._memory.tier,
+            splitter=ClauseSplitter(config.clause_pipeline) if config.clauses else None,
+            # What hashed words stand in for is not to be overwritten.
+            snapshot=snapshot_path(config.url, config.index_snapshot) if as_wanted else None,
+        )
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether the worker is to end."""
+        with self._changed:
+            return self._changed.wait_for(self._closing.is_set, seconds)
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing is left to be done before closing; the caller holds the lock."""
+        queue, memory = self._queue, self._memory
+        return not (queue.num_answers or queue.num_gone or memory.has_erasures or memory.exact)
+
+    def _is_complete(self) -> bool:
+        """Return whether all that the tier holds has been taken; the caller holds the lock."""
+        tiers = self._tiers
+        if tiers is None or self._closing.is_set():
+            return False
+        return tiers.caught_up.is_set() and not self._queue.num_answers
+
+    def _process_batch(self, search: NearSearch, work: Work) -> bool:
+        """Do a batch of each kind of work; returns whether the index wants more upkeep."""
+        try:
+            self._batches.leave(search, work.gone)
+            self._notify_gone(work.gone)
+            # Prompts first: a request waits for them, nobody waits for an answer to join.
+            if work.prompts:
+                self._batches.answer(search, work.prompts, self._behind.second)
+        except Exception as error:
+            self.errors.failed(error)
+            self._batches.give_nothing(work.prompts)
+        if work.answers:
+            self._write(self._batches.join(search, work.answers))
+        more = search.maintain()
+        if self._duplicates is not None:
+            more = self._duplicates.step(search) or more
+        self.num_waiting = search.num_waiting
+        return more
+
+    def _notify_gone(self, keys: Sequence[tuple[str, str]]) -> None:
+        if self._on_gone is not None and keys:
+            self._on_gone(keys)
+
+    def _write(self, answers: Sequence[Answer]) -> None:
+        """Have answers that joined written to the tier, but for what was forgotten meanwhile."""
+        if self._tiers is None:
+            return
+        with self._changed:
+            self._tiers.write(self._memory.take_joined(answers))
+
+    def _write_exact(self, answers: Sequence[Answer]) -> None:
+        """Have answers for exact hits written, with their queries, by which they are forgotten."""
+        if self._tiers is None or not answers:
+            return
+        # One whose query cannot be read could not be forgotten by it: it is not written.
+        read = [self._attempt(partial(self._with_query, answer)) for answer in answers]
+        whole = [answer for answer in read if answer is not None]
+        with self._changed:
+            self._tiers.write(a for a in whole if not self._memory.was_forgotten(a))
+
+    def _with_query(self, answer: Answer) -> Answer:
+        text = self._queries.read(None, answer.prompt_token_ids)
+        return msgspec.structs.replace(answer, prompt_text=text)

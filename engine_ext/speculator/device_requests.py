@@ -32,8 +32,8 @@ from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.kernels.draft.state import DraftState
-from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.api.stats import ProviderStats, RequestStats
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from reprise.kernels.mixture.state import (
     MixtureState,
 )
 from reprise.kernels.mixture.state import NEAR_LENGTH as MIXTURE_NEAR_LENGTH
-from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.batching.request import select_near
 
 

@@ -93,7 +93,7 @@ def warm(
         answers = list(all_answers(tier, namespace))
         missing = [a for a in answers if a.embedder != embedder.identity and a.prompt_text]
         embedded = [a for a in answers if a.embedder == embedder.identity]
-        for batch in tracked(list(batches(missing)), "Embedding"):
+        for batch in batches(tracked(missing, "Embedding")):
             vectors = embedder.encode([clip(answer.prompt_text) for answer in batch])
             fresh = [
                 msgspec.structs.replace(

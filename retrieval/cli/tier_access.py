@@ -57,6 +57,17 @@ def opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
         raise ValueError(f"{redact(url)}: {error}") from error
 
 
+def check_reachable(url: str) -> None:
+    """Have a tier that cannot be opened, or does not answer, refused; makes no file."""
+    path = sqlite_path(url) if url.startswith("sqlite:") else None
+    if path is not None and not path.exists():
+        if not path.parent.is_dir():
+            raise ValueError(f"{redact(url)}: there is no folder {path.parent}")
+        return
+    with opened(url) as tier:
+        tier.namespaces()
+
+
 def namespaces_of(tier: Tier, namespace: str | None) -> list[str]:
     """Return the namespaces of a tier, or the one that is asked for."""
     return tier.namespaces() if namespace is None else [check_namespace(namespace)]

@@ -2,16 +2,14 @@
 
 import json
 import re
+import socket
 
 import pytest
 
-from reprise.retrieval.cli import tier_access
+from reprise.retrieval.cli import import_command, tier_access
 from reprise.retrieval.query.tokenizer_key import vocabulary_key
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.tests.retrieval.cli.cache_command import (
-    refused,
-    run,
-)
+from reprise.tests.retrieval.cli.cache_command import answer, refused, run
 
 
 def test_traces_are_imported_with_a_tokenizer(url, tmp_path):
@@ -229,6 +227,28 @@ def test_an_import_that_was_interrupted_goes_on(url, tmp_path, monkeypatch):
     assert len(rest) == 600
 
 
+def test_an_import_reads_nothing_but_its_own_answers_in_a_tier(url, tmp_path, monkeypatch, fill):
+    fill(*map(answer, range(3)))
+    monkeypatch.setattr(SqliteTier, "answers", None)  # a tier may hold millions
+    rows = [{"answer_id": f"id{n}", "prompt": [n], "response": [n]} for n in (2, 3)]
+    log = tmp_path / "rows.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    given = ("import", log, "--url", url, "--namespace", "acme", "--tokenizer-key", "k")
+    assert "1 new, 1 already known" in run(*given)
+
+
+def test_a_tier_that_cannot_be_reached_is_refused_before_the_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_command, "read_rows", None)
+    log = tmp_path / "rows.jsonl"
+    log.touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert "Connection refused" in refused("import", log, "--url", f"redis://127.0.0.1:{port}/0")
+    missing = tmp_path / "missing"
+    output = refused("import", log, "--url", f"sqlite:///{missing}/answers.sqlite")
+    assert f"there is no folder {missing}" in output
+
+
 def test_what_servers_would_ignore_is_refused(url, tmp_path, chat_tokenizer):
     log = tmp_path / "rows.jsonl"
     row = {"prompt_token_ids": [1], "response_token_ids": [2]}
@@ -252,6 +272,6 @@ def test_without_a_terminal_lines_say_how_far_it_is(url, tmp_path, monkeypatch):
     given = ("import", log, "--url", url, "--tokenizer-key", "k")
     output = run(*given)
     assert re.search(r"^Reading: 599 after \d+ s$", output, re.MULTILINE)
-    assert re.search(r"^Importing: 2 of 3 after \d+ s$", output, re.MULTILINE)
+    assert re.search(r"^Importing: 599 of 600 after \d+ s$", output, re.MULTILINE)
     monkeypatch.undo()
     assert "after" not in run(*given)

@@ -293,9 +293,16 @@ def _check_outputs(options: RunOptions) -> None:
             raise PlotError("--plot needs many settings of each method, so --engine replay")
     if options.html and options.engine == "replay":
         check_plot(None)
-    for path in (options.output, options.csv, options.html, options.plot):
-        if path and not path.resolve().parent.is_dir():
-            raise PlotError(f"{path}: its folder does not exist")
+    named = {Path(trace).resolve(): "a trace" for trace in options.traces}
+    for path in filter(None, (options.output, options.csv, options.html, options.plot)):
+        whole = path.resolve()
+        if not whole.parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+        if whole.is_dir():
+            raise InputError(f"{path}: is a folder")
+        if whole in named and not whole.is_char_device():
+            raise InputError(f"{path}: is named as {named[whole]} too")
+        named[whole] = "another result"
 
 
 def _quieten_libraries() -> None:

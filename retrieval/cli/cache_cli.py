@@ -26,6 +26,7 @@ from reprise.retrieval.cli.tier_access import (
     all_answers,
     answers_in_words,
     batches,
+    check_output,
     embedder_of,
     namespaces_of,
     opened,
@@ -59,9 +60,14 @@ def export(
 
     Example: reprise cache export answers.jsonl --url redis://localhost:6379/0
     """
+    to_stdout = str(file) == "-"
+    if not to_stdout:
+        check_output(file, url)
     with opened(url) as tier:
         answers = all_answers(tier, namespace)
-        if str(file) == "-":
+        if to_stdout:
+            if sys.stdout is None:
+                raise ValueError("standard output is closed")
             for answer in answers:
                 sys.stdout.buffer.write(row_of(answer) + b"\n")
             return
@@ -206,6 +212,8 @@ def invalidate(
         # It holds vectors of what was removed. A running engine writes it anew.
         index.unlink(missing_ok=True)
     typer.echo(f"{answers_in_words(removed)} removed")
+    if answer_id is not None and not removed:
+        typer.echo("--id takes a whole id: reprise cache show prints it")
     if prompt is not None and textless:
         typer.echo(f"{answers_in_words(len(textless))} without text not compared: name --tokenizer")
     if num_damaged:

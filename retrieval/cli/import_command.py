@@ -62,6 +62,8 @@ def import_(
     """
     if namespace is not None:
         check_namespace(namespace)
+    if tokenizer_key == "":
+        raise ValueError("--tokenizer-key must not be empty: servers would ignore the answers")
     check_reachable(url)  # before minutes of reading
     empty: list[None] = []
     # Read first: a file with a bad line changes nothing.

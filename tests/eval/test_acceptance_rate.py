@@ -166,6 +166,13 @@ def test_bad_arguments(fails: Fails, tmp_path: Path) -> None:
     assert "--cost" in fails("--cost", "-1")
     assert "no such tokenizer file" in fails("--tokenizer", str(tmp_path))
     assert "folder does not exist" in fails("--output", str(tmp_path / "no" / "out.json"))
+    assert "is a folder" in fails("--output", str(tmp_path))
+    page = str(tmp_path / "page.html")
+    assert "is named as another result too" in fails("--html", page, "--output", page)
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"prompt": "a", "response": "b"}')
+    assert "is named as a trace too" in fails("--trace", str(log), "--output", str(log))
+    assert log.read_text()
     assert ".png or .svg" in fails("--plot", str(tmp_path / "plot.gif"))
     assert "--engine replay" in fails("--plot", str(tmp_path / "p.png"), "--engine", "vllm")
     if methods.suffix_installed():

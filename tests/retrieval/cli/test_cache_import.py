@@ -178,6 +178,10 @@ def test_ids_may_be_integers(url, tmp_path):
         ),
         ('{"prompt": "a", "response": {}}', "Expected `str | array | null`"),
         ('{"answer_id": []}', "Expected `int | str | null`"),
+        ('{"prompt": [1], "response": [2], "uses": -1}', "Expected `int` >= 0"),
+        ('{"prompt": [1], "response": [2], "uses": 9223372036854775807}', "Expected `int` <="),
+        ('{"prompt": [1], "response": [2], "accepted_tokens": 1e19}', "Expected `int`"),
+        ('{"prompt": [1], "response": [2], "created_s": 1e300}', "Expected `float` <="),
     ],
 )
 def test_a_refused_line_says_what_was_expected(url, tmp_path, line, expected):
@@ -235,6 +239,13 @@ def test_an_import_reads_nothing_but_its_own_answers_in_a_tier(url, tmp_path, mo
     log.write_text("\n".join(map(json.dumps, rows)))
     given = ("import", log, "--url", url, "--namespace", "acme", "--tokenizer-key", "k")
     assert "1 new, 1 already known" in run(*given)
+
+
+def test_what_is_no_tokenizer_is_refused_in_plain_words(url, tmp_path):
+    given = ("import", tmp_path / "rows.jsonl", "--url", url)
+    assert "the folder holds none" in refused(*given, "--model", tmp_path)
+    assert "there is no such folder" in refused(*given, "--model", tmp_path / "missing")
+    assert "--tokenizer-key must not be empty" in refused(*given, "--tokenizer-key", "")
 
 
 def test_a_tier_that_cannot_be_reached_is_refused_before_the_file_is_read(tmp_path, monkeypatch):

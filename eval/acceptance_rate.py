@@ -85,7 +85,8 @@ def measure(
         typer.Option(metavar="PATH_OR_NAME", help="replay: else the demo model's."),
     ] = None,
     num_speculative_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Upper bound on a draft; else each method's own.")
+        int | None,
+        typer.Option(min=1, max=64, help="Upper bound on a draft; else each method's own."),
     ] = None,
     cost: Annotated[
         float,
@@ -169,6 +170,24 @@ def _measure(options: RunOptions) -> None:
             config, runs, frontiers = _run_replay(options, methods, traces, recorded)
     except (TraceError, MethodError, PlotError, TokenizerError, LiveError) as error:
         raise InputError(str(error)) from error
+    try:
+        _hand_over(options, config, runs, frontiers, recorded)
+    except OSError as error:
+        raise InputError(f"the results cannot be written: {error}") from error
+
+
+def _hand_over(
+    options: RunOptions,
+    config: dict[str, Any],
+    runs: list[Run],
+    frontiers: Frontiers | None,
+    recorded: dict[str, RecordedTrace],
+) -> None:
+    """Print and write what came out.
+
+    Raises:
+        OSError: something cannot be written.
+    """
     if not options.quiet:
         print_results(runs, cost=options.cost, machine=config["machine"])
     if options.output:

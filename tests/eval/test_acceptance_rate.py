@@ -116,6 +116,11 @@ def test_quiet_prints_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -
     assert captured.out == captured.err == ""
 
 
+def test_results_that_cannot_be_written_are_one_line(trace: Path, fails: Fails) -> None:
+    given = ("--trace", str(trace), "--methods", "none", "--quiet", "--output", "/dev/full")
+    assert "No space left on device" in fails(*given)
+
+
 def test_several_traces_of_one_option(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +172,7 @@ def test_bad_arguments(fails: Fails, tmp_path: Path) -> None:
     assert "no such tokenizer file" in fails("--tokenizer", str(tmp_path))
     assert "folder does not exist" in fails("--output", str(tmp_path / "no" / "out.json"))
     assert "is a folder" in fails("--output", str(tmp_path))
+    assert "less than or equal to 64" in fails("--num-speculative-tokens", "99999999999")
     page = str(tmp_path / "page.html")
     assert "is named as another result too" in fails("--html", page, "--output", page)
     log = tmp_path / "log.jsonl"

@@ -319,6 +319,8 @@ def _check_outputs(options: RunOptions) -> None:
             raise InputError(f"{path}: its folder does not exist")
         if whole.is_dir():
             raise InputError(f"{path}: is a folder")
+        if not os.access(whole if whole.exists() else whole.parent, os.W_OK):
+            raise InputError(f"{path}: cannot be written to")
         if whole in named and not whole.is_char_device():
             raise InputError(f"{path}: is named as {named[whole]} too")
         named[whole] = "another result"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -65,6 +66,8 @@ def check_reachable(url: str) -> None:
     if path is not None and not path.exists():
         if not path.parent.is_dir():
             raise ValueError(f"{redact(url)}: there is no folder {path.parent}")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise ValueError(f"{redact(url)}: {path.parent} cannot be written to")
         return
     with opened(url) as tier:
         tier.namespaces()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_quiet_prints_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -
 def test_results_that_cannot_be_written_are_one_line(trace: Path, fails: Fails) -> None:
     given = ("--trace", str(trace), "--methods", "none", "--quiet", "--output", "/dev/full")
     assert "No space left on device" in fails(*given)
+
+
+def test_what_may_not_be_written_is_said_before_the_work(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    assert "cannot be written to" in fails("--output", str(tmp_path / "out.json"))
 
 
 def test_several_traces_of_one_option(

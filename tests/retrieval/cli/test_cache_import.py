@@ -1,8 +1,10 @@
 """`reprise cache import`: traces, chat logs, and lines that it refuses."""
 
 import json
+import os
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -258,6 +260,9 @@ def test_a_tier_that_cannot_be_reached_is_refused_before_the_file_is_read(tmp_pa
     missing = tmp_path / "missing"
     output = refused("import", log, "--url", f"sqlite:///{missing}/answers.sqlite")
     assert f"there is no folder {missing}" in output
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    output = refused("import", log, "--url", f"sqlite:///{tmp_path}/answers.sqlite")
+    assert f"{tmp_path} cannot be written to" in output
 
 
 def test_what_servers_would_ignore_is_refused(url, tmp_path, chat_tokenizer):

@@ -85,7 +85,8 @@ def measure(
         typer.Option(metavar="PATH_OR_NAME", help="replay: else the demo model's."),
     ] = None,
     num_speculative_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Upper bound on a draft; else each method's own.")
+        int | None,
+        typer.Option(min=1, max=64, help="Upper bound on a draft; else each method's own."),
     ] = None,
     cost: Annotated[
         float,
@@ -169,6 +170,24 @@ def _measure(options: RunOptions) -> None:
             config, runs, frontiers = _run_replay(options, methods, traces, recorded)
     except (TraceError, MethodError, PlotError, TokenizerError, LiveError) as error:
         raise InputError(str(error)) from error
+    try:
+        _hand_over(options, config, runs, frontiers, recorded)
+    except OSError as error:
+        raise InputError(f"the results cannot be written: {error}") from error
+
+
+def _hand_over(
+    options: RunOptions,
+    config: dict[str, Any],
+    runs: list[Run],
+    frontiers: Frontiers | None,
+    recorded: dict[str, RecordedTrace],
+) -> None:
+    """Print and write what came out.
+
+    Raises:
+        OSError: something cannot be written.
+    """
     if not options.quiet:
         print_results(runs, cost=options.cost, machine=config["machine"])
     if options.output:
@@ -293,9 +312,18 @@ def _check_outputs(options: RunOptions) -> None:
             raise PlotError("--plot needs many settings of each method, so --engine replay")
     if options.html and options.engine == "replay":
         check_plot(None)
-    for path in (options.output, options.csv, options.html, options.plot):
-        if path and not path.resolve().parent.is_dir():
-            raise PlotError(f"{path}: its folder does not exist")
+    named = {Path(trace).resolve(): "a trace" for trace in options.traces}
+    for path in filter(None, (options.output, options.csv, options.html, options.plot)):
+        whole = path.resolve()
+        if not whole.parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+        if whole.is_dir():
+            raise InputError(f"{path}: is a folder")
+        if not os.access(whole if whole.exists() else whole.parent, os.W_OK):
+            raise InputError(f"{path}: cannot be written to")
+        if whole in named and not whole.is_char_device():
+            raise InputError(f"{path}: is named as {named[whole]} too")
+        named[whole] = "another result"
 
 
 def _quieten_libraries() -> None:

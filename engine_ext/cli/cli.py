@@ -1,5 +1,6 @@
 """The command `reprise`."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -51,11 +52,17 @@ def main() -> None:
     try:
         with leaving_on_sigterm():
             status = app(standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except typer.Exit as request:
         sys.exit(request.exit_code)
     except typer.Abort:
         sys.exit(130)
     except ValueError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if sys.stdout is not None:  # the end of the process would write to it once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _refuse(str(error))
     except Exception as error:
         # Wrong options and arguments: typer's own exceptions, whose home differs by release.

@@ -15,6 +15,7 @@ from reprise.retrieval.cli.tier_access import (
     Url,
     answers_in_words,
     batches,
+    check_output,
     namespaces_of,
     opened,
 )
@@ -75,6 +76,8 @@ def verify(
 
     Example: reprise cache verify --model NEW --url redis://localhost:6379/0 --html report.html
     """
+    if report is not None:
+        check_output(report, url)
     with opened(url) as tier:
         found = [a for name in namespaces_of(tier, namespace) for a in tier.exact_answers(name)]
     wanted = [answer for answer in found if answer.verifiable and answer.response_tokens]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,9 @@ from reprise.retrieval.query.turns import query_of_messages
 _EXPECTED = (
     "token ids, a prompt and a response, messages, conversations, or a request and a response"
 )
+# Sums of counts, and ages in milliseconds, must fit what tiers keep them in.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+_LATEST_S = 4_102_444_800  # 2100
 
 
 class TextTokenizer(Protocol):
@@ -52,9 +55,9 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
     query: str | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    created_s: float | None = None
-    uses: int = 0
-    accepted_tokens: int = 0
+    created_s: Annotated[float, msgspec.Meta(ge=0, le=_LATEST_S)] | None = None
+    uses: _Count = 0
+    accepted_tokens: _Count = 0
     embedding: bytes = b""
     embedder: str = ""
 

@@ -26,6 +26,7 @@ from reprise.retrieval.cli.tier_access import (
     all_answers,
     answers_in_words,
     batches,
+    check_output,
     embedder_of,
     namespaces_of,
     opened,
@@ -59,9 +60,14 @@ def export(
 
     Example: reprise cache export answers.jsonl --url redis://localhost:6379/0
     """
+    to_stdout = str(file) == "-"
+    if not to_stdout:
+        check_output(file, url)
     with opened(url) as tier:
         answers = all_answers(tier, namespace)
-        if str(file) == "-":
+        if to_stdout:
+            if sys.stdout is None:
+                raise ValueError("standard output is closed")
             for answer in answers:
                 sys.stdout.buffer.write(row_of(answer) + b"\n")
             return
@@ -93,7 +99,7 @@ def warm(
         answers = list(all_answers(tier, namespace))
         missing = [a for a in answers if a.embedder != embedder.identity and a.prompt_text]
         embedded = [a for a in answers if a.embedder == embedder.identity]
-        for batch in tracked(list(batches(missing)), "Embedding"):
+        for batch in batches(tracked(missing, "Embedding")):
             vectors = embedder.encode([clip(answer.prompt_text) for answer in batch])
             fresh = [
                 msgspec.structs.replace(
@@ -206,6 +212,8 @@ def invalidate(
         # It holds vectors of what was removed. A running engine writes it anew.
         index.unlink(missing_ok=True)
     typer.echo(f"{answers_in_words(removed)} removed")
+    if answer_id is not None and not removed:
+        typer.echo("--id takes a whole id: reprise cache show prints it")
     if prompt is not None and textless:
         typer.echo(f"{answers_in_words(len(textless))} without text not compared: name --tokenizer")
     if num_damaged:

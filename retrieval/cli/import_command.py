@@ -17,11 +17,13 @@ from reprise.retrieval.cli.tier_access import (
     Url,
     answers_in_words,
     batches,
+    check_reachable,
     opened,
     tokenizer_at,
     tracked,
 )
 from reprise.retrieval.query.tokenizer_key import vocabulary_key
+from reprise.retrieval.tiers.tier import Tier
 
 Keys = dict[tuple[str, str], str]
 
@@ -60,6 +62,9 @@ def import_(
     """
     if namespace is not None:
         check_namespace(namespace)
+    if tokenizer_key == "":
+        raise ValueError("--tokenizer-key must not be empty: servers would ignore the answers")
+    check_reachable(url)  # before minutes of reading
     empty: list[None] = []
     # Read first: a file with a bad line changes nothing.
     rows = read_rows(
@@ -74,15 +79,12 @@ def import_(
         answers = _named(answers, None if tokenizer is None else vocabulary_key(tokenizer))
     distinct = {(answer.namespace, answer.answer_id): answer for answer in answers}
     with opened(url, may_create=True) as tier:
-        held: Keys = {
-            (each.namespace, each.answer_id): each.tokenizer_key
-            for name in {name for name, _ in distinct}
-            for each in tier.answers(name)
-        }
-        missing = [each for each in distinct.values() if not _is_held(each, held)]
-        for batch in tracked(list(batches(missing)), "Importing"):
-            tier.put(batch)
-    new = len(distinct.keys() - held.keys())
+        new = 0
+        for batch in batches(tracked(distinct.values(), "Importing")):
+            held = _held_of(batch, tier)
+            if missing := [each for each in batch if not _is_held(each, held)]:
+                tier.put(missing)
+            new += len(batch) - len(held)
     counts = f"{new} new, {len(answers) - new} already known"
     without = f"; {len(empty)} rows without a question or an answer left out" if empty else ""
     typer.echo(f"{answers_in_words(len(answers))} imported into {redact(url)}: {counts}{without}")
@@ -115,6 +117,18 @@ def _named(answers: Sequence[Answer], key: str | None) -> list[Answer]:
             )
         named.append(answer if own else msgspec.structs.replace(answer, tokenizer_key=key))
     return named
+
+
+def _held_of(batch: Sequence[Answer], tier: Tier) -> Keys:
+    """Return the tokenizer keys of those of a batch whose names are there already."""
+    names: dict[str, list[str]] = {}
+    for answer in batch:
+        names.setdefault(answer.namespace, []).append(answer.answer_id)
+    return {
+        (each.namespace, each.answer_id): each.tokenizer_key
+        for namespace, answer_ids in names.items()
+        for each in tier.find(namespace, answer_ids)
+    }
 
 
 def _is_held(answer: Answer, held: Keys) -> bool:

@@ -22,6 +22,7 @@ from reprise.retrieval.cli.tier_access import (
     batches,
     embedder_of,
     opened,
+    tracked,
 )
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.query.turns import clip
@@ -110,7 +111,8 @@ def search(
         [wanted] = embedder.encode([clip(text)])
         best: list[tuple[float, int, Answer]] = []
         order = 0
-        for batch in batches(all_answers(tier, namespace)):
+        is_told = False
+        for batch in batches(tracked(all_answers(tier, namespace), "Comparing")):
             rows = np.zeros((len(batch), embedder.dim), dtype=np.float32)
             bare = []
             for i, answer in enumerate(batch):
@@ -121,6 +123,13 @@ def search(
                 else:
                     rows[i] = vector
             if bare:
+                if not is_told:
+                    is_told = True
+                    typer.echo(
+                        f"some answers are not embedded by {embedder.identity} yet, and are now, "
+                        "for this search alone: reprise cache warm keeps it",
+                        err=True,
+                    )
                 rows[bare] = embedder.encode([clip(batch[i].prompt_text) for i in bare])
             for similarity, answer in zip(rows @ wanted, batch, strict=True):
                 order += 1

@@ -78,7 +78,7 @@ def fill_index(search: str, answers: Iterable[Answer], embedder: Embedder) -> in
         )
         try:
             index.open()
-            for batch in tracked(list(batches(of_key)), "Indexing"):
+            for batch in batches(tracked(of_key, "Indexing")):
                 index.upsert(batch)
             index.settle()
         except RemoteError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -16,7 +18,7 @@ from rich.progress import track
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.namespace import check_namespace
-from reprise.retrieval.api.tier_url import redact, sqlite_path
+from reprise.retrieval.api.tier_url import INDEX_ENDING, redact, sqlite_path
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
@@ -26,6 +28,7 @@ Item = TypeVar("Item")
 LINE_EVERY_S = 10.0
 """How often a command says how far it is, where nobody looks at a bar."""
 _BATCH = 256
+_BESIDE_SQLITE = ("-wal", "-shm", INDEX_ENDING)
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _progress = Console(stderr=True)
 
@@ -55,6 +58,32 @@ def opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
             tier.close()
     except TierError as error:
         raise ValueError(f"{redact(url)}: {error}") from error
+
+
+def check_reachable(url: str) -> None:
+    """Have a tier that cannot be opened, or does not answer, refused; makes no file."""
+    path = sqlite_path(url) if url.startswith("sqlite:") else None
+    if path is not None and not path.exists():
+        if not path.parent.is_dir():
+            raise ValueError(f"{redact(url)}: there is no folder {path.parent}")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise ValueError(f"{redact(url)}: {path.parent} cannot be written to")
+        return
+    with opened(url) as tier:
+        tier.namespaces()
+
+
+def check_output(path: Path, url: str) -> None:
+    """Have a file refused that cannot be made, or that is the tier itself: to write it would be
+    the end of all answers."""
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    if not url.startswith("sqlite:") or not path.exists():
+        return
+    own = sqlite_path(url)
+    for each in (own, *(own.with_name(own.name + ending) for ending in _BESIDE_SQLITE)):
+        if each.exists() and path.samefile(each):
+            raise ValueError(f"cannot write {path}: it belongs to the cache itself")
 
 
 def namespaces_of(tier: Tier, namespace: str | None) -> list[str]:
@@ -120,7 +149,11 @@ def tokenizer_at(name: str | None) -> PromptTokenizer | None:
         return PromptTokenizer(name)
     except Exception as error:  # tokenizers raise what they like
         reason = str(error).splitlines()[0]
-        raise ValueError(f"no tokenizer at {name}: {reason}") from error
+        if (folder := Path(name)).is_dir() and not any(folder.glob("tokenizer*")):
+            reason = "the folder holds none"
+        elif folder.is_absolute() and not folder.exists():
+            reason = "there is no such folder"
+        raise ValueError(f"no tokenizer at {name or repr(name)}: {reason}") from error
 
 
 def seconds_of(age: str) -> float:

@@ -79,6 +79,11 @@ def leaving_on_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except Exception:
+        if find is None:
+            raise
+        # What is interrupted, such as a compiler, may fail in a way of its own.
+        raise SystemExit(ENDED_BY_SIGTERM) from None
     finally:
         if find is not None:
             _kill_what_is_left(find, within_s=0.0)

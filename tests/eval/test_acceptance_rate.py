@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_quiet_prints_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -
     assert captured.out == captured.err == ""
 
 
+def test_results_that_cannot_be_written_are_one_line(trace: Path, fails: Fails) -> None:
+    given = ("--trace", str(trace), "--methods", "none", "--quiet", "--output", "/dev/full")
+    assert "No space left on device" in fails(*given)
+
+
+def test_what_may_not_be_written_is_said_before_the_work(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    assert "cannot be written to" in fails("--output", str(tmp_path / "out.json"))
+
+
 def test_several_traces_of_one_option(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +179,14 @@ def test_bad_arguments(fails: Fails, tmp_path: Path) -> None:
     assert "--cost" in fails("--cost", "-1")
     assert "no such tokenizer file" in fails("--tokenizer", str(tmp_path))
     assert "folder does not exist" in fails("--output", str(tmp_path / "no" / "out.json"))
+    assert "is a folder" in fails("--output", str(tmp_path))
+    assert "less than or equal to 64" in fails("--num-speculative-tokens", "99999999999")
+    page = str(tmp_path / "page.html")
+    assert "is named as another result too" in fails("--html", page, "--output", page)
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"prompt": "a", "response": "b"}')
+    assert "is named as a trace too" in fails("--trace", str(log), "--output", str(log))
+    assert log.read_text()
     assert ".png or .svg" in fails("--plot", str(tmp_path / "plot.gif"))
     assert "--engine replay" in fails("--plot", str(tmp_path / "p.png"), "--engine", "vllm")
     if methods.suffix_installed():

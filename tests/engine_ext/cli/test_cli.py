@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from reprise import __version__
 from reprise.engine_ext.cli.cli import main
+from reprise.retrieval import Answer
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
 
 class Ended(NamedTuple):
@@ -39,6 +42,28 @@ def test_version_in_a_process_of_its_own() -> None:
     command = [sys.executable, "-c", program, "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == f"reprise {__version__}\n"
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("arguments", ["--version", "cache export - --url $0"])
+def test_output_that_cannot_be_written_is_one_line(
+    tmp_path: Path, redirection: str, arguments: str
+) -> None:
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    tier.put([Answer.create(prompt_token_ids=[1], response_token_ids=[2])])
+    tier.close()
+    program = "from reprise.engine_ext.cli.cli import main; main()"
+    shell = f"{sys.executable} -c '{program}' {arguments} {redirection}"
+    command = ["sh", "-c", shell, f"sqlite:///{tmp_path}/answers.sqlite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if redirection == ">&-" and arguments == "--version":
+        assert (done.returncode, done.stderr) == (0, "")  # nobody wants to read it
+        return
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    reason = "standard output is closed" if redirection == ">&-" else "No space left on device"
+    assert done.stderr.startswith("reprise: ")
+    assert reason in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])

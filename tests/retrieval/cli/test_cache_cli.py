@@ -37,6 +37,20 @@ def test_answers_survive_export_and_import(url, fill, tmp_path):
     tier.close()
 
 
+@pytest.mark.parametrize("ending", ["", ".index"])
+def test_an_export_leaves_the_cache_as_it_is(url, fill, tmp_path, ending):
+    fill(answer(1))
+    (tmp_path / "answers.sqlite.index").touch()
+    own = tmp_path / f"answers.sqlite{ending}"
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    for each in (own, link):
+        assert "it belongs to the cache itself" in refused("export", each, "--url", url)
+    assert "1 answer readable, 0 damaged" in run("check", "--url", url)
+    missing = tmp_path / "missing" / "a.jsonl"
+    assert f"there is no folder {missing.parent}" in refused("export", missing, "--url", url)
+
+
 def test_one_namespace_is_exported_to_standard_output(url, fill):
     fill(answer(1), answer(2, namespace="zeta"))
     [row] = run("export", "-", "--url", url, "--namespace", "zeta").splitlines()

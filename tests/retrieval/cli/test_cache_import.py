@@ -1,17 +1,17 @@
 """`reprise cache import`: traces, chat logs, and lines that it refuses."""
 
 import json
+import os
 import re
+import socket
+from pathlib import Path
 
 import pytest
 
-from reprise.retrieval.cli import tier_access
+from reprise.retrieval.cli import import_command, tier_access
 from reprise.retrieval.query.tokenizer_key import vocabulary_key
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.tests.retrieval.cli.cache_command import (
-    refused,
-    run,
-)
+from reprise.tests.retrieval.cli.cache_command import answer, refused, run
 
 
 def test_traces_are_imported_with_a_tokenizer(url, tmp_path):
@@ -180,6 +180,10 @@ def test_ids_may_be_integers(url, tmp_path):
         ),
         ('{"prompt": "a", "response": {}}', "Expected `str | array | null`"),
         ('{"answer_id": []}', "Expected `int | str | null`"),
+        ('{"prompt": [1], "response": [2], "uses": -1}', "Expected `int` >= 0"),
+        ('{"prompt": [1], "response": [2], "uses": 9223372036854775807}', "Expected `int` <="),
+        ('{"prompt": [1], "response": [2], "accepted_tokens": 1e19}', "Expected `int`"),
+        ('{"prompt": [1], "response": [2], "created_s": 1e300}', "Expected `float` <="),
     ],
 )
 def test_a_refused_line_says_what_was_expected(url, tmp_path, line, expected):
@@ -229,6 +233,38 @@ def test_an_import_that_was_interrupted_goes_on(url, tmp_path, monkeypatch):
     assert len(rest) == 600
 
 
+def test_an_import_reads_nothing_but_its_own_answers_in_a_tier(url, tmp_path, monkeypatch, fill):
+    fill(*map(answer, range(3)))
+    monkeypatch.setattr(SqliteTier, "answers", None)  # a tier may hold millions
+    rows = [{"answer_id": f"id{n}", "prompt": [n], "response": [n]} for n in (2, 3)]
+    log = tmp_path / "rows.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    given = ("import", log, "--url", url, "--namespace", "acme", "--tokenizer-key", "k")
+    assert "1 new, 1 already known" in run(*given)
+
+
+def test_what_is_no_tokenizer_is_refused_in_plain_words(url, tmp_path):
+    given = ("import", tmp_path / "rows.jsonl", "--url", url)
+    assert "the folder holds none" in refused(*given, "--model", tmp_path)
+    assert "there is no such folder" in refused(*given, "--model", tmp_path / "missing")
+    assert "--tokenizer-key must not be empty" in refused(*given, "--tokenizer-key", "")
+
+
+def test_a_tier_that_cannot_be_reached_is_refused_before_the_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_command, "read_rows", None)
+    log = tmp_path / "rows.jsonl"
+    log.touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert "Connection refused" in refused("import", log, "--url", f"redis://127.0.0.1:{port}/0")
+    missing = tmp_path / "missing"
+    output = refused("import", log, "--url", f"sqlite:///{missing}/answers.sqlite")
+    assert f"there is no folder {missing}" in output
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    output = refused("import", log, "--url", f"sqlite:///{tmp_path}/answers.sqlite")
+    assert f"{tmp_path} cannot be written to" in output
+
+
 def test_what_servers_would_ignore_is_refused(url, tmp_path, chat_tokenizer):
     log = tmp_path / "rows.jsonl"
     row = {"prompt_token_ids": [1], "response_token_ids": [2]}
@@ -252,6 +288,6 @@ def test_without_a_terminal_lines_say_how_far_it_is(url, tmp_path, monkeypatch):
     given = ("import", log, "--url", url, "--tokenizer-key", "k")
     output = run(*given)
     assert re.search(r"^Reading: 599 after \d+ s$", output, re.MULTILINE)
-    assert re.search(r"^Importing: 2 of 3 after \d+ s$", output, re.MULTILINE)
+    assert re.search(r"^Importing: 599 of 600 after \d+ s$", output, re.MULTILINE)
     monkeypatch.undo()
     assert "after" not in run(*given)

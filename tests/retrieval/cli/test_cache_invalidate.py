@@ -18,6 +18,7 @@ from reprise.tests.retrieval.cli.cache_command import (
     ("conditions", "left"),
     [
         (["--id", "id1"], {"id2", "id3"}),
+        (["--id", "id"], {"id1", "id2", "id3"}),
         (["--namespace", "acme"], {"id3"}),
         (["--prompt", " question 2 "], {"id1", "id3"}),
         (["--older-than", "1h"], {"id2", "id3"}),
@@ -26,9 +27,9 @@ from reprise.tests.retrieval.cli.cache_command import (
 )
 def test_invalidate_removes_what_meets_all_conditions(url, fill, tmp_path, conditions, left):
     fill(answer(1, created_s=1.0), answer(2), answer(3, namespace="zeta"))
-    assert re.match(
-        rf"{3 - len(left)} answers? removed", run("invalidate", "--url", url, *conditions)
-    )
+    output = run("invalidate", "--url", url, *conditions)
+    assert re.match(rf"{3 - len(left)} answers? removed", output)
+    assert ("--id takes a whole id" in output) == (conditions == ["--id", "id"])
     tier = SqliteTier(tmp_path / "answers.sqlite")
     assert {a.answer_id for name in tier.namespaces() for a in tier.answers(name)} == left
     tier.close()

@@ -60,7 +60,9 @@ def test_answers_are_found_by_a_question_as_typed(url: str, warmed: bool) -> Non
     if warmed:
         run("warm", "--url", url, "--model", "lexical")
     given = ("search", "my parcel, where is it?", "--url", url, "--model", "lexical")
-    rows = [line for line in run(*given).splitlines() if "Answer" in line]
+    output = run(*given)
+    assert ("reprise cache warm keeps it" in output) == (not warmed)
+    rows = [line for line in output.splitlines() if "Answer" in line]
     assert len(rows) == 3
     assert "id1" in rows[0]
     assert len([line for line in run(*given, "--limit", "1").splitlines() if "Answer" in line]) == 1

@@ -106,6 +106,23 @@ def test_all_is_gone_in_one_wait_whoever_hears(mark: Mark) -> None:
         assert mark.left_after(10) == []
 
 
+def test_what_is_interrupted_may_fail_in_a_way_of_its_own() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from reprise.retrieval.host.process_end import leaving_on_sigterm\n"
+        "with leaving_on_sigterm():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(600)\n"
+        "    finally:\n"
+        "        raise RuntimeError('no compiled object yet')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stderr) == (ENDED_BY_SIGTERM, "")
+
+
 def test_what_has_lost_its_parent_is_found(mark: Mark) -> None:
     code = COMMAND.replace('stubborn, "1", stubborn]', "sys.argv[2], stubborn]").replace(
         "range(2)", "range(1)"

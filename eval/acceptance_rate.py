@@ -35,7 +35,6 @@ from reprise.eval.replay.methods import (
 )
 from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run, write_results
-from reprise.eval.replay.results_table import print_results
 from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_trace
@@ -44,6 +43,7 @@ from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, s
 from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import Stage, progress_stages
+from reprise.eval.report.results_table import print_results
 from reprise.eval.report.runs_csv import append_runs
 
 DEMO_TRACE = "demo"

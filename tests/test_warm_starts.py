@@ -99,6 +99,12 @@ def test_what_would_import_other_things_is_spawned(
         assert program.wait(400) == 3
 
 
+def test_who_embeds_starts_engines_as_before() -> None:
+    import sklearn  # noqa: F401
+
+    assert warm_starts._server_of(os.environ) is not None
+
+
 def test_an_engines_processes_are_forked(plain_llm: Any) -> None:
     (core,) = plain_llm.llm_engine.engine_core.resources.engine_manager.processes
     assert isinstance(core._popen, warm_starts._Forked)

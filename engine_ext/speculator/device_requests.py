@@ -3,10 +3,12 @@
 Host only, and in no step's way: writes are enqueued, reads come back in another thread.
 """
 
+from array import array
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from reprise.engine_ext.core.config import RepriseConfig
@@ -82,8 +84,8 @@ class DeviceRequests:
     """Keeps the device's state in step with vLLM's requests, on the rank that drafts.
 
     A request without hints is of an unknown tenant: it has no near answers and no corpus, and
-    leaves nothing behind. A slot is cleared before it is given to a request; should that fail,
-    nothing is drafted any more.
+    leaves nothing behind. A slot is cleared before it is given to a request, and on the device with
+    the step in which that begins; should either fail, nothing is drafted any more.
 
     Args:
         state: what the device drafts from.
@@ -120,7 +122,7 @@ class DeviceRequests:
         self._total = RequestStats()
         self._num_ended = 0
         self.has_failed = False
-        """Nothing must be drafted any more: a slot could not be cleared."""
+        """Nothing must be drafted any more: a slot may be another request's on the device."""
         if state.slots.is_cuda:
             page_locked.reserve(
                 state.num_slots,
@@ -145,7 +147,27 @@ class DeviceRequests:
 
     def begin_step(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
         """Give requests that begin what they draft from, and others what has come since."""
-        begun = self._clear_slots(req_states, scheduler_output)
+        try:
+            self._write_slots(req_states, scheduler_output)
+            self._rows.send()
+        except Exception:
+            self.has_failed = True
+            raise
+        if self._hits is not None:
+            with self._errors.recording("save hits"):
+                self._hits.step()
+        if self._mixture is not None:
+            with self._errors.recording("write weights"):
+                self._mixture.learner.put_in_place()
+
+    def _write_slots(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
+        """Clear the slots of requests that begin, and write what all draft from."""
+        begun = [
+            (request, req_states.req_id_to_index[request.req_id])
+            for request in scheduler_output.scheduled_new_reqs
+        ]
+        if begun:
+            self._rows.clear([slot for _, slot in begun])
         for data, slot in begun:
             with self._errors.recording("begin request"):
                 self._begin(data, slot)
@@ -154,28 +176,6 @@ class DeviceRequests:
             moved = self._corpora.put_in_place()
             if moved:
                 self._follow(moved)
-        if self._hits is not None:
-            with self._errors.recording("save hits"):
-                self._hits.step()
-        if self._mixture is not None:
-            with self._errors.recording("write weights"):
-                self._mixture.learner.put_in_place()
-
-    def _clear_slots(
-        self, req_states: Any, scheduler_output: "SchedulerOutput"
-    ) -> "list[tuple[NewRequestData, int]]":
-        """Clear the slots of requests that begin: what is there was another request's."""
-        try:
-            begun = [
-                (request, req_states.req_id_to_index[request.req_id])
-                for request in scheduler_output.scheduled_new_reqs
-            ]
-            if begun:
-                self._rows.clear([slot for _, slot in begun])
-        except Exception:
-            self.has_failed = True
-            raise
-        return begun
 
     def end(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
         """Read back what requests leave behind that end or are preempted."""
@@ -250,7 +250,11 @@ class DeviceRequests:
         )
 
     def _start(self, data: "NewRequestData") -> _Request:
-        live = LiveRequest(data.sampling_params, data.prompt_token_ids)
+        prompt = data.prompt_token_ids
+        if prompt is not None:
+            # All of it is read here, and an array of C a third as long as a list.
+            prompt = np.array(array("i", prompt), np.int32)
+        live = LiveRequest(data.sampling_params, prompt)
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
         num_updates = 0 if self._mixture is None else self._mixture.learner.num_updates
         request = _Request(live, namespace, num_updates=num_updates)

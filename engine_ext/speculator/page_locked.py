@@ -8,7 +8,7 @@ or end at once.
 import torch
 
 _SMALL_BYTES, _NUM_SMALL = 512, 8
-"""Rows of tables, counts and lengths, at a time for each request."""
+"""What is known of near answers, counts and lengths, at a time for each request."""
 _MAX_REQUESTS = 256
 
 

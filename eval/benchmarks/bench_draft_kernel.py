@@ -30,7 +30,7 @@ from reprise.kernels.draft.constants import BOS, END
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 from reprise.kernels.mixture import draft_by_mixture
-from reprise.kernels.mixture.near import near_rows
+from reprise.kernels.mixture.near_rows import near_rows
 from reprise.kernels.mixture.state import MixtureState
 from reprise.spec.corpus.corpus import live_entries
 from reprise.spec.corpus.suffix_array import sort_suffixes

@@ -13,8 +13,8 @@ from reprise.engine_ext.answer_page.answer_html import answers_section
 from reprise.engine_ext.answer_page.document import document, escaped
 from reprise.engine_ext.answer_page.shown import ShownTrace
 from reprise.eval.replay.results import Run
-from reprise.eval.replay.results_table import result_columns
 from reprise.eval.replay.run_options import RunOptions
+from reprise.eval.report.results_table import result_columns
 
 # What is read first, as far as it is there; the rest folds away, below.
 _FIRST = (

@@ -13,17 +13,21 @@ IntArray = npt.NDArray[np.int32]
 MAX_ANSWER_TOKENS = 2048
 """Tokens of one near answer that are used."""
 
+# Arrays already: to make one of a list takes as long as to copy an answer.
+_BOS, _END = np.array([BOS], np.int32), np.array([END], np.int32)
+_NOTHING = np.zeros(0, np.int32)
+
 
 def near_row(answers: Sequence[IntArray], *, max_near_tokens: int) -> IntArray:
     """BOS, tokens, END of each answer, the nearest first, int32 [<= max_near_tokens].
 
     Of an answer that is too long, and of the one that no longer fits, the first tokens are used.
     """
-    parts: list[IntArray] = []
+    parts = [_NOTHING]
     room = max_near_tokens
     for answer in answers:
         tokens = answer[: min(MAX_ANSWER_TOKENS, room - 2)] if room > 2 else answer[:0]
         if len(tokens):
-            parts.append(np.concatenate(([BOS], tokens, [END]), dtype=np.int32))
+            parts += (_BOS, tokens, _END)
             room -= len(tokens) + 2
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return np.concatenate(parts, dtype=np.int32)

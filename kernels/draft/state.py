@@ -25,8 +25,8 @@ from reprise.kernels.draft.constants import (
 class DraftState:
     """Tensors on one device: what the host writes, and what drafting itself keeps.
 
-    The host writes a slot's row when a request takes the slot, and its near answers then or later;
-    it writes the arena and a corpus's row when answers join or leave. All writes are ordered on the
+    The host writes the table of slots when a request takes one of them or gets near answers; it
+    writes the arena and a corpus's row when answers join or leave. All writes are ordered on the
     stream that drafts. Whatever lies beyond the lengths given is never read.
     """
 

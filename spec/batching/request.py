@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from itertools import zip_longest
 from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,7 @@ MAX_NEAR_TOKENS = 2048
 MAX_NEAR_PROMPT = 1024
 _NO_TOKENS = np.zeros(0, np.int32)
 _similarity = attrgetter("similarity")
+_Near = TypeVar("_Near", bound=NearAnswer)
 
 
 class Request:
@@ -177,9 +179,9 @@ def _int32(token_ids: TokenIds) -> IntArray:
     return np.asarray(token_ids, np.int32)
 
 
-def select_near(near_answers: Sequence[NearAnswer], max_near: int) -> list[NearAnswer]:
+def select_near(near_answers: Sequence[_Near], max_near: int) -> list[_Near]:
     """The most similar ones, once per answer id, none empty, each clause in its turn."""
-    by_clause: dict[int, list[NearAnswer]] = {}
+    by_clause: dict[int, list[_Near]] = {}
     seen: set[str] = set()
     for near in sorted(near_answers, key=_similarity, reverse=True):
         if near.answer_id not in seen and len(near.response_token_ids):

@@ -43,6 +43,11 @@ def test_without_a_baseline_nothing_is_compared(
 
 
 @pytest.mark.slow
+def test_what_is_timed_of_a_workers_requests_is_what_they_need() -> None:
+    assert micro_benchmarks.run_benchmarks("-k", "device_requests", "--benchmark-disable") == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "fails"), [(0.1, True), (10.0, False)])
 def test_a_loss_of_speed_fails(
     factor: float,

@@ -43,6 +43,8 @@ _READ_BY_IMPORTS = (
     *("VLLM_BATCH_INVARIANT", "VLLM_CACHE", "VLLM_CONFIG", "VLLM_CPU_ATTN", "VLLM_LOG"),
     *("VLLM_LORA", "VLLM_RING", "VLLM_TARGET", "VLLM_USE", "XDG_"),
 )
+# Scikit-learn sets these, for another OpenMP than torch's, in a process that embeds.
+_OF_EMBEDDING = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 _MOST_SERVERS = 2
 _V2 = "V2_ON_CPU"
 _LEADS = "leads a session"
@@ -69,8 +71,8 @@ def _popen(process_obj: Any) -> Any:
 
 def imports_of(environment: Mapping[str, str]) -> str:
     """Return what decides what is imported."""
-    pairs = sorted(environment.items())
-    return repr([pair for pair in pairs if pair[0].startswith(_READ_BY_IMPORTS)])
+    names = sorted(name for name in environment if name.startswith(_READ_BY_IMPORTS))
+    return repr([(name, environment[name]) for name in names if name not in _OF_EMBEDDING])
 
 
 def _server_of(environment: Mapping[str, str]) -> forkserver.ForkServer | None:

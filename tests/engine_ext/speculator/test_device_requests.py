@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.speculator import device_mixture, device_requests
+from reprise.engine_ext.speculator import device_mixture, device_requests, slot_rows
 from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
@@ -276,17 +276,48 @@ def test_warm_up_runs_are_no_requests(world: World) -> None:
     assert world.requests.report()["provider"].answers == 0
 
 
+@pytest.mark.parametrize("method", ["clear", "send"])
 def test_drafting_ends_where_a_slot_cannot_be_cleared(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def clear(_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(world.requests._rows, "clear", clear)
+    monkeypatch.setattr(world.requests._rows, method, fail)
     assert not world.requests.has_failed
     with pytest.raises(RuntimeError):
         world.step(begin=[world.request("any", "mine")])
     assert world.requests.has_failed
+
+
+def test_slots_of_others_stay_as_they_are(world: World) -> None:
+    free = world.state.slots[1:].tolist()
+    world.learn("first", "mine")
+    world.step(begin=[world.request("mine", "mine")])
+    assert world.state.slots[1:].tolist() == free
+    mine = world.state.slots[0].tolist()
+    world.step(begin=[world.request("other", "theirs")])
+    assert world.state.slots[0].tolist() == mine
+    assert world.state.slots[2:].tolist() == free[1:]
+
+
+def test_near_answers_that_could_not_be_sent_are_not_drafted_from(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there may be another request's."""
+    world.learn("first", "mine")
+    sent = slot_rows.prepare
+
+    def prepare(target: torch.Tensor, values: Any) -> Any:
+        if target.shape[0] == len(ANSWER) + 2:
+            raise RuntimeError("no memory")
+        return sent(target, values)
+
+    monkeypatch.setattr(slot_rows, "prepare", prepare)
+    world.step(begin=[world.request("mine", "mine")])
+    assert near_answers(world, 0) == []
+    assert set(world.errors.counts()) == {"near answers"}
+    world.errors._counts.clear()
 
 
 def test_counts_are_of_the_request_that_asked(world: World) -> None:

@@ -13,7 +13,7 @@ import torch
 from reprise.kernels.draft.state import PENDING_SOURCE
 from reprise.kernels.mixture import draft_by_mixture
 from reprise.kernels.mixture.layout import HASHED_TOKEN, NUM_CHOICE, NUM_MIXTURE
-from reprise.kernels.mixture.near import near_rows
+from reprise.kernels.mixture.near_rows import near_rows
 from reprise.kernels.mixture.state import NEAR_VERSION, MixtureState
 from reprise.tests.kernels.draft_world import DraftWorld, build_world
 

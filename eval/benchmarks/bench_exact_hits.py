@@ -267,26 +267,38 @@ def _miss_rows(
 def bench_pairs(
     model: str, questions: Sequence[str], max_tokens: int, tick: Tick, *, pairs: int
 ) -> list[dict[str, Any]]:
-    """Time of a miss to that of the same request without a look-up: in memory, and Redis too."""
+    """Time of a miss beside that of the same request without a look-up: in memory, and Redis too."""
     rows = []
     for kind in ("memory", "redis"):
         with RedisServer() as redis, serving(model, redis.url, **MISS_KINDS[kind]) as begun:
             server = begun.ready()
-            ratios: dict[str, list[float]] = {"first token": [], "whole answer": []}
+            asked = []
             for number in range(-len(questions), pairs):  # each question once to warm up
                 looked_up, other = _pair(server, questions, number, max_tokens)
                 if looked_up.text != other.text:
                     raise RuntimeError(f"the answers of pair {number} of {kind} differ")
                 if number >= 0:
-                    ratios["first token"].append(looked_up.first_token_s / other.first_token_s)
-                    ratios["whole answer"].append(looked_up.whole_s / other.whole_s)
+                    asked.append((looked_up, other))
                     tick()
             if hits := _num_hits(server):
                 raise RuntimeError(f"expected misses alone, came {hits} hits")
-        for name, values in ratios.items():
-            row = _row(
-                "pairs", kind, values, f"{name} / not looked up", statistics.median(values), "x"
-            )
+        rows += _pair_rows(kind, asked)
+    return rows
+
+
+def _pair_rows(kind: str, asked: Sequence[tuple[Timing, Timing]]) -> list[dict[str, Any]]:
+    """Rows of what a look-up adds to the first token and to the whole answer, in ms and as a
+    ratio."""
+    rows = []
+    for what, name in (("first token", "first_token_s"), ("whole answer", "whole_s")):
+        pairs = [(getattr(one, name), getattr(other, name)) for one, other in asked]
+        more_ms = [1e3 * (one - other) for one, other in pairs]
+        ratios = [one / other for one, other in pairs]
+        for values, label, unit in (
+            (more_ms, f"{what}, more than not looked up", "ms"),
+            (ratios, f"{what} / not looked up", "x"),
+        ):
+            row = _row("pairs", kind, values, label, statistics.median(values), unit)
             rows.append({**row, "note": _how_sure(values)})
     return rows
 
@@ -312,8 +324,8 @@ def _pair(
     return timings[0], timings[1]
 
 
-def _how_sure(ratios: Sequence[float]) -> str:
-    interval = median_interval(ratios)
+def _how_sure(values: Sequence[float]) -> str:
+    interval = median_interval(values)
     return "" if interval is None else f"95% sure: {interval[0]:.3f} to {interval[1]:.3f}"
 
 

@@ -32,6 +32,25 @@ def test_what_differs_or_was_no_hit_is_an_error(monkeypatch: pytest.MonkeyPatch)
         bench_exact_hits._check(timings("a", "b"), timings("a", "b"), server, num_exact=3)
 
 
+def test_what_a_look_up_adds_is_the_median_of_pairs() -> None:
+    def timing(first_ms: float, whole_ms: float) -> Timing:
+        return Timing(first_ms / 1e3, whole_ms / 1e3, 5, "a")
+
+    asked = [
+        (timing(11, 104), timing(10, 100)),
+        (timing(22, 202), timing(20, 200)),
+        (timing(90, 300), timing(10, 300)),  # the machine stood still
+    ]
+    rows = bench_exact_hits._pair_rows("redis", asked)
+    found = {(row["name"].split(",")[0].split(" /")[0], row["unit"]): row["value"] for row in rows}
+    assert found == {
+        ("first token", "ms"): 2.0,
+        ("first token", "x"): 1.1,
+        ("whole answer", "ms"): 2.0,
+        ("whole answer", "x"): 1.01,
+    }
+
+
 def test_sections_are_chosen_and_their_rows_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

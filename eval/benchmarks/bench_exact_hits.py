@@ -267,7 +267,7 @@ def _miss_rows(
 def bench_pairs(
     model: str, questions: Sequence[str], max_tokens: int, tick: Tick, *, pairs: int
 ) -> list[dict[str, Any]]:
-    """Time of a miss beside that of the same request without a look-up: in memory, and Redis too."""
+    """Time of a miss beside that of the same request not looked up: in memory, and in Redis too."""
     rows = []
     for kind in ("memory", "redis"):
         with RedisServer() as redis, serving(model, redis.url, **MISS_KINDS[kind]) as begun:

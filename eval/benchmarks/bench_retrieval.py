@@ -41,6 +41,7 @@ from reprise.eval.live.redis_server import RedisServer
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.tables import four_digits
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.vector_index import VectorIndex
@@ -271,7 +272,7 @@ def main(
             {
                 "section": figure.section,
                 "figure": figure.name,
-                "value": f"{figure.value:.4g}",
+                "value": four_digits(figure.value),
                 "unit": figure.unit,
                 "target": figure.target,
             }

@@ -30,6 +30,7 @@ from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.tables import four_digits
 
 SECTIONS = ("share", "duplicates", "store", "model")
 RESULTS_FILE = RESULTS / "bench_scale.csv"
@@ -97,7 +98,7 @@ def _row(figure: Figure) -> dict[str, str]:
     return {
         "section": figure.section,
         "figure": figure.name,
-        "value": f"{figure.value:.4g}",
+        "value": four_digits(figure.value),
         "unit": figure.unit,
         "target": figure.target,
     }

@@ -1,4 +1,6 @@
-"""Where tables are printed."""
+"""Where tables are printed, and figures in them."""
+
+from decimal import Decimal
 
 from rich.console import Console
 
@@ -10,3 +12,8 @@ def table_console() -> Console:
     enough for all columns."""
     console = Console()
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+def four_digits(value: float) -> str:
+    """Return a value with four significant digits, and no exponent."""
+    return format(Decimal(f"{value:.4g}"), "f")

@@ -25,6 +25,7 @@ from reprise.eval.benchmarks.retrieval.inputs import (
 )
 from reprise.eval.live.milvus_server import MilvusServer
 from reprise.eval.live.redis_server import RedisServer
+from reprise.eval.report.tables import four_digits
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.api.search_url import parse_search
@@ -70,7 +71,7 @@ def store_figures(count: int, tenant: int, *, seed: int) -> list[Figure]:
         for measure in measures:
             found = measure()
             for figure in found:
-                print(f"{figure.name}: {figure.value:.4g} {figure.unit}", file=sys.stderr)
+                print(f"{figure.name}: {four_digits(figure.value)} {figure.unit}", file=sys.stderr)
             figures += found
         index.close()
         tier.close()

@@ -93,7 +93,7 @@ class NearDrafts:
                     near_answers = self._found_by_meaning(request_id, live)
                     if near_answers:
                         # What shares tokens and is not near in meaning may be of use all the same.
-                        self._attach(request_id, live, [*near_answers, *live.near_by_tokens])
+                        self._attach(request_id, live, near_answers, live.near_by_tokens)
 
     def end(
         self,
@@ -149,8 +149,13 @@ class NearDrafts:
         return live.near_by_tokens
 
     def _attach(
-        self, request_id: str, live: LiveRequest, near_answers: Sequence[NearAnswer]
+        self,
+        request_id: str,
+        live: LiveRequest,
+        near_answers: Sequence[NearAnswer],
+        attached: Sequence[NearAnswer] = (),
     ) -> None:
-        self._provider.attach(request_id, near_answers)
+        """Attach these, beside those that are attached already."""
+        self._provider.attach(request_id, [*near_answers, *attached])
         if live.recorder is not None:
             live.recorder.note_near(near_answers)

@@ -1,6 +1,6 @@
 """When near answers are attached to a live request, and which: with a real retriever."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
-from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval import Answer, NearAnswer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.config import DraftConfig
@@ -142,6 +142,28 @@ def test_what_is_not_near_is_neither_in_time_nor_late(world: World) -> None:
         "near_answers_in_time": {"meaning": 0, "tokens": 0},
         "near_answers_late": 0,
     }
+
+
+def test_what_is_near_in_meaning_is_recorded_with_its_similarity(world: World) -> None:
+    """Also where shared tokens had found it first."""
+    world.embedder.go_on.clear()
+    live = world.arrive(QUESTION, text="please cancel my order", record=True)
+    assert live.recorder is not None
+    noted: dict[str, float] = {}
+    note_near = live.recorder.note_near
+
+    def note(near_answers: Iterable[NearAnswer]) -> None:
+        noted.update((near.answer_id, near.similarity) for near in near_answers)
+        note_near(near_answers)
+
+    live.recorder.note_near = note  # type: ignore[method-assign]
+    world.start(live)
+    by_tokens = noted["cancelling"]
+    world.embedder.go_on.set()
+    assert world.retriever.flush(60)
+    world.near.attach_arrived()
+    (near,) = world.retriever.poll("front-1") or []
+    assert noted["cancelling"] == near.similarity != by_tokens
 
 
 def test_where_nothing_is_there_yet_the_request_goes_on_and_gets_it_later(world: World) -> None:

@@ -5,6 +5,7 @@ compiled."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numba
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reprise.kernels.draft.constants import BOS, END
-from reprise.kernels.draft.near_row import MAX_ANSWER_TOKENS
+from reprise.kernels.draft.near_row import fitting, row_of
 from reprise.kernels.mixture.evidence import bucket
 from reprise.kernels.mixture.layout import MAX_NEAR
 from reprise.kernels.mixture.near import MAX_PROMPT_TOKENS, similarity_bucket
@@ -20,7 +21,6 @@ from reprise.kernels.mixture.state import NEAR_FIELDS, TAG_FIRST, TAG_KIND
 
 IntArray = npt.NDArray[np.int32]
 
-_BOS, _END = np.array([BOS], np.int32), np.array([END], np.int32)
 _NOTHING = np.zeros(0, np.int32)
 _compiled = numba.njit(cache=True, nogil=True)
 
@@ -45,19 +45,15 @@ def near_rows(
     """Lay out the first MAX_NEAR near answers as the device reads them; arguments in the same
     order. Of an answer that is too long, and of one that no longer fits, the first tokens are
     used."""
-    parts, info = [_NOTHING], []
+    used = list(takewhile(len, fitting(answers[:MAX_NEAR], max_near_tokens=max_near_tokens)))
+    info = []
     start = 0
-    for index, clause in enumerate(clauses[:MAX_NEAR]):
-        room = min(MAX_ANSWER_TOKENS, max_near_tokens - start - 2)
-        answer = answers[index][: max(room, 0)]
-        if not len(answer):
-            break
-        parts += (_BOS, answer, _END)
+    for index, (answer, clause) in enumerate(zip(used, clauses, strict=False)):
         rank = bucket(clauses[:index].count(clause), 1, 2, 4, 8)
         info.append((start, similarity_bucket(similarities[index]), rank, clause))
         start += len(answer) + 2
-    token_ids = np.concatenate(parts, dtype=np.int32)
-    theirs = [prompt[-MAX_PROMPT_TOKENS:] for prompt in prompts[: len(info)]]
+    token_ids = row_of(used)
+    theirs = [prompt[-MAX_PROMPT_TOKENS:] for prompt in prompts[: len(used)]]
     tags = _tags_of(
         token_ids,
         np.concatenate([_NOTHING, *theirs], dtype=np.int32),

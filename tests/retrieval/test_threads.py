@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.retrieval_worker import RetrievalWorker
@@ -23,6 +23,7 @@ from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.sync.tier_reader import TierReader
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.tests.retrieval.failing_once import failing_once
+from reprise.tests.retrieval.numbered_answers import answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where threads are started, and which test here or of the service (or why none) sees them go on.
@@ -61,15 +62,6 @@ THREADS = {
     "eval/benchmarks/retrieval/snapshot.py": "a benchmark's",
 }
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
-
-
-def answer(number):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * 5,
-        prompt_text=f"question number {number}",
-        answer_id=f"id{number}",
-    )
 
 
 def test_no_thread_is_forgotten_here():

@@ -7,12 +7,13 @@ import time
 
 import pytest
 
-from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.host import watchdog
 from reprise.retrieval.host.watchdog import MAX_SILENCE_S, MAX_START_S, Watchdog
 from reprise.retrieval.service import process_retriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
+from reprise.tests.retrieval.numbered_answers import answer
 
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
 
@@ -75,21 +76,12 @@ def test_the_owners_own_standstill_is_not_the_processs(clock):
     assert hangs_after(dog, clock, 100) is not None
 
 
-def answer(number):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * 20,
-        prompt_text=f"question number {number}",
-        answer_id=f"id{number}",
-    )
-
-
 def test_a_stopped_process_is_killed_and_started_again(monkeypatch, wait_until, caplog):
     retriever = ProcessRetriever(CONFIG)
     client = RetrievalClient(retriever.address)  # as a worker has one
     try:
         wait_until(lambda: retriever.health().state == client.health().state == "ready")
-        client.store(answer(1))
+        client.store(answer(1, size=20))
         assert client.flush(60)
         stopped = retriever.pid
         os.kill(stopped, signal.SIGSTOP)
@@ -104,7 +96,7 @@ def test_a_stopped_process_is_killed_and_started_again(monkeypatch, wait_until, 
                 who.submit("r", namespace="", text="question number 1")
                 who.poll("r")
                 who.progress()
-                who.store(answer(2))
+                who.store(answer(2, size=20))
                 who.updates()
                 who.stats()
             waits_s.append(time.monotonic() - began_s)

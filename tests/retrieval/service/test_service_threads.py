@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from reprise.retrieval import Answer, RetrievalConfig, RetrievalHealth, RetrievalStats
+from reprise.retrieval import RetrievalConfig, RetrievalHealth, RetrievalStats
 from reprise.retrieval.host.socket_address import short_address
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
@@ -24,17 +24,9 @@ from reprise.retrieval.service.wire import (
     receive,
 )
 from reprise.tests.retrieval.failing_once import failing_once
+from reprise.tests.retrieval.numbered_answers import answer
 
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
-
-
-def answer(number):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * 5,
-        prompt_text=f"question number {number}",
-        answer_id=f"id{number}",
-    )
 
 
 def test_the_sender():

@@ -1,0 +1,13 @@
+"""Answers that tests tell apart by a number."""
+
+from reprise.retrieval import Answer
+
+
+def answer(number: int, *, size: int = 5) -> Answer:
+    """Return an answer of so many tokens."""
+    return Answer.create(
+        prompt_token_ids=[number],
+        response_token_ids=[number] * size,
+        prompt_text=f"question number {number}",
+        answer_id=f"id{number}",
+    )

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.search_url import parse_search
@@ -98,7 +99,12 @@ class BehindMemory:
             changed=self._changed,
             count=self._config.near_answers,
             tokenizer_key=self._tokenizer_key,
+            is_being_forgotten=tiers.is_being_forgotten,
         )
+
+    def is_being_forgotten(self, answer: Answer) -> bool:
+        """Return whether the tier has yet to forget an answer, which it hands out until then."""
+        return self.tiers is not None and self.tiers.is_being_forgotten(answer)
 
     @property
     def has_found(self) -> bool:

@@ -175,13 +175,13 @@ class LocalRetriever(Retriever):
             self._tiers.record_usage(namespace, usage)
 
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
+        # The tier first: nothing that is meant joins memory from there any more.
+        pending = None if self._tiers is None else self._tiers.forget(invalidation)
         gone = self._memory.forget(invalidation)
         self._notify_forgotten(Forgotten((invalidation,)))
-        if self._tiers is None:
+        if pending is None:
             return Forgetting(tuple(gone), done=True)
-        pending = self._tiers.forget(invalidation, timeout_s)
-        # What memory does not hold may still lie in shared memory; what it holds came meanwhile.
-        self._memory.remove(pending.removed)
+        pending.done.wait(timeout_s)
         removed = tuple({**dict.fromkeys(gone), **dict.fromkeys(pending.removed)})
         return Forgetting(removed, done=pending.done.is_set())
 
@@ -286,7 +286,8 @@ class LocalRetriever(Retriever):
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
             self._count(wrong_tokenizer=len(answers) - len(own))
             self._warn_of_others({a.tokenizer_key for a in answers} - {self._tokenizer_key})
-            new = [a for a in own if not self.answer(a.namespace, a.answer_id)]
+            new = [a for a in own if not self._behind.is_being_forgotten(a)]
+            new = [a for a in new if not self.answer(a.namespace, a.answer_id)]
             self._memory.admit(new, ours=False)
 
     def _warn_of_others(self, keys: set[str]) -> None:

@@ -53,6 +53,7 @@ class SecondLevel:
         changed: The retriever's lock; notified when something was found.
         count: How many near answers are wanted for each vector.
         tokenizer_key: Of the answers that may be drafted from.
+        is_being_forgotten: Whether the tier has yet to forget an answer that it hands out.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class SecondLevel:
         changed: threading.Condition,
         count: int,
         tokenizer_key: str,
+        is_being_forgotten: Callable[[Answer], bool],
     ) -> None:
+        self._is_being_forgotten = is_being_forgotten
         self.remote, self._memory, self._changed = remote, memory, changed
         self._count, self._tokenizer_key = count, tokenizer_key
         self._waiting: dict[int, Lookup] = {}
@@ -149,6 +152,7 @@ class SecondLevel:
             answer.answer_id: answer
             for answer in found.answers
             if (answer.namespace, answer.tokenizer_key) == (namespace, self._tokenizer_key)
+            and not self._is_being_forgotten(answer)
         }
         ranked = search.rank(namespace, lookup.vectors, more=found.rows, answers=answers)
         joining = [answers[each.answer_id] for each in ranked if each.answer_id in answers][

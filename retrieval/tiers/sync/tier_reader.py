@@ -90,7 +90,7 @@ class TierReader:
         return self._breaker.call(lambda: self._tier.invalidations(after))
 
     def note_removed(self, keys: Iterable[Key]) -> None:
-        """Note what this process removed from the tier; the caller holds the lock."""
+        """Note what was removed from the tier for this process; the caller holds the lock."""
         self._removed_meanwhile.update(keys)
 
     def stop(self) -> None:
@@ -102,6 +102,8 @@ class TierReader:
         caught_up = False
         while not self._closing:
             more = False
+            with self._changed:
+                self._removed_meanwhile.clear()
             try:
                 if caught_up:
                     more = self._breaker.call(self._follow)
@@ -118,8 +120,6 @@ class TierReader:
                 self.errors.failed(error)
             with self._changed:
                 self._late.drop_old(self._followed_s)
-                if caught_up:
-                    self._removed_meanwhile.clear()
                 if not more:
                     self._changed.wait_for(lambda: self._closing, self._poll_s)
 
@@ -127,8 +127,6 @@ class TierReader:
         """Take all that the tier holds, and forget what it no longer does."""
         self._behind = False
         self._follow_invalidations()
-        with self._changed:
-            self._removed_meanwhile.clear()
         self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
         held = self._held()
         with self._changed:
@@ -138,9 +136,6 @@ class TierReader:
             return
         with self._changed:
             gone = expected - present - self._queue.unwritten
-            # Read before we had it removed, it may have been taken after that.
-            gone |= self._removed_meanwhile
-            self._removed_meanwhile.clear()
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
 
@@ -180,8 +175,18 @@ class TierReader:
     def _take(self, batch: Sequence[Answer], present: set[Key]) -> None:
         """Hand over answers that were read, and follow what happened meanwhile."""
         present.update((answer.namespace, answer.answer_id) for answer in batch)
-        self._on_added(batch)
+        self._hand_over(batch)
         self._follow_invalidations()
+
+    def _hand_over(self, answers: Sequence[Answer]) -> None:
+        """Have answers join memory, but for those that this process had removed meanwhile."""
+        self._on_added(answers)
+        keys = {(answer.namespace, answer.answer_id) for answer in answers}
+        with self._changed:
+            # Read before that, they may have joined after it.
+            gone = keys & self._removed_meanwhile
+        if gone:
+            self._on_forgotten(Forgotten(removed=tuple(gone)))
 
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""
@@ -189,7 +194,7 @@ class TierReader:
         # What others add while there is no room is found where it is.
         changes = self._tier.changes(wants_added=self._has_room is None or self._has_room())
         if changes.added:
-            self._on_added(changes.added)
+            self._hand_over(changes.added)
         if changes.removed:
             removed = set(changes.removed)
             with self._changed:

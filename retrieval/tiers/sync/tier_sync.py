@@ -33,6 +33,8 @@ _USAGE_EVERY_S = 1.0
 _MAX_RETRY_S = 0.8
 # Nothing is written unless what others removed was read this recently.
 _FOLLOWED_WITHIN_S = 1.0
+# Each goes on to other processes, in one message.
+_FORGOTTEN_BATCH = 5000
 
 
 class TierSync:
@@ -42,7 +44,8 @@ class TierSync:
         tier: Where answers are kept; closed with this.
         on_added: Called with answers found in the tier: all at start, then what others add. May
             wait, which slows the reading down.
-        on_forgotten: Called with what others removed or had forgotten.
+        on_forgotten: Called with what others removed or had forgotten, and with what the tier
+            removed for this process.
         held: The (namespace, answer id) held here that the tier should have, or had.
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
@@ -165,8 +168,8 @@ class TierSync:
         with self._changed:
             self._usage.add(namespace, usage)
 
-    def forget(self, invalidation: Invalidation, timeout_s: float) -> PendingForget:
-        """Have the tier forget; waits for it up to `timeout_s`, and tries on after that."""
+    def forget(self, invalidation: Invalidation) -> PendingForget:
+        """Have the tier forget soon, tried until it has; returns at once."""
         with self._changed:
             pending = next((each for each in self._forgets if each.is_of(invalidation)), None)
             if pending is None:
@@ -174,8 +177,12 @@ class TierSync:
                 self._queue.drop(invalidation.means)
                 self._forgets.append(pending)
                 self._changed.notify_all()
-        pending.done.wait(timeout_s)
         return pending
+
+    def is_being_forgotten(self, answer: Answer) -> bool:
+        """Return whether the tier has yet to forget an answer, which it hands out until then."""
+        with self._changed:
+            return any(each.invalidation.means(answer) for each in self._forgets)
 
     @property
     def position(self) -> str | None:
@@ -307,16 +314,23 @@ class TierSync:
             forget = partial(self._tier.forget, pending.invalidation)
             try:
                 pending.removed = tuple(self._writes.call(partial(_patiently, forget)))
-                if self._mirror is not None:
-                    self._mirror.forgot(pending.invalidation, pending.removed)
-                pending.done.set()
             except TierError:
                 return False
             except Exception as error:  # a fault of ours: it will not go better the next time
                 self._write_errors.failed(error)
+                with self._changed:
+                    self._forgets.remove(pending)
+                continue
             with self._changed:
-                self._forgets.remove(pending)
                 self._reader.note_removed(pending.removed)
+                self._forgets.remove(pending)
+            # What memory does not hold may lie in what is shared of it, or has joined meanwhile.
+            for begin in range(0, len(pending.removed), _FORGOTTEN_BATCH):
+                removed = pending.removed[begin : begin + _FORGOTTEN_BATCH]
+                self._on_forgotten(Forgotten(removed=removed))
+            if self._mirror is not None:
+                self._mirror.forgot(pending.invalidation, pending.removed)
+            pending.done.set()
         return True
 
     def _try_remove(self, stale: dict[str, list[str]]) -> bool:

@@ -29,7 +29,7 @@ class HeldRemote:
 def make_asked(make_retriever, wait_until):
     """A function that has a retriever ask a remote index; returns both."""
 
-    def make(budget_s=60.0):
+    def make(budget_s=60.0, *, being_forgotten=()):
         retriever = make_retriever("faiss")
         assert retriever.wait_until_warm(60)
         remote = HeldRemote(budget_s)
@@ -39,6 +39,7 @@ def make_asked(make_retriever, wait_until):
             changed=retriever._changed,
             count=4,
             tokenizer_key="",
+            is_being_forgotten=lambda each: each.answer_id in being_forgotten,
         )
         retriever.submit("r", namespace="acme", text="question number 1")
         wait_until(lambda: remote.asked)
@@ -46,8 +47,8 @@ def make_asked(make_retriever, wait_until):
 
     made = []
 
-    def keep(*arguments):
-        made.append(make(*arguments)[0])
+    def keep(*arguments, **options):
+        made.append(make(*arguments, **options)[0])
         return made[-1], made[-1]._behind.second.remote
 
     yield keep
@@ -87,6 +88,14 @@ def test_what_was_looked_up_before_something_was_forgotten_is_not_taken(
     assert retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=60).done
     remote.asked[0](found(make_answer(1)))
     assert near(retriever, wait_until) == []
+    assert retriever.answer("acme", "id1") is None
+
+
+def test_what_the_tier_has_yet_to_forget_is_not_taken(make_asked, make_answer, wait_until):
+    retriever, remote = make_asked(being_forgotten={"id1"})
+    remote.asked[0](found(make_answer(1), make_answer(2)))
+    assert near(retriever, wait_until) == ["id2"]
+    wait_until(lambda: retriever.answer("acme", "id2") is not None)
     assert retriever.answer("acme", "id1") is None
 
 

@@ -85,7 +85,8 @@ def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
         on_forgotten=forget,
     )
     assert tier.read.wait(60)
-    pending = sync.forget(Invalidation.create(answer_id="id1"), timeout_s=60)
+    pending = sync.forget(Invalidation.create(answer_id="id1"))
+    assert pending.done.wait(60)
     assert pending.removed == (("acme", "id1"),)
     tier.goes_on.set()
     assert sync.caught_up.wait(60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +13,7 @@ from typer.main import get_command
 from reprise.retrieval.host.process_end import leaving_on_sigterm
 
 BAD_INPUT = 2
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Typer has carried a click of its own for some time, and exports only some of its errors.
 _USAGE_ERRORS = tuple(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -27,8 +30,8 @@ def run_command(
     """Run a typer command; returns the exit status.
 
     Bad input is one line on standard error and status 2, whether typer finds it or the command
-    raises InputError. SIGTERM ends the command by way of its context managers, and all that
-    it has started, within 4 s.
+    raises InputError; so is a full disk under the output. SIGTERM ends the command by way of its
+    context managers, and all that it has started, within 4 s.
 
     Args:
         command: a function as for `typer.run`; an int that it returns is the exit status.
@@ -44,8 +47,16 @@ def run_command(
                 prog_name=name,
                 standalone_mode=False,
             )
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except InputError as error:
         return complain(name, str(error))
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        if sys.stdout is not None:  # the end of the process would write to it once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return complain(name, f"the output cannot be written: {error.strerror}")
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:

@@ -78,6 +78,28 @@ def test_status_and_complaint(
     assert capsys.readouterr().err.startswith(said)
 
 
+PRINTING = """
+import sys
+from reprise.eval.report.command_line import run_command
+
+def show() -> None:
+    print("a figure", flush={flushes})
+
+sys.exit(run_command(show, [{argument}], name="show.py"))
+"""
+
+
+@pytest.mark.parametrize(("flushes", "argument"), [(True, ""), (False, ""), (False, "'--help'")])
+def test_a_full_disk_under_the_output_is_one_line(flushes: bool, argument: str) -> None:
+    program = PRINTING.format(flushes=flushes, argument=argument)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    said = b"show.py: error: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 WAITING = """
 import contextlib, sys, time
 from reprise.eval.report.command_line import run_command

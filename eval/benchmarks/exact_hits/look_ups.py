@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +13,28 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
+from reprise.eval.benchmarks.exact_hits.rows import figure_row
+from reprise.eval.benchmarks.exact_hits.servers import FINGERPRINT_WITHIN_S
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE
 from reprise.eval.live.redis_server import RedisServer
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.in_process.open_tier import open_tier
 
-FINGERPRINT_WITHIN_S = 60.0
 _PROMPT_TOKENS, _ANSWER_TOKENS = 200, 200
 _ENDS_WITHIN_S = 120.0
 _PAUSE_S = 0.05
+
+
+def bench_look_ups(model: str, count: int, tick: Callable[[], None]) -> list[dict[str, Any]]:
+    """Time a look-up that finds an answer of 200 tokens, and one that finds nothing."""
+    rows = []
+    for kind, name, took_ms, num_others in timed_look_ups(model, count):
+        for quantile, place in (("p50", 0.5), ("p99", 0.99)):
+            value = took_ms[int(place * (count - 1))]
+            row = figure_row("look-ups", kind, took_ms, f"{name}, {quantile}", value, "ms")
+            rows.append({**row, "note": f"{num_others} more not in time"})
+        tick()
+    return rows
 
 
 def timed_look_ups(model: str, count: int) -> Iterator[tuple[str, str, list[float], int]]:

@@ -182,7 +182,11 @@ class TierSync:
     def is_being_forgotten(self, answer: Answer) -> bool:
         """Return whether the tier has yet to forget an answer, which it hands out until then."""
         with self._changed:
-            return any(each.invalidation.means(answer) for each in self._forgets)
+            return self._is_meant(answer)
+
+    def _is_meant(self, answer: Answer) -> bool:
+        """Return whether an answer is to be forgotten; the caller holds the lock."""
+        return any(each.invalidation.means(answer) for each in self._forgets)
 
     @property
     def position(self) -> str | None:
@@ -277,7 +281,9 @@ class TierSync:
         if written:
             self._late.wrote(batch)
         else:
-            self._queue.put_back(self._late.without(batch))
+            # What is to be forgotten since it was taken is forgotten before it would be written.
+            wanted = [a for a in self._late.without(batch) if not self._is_meant(a)]
+            self._queue.put_back(wanted)
 
     def _put(self, answers: Sequence[Answer]) -> None:
         """Write answers; those that had to make room for them leave memory too."""

@@ -109,6 +109,37 @@ def test_an_answer_that_waits_or_was_just_written_is_forgotten_too(monkeypatch):
     sync.close()
 
 
+class Refusing(MemoryTier):
+    """Refuses to hold answers when it is asked first, and tried once more, as soon as it may."""
+
+    name = "refusing"
+
+    def __init__(self):
+        super().__init__(max_bytes=1 << 20)
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+        self.refusals = 0
+
+    def put(self, answers):
+        self.asked.set()
+        assert self.goes_on.wait(60)
+        if self.refusals < 2:
+            self.refusals += 1
+            raise TierError("not now")
+        return super().put(answers)
+
+
+def test_what_could_not_be_written_and_is_forgotten_meanwhile_is_not_written_later():
+    tier = Refusing()
+    sync = sync_of(tier)
+    sync.write([answer(1), answer(2)])
+    assert tier.asked.wait(60)
+    sync.forget(Invalidation.create(answer_id="id1"))
+    tier.goes_on.set()
+    assert sync.drain(60)
+    assert [each.answer_id for each in tier.answers("acme")] == ["id2"]
+    sync.close()
+
+
 def test_what_was_written_is_remembered_until_others_have_been_heard(monkeypatch):
     """However long that takes: the machine may stand still, or the tier be out of reach."""
     now_s = 100.0

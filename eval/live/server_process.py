@@ -50,7 +50,9 @@ class ServerProcess:
         deadline_s = time.monotonic() + self._starts_within_s
         while time.monotonic() < deadline_s and self._process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return self
+                time.sleep(0.02)
+                if self._process.poll() is None:  # and no other one that has taken its port
+                    return self
             time.sleep(0.02)
         raise RuntimeError(f"{self._name} did not start within {self._starts_within_s:.0f} s")
 

@@ -156,6 +156,9 @@ def _wait(find: Find, within_s: float) -> list[psutil.Process]:
     deadline_s = time.monotonic() + within_s
     while (left := find()) and time.monotonic() < deadline_s:
         time.sleep(_LOOK_EVERY_S)
+    if left:  # the machine may have stood still since they were looked for
+        time.sleep(_LOOK_EVERY_S)
+        left = find()
     return left
 
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.frontend import exact_forgetting
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.retrieval.api.answer import Answer
@@ -106,7 +107,10 @@ async def replicas(url: str) -> AsyncIterator[list[Replica]]:
             replica.close()
 
 
-async def test_what_one_process_is_asked_to_forget_all_forget(replicas: list[Replica]) -> None:
+async def test_what_one_process_is_asked_to_forget_all_forget(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact_forgetting, "_TIER_WITHIN_S", 60.0)
     first, _, sibling = replicas
     assert first.retrieval is not None
     first.retrieval.store(answer("asked", exact=False))

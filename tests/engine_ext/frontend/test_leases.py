@@ -171,7 +171,7 @@ async def test_without_the_setting_nobody_waits(servers: Any, redis_server: Any)
     await fetched(two, "s")
     assert two.shared.outcomes["waited"] == 0
     assert one.shared._leases == {}
-    tier = open_tier(redis_server.url)
+    tier = open_tier(redis_server.url, timeout_s=20.0)
     assert tier is not None
     assert tier.lease("acme", b"k" * 16, ttl_s=60.0)
     assert not tier.lease("acme", b"k" * 16, ttl_s=60.0)

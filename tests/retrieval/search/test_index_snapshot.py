@@ -359,6 +359,7 @@ def test_with_a_flat_index_nothing_is_missed_and_it_comes_back(tmp_path):
 def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
     """And adding goes on meanwhile: only the graph's upkeep waits."""
     monkeypatch.setattr("reprise.retrieval.search.snapshot_writer._FIRST_WRITE_S", 0.0)
+    monkeypatch.setattr("reprise.retrieval.search.snapshot_writer._WRITING_SHARE", 1.0)
     config = {"url": f"sqlite:///{tmp_path}/a.sqlite"}
     retriever = start(config)
     for number in range(2000):

@@ -162,7 +162,7 @@ def test_readers_that_leave_do_not_take_the_block_along(make_pair):
 def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept():
     dead, living = owner_prefix(2**22 + 1), owner_prefix(1)
     blocks = [create_block(prefix, 4096) for prefix in (dead, living)]
-    assert remove_stale_blocks() >= 1
+    remove_stale_blocks()
     assert unlink_blocks(dead) == 0
     assert unlink_blocks(living) == 1
     for block in blocks:

@@ -108,7 +108,7 @@ def test_what_one_removes_leaves_all(redis_server, make_retriever, wait_until):
     assert first.wait_until_warm(60)
     first.store(answer(1))
     assert first.flush(200)
-    tier = RedisTier(redis_server.url)
+    tier = RedisTier(redis_server.url, timeout_s=20.0)
     assert tier.remove("acme", ["id1"]) == 1
     wait_until(lambda: first.answer("acme", "id1") is None)
     wait_until(lambda: first.stats().evicted == 1)
@@ -155,7 +155,7 @@ def test_frozen(redis_server, make_retriever, wait_until):
     finally:
         redis_server.thaw()
     assert retriever.flush(60)
-    tier = RedisTier(redis_server.url)
+    tier = RedisTier(redis_server.url, timeout_s=20.0)
     assert holds(tier, 1)
     tier.close()
 

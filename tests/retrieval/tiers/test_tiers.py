@@ -217,7 +217,7 @@ def test_reading_a_namespace_of_a_file_does_not_read_others(tmp_path):
 def test_every_key_of_a_namespace_lies_in_one_cluster_slot(redis_server):
     import redis
 
-    tier = RedisTier(redis_server.url)
+    tier = RedisTier(redis_server.url, timeout_s=20.0)
     tier.put([answer(1, namespace="acme"), answer(2, namespace="acme")])
     client = redis.Redis.from_url(redis_server.url)
     keys = {key.decode() for key in client.keys("reprise:*") if b"{all}" not in key}

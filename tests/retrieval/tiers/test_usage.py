@@ -50,7 +50,7 @@ def start():
 
 def kept(url, namespace="acme"):
     """Id to (uses, accepted tokens), as the tier has them."""
-    tier = open_tier(url)
+    tier = open_tier(url, timeout_s=20.0)
     found = {a.answer_id: (a.uses, a.accepted_tokens) for a in tier.answers(namespace)}
     tier.close()
     return found
@@ -64,6 +64,7 @@ def test_a_restarted_replica_evicts_by_what_was_useful_before(url, start):
     bytes_each = first.stats().bytes // 200
     useful = {f"id{number}" for number in range(0, 200, 10)}
     first.record_usage("acme", dict.fromkeys(useful, 40))
+    assert first.flush(200)
     first.close()
 
     second = start(url, memory_bytes=100 * bytes_each)

@@ -175,7 +175,7 @@ def test_repeats_are_reported_to_the_tier(url: str, make_replica: MakeReplica) -
     for _ in range(3):
         assert two.ask()[0] == "exact"
     assert two.retriever.flush(60)
-    tier = open_tier(url)
+    tier = open_tier(url, timeout_s=20.0)
     assert tier is not None
     (answer,) = tier.exact_answers("acme")
     tier.close()

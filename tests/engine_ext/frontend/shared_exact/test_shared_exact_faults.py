@@ -29,7 +29,7 @@ from reprise.tests.engine_ext.frontend.shared_exact.replica import MakeReplica
 
 def tamper(url: str, change: Callable[[Answer], Answer]) -> None:
     """Put other records in the place of those for exact hits."""
-    tier = open_tier(url)
+    tier = open_tier(url, timeout_s=20.0)
     assert tier is not None
     for name in tier.namespaces():
         for answer in list(tier.exact_answers(name)):

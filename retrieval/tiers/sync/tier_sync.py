@@ -214,20 +214,18 @@ class TierSync:
         with self._changed:
             self._draining += 1
             self._changed.notify_all()
-            done = self._changed.wait_for(
-                lambda: (
-                    not (self._queue or self._usage or self._forgets or self._late)
-                    and not self._writing
-                ),
-                timeout_s,
-            )
+            done = self._changed.wait_for(lambda: not (self._waits() or self._writing), timeout_s)
             self._draining -= 1
             return done
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is waiting, if that takes no longer than `timeout_s`, and stop."""
-        if self._writes.state == "closed" and self._may_write():
-            self.drain(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        if self._writes.state == self._reads.state == "closed":
+            with self._changed:  # where the machine stood still, once the tier was read again
+                self._changed.wait_for(lambda: self._may_write() or not self._waits(), timeout_s)
+            if self._may_write():
+                self.drain(max(0.0, deadline_s - time.monotonic()))
         with self._changed:
             self._closing = True
             self._reader.stop()
@@ -262,9 +260,9 @@ class TierSync:
             written = not batch or self._try_write(partial(self._put, batch), len(batch))
             # After the answers: they may be what was used.
             pending = self._try_record_usage(usage) if written else usage
-            if time.monotonic() - kept_s >= _USAGE_EVERY_S:
+            if time.monotonic() - kept_s >= _USAGE_EVERY_S and self._may_write():
                 kept_s = time.monotonic()
-                self._try_write(self._tier.expire, 0)
+                self._expire()
             with self._changed:
                 self._put_back(batch, written, pending)
                 if pending or not written or not forgotten:
@@ -293,6 +291,10 @@ class TierSync:
             self._mirror.removed(gone)
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
+
+    def _waits(self) -> bool:
+        """Return whether the tier has yet to get something; the caller holds the lock."""
+        return bool(self._queue or self._usage or self._forgets or self._late)
 
     def _has_work(self) -> bool:
         waits = (self._queue and self._may_write()) or self._forgets or self._late
@@ -360,6 +362,22 @@ class TierSync:
                 break
             del pending[namespace]
         return pending
+
+    def _expire(self) -> None:
+        """Have the tier drop what is past its time. There may be nothing to drop: that it goes
+        well says nothing of writing."""
+        if self._writes.state != "closed":
+            with self._changed:
+                waits = self._waits()
+            if not waits:  # or what waits will tell
+                self._try_write(self._tier.expire, 0)
+            return
+        try:
+            self._tier.expire()
+        except TierError as error:
+            self._writes.failed(str(error))
+        except Exception as error:
+            self._write_errors.failed(error)
 
     def _try_write(self, write: Callable[[], object], num_answers: int) -> bool:
         """Return False if it should be tried again."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.memory_tier import MemoryTier
-from reprise.retrieval.tiers.sync import late_writes
+from reprise.retrieval.tiers.sync import late_writes, tier_sync
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError, UsageCounts
 
@@ -204,4 +204,66 @@ def test_where_memory_is_small_the_tier_is_read_until_it_is_full_and_compared_by
     assert {a.namespace for a in taken} == {"tenant0", "tenant1"}
     assert ("tenant1", "id1199") not in {(a.namespace, a.answer_id) for a in taken}
     assert gone == [("tenant1", "id7777")]
+    sync.close()
+
+
+def test_what_waits_is_written_at_the_end_though_the_machine_stood_still(monkeypatch):
+    tier = MemoryTier(max_bytes=1 << 20)
+    monkeypatch.setattr(tier, "close", lambda: None)  # which empties it
+    sync = sync_of(tier, poll_s=0.05)
+    assert sync.caught_up.wait(60)
+    with sync._changed:
+        sync._reader._followed_s = float("-inf")
+        sync.write([answer(1)])
+        sync.record_usage("acme", {"id1": UsageCounts(1, 3)})
+    sync.close(timeout_s=60)
+    [kept] = tier.answers("acme")
+    assert (kept.uses, kept.accepted_tokens) == (1, 3)
+
+
+class Full(MemoryTier):
+    """Holds nothing, and has nothing to drop."""
+
+    name = "full"
+
+    def __init__(self, *, is_readable=True):
+        super().__init__(max_bytes=1 << 20)
+        self.is_readable = is_readable
+        self.num_reads = self.num_expiries = 0
+
+    def put(self, _):
+        raise TierError("full")
+
+    def expire(self):
+        self.num_expiries += 1
+
+    def invalidations(self, after):
+        self.num_reads += 1
+        if not self.is_readable:
+            raise TierError("not there")
+        return super().invalidations(after)
+
+
+def test_having_nothing_to_drop_is_not_writing(monkeypatch, wait_until):
+    for name in ("_USAGE_EVERY_S", "_RETRY_S", "_SECOND_TRY_S"):
+        monkeypatch.setattr(tier_sync, name, 0.0)
+    tier = Full()
+    sync = sync_of(tier, poll_s=0.05)
+    sync.write([answer(1)])
+    wait_until(lambda: sync.breakers["write"] != "closed")
+    num_expiries = tier.num_expiries
+    assert num_expiries > 0
+    reads = tier.num_reads
+    wait_until(lambda: tier.num_reads > reads + 5)
+    assert sync.breakers["write"] != "closed"
+    assert tier.num_expiries == num_expiries
+    sync.close()
+
+
+def test_nothing_is_dropped_before_the_tier_was_read(monkeypatch, wait_until):
+    monkeypatch.setattr(tier_sync, "_USAGE_EVERY_S", 0.0)
+    tier = Full(is_readable=False)
+    sync = sync_of(tier, poll_s=0.01)
+    wait_until(lambda: sync.breakers["read"] != "closed" and tier.num_reads > 3)
+    assert tier.num_expiries == 0
     sync.close()

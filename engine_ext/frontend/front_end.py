@@ -88,7 +88,7 @@ class FrontEnd:
         self._processor = processor
         self.errors = ErrorCounter()
         self._uses_near_answers = config.drafts.max_near_answers > 0
-        self.recorded = RecordedAnswers()
+        self.recorded = RecordedAnswers(ttl_s=config.retrieval.ttl_s)
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(
             vllm_config,

@@ -172,7 +172,7 @@ class FrontEnd:
             tracked = TrackedRequest(
                 request,
                 policy,
-                weights_epoch=self.exact.weights_epoch,
+                weights=self.exact.weights_of(request.lora_request),
                 weight_version=self.flights.weight_version,
                 near_answers=self.near_answers,
                 metrics=self.metrics,

@@ -34,7 +34,7 @@ class Shared:
     def __init__(self) -> None:
         self.stored: list[Any] = []
 
-    def keys_of(self, request: Any, keys: Any) -> SharedKeys:
+    def keys_of(self, _: Any, keys: Any) -> SharedKeys:
         return SharedKeys(keys, "state", verifiable=False)
 
     def store(self, answer: Any, **_: Any) -> None:

@@ -204,6 +204,7 @@ class EnhancedAsyncLLM(ReportingAsyncLLM):
         find_retrieval = weakref.WeakMethod(self._find_retrieval)
         self.exact_forgetting = ExactForgetting(
             self.front_end.exact.memory,
+            recorded=self.front_end.recorded,
             tokenizer=lambda: get_tokenizer()(),  # type: ignore[misc]
             retrieval=self._retriever,
             find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
@@ -212,7 +213,6 @@ class EnhancedAsyncLLM(ReportingAsyncLLM):
         forgetting = self.exact_forgetting
         self.front_end.exact.is_forgotten = forgetting.is_forgotten
         self.front_end.find_retrieval = lambda: forgetting.clients
-        forgetting.on_forgotten = self.front_end.recorded.forget
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any

@@ -30,6 +30,7 @@ from reprise.engine_ext.worker.row_tracker import IntArray, RowTracker, TrackedR
 from reprise.engine_ext.worker.step_clock import StepClock, StepContext
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.scheduling_mode import SchedulingMode
 from reprise.spec.api.stats import RequestStats
@@ -389,6 +390,7 @@ class CacheHitProposer(DrafterHooks):
                     tokenizer_key=self._tokenizer_key,
                     prompt_token_ids=live.prompt_token_ids,
                     response_token_ids=live.answer_of(output_token_ids),
+                    ended_s=steady_clock.now_s(),
                 )
             )
 

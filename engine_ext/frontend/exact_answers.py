@@ -26,6 +26,7 @@ from reprise.retrieval.host import steady_clock
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine import EngineCoreRequest
 
     from reprise.engine_ext.core.config import RepriseConfig
@@ -77,6 +78,11 @@ class ExactAnswers:
     def may_share(self) -> bool:
         """Whether the answers of this engine may be exact hits of others at all."""
         return self._mode != "off" and self._unsupported is None
+
+    def weights_of(self, adapter: "LoRARequest | None") -> str:
+        """Return a name for the state of the model's weights, and of those of an adapter."""
+        epoch = str(self.weights_epoch)
+        return epoch if adapter is None else f"{epoch}:{self.adapters.key(adapter)}"
 
     def refusal(self, request: "EngineCoreRequest") -> str | None:
         """Return why this request must be generated and its answer not stored; None: it need not.
@@ -188,11 +194,9 @@ class ExactAnswers:
             weight_version: vLLM's label of the weights now; None: not known.
         """
         keys = tracked.keys
-        same_weights = tracked.weights_epoch == self.weights_epoch and tracked.weight_version in (
-            None,
-            weight_version,
-        )
-        if keys is None or not same_weights:
+        if keys is None or tracked.weight_version not in (None, weight_version):
+            return False
+        if tracked.weights != self.weights_of(tracked.lora_request):
             return False
         answer = Answer.create(
             prompt_token_ids=tracked.prompt_token_ids,
@@ -251,11 +255,10 @@ class ExactAnswers:
         return self.adapters.refusal(adapter)
 
     def _model_key_of(self, request: "EngineCoreRequest") -> str:
-        adapter = request.lora_request
-        if adapter is None:
-            return f"{self._model_key}:{self.weights_epoch}"
-        with_adapter = model_key_of(self._vllm_config, lora_request=adapter)
-        return f"{with_adapter}:{self.weights_epoch}:{self.adapters.key(adapter)}"
+        adapter, model_key = request.lora_request, self._model_key
+        if adapter is not None:
+            model_key = model_key_of(self._vllm_config, lora_request=adapter)
+        return f"{model_key}:{self.weights_of(adapter)}"
 
 
 def _key_of(keys: ExactKeys, finished: FinishedFlight, max_tokens: int | None) -> bytes:

@@ -12,6 +12,7 @@ from vllm.utils.async_utils import cancel_task_threadsafe
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
 from reprise.retrieval.host import steady_clock
@@ -46,10 +47,12 @@ class ForgetReport(NamedTuple):
 
 
 class ExactForgetting:
-    """Keeps an exact memory in step with the retrieval processes of its engine. Event loop only.
+    """Keeps an exact memory, and recorded answers, in step with the retrieval processes of their
+    engine. Event loop only.
 
     Args:
         memory: Of this process.
+        recorded: Of this process.
         tokenizer: Returns the engine's tokenizer, for conditions on prompts.
         retrieval: This process's own client, if it has one.
         find_retrieval: Otherwise: where the engine's workers have theirs.
@@ -59,12 +62,14 @@ class ExactForgetting:
         self,
         memory: ExactMemory,
         *,
+        recorded: RecordedAnswers,
         tokenizer: Callable[[], Any],
         retrieval: RetrievalClient | None,
         find_retrieval: FindRetrieval,
         errors: ErrorCounter,
     ) -> None:
-        self._memory, self._get_tokenizer, self._errors = memory, tokenizer, errors
+        self._memory, self._recorded = memory, recorded
+        self._get_tokenizer, self._errors = tokenizer, errors
         self._clients = {} if retrieval is None else {retrieval.address: retrieval}
         self._find_retrieval = find_retrieval if retrieval is None else None
         self._found: dict[str, RetrievalClient] = {}
@@ -75,8 +80,6 @@ class ExactForgetting:
         # Answers made until then may have been removed without our knowing.
         self._unknown_until_s = float("-inf")
         self._task: asyncio.Task[None] | None = None
-        self.on_forgotten: Callable[[Invalidation], None] = lambda _: None
-        """Called with whatever is to be forgotten here."""
 
     def start(self) -> None:
         """Follow invalidations from now on, on the running loop. Idempotent."""
@@ -164,6 +167,7 @@ class ExactForgetting:
         """Apply the invalidations since the last call, and drop expired answers."""
         try:
             self._memory.expire()
+            self._recorded.expire()
             if not self._clients and time.monotonic() >= self._look_s:
                 await self._look_for_retrieval()
             for client in self._clients.values():
@@ -180,16 +184,19 @@ class ExactForgetting:
             )
             self._unknown_until_s = steady_clock.now_s()
             self._memory.clear()
-            self.on_forgotten(Invalidation.create(everything=True))
+            self._recorded.forget(Invalidation.create(everything=True))
             return
         self._memory.remove_ids(forgotten.removed)
         for invalidation in forgotten.invalidations:
             if invalidation.invalidation_id not in self._applied:
                 await self._forget_here(invalidation)
+            else:
+                # Near answers were found until retrieval had forgotten them too.
+                self._recorded.forget(invalidation)
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         self._applied[invalidation.invalidation_id] = invalidation
-        self.on_forgotten(invalidation)
+        self._recorded.forget(invalidation)
         if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]
         return self._memory.remove(await self.find(invalidation))

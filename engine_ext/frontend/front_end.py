@@ -88,7 +88,7 @@ class FrontEnd:
         self._processor = processor
         self.errors = ErrorCounter()
         self._uses_near_answers = config.drafts.max_near_answers > 0
-        self.recorded = RecordedAnswers()
+        self.recorded = RecordedAnswers(ttl_s=config.retrieval.ttl_s)
         self._drafts_keep_samples = drafts_keep_samples(vllm_config, config)
         self.exact = ExactAnswers(
             vllm_config,
@@ -172,7 +172,7 @@ class FrontEnd:
             tracked = TrackedRequest(
                 request,
                 policy,
-                weights_epoch=self.exact.weights_epoch,
+                weights=self.exact.weights_of(request.lora_request),
                 weight_version=self.flights.weight_version,
                 near_answers=self.near_answers,
                 metrics=self.metrics,

@@ -11,6 +11,7 @@ from reprise.engine_ext.request.http_context import current_http_context
 from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.engine_ext.request.request_control import wants_info, wants_record
 from reprise.engine_ext.request.request_info import InfoCollector
+from reprise.retrieval.host import steady_clock
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -78,7 +79,7 @@ class InfoReporter:
             is_delta: Each output has what is new in it only.
             records: The client asks for the steps to be kept; of one sequence.
         """
-        collector = InfoCollector()
+        collector, begun_s = InfoCollector(), steady_clock.now_s()
         token_ids: list[int] = []
         async with aclosing(outputs):
             token = current_info.set(collector)
@@ -94,7 +95,7 @@ class InfoReporter:
                 if output.finished:
                     await self._add(output, collector, informs=informs)
                     if records:
-                        self._keep(output, collector, token_ids)
+                        self._keep(output, collector, token_ids, begun_s)
                 yield output
                 output = await anext(outputs, None)
 
@@ -113,7 +114,11 @@ class InfoReporter:
             http_context.add_info(output.reprise_info)
 
     def _keep(
-        self, output: "RequestOutput", collector: InfoCollector, token_ids: list[int]
+        self,
+        output: "RequestOutput",
+        collector: InfoCollector,
+        token_ids: list[int],
+        begun_s: float,
     ) -> None:
         """Keep the steps of a request that the engine has generated for, if they are all there."""
         try:
@@ -121,7 +126,8 @@ class InfoReporter:
                 return
             (record,) = collector.records
             if sum(step.num_emitted for step in record.steps) == len(token_ids) - 1:
-                answer = RecordedAnswer(list(output.prompt_token_ids or ()), token_ids, record)
+                prompt_token_ids = list(output.prompt_token_ids or ())
+                answer = RecordedAnswer(prompt_token_ids, token_ids, record, begun_s)
                 self._recorded.add(collector.namespace, answer)
         except Exception as error:
             self._errors.record("record", error)

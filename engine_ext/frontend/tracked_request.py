@@ -24,7 +24,7 @@ class TrackedRequest:
     Args:
         request: As the engine gets it.
         policy: Of this request.
-        weights_epoch: Of the front end, as the request comes.
+        weights: The state of its weights as it comes, see `ExactAnswers.weights_of`.
         weight_version: vLLM's label of the weights, as the request comes; None: not known yet.
         near_answers: Where near answers are searched for; None: the workers do that.
         on_answer: Called with this object and the whole answer, if there is one.
@@ -36,7 +36,7 @@ class TrackedRequest:
         request: "EngineCoreRequest",
         policy: RequestPolicy,
         *,
-        weights_epoch: int,
+        weights: str,
         weight_version: str | None,
         near_answers: NearAnswers | None,
         metrics: ServingMetrics,
@@ -71,7 +71,8 @@ class TrackedRequest:
         self.reason: str | None = None
         """Why it could be no exact hit, or had no near answers, whatever the cache holds; None: it
         could."""
-        self.weights_epoch = weights_epoch
+        self.lora_request = request.lora_request
+        self.weights = weights
         self.weight_version = weight_version
 
     def on_first_token(self) -> None:

@@ -34,6 +34,7 @@ from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.kernels.draft.state import DraftState
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.api.stats import ProviderStats, RequestStats
@@ -48,7 +49,7 @@ _WARM_UP_IDS = ("_warmup_", "_v2_mixed_warmup")
 class _Request:
     """A live request: in a slot, or preempted."""
 
-    __slots__ = ("live", "namespace", "num_to_prefill", "num_updates", "slot", "stats")
+    __slots__ = ("ended_s", "live", "namespace", "num_to_prefill", "num_updates", "slot", "stats")
 
     def __init__(self, live: LiveRequest, namespace: str, *, num_updates: int = 0) -> None:
         self.live = live
@@ -60,6 +61,8 @@ class _Request:
         """Tokens until it is drafted for; 0: near answers have been looked for."""
         self.stats = RequestStats()
         """Of slots that it had to leave; written by the thread that reads back."""
+        self.ended_s = 0.0
+        """In seconds since 1970, once it is over."""
 
     def take_slot(self, slot: int, data: "NewRequestData") -> None:
         """Begin, or go on after preemption, in a slot."""
@@ -290,6 +293,7 @@ class DeviceRequests:
         request = self._requests.get(request_id)
         if request is None:
             return
+        request.ended_s = steady_clock.now_s()
         slot = request.slot
         nearest = self._rows.nearest.get(request_id)
         near_answers = self._rows.attached.get(request_id, ())
@@ -391,5 +395,6 @@ class DeviceRequests:
                     tokenizer_key=self._tokenizer_key,
                     prompt_token_ids=request.live.prompt_token_ids,
                     response_token_ids=answer,
+                    ended_s=request.ended_s,
                 )
             )

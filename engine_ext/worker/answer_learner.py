@@ -29,6 +29,8 @@ class FinishedRequest(NamedTuple):
     tokenizer_key: str
     prompt_token_ids: Sequence[int] | NDArray[np.int32]
     response_token_ids: Sequence[int] | NDArray[np.int32]
+    ended_s: float
+    """In seconds since 1970: what is to be forgotten from later on includes it."""
 
 
 class DraftsFromCorpora(Protocol):
@@ -126,6 +128,7 @@ class AnswerLearner:
             tokenizer_key=finished.tokenizer_key,
             prompt_token_ids=finished.prompt_token_ids,
             response_token_ids=finished.response_token_ids,
+            created_s=finished.ended_s,
         )
         self._retriever.store(answer)
 

@@ -113,14 +113,25 @@ class BatchProcessor:
         return [a for a in joined if (a.namespace, a.answer_id) in ours]
 
     def publish(
-        self, prompt: Prompt, near_answers: list[NearAnswer], clauses: list[FoundClause]
+        self,
+        prompt: Prompt,
+        near_answers: list[NearAnswer],
+        clauses: list[FoundClause],
+        is_elsewhere: Callable[[NearAnswer], bool] = lambda _: False,
     ) -> None:
-        """Hand over a request's near answers, if it still waits for them."""
+        """Hand over a request's near answers, if it still waits for them, but for those that have
+        left memory since they were found; `is_elsewhere` says, with the lock held, what need not
+        be there."""
         with self._changed:
+            there = [
+                near
+                for near in near_answers
+                if self._is_held(near.namespace, near.answer_id) or is_elsewhere(near)
+            ]
             # The request may be gone, or submitted anew, by now.
-            given = self._results.give(prompt.request_id, near_answers, clauses)
+            given = self._results.give(prompt.request_id, there, clauses)
         if given and self._on_found is not None:
-            self._on_found(prompt.request_id, prompt.namespace, near_answers, clauses)
+            self._on_found(prompt.request_id, prompt.namespace, there, clauses)
 
     def _is_held(self, namespace: str, answer_id: str) -> bool:
         return self._memory.get(namespace, [answer_id])[0] is not None

@@ -25,7 +25,8 @@ from reprise.retrieval.tiers.sync.circuit_breaker import State
 
 # Of one look-up, so many join memory: each goes on to every worker's corpus.
 _ADMITTED = 4
-Publish = Callable[[Prompt, list[NearAnswer], list[FoundClause]], None]
+IsElsewhere = Callable[[NearAnswer], bool]
+Publish = Callable[[Prompt, list[NearAnswer], list[FoundClause], IsElsewhere], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +42,8 @@ class Lookup:
     deadline_s: float = 0.0
     num_forgets: int = 0
     """Of memory when it was asked: what is found must not bring back what was forgotten since."""
+    found_ids: frozenset[str] = frozenset()
+    """Of answers that were found beyond memory, which need not join it."""
     is_published: bool = False
 
 
@@ -126,7 +129,8 @@ class SecondLevel:
         return asked and waits
 
     def step(self, search: NearSearch, publish: Publish) -> None:
-        """Take over what was found, and publish what was or waited long enough."""
+        """Take over what was found, and publish what was or waited long enough, see
+        `BatchProcessor.publish`."""
         while self._done:
             lookup, found = self._done.popleft()
             self._waiting.pop(id(lookup), None)
@@ -136,12 +140,21 @@ class SecondLevel:
                     near_answers = self._take_over(search, lookup, found)
             finally:
                 if not lookup.is_published:
-                    publish(lookup.prompt, near_answers, lookup.clauses)
+                    self._publish(publish, lookup, near_answers)
         now_s = time.monotonic()
         for lookup in self._waiting.values():
             if not lookup.is_published and now_s >= lookup.deadline_s:
                 lookup.is_published = True
-                publish(lookup.prompt, lookup.near_answers, lookup.clauses)
+                self._publish(publish, lookup, lookup.near_answers)
+
+    def _publish(self, publish: Publish, lookup: Lookup, near_answers: list[NearAnswer]) -> None:
+        def is_elsewhere(near: NearAnswer) -> bool:
+            return (
+                near.answer_id in lookup.found_ids
+                and lookup.num_forgets == self._memory.num_forgets
+            )
+
+        publish(lookup.prompt, near_answers, lookup.clauses, is_elsewhere)
 
     def _take_over(
         self, search: NearSearch, lookup: Lookup, found: RemoteFound
@@ -164,6 +177,7 @@ class SecondLevel:
                 return lookup.near_answers
             if joining and self._memory.takes_answers:
                 self._memory.admit(joining, ours=False)
+        lookup.found_ids = frozenset(answers)
         return ranked
 
     def _found(self, lookup: Lookup, found: RemoteFound | None) -> None:

@@ -207,7 +207,7 @@ class NearSearch:
     def maintain(self) -> bool:
         """Do a step of the index's upkeep, some 15 ms; return whether there is more to do."""
         snapshots = self._snapshots
-        if snapshots is not None and self._changes and snapshots.is_due:
+        if snapshots is not None and self._is_to_be_written(snapshots) and snapshots.is_due:
             self._write_snapshot(snapshots)
         # While it is being written, the graph must stay as it is.
         return not (snapshots is not None and snapshots.writing) and self._index.maintain()
@@ -225,8 +225,14 @@ class NearSearch:
     def close(self) -> None:
         """Stop the helper thread, and write the snapshot if there is something to write."""
         self._pool.shutdown(wait=False)
-        if self._snapshots is not None and self._changes:
-            self._write_snapshot(self._snapshots, wait=True)
+        if (snapshots := self._snapshots) is None:
+            return
+        snapshots.wait()
+        if self._is_to_be_written(snapshots):
+            self._write_snapshot(snapshots, wait=True)
+
+    def _is_to_be_written(self, snapshots: SnapshotWriter) -> bool:
+        return self._changes > 0 or snapshots.is_behind
 
     def _write_snapshot(self, snapshots: SnapshotWriter, *, wait: bool = False) -> None:
         self._changes = 0

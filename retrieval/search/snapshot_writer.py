@@ -20,6 +20,7 @@ _FIRST_WRITE_S = 30.0
 # Writing takes at most this share of the time, however large the index.
 _WRITING_SHARE = 0.01
 _HURRIED_S = 0.5
+_RETRY_S = 5.0
 
 
 class SnapshotWriter:
@@ -37,8 +38,10 @@ class SnapshotWriter:
         self._path, self._identity = path, identity
         self._thread: threading.Thread | None = None
         self._pause_s, self._wrote_s = _FIRST_WRITE_S, time.monotonic()
-        self._is_hurried = False
+        self._num_hurried = self._num_hurried_written = 0
         self.num_refused = 0
+        self.is_behind = False
+        """Whether the last file to be written was not, or not yet."""
         self._is_failing = False
 
     def restore(self, index: AnswerIndex) -> None:
@@ -59,35 +62,45 @@ class SnapshotWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough time has passed since the file was last written."""
-        pause_s = min(self._pause_s, _HURRIED_S) if self._is_hurried else self._pause_s
+        """Whether enough time has passed since the file was last written, or could not be."""
+        pause_s = self._pause_s
+        if self._num_hurried > self._num_hurried_written:
+            pause_s = min(pause_s, _RETRY_S if self._is_failing else _HURRIED_S)
         return not self.writing and time.monotonic() - self._wrote_s >= pause_s
 
     def hurry(self) -> None:
         """Write the file anew soon: it holds what is to be forgotten."""
-        self._is_hurried = True
+        self._num_hurried += 1
 
     def write(self, index: AnswerIndex, *, wait: bool = False) -> None:
         """Write the index as it is now; with `wait`, return once that is done."""
+        self.wait()
+        self._wrote_s, self.is_behind = time.monotonic(), True
+        thread = threading.Thread(
+            target=self._write,
+            args=(index.parts(), index.dim, self._num_hurried),
+            name="reprise-snapshot",
+        )
+        thread.start()
+        self._thread = thread
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the file that is being written is there, or could not be."""
         if self._thread is not None:
             self._thread.join()
-        self._wrote_s, self._is_hurried = time.monotonic(), False
-        self._thread = threading.Thread(
-            target=self._write, args=(index.parts(), index.dim), name="reprise-snapshot"
-        )
-        self._thread.start()
-        if wait:
-            self._thread.join()
 
-    def _write(self, parts: list[NamespaceParts], dim: int) -> None:
+    def _write(self, parts: list[NamespaceParts], dim: int, num_hurried: int) -> None:
         began_s = time.monotonic()
         try:
             write_snapshot(self._path, parts, identity=self._identity, dim=dim)
-        except Exception as error:  # a full disk costs the next start some time, no more
+        except Exception as error:  # a full disk, say: it is tried again
             if not self._is_failing:
                 logger.warning("The index snapshot %s was not written: %s.", self._path, error)
-            self._is_failing = True
+            self._is_failing, self._wrote_s = True, time.monotonic()
         else:
-            self._is_failing = False
+            self._is_failing = self.is_behind = False
+            self._num_hurried_written = num_hurried
         took_s = time.monotonic() - began_s
         self._pause_s = max(_FIRST_WRITE_S, took_s / _WRITING_SHARE)

@@ -35,7 +35,7 @@ def test_learning_goes_on(method: str) -> None:
     errors = ErrorCounter()
     learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
     for number in range(2):
-        learner.learn(FinishedRequest("", "", "", [number], [number]))
+        learner.learn(FinishedRequest("", "", "", [number], [number], 0.0))
     assert learner.flush(60.0)
     assert errors.counts() == {"learn": 1}
     assert len(stored) == (1 if method == "store" else 2)

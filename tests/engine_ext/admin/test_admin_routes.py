@@ -14,6 +14,7 @@ from reprise.engine_ext.core.config import engine_config, load_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 
 TOKEN = "token-of-the-operator"
@@ -61,6 +62,7 @@ class Engine:
 
         self.exact_forgetting = ExactForgetting(
             memory,
+            recorded=RecordedAnswers(),
             tokenizer=Tokenizer,
             retrieval=None,
             find_retrieval=nowhere,

@@ -57,7 +57,7 @@ def recorded(said: str) -> RecordedAnswer:
     draft = [DraftedToken(token, "near_answer", "a") for token in tokens[1:-1]]
     steps = [RecordedStep(len(tokens) - 1, len(draft), draft)]
     near = {"a": RecordedNear(0.875, 0, ids(f"earlier {HOSTILE}"))}
-    return RecordedAnswer(ids(f"asked {HOSTILE}"), tokens, RecordedRequest(steps, near))
+    return RecordedAnswer(ids(f"asked {HOSTILE}"), tokens, RecordedRequest(steps, near), 0.0)
 
 
 def client(

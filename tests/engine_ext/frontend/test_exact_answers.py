@@ -33,7 +33,8 @@ def tracked(exact: ExactAnswers, **fields: Any) -> Any:
         "keys": exact.keys(request(), "acme"),
         "prompt_token_ids": [1, 2, 3],
         "policy": RequestPolicy(RequestControl(), "acme"),
-        "weights_epoch": exact.weights_epoch,
+        "lora_request": None,
+        "weights": exact.weights_of(None),
         "weight_version": "w",
         "max_tokens": 10,
     }

@@ -14,11 +14,14 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend import exact_forgetting
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten, Invalidation
 from reprise.retrieval.cli.cache_cli import app
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.service.process_retriever import ProcessRetriever
+from reprise.spec.api.recorded_steps import RecordedRequest
 
 
 class Tokenizer:
@@ -43,6 +46,7 @@ class Replica:
 
     def __init__(self, url: str | None, other: "Replica | None" = None) -> None:
         self.memory = ExactMemory(max_bytes=1 << 20)
+        self.recorded = RecordedAnswers(ttl_s=3600)
         self.errors = ErrorCounter()
         self.retrieval: ProcessRetriever | None = None
         if url is not None:
@@ -56,6 +60,7 @@ class Replica:
 
         self.forgetting = ExactForgetting(
             self.memory,
+            recorded=self.recorded,
             tokenizer=Tokenizer,
             retrieval=self.retrieval,
             find_retrieval=find,
@@ -135,6 +140,35 @@ async def test_what_the_command_line_removes_leaves_exact_memories(
     assert result.output.strip() == "0 answers removed"  # of the tier, which has none
     for replica in replicas:
         await eventually(lambda r=replica: r.memory.namespaces() == {"other": 1})
+
+
+async def test_what_was_recorded_goes_with_it_or_after_its_time(
+    replicas: list[Replica], advance_clock: Callable[[float], None]
+) -> None:
+    def record(*made: Replica) -> None:
+        advance_clock(10)
+        for replica in made:
+            record = RecordedRequest([])
+            answer = RecordedAnswer([1], [2], record, steady_clock.now_s())
+            replica.recorded.add("person", answer)
+
+    record(*replicas)
+    invalidation = Invalidation.create(tenant="person", prompt="asked")
+    await replicas[0].forgetting.forget(invalidation)
+    for replica in replicas:
+        await eventually(lambda r=replica: r.recorded.of("person") == [])
+    # Until retrieval has forgotten it too, it is drafted from, whoever was asked to forget it.
+    record(replicas[0])
+    assert replicas[0].retrieval is not None
+    replicas[0].retrieval._forgotten.append(Forgotten((invalidation,)))
+    await eventually(lambda: replicas[0].recorded.of("person") == [])
+    record(replicas[1])
+    advance_clock(3500)
+    await replicas[1].forgetting.follow_once()
+    assert replicas[1].recorded.of("person") != []
+    advance_clock(200)
+    await eventually(lambda: replicas[1].recorded.of("person") == [])
+    assert replicas[0].errors.counts() == replicas[1].errors.counts() == {}
 
 
 async def test_a_log_with_a_gap_leaves_nothing_to_repeat(replicas: list[Replica]) -> None:

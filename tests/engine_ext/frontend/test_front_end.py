@@ -16,6 +16,7 @@ from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError
 from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.engine_ext.request.shared_keys import SharedKeys
 from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config
 
 
@@ -23,6 +24,27 @@ def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
     processor = OutputProcessor(None, log_stats=False)
     settings = load_config({"serving": serving})
     return FrontEnd(vllm_config(), settings, processor, num_api_servers=num_api_servers)
+
+
+class Shared:
+    """Trusts, and keeps what would be written for others."""
+
+    trusts = True
+
+    def __init__(self) -> None:
+        self.stored: list[Any] = []
+
+    def keys_of(self, _: Any, keys: Any) -> SharedKeys:
+        return SharedKeys(keys, "state", verifiable=False)
+
+    def store(self, answer: Any, **_: Any) -> None:
+        self.stored.append(answer)
+
+    def keep_lease(self, request_id: str) -> None:
+        pass
+
+    def ended(self, request_id: str) -> None:
+        pass
 
 
 @pytest.fixture
@@ -127,6 +149,30 @@ def test_an_answer_from_before_a_change_of_weights_is_not_stored(client: Client)
     client.ask()
     front_end._replayer._processor.process_outputs = original
     assert client.ask()[0] == "miss"
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_an_answer_from_before_a_change_of_its_adapter_is_neither_stored_nor_shared(
+    client: Client, loads: bool
+) -> None:
+    exact, shared = client.front_end.exact, Shared()
+    exact.shared = shared  # type: ignore[assignment]
+    original = client.front_end.flights.process_outputs
+
+    def change_midway(outputs: Any, *others: Any) -> Any:
+        with exact.adapters.change(1, loads=loads):
+            pass
+        return original(outputs, *others)
+
+    client.ask(lora=LoRARequest("b", 2, "/adapters/b"))
+    assert len(shared.stored) == exact.memory.stats().answers == 1
+    client.front_end._replayer._processor.process_outputs = change_midway
+    client.ask(lora=LoRARequest("a", 1, "/adapters/a"))
+    assert len(shared.stored) == exact.memory.stats().answers == 1
+    # Another one's changes are none of its own.
+    client.ask(lora=LoRARequest("c", 3, "/adapters/c"))
+    assert len(shared.stored) == exact.memory.stats().answers == 2
+    assert client.front_end.errors.counts() == {}
 
 
 def test_a_reloaded_adapter_is_another_model(client: Client) -> None:

@@ -49,13 +49,14 @@ def track(seen: Seen, *, has_retrieval: bool = True) -> TrackedRequest:
     request: Any = SimpleNamespace(
         sampling_params=None,
         request_id="r",
+        lora_request=None,
         trace_headers={"traceparent": "x"},
         prompt_token_ids=[1, 2],
     )
     return TrackedRequest(
         request,
         RequestPolicy(RequestControl(), ""),
-        weights_epoch=3,
+        weights="3",
         weight_version="w",
         near_answers=seen if has_retrieval else None,  # type: ignore[arg-type]
         metrics=seen,  # type: ignore[arg-type]

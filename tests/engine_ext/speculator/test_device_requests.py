@@ -1,5 +1,6 @@
 """What requests draft from on the device, and what they leave behind: real retrieval, no engine."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from reprise.kernels.draft.constants import BOS, END, NEAR_LENGTH
 from reprise.kernels.draft.state import DraftState
 from reprise.kernels.mixture import draft_by_mixture
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.tests.engine_ext.blocked_embedder import BlockedEmbedder
 
@@ -318,6 +320,21 @@ def test_near_answers_that_could_not_be_sent_are_not_drafted_from(
     assert near_answers(world, 0) == []
     assert set(world.errors.counts()) == {"near answers"}
     world.errors._counts.clear()
+
+
+def test_what_is_to_be_forgotten_before_it_was_read_back_is_not_kept(world: World) -> None:
+    goes_on = threading.Event()
+    world.requests._read_back.send([], lambda _: goes_on.wait(60) and None)
+    for name in ("before", "after"):
+        world.step(begin=[world.request(name, "mine")])
+        world.emit(name, [*ANSWER, len(name)])
+        world.step(end=[name])
+        if name == "before":
+            assert world.retriever.forget(Invalidation.create(namespace="mine"), timeout_s=60).done
+    goes_on.set()
+    assert world.requests.flush(60)
+    (kept,) = world.retriever.answers()
+    assert kept.response_token_ids[-1] == len("after")
 
 
 def test_counts_are_of_the_request_that_asked(world: World) -> None:

@@ -15,6 +15,7 @@ from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequ
 from reprise.retrieval import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host.steady_clock import now_s
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -74,7 +75,7 @@ def test_no_trace_of_a_removed_answer_is_left() -> None:
     learner = AnswerLearner(provider, retriever, overlap, errors=errors)
 
     def learn(namespace: str, prompt: list[int], response: list[int]) -> None:
-        learner.learn(FinishedRequest(namespace, "m", "", prompt, response))
+        learner.learn(FinishedRequest(namespace, "m", "", prompt, response, 0.0))
 
     try:
         learn("person", PROMPT, RESPONSE)
@@ -123,13 +124,30 @@ def test_long_requests_are_refused_before_they_fill_the_memory() -> None:
     prompt = np.zeros(131_072, np.int32)
     for number in range(100):
         answer = np.full(10, number, np.int32)
-        learner.learn(FinishedRequest("", "", "", prompt, answer))
+        learner.learn(FinishedRequest("", "", "", prompt, answer, 0.0))
     # Fifteen fit two million tokens; one of them is on its way, and still counts.
     assert sum(errors.counts().values()) == 85
     retriever.goes_on.set()
     assert learner.flush(60)
     assert retriever.stats().answers == 15
-    learner.learn(FinishedRequest("", "", "", prompt, np.ones(3, np.int32)))
+    learner.learn(FinishedRequest("", "", "", prompt, np.ones(3, np.int32), 0.0))
     assert learner.flush(60)
     assert retriever.stats().answers == 16
     retriever.close()
+
+
+def test_what_is_to_be_forgotten_before_it_is_learned_is_not_kept() -> None:
+    retriever, errors = HeldUp(), ErrorCounter()
+    learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
+    try:
+        for number in range(2):  # the second one waits for the first one
+            learner.learn(FinishedRequest("person", "", "", [number], [number] * 9, now_s()))
+        assert retriever.forget(Invalidation.create(namespace="person"), timeout_s=10).done
+        learner.learn(FinishedRequest("person", "", "", [2], [2] * 9, now_s()))
+        retriever.goes_on.set()
+        assert learner.flush(60)
+        assert [each.prompt_token_ids.tolist() for each in retriever.answers()] == [[2]]
+        assert errors.counts() == {}
+    finally:
+        retriever.goes_on.set()
+        retriever.close()

@@ -12,6 +12,7 @@ from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
 
@@ -431,3 +432,18 @@ def test_an_exact_answer_without_a_query_keeps_no_other_from_the_tier(make, tmp_
     tier = SqliteTier(tmp_path / "answers.sqlite")
     assert [a.exact_key for a in tier.find_exact("", [b"a" * 16, b"b" * 16])] == [b"b" * 16]
     tier.close()
+
+
+def test_what_is_forgotten_while_it_is_being_found_is_not_handed_over(make, monkeypatch):
+    retriever = make()
+    retriever.store(answer("what is it", "a secret", answer_id="id1"))
+    search = NearSearch.search
+
+    def forget_then(self, queries):
+        for found in search(self, queries):
+            assert [each.answer_id for each in found.near_answers[0]] == ["id1"]
+            retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=60)
+            yield found
+
+    monkeypatch.setattr(NearSearch, "search", forget_then)
+    assert near(retriever, "what is it") == []

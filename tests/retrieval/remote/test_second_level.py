@@ -29,9 +29,12 @@ class HeldRemote:
 def make_asked(make_retriever, wait_until):
     """A function that has a retriever ask a remote index; returns both."""
 
-    def make(budget_s=60.0, *, being_forgotten=()):
-        retriever = make_retriever("faiss")
+    def make(budget_s=60.0, *, being_forgotten=(), held=(), **settings):
+        retriever = make_retriever("faiss", **settings)
         assert retriever.wait_until_warm(60)
+        for answer in held:
+            retriever.store(answer)
+        assert retriever.flush(60)
         remote = HeldRemote(budget_s)
         retriever._behind.second = SecondLevel(
             remote,
@@ -89,6 +92,44 @@ def test_what_was_looked_up_before_something_was_forgotten_is_not_taken(
     remote.asked[0](found(make_answer(1)))
     assert near(retriever, wait_until) == []
     assert retriever.answer("acme", "id1") is None
+
+
+@pytest.mark.parametrize("how", ["fails", "finds others", "is late"])
+def test_what_memory_held_is_not_handed_over_once_it_is_forgotten(
+    make_asked, make_answer, wait_until, how
+):
+    retriever, remote = make_asked(0.5 if how == "is late" else 60.0, held=[make_answer(1)])
+    assert retriever.poll("r") is None
+    assert retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=60).done
+    if how != "is late":
+        remote.asked[0](None if how == "fails" else found(make_answer(2)))
+    assert near(retriever, wait_until) == []
+
+
+def test_what_memory_held_is_not_handed_over_once_it_has_expired(
+    make_asked, make_answer, wait_until, advance_clock
+):
+    retriever, remote = make_asked(held=[make_answer(1)], ttl_s=1000)
+    advance_clock(2000)
+    wait_until(lambda: retriever.answer("acme", "id1") is None)
+    remote.asked[0](None)
+    assert near(retriever, wait_until) == []
+
+
+def test_what_is_forgotten_between_being_taken_and_handed_over_is_not(
+    make_asked, make_answer, wait_until, monkeypatch
+):
+    retriever, remote = make_asked()
+    take_over = SecondLevel._take_over
+
+    def forget_then(self, *arguments):
+        taken = take_over(self, *arguments)
+        assert retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=60).done
+        return taken
+
+    monkeypatch.setattr(SecondLevel, "_take_over", forget_then)
+    remote.asked[0](found(make_answer(1)))
+    assert near(retriever, wait_until) == []
 
 
 def test_what_the_tier_has_yet_to_forget_is_not_taken(make_asked, make_answer, wait_until):

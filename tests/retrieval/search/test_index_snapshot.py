@@ -1,5 +1,6 @@
 """The vector index's file: a restart embeds nothing twice, and no file can do harm."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
+from reprise.retrieval.search import snapshot_writer
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.index_snapshot import (
@@ -376,3 +379,73 @@ def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):
         [parts] = read_snapshot(file, identity=identity, dim=embedder.dim)
         held = len([i for i in parts.graph_ids if i]) + len(parts.tail_ids)
     assert held == 2000
+
+
+class FailingWrites:
+    """Has each of so many files not be written, as on a full disk, and those after them be."""
+
+    def __init__(self, monkeypatch):
+        self.num_failing, self.tried_s = 0, []
+        write = snapshot_writer.write_snapshot
+
+        def fail_or_write(*arguments, **options):
+            self.tried_s.append(time.monotonic())
+            if len(self.tried_s) <= self.num_failing:
+                raise OSError("no space left on device")
+            write(*arguments, **options)
+
+        monkeypatch.setattr(snapshot_writer, "write_snapshot", fail_or_write)
+
+    def fail(self, count):
+        self.tried_s.clear()
+        self.num_failing = count
+
+
+def ids_in(file, retriever):
+    embedder = retriever._worker.search.embedder
+    held = read_snapshot(file, identity=f"{embedder.identity}:{GRAPH}", dim=embedder.dim)
+    return {i for parts in held for i in (*parts.graph_ids, *parts.tail_ids) if i}
+
+
+def test_a_file_that_could_not_be_written_is_once_it_can_be(
+    start, tmp_path, monkeypatch, wait_until, caplog
+):
+    writes, pause_s = FailingWrites(monkeypatch), 0.2
+    monkeypatch.setattr(snapshot_writer, "_RETRY_S", pause_s)
+    file, config = tmp_path / "a.sqlite.index", {"url": f"sqlite:///{tmp_path}/a.sqlite"}
+    first = start(config)
+    for number in (1, 2):
+        first.store(answer(number))
+    assert first.flush(200)
+    first.close()
+    second = start(config)
+    assert ids_in(file, second) == {"id1", "id2"}
+    writes.fail(3)
+    second.forget(Invalidation.create(answer_id="id1"), timeout_s=60)
+    wait_until(lambda: ids_in(file, second) == {"id2"})
+    tries_s = writes.tried_s[:4]
+    assert all(later - earlier >= pause_s for earlier, later in itertools.pairwise(tries_s))
+    assert len([r for r in caplog.records if "was not written" in r.message]) == 1
+    # Nothing has changed since: it is not written over and over.
+    time.sleep(3 * pause_s)
+    assert len(writes.tried_s) == 4
+
+
+@pytest.mark.parametrize("is_erased", [True, False])
+def test_the_last_chance_to_write_the_file_is_taken(
+    start, tmp_path, monkeypatch, wait_until, is_erased
+):
+    writes = FailingWrites(monkeypatch)
+    file, config = tmp_path / "a.sqlite.index", {"url": f"sqlite:///{tmp_path}/a.sqlite"}
+    if not is_erased:
+        monkeypatch.setattr(snapshot_writer, "_FIRST_WRITE_S", 0.5)
+    retriever = start(config)
+    for number in (1, 2):
+        retriever.store(answer(number))
+    writes.fail(1)
+    assert retriever.flush(200)
+    if is_erased:
+        retriever.forget(Invalidation.create(answer_id="id1"), timeout_s=60)
+    wait_until(lambda: writes.tried_s)
+    retriever.close()
+    assert ids_in(file, retriever) == ({"id2"} if is_erased else {"id1", "id2"})

@@ -177,8 +177,10 @@ class MixtureLearner:
         launches steps only; it does not wait."""
         if self._ready:
             targets = (self._state.mixture_weights, self._state.choice_weights)
-            for target, table in zip(targets, self._ready.popleft(), strict=True):
-                prepare(target, table).enqueue()
+            tables = self._ready.popleft()
+            uploads = [prepare(*each) for each in zip(targets, tables, strict=True)]
+            for upload in uploads:  # both or none
+                upload.enqueue()
 
     def report(self) -> dict[str, int]:
         """Return figures since the start."""

@@ -1,8 +1,8 @@
 """Page-locked memory for what requests bring along and leave behind, taken before there are any.
 
-torch keeps such memory for reuse, in blocks whose sizes are powers of two, and gives out none that is
-larger than it has to be. What it does not have yet it asks CUDA for, which takes its time and may
-wait for the device: in a step, when many requests begin or end at once. Only the thread that
+torch keeps such memory for reuse, in blocks whose sizes are powers of two, and gives out none that
+is larger than it has to be. What it does not have yet it asks CUDA for, which takes its time and
+may wait for the device: in a step, when many requests begin or end at once. Only the thread that
 launches steps asks for blocks: while graphs are captured, no other one may call CUDA.
 """
 
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 
 _SMALLEST_BYTES = 4
-_MAX_REQUESTS = 256
 _FOR_EACH = 2
 """Blocks of a size that a request needs at once: near answers' tokens and their tags."""
+_MAX_BLOCKS = 256
+"""Of a size."""
 _MAX_BYTES = 8 << 20
 """Of all blocks of a size: there are fewer of the large ones, and two at least."""
 
@@ -24,7 +25,7 @@ def empty(shape: Sequence[int] | int, dtype: torch.dtype, device: torch.device) 
 
 
 def reserve(num_requests: int, *, max_bytes: int) -> int:
-    """Have torch take as much as so many requests need that begin or end at once; 256 at most.
+    """Have torch take as much as so many requests need that begin or end at once, within bounds.
 
     Args:
         max_bytes: of the largest block that is asked for.
@@ -32,7 +33,7 @@ def reserve(num_requests: int, *, max_bytes: int) -> int:
     Returns:
         Bytes that were taken.
     """
-    at_once = _FOR_EACH * min(num_requests, _MAX_REQUESTS)
+    at_once = min(_FOR_EACH * num_requests, _MAX_BLOCKS)
     blocks = []
     size = _SMALLEST_BYTES
     while size < 2 * max_bytes:

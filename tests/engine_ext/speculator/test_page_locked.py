@@ -82,8 +82,8 @@ def test_lengths_of_any_request_are_reserved_within_bounds(
     blocks = reserved(monkeypatch, 4096, context_bytes)
     for num_bytes in (4, 20, 40, 256, 600, 4 * 5000, 4 * 100_000, context_bytes):
         assert blocks[bucket(num_bytes)] >= 2, num_bytes
-    assert blocks[64] == blocks[4096] == 512
-    assert sum(size * number for size, number in blocks.items()) < 96 << 20
+    assert blocks[64] == blocks[4096] == 256
+    assert sum(size * number for size, number in blocks.items()) <= 72 << 20
     # A length that is no power of two is a block of the next one.
     assert max(reserved(monkeypatch, 1, 4 * 40_000)) == 1 << 18
 

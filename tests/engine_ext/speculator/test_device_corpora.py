@@ -317,6 +317,7 @@ def test_a_step_writes_so_much_and_no_row_names_what_is_not_there_yet(
             assert_sorted(state, row)
             # What could not be taken out is, with the next step that can write.
             assert has_failed or set(found) <= set(model.known[each].values())
+    is_failing = False
     put_all_in_place(corpora)
     assert sum(len(known) for known in model.known.values()) > 20
 

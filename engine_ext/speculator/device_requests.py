@@ -25,6 +25,7 @@ from reprise.engine_ext.speculator.mixture_learner import EndedRequest
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.speculator.slot_counts import SlotCounts, stats_of
 from reprise.engine_ext.speculator.slot_rows import SlotRows
+from reprise.engine_ext.speculator.waiting_writes import STEP_TOKENS
 from reprise.engine_ext.worker.answer_learner import (
     AnswerLearner,
     DraftsFromCorpora,
@@ -83,6 +84,16 @@ class _Request:
         return self.num_to_prefill <= 0
 
 
+def largest_copy_bytes(state: DraftState, mixture: DeviceMixture | None, max_model_len: int) -> int:
+    """Return how much is copied at once at most, of what steps write and read back."""
+    copied = [state.slots, state.corpora, state.near_token_ids[0], state.hit_counts]
+    if mixture is not None:
+        tables = mixture.state
+        copied += [tables.slots, tables.near_tags[0], tables.near_info[0]]
+        copied += [tables.mixture_weights, tables.choice_weights]
+    return max(4 * max_model_len, 4 * STEP_TOKENS, *(tensor.nbytes for tensor in copied))
+
+
 class DeviceRequests:
     """Keeps the device's state in step with vLLM's requests, on the rank that drafts.
 
@@ -127,10 +138,9 @@ class DeviceRequests:
         self.has_failed = False
         """Nothing must be drafted any more: a slot may be another request's on the device."""
         if state.slots.is_cuda:
+            max_model_len = vllm_config.model_config.max_model_len
             page_locked.reserve(
-                state.num_slots,
-                max_near_tokens=state.near_token_ids.shape[1],
-                max_model_len=vllm_config.model_config.max_model_len,
+                state.num_slots, max_bytes=largest_copy_bytes(state, mixture, max_model_len)
             )
         HostCorpus.warm_up()
         overlap = TokenOverlap()
@@ -156,7 +166,8 @@ class DeviceRequests:
         except Exception:
             self.has_failed = True
             raise
-        if self._hits is not None:
+        if self._hits is not None and self._num_ended:
+            # Not before: while graphs are captured, nothing is to be waited for in a thread.
             with self._errors.recording("save hits"):
                 self._hits.step()
         if self._mixture is not None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.speculator.upload import Upload, prepare
+from reprise.engine_ext.speculator.upload import prepare
 from reprise.kernels.mixture.layout import MAX_NEAR
 from reprise.kernels.mixture.state import MixtureState
 from reprise.spec.api.config import DraftConfig
@@ -126,7 +126,7 @@ class MixtureLearner:
         self._updates: deque[tuple[str, IntArray, str]] = deque()
         self._num_joined = 0
         self._corpus_lock = threading.Lock()
-        self._ready: deque[list[Upload]] = deque(maxlen=1)
+        self._ready: deque[tuple[NDArray[np.float32], ...]] = deque(maxlen=1)
         self._is_flushed = threading.Event()
         self.num_updates = 0
         """Answers that have come so far."""
@@ -176,7 +176,10 @@ class MixtureLearner:
         """Have the next step draft with what has been learned, if that is new. The thread that
         launches steps only; it does not wait."""
         if self._ready:
-            for upload in self._ready.popleft():
+            targets = (self._state.mixture_weights, self._state.choice_weights)
+            tables = self._ready.popleft()
+            uploads = [prepare(*each) for each in zip(targets, tables, strict=True)]
+            for upload in uploads:  # both or none
                 upload.enqueue()
 
     def report(self) -> dict[str, int]:
@@ -207,7 +210,7 @@ class MixtureLearner:
             try:
                 since_upload += self._learn(ended)
                 if since_upload >= UPLOAD_EVERY_TOKENS or not self._ended:
-                    self._prepare_upload()
+                    self._hand_over()
                     since_upload = 0
             except Exception as error:
                 self._errors.record("learn weights", error)
@@ -233,10 +236,10 @@ class MixtureLearner:
             if len(tokens):
                 self._provider.add_answer(answer_id, tokens, namespace=namespace)
 
-    def _prepare_upload(self) -> None:
+    def _hand_over(self) -> None:
+        """Leave the weights to the next step: only its thread may ask anything of the device."""
         weights = self._provider.weights()
         tables = (weights.mixture, weights.choice)
         if not all(np.isfinite(table).all() for table in tables):
             raise RuntimeError("weights are not finite any more")
-        targets = (self._state.mixture_weights, self._state.choice_weights)
-        self._ready.append([prepare(*each) for each in zip(targets, tables, strict=True)])
+        self._ready.append(tables)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.speculator import page_locked
 
 _QUEUE_LENGTH = 4096
 
@@ -32,7 +33,7 @@ class ReadBack:
     """
 
     def __init__(self, device: torch.device, *, errors: ErrorCounter) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._errors = errors
         self._queue: queue.Queue[_Copy] = queue.Queue(_QUEUE_LENGTH)
         # A daemon: it ends with the worker, and what waits then is lost.
@@ -43,13 +44,11 @@ class ReadBack:
         if self._queue.full():
             self._errors.record("read back: queue full", queue.Full())
             return
-        values = [
-            torch.empty(part.shape, dtype=part.dtype, pin_memory=self._on_gpu) for part in parts
-        ]
+        values = [page_locked.empty(part.shape, part.dtype, self._device) for part in parts]
         for value, part in zip(values, parts, strict=True):
             value.copy_(part, non_blocking=True)
         copied = None
-        if self._on_gpu:
+        if self._device.type == "cuda":
             copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record()
         self._queue.put_nowait(_Copy(copied, values, receiver))
@@ -64,6 +63,9 @@ class ReadBack:
         return True
 
     def _run(self) -> None:
+        if self._device.type == "cuda":
+            # A thread begins on the first GPU, and would open a context there, another rank's.
+            torch.cuda.set_device(self._device)
         while True:
             copy = self._queue.get()
             with self._errors.recording("read back"):

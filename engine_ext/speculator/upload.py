@@ -1,4 +1,7 @@
-"""Writes from the host into the device's memory, in order on the stream that drafts."""
+"""Writes from the host into the device's memory, in order on the stream that drafts.
+
+Only in the thread that launches steps: both functions may ask something of CUDA.
+"""
 
 from typing import NamedTuple
 
@@ -6,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_DTYPES = {torch.int32: np.int32, torch.float32: np.float32}
+from reprise.engine_ext.speculator import page_locked
 
 
 class Upload(NamedTuple):
@@ -27,5 +30,6 @@ def prepare(target: torch.Tensor, values: NDArray[np.int32] | NDArray[np.float32
 
     torch keeps page-locked memory for reuse until the device has read it.
     """
-    source = torch.from_numpy(np.array(values, _DTYPES[target.dtype]))
-    return Upload(target, source.pin_memory() if target.is_cuda else source)
+    source = page_locked.empty(target.shape, target.dtype, target.device)
+    source.numpy()[...] = values
+    return Upload(target, source)

@@ -1,8 +1,8 @@
 """Where corpora lie in the device's arena: bookkeeping on the host, which writes nothing itself.
 
 A corpus has one region: its text, with room for answers to come, and then its suffix array. A new
-version is placed beside the old one, and the old one's region is free as soon as the row that names
-it is replaced. As all writes are ordered on the stream that drafts, no step reads a region while it
+version is placed beside the one in place, whose region is free as soon as the row that names it has
+been replaced. As all writes are ordered on the stream that drafts, no step reads a region while it
 is given to another.
 """
 
@@ -45,6 +45,7 @@ class CorpusArena:
         self._rows = list(range(num_corpora))[::-1]
         self._free = [(0, arena_tokens)]  # (begin, size), by begin, never adjacent
         self._regions: dict[str, _Region] = {}
+        self._in_place: dict[str, _Region] = {}  # that rows on the device name
 
     def __contains__(self, name: object) -> bool:
         return name in self._regions
@@ -69,21 +70,39 @@ class CorpusArena:
         room: int,
     ) -> ArenaWrites | None:
         """Place a corpus, or its new version, with `room` for as many tokens of recent answers;
-        None, and nothing has changed, where there is no region or row for it."""
+        None, and nothing has changed, where there is no region or row for it. Where its latest
+        version is not in place yet, this one may lie there."""
         old = self._regions.get(name)
         if old is None and not self._rows:
             return None
         capacity = len(text) + room
+        free_before = list(self._free)
+        if old is not None and not self._is_in_place(name):
+            self._give_back(old)
         begin = self._take(capacity + len(order))
         if begin < 0:
+            self._free = free_before
             return None
         row = self._rows.pop() if old is None else old.row
         sizes = (begin, len(text), begin + capacity, len(order), recent_begin)
         fields = np.array(sizes, np.int32)
         self._regions[name] = _Region(row, begin, capacity + len(order), fields, capacity)
-        if old is not None:
-            self._give_back(old)
         return ArenaWrites([(begin, text), (begin + capacity, order)], row, fields)
+
+    def settle(self, name: str) -> None:
+        """Take note that a corpus's latest version is in place: it is written, and so is its row.
+        The region of the one before is free."""
+        if name in self._in_place and not self._is_in_place(name):
+            self._give_back(self._in_place[name])
+        self._in_place[name] = self._regions[name]
+
+    def empty(self, name: str) -> int:
+        """Give all regions of a corpus back; return its row, which it keeps, and which has to be
+        cleared before anything is written."""
+        self._give_back_all(name)
+        region = self._regions[name]
+        self._regions[name] = _Region(region.row, 0, 0, np.zeros(CORPUS_FIELDS, np.int32), 0)
+        return region.row
 
     def append(self, name: str, tokens: IntArray) -> ArenaWrites | None:
         """Add an answer behind the recent ones; None, and nothing has changed, without room."""
@@ -110,10 +129,21 @@ class CorpusArena:
 
     def drop(self, name: str) -> ArenaWrites:
         """Forget a corpus that no request names any more."""
+        self._give_back_all(name)
         region = self._regions.pop(name)
-        self._give_back(region)
         self._rows.append(region.row)
         return ArenaWrites([], region.row, np.zeros(CORPUS_FIELDS, np.int32))
+
+    def _is_in_place(self, name: str) -> bool:
+        """Whether the latest version of a corpus lies where the row on the device leads to."""
+        in_place = self._in_place.get(name)
+        return in_place is not None and in_place.begin == self._regions[name].begin
+
+    def _give_back_all(self, name: str) -> None:
+        if not self._is_in_place(name):
+            self._give_back(self._regions[name])
+        if name in self._in_place:
+            self._give_back(self._in_place.pop(name))
 
     def _take(self, size: int) -> int:
         """The beginning of a region of this size, from the smallest that is free; -1: none."""
@@ -127,6 +157,8 @@ class CorpusArena:
         return begin
 
     def _give_back(self, region: _Region) -> None:
+        if not region.size:
+            return
         insort(self._free, (region.begin, region.size))
         joined = self._free[:1]
         for begin, size in self._free[1:]:

@@ -88,7 +88,9 @@ def _signs(
         symbol = symbols_at(context_ptr, begin, length - match + depth, match > depth, True)[
             :, None
         ]
-        token = tl.load(text_ptr + entry + depth, mask=entry + depth < text_length, other=END)
+        # Entries are in the text where nothing is amiss: no fault may become a read beyond it.
+        inside = (entry >= 0) & (entry < text_length - depth)
+        token = tl.load(text_ptr + entry + depth, mask=inside, other=END)
         token = tl.where(token < BOS, token - REMOVED, token)
         differs = (token > symbol).to(tl.int32) - (token < symbol).to(tl.int32)
         undecided = tl.where((match > depth)[:, None], sign == 0, False)
@@ -135,7 +137,7 @@ def commonest_longest(text_ptr, text_length, order_ptr, order_length, context_pt
     asked = tl.where(size[:, None] <= VOTES, vote, spread)
     entry = tl.load(order_ptr + first[:, None] + asked, mask=vote < size[:, None], other=0)
     place = entry + match[:, None]
-    known = (vote < size[:, None]) & (place < text_length)
+    known = (vote < size[:, None]) & (entry >= 0) & (entry < text_length - match[:, None])
     token = tl.load(text_ptr + place, mask=known, other=END)
     longest = tl.max(tl.where(tl.max(token, axis=1) >= 0, match, 0), axis=0)
     chosen = (match == longest)[:, None]

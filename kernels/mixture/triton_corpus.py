@@ -48,7 +48,7 @@ def share_bucket(count, total):
 
 
 @triton.jit
-def vote(words_ptr, text_ptr, order_ptr, first, size):
+def vote(words_ptr, text_ptr, text_length, order_ptr, first, size):
     """See `evidence._sorted_successors`, of all orders: keep successors, the commonest first, their
     numbers, the totals, and each vote's token where it is the first for it."""
     order = tl.arange(0, NUM_ORDERS)
@@ -59,6 +59,7 @@ def vote(words_ptr, text_ptr, order_ptr, first, size):
     valid = (lane[None, :] < size[:, None]) & (lane[None, :] < SAMPLED)
     entry = tl.load(order_ptr + first[:, None] + asked, mask=valid, other=0)
     place = entry + order[:, None] + 1
+    valid &= (entry >= 0) & (entry < text_length - order[:, None] - 1)
     token = tl.load(text_ptr + place, mask=valid, other=END)
     before = tl.load(text_ptr + place - 1, mask=valid, other=0)
     removed = valid & ((token < BOS) | ((token == END) & (before < BOS)))
@@ -142,7 +143,7 @@ def find_corpus(
     first, size = order_ranges(
         text_ptr, text_length, order_ptr, order_length, context_ptr, drafted_ptr, begin, length, end
     )
-    vote(words_ptr, text_ptr, order_ptr, first, size)
+    vote(words_ptr, text_ptr, text_length, order_ptr, first, size)
     recent_ptr = text_ptr + recent_begin
     recent_length = text_length - recent_begin
     count, _ = list_places(

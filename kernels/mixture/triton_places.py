@@ -165,7 +165,9 @@ def order_ranges(
         inside = tl.where(probe > 0, (low < high)[:, None], False)
         entry = tl.load(order_ptr + place, mask=inside, other=0)
         index = entry[None, :, :] + depth
-        token = tl.load(text_ptr + index, mask=index < text_length, other=END)
+        # Entries are in the text where nothing is amiss: no fault may become a read beyond it.
+        readable = (entry >= 0)[None, :, :] & (entry[None, :, :] < text_length - depth)
+        token = tl.load(text_ptr + index, mask=readable, other=END)
         token = tl.where(token < BOS, token - REMOVED, token)
         # The first symbol that differs decides, by the last bit: whether it is greater.
         differs = 2 * depth + (token > symbol).to(tl.int32)

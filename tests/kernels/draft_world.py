@@ -12,7 +12,7 @@ import torch
 
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.arena import ArenaWrites, CorpusArena
-from reprise.kernels.draft.constants import BOS, END, REMOVED
+from reprise.kernels.draft.constants import BOS, END, ORDER_BEGIN, ORDER_LENGTH, REMOVED
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 
@@ -62,6 +62,20 @@ class DraftWorld:
             assert writes is not None
             self.write(writes)
         return self.arena.row(name)
+
+    def point_before_text(self, row: int, tokens_before: int) -> None:
+        """Have all entries of a corpus's suffix array but the last name a place before its text,
+        and the last one its first answer."""
+        fields = self.state.corpora[row]
+        begin, length = int(fields[ORDER_BEGIN]), int(fields[ORDER_LENGTH])
+        self.state.arena[begin : begin + length - 1] = -tokens_before
+        self.state.arena[begin + length - 1] = 1
+
+    def keep_last_entry(self, row: int) -> None:
+        """Cut a corpus's suffix array to its last entry."""
+        fields = self.state.corpora[row]
+        fields[ORDER_BEGIN] += fields[ORDER_LENGTH] - 1
+        fields[ORDER_LENGTH] = 1
 
     def write(self, writes: ArenaWrites) -> None:
         for begin, values in writes.parts:

@@ -1,16 +1,20 @@
 """What is on the device is what was added and not removed, of each namespace alone."""
 
+import random
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
+from reprise.engine_ext.speculator import waiting_writes
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
-from reprise.engine_ext.speculator.host_corpus import MAX_ROOM
+from reprise.engine_ext.speculator.host_corpus import MAX_ROOM, HostCorpus
 from reprise.kernels.draft.constants import (
     BOS,
     END,
@@ -47,6 +51,12 @@ def answers_on_device(state: DraftState, row: int) -> list[tuple[int, ...]]:
             found.append(tuple(text[at + 1 : end]))
         at = end + 1
     return found
+
+
+def put_all_in_place(corpora: DeviceCorpora) -> None:
+    """As many steps as it takes."""
+    while corpora.has_changes:
+        corpora.put_in_place()
 
 
 def assert_sorted(state: DraftState, row: int) -> None:
@@ -87,7 +97,7 @@ class Model:
         self.known[namespace].pop(f"{namespace}-{number}", None)
 
     def check(self) -> None:
-        self.corpora.put_in_place()
+        put_all_in_place(self.corpora)
         for namespace, answers in self.known.items():
             row = self.corpora.enter(namespace)
             self.corpora.leave(namespace)
@@ -207,6 +217,138 @@ def test_a_corpus_without_room_is_emptied_and_begins_anew(state: DraftState) -> 
         corpora.remove_answer(f"more{k}", namespace="small")
         corpora.put_in_place()
         assert (1000 + 50 * k,) not in [answer[:1] for answer in answers_on_device(state, row)]
+
+
+class NoTorch(TorchFunctionMode):
+    """Stands for a step's thread that captures graphs: no other may ask anything of CUDA."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise AssertionError(f"{function} in the thread that learns")
+
+
+def test_the_thread_that_learns_leaves_the_device_alone(state: DraftState) -> None:
+    corpora = DeviceCorpora(state)
+    with NoTorch():
+        for name in ("a", "b", "c", "d", "e"):  # one more than there are rows: one is given up
+            for number in range(6):
+                corpora.add_answer(str(number), tokens(200, 10 * number), namespace=name)
+        corpora.remove_answer("5", namespace="d")
+        corpora.remove_answer("5", namespace="e")
+    put_all_in_place(corpora)
+    assert len(answers_on_device(state, corpora.enter("e"))) == 5
+
+
+def test_what_waits_for_a_step_is_bounded() -> None:
+    """A worker on standby learns what other replicas have answered, and makes no step."""
+    state = DraftState.create(
+        num_slots=2, max_draft=4, max_near_tokens=8, num_corpora=4, arena_tokens=1 << 16
+    )
+    corpora = DeviceCorpora(state)
+    draw = np.random.default_rng(0)
+    tracemalloc.start()
+    for number in range(1500):
+        answer = draw.integers(0, 1000, 40, dtype=np.int32)
+        corpora.add_answer(str(number), answer, namespace=NAMESPACES[number % 3])
+    waiting_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # With what the host keeps: text, order, and the ids.
+    assert waiting_bytes < 3 * state.arena.nbytes
+    put_all_in_place(corpora)
+    for name in NAMESPACES:
+        row = corpora.enter(name)
+        assert len(answers_on_device(state, row)) == len(corpora._corpora[name])
+        assert_sorted(state, row)
+
+
+def whose(found: list[tuple[int, ...]]) -> set[int]:
+    """The namespaces, by number, that a `Model` gave these answers to."""
+    return {answer[0] // 1000 for answer in found}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_step_writes_so_much_and_no_row_names_what_is_not_there_yet(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Steps and answers at random, and steps that fail: what could be drafted from is always one
+    version of the namespace's own answers, and nothing that is to be forgotten."""
+    monkeypatch.setattr(waiting_writes, "STEP_TOKENS", 100)
+    draw = random.Random(seed)
+    state = DraftState.create(
+        num_slots=2, max_draft=4, max_near_tokens=8, num_corpora=3, arena_tokens=6000
+    )
+    model = Model(state)
+    corpora = model.corpora
+    sent = waiting_writes.prepare
+    is_failing = False
+
+    def prepare(*arguments: Any) -> Any:
+        if is_failing and draw.random() < 0.5:
+            raise RuntimeError("no page-locked memory")
+        return sent(*arguments)
+
+    monkeypatch.setattr(waiting_writes, "prepare", prepare)
+    for number in range(600):
+        name = draw.choice(NAMESPACES)
+        action = draw.random()
+        if action < 0.4:
+            model.add(name, number, draw.randrange(1, 60))
+        elif action < 0.6 and model.known[name]:
+            answer_id = draw.choice(sorted(model.known[name]))
+            model.remove(name, int(answer_id.split("-")[1]))
+        is_failing = draw.random() < 0.2
+        before = state.arena.clone()
+        try:
+            corpora.put_in_place()
+        except RuntimeError:
+            assert is_failing
+            has_failed = True
+        else:
+            has_failed = False
+        assert (state.arena != before).sum() <= 100
+        for index, each in enumerate(NAMESPACES):
+            row = corpora.enter(each)
+            corpora.leave(each)
+            if row < 0:
+                continue
+            found = answers_on_device(state, row)
+            assert whose(found) <= {index}
+            assert_sorted(state, row)
+            # What could not be taken out is, with the next step that can write.
+            assert has_failed or set(found) <= set(model.known[each].values())
+    is_failing = False
+    put_all_in_place(corpora)
+    assert sum(len(known) for known in model.known.values()) > 20
+
+
+def test_what_failed_on_the_way_is_no_others_draft(
+    state: DraftState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus whose books may be wrong is forgotten, and begins anew."""
+    corpora = DeviceCorpora(state)
+    for number in range(30):
+        corpora.add_answer(f"a{number}", tokens(50, 100 * number), namespace="a")
+    corpora.add_answer("b0", tokens(20, 5000), namespace="b")
+    put_all_in_place(corpora)
+    row = corpora.enter("b")
+    for number in range(30):
+        corpora.remove_answer(f"a{number}", namespace="a")
+
+    def fail(_: HostCorpus) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HostCorpus, "sort", fail)
+        with pytest.raises(MemoryError):
+            corpora.add_answer("b1", tokens(600, 6000), namespace="b")
+    for number in range(2, 6):
+        corpora.add_answer(f"b{number}", tokens(20, 5000 + 100 * number), namespace="b")
+    corpora.remove_answer("b3", namespace="b")
+    put_all_in_place(corpora)
+    left = [tuple(range(begin, begin + 20)) for begin in (5200, 5400, 5500)]
+    assert sorted(answers_on_device(state, row)) == left
+    assert_sorted(state, row)
 
 
 @pytest.mark.slow

@@ -278,6 +278,18 @@ def test_warm_up_runs_are_no_requests(world: World) -> None:
     assert world.requests.report()["provider"].answers == 0
 
 
+def test_nothing_is_read_back_while_graphs_are_captured(world: World) -> None:
+    """Warm-up runs come shortly before that, and the thread that reads back waits for copies."""
+    saved: list[None] = []
+    hits: Any = SimpleNamespace(step=lambda: saved.append(None), save=lambda: None)
+    world.requests._hits = hits
+    world.step(begin=[world.request("_warmup_0_", "mine")])
+    world.step(end=["_warmup_0_"])
+    assert saved == []
+    world.learn("first", "mine")
+    assert saved == [None]
+
+
 @pytest.mark.parametrize("method", ["clear", "send"])
 def test_drafting_ends_where_a_slot_cannot_be_cleared(
     world: World, monkeypatch: pytest.MonkeyPatch, method: str

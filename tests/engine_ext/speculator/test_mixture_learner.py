@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from torch.overrides import TorchFunctionMode
+
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.speculator import mixture_learner
 from reprise.engine_ext.speculator.mixture_learner import (
@@ -184,3 +186,35 @@ def test_weights_that_are_no_numbers_are_not_drafted_with() -> None:
     assert made.learner.flush(60)
     assert made.errors.counts() == {"learn weights": 1}
     assert made.drafts_with_start_weights()
+
+
+def test_the_thread_that_learns_leaves_the_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's thread may be capturing graphs: no other may ask anything of CUDA."""
+
+    class NoTorch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, *_: Any) -> Any:
+            raise AssertionError(f"{function} in the thread that learns")
+
+    made, learn = Made(), MixtureLearner._learn
+
+    def learn_without(learner: MixtureLearner, request: EndedRequest) -> int:
+        NoTorch().__enter__()  # of this thread, and to its end
+        return learn(learner, request)
+
+    monkeypatch.setattr(MixtureLearner, "_learn", learn_without)
+    monkeypatch.setattr(mixture_learner, "prepare", no_prepare(mixture_learner.prepare))
+    made.learner.offer(ended(near=[PlainNearAnswer("a", 0.9, PROMPT, ANSWER)]))
+    assert made.learner.flush(60)
+    assert made.errors.counts() == {}
+    assert not made.drafts_with_start_weights()
+
+
+def no_prepare(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse it in any other thread than the test's."""
+    allowed = threading.current_thread()
+
+    def checked(*arguments: Any) -> Any:
+        assert threading.current_thread() is allowed
+        return prepare(*arguments)
+
+    return checked

@@ -5,6 +5,7 @@ import inspect
 import textwrap
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ pytest.importorskip("vllm")
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprise.engine_ext.speculator import device_speculator
+from reprise.engine_ext.speculator import device_speculator, mixture_learner
+from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
 from reprise.engine_ext.speculator.device_speculator import DeviceSpeculator
 from reprise.engine_ext.speculator.mixture_learner import MixtureLearner
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.engine_ext.speculator.upload import Upload, prepare
+from reprise.engine_ext.speculator.waiting_writes import WaitingWrites
 from reprise.kernels import draft, mixture
 from reprise.kernels.draft import step_counts
 from reprise.kernels.draft.state import DraftState
@@ -50,6 +53,10 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     mixture.draft_by_mixture,
     mixture_tokens_triton,
     # Between two steps:
+    DeviceCorpora.put_in_place,
+    WaitingWrites.send,
+    WaitingWrites._send_table,
+    WaitingWrites._send_parts,
     MixtureLearner.put_in_place,
     Upload.enqueue,
 )
@@ -146,16 +153,26 @@ def test_all_that_it_launches_stays_on_the_device(
     assert made._errors.counts() == ({"propose": 1} if fails else {})
 
 
-def test_learned_weights_are_written_without_a_look_at_the_device() -> None:
+def test_what_was_learned_is_written_without_a_look_at_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state: Any = SimpleNamespace(
+        mixture_weights=torch.zeros(7, device="meta"), choice_weights=torch.zeros(3, device="meta")
+    )
     made = object.__new__(MixtureLearner)
-    weights = torch.zeros(7, device="meta")
-    upload = prepare(weights, np.arange(7, dtype=np.float32))
-    assert upload.source.dtype == torch.float32
-    made._ready = deque([[upload]], maxlen=1)
+    made._state = state
+    tables = np.arange(7, dtype=np.float32), np.arange(3, dtype=np.float32)
+    uploads = [prepare(torch.zeros(len(table), device="meta"), table) for table in tables]
+    assert [upload.source.tolist() for upload in uploads] == [table.tolist() for table in tables]
+    made._ready = deque([tables], maxlen=1)
+    ready = iter(uploads)
+    # What the host copies to its own memory is not of the device.
+    monkeypatch.setattr(mixture_learner, "prepare", lambda *_: next(ready))
     with OnDevice():
         made.put_in_place()
         made.put_in_place()
     assert not made._ready
+    assert list(ready) == []
 
 
 def test_what_cannot_be_drafted_repeats_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,3 +62,30 @@ def test_what_it_cannot_keep_up_with_is_dropped_and_counted(
     go_on.set()
     assert made.flush(60)
     assert errors.counts() == {"read back: queue full": 1}
+
+
+def test_its_thread_is_on_the_device_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins on the first device, and opens a context there with what it asks."""
+    calls: list[Any] = []
+    received = threading.Event()
+
+    class Event:
+        def __init__(self, *, blocking: bool) -> None:
+            assert blocking
+
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            calls.append(("synchronize", threading.current_thread().name))
+
+    def set_device(device: Any) -> None:
+        calls.append((device, threading.current_thread().name))
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    made = ReadBack(torch.device("cuda", 3), errors=ErrorCounter())
+    made.send([], lambda _: received.set())
+    assert received.wait(60)
+    name = "reprise-read-back"
+    assert calls == [(torch.device("cuda", 3), name), ("synchronize", name)]

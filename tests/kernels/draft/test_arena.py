@@ -25,14 +25,33 @@ def tokens(number, value=1):
     return np.full(number, value, np.int32)
 
 
-def test_a_new_version_lies_beside_the_old_one_and_frees_it():
+def test_a_new_version_lies_beside_the_one_in_place_and_frees_it():
     arena = CorpusArena(num_corpora=2, arena_tokens=100)
     first = arena.put("a", tokens(10), tokens(8), recent_begin=10, room=2)
+    arena.settle("a")
     second = arena.put("a", tokens(12), tokens(10), recent_begin=12, room=0)
     assert (first.row, first.fields[TEXT_BEGIN]) == (second.row, 0)
     assert second.fields.tolist() == [20, 12, 32, 10, 12]
     assert [begin for begin, _ in second.parts] == [20, 32]
+    assert arena.num_free_tokens == 100 - 20 - 22
+    arena.settle("a")
     assert arena.num_free_tokens == 100 - 22
+
+
+def test_a_version_that_never_was_in_place_leaves_its_region_to_the_next():
+    arena = CorpusArena(num_corpora=2, arena_tokens=100)
+    arena.put("a", tokens(10), tokens(8), recent_begin=10, room=2)
+    arena.settle("a")
+    for _ in range(3):
+        later = arena.put("a", tokens(20), tokens(20), recent_begin=20, room=0)
+        assert later.fields[TEXT_BEGIN] == 20
+        assert arena.num_free_tokens == 100 - 20 - 40
+    assert arena.put("a", tokens(40), tokens(41), recent_begin=40, room=0) is None
+    assert arena.num_free_tokens == 100 - 20 - 40
+    assert arena.empty("a") == later.row
+    assert arena.num_free_tokens == 100
+    assert arena.append("a", tokens(1)) is None
+    assert arena.put("a", tokens(50), tokens(50), recent_begin=50, room=0).row == later.row
 
 
 def test_recent_answers_go_into_the_room_that_is_left():
@@ -49,6 +68,7 @@ def test_recent_answers_go_into_the_room_that_is_left():
 def test_what_has_no_room_changes_nothing():
     arena = CorpusArena(num_corpora=1, arena_tokens=40)
     arena.put("a", tokens(10), tokens(10), recent_begin=10, room=4)
+    arena.settle("a")
     assert arena.put("a", tokens(10), tokens(10), recent_begin=10, room=4) is None
     assert arena.put("b", tokens(1), tokens(1), recent_begin=1, room=0) is None  # no row
     assert arena.row("b") == -1
@@ -67,25 +87,35 @@ def test_removal_rewrites_a_part_of_the_text():
 def test_regions_never_overlap_and_none_is_lost():
     draw = random.Random(1)
     arena = CorpusArena(num_corpora=6, arena_tokens=2000)
-    live = {}
-    for _ in range(2000):
+    latest, in_place, rows = {}, {}, {}  # regions: where, and how large
+    for _ in range(3000):
         name = draw.choice("abcdefgh")
-        if name in arena and draw.random() < 0.3:
+        action = draw.random()
+        if name in arena and action < 0.2:
             arena.drop(name)
-            del live[name]
+            for each in (latest, in_place, rows):
+                each.pop(name, None)
+        elif name in arena and action < 0.3:
+            assert arena.empty(name) == rows[name]
+            latest.pop(name, None)
+            in_place.pop(name, None)
+        elif name in latest and action < 0.6:
+            arena.settle(name)
+            in_place[name] = latest[name]
         else:
-            size, room = draw.randrange(1, 300), draw.randrange(50)
+            size, room = draw.randrange(1, 200), draw.randrange(50)
             writes = arena.put(name, tokens(size), tokens(size), recent_begin=size, room=room)
             if writes is not None:
-                live[name] = (writes.row, int(writes.fields[TEXT_BEGIN]), 2 * size + room)
+                latest[name] = int(writes.fields[TEXT_BEGIN]), 2 * size + room
                 ends = writes.fields[ORDER_BEGIN] + writes.fields[ORDER_LENGTH]
-                assert ends == live[name][1] + live[name][2]
-        regions = sorted(live.values(), key=lambda region: region[1])
-        assert len({row for row, _, _ in regions}) == len(regions)
-        for (_, begin, size), (_, following, _) in itertools.pairwise(regions):
+                assert ends == sum(latest[name])
+                assert rows.setdefault(name, writes.row) == writes.row
+        regions = sorted({*latest.values(), *in_place.values()})
+        assert len(set(rows.values())) == len(rows)
+        for (begin, size), (following, _) in itertools.pairwise(regions):
             assert begin + size <= following
-        assert arena.num_free_tokens == 2000 - sum(size for _, _, size in regions)
-    for name in list(live):
+        assert arena.num_free_tokens == 2000 - sum(size for _, size in regions)
+    for name in list(rows):
         arena.drop(name)
     assert arena.put("z", tokens(1000), tokens(1000), recent_begin=1000, room=0) is not None
 

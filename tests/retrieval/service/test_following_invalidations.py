@@ -1,0 +1,143 @@
+"""Clients of retrieval hear of each invalidation that was made since they hold answers."""
+
+import threading
+
+import msgspec
+import pytest
+
+from reprise.retrieval import RetrievalConfig
+from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host import steady_clock
+from reprise.retrieval.service import retrieval_client
+from reprise.retrieval.service.retrieval_client import RetrievalClient
+from reprise.retrieval.service.retrieval_server import RetrievalServer
+from reprise.retrieval.service.wire import LaunchConfig
+from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.tier import TierError
+
+
+@pytest.fixture
+def other(tmp_path):
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    yield tier
+    tier.close()
+
+
+@pytest.fixture
+def make_server(tmp_path):
+    made = []
+
+    def make():
+        config = RetrievalConfig(
+            url=f"sqlite:///{tmp_path}/answers.sqlite",
+            embedding_model="lexical",
+            clauses=False,
+            poll_s=0.02,
+        )
+        address = str(tmp_path / "socket")
+        made.append(RetrievalServer(LaunchConfig(config.model_dump(), address, "reprise-test-", 0)))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def make_client(tmp_path, monkeypatch):
+    made, started, run = [], threading.Event(), RetrievalClient._run
+
+    def make(position=None):
+        address = str(tmp_path / "socket")
+        with monkeypatch.context() as patched:
+            # No sooner than its position is what it is to say.
+            patched.setattr(RetrievalClient, "_run", lambda client: started.wait(60) and run(client))
+            made.append(RetrievalClient(address, wants_updates=False, wants_forgotten=True))
+        made[-1]._position = position
+        started.set()
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+class Heard:
+    """What a client has been told to forget so far, by the ids of answers."""
+
+    def __init__(self, client):
+        self.client = client
+        self.ids, self.all = [], []
+
+    def __call__(self):
+        new = self.client.forgotten()
+        self.all += new
+        self.ids += [each.answer_id for forgotten in new for each in forgotten.invalidations]
+        return self.ids
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Set once the tier's log can be read."""
+    is_readable, read = threading.Event(), SqliteTier.invalidations
+
+    def invalidations(tier, after):
+        if not is_readable.is_set():
+            raise TierError("not now")
+        return read(tier, after)
+
+    monkeypatch.setattr(SqliteTier, "invalidations", invalidations)
+    return is_readable
+
+
+def made(answer_id, age_s=0.0):
+    made_s = steady_clock.now_s() - age_s
+    return msgspec.structs.replace(Invalidation.create(answer_id=answer_id), made_s=made_s)
+
+
+def test_who_never_had_a_position_hears_what_was_made_since_it_began(
+    monkeypatch, make_server, make_client, other, log, wait_until
+):
+    monkeypatch.setattr(retrieval_client, "_BEGAN_S", steady_clock.now_s() - 50, raising=False)
+    server = make_server()
+    client = make_client()
+    heard = Heard(client)
+    wait_until(lambda: server._clients)
+    other.announce(made("before it began", 100))
+    other.announce(made("since then", 10))
+    log.set()
+    wait_until(lambda: client._position == "2")
+    other.announce(made("now"))
+    wait_until(lambda: "now" in heard())
+    assert heard.ids == ["since then", "now"]
+    assert all(each.complete for each in heard.all)
+
+
+def test_a_position_is_taken_over_only_with_all_that_lies_before_it(
+    monkeypatch, make_server, make_client, other, wait_until
+):
+    server = make_server()
+    wait_until(lambda: server.retriever.position == "0")
+    can_catch_up, catch_up = threading.Event(), server.retriever.invalidations
+
+    def invalidations(after):
+        if not can_catch_up.is_set():
+            # The first time it is no trouble of the tier's, which ends no thread either.
+            raise tried.pop() if tried else TierError("not now")
+        return catch_up(after)
+
+    tried = [RuntimeError("injected")]
+    monkeypatch.setattr(server.retriever, "invalidations", invalidations)
+    other.announce(made("while it was away"))
+    wait_until(lambda: server.retriever.position == "1")
+    client = make_client("0")
+    heard = Heard(client)
+    wait_until(lambda: server._clients)
+    other.announce(made("since then"))
+    wait_until(lambda: "since then" in heard())
+    assert client._position == "0"
+    can_catch_up.set()
+    wait_until(lambda: client._position == "2")
+    wait_until(lambda: "while it was away" in heard())
+    other.announce(made("later"))
+    wait_until(lambda: client._position == "3")

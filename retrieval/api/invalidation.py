@@ -228,10 +228,10 @@ def decode_log(encoded: Sequence[bytes], *, position: str, is_trimmed: bool) -> 
     found: list[Invalidation] = []
     next_s = steady_clock.now_s()
     for body in reversed(encoded):
-        found.append(_decode(body) or _all_until(next_s))
+        found.append(_decode(body) or all_until(next_s))
         next_s = found[-1].made_s
     if is_trimmed:
-        found.append(_all_until(next_s))
+        found.append(all_until(next_s))
     return InvalidationPage(tuple(reversed(found)), position)
 
 
@@ -244,11 +244,9 @@ def _decode(body: bytes) -> Invalidation | None:
         return None
 
 
-def _all_until(made_s: float) -> Invalidation:
-    """Return an invalidation of all answers until then."""
-    return Invalidation(
-        invalidation_id=uuid.uuid4().hex, made_s=made_s, created_before_s=made_s
-    )
+def all_until(made_s: float) -> Invalidation:
+    """Return an invalidation of all answers until then, in place of what is not known."""
+    return Invalidation(invalidation_id=uuid.uuid4().hex, made_s=made_s, created_before_s=made_s)
 
 
 def _digests_of(text: str) -> set[bytes]:

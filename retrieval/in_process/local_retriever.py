@@ -315,9 +315,7 @@ class LocalRetriever(Retriever):
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""
         if not forgotten.complete:
-            # Any of those that wait to be written may be meant.
-            with self._changed:
-                self._memory.exact.drop(lambda _: True)
+            self._memory.lose_under_way()
         self._memory.forget(
             [each for each in forgotten.invalidations if not self._memory.has_forgotten(each)]
         )

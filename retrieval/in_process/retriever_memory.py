@@ -101,7 +101,8 @@ class RetrieverMemory:
     def reported_keys(self) -> list[Key]:
         """Return (namespace, answer id) of all answers that are held, but for those that have yet
         to be reported for want of room; the caller holds the lock."""
-        return [key for key in self.tier.keys() if not self._reports.waits(key)]
+        held = self.tier.keys()
+        return [key for key in held if not self._reports.waits(key)]
 
     def admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, report them, and have the worker index them; the caller holds the lock."""
@@ -141,14 +142,23 @@ class RetrieverMemory:
     def held(self) -> set[Key]:
         """Return what is held here and is not on its way to the tier."""
         with self._changed:
-            under_way = {
-                (answer.namespace, answer.answer_id)
-                for answer, ours in (*self._queue.answers, *self.joining)
-                if ours
-            }
             names = self.tier.namespaces()
             held = {(name, i) for name in names for i in self.tier.answer_ids(name)}
-            return held - under_way
+            return held - self._under_way()
+
+    def lose_under_way(self) -> None:
+        """Remove what is on its way to the tier: any of it may be meant by what is not known."""
+        with self._changed:
+            self.exact.drop(lambda _: True)
+            self.remove(list(self._under_way()))
+
+    def _under_way(self) -> set[Key]:
+        """Return our answers that the worker has yet to have written; the caller holds the lock."""
+        return {
+            (answer.namespace, answer.answer_id)
+            for answer, ours in (*self._queue.answers, *self.joining)
+            if ours
+        }
 
     def has_forgotten(self, invalidation: Invalidation) -> bool:
         """Return whether an invalidation has been carried out here."""

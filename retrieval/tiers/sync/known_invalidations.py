@@ -1,4 +1,4 @@
-"""What is to be forgotten, as far as it is known here: whatever arrives late is compared with it."""
+"""What is to be forgotten, as far as it is known: whatever arrives late is compared with it."""
 
 from __future__ import annotations
 

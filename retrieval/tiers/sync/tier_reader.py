@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.invalidation import Forgotten, Invalidation, InvalidationPage
+from reprise.retrieval.api.invalidation import (
+    Forgotten,
+    Invalidation,
+    InvalidationPage,
+    all_until,
+)
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
@@ -215,8 +221,9 @@ class TierReader:
         self._take_out(page.invalidations)
         if not page.complete:
             with self._changed:
-                # Any of them may be meant.
+                # Any of them may be meant, and what is on its way to them.
                 self._behind = True
+                self._known.add([all_until(steady_clock.now_s())])
                 self._queue.lose_all()
         if page.invalidations or not page.complete:
             self._on_forgotten(

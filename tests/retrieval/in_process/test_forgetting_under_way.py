@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
 from reprise.retrieval.search.embedding import Embedder
@@ -81,3 +81,45 @@ def test_an_answer_that_is_being_embedded(tmp_path, monkeypatch, wait_until, by_
             forgetting.join()
         retriever.close()
         other.close()
+
+
+def test_an_answer_that_is_being_embedded_when_a_part_of_the_log_is_lost(
+    tmp_path, monkeypatch, wait_until
+):
+    """It may be meant by what is not known any more, as much as what waits to be written."""
+    is_lost, invalidations = threading.Event(), SqliteTier.invalidations
+
+    def with_a_gap(tier, after):
+        page = invalidations(tier, after)
+        if is_lost.is_set() and after is not None:
+            is_lost.clear()
+            return InvalidationPage(position=page.position, complete=False)
+        return page
+
+    monkeypatch.setattr(SqliteTier, "invalidations", with_a_gap)
+    embedding = Held(monkeypatch, Embedder, "encode")
+    config = RetrievalConfig(
+        url=f"sqlite://{tmp_path}/answers.sqlite",
+        embedding_model="lexical",
+        clauses=False,
+        poll_s=0.02,
+    )
+    told = []
+    retriever = LocalRetriever(config, embedder=Embedder("lexical"), on_forgotten=told.append)
+    try:
+        wait_until(lambda: retriever.position is not None)
+        retriever.store(answer(1))
+        assert embedding.arrived.wait(60)
+        is_lost.set()
+        wait_until(lambda: told)
+        embedding.goes_on.set()
+        wait_until(lambda: retriever.keys() == [])
+        retriever.store(answer(2))
+        assert retriever.flush(60)
+        other = SqliteTier(tmp_path / "answers.sqlite")
+        assert [each.answer_id for each in other.answers("acme")] == ["id2"]
+        other.close()
+        assert retriever.keys() == [("acme", "id2")]
+    finally:
+        embedding.goes_on.set()
+        retriever.close()

@@ -8,10 +8,12 @@ import pytest
 from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.host import steady_clock
+from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.service import retrieval_client
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.retrieval_server import RetrievalServer
 from reprise.retrieval.service.wire import LaunchConfig
+from reprise.retrieval.tiers import change_log
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.retrieval.tiers.tier import TierError
 
@@ -44,22 +46,12 @@ def make_server(tmp_path):
 
 
 @pytest.fixture
-def make_client(tmp_path, monkeypatch):
-    made, started, run = [], threading.Event(), RetrievalClient._run
-
-    def make(position=None):
-        address = str(tmp_path / "socket")
-        with monkeypatch.context() as patched:
-            # No sooner than its position is what it is to say.
-            patched.setattr(RetrievalClient, "_run", lambda client: started.wait(60) and run(client))
-            made.append(RetrievalClient(address, wants_updates=False, wants_forgotten=True))
-        made[-1]._position = position
-        started.set()
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.close()
+def client(tmp_path):
+    """A client that waits for a server."""
+    address = str(tmp_path / "socket")
+    client = RetrievalClient(address, wants_updates=False, wants_forgotten=True)
+    yield client
+    client.close()
 
 
 class Heard:
@@ -96,12 +88,10 @@ def made(answer_id, age_s=0.0):
 
 
 def test_who_never_had_a_position_hears_what_was_made_since_it_began(
-    monkeypatch, make_server, make_client, other, log, wait_until
+    monkeypatch, make_server, client, other, log, wait_until
 ):
-    monkeypatch.setattr(retrieval_client, "_BEGAN_S", steady_clock.now_s() - 50, raising=False)
-    server = make_server()
-    client = make_client()
-    heard = Heard(client)
+    monkeypatch.setattr(retrieval_client, "_BEGAN_S", steady_clock.now_s() - 50)
+    server, heard = make_server(), Heard(client)
     wait_until(lambda: server._clients)
     other.announce(made("before it began", 100))
     other.announce(made("since then", 10))
@@ -113,26 +103,40 @@ def test_who_never_had_a_position_hears_what_was_made_since_it_began(
     assert all(each.complete for each in heard.all)
 
 
-def test_a_position_is_taken_over_only_with_all_that_lies_before_it(
-    monkeypatch, make_server, make_client, other, wait_until
+def test_who_never_had_a_position_hears_of_a_log_that_was_trimmed_since_it_began(
+    monkeypatch, make_server, client, other, log, wait_until
 ):
-    server = make_server()
-    wait_until(lambda: server.retriever.position == "0")
-    can_catch_up, catch_up = threading.Event(), server.retriever.invalidations
-
-    def invalidations(after):
-        if not can_catch_up.is_set():
-            # The first time it is no trouble of the tier's, which ends no thread either.
-            raise tried.pop() if tried else TierError("not now")
-        return catch_up(after)
-
-    tried = [RuntimeError("injected")]
-    monkeypatch.setattr(server.retriever, "invalidations", invalidations)
-    other.announce(made("while it was away"))
-    wait_until(lambda: server.retriever.position == "1")
-    client = make_client("0")
-    heard = Heard(client)
+    monkeypatch.setattr(retrieval_client, "_BEGAN_S", steady_clock.now_s() - 50)
+    monkeypatch.setattr(change_log, "_MAX_INVALIDATIONS", 3)
+    server, heard = make_server(), Heard(client)
     wait_until(lambda: server._clients)
+    for age_s in range(40, 30, -1):
+        other.announce(made("since then", age_s))
+    log.set()
+    wait_until(lambda: len(heard()) == 4)
+    unknown, oldest, *_ = heard.all[0].invalidations
+    assert unknown.created_before_s == oldest.made_s
+    assert unknown.covers("acme")
+
+
+def test_a_position_is_taken_over_only_with_all_that_lies_before_it(
+    monkeypatch, make_server, client, other, wait_until
+):
+    can_catch_up, catch_up = threading.Event(), LocalRetriever.invalidations
+    # The first time it is no trouble of the tier's, which ends no thread either.
+    errors = [RuntimeError("injected")]
+
+    def invalidations(retriever, after):
+        if not can_catch_up.is_set():
+            raise errors.pop() if errors else TierError("not now")
+        return catch_up(retriever, after)
+
+    monkeypatch.setattr(LocalRetriever, "invalidations", invalidations)
+    client._position = "0"
+    heard = Heard(client)
+    other.announce(made("while it was away"))
+    server = make_server()
+    wait_until(lambda: server.retriever.position == "1" and server._clients)
     other.announce(made("since then"))
     wait_until(lambda: "since then" in heard())
     assert client._position == "0"
@@ -141,3 +145,4 @@ def test_a_position_is_taken_over_only_with_all_that_lies_before_it(
     wait_until(lambda: "while it was away" in heard())
     other.announce(made("later"))
     wait_until(lambda: client._position == "3")
+    assert not errors

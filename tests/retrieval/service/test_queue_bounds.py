@@ -240,8 +240,8 @@ def held_back(server, monkeypatch):
     return goes_on
 
 
-def greeted(server, address, config, wait_until):
-    client = RetrievalClient(address, config=config)
+def greeted(server, address, wait_until):
+    client = RetrievalClient(address)
     wait_until(lambda: any(each.greeted for each in server._clients))
     return client
 
@@ -249,7 +249,7 @@ def greeted(server, address, config, wait_until):
 def test_that_an_answer_left_which_joined_during_a_greeting_is_told(
     server, held_back, wait_until, monkeypatch
 ):
-    server, address, config = server
+    server, address, _ = server
     fill(server.retriever, 1)
     keys = MemoryTier.keys
     storing = threading.Thread(target=server.retriever.store, args=(answer(7),))
@@ -261,7 +261,7 @@ def test_that_an_answer_left_which_joined_during_a_greeting_is_told(
 
     with monkeypatch.context() as patched:
         patched.setattr(MemoryTier, "keys", join_and_list)
-        client = greeted(server, address, config, wait_until)
+        client = greeted(server, address, wait_until)
     storing.join()
     server.retriever._forgotten(Forgotten(removed=(("", "id7"),)))
     held_back.set()
@@ -275,9 +275,9 @@ def test_that_an_answer_left_which_joined_during_a_greeting_is_told(
 def test_that_an_answer_left_which_there_was_no_room_to_report_is_told(
     server, held_back, wait_until
 ):
-    server, address, config = server
+    server, address, _ = server
     fill(server.retriever, 2000)
-    client = greeted(server, address, config, wait_until)
+    client = greeted(server, address, wait_until)
     there = {f"id{number}" for number in range(2000)}
     for number in range(0, 2000, 100):
         server.retriever._forgotten(Forgotten(removed=(("", f"id{number}"),)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -172,6 +172,11 @@ class InvalidationPage(msgspec.Struct, frozen=True):
     complete: bool = True
     """False: some may have been lost from the log, or are not understood."""
 
+    def made_since(self, since_s: float) -> InvalidationPage:
+        """Return the page without those that no answer is meant by which was made since then."""
+        fresh = (each for each in self.invalidations if each.made_s >= since_s - _ARRIVES_WITHIN_S)
+        return InvalidationPage(tuple(fresh), self.position, self.complete)
+
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Invalidation)
@@ -187,6 +192,8 @@ class Forgotten(msgspec.Struct, frozen=True):
     """Of the tier's log of invalidations, once these are applied."""
     complete: bool = True
     """False: more may have been meant, so that only forgetting everything is safe."""
+    is_history: bool = False
+    """Whether it is all that the log held when it was first read."""
 
 
 class Forgetting(msgspec.Struct, frozen=True):
@@ -207,14 +214,39 @@ def decode_invalidations(
     encoded: Iterable[bytes], *, position: str, complete: bool
 ) -> InvalidationPage:
     """Return a page of encoded invalidations; one that is not understood makes it incomplete."""
-    found = []
-    for body in encoded:
-        try:
-            found.append(_DECODER.decode(body))
-        except msgspec.MsgspecError as error:
-            logger.warning("An invalidation that is not understood counts as everything: %s", error)
-            complete = False
-    return InvalidationPage(tuple(found), position, complete)
+    found = [_decode(body) for body in encoded]
+    understood = tuple(each for each in found if each is not None)
+    return InvalidationPage(understood, position, complete and len(understood) == len(found))
+
+
+def decode_log(encoded: Sequence[bytes], *, position: str, is_trimmed: bool) -> InvalidationPage:
+    """Return a whole log of encoded invalidations, the oldest first.
+
+    What is not understood, and what was trimmed, may mean whatever was made before the one after
+    it: so says an invalidation in its place, and the page is complete.
+    """
+    found: list[Invalidation] = []
+    next_s = steady_clock.now_s()
+    for body in reversed(encoded):
+        found.append(_decode(body) or all_until(next_s))
+        next_s = found[-1].made_s
+    if is_trimmed:
+        found.append(all_until(next_s))
+    return InvalidationPage(tuple(reversed(found)), position)
+
+
+def _decode(body: bytes) -> Invalidation | None:
+    """Return an encoded invalidation; None if it is not understood."""
+    try:
+        return _DECODER.decode(body)
+    except msgspec.MsgspecError as error:
+        logger.warning("An invalidation that is not understood counts as everything: %s", error)
+        return None
+
+
+def all_until(made_s: float) -> Invalidation:
+    """Return an invalidation of all answers until then, in place of what is not known."""
+    return Invalidation(invalidation_id=uuid.uuid4().hex, made_s=made_s, created_before_s=made_s)
 
 
 def _digests_of(text: str) -> set[bytes]:

@@ -33,6 +33,10 @@ class AnswerReports:
             return False
         return self._put(AnswerUpdate.removal(*key))
 
+    def waits(self, key: Key) -> bool:
+        """Return whether an answer that joined has yet to be reported, for want of room."""
+        return key in self._unreported
+
     def take(self, find: Callable[[str, str], Answer | None]) -> list[AnswerUpdate]:
         """Return all updates, and of those without room as much as there is room for now.
 

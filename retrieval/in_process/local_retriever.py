@@ -47,7 +47,8 @@ class LocalRetriever(Retriever):
         on_found: Called in the worker thread with each request's id, namespace, near answers and
             clauses.
         on_gone: Called in the worker thread with the (namespace, id) that left memory.
-        on_forgotten: Called with what is to be forgotten wherever else it is held.
+        on_forgotten: Called with what is to be forgotten wherever else it is held, but for what
+            the tier's log held at first, see `invalidations`.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -88,14 +89,15 @@ class LocalRetriever(Retriever):
             changed=self._changed,
             count=self._count,
         )
-        self._behind = BehindMemory(
-            self._config,
-            memory=self._memory,
-            changed=self._changed,
-            tokenizer_key=tokenizer_key,
-            on_added=self._arrived,
-            on_forgotten=self._forgotten,
-        )
+        with self._changed:  # for which waits what arrives at once
+            self._behind = BehindMemory(
+                self._config,
+                memory=self._memory,
+                changed=self._changed,
+                tokenizer_key=tokenizer_key,
+                on_added=self._arrived,
+                on_forgotten=self._forgotten,
+            )
         self._tiers = self._behind.tiers
         self._worker = RetrievalWorker(
             self._config,
@@ -177,7 +179,7 @@ class LocalRetriever(Retriever):
     def forget(self, invalidation: Invalidation, *, timeout_s: float) -> Forgetting:
         # The tier first: nothing that is meant joins memory from there any more.
         pending = None if self._tiers is None else self._tiers.forget(invalidation)
-        gone = self._memory.forget(invalidation)
+        gone = self._memory.forget([invalidation])
         self._notify_forgotten(Forgotten((invalidation,)))
         if pending is None:
             return Forgetting(tuple(gone), done=True)
@@ -190,8 +192,8 @@ class LocalRetriever(Retriever):
         """How far the tier's log of invalidations has been followed."""
         return None if self._tiers is None else self._tiers.position
 
-    def invalidations(self, after: str) -> InvalidationPage:
-        """Return the tier's log of invalidations beyond an earlier position.
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        """Return the tier's log of invalidations beyond an earlier position; None: all of it.
 
         Raises:
             TierError: It cannot be read now.
@@ -201,6 +203,13 @@ class LocalRetriever(Retriever):
     def updates(self) -> list[AnswerUpdate]:
         with self._changed:
             return self._memory.take_updates()
+
+    def updates_and_keys(self) -> tuple[list[AnswerUpdate], list[tuple[str, str]]]:
+        """Return `updates`, and (namespace, answer id) of all answers that were reported by then
+        and are held in memory: what leaves of them from now on is reported."""
+        with self._changed:
+            updates = self._memory.take_updates()
+            return updates, self._memory.reported_keys()
 
     def flush(self, timeout_s: float) -> bool:
         deadline_s, worker = time.monotonic() + timeout_s, self._worker
@@ -306,14 +315,13 @@ class LocalRetriever(Retriever):
     def _forgotten(self, forgotten: Forgotten) -> None:
         """Forget what other replicas removed, or had forgotten."""
         if not forgotten.complete:
-            # Any of those that wait to be written may be meant.
-            with self._changed:
-                self._memory.exact.drop(lambda _: True)
-        for invalidation in forgotten.invalidations:
-            if not self._memory.has_forgotten(invalidation):
-                self._memory.forget(invalidation)
+            self._memory.lose_under_way()
+        self._memory.forget(
+            [each for each in forgotten.invalidations if not self._memory.has_forgotten(each)]
+        )
         self._memory.remove(forgotten.removed)
-        self._notify_forgotten(forgotten)
+        if not forgotten.is_history:
+            self._notify_forgotten(forgotten)
 
     def _notify_forgotten(self, forgotten: Forgotten) -> None:
         if self._on_forgotten is not None:

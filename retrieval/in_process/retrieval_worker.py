@@ -246,7 +246,7 @@ class RetrievalWorker:
         read = [self._attempt(partial(self._with_query, answer)) for answer in answers]
         whole = [answer for answer in read if answer is not None]
         with self._changed:
-            self._tiers.write(a for a in whole if not self._memory.was_forgotten(a))
+            self._tiers.write(whole)
 
     def _with_query(self, answer: Answer) -> Answer:
         text = self._queries.read(None, answer.prompt_token_ids)

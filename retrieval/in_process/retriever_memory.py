@@ -10,13 +10,14 @@ import msgspec
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.answer_reports import AnswerReports
-from reprise.retrieval.in_process.applied_invalidations import AppliedInvalidations
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.exact_writes import ExactWrites
 from reprise.retrieval.in_process.work_queue import WorkQueue
 from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 
 Key = tuple[str, str]
 # Vector of 384 dimensions in float16, graph links and dictionary entries, as measured.
@@ -61,7 +62,7 @@ class RetrieverMemory:
         self._queue, self._results, self._queries = queue, results, queries
         self._max_bytes = config.memory_bytes
         self._changed, self._count = changed, count
-        self._applied = AppliedInvalidations()
+        self._applied, self._began_s = KnownInvalidations(), steady_clock.now_s()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
         self.num_forgets = 0
@@ -97,6 +98,12 @@ class RetrieverMemory:
         """Return, once, which answers joined and left; the caller holds the lock."""
         return self._reports.take(self.answer)
 
+    def reported_keys(self) -> list[Key]:
+        """Return (namespace, answer id) of all answers that are held, but for those that have yet
+        to be reported for want of room; the caller holds the lock."""
+        held = self.tier.keys()
+        return [key for key in held if not self._reports.waits(key)]
+
     def admit(self, answers: Sequence[Answer], *, ours: bool) -> None:
         """Hold answers, report them, and have the worker index them; the caller holds the lock."""
         if ours:
@@ -126,38 +133,50 @@ class RetrieverMemory:
 
     def admit_orphans(self, answers: Sequence[Answer]) -> None:
         """Hold answers again that another one stood for, until that was removed, unless they were
-        meant too."""
+        meant too. What the tier still holds after what was made before this process began may have
+        been imported since, whatever its age."""
         with self._changed:
-            self.admit([a for a in answers if not self.was_forgotten(a)], ours=False)
+            wanted = [a for a in answers if not self.was_forgotten(a, since_s=self._began_s)]
+            self.admit(wanted, ours=False)
 
     def held(self) -> set[Key]:
         """Return what is held here and is not on its way to the tier."""
         with self._changed:
-            under_way = {
-                (answer.namespace, answer.answer_id)
-                for answer, ours in (*self._queue.answers, *self.joining)
-                if ours
-            }
             names = self.tier.namespaces()
             held = {(name, i) for name in names for i in self.tier.answer_ids(name)}
-            return held - under_way
+            return held - self._under_way()
+
+    def lose_under_way(self) -> None:
+        """Remove what is on its way to the tier: any of it may be meant by what is not known."""
+        with self._changed:
+            self.exact.drop(lambda _: True)
+            self.remove(list(self._under_way()))
+
+    def _under_way(self) -> set[Key]:
+        """Return our answers that the worker has yet to have written; the caller holds the lock."""
+        return {
+            (answer.namespace, answer.answer_id)
+            for answer, ours in (*self._queue.answers, *self.joining)
+            if ours
+        }
 
     def has_forgotten(self, invalidation: Invalidation) -> bool:
         """Return whether an invalidation has been carried out here."""
         return invalidation in self._applied
 
-    def forget(self, invalidation: Invalidation) -> list[Key]:
+    def forget(self, invalidations: Sequence[Invalidation]) -> list[Key]:
         """Forget in this process; the (namespace, id) that were there."""
+        if not invalidations:
+            return []
         with self._changed:
-            self._applied.add(invalidation)
+            self._applied.add(invalidations)
             self.num_forgets += 1
-            self.exact.drop(lambda answer: self._is_meant(answer, invalidation))
-        meant = [
-            (answer.namespace, answer.answer_id)
-            for namespace in filter(invalidation.covers, self.tier.namespaces())
-            for answer in self.tier.answers(namespace)
-            if self._is_meant(answer, invalidation)
-        ]
+            self.exact.drop(lambda answer: self._is_meant(answer, invalidations))
+        meant = []
+        for namespace in self.tier.namespaces():
+            if covering := [each for each in invalidations if each.covers(namespace)]:
+                answers = self.tier.answers(namespace)
+                meant += [(namespace, a.answer_id) for a in answers if self._is_meant(a, covering)]
         return self.remove(meant)
 
     def remove(self, keys: Sequence[Key]) -> list[Key]:
@@ -196,17 +215,21 @@ class RetrieverMemory:
         self.joining = ()
         return [a for a in answers if self.answer(a.namespace, a.answer_id)]
 
-    def _is_meant(self, answer: Answer, invalidation: Invalidation) -> bool:
+    def _is_meant(self, answer: Answer, invalidations: Iterable[Invalidation]) -> bool:
+        """Return whether one of these means the answer."""
         text = None
-        if invalidation.needs_text and not answer.prompt_text:
-            text = self._queries.read(None, answer.prompt_token_ids)
-        return invalidation.means(answer, text)
+        for each in invalidations:
+            if each.needs_text and text is None and not answer.prompt_text:
+                text = self._queries.read(None, answer.prompt_token_ids)
+            if each.means(answer, text):
+                return True
+        return False
 
-    def was_forgotten(self, answer: Answer) -> bool:
-        """Return whether it was on its way here when it was to be forgotten; the caller holds the
-        lock."""
-        since = self._applied.made_since(answer.created_s)
-        return any(self._is_meant(answer, each) for each in since)
+    def was_forgotten(self, answer: Answer, *, since_s: float = float("-inf")) -> bool:
+        """Return whether it was on its way here when it was to be forgotten, by what was made since
+        then; the caller holds the lock."""
+        since = self._applied.made_since(max(answer.created_s, since_s))
+        return self._is_meant(answer, since)
 
     def _note_gone(self, gone: Sequence[Key]) -> None:
         """Report that answers left memory; the caller holds the lock."""

@@ -22,6 +22,7 @@ from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Retriever
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.pinned_cores import pinned_cores
 from reprise.retrieval.host.socket_address import peer_pid, short_address
@@ -59,6 +60,8 @@ _RECONNECT_S = 0.1
 _MAX_FORGOTTEN = 10_000
 # A status is due every 0.5 s; `watchdog` says from when on it is killed.
 _MAX_SILENCE_S = 5.0
+# Nothing that this process holds is older, but what it took from a tier.
+_BEGAN_S = steady_clock.now_s()
 
 
 class RetrievalClient(Retriever):
@@ -334,6 +337,7 @@ class RetrievalClient(Retriever):
                 self._wants_updates,
                 self._wants_forgotten,
                 self._position,
+                _BEGAN_S,
             )
         )
         present: set[tuple[str, str]] | None = set()

@@ -9,7 +9,9 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
+import msgspec
 import numpy as np
 
 from reprise.retrieval.api.answer import AnswerUpdate
@@ -74,6 +76,8 @@ class _Client:
         self.wants_forgotten = False
         self.greeted = False
         """Whether it was sent all that was there when it came."""
+        self.has_caught_up = False
+        """Whether it was sent what was to be forgotten before it came."""
 
 
 class RetrievalServer:
@@ -106,6 +110,7 @@ class RetrievalServer:
                 ("accept", "Accepting clients of retrieval"),
                 ("message", "Reading a message to retrieval"),
                 ("reply", "Replying to a client of retrieval"),
+                ("forgotten", "Telling a client of retrieval what was forgotten"),
             )
         }
         self._closing = threading.Event()
@@ -213,20 +218,23 @@ class RetrievalServer:
     def _greet(self, client: _Client, hello: Hello) -> None:
         """Send a client all answers, at its own pace, and what happens meanwhile."""
         with self._lock:
-            self._broadcast(self.retriever.updates())
+            updates, keys = self.retriever.updates_and_keys()
+            self._broadcast(updates)
             client.wants_updates = hello.wants_updates
             client.wants_forgotten = hello.wants_forgotten
             client.sender.send(Welcome(self._writer.name))
             self._clients.append(client)
-            keys = self.retriever.keys() if hello.wants_updates else []
+        if not hello.wants_updates:
+            keys = []
         # What the client sends meanwhile must not wait for what it is sent.
         threading.Thread(
             target=self._send_all, args=(client, keys), name="reprise-greeting", daemon=True
         ).start()
         if hello.wants_forgotten:
             threading.Thread(
-                target=self._catch_up,
-                args=(client, hello.position),
+                target=keep_going,
+                args=(partial(self._catch_up, client, hello), self._errors["forgotten"]),
+                kwargs={"pause": self._closing.wait},
                 name="reprise-forgotten",
                 daemon=True,
             ).start()
@@ -246,26 +254,30 @@ class RetrievalServer:
             client.greeted = True
             self._next_status_s = 0.0
 
-    def _catch_up(self, client: _Client, after: str | None) -> None:
-        """Send a client that comes back what was to be forgotten while it was away."""
+    def _catch_up(self, client: _Client, hello: Hello) -> None:
+        """Send a client what was to be forgotten while it was away, or since it holds anything."""
         while client in self._clients:
-            position = self.retriever.position
-            if position is not None and after is None:
-                self._send(client, InvalidationNotice(Forgotten(position=position)))
-                return
-            if position is not None and after is not None:
+            # What is read of the log from here on is passed on.
+            if self.retriever.position is not None:
                 with contextlib.suppress(TierError):
-                    page = self.retriever.invalidations(after)
+                    page = self.retriever.invalidations(hello.position)
+                    if hello.position is None:
+                        page = page.made_since(hello.since_s)
                     forgotten = Forgotten(page.invalidations, (), page.position, page.complete)
-                    self._send(client, InvalidationNotice(forgotten))
+                    with self._lock:
+                        self._send(client, InvalidationNotice(forgotten))
+                        client.has_caught_up = True
                     return
             time.sleep(_UPDATE_S)
 
     def _forward_forgotten(self, forgotten: Forgotten) -> None:
+        """Send it to all clients; how far it goes only to those that have all that lies before."""
+        early = msgspec.structs.replace(forgotten, position=None)
         with self._lock:
             for client in self._clients:
                 if client.wants_forgotten:
-                    self._send(client, InvalidationNotice(forgotten))
+                    notice = forgotten if client.has_caught_up else early
+                    self._send(client, InvalidationNotice(notice))
 
     def _forget(self, client: _Client, message: Forget) -> None:
         waits_s = message.timeout_s

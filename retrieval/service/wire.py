@@ -50,6 +50,8 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
     """Send what is to be forgotten."""
     position: str | None = None
     """How far the client has followed that before."""
+    since_s: float = 0.0
+    """Without a position: since when it holds anything that may be meant."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):

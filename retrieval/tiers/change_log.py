@@ -11,6 +11,7 @@ from reprise.retrieval.api.invalidation import (
     Invalidation,
     InvalidationPage,
     decode_invalidations,
+    decode_log,
     encode_invalidation,
 )
 
@@ -115,14 +116,19 @@ class ChangeLog:
     def invalidations(self, db: sqlite3.Connection, after: str | None) -> InvalidationPage:
         """Return the invalidations beyond a position, see `Tier.invalidations`."""
         last = str(_last(db, "invalidations"))
-        if after is None or after == last:
+        if after == last:
             return InvalidationPage(position=last)
-        complete = after.isdecimal() and _is_complete(db, "invalidations", int(after))
+        cursor = 0 if after is None or not after.isdecimal() else int(after)
+        complete = _is_complete(db, "invalidations", cursor)
         rows = db.execute(
             "select invalidation from invalidations where change_id > ? order by change_id",
-            (int(after) if after.isdecimal() else 0,),
+            (cursor,),
         ).fetchall()
-        return decode_invalidations([row[0] for row in rows], position=last, complete=complete)
+        bodies = [row[0] for row in rows]
+        if after is None:
+            return decode_log(bodies, position=last, is_trimmed=not complete)
+        complete = complete and after.isdecimal()
+        return decode_invalidations(bodies, position=last, complete=complete)
 
 
 def _scalar(db: sqlite3.Connection, query: str) -> int:

@@ -179,7 +179,8 @@ class Tier(ABC):
         """Add an invalidation to the log that replicas follow."""
 
     def invalidations(self, after: str | None) -> InvalidationPage:  # noqa: ARG002
-        """Return the log of invalidations beyond a position; None begins now and returns none."""
+        """Return the log of invalidations beyond a position; None returns all of it, as
+        `decode_log`."""
         return InvalidationPage()
 
     def expire(self) -> None:  # noqa: B027 - not every tier has something to do

@@ -8,6 +8,7 @@ from reprise.retrieval.api.invalidation import (
     Invalidation,
     InvalidationPage,
     decode_invalidations,
+    decode_log,
     encode_invalidation,
 )
 from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
@@ -30,23 +31,18 @@ def announce(client: Any, invalidation: Invalidation) -> None:
 
 def read_invalidations(client: Any, after: str | None) -> InvalidationPage:
     """Return the invalidations beyond a position, see `Tier.invalidations`."""
-    if after is None:
-        return InvalidationPage(position=last_id(client, STREAM))
     # From the entry at `after` on, that one too: if it is gone, later ones may be.
-    start = "-" if after == _BEGINNING else after
-    entries = client.xrange(STREAM, min=start)
-    if after == _BEGINNING:
+    is_whole = after in (None, _BEGINNING)
+    entries = client.xrange(STREAM, min="-" if is_whole else after)
+    # Not what came since: it has yet to be read.
+    position = entries[-1][0].decode() if entries else _BEGINNING
+    if is_whole:
         complete = len(entries) < _MAX_INVALIDATIONS
         fresh = entries
     else:
         complete = bool(entries) and entries[0][0].decode() == after
         fresh = entries[1:] if complete else entries
-    position = entries[-1][0].decode() if entries else last_id(client, STREAM)
     bodies = [fields.get(_FIELD, b"") for _, fields in fresh]
+    if after is None:
+        return decode_log(bodies, position=position, is_trimmed=not complete)
     return decode_invalidations(bodies, position=position, complete=complete)
-
-
-def last_id(client: Any, stream: str) -> str:
-    """Return the id of the latest entry; `0-0` where there is none."""
-    latest = client.xrevrange(stream, count=1)
-    return latest[0][0].decode() if latest else _BEGINNING

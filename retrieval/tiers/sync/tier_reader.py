@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.invalidation import Forgotten, InvalidationPage
+from reprise.retrieval.api.invalidation import (
+    Forgotten,
+    Invalidation,
+    InvalidationPage,
+    all_until,
+)
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 from reprise.retrieval.tiers.sync.late_writes import LateWrites
 from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError
@@ -33,8 +40,9 @@ class TierReader:
         on_forgotten: Called with what others removed or had forgotten.
         held: The (namespace, answer id) held here that the tier should have, or had.
         queue: What waits to be written.
+        known: Takes what is to be forgotten before anything else does.
         late: What was written lately.
-        changed: Guards `queue`, `late` and what is here.
+        changed: Guards `queue`, `known`, `late` and what is here.
         poll_s: How often to look for what other replicas did.
         has_room: Whether more answers are wanted: at start the most valuable ones are taken first,
             until it says no, and what others add only while it says yes. None takes all.
@@ -51,6 +59,7 @@ class TierReader:
         on_forgotten: OnForgotten,
         held: Callable[[], set[Key]],
         queue: WriteQueue,
+        known: KnownInvalidations,
         late: LateWrites,
         changed: threading.Condition,
         poll_s: float,
@@ -61,7 +70,7 @@ class TierReader:
         self._take_orphans, self._on_orphans = take_orphans, on_orphans
         self._tier, self._breaker, self._held = tier, breaker, held
         self._on_added, self._on_forgotten = on_added, on_forgotten
-        self._queue, self._late, self._changed = queue, late, changed
+        self._queue, self._known, self._late, self._changed = queue, known, late, changed
         self._poll_s, self._has_room = poll_s, has_room
         self._removed_meanwhile: set[Key] = set()
         self._position: str | None = None
@@ -81,8 +90,8 @@ class TierReader:
         """Return whether what others had forgotten was read this recently."""
         return time.monotonic() - self._followed_s < within_s
 
-    def invalidations(self, after: str) -> InvalidationPage:
-        """Return the log of invalidations beyond an earlier position.
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        """Return the log of invalidations beyond an earlier position; None: all of it.
 
         Raises:
             TierError: It cannot be read now.
@@ -206,22 +215,38 @@ class TierReader:
         return bool(changes.added)
 
     def _follow_invalidations(self) -> None:
-        began_s, is_first = time.monotonic(), self._position is None
+        began_s = time.monotonic()
+        # At first all of it: answers that wait, here or on their way here, may be older than this.
         page = self._tier.invalidations(self._position)
-        with self._changed:
-            for each in page.invalidations:
-                self._queue.drop(each.means)
-                self._late.forget(each, self._queue.being_written)
-            if not page.complete:
-                # Any of them may be meant.
+        self._take_out(page.invalidations)
+        if not page.complete:
+            with self._changed:
+                # Any of them may be meant, and what is on its way to them.
                 self._behind = True
+                self._known.add([all_until(steady_clock.now_s())])
                 self._queue.lose_all()
-        is_news = page.position is not None and is_first
-        if page.invalidations or is_news or not page.complete:
+        if page.invalidations or not page.complete:
             self._on_forgotten(
-                Forgotten(page.invalidations, position=page.position, complete=page.complete)
+                Forgotten(
+                    page.invalidations,
+                    position=page.position,
+                    complete=page.complete,
+                    is_history=self._position is None,
+                )
             )
+            # What memory held until now may have come to wait, or been written.
+            self._take_out(page.invalidations)
         self._position = page.position
         with self._changed:
             self._followed_s = began_s
             self._changed.notify_all()
+
+    def _take_out(self, invalidations: Sequence[Invalidation]) -> None:
+        """Take what is meant out of what waits to be written and what was written lately."""
+        if not invalidations:
+            return
+        with self._changed:
+            self._known.add(invalidations)
+            self._queue.drop(lambda answer: any(each.means(answer) for each in invalidations))
+            for each in invalidations:
+                self._late.forget(each, self._queue.being_written)

@@ -16,6 +16,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgotten, Invalidation, InvalidationPage
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker, State
+from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 from reprise.retrieval.tiers.sync.late_writes import LateWrites, PendingForget
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.sync.tier_mirror import TierMirror
@@ -88,6 +89,7 @@ class TierSync:
         self._usage = PendingUsage(queue_length)
         self._usage_written_s, self._draining = time.monotonic(), 0
         self._forgets: deque[PendingForget] = deque()
+        self._known = KnownInvalidations()
         self._late = LateWrites()
         self._writing = self._closing = False
         self._changed = threading.Condition()
@@ -102,6 +104,7 @@ class TierSync:
             on_forgotten=on_forgotten,
             held=held,
             queue=self._queue,
+            known=self._known,
             late=self._late,
             changed=self._changed,
             poll_s=poll_s,
@@ -158,10 +161,19 @@ class TierSync:
         return f"{self._tier.name}: cannot {', '.join(failing)}" if failing else ""
 
     def write(self, answers: Iterable[Answer]) -> None:
-        """Have answers written soon; returns at once."""
+        """Have answers written soon, but for what is to be forgotten; returns at once."""
         with self._changed:
-            self._queue.put(answers)
+            self._queue.put(self._wanted(answers))
             self._changed.notify_all()
+
+    def _wanted(self, answers: Iterable[Answer]) -> list[Answer]:
+        """Return the answers that are not known to be forgotten since they were made; the caller
+        holds the lock."""
+        return [
+            answer
+            for answer in answers
+            if not any(each.means(answer) for each in self._known.made_since(answer.created_s))
+        ]
 
     def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         """Have uses added to those in the tier soon; returns at once."""
@@ -174,6 +186,7 @@ class TierSync:
             pending = next((each for each in self._forgets if each.is_of(invalidation)), None)
             if pending is None:
                 pending = PendingForget(invalidation)
+                self._known.add([invalidation])
                 self._queue.drop(invalidation.means)
                 self._forgets.append(pending)
                 self._changed.notify_all()
@@ -182,19 +195,15 @@ class TierSync:
     def is_being_forgotten(self, answer: Answer) -> bool:
         """Return whether the tier has yet to forget an answer, which it hands out until then."""
         with self._changed:
-            return self._is_meant(answer)
-
-    def _is_meant(self, answer: Answer) -> bool:
-        """Return whether an answer is to be forgotten; the caller holds the lock."""
-        return any(each.invalidation.means(answer) for each in self._forgets)
+            return any(each.invalidation.means(answer) for each in self._forgets)
 
     @property
     def position(self) -> str | None:
         """How far the tier's log of invalidations has been followed; None: not yet."""
         return self._reader.position
 
-    def invalidations(self, after: str) -> InvalidationPage:
-        """Return the log of invalidations beyond an earlier position.
+    def invalidations(self, after: str | None) -> InvalidationPage:
+        """Return the log of invalidations beyond an earlier position; None: all of it.
 
         Raises:
             TierError: It cannot be read now.
@@ -280,8 +289,7 @@ class TierSync:
             self._late.wrote(batch)
         else:
             # What is to be forgotten since it was taken is forgotten before it would be written.
-            wanted = [a for a in self._late.without(batch) if not self._is_meant(a)]
-            self._queue.put_back(wanted)
+            self._queue.put_back(self._wanted(self._late.without(batch)))
 
     def _put(self, answers: Sequence[Answer]) -> None:
         """Write answers; those that had to make room for them leave memory too."""

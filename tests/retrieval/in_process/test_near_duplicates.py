@@ -174,6 +174,21 @@ def test_what_was_meant_is_not_taken_from_a_tier_that_has_yet_to_remove_it(folde
     assert folded.keys() == [("acme", "later")]
 
 
+def test_the_other_one_comes_back_that_was_imported_after_all_was_forgotten(
+    make, tmp_path, wait_until
+):
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    tier.forget(Invalidation.create(everything=True))
+    made_s = steady_clock.now_s() - 3600.0
+    tier.put([answer("first", created_s=made_s)])
+    tier.put([answer("second", prompt=LIKE, number=1, created_s=made_s + 1.0)])
+    tier.close()
+    retriever = make()
+    wait_until(lambda: retriever.stats().duplicates == 1)
+    assert retriever.forget(Invalidation.create(answer_id="first"), timeout_s=60).done
+    wait_until(lambda: retriever.keys() == [("acme", "second")])
+
+
 def test_one_prompt_is_removed_and_the_one_like_it_is_not(folded, tmp_path, wait_until):
     assert folded.forget(Invalidation.create(prompt=PROMPT), timeout_s=60).done
     wait_until(lambda: folded.keys() == [("acme", "second")])

@@ -357,3 +357,30 @@ def test_what_is_forgotten_while_the_process_is_away_is_told_when_it_is_back(
     tier = open_tier(f"sqlite:///{tmp_path}/answers.sqlite")
     assert list(tier.answers(PERSON)) == []
     tier.close()
+
+
+EXACT = msgspec.structs.replace(SECRET, exact_key=b"k" * 16, fingerprint="f")
+
+
+@pytest.mark.parametrize("secret", [SECRET, EXACT], ids=["near", "exact"])
+def test_what_waits_for_the_process_and_is_forgotten_meanwhile_is_not_kept(
+    front_end, may_start, wait_until, tmp_path, secret
+):
+    url = f"sqlite:///{tmp_path}/answers.sqlite"
+    killed = front_end.pid
+    may_start.clear()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: front_end.health().detail == "no retrieval process")
+    front_end.store(msgspec.structs.replace(secret, created_s=time.time() - 60.0))
+    # By somebody else, of whom neither this client nor the next process hears.
+    assert invalidate(url, "--namespace", PERSON) == 0
+    front_end.store(answer("another", namespace=OTHER))
+    may_start.set()
+    wait_until(lambda: front_end.pid not in (None, killed))
+    assert front_end.flush(60)
+    tier = open_tier(url)
+    assert list(tier.answers(PERSON)) == []
+    assert tier.find_exact(PERSON, [b"k" * 16]) == []
+    assert len(list(tier.answers(OTHER))) == 1
+    tier.close()
+    wait_until(lambda: front_end.stats().answers == 1)

@@ -229,3 +229,63 @@ def test_a_client_that_never_reads_is_heard_and_holds_nobody_up(server, wait_unt
     client.close()
     sender.close()
     silent.close()
+
+
+@pytest.fixture
+def held_back(server, monkeypatch):
+    """A server that passes no updates on, but to whoever is greeted, until told to."""
+    server, _, _ = server
+    goes_on, forward = threading.Event(), server._forward_updates
+    monkeypatch.setattr(server, "_forward_updates", lambda: goes_on.is_set() and forward())
+    return goes_on
+
+
+def greeted(server, address, wait_until):
+    client = RetrievalClient(address)
+    wait_until(lambda: any(each.greeted for each in server._clients))
+    return client
+
+
+def test_that_an_answer_left_which_joined_during_a_greeting_is_told(
+    server, held_back, wait_until, monkeypatch
+):
+    server, address, _ = server
+    fill(server.retriever, 1)
+    keys = MemoryTier.keys
+    storing = threading.Thread(target=server.retriever.store, args=(answer(7),))
+
+    def join_and_list(tier):
+        storing.start()
+        storing.join(1.0)  # which waits where the list is made at the same time as the updates
+        return keys(tier)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryTier, "keys", join_and_list)
+        client = greeted(server, address, wait_until)
+    storing.join()
+    server.retriever._forgotten(Forgotten(removed=(("", "id7"),)))
+    held_back.set()
+    server.retriever.store(answer(8))
+    known: set[str] = set()
+    wait_until(lambda: "id8" in ids_of(client, known))
+    assert known == {"id0", "id8"}
+    client.close()
+
+
+def test_that_an_answer_left_which_there_was_no_room_to_report_is_told(
+    server, held_back, wait_until
+):
+    server, address, _ = server
+    fill(server.retriever, 2000)
+    client = greeted(server, address, wait_until)
+    there = {f"id{number}" for number in range(2000)}
+    for number in range(0, 2000, 100):
+        server.retriever._forgotten(Forgotten(removed=(("", f"id{number}"),)))
+        there.remove(f"id{number}")
+    held_back.set()
+    known: set[str] = set()
+    wait_until(lambda: ids_of(client, known) >= there)
+    server.retriever.store(answer(3000))
+    wait_until(lambda: "id3000" in ids_of(client, known))
+    assert known == there | {"id3000"}
+    client.close()

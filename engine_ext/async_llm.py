@@ -36,7 +36,7 @@ from reprise.engine_ext.frontend.announcements import (
     start_line,
 )
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
-from reprise.engine_ext.frontend.front_end import FrontEnd
+from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
 from reprise.engine_ext.request import server_middleware
 from reprise.engine_ext.request.request_policy import (
@@ -298,6 +298,14 @@ class EnhancedAsyncLLM(ReportingAsyncLLM):
         policy = _current_policy.get()
         front_end = self.front_end
         if front_end is None or policy is None or parent_req is not None:
+            await super()._add_request(request, prompt, parent_req, index, queue)
+            return
+        if policy.streams_input:
+            # A piece, or the end, which looks like a request of its own.
+            if policy.control.only_if_cached:
+                raise NotCachedError
+            if policy.info is not None:
+                policy.info.generates(request.request_id)
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
         stored = await front_end.fetch(request, policy)

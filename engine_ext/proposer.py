@@ -13,7 +13,7 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
-from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of, vocabulary_size_of
 from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.same_samples import promises_a_sample
 from reprise.engine_ext.request.request_info import DraftCountsStore, no_draft_counts
@@ -114,14 +114,22 @@ class CacheHitProposer(DrafterHooks):
             overlap = TokenOverlap()
             overlap.warm_up()
             retriever = worker_retriever(vllm_config, config.retrieval)
+            vocabulary_size = vocabulary_size_of(vllm_config)
             self._near = NearDrafts(
                 self._provider,
                 retriever,
                 overlap,
                 max_near=config.drafts.max_near_answers,
+                vocabulary_size=vocabulary_size,
                 errors=self._errors,
             )
-            self._learner = AnswerLearner(self._provider, retriever, overlap, errors=self._errors)
+            self._learner = AnswerLearner(
+                self._provider,
+                retriever,
+                overlap,
+                vocabulary_size=vocabulary_size,
+                errors=self._errors,
+            )
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM calls this of every drafter; there is no model to load."""

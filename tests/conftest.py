@@ -107,12 +107,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of whole engines and processes have a second try, which is told at the end of the run:
+    """Tests of whole engines and servers have a second try, which is told at the end of the run:
     a machine that stands still for seconds breaks one in some thousand of them. Where several
     processes run tests, the longest groups come first."""
     if not config.option.usepdb:
         for item in items:
-            if item.get_closest_marker("slow") or item.get_closest_marker("engine"):
+            if any(map(item.get_closest_marker, ("slow", "engine", "redis"))):
                 item.add_marker(pytest.mark.flaky(reruns=1))
     if not hasattr(config, "workerinput"):
         return

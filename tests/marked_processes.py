@@ -43,7 +43,7 @@ class Mark:
         deadline_s = time.monotonic() + seconds
         while (left := self.alive()) and time.monotonic() < deadline_s:
             time.sleep(0.05)
-        return left
+        return left and self.alive()  # the machine may have stood still since
 
     def kill(self) -> None:
         """End what is left, so that a test that fails leaves nothing."""

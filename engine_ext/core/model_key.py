@@ -30,6 +30,12 @@ def model_key_of(vllm_config: "VllmConfig", *, lora_request: Any = None) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
+def vocabulary_size_of(vllm_config: "VllmConfig") -> int:
+    """Return how many tokens the model can look up."""
+    size: int = vllm_config.model_config.get_vocab_size()
+    return size
+
+
 def tokenizer_key_of(vllm_config: "VllmConfig") -> str:
     """32 hexadecimal digits: answers drafted from must be tokenised alike.
 

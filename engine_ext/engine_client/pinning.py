@@ -87,7 +87,10 @@ class PinningAsyncLLM(ChangeTrackingAsyncLLM):
         prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if isolation.cache_salt is not None:
             prompt["cache_salt"] = isolation.cache_salt
-        for rank in range(self.vllm_config.parallel_config.data_parallel_size):
+        parallel = self.vllm_config.parallel_config
+        here = parallel.local_engines_only  # the others are other servers' to pin in
+        num_ranks = parallel.data_parallel_size_local if here else parallel.data_parallel_size
+        for rank in range(num_ranks):
             # Past what an answer from the cache would keep from the engine.
             queue = await super().add_request(
                 f"reprise-pin-{uuid4().hex}",

@@ -109,7 +109,8 @@ class VerifiedAnswers:
         if self._max_logits_tokens is not None and at_once > self._max_logits_tokens:
             return []
         # What is stored may be anything, and the model looks each of them up.
-        return token_ids if max(token_ids, default=0) < self._vocabulary_size else []
+        known = all(0 <= token_id < self._vocabulary_size for token_id in token_ids)
+        return token_ids if known else []
 
     def _on_verdict(
         self, tracked: TrackedRequest, stored: Answer, num_asked: int, verdict: Verdict

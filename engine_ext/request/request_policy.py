@@ -42,6 +42,8 @@ class RequestPolicy(msgspec.Struct, frozen=True):
     """Set where the client asks for information on this request."""
     cache_salt: str | None = None
     """For vLLM's prefix cache; None: as the request has it."""
+    streams_input: bool = False
+    """Whether its prompt comes in pieces, each of which the engine gets as a request of this id."""
 
     @property
     def shares(self) -> bool:
@@ -79,7 +81,14 @@ def resolve_policy(
         control = msgspec.structs.replace(control, look_up=False, store=False)
     elif info is not None:
         info.namespace = namespace
-    return RequestPolicy(control, namespace, http_context, info, isolation.cache_salt)
+    return RequestPolicy(
+        control,
+        namespace,
+        http_context,
+        info,
+        isolation.cache_salt,
+        streams_input=isinstance(prompt, AsyncGenerator),
+    )
 
 
 def resolve_isolation(

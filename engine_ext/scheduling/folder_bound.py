@@ -56,21 +56,28 @@ def trim(folder: Path, max_bytes: int) -> int:
     how many.
 
     Raises:
-        OSError: The folder cannot be read.
+        OSError: The folder cannot be read, or some file in it not removed; others are.
     """
     files = list(_files(folder))
     excess = sum(file.num_bytes for file in files) - max_bytes
     if excess <= 0:
         return 0
     excess += int((1.0 - _SHARE_KEPT) * max_bytes)
-    removed = 0
+    removed, failed = 0, None
     for file in sorted(files):
         if excess <= 0:
             break
-        with suppress(FileNotFoundError):  # another engine was faster
+        try:
             file.path.unlink()
             removed += 1
+        except FileNotFoundError:  # another engine was faster
+            pass
+        except OSError as error:
+            failed = error
+            continue
         excess -= file.num_bytes
+    if failed is not None:
+        raise failed
     return removed
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
+from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of, vocabulary_size_of
 from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.speculator import page_locked
@@ -146,17 +146,21 @@ class DeviceRequests:
         overlap = TokenOverlap()
         overlap.warm_up()
         self._retriever = worker_retriever(vllm_config, config.retrieval)
+        vocabulary_size = vocabulary_size_of(vllm_config)
         self._near = NearDrafts(
             self._rows,
             self._retriever,
             overlap,
             max_near=config.drafts.max_near_answers,
+            vocabulary_size=vocabulary_size,
             errors=errors,
         )
         corpora: DraftsFromCorpora = self._corpora
         if mixture is not None:
             corpora = BothCorpora(self._corpora, mixture.learner)
-        self._learner = AnswerLearner(corpora, self._retriever, overlap, errors=errors)
+        self._learner = AnswerLearner(
+            corpora, self._retriever, overlap, vocabulary_size=vocabulary_size, errors=errors
+        )
 
     def begin_step(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
         """Give requests that begin what they draft from, and others what has come since."""

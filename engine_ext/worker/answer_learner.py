@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.worker.vocabulary import are_tokens
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -61,8 +62,10 @@ class AnswerLearner:
         retriever: Retriever,
         overlap: TokenOverlap,
         *,
+        vocabulary_size: int,
         errors: ErrorCounter,
     ) -> None:
+        self._vocabulary_size = vocabulary_size
         self._provider = provider
         self._retriever = retriever
         self._overlap = overlap
@@ -145,6 +148,8 @@ class AnswerLearner:
                 self._provider.remove_answer(update.answer_id, namespace=update.namespace)
             self._overlap.apply(update)
             return
+        if not are_tokens(update.response_token_ids, self._vocabulary_size):
+            raise ValueError("an answer holds what is no token of the model's vocabulary")
         self._overlap.apply(update)
         self._provider.add_answer(
             update.answer_id, update.response_token_ids, namespace=update.namespace

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.live_request import LiveRequest
+from reprise.engine_ext.worker.vocabulary import are_tokens
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -28,6 +29,7 @@ class NearDrafts:
         retriever: finds what is near in meaning.
         overlap: finds what shares tokens.
         max_near: near answers of a request; 0: nothing is searched for.
+        vocabulary_size: of the model, which looks up whatever is drafted.
         errors: counts what goes wrong.
     """
 
@@ -38,6 +40,7 @@ class NearDrafts:
         overlap: TokenOverlap,
         *,
         max_near: int,
+        vocabulary_size: int,
         errors: ErrorCounter,
     ) -> None:
         self._errors = errors
@@ -45,6 +48,7 @@ class NearDrafts:
         self._retriever = retriever
         self._overlap = overlap
         self._max_near = max_near
+        self._vocabulary_size = vocabulary_size
         self._awaiting: dict[str, LiveRequest] = {}
         self._seen_progress = -1
         self._in_time = {"meaning": 0, "tokens": 0}
@@ -156,6 +160,13 @@ class NearDrafts:
         attached: Sequence[NearAnswer] = (),
     ) -> None:
         """Attach these, beside those that are attached already."""
-        self._provider.attach(request_id, [*near_answers, *attached])
+        known = [
+            each
+            for each in near_answers
+            if are_tokens(each.response_token_ids, self._vocabulary_size)
+        ]
+        self._provider.attach(request_id, [*known, *attached])
         if live.recorder is not None:
-            live.recorder.note_near(near_answers)
+            live.recorder.note_near(known)
+        if len(known) < len(near_answers):
+            raise ValueError("a near answer holds what is no token of the model's vocabulary")

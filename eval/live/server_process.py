@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -12,14 +13,16 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
+_PORTS = (10_000, 22_000)
+
 
 def free_port() -> int:
-    """Return a free port whose number leaves room for a cluster's bus, 10000 above."""
+    """Return a free port whose number leaves room for a cluster's bus, 10000 above. It is none of
+    those that connections get: it may be some time until a server listens there."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
             return port
 
 

@@ -101,7 +101,7 @@ class Worker:
         monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: Retrieval())
         model = SimpleNamespace(
             model="", revision=None, quantization=None, dtype="", tokenizer="",
-            tokenizer_revision=None, tokenizer_mode="auto",
+            tokenizer_revision=None, tokenizer_mode="auto", get_vocab_size=lambda: 50_000,
         )  # fmt: skip
         vllm_config: Any = SimpleNamespace(model_config=model)
         config = RepriseConfig(drafts=DraftConfig(max_near_answers=NEAR))

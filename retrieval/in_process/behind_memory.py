@@ -71,6 +71,7 @@ class BehindMemory:
                 has_room=None if self._writer is None else memory.has_room,
                 take_orphans=memory.tier.take_orphans,
                 on_orphans=memory.admit_orphans,
+                on_removed=memory.remove,
             )
 
     def open_search(self, embedder: Embedder) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from warm_starts import start_program
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE
 from reprise.eval.live.engine_environment import engine_environment
+from reprise.eval.live.server_process import free_port
 
 API_KEYS = ("key-of-one", "key-of-another")
 ADMIN_TOKEN = "token-of-the-operator"
@@ -93,9 +93,7 @@ class Server:
     def __init__(
         self, model: Path, *arguments: str, api_keys: Sequence[str] = API_KEYS, **environment: str
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._is_ending = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
@@ -289,6 +287,15 @@ def server_builder(memory_waiter: Callable[[], None]) -> Callable[..., Server]:
 def plain_server(shared: Any, demo_model: Path, server_builder: Callable[..., Server]) -> Server:
     """vLLM as it comes; shared by all tests."""
     return _shared_server("plain_server", shared, demo_model, server_builder)
+
+
+@pytest.fixture(autouse=True)
+def _begins_anew(request: pytest.FixtureRequest) -> None:
+    """A server that tests share has kept what the first try of one has asked for."""
+    is_second_try = getattr(request.node, "execution_count", 1) > 1
+    if is_second_try and "reprise_server" in request.fixturenames:
+        server = request.getfixturevalue("reprise_server")
+        server.send("/reprise/cache?everything=true", method="DELETE")
 
 
 @pytest.fixture

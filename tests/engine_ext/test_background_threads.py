@@ -33,7 +33,9 @@ def test_learning_goes_on(method: str) -> None:
     retriever: Any = SimpleNamespace(store=stored.append, updates=list, flush=lambda _: True)
     setattr(retriever, method, failing_once(getattr(retriever, method)))
     errors = ErrorCounter()
-    learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
+    learner = AnswerLearner(
+        DraftProvider(), retriever, TokenOverlap(), vocabulary_size=1 << 17, errors=errors
+    )
     for number in range(2):
         learner.learn(FinishedRequest("", "", "", [number], [number], 0.0))
     assert learner.flush(60.0)

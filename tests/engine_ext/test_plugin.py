@@ -69,11 +69,11 @@ def test_another_vllm_is_left_alone(
     monkeypatch.setattr(plugin.logger, "propagate", True)
     assert not is_applied()
     assert AsyncLLM.__dict__["from_vllm_config"] is before
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line == (
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if "this is vLLM" in line] == [
         "Reprise: this is vLLM 0.99.0, known are 0.26, 0.32, 0.33; vLLM is left as it is; an "
         "engine with our proposer will not start."
-    )
+    ]
     with pytest.raises(ValueError, match=r"cannot keep tenants apart .* this is vLLM 0\.99\.0"):
         worker_installs.apply_needed(RepriseConfig(), proposer._NEEDED)
 

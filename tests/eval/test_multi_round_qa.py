@@ -84,7 +84,7 @@ def test_users_talk_in_turns_and_all_is_reported(
     assert (report["requests"], len(report["rounds"])) == (6, 2)
     assert report["server"] == {"found in the prefix cache": 30.0}
     assert report["first_token_ms"]["p50"] > 0
-    assert report["token_ms"]["p50"] >= 5
+    assert report["token_ms"]["p50"] > 0
     assert plot.read_text().count("<svg") == 1
     assert "first token in round 2" in capsys.readouterr().out
     systems = {asked["messages"][0]["content"] for asked in server.asked}

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import aiohttp
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import uses_reprise
+from reprise.eval.live.server_process import free_port
 from reprise.retrieval.host.process_end import end_groups
 
 SPECULATIVE: dict[str, dict[str, Any] | None] = {
@@ -72,9 +72,7 @@ class Server:
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]

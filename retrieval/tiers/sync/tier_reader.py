@@ -25,6 +25,7 @@ from reprise.retrieval.tiers.tier import Tier, TierError
 
 OnAdded = Callable[[Sequence[Answer]], None]
 OnForgotten = Callable[[Forgotten], None]
+OnRemoved = Callable[[Sequence[Key]], object]
 _READ_BATCH = 500
 # Of one namespace, before the next one has its turn.
 _VALUABLE_BATCH = 250
@@ -48,6 +49,7 @@ class TierReader:
             until it says no, and what others add only while it says yes. None takes all.
         take_orphans: What is wanted again, by (namespace, answer id), each once.
         on_orphans: Called with what the tier holds of that.
+        on_removed: Called with what this process had removed while it was being read.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class TierReader:
         has_room: Callable[[], bool] | None = None,
         take_orphans: Callable[[], Sequence[Key]] = tuple,
         on_orphans: OnAdded = lambda _: None,
+        on_removed: OnRemoved = lambda _: None,
     ) -> None:
+        self._on_removed = on_removed
         self._take_orphans, self._on_orphans = take_orphans, on_orphans
         self._tier, self._breaker, self._held = tier, breaker, held
         self._on_added, self._on_forgotten = on_added, on_forgotten
@@ -195,7 +199,7 @@ class TierReader:
             # Read before that, they may have joined after it.
             gone = keys & self._removed_meanwhile
         if gone:
-            self._on_forgotten(Forgotten(removed=tuple(gone)))
+            self._on_removed(tuple(gone))
 
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""

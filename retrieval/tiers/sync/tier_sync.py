@@ -20,7 +20,7 @@ from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 from reprise.retrieval.tiers.sync.late_writes import LateWrites, PendingForget
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.sync.tier_mirror import TierMirror
-from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, TierReader
+from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, OnRemoved, TierReader
 from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
 
@@ -34,8 +34,6 @@ _USAGE_EVERY_S = 1.0
 _MAX_RETRY_S = 0.8
 # Nothing is written unless what others removed was read this recently.
 _FOLLOWED_WITHIN_S = 1.0
-# Each goes on to other processes, in one message.
-_FORGOTTEN_BATCH = 5000
 
 
 class TierSync:
@@ -45,8 +43,10 @@ class TierSync:
         tier: Where answers are kept; closed with this.
         on_added: Called with answers found in the tier: all at start, then what others add. May
             wait, which slows the reading down.
-        on_forgotten: Called with what others removed or had forgotten, and with what the tier
-            removed for this process.
+        on_forgotten: Called with what others removed or had forgotten, and what left for want of
+            room.
+        on_removed: Called with the (namespace, answer id) that this process had forgotten, once the
+            tier has removed them: what it handed out before may have joined since.
         held: The (namespace, answer id) held here that the tier should have, or had.
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
@@ -82,7 +82,9 @@ class TierSync:
         has_room: Callable[[], bool] | None = None,
         take_orphans: Callable[[], Sequence[Key]] = tuple,
         on_orphans: OnAdded = lambda _: None,
+        on_removed: OnRemoved = lambda _: None,
     ) -> None:
+        self._on_removed = on_removed
         self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
         self._poll_s = poll_s
@@ -111,6 +113,7 @@ class TierSync:
             has_room=has_room,
             take_orphans=take_orphans,
             on_orphans=on_orphans,
+            on_removed=on_removed,
         )
         self.caught_up = self._reader.caught_up
         self._threads = [
@@ -341,9 +344,7 @@ class TierSync:
                 self._reader.note_removed(pending.removed)
                 self._forgets.remove(pending)
             # What memory does not hold may lie in what is shared of it, or has joined meanwhile.
-            for begin in range(0, len(pending.removed), _FORGOTTEN_BATCH):
-                removed = pending.removed[begin : begin + _FORGOTTEN_BATCH]
-                self._on_forgotten(Forgotten(removed=removed))
+            self._on_removed(pending.removed)
             if self._mirror is not None:
                 self._mirror.forgot(pending.invalidation, pending.removed)
             pending.done.set()

@@ -82,9 +82,10 @@ def test_without_a_compiler_one_line_says_so(
         raise RuntimeError("no compiler\nand a lot more")
 
     monkeypatch.setattr(logprobs, "batched_count_greater_than", fail)
+    monkeypatch.setattr(prompt_ranks, "MAX_SECONDS", 60.0)
     compile_at_start(SIZE)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "cannot be compiled (no compiler);" in line
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if "cannot be compiled (no compiler);" in line]) == 1
     x, values = scores(2, SIZE)
     assert torch.equal(batched_count_greater_than(x, values), (x >= values).sum(-1))
 

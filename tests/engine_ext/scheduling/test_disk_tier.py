@@ -47,6 +47,23 @@ def test_files_that_nobody_used_for_longest_go(tmp_path: Path) -> None:
     assert kept.exists()
 
 
+def test_a_file_that_cannot_be_removed_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, *others = [write(tmp_path, f"{n}.bin", 100, 1000.0 + n) for n in range(4)]
+    unlink = Path.unlink
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if path == stays:
+            raise PermissionError("not yours")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError, match="not yours"):
+        trim(tmp_path, 250)
+    assert [each.exists() for each in (stays, *others)] == [True, False, False, True]
+
+
 def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
     young = write(tmp_path, "a.bin_1.tmp", 1000, 1e12)
     old = write(tmp_path, "b.bin_2.tmp", 1000, 1.0)

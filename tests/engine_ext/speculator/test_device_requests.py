@@ -47,6 +47,7 @@ class World:
         monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: self.retriever)
         monkeypatch.setattr(device_requests, "model_key_of", lambda _: "model")
         monkeypatch.setattr(device_requests, "tokenizer_key_of", lambda _: "")
+        monkeypatch.setattr(device_requests, "vocabulary_size_of", lambda _: 1000)
         self.state = DraftState.create(
             num_slots=NUM_SLOTS, max_draft=NUM_DRAFTED, max_near_tokens=128, num_corpora=4,
             arena_tokens=1 << 14,

@@ -72,7 +72,7 @@ def test_no_trace_of_a_removed_answer_is_left() -> None:
     retriever = LocalRetriever(
         config, embedder=Embedder("lexical"), decode=lambda ids: " ".join(map(str, ids))
     )
-    learner = AnswerLearner(provider, retriever, overlap, errors=errors)
+    learner = AnswerLearner(provider, retriever, overlap, vocabulary_size=1 << 17, errors=errors)
 
     def learn(namespace: str, prompt: list[int], response: list[int]) -> None:
         learner.learn(FinishedRequest(namespace, "m", "", prompt, response, 0.0))
@@ -118,9 +118,24 @@ class HeldUp(LocalRetriever):
         super().store(answer)
 
 
+def test_what_the_model_cannot_look_up_joins_no_corpus() -> None:
+    retriever, errors, overlap = HeldUp(), ErrorCounter(), TokenOverlap()
+    retriever.goes_on.set()
+    provider = DraftProvider()
+    learner = AnswerLearner(provider, retriever, overlap, vocabulary_size=100, errors=errors)
+    for number, token_ids in enumerate(([99], [100], [7, 2**31 - 2], [0])):
+        learner.learn(FinishedRequest("n", "", "", [number], token_ids * 9, now_s()))
+    assert learner.flush(60)
+    assert (len(overlap), provider.stats().answers) == (2, 2)
+    assert errors.counts() == {"learn": 2}
+    retriever.close()
+
+
 def test_long_requests_are_refused_before_they_fill_the_memory() -> None:
     retriever, errors = HeldUp(), ErrorCounter()
-    learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
+    learner = AnswerLearner(
+        DraftProvider(), retriever, TokenOverlap(), vocabulary_size=1 << 17, errors=errors
+    )
     prompt = np.zeros(131_072, np.int32)
     for number in range(100):
         answer = np.full(10, number, np.int32)
@@ -138,7 +153,9 @@ def test_long_requests_are_refused_before_they_fill_the_memory() -> None:
 
 def test_what_is_to_be_forgotten_before_it_is_learned_is_not_kept() -> None:
     retriever, errors = HeldUp(), ErrorCounter()
-    learner = AnswerLearner(DraftProvider(), retriever, TokenOverlap(), errors=errors)
+    learner = AnswerLearner(
+        DraftProvider(), retriever, TokenOverlap(), vocabulary_size=1 << 17, errors=errors
+    )
     try:
         for number in range(2):  # the second one waits for the first one
             learner.learn(FinishedRequest("person", "", "", [number], [number] * 9, now_s()))

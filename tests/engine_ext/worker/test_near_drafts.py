@@ -35,7 +35,12 @@ class World:
         self.overlap = TokenOverlap()
         self.errors = ErrorCounter()
         self.near = NearDrafts(
-            self.provider, self.retriever, self.overlap, max_near=4, errors=self.errors
+            self.provider,
+            self.retriever,
+            self.overlap,
+            max_near=4,
+            vocabulary_size=256,
+            errors=self.errors,
         )
         self.retriever.store(
             Answer.create(
@@ -89,9 +94,22 @@ def test_what_is_near_in_meaning_is_drafted_from_the_first_token_on(world: World
     }
 
 
+@pytest.mark.parametrize("largest", [max(REPLY) - 1, max(REPLY)])
+def test_what_the_model_cannot_look_up_is_not_drafted(world: World, largest: int) -> None:
+    """Who may write to a tier may write anything, and a model that looks it up ends its engine."""
+    world.near._vocabulary_size = largest + 1
+    live = world.arrive("please cancel my order")
+    assert world.retriever.flush(60)
+    world.start(live)
+    is_known = largest == max(REPLY)
+    draft = world.draft()
+    assert (draft == REPLY[1 : 1 + len(draft)] != []) == is_known
+    assert world.errors.counts() == ({} if is_known else {"near answers": 1})
+
+
 def test_nothing_is_searched_for_where_none_is_wanted(world: World) -> None:
     given = world.provider, world.retriever, world.overlap
-    none = NearDrafts(*given, max_near=0, errors=world.errors)
+    none = NearDrafts(*given, max_near=0, vocabulary_size=256, errors=world.errors)
     before = world.retriever.stats().submitted
     live = LiveRequest(SamplingParams(), list(QUESTION.encode()))
     none.begin("r", live, "n")

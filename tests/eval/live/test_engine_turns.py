@@ -1,5 +1,6 @@
 """However a benchmark ends, its engines end with it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,10 +39,11 @@ with leaving_on_sigterm():
 
 
 def _are_gone(pids: list[int]) -> bool:
-    return not any(
-        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        for pid in pids
-    )
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

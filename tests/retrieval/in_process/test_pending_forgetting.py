@@ -98,12 +98,18 @@ def test_it_was_read_before_the_tier_forgot_and_joins_after_that(tmp_path, wait_
         assert goes_on.wait(60)
         held.update({(each.namespace, each.answer_id): each for each in answers})
 
-    def leave(forgotten):
-        for key in forgotten.removed:
+    def leave(removed):
+        for key in removed:
             held.pop(key, None)
 
     other = SqliteTier(path)
-    sync = TierSync(SqliteTier(path), on_added=join, on_forgotten=leave, poll_s=0.02)
+    sync = TierSync(
+        SqliteTier(path),
+        on_added=join,
+        on_forgotten=lambda _: None,
+        on_removed=leave,
+        poll_s=0.02,
+    )
     try:
         assert sync.caught_up.wait(60)
         other.put([answer(1), answer(2)])

@@ -218,7 +218,7 @@ def test_answers_come_and_go_while_requests_do() -> None:
         try:
             for number in itertools.count():
                 name = names[number % len(names)]
-                provider.add_answer(str(number), TOKENS + 100 * (number % 1000), namespace=name)
+                provider.add_answer(str(number), TOKENS + 100 * (number % 100_000), namespace=name)
                 if number >= 240:
                     provider.remove_answer(str(number - 240), namespace=name)
                     removed[name] = number - 239
@@ -236,11 +236,11 @@ def test_answers_come_and_go_while_requests_do() -> None:
                 provider.start("r", [7], namespace=name)
                 gone = removed[name] - len(names) + (index - removed[name]) % len(names)
                 if gone >= 0:  # the last of this namespace that is out for certain
-                    first = 100 * (gone % 1000)
+                    first = 100 * (gone % 100_000)
                     provider.observe("r", [first, first + 1])
                     assert first + 2 not in provider.propose("r", limit=1)
                     checked += 1
-                newest = 100 * ((gone + 20 * len(names)) % 1000)
+                newest = 100 * ((gone + 20 * len(names)) % 100_000)
                 provider.observe("r", [newest, newest + 1])
                 drafted += newest + 2 in provider.propose("r", limit=2)
                 provider.finish("r")

@@ -80,8 +80,13 @@ def test_a_step_hardly_waits_for_a_large_corpus_that_changes() -> None:
     for the cores: as long as they do for a small corpus."""
     random = np.random.default_rng(3)
     tokens = (random.zipf(1.2, 2_000_000) % 50_000).astype(np.int32)
-    small_s, large_s = (waits_of_steps_s(tokens, num_old=number) for number in (10, 500))
-    assert np.quantile(large_s, 0.99) < max(0.002, 2 * np.quantile(small_s, 0.99))
+    for _ in range(3):  # what others do may change between the two
+        small_s, large_s = (
+            np.quantile(waits_of_steps_s(tokens, num_old=number), 0.99) for number in (10, 500)
+        )
+        if large_s < max(0.002, 2 * small_s):
+            return
+    pytest.fail(f"{large_s} s beside {small_s} s of a small corpus")
 
 
 def waits_of_steps_s(tokens: npt.NDArray[np.int32], *, num_old: int) -> list[float]:

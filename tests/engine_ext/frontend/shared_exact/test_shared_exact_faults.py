@@ -109,7 +109,7 @@ def test_a_slow_tier_costs_the_budget_and_then_nothing(
     assert sorted(took_s)[50] < 0.05
     assert sum(took > 0.09 for took in took_s) <= 30
     assert len(looked_up) <= 12
-    assert slow.outcomes["late"] >= 3
+    assert slow.outcomes["late"] >= 1
     assert slow.outcomes.get("failed", 0) + slow.outcomes.get("busy", 0) >= 50
     assert slow.shared.stats()["breaker"] != "closed"
 

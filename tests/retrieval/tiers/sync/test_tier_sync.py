@@ -75,14 +75,15 @@ def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
     tier.put([answer(1), answer(2)])
     held = {}
 
-    def forget(forgotten):
-        for key in forgotten.removed:
+    def forget(removed):
+        for key in removed:
             held.pop(key, None)
 
     sync = TierSync(
         tier,
         on_added=lambda batch: held.update({(a.namespace, a.answer_id): a for a in batch}),
-        on_forgotten=forget,
+        on_forgotten=lambda _: None,
+        on_removed=forget,
     )
     assert tier.read.wait(60)
     pending = sync.forget(Invalidation.create(answer_id="id1"))

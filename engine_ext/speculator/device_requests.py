@@ -65,6 +65,10 @@ class _Request:
         self.ended_s = 0.0
         """In seconds since 1970, once it is over."""
 
+    def end(self) -> None:
+        """Note when it is over."""
+        self.ended_s = steady_clock.now_s()
+
     def take_slot(self, slot: int, data: "NewRequestData") -> None:
         """Begin, or go on after preemption, in a slot."""
         assert data.prefill_token_ids is not None
@@ -308,7 +312,7 @@ class DeviceRequests:
         request = self._requests.get(request_id)
         if request is None:
             return
-        request.ended_s = steady_clock.now_s()
+        request.end()
         slot = request.slot
         nearest = self._rows.nearest.get(request_id)
         near_answers = self._rows.attached.get(request_id, ())

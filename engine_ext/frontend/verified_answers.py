@@ -15,6 +15,7 @@ from reprise.engine_ext.outputs.replay import Replayer
 from reprise.engine_ext.outputs.single_flight import SingleFlight
 from reprise.engine_ext.outputs.verified_replay import Verdict, VerifiedReplays
 from reprise.retrieval.api.answer import Answer
+from reprise.spec.api.near_answer import are_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -104,13 +105,12 @@ class VerifiedAnswers:
         room = self._max_model_len - 1 - num_prompt_tokens
         if (max_tokens := request.sampling_params.max_tokens) is not None:
             room = min(room, max_tokens)
-        token_ids: list[int] = stored.response_token_ids[: max(0, room)].tolist()
+        token_ids = stored.response_token_ids[: max(0, room)]
         at_once = min(num_prompt_tokens + len(token_ids), self._max_step_tokens)
         if self._max_logits_tokens is not None and at_once > self._max_logits_tokens:
             return []
         # What is stored may be anything, and the model looks each of them up.
-        known = all(0 <= token_id < self._vocabulary_size for token_id in token_ids)
-        return token_ids if known else []
+        return token_ids.tolist() if are_tokens(token_ids, self._vocabulary_size) else []
 
     def _on_verdict(
         self, tracked: TrackedRequest, stored: Answer, num_asked: int, verdict: Verdict

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
-from reprise.engine_ext.worker.vocabulary import are_tokens
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.near_answer import are_tokens
 
 _QUEUE_LENGTH = 1024
 # Token ids in lists take some 36 bytes each.

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.live_request import LiveRequest
-from reprise.engine_ext.worker.vocabulary import are_tokens
 from reprise.retrieval.api.near_answer import NearAnswer
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
+from reprise.spec.api.near_answer import are_tokens
 
 
 class DraftsFromNearAnswers(Protocol):

@@ -64,3 +64,14 @@ def as_token_ids(values: TokenIds, what: str) -> IntArray:
     if int(array.min()) < 0 or int(array.max()) > 2**31 - 2:
         raise ValueError(f"{what}: expected token ids in [0, 2**31 - 2], came one outside")
     return np.array(array, np.int32)
+
+
+def are_tokens(token_ids: IntArray, vocabulary_size: int) -> bool:
+    """Return whether all of int32 [n] are tokens of the vocabulary, which a model can look up.
+
+    Example:
+        >>> [are_tokens(np.array(ids, np.int32), 10) for ids in ([], [0, 9], [10], [-1])]
+        [True, True, False, False]
+    """
+    # As unsigned numbers, negative ones are large: one look is enough.
+    return len(token_ids) == 0 or int(token_ids.view(np.uint32).max()) < vocabulary_size

@@ -12,7 +12,7 @@ import torch
 
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.arena import ArenaWrites, CorpusArena
-from reprise.kernels.draft.constants import BOS, END, ORDER_BEGIN, ORDER_LENGTH, REMOVED
+from reprise.kernels.draft.constants import BOS, END, ORDER_BEGIN, ORDER_LENGTH, REMOVED, TEXT_BEGIN
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
 
@@ -219,3 +219,23 @@ def draft_at_random(
                 accepted = draw.randrange(length + 1)
                 world.emit(slot, [*drafts[row, :accepted].tolist(), *some(draw, 1, vocab)])
     return given
+
+
+def check_that_no_entry_leads_out(world: DraftWorld, begin: Callable[..., None]) -> None:
+    """Whatever lies in a suffix array: entries that are no indices of its text are not followed to
+    others' tokens. `begin` has a request of the world begin."""
+    others = [50, 51, 52, 53] * 8
+    world.put_corpus("others", [others])
+    others_begin = int(world.state.corpora[world.arena.row("others"), TEXT_BEGIN])
+    row = world.put_corpus("own", [[50, 51, *range(60, 78)]])
+    own_begin = int(world.state.corpora[row, TEXT_BEGIN])
+    world.point_before_text(row, own_begin - others_begin - 1)
+    begin(0, [9], [50, 51], corpus_row=row)
+    drafts, chances = world.draft([0], backend="triton")
+    assert 52 not in drafts
+    world.keep_last_entry(row)
+    begin(1, [9], [50, 51], corpus_row=row)
+    expected, expected_chances = world.draft([1], backend="triton")
+    assert expected[0, 0] == 60
+    assert torch.equal(drafts, expected)
+    assert torch.equal(chances, expected_chances)

@@ -12,12 +12,16 @@ from reprise.kernels.draft.constants import (
     ACCEPTED,
     COUNT_FIELDS,
     NUM_SOURCES,
-    TEXT_BEGIN,
     VOTES,
 )
 from reprise.kernels.draft.state import PENDING_SOURCE, DraftState
 from reprise.kernels.draft.step_counts import count_step
-from reprise.tests.kernels.draft_world import answers, draft_at_random, some
+from reprise.tests.kernels.draft_world import (
+    answers,
+    check_that_no_entry_leads_out,
+    draft_at_random,
+    some,
+)
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
 
@@ -156,20 +160,5 @@ def test_steps_are_counted_alike(device, max_draft):
 
 
 def test_no_suffix_array_leads_out_of_its_text(make_world):
-    """Whatever lies there: entries that are no indices are not followed to others' tokens."""
     world = make_world()
-    others = [50, 51, 52, 53] * 8
-    world.put_corpus("others", [others])
-    first_begin = int(world.state.corpora[world.arena.row("others"), TEXT_BEGIN])
-    row = world.put_corpus("own", [[50, 51, *range(60, 78)]])
-    begin = int(world.state.corpora[row, TEXT_BEGIN])
-    world.point_before_text(row, begin - first_begin - 1)
-    world.begin(0, [9], [50, 51], corpus_row=row)
-    drafts, chances = world.draft([0], backend="triton")
-    assert 52 not in drafts
-    world.keep_last_entry(row)
-    world.begin(1, [9], [50, 51], corpus_row=row)
-    expected, expected_chances = world.draft([1], backend="triton")
-    assert expected[0, 0] == 60
-    assert torch.equal(drafts, expected)
-    assert torch.equal(chances, expected_chances)
+    check_that_no_entry_leads_out(world, world.begin)

@@ -7,11 +7,15 @@ import random
 import pytest
 import torch
 
-from reprise.kernels.draft.constants import TEXT_BEGIN
 from reprise.kernels.mixture import triton_mixture
 from reprise.kernels.mixture.layout import MAX_NEAR
 from reprise.kernels.mixture.near import CATCH_UP
-from reprise.tests.kernels.draft_world import answers, draft_at_random, some
+from reprise.tests.kernels.draft_world import (
+    answers,
+    check_that_no_entry_leads_out,
+    draft_at_random,
+    some,
+)
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
 
@@ -167,20 +171,5 @@ def test_one_launch_whatever_is_drafted(make_mixed, monkeypatch):
 
 
 def test_no_suffix_array_leads_out_of_its_text(make_mixed):
-    """Whatever lies there: entries that are no indices are not followed to others' tokens."""
     world = make_mixed()
-    others = [50, 51, 52, 53] * 8
-    world.put_corpus("others", [others])
-    first_begin = int(world.state.corpora[world.arena.row("others"), TEXT_BEGIN])
-    row = world.put_corpus("own", [[50, 51, *range(60, 78)]])
-    begin = int(world.state.corpora[row, TEXT_BEGIN])
-    world.point_before_text(row, begin - first_begin - 1)
-    world.begin_mixed(0, [9], [50, 51], corpus_row=row)
-    drafts, chances = world.draft([0], backend="triton")
-    assert 52 not in drafts
-    world.keep_last_entry(row)
-    world.begin_mixed(1, [9], [50, 51], corpus_row=row)
-    expected, expected_chances = world.draft([1], backend="triton")
-    assert expected[0, 0] == 60
-    assert torch.equal(drafts, expected)
-    assert torch.equal(chances, expected_chances)
+    check_that_no_entry_leads_out(world, world.begin_mixed)

@@ -68,6 +68,12 @@ class Reader:
             poll_s=0.02,
         )
 
+    def read_on(self):
+        """Let it read the log, and wait until all is taken and written."""
+        self.is_readable.set()
+        assert self.sync.caught_up.wait(60)
+        assert self.sync.drain(60)
+
 
 @pytest.fixture
 def make_reader(make_tier):
@@ -92,9 +98,7 @@ def test_what_waits_and_was_meant_is_not_written(make_tier, make_reader):
     assert other.forget(invalidation(40, namespace="acme")) == []
     # Imported since then, whenever it was made.
     other.put([answer("imported", 600)])
-    reader.is_readable.set()
-    assert reader.sync.caught_up.wait(60)
-    assert reader.sync.drain(60)
+    reader.read_on()
     # What comes from the engine only now may have been on its way all the time.
     reader.sync.write([answer("late", 50), answer("young", 10)])
     assert reader.sync.drain(60)
@@ -114,9 +118,7 @@ def test_what_was_made_before_the_log_begins_may_have_been_meant(
     for number in range(400):
         other.announce(invalidation(800 - 2 * number, answer_id="of another"))
     other.put([answer("imported", 5000)])
-    reader.is_readable.set()
-    assert reader.sync.caught_up.wait(60)
-    assert reader.sync.drain(60)
+    reader.read_on()
     reader.sync.write([answer("late", 895), answer("young", 4)])
     assert reader.sync.drain(60)
     assert ids_in(other) == {"imported", "younger", "young"}
@@ -133,7 +135,5 @@ def test_what_is_not_understood_may_mean_whatever_was_made_before_the_next(
             patched.setattr(module, "encode_invalidation", lambda _: b"?")
             other.announce(invalidation(50, answer_id="older"))
     other.announce(invalidation(40, answer_id="of another"))
-    reader.is_readable.set()
-    assert reader.sync.caught_up.wait(60)
-    assert reader.sync.drain(60)
+    reader.read_on()
     assert ids_in(other) == {"younger"}

@@ -15,9 +15,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options of `vllm serve`, and do what it does."""
     # In here: vLLM's processes import their parent's main module once more.
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    try:
+        from vllm.entrypoints.common.startup import cli_env_setup  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:  # vLLM 0.32
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
     cli_env_setup()
     command = ServeSubcommand()

@@ -7,9 +7,10 @@
 All engines start at once, while the kernels are compiled and checked. Then one serves at a time:
 none (vLLM's V2 runner, asynchronous), Reprise on V2 and on V1, `ngram_gpu` on V2, SuffixDecoding on
 V1; cold requests first, then warm ones, at 8, 32, 1 and 128 at a time. Every row is written as soon
-as it is measured. Last, one step of Reprise is traced, and its drafting kernels are timed. A run
-with the same folder goes on with what is missing. `--dry-run` runs the same on a CPU with the demo
-model, a few requests, and the methods that a CPU has.
+as it is measured. `--methods` names others: `reprise-v2-mixture` (`engine.device_drafts`) and
+`reprise-v2-adaptive` (vLLM's adaptive verification). Last, one step of Reprise is traced, and its
+drafting kernels are timed. A run with the same folder goes on with what is missing. `--dry-run`
+runs the same on a CPU with the demo model, a few requests, and the methods that a CPU has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_run import GpuRun
 from reprise.eval.gpu.gpu_worker import GpuJob
-from reprise.eval.gpu.methods import METHODS, methods_named
+from reprise.eval.gpu.methods import methods_named
 from reprise.eval.gpu.workloads import make_plan
 from reprise.eval.live.padded_model import PaddedModelError, Shape, write_padded_model
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
@@ -57,7 +58,8 @@ def main(
         Path | None, typer.Option(help="Trace with nothing to reuse; else the demo trace.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Beside none; else all that can run here.")
+        str | None,
+        typer.Option(metavar="LIST", help="Beside none; else those that can run here at once."),
     ] = None,
     deadline_s: Annotated[float, typer.Option(min=10, help="Everything ends by then.")] = 520.0,
     kv_gib: Annotated[float, typer.Option(min=0.1, help="KV cache of each engine, on a GPU.")] = 7,
@@ -73,9 +75,8 @@ def main(
 
     if not dry_run and not torch.cuda.is_available():
         raise InputError("no GPU is here; --dry-run runs without")
-    everywhere = ",".join(m.name for m in METHODS if m.runs_on_cpu or not dry_run)
     try:
-        chosen = methods_named(methods or everywhere, dry_run=dry_run)
+        chosen = methods_named(methods, dry_run=dry_run)
         plan = make_plan(_rows(cold), _rows(warm), dry_run=dry_run)
     except (ValueError, TraceError) as error:
         raise InputError(str(error)) from error

@@ -19,6 +19,8 @@ class GpuMethod(NamedTuple):
     """Beside this process's own. vLLM's variable for the runner overrules whatever chooses it."""
     runs_on_cpu: bool = True
     """Whether a dry run without a GPU has it."""
+    is_asked_for: bool = False
+    """Whether only a list that names it has it: a GPU has no room for all engines at once."""
     full_graphs: bool = False
     """Asked for, as our own engine does by itself: steps with drafts of any lengths as one graph,
     without which a drafter on V1 is not compared at its best."""
@@ -32,16 +34,29 @@ METHODS = (
     GpuMethod("ngram-gpu", {"method": "ngram_gpu", "num_speculative_tokens": 5},
               runs_on_cpu=False),
     GpuMethod("suffix-v1", {"method": "suffix"}, {_RUNNER: "0"}, full_graphs=True),
+    GpuMethod("reprise-v2-mixture", {"model": PROPOSER_PATH, "num_speculative_tokens": 16},
+              {_RUNNER: "1", "REPRISE_ENGINE__DEVICE_DRAFTS": "mixture"},
+              runs_on_cpu=False, is_asked_for=True),
+    GpuMethod("reprise-v2-adaptive",
+              {"model": PROPOSER_PATH, "num_speculative_tokens": 16,
+               "enable_adaptive_verification": True},
+              {_RUNNER: "1"}, runs_on_cpu=False, is_asked_for=True),
 )  # fmt: skip
 """In the order in which they are started and measured: where time runs out, the last ones miss."""
 
 
-def methods_named(names: str, *, dry_run: bool) -> list[GpuMethod]:
-    """Those of a comma-separated list, `none` first, which the others are compared with.
+def methods_named(names: str | None, *, dry_run: bool) -> list[GpuMethod]:
+    """Return those of a comma-separated list, `none` first, which the others are compared with.
+
+    Args:
+        names: None for all that can run, but for those that have to be asked for.
+        dry_run: without a GPU.
 
     Raises:
         ValueError: one is unknown, or cannot run without a GPU.
     """
+    if names is None:
+        return [m for m in METHODS if not m.is_asked_for and (m.runs_on_cpu or not dry_run)]
     known = {method.name: method for method in METHODS}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:

@@ -66,6 +66,12 @@ def test_methods() -> None:
     with pytest.raises(ValueError, match="'ngram-gpu' needs a GPU"):
         methods_named("ngram-gpu", dry_run=True)
     assert METHODS[0].name == "none"
+    everything = [m.name for m in methods_named(None, dry_run=False)]
+    assert {"reprise-v2", "ngram-gpu"} <= set(everything)
+    assert not {"reprise-v2-mixture", "reprise-v2-adaptive"} & set(everything)
+    assert {"ngram-gpu"}.isdisjoint(m.name for m in methods_named(None, dry_run=True))
+    asked = methods_named("reprise-v2-mixture", dry_run=False)
+    assert [m.name for m in asked] == ["none", "reprise-v2-mixture"]
 
 
 def test_rows_are_written_at_once_and_read_by_the_next_run(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def settings_of(llm: Any) -> dict[str, Any]:
         "runners": llm.collective_rpc(_runner),
         "async": config.scheduler_config.async_scheduling,
         "method": config.speculative_config and config.speculative_config.method,
+        "max_model_len": config.model_config.max_model_len,
     }
 
 

@@ -53,7 +53,10 @@ def drafts_of(report: dict[str, Any]) -> dict[str, int]:
 
 def test_both_run_v2_asynchronously(plain: Any, ours: Any) -> None:
     for engine, method in ((plain, None), (ours, "custom_class")):
-        assert engine.settings_of() == {"runners": [V2], "async": True, "method": method}
+        found = engine.settings_of()
+        assert found["runners"] == [V2]
+        assert found["async"]
+        assert found["method"] == method
 
 
 def test_16_requests_in_4_slots(plain: Any, ours: Any, prompts: list[list[int]]) -> None:
@@ -145,10 +148,8 @@ def test_top_k_and_top_p_of_seeded_requests(
 
 def test_structured_outputs_beside_others(plain: Any, ours: Any, prompts: list[list[int]]) -> None:
     """What a grammar allows is decided on the host for every drafted row."""
-    wanted = {"regex": "(yes|no|perhaps), [a-z]{4} [0-9]{3}(, [a-z]{2,4}){2}"}
     # A request with a grammar alone, and one that ends by it beside one that does not.
-    structured = {"temperature": 0.0, "max_tokens": 40, "structured_outputs": wanted}
-    samplings = [structured, GREEDY, {**structured, "temperature": 0.8, "seed": 3}]
+    samplings = [STRUCTURED, GREEDY, {**STRUCTURED, "temperature": 0.8, "seed": 3}]
     expected = plain.generate(prompts=prompts[:6], samplings=samplings)
     before = sum(drafts_of(ours.report()).values())
     for _ in range(3):
@@ -189,6 +190,15 @@ def test_tenants_never_draft_from_one_another(
     assert accepted("b") == 0
 
 
+WANTED = {"regex": "(yes|no|perhaps), [a-z]{4} [0-9]{3}(, [a-z]{2,4}){2}"}
+STRUCTURED = {"temperature": 0.0, "max_tokens": 40, "structured_outputs": WANTED}
+# Alone a request has drafts of 4 tokens, beside others ever shorter ones, and in a full batch none:
+# lengths change with each that begins, gives way or ends.
+CHANGING = {
+    "model": PROPOSER_PATH,
+    "num_speculative_tokens": 4,
+    "num_speculative_tokens_per_batch_size": [[1, 1, 4], [2, 2, 2], [3, 3, 1], [4, 4, 0]],
+}
 # 4 requests of some 50 tokens do not fit 5 blocks of 32: somebody has to give way. Prompts come in
 # chunks.
 TIGHT = {
@@ -203,13 +213,15 @@ TIGHT = {
 def test_preempted_and_chunked_requests_are_answered_alike(
     start_engine: Callable[..., Any], prompts: list[list[int]]
 ) -> None:
+    """Whatever the drafts' length, also where none is drafted."""
     long_prompts = [[*prompts[i], *prompts[i + 1], *prompts[i + 2]] for i in range(5)]
+    samplings = [GREEDY, seeded(1), STRUCTURED]
     plain = start_engine(with_reprise=False, **TIGHT)
-    expected = plain.generate(prompts=long_prompts, samplings=[GREEDY])
+    expected = plain.generate(prompts=long_prompts, samplings=samplings)
     plain.end()
-    ours = start_engine(with_reprise=True, **TIGHT)
+    ours = start_engine(with_reprise=True, speculative_config=CHANGING, **TIGHT)
     for _ in range(2):
-        assert ours.generate(prompts=long_prompts, samplings=[GREEDY]) == expected
+        assert ours.generate(prompts=long_prompts, samplings=samplings) == expected
         # Waits until what was answered is stored.
         accepted = sum(drafts_of(ours.report()).values())
     assert accepted > 0
@@ -238,6 +250,27 @@ def model_for_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_answer_ends_where_a_shrunken_context_does(
+    start_engine: Callable[..., Any], prompts: list[list[int]]
+) -> None:
+    """vLLM shortens `max_model_len` to what its KV cache holds, once the model runner is there."""
+    shrunken = {**TIGHT, "max_model_len": -1, "num_gpu_blocks_override": 3}
+    endless = {**GREEDY, "max_tokens": None}
+    plain = start_engine(with_reprise=False, **shrunken)
+    longest = plain.settings_of()["max_model_len"]
+    assert longest <= 3 * TIGHT["block_size"], "the test could not fail"
+    expected = plain.generate(prompts=prompts[:2], samplings=[endless])
+    plain.end()
+    ours = start_engine(with_reprise=True, **shrunken)
+    assert ours.settings_of()["max_model_len"] == longest
+    for _ in range(2):
+        assert ours.generate(prompts=prompts[:2], samplings=[endless]) == expected
+        drafts_of(ours.report())
+    lengths = [len(p) + len(a["tokens"]) for p, a in zip(prompts, expected, strict=False)]
+    assert lengths == [longest, longest]
+    ours.end()
+
+
 def test_two_ranks_agree(
     start_engine: Callable[..., Any], prompts: list[list[int]], model_for_two_ranks: Path
 ) -> None:
@@ -246,13 +279,17 @@ def test_two_ranks_agree(
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
     settings: dict[str, Any] = {"environment": environment, "model": str(model_for_two_ranks)}
     settings |= {"tensor_parallel_size": 2, "dtype": "float32"}
-    samplings = [{**each, "max_tokens": 12} for each in (GREEDY, seeded(1))]
+    # They end one after the other, so that drafts have every length.
+    samplings = [
+        {**each, "max_tokens": 8 + 2 * n}
+        for n, each in enumerate((GREEDY, seeded(1), GREEDY, GREEDY, seeded(2)))
+    ]
     plain = start_engine(with_reprise=False, **settings)
-    expected = plain.generate(prompts=prompts[:4], samplings=samplings)
+    expected = plain.generate(prompts=prompts[:5], samplings=samplings)
     plain.end()
-    ours = start_engine(with_reprise=True, **settings)
+    ours = start_engine(with_reprise=True, speculative_config=CHANGING, **settings)
     for _ in range(2):
-        assert ours.generate(prompts=prompts[:4], samplings=samplings) == expected
+        assert ours.generate(prompts=prompts[:5], samplings=samplings) == expected
         accepted = sum(drafts_of(ours.report()).values())
     assert accepted > 0
     assert ours.settings_of()["runners"] == [V2, V2]

@@ -46,6 +46,8 @@ ENGINE_TESTS = (
     "tests/engine_ext/kv_pins",
     "tests/engine_ext/speculator/test_v2_engines.py",
     "tests/engine_ext/speculator/test_v2_lengths.py",
+    "tests/engine_ext/speculator/test_v2_pins.py",
+    "tests/engine_ext/speculator/test_verified_replay_v2.py",
 )
 
 

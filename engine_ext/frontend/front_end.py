@@ -27,6 +27,7 @@ from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.outputs.replay import Ending, Replayer
 from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.outputs.waiting_request import wait_as_known
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.engine_ext.request.request_policy import RequestPolicy
@@ -147,6 +148,31 @@ class FrontEnd:
         """Look for the answer to `request` beyond this process, see `OthersAnswers.fetch`."""
         return None if self.is_paused else await self.others.fetch(request, policy)
 
+    def waits_for_others(self, request: "EngineCoreRequest", policy: RequestPolicy) -> bool:
+        """Return whether a request waits in `fetch`; not one that vLLM's processor knows already,
+        which it takes for a piece of streamed input."""
+        if self.is_paused or self._processor.has_request(request.request_id):
+            return False
+        return self.others.may_answer(request, policy)
+
+    async def fetch_as_known(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+        policy: RequestPolicy,
+    ) -> Answer | None:
+        """As `fetch`; vLLM knows the request meanwhile, see `wait_as_known`."""
+        return await wait_as_known(
+            self.fetch(request, policy),
+            request,
+            prompt,
+            queue,
+            processor=self._processor,
+            replayer=self._replayer,
+            on_over=lambda: self.others.end_lease(request.request_id),
+        )
+
     def answer(
         self,
         request: "EngineCoreRequest",
@@ -201,6 +227,7 @@ class FrontEnd:
                 self._watch(request, tracked)
         except Exception as error:
             self.errors.record("watch", error)
+            self.others.end_lease(request.request_id)
         return False
 
     def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:

@@ -112,6 +112,16 @@ class OthersAnswers:
             verifies=self.verified is not None,
         )
 
+    def may_answer(self, request: "EngineCoreRequest", policy: RequestPolicy) -> bool:
+        """Return whether `fetch` asks the tier for the answer to a request."""
+        if self._exact.shared is None or not (policy.shares and policy.control.look_up):
+            return False
+        try:
+            return self._exact.missing(request, policy) is not None
+        except Exception as error:
+            self._errors.record("exact_fetch", error)
+            return False
+
     async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
         """Look for the answer to `request`, for as long as the budget allows.
 
@@ -120,7 +130,7 @@ class OthersAnswers:
         Returns:
             What is not trusted, for `check`; None: nothing.
         """
-        if self._exact.shared is None or not (policy.shares and policy.control.look_up):
+        if not self.may_answer(request, policy):
             return None
         try:
             return await self._exact.fetch(request, policy, is_led=self._flights.is_led)

@@ -11,7 +11,7 @@ from reprise.engine_ext.core.model_key import model_key_of
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
-from reprise.engine_ext.outputs.single_flight import FinishedFlight
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.exact_hits import (
     ExactKeys,

@@ -24,9 +24,10 @@ from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.outputs.replay import Ending, Replayer
-from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.outputs.single_flight import SingleFlight
 from reprise.engine_ext.outputs.waiting_request import wait_as_known
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.recorded_answers import RecordedAnswers

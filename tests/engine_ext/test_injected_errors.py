@@ -70,6 +70,8 @@ _ELSEWHERE = {
     (ServingMetrics, "active errors features pins retrieval shared verified workers"),
     (ServingMetrics, "_add _tier _worker"),
     (SingleFlight, "__len__ is_led watcher_of"),
+    # Of those who follow late, for whom hundreds of tokens have to be there.
+    (SingleFlight, "_pass_on_late _fail_left_behind"),
 }
 # What is there for errors: reached only after another one, and in themselves guarded.
 _FOR_ERRORS = {

@@ -200,7 +200,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             self.front_end.close()
             if not self._has_ended:
                 self._has_ended = True
-                if (line := end_line(self.front_end.stats())) is not None:
+                if (line := end_line(self.front_end.figures.stats())) is not None:
                     logger.info(line)
         if self._retriever is not None:
             self._retriever.begin_to_close()  # the process ends beside the engine

@@ -11,8 +11,8 @@ from vllm.v1.engine import EngineCoreRequest
 
 from reprise.engine_ext.core.request_hints import RequestHints, num_system_tokens, with_hints
 from reprise.engine_ext.engine_client.reporting import ReportingAsyncLLM
-from reprise.engine_ext.frontend.front_end import NotCachedError
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
+from reprise.engine_ext.request.request_control import NotCachedError
 from reprise.engine_ext.request.request_policy import (
     RequestPolicy,
     fully_isolated,

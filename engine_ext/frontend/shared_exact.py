@@ -175,7 +175,8 @@ class SharedExact:
         found = await self._ask(lambda tier: tier.find_exact(namespace, keys))
         if found is None:
             return []
-        good = [a for a in found if _is_answer_to(a, request, namespace, keys)]
+        prompt_tokens = token_bytes(request.prompt_token_ids or [])
+        good = [a for a in found if _is_answer_to(a, prompt_tokens, namespace, keys)]
         if not (self._verifies and is_verifiable(request)):
             good = [a for a in good if self.is_trusted(a, state)]
         self.outcomes["refused"] += len(found) - len(good)
@@ -378,7 +379,7 @@ def _pass_on(take: Callable[[_T], None], future: "Future[_T]") -> None:
 
 def _is_answer_to(
     answer: Answer,
-    request: "EngineCoreRequest",
+    prompt_tokens: bytes,
     namespace: str,
     keys: Sequence[bytes],
 ) -> bool:
@@ -386,6 +387,6 @@ def _is_answer_to(
     return (
         answer.namespace == namespace
         and answer.exact_key in keys
-        and answer.prompt_tokens == token_bytes(request.prompt_token_ids or [])
+        and answer.prompt_tokens == prompt_tokens
         and (answer.expires_s is None or steady_clock.now_s() < answer.expires_s)
     )

@@ -114,7 +114,7 @@ class OthersAnswers:
 
     def may_answer(self, request: "EngineCoreRequest", policy: RequestPolicy) -> bool:
         """Return whether `fetch` asks the tier for the answer to a request."""
-        if self._exact.shared is None or not (policy.shares and policy.control.look_up):
+        if not self._looks_up(policy):
             return False
         try:
             return self._exact.missing(request, policy) is not None
@@ -130,13 +130,16 @@ class OthersAnswers:
         Returns:
             What is not trusted, for `check`; None: nothing.
         """
-        if not self.may_answer(request, policy):
+        if not self._looks_up(policy):
             return None
         try:
             return await self._exact.fetch(request, policy, is_led=self._flights.is_led)
         except Exception as error:
             self._errors.record("exact_fetch", error)
             return None
+
+    def _looks_up(self, policy: RequestPolicy) -> bool:
+        return self._exact.shared is not None and policy.shares and policy.control.look_up
 
     def check(
         self, request: "EngineCoreRequest", stored: Answer | None

@@ -30,5 +30,5 @@ class LoopTurns:
 
     def close(self) -> None:
         """Stop work in progress."""
-        for task in self._tasks:
+        for task in list(self._tasks):
             cancel_task_threadsafe(task)

@@ -45,6 +45,12 @@ class Tier:
     def ended(self, request_id: str) -> None:
         self.ended_leases.append(request_id)
 
+    def keep_lease(self, request_id: str) -> None: ...
+
+    def store(self, *_: Any, **__: Any) -> None: ...
+
+    def used(self, *_: Any) -> None: ...
+
 
 class Core:
     """In the place of vLLM's client of the engine core."""

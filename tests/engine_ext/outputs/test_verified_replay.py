@@ -223,7 +223,7 @@ async def test_many_tokens_are_emitted_in_pieces_while_the_loop_turns(ends: bool
     engine = Engine()
     answer = TOKENIZER.encode("ab" * 260)
     stored = [*answer, EOS] if ends else answer
-    request, check, reader = engine.verify(stored)
+    request, check, reader = engine.verify(stored, max_tokens=580)
     request.sampling_params.update_from_generation_config({}, EOS)  # type: ignore[union-attr]
     engine.says(check, len(stored))
     reader.take()

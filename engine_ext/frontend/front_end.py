@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -106,17 +107,6 @@ class FrontEnd:
             else None
         )
         """None: the workers search by themselves."""
-        self.figures = FrontEndFigures(
-            config,
-            processor,
-            exact=self.exact,
-            flights=self.flights,
-            near_answers=self.near_answers,
-            metrics=self.metrics,
-            counts=self.counts,
-            refusals=self.refusals,
-            errors=self.errors,
-        )
         self.find_retrieval: Callable[[], Sequence[Retriever]] = lambda: (
             [] if retriever is None else [retriever]
         )
@@ -140,6 +130,21 @@ class FrontEnd:
             )
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
+
+    @cached_property
+    def figures(self) -> FrontEndFigures:
+        """What is reported of all this."""
+        return FrontEndFigures(
+            self.config,
+            self._processor,
+            exact=self.exact,
+            flights=self.flights,
+            near_answers=self.near_answers,
+            metrics=self.metrics,
+            counts=self.counts,
+            refusals=self.refusals,
+            errors=self.errors,
+        )
 
     async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
         """Look for the answer to `request` beyond this process, see `OthersAnswers.fetch`."""

@@ -4,20 +4,16 @@ import asyncio
 import shutil
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from vllm import envs
-from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.async_utils import cancel_task_threadsafe, run_in_loop
-from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from reprise.engine_ext import instances
@@ -27,34 +23,23 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
 from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
 from reprise.engine_ext.core.identity import PROPOSER_PATH
-from reprise.engine_ext.core.request_hints import RequestHints, num_system_tokens, with_hints
+from reprise.engine_ext.engine_client.answering import AnsweringAsyncLLM
 from reprise.engine_ext.engine_client.pinning import pin_configured
-from reprise.engine_ext.engine_client.reporting import ReportingAsyncLLM, keep_reporting
+from reprise.engine_ext.engine_client.reporting import keep_reporting
 from reprise.engine_ext.frontend.announcements import (
     announce_near_answers,
     end_line,
     start_line,
 )
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
-from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError
-from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
+from reprise.engine_ext.frontend.front_end import FrontEnd
+from reprise.engine_ext.frontend.info_reporter import InfoReporter
 from reprise.engine_ext.request import server_middleware
-from reprise.engine_ext.request.request_policy import (
-    RequestPolicy,
-    fully_isolated,
-    resolve_isolation,
-    resolve_policy,
-    with_cache_salt,
-    with_policy,
-)
 from reprise.engine_ext.request.tenants import warn_of_private_requests
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.outputs import RequestOutput
-    from vllm.v1.engine.output_processor import RequestOutputCollector
-    from vllm.v1.engine.parallel_sampling import ParentRequest
 
     from reprise.engine_ext.core.config import RepriseConfig
     from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -63,23 +48,15 @@ logger = init_logger(__name__)
 
 _SPECULATIVE = {"model": PROPOSER_PATH, "num_speculative_tokens": 16}
 
-# From `add_request`, which knows what the client asked, to `_add_request`, which knows the
-# processed request. Both run in one task.
-_current_policy: ContextVar[RequestPolicy | None] = ContextVar("reprise_policy", default=None)
 
-
-class EnhancedAsyncLLM(ReportingAsyncLLM):
+class EnhancedAsyncLLM(AnsweringAsyncLLM):
     """Answers repeated requests from the cache, token for token, as an `AsyncLLM` otherwise.
 
     It replaces an `AsyncLLM` anywhere; see `front_end` for what it adds.
     """
 
-    is_sole_tenant = False
-    """Whether requests that bypass an HTTP server belong to one tenant, as the program says.
-    Otherwise a request without a tenant is private."""
     _has_announced = False
     _has_ended = False
-    _info_reporter: InfoReporter | None = None
     _report_task: asyncio.Task[None] | None = None
     _announcing: asyncio.Task[None] | None = None
     _pinning: asyncio.Task[None] | None = None
@@ -214,120 +191,6 @@ class EnhancedAsyncLLM(ReportingAsyncLLM):
         self.front_end.exact.is_forgotten = forgetting.is_forgotten
         self.front_end.find_retrieval = lambda: forgetting.clients
 
-    def generate(
-        self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
-    ) -> "AsyncGenerator[RequestOutput, None]":
-        """As `AsyncLLM.generate`; for a client that asks for information on its request, the last
-        output carries a `RequestInfo` as `reprise_info`."""
-        outputs: AsyncGenerator[RequestOutput, None] = super().generate(
-            prompt, sampling_params, *args, **kwargs
-        )
-        if isinstance(prompt, EngineCoreRequest):
-            sampling_params = prompt.sampling_params or sampling_params
-        reporter = self._info_reporter
-        if reporter is None:
-            return outputs
-        informs = reporter.is_wanted(sampling_params)
-        records = reporter.is_recorded(sampling_params)
-        if not informs and not records:
-            return outputs
-        is_delta = sampling_params.output_kind is RequestOutputKind.DELTA
-        return reporter.add_to(outputs, informs=informs, is_delta=is_delta, records=records)
-
-    async def _submit(self, request: EngineCoreRequest) -> None:
-        await self.engine_core.add_request_async(request)
-
-    async def add_request(
-        self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> "RequestOutputCollector":
-        """As `AsyncLLM.add_request`; resolves the request's policy first.
-
-        Raises:
-            VLLMValidationError: the client sends an invalid header or argument of ours.
-        """
-        if isinstance(prompt, EngineCoreRequest):
-            params = prompt.sampling_params or params
-        if self._config is None or not isinstance(params, SamplingParams):
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        if self.front_end is None:
-            isolation = resolve_isolation(self._config, prompt, is_sole_tenant=self.is_sole_tenant)
-            hints = RequestHints(
-                namespace=isolation.namespace, pin_tokens=num_system_tokens(prompt)
-            )
-            params = with_hints(params, hints)
-            if isinstance(prompt, EngineCoreRequest):
-                prompt.sampling_params = params
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        try:
-            policy = resolve_policy(
-                self._config,
-                prompt,
-                params,
-                current_info.get(),
-                is_sole_tenant=self.is_sole_tenant,
-            )
-            params = with_policy(params, policy, num_system_tokens=num_system_tokens(prompt))
-            prompt = with_cache_salt(prompt, policy, params)
-        except VLLMClientError:
-            raise
-        except Exception as error:
-            self.front_end.errors.record("policy", error)
-            prompt, params = fully_isolated(prompt, params)
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        if params.n > 1 and policy.http_context is not None:
-            policy.http_context.add_outcome(lambda: "miss", reason=lambda: "n")
-        token = _current_policy.set(policy)
-        try:
-            queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
-        finally:
-            _current_policy.reset(token)
-        if policy.info is not None and params.n > 1:
-            for index in range(params.n):
-                # As vLLM's `ParentRequest` names them.
-                policy.info.generates(f"{index}_{queue.request_id}")
-        return queue
-
-    async def _add_request(
-        self,
-        request: EngineCoreRequest,
-        prompt: str | None,
-        parent_req: "ParentRequest | None",
-        index: int,
-        queue: "RequestOutputCollector",
-    ) -> None:
-        policy = _current_policy.get()
-        front_end = self.front_end
-        if front_end is None or policy is None or parent_req is not None:
-            await super()._add_request(request, prompt, parent_req, index, queue)
-            return
-        if policy.streams_input:
-            # A piece, or the end, which looks like a request of its own.
-            if policy.control.only_if_cached:
-                raise NotCachedError
-            if policy.info is not None:
-                policy.info.generates(request.request_id)
-            await super()._add_request(request, prompt, parent_req, index, queue)
-            return
-        stored = await front_end.fetch(request, policy)
-        if front_end.answer(request, prompt, queue, policy):
-            if self.log_requests:
-                logger.info("Answered request %s from the cache.", request.request_id)
-            return
-        if policy.info is not None:
-            policy.info.generates(request.request_id)
-        try:
-            given = front_end.others.check(request, stored) or request
-            await super()._add_request(given, prompt, parent_req, index, queue)
-        except Exception as error:
-            front_end.not_admitted(request.request_id, error)
-            raise
-        except BaseException:
-            # Its client disconnected just now, and the engine may never have received it.
-            left = RuntimeError("the client of the request that it followed has disconnected")
-            front_end.not_admitted(request.request_id, left)
-            await self.abort(request.request_id, internal=True)
-            raise
-
     def shutdown(self, timeout: float | None = None) -> None:
         """As `AsyncLLM.shutdown`."""
         instances.ended(self)
@@ -337,7 +200,7 @@ class EnhancedAsyncLLM(ReportingAsyncLLM):
             self.front_end.close()
             if not self._has_ended:
                 self._has_ended = True
-                if (line := end_line(self.front_end.stats())) is not None:
+                if (line := end_line(self.front_end.figures.stats())) is not None:
                     logger.info(line)
         if self._retriever is not None:
             self._retriever.begin_to_close()  # the process ends beside the engine

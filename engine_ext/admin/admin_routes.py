@@ -111,7 +111,7 @@ async def stats(request: Request) -> Response:
     admin = _admin(request)
     assert admin.engine.front_end is not None
     workers = await admin.worker_stats.get()
-    report = {"front_end": admin.engine.front_end.stats(), "workers": workers}
+    report = {"front_end": admin.engine.front_end.figures.stats(), "workers": workers}
     if pins := await admin.engine.get_pin_stats():
         report["kv_pins"] = pins
     return _json(report)
@@ -130,7 +130,7 @@ async def view(request: Request) -> Response:
         namespace,
         recorded,
         admin.engine.get_tokenizer(),
-        front_end=front_end.stats(),
+        front_end=front_end.figures.stats(),
         workers=await admin.worker_stats.get(),
     )
     headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

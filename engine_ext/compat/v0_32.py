@@ -110,6 +110,7 @@ _FRONT_END = (
     _relies(f"{_ASYNC_LLM}.__init__", "self", "vllm_config", "executor_class", "log_stats"),
     _relies(f"{_ASYNC_LLM}.add_request", "self", "request_id", "prompt", "params"),
     _relies(f"{_ASYNC_LLM}._add_request", "self", "request", "prompt", "parent_req", "index"),
+    _relies(f"{_ASYNC_LLM}.check_admission", "self", "n", "request_id"),
     _relies(f"{_ASYNC_LLM}.generate", "self", "prompt", "sampling_params", "request_id"),
     _relies(f"{_ASYNC_LLM}._run_output_handler", "self"),
     _relies(

@@ -5,8 +5,9 @@ the reason why one value for all of them is right, or what follows where it is n
 """
 
 BY_ENGINE_OR_TASK = {
-    "async_llm._current_policy": "of the task that adds a request",
     "compat.model_runner._drafters": "by drafter, with its engine's config; weak",
+    "engine_client.answering._current_policy": "of the task that adds a request",
+    "engine_client.answering._is_admitted": "of the task that adds a request",
     "frontend.info_reporter.current_info": "of the task that generates a request",
     "request.http_context.current_http_context": "of the task that answers an HTTP request",
 }

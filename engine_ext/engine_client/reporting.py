@@ -24,11 +24,11 @@ class ReportingAsyncLLM(PinningAsyncLLM):
         if self._is_first_api_server:
             workers = await self._ask_workers("reprise_stats")
             pins = await self.get_pin_stats()
-        self.front_end.report(workers, pins)
+        self.front_end.figures.report(workers, pins)
 
     async def get_stats(self) -> dict[str, Any]:
         """Return figures of this front end and of the engine's workers, plain values."""
-        front_end = self.front_end.stats() if self.front_end is not None else {}
+        front_end = self.front_end.figures.stats() if self.front_end is not None else {}
         workers, pins = await self.get_worker_stats(), await self.get_pin_stats()
         return {"front_end": front_end, "workers": workers, "kv_pins": pins}
 
@@ -76,7 +76,7 @@ async def keep_reporting(engine_ref: "weakref.ref[ReportingAsyncLLM]", interval_
         engine = engine_ref()
         if engine is None or engine.front_end is None or engine.errored:
             return
-        progress = engine.front_end.progress()
+        progress = engine.front_end.figures.progress()
         if progress == reported and not engine.get_num_unfinished_requests():
             continue
         try:

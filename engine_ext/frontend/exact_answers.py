@@ -11,7 +11,7 @@ from reprise.engine_ext.core.model_key import model_key_of
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.frontend.shared_exact import SharedExact
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
-from reprise.engine_ext.outputs.single_flight import FinishedFlight
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 from reprise.engine_ext.request.exact_hits import (
     ExactKeys,
@@ -109,6 +109,22 @@ class ExactAnswers:
             return None
         return self.shared.keys_of(request, self._base_keys(request, namespace))
 
+    def missing(
+        self, request: "EngineCoreRequest", policy: RequestPolicy
+    ) -> tuple[ExactKeys, SharedKeys] | None:
+        """Return the keys, here and in the tier, of an answer that may be there only; None: it is
+        not looked for there."""
+        if self.shared is None or self.refusal(request) is not None:
+            return None
+        try:
+            shared = self.shared_keys(request, policy.namespace)
+            keys = self.keys(request, policy.namespace)
+        except ValueError:
+            return None
+        if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
+            return None
+        return keys, shared
+
     async def fetch(
         self,
         request: "EngineCoreRequest",
@@ -126,16 +142,11 @@ class ExactAnswers:
         Returns:
             The longest one that is not trusted, for the engine to verify; None: there is none.
         """
-        if self.shared is None or self.refusal(request) is not None:
+        missing = self.missing(request, policy)
+        if self.shared is None or missing is None:
             return None
+        keys, shared = missing
         model_key = self._model_key_of(request)
-        try:
-            shared = self.shared_keys(request, policy.namespace)
-            keys = self.keys(request, policy.namespace)
-        except ValueError:
-            return None
-        if shared is None or self.find(keys, request, policy.control.max_age_s) is not None:
-            return None
         found = await self.shared.find(request, policy.namespace, shared.keys, shared.state)
         if not found and policy.control.store:
             limited = keys.limited

@@ -3,35 +3,33 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import msgspec
-from vllm.exceptions import GracefulHTTPError
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
 
-from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of
 from reprise.engine_ext.core.request_hints import attach_hints, read_hints
 from reprise.engine_ext.core.same_samples import drafts_keep_samples, promises_a_sample
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
-from reprise.engine_ext.frontend.hit_rates import hit_rates
+from reprise.engine_ext.frontend.front_end_figures import FrontEndFigures, metrics_of
 from reprise.engine_ext.frontend.near_answers import NearAnswers
-from reprise.engine_ext.frontend.no_metrics import NoMetrics
 from reprise.engine_ext.frontend.others_answers import OthersAnswers, Submit
-from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.outputs.one_token_outputs import OneTokenOutputs, watch_parsers
 from reprise.engine_ext.outputs.replay import Ending, Replayer
-from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.outputs.single_flight import SingleFlight
+from reprise.engine_ext.outputs.waiting_request import wait_as_known
 from reprise.engine_ext.request.exact_hits import SAMPLED, is_determined, word_of
 from reprise.engine_ext.request.recorded_answers import RecordedAnswers
+from reprise.engine_ext.request.request_control import NotCachedError
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.tier_url import tier_behind
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -42,16 +40,6 @@ if TYPE_CHECKING:
     from reprise.retrieval.api.retriever import Retriever
 
 logger = init_logger(__name__)
-
-
-class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
-    """Raised if a request may only be answered from the cache, which has no answer."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "no cached answer, and the request asked for only-if-cached",
-            HTTPStatus.GATEWAY_TIMEOUT,
-        )
 
 
 class FrontEnd:
@@ -96,7 +84,7 @@ class FrontEnd:
             num_api_servers=num_api_servers,
             has_fixed_adapters=has_fixed_adapters,
         )
-        self.metrics = _metrics(vllm_config, config, searches_here=retriever is not None)
+        self.metrics = metrics_of(vllm_config, config, searches_here=retriever is not None)
         self.counts: Counter[str] = Counter()
         """exact, followed, miss; of the latter verified; stored; tokens_saved, tokens_verified."""
         self.refusals: Counter[str] = Counter()
@@ -143,9 +131,49 @@ class FrontEnd:
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
 
+    @cached_property
+    def figures(self) -> FrontEndFigures:
+        """What is reported of all this."""
+        return FrontEndFigures(
+            self.config,
+            self._processor,
+            exact=self.exact,
+            flights=self.flights,
+            near_answers=self.near_answers,
+            metrics=self.metrics,
+            counts=self.counts,
+            refusals=self.refusals,
+            errors=self.errors,
+        )
+
     async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
         """Look for the answer to `request` beyond this process, see `OthersAnswers.fetch`."""
         return None if self.is_paused else await self.others.fetch(request, policy)
+
+    def waits_for_others(self, request: "EngineCoreRequest", policy: RequestPolicy) -> bool:
+        """Return whether a request waits in `fetch`; not one that vLLM's processor knows already,
+        which it takes for a piece of streamed input."""
+        if self.is_paused or self._processor.has_request(request.request_id):
+            return False
+        return self.others.may_answer(request, policy)
+
+    async def fetch_as_known(
+        self,
+        request: "EngineCoreRequest",
+        prompt: str | None,
+        queue: "RequestOutputCollector",
+        policy: RequestPolicy,
+    ) -> Answer | None:
+        """As `fetch`; vLLM knows the request meanwhile, see `wait_as_known`."""
+        return await wait_as_known(
+            self.fetch(request, policy),
+            request,
+            prompt,
+            queue,
+            processor=self._processor,
+            replayer=self._replayer,
+            on_over=lambda: self.others.end_lease(request.request_id),
+        )
 
     def answer(
         self,
@@ -201,6 +229,7 @@ class FrontEnd:
                 self._watch(request, tracked)
         except Exception as error:
             self.errors.record("watch", error)
+            self.others.end_lease(request.request_id)
         return False
 
     def _withdraw(self, request_id: str, queue: "RequestOutputCollector") -> None:
@@ -243,59 +272,10 @@ class FrontEnd:
         """Drop all answers: weights were loaded, moved or replaced."""
         self.exact.model_changed()
 
-    def progress(self) -> tuple[Any, ...]:
-        """Return what changes with every request, every answer stored, and what works."""
-        works = None if self.near_answers is None else self.near_answers.health()
-        return (self.counts.total(), works)
-
-    def report(self, workers: list[Any] | None, pins: list[Any] | None = None) -> None:
-        """Bring the metrics up to date; `workers` are their reports, and `pins` those of the
-        engine cores on pinned prefixes, in one process only."""
-        self.metrics.active(self._processor.get_num_unfinished_requests())
-        self.metrics.memory(self.exact.memory.stats())
-        if self.exact.shared is not None:
-            self.metrics.shared(self.exact.shared.stats())
-        self.metrics.errors("front_end", self.errors.counts())
-        self.metrics.features("front_end", registry.states())
-        if self.near_answers is not None:
-            self.metrics.retrieval(self.near_answers.stats())
-        if workers is not None:
-            self.metrics.workers(workers)
-        if pins is not None:
-            self.metrics.pins(pins)
-
     def close(self) -> None:
         """Stop replays in progress, and look-ups."""
         self._replayer.close()
         self.others.close()
-
-    def stats(self) -> dict[str, Any]:
-        """Return plain figures since this process started."""
-        return {
-            "counts": dict(self.counts),
-            "hit_rates": hit_rates(
-                self.counts,
-                shared=self.exact.shared,
-                near=self.near_answers,
-                url=self.config.retrieval.url,
-            ),
-            "active_requests": self._processor.get_num_unfinished_requests(),
-            "refusals": dict(self.refusals),
-            "memory": self.exact.memory.stats()._asdict(),
-            "memory_bytes": self._memory_bytes(),
-            "shared": self.exact.shared.stats() if self.exact.shared is not None else None,
-            "flights": len(self.flights),
-            "errors": self.errors.counts(),
-            "retrieval": self.near_answers.stats() if self.near_answers is not None else None,
-        }
-
-    def _memory_bytes(self) -> dict[str, int]:
-        """Return the bytes that this process and its retrieval process hold, by store."""
-        stores = {"exact": self.exact.memory.stats().bytes}
-        if self.near_answers is not None:
-            stores["retrieval"] = self.near_answers.stats()["bytes"]
-            stores["shared_results"] = self.config.retrieval.shared_bytes
-        return stores
 
     def _take(
         self,
@@ -408,15 +388,6 @@ class FrontEnd:
             self.counts["stored"] += 1
             self.metrics.stored()
             self.metrics.memory(self.exact.memory.stats())
-
-
-def _metrics(
-    vllm_config: "VllmConfig", config: "RepriseConfig", *, searches_here: bool
-) -> ServingMetrics:
-    if not config.features.monitoring:
-        return NoMetrics()
-    tier = tier_behind(config.retrieval.url) if searches_here else None
-    return ServingMetrics(vllm_config.model_config.served_model_name, tier=tier)
 
 
 _REASONS = {

@@ -91,7 +91,9 @@ class InfoReporter:
                 current_info.reset(token)
             while output is not None:
                 if records and output.outputs:
-                    token_ids = [*(token_ids if is_delta else ()), *output.outputs[0].token_ids]
+                    if not is_delta:
+                        token_ids.clear()
+                    token_ids += output.outputs[0].token_ids
                 if output.finished:
                     await self._add(output, collector, informs=informs)
                     if records:

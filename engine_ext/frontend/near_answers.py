@@ -10,7 +10,7 @@ from reprise.retrieval.api.answer import Answer
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
-    from reprise.engine_ext.outputs.single_flight import FinishedFlight
+    from reprise.engine_ext.outputs.flight import FinishedFlight
     from reprise.retrieval.api.found_clause import FoundClause
     from reprise.retrieval.api.retriever import RetrievalHealth, Retriever
 

@@ -112,6 +112,16 @@ class OthersAnswers:
             verifies=self.verified is not None,
         )
 
+    def may_answer(self, request: "EngineCoreRequest", policy: RequestPolicy) -> bool:
+        """Return whether `fetch` asks the tier for the answer to a request."""
+        if not self._looks_up(policy):
+            return False
+        try:
+            return self._exact.missing(request, policy) is not None
+        except Exception as error:
+            self._errors.record("exact_fetch", error)
+            return False
+
     async def fetch(self, request: "EngineCoreRequest", policy: RequestPolicy) -> Answer | None:
         """Look for the answer to `request`, for as long as the budget allows.
 
@@ -120,13 +130,16 @@ class OthersAnswers:
         Returns:
             What is not trusted, for `check`; None: nothing.
         """
-        if self._exact.shared is None or not (policy.shares and policy.control.look_up):
+        if not self._looks_up(policy):
             return None
         try:
             return await self._exact.fetch(request, policy, is_led=self._flights.is_led)
         except Exception as error:
             self._errors.record("exact_fetch", error)
             return None
+
+    def _looks_up(self, policy: RequestPolicy) -> bool:
+        return self._exact.shared is not None and policy.shares and policy.control.look_up
 
     def check(
         self, request: "EngineCoreRequest", stored: Answer | None

@@ -6,9 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 from vllm import envs
@@ -53,6 +54,15 @@ _LOOK_AGAIN_S = 0.05
 _MAX_ADAPTER_STATES = 1000
 # In the place of a fingerprint, where there is none (yet): such an answer is only ever verified.
 _UNPROVEN = "unproven"
+
+
+class _Lease(NamedTuple):
+    """What other servers wait for, until then."""
+
+    namespace: str
+    key: bytes
+    ends_s: float
+    """Monotonic."""
 
 
 class SharedExact:
@@ -100,8 +110,8 @@ class SharedExact:
         self._loaded_since_s, self._retrieval, self._errors = loaded_since_s, retrieval, errors
         self._budget_s = config.serving.exact_budget_s
         self._lease_s = config.serving.single_flight_lease_s
-        self._leases: dict[str, tuple[str, bytes, float]] = {}
-        """Of requests that are generated here: namespace, key, and when it ends (monotonic)."""
+        self._leases: dict[str, _Lease] = {}
+        """Of requests that are generated here."""
         self._tier = open_for_exact_hits(config.retrieval, timeout_s=_TIER_TIMEOUT_S)
         name = config.retrieval.url.partition(":")[0]
         self._breaker = CircuitBreaker(f"Looking exact hits up in {name}", max_retry_s=_MAX_RETRY_S)
@@ -165,7 +175,8 @@ class SharedExact:
         found = await self._ask(lambda tier: tier.find_exact(namespace, keys))
         if found is None:
             return []
-        good = [a for a in found if _is_answer_to(a, request, namespace, keys)]
+        prompt_tokens = token_bytes(request.prompt_token_ids or [])
+        good = [a for a in found if _is_answer_to(a, prompt_tokens, namespace, keys)]
         if not (self._verifies and is_verifiable(request)):
             good = [a for a in good if self.is_trusted(a, state)]
         self.outcomes["refused"] += len(found) - len(good)
@@ -188,9 +199,13 @@ class SharedExact:
         limited = keys.keys.limited
         deadline_s = time.monotonic() + lease_s
         while time.monotonic() < deadline_s and not is_led_here():
-            is_ours = await self._ask(lambda tier: tier.lease(namespace, limited, ttl_s=lease_s))
+            lease = _Lease(namespace, limited, time.monotonic() + lease_s)
+            is_ours = await self._ask(
+                lambda tier: tier.lease(namespace, limited, ttl_s=lease_s),
+                on_unused=partial(self._give_back_if, lease),
+            )
             if is_ours:
-                self._leases[request.request_id] = (namespace, limited, time.monotonic() + lease_s)
+                self._leases[request.request_id] = lease
             if is_ours is not False:
                 return []
             self.outcomes["waited"] += 1
@@ -205,12 +220,32 @@ class SharedExact:
 
     def ended(self, request_id: str) -> None:
         """Give back the lease of a request, if it has one, whose answer nobody is to wait for."""
-        lease = self._leases.pop(request_id, None)
-        if lease is not None and self._tier is not None and time.monotonic() < lease[2]:
-            self._threads.submit(self._breaker.call, partial(self._tier.end_lease, *lease[:2]))
+        if (lease := self._leases.pop(request_id, None)) is not None:
+            self._give_back(lease)
 
-    async def _ask(self, call: Callable[[Tier], _T]) -> _T | None:
-        """Ask the tier, in a thread; None: not within the budget."""
+    def _give_back(self, lease: _Lease) -> None:
+        """Have a lease ended, in a thread; returns at once. From any thread."""
+        if self._tier is not None and time.monotonic() < lease.ends_s:
+            # Not by way of the breaker, which late answers open: the tier has granted it. After
+            # `close` there are no threads, and it runs out by itself.
+            with suppress(RuntimeError):
+                self._threads.submit(self._tier.end_lease, lease.namespace, lease.key)
+
+    def _give_back_if(self, lease: _Lease, is_ours: bool) -> None:
+        """Have a lease ended that was granted to nobody who uses it, see `_ask`."""
+        if is_ours:
+            self._give_back(lease)
+
+    async def _ask(
+        self, call: Callable[[Tier], _T], *, on_unused: Callable[[_T], None] = lambda _: None
+    ) -> _T | None:
+        """Ask the tier, in a thread; None: not within the budget.
+
+        Args:
+            call: What to ask; may raise `TierError`.
+            on_unused: Called with what came later, or for nobody since who asked has left; in any
+                thread.
+        """
         if (tier := self._tier) is None:
             return None
         with self._lock:
@@ -223,19 +258,27 @@ class SharedExact:
         def ask() -> _T:
             result = call(tier)
             if (took_s := time.monotonic() - began_s) > self._budget_s:
+                on_unused(result)
                 raise TierError(f"an answer came after {took_s * 1e3:.0f} ms")
             return result
 
         future: Future[_T] = self._threads.submit(self._breaker.call, ask)
         future.add_done_callback(self._release)
+        is_used = False
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._budget_s)
+            async with asyncio.timeout(self._budget_s):
+                result = await asyncio.wrap_future(future)
+            is_used = True
+            return result
         except TimeoutError:
             self.outcomes["late"] += 1
             # Now, not when the tier gives up: until then every request would wait.
             self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
         except TierError:
             self.outcomes["failed"] += 1
+        finally:
+            if not is_used:
+                future.add_done_callback(partial(_pass_on, on_unused))
         return None
 
     def store(
@@ -328,9 +371,15 @@ class SharedExact:
             self._errors.record("fingerprint", error)
 
 
+def _pass_on(take: Callable[[_T], None], future: "Future[_T]") -> None:
+    """Call `take` with what came of a future, if anything did."""
+    if not future.cancelled() and future.exception() is None:
+        take(future.result())
+
+
 def _is_answer_to(
     answer: Answer,
-    request: "EngineCoreRequest",
+    prompt_tokens: bytes,
     namespace: str,
     keys: Sequence[bytes],
 ) -> bool:
@@ -338,6 +387,6 @@ def _is_answer_to(
     return (
         answer.namespace == namespace
         and answer.exact_key in keys
-        and answer.prompt_tokens == token_bytes(request.prompt_token_ids or [])
+        and answer.prompt_tokens == prompt_tokens
         and (answer.expires_s is None or steady_clock.now_s() < answer.expires_s)
     )

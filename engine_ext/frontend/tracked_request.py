@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from reprise.engine_ext.frontend.near_answers import NearAnswers
 from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.spans import Spans
-from reprise.engine_ext.outputs.single_flight import FinishedFlight
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.request.exact_hits import ExactKeys
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.engine_ext.request.shared_keys import SharedKeys

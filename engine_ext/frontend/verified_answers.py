@@ -13,7 +13,8 @@ from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
 from reprise.engine_ext.frontend.tracked_request import TrackedRequest
 from reprise.engine_ext.outputs.replay import Replayer
 from reprise.engine_ext.outputs.single_flight import SingleFlight
-from reprise.engine_ext.outputs.verified_replay import Verdict, VerifiedReplays
+from reprise.engine_ext.outputs.verdict import Verdict
+from reprise.engine_ext.outputs.verified_replay import VerifiedReplays
 from reprise.retrieval.api.answer import Answer
 from reprise.spec.api.near_answer import are_tokens
 
@@ -75,6 +76,7 @@ class VerifiedAnswers:
             on_failure=self._fail,
             max_model_len=self._max_model_len,
             breaks_ties=model.dtype in (torch.bfloat16, torch.float16),
+            turns=replayer.turns,
             errors=errors,
         )
 

@@ -8,14 +8,15 @@ so that only its speed distinguishes a replayed answer from a generated one.
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.sampling_params import RequestOutputKind
-from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE, LoopTurns
 from reprise.engine_ext.outputs.one_token_outputs import empty
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Feeder:
 
 
 class Replayer:
-    """Answers requests from stored token ids, in pieces where the client streams."""
+    """Answers requests from stored token ids; in pieces for streams, and where they are many."""
 
     def __init__(
         self,
@@ -94,7 +95,8 @@ class Replayer:
         self._abort_requests = processor.abort_requests
         self._chunk_tokens = chunk_tokens
         self._errors = errors
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.turns = LoopTurns()
+        """Of all that feeds requests with many tokens at once."""
         self._live: set[str] = set()
 
     def replay(
@@ -106,7 +108,7 @@ class Replayer:
         ending: Ending,
         weight_version: str | None,
     ) -> bool:
-        """Answer `request` with `token_ids` [n]; a streamed answer goes on in a task.
+        """Answer `request` with `token_ids` [n]; an answer of several pieces goes on in a task.
 
         Returns:
             False: it failed before anything of it reached the client, and the request is unknown
@@ -115,7 +117,7 @@ class Replayer:
         assert request.sampling_params is not None
         assert request.prompt_token_ids is not None
         streams = request.sampling_params.output_kind is not RequestOutputKind.FINAL_ONLY
-        step = self._chunk_tokens if streams else max(1, len(token_ids))
+        step = self._chunk_tokens if streams else TOKENS_AT_ONCE
         chunks = [token_ids[start : start + step] for start in range(0, len(token_ids), step)]
         num_prompt_tokens = len(request.prompt_token_ids)
         prefill = PrefillStats(
@@ -138,9 +140,7 @@ class Replayer:
             self.withdraw(request_id, queue)
             return False
         if rest:
-            task = asyncio.create_task(self._go_on(request_id, rest, ending, weight_version))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.turns.start(self._go_on(request_id, rest, ending, weight_version, streams=streams))
         return True
 
     def fail(self, state: "RequestState", error: Exception) -> None:
@@ -171,8 +171,7 @@ class Replayer:
 
     def close(self) -> None:
         """Stop replays in progress."""
-        for task in self._tasks:
-            cancel_task_threadsafe(task)
+        self.turns.close()
 
     async def _go_on(
         self,
@@ -180,22 +179,26 @@ class Replayer:
         chunks: list[list[int]],
         ending: Ending,
         weight_version: str | None,
+        *,
+        streams: bool,
     ) -> None:
         for index, chunk in enumerate(chunks):
-            # Let the client take the piece before. Where it is slower, vLLM's own collector
-            # merges what has piled up.
-            await asyncio.sleep(0)
-            if request_id not in self._live:
-                return
             last = ending if index == len(chunks) - 1 else None
-            state = self._processor.request_states.get(request_id)
-            try:
-                self._feed(request_id, chunk, last, None, weight_version)
-            except Exception as error:
-                self._errors.record("replay", error)
-                self._live.discard(request_id)
-                if state is not None:
-                    self.fail(state, error)
+            # Let the client of a stream take the piece before. Where it is slower, vLLM's own
+            # collector merges what has piled up.
+            async with nullcontext() if streams else self.turns.one_piece:
+                await asyncio.sleep(0)
+                if request_id not in self._live:
+                    return
+                state = self._processor.request_states.get(request_id)
+                try:
+                    self._feed(request_id, chunk, last, None, weight_version)
+                except Exception as error:
+                    self._errors.record("replay", error)
+                    self._live.discard(request_id)
+                    # One that is over by now has had all of it.
+                    if state is not None and self._processor.has_request(request_id):
+                        self.fail(state, error)
 
     def _feed(
         self,

@@ -5,14 +5,18 @@ engine's outputs as they come, each through its own `RequestState`. If the leade
 engine goes on for the followers under the leader's id; it is stopped when the last one is gone.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.outputs.flight import FinishedFlight, Flight, FlightWatcher
+from reprise.engine_ext.outputs.late_followers import LateFollowers
+from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE
 from reprise.engine_ext.outputs.one_token_outputs import latest_output
 from reprise.engine_ext.outputs.replay import Ending, Feeder, Replayer
 
@@ -24,56 +28,10 @@ if TYPE_CHECKING:
         RequestOutputCollector,
         RequestState,
     )
-    from vllm.v1.metrics.stats import IterationStats, PrefillStats
+    from vllm.v1.metrics.stats import IterationStats
 
 # How an answer may end that the settings determine; an abort or an error is none.
 _WHOLE = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
-
-
-class FinishedFlight(NamedTuple):
-    """A generation that was not aborted and did not fail."""
-
-    token_ids: list[int]
-    """[n] as the client got them, cut at a stop string."""
-    text: str
-    """Detokenised; empty where the request wants no text."""
-    ending: Ending
-    num_followers: int
-
-
-class FlightWatcher(Protocol):
-    """Is notified of the progress of a flight."""
-
-    def on_first_token(self) -> None:
-        """Handle the engine's first tokens."""
-
-    def on_finish(self, finished: FinishedFlight) -> None:
-        """Handle the whole answer; not called after an abort or an error."""
-
-    def on_end(self) -> None:
-        """Handle the end of the flight, whatever ended it; called once, last."""
-
-
-class Flight:
-    """A generation in progress, recorded so that others can follow it."""
-
-    def __init__(
-        self,
-        key: bytes | None,
-        request_id: str,
-        *,
-        watcher: "FlightWatcher",
-        priority: int,
-    ) -> None:
-        self.key = key
-        self.priority = priority
-        self.request_id = request_id
-        self.watcher = watcher
-        self.token_ids: list[int] = []
-        self.follower_ids: dict[str, None] = {}
-        self.prefill_stats: PrefillStats | None = None
-        self.leader_is_gone = False
-        self.num_followers = 0
 
 
 class SingleFlight:
@@ -93,6 +51,7 @@ class SingleFlight:
         self._by_request: dict[str, Flight] = {}
         self._by_key: dict[bytes, Flight] = {}
         self._by_follower: dict[str, Flight] = {}
+        self._late = LateFollowers(processor, replayer.turns)
         self.weight_version: str | None = None
         """The label of the weights behind the latest output; None before the first."""
 
@@ -145,10 +104,11 @@ class SingleFlight:
         if flight is None or request.priority < flight.priority:
             return False
         request_id = request.request_id
+        so_far = flight.token_ids[:TOKENS_AT_ONCE]
         try:
             self._processor.add_request(request, prompt, None, 0, queue)
-            if flight.token_ids:
-                self._feed(flight, request_id, flight.token_ids, None)
+            if so_far:
+                self._feed(flight, request_id, so_far, None)
         except Exception as error:
             self._errors.record("single_flight", error)
             self._replayer.withdraw(request_id, queue)
@@ -156,6 +116,9 @@ class SingleFlight:
         flight.follower_ids[request_id] = None
         flight.num_followers += 1
         self._by_follower[request_id] = flight
+        if len(so_far) < len(flight.token_ids):
+            feed = partial(self._pass_on_late, flight, request_id)
+            self._late.begin(request_id, flight.token_ids, len(so_far), feed)
         return True
 
     def is_led(self, key: bytes) -> bool:
@@ -281,9 +244,10 @@ class SingleFlight:
         flight.token_ids += token_ids
         ending = None
         if output.finish_reason is not None:
-            ending = Ending(output.finish_reason, output.stop_reason)
+            ending = flight.ending = Ending(output.finish_reason, output.stop_reason)
         for follower_id in list(flight.follower_ids):
-            self._pass_on(flight, follower_id, token_ids, ending)
+            if follower_id not in self._late:
+                self._pass_on(flight, follower_id, token_ids, ending)
         # A follower that has failed here is none of the flight any more, and while the leader goes
         # on only the engine can end it.
         members = [
@@ -307,8 +271,8 @@ class SingleFlight:
             # no client is left.
             result.reqs_to_abort.append(flight.request_id)
         for follower_id in flight.follower_ids:
-            state = self._processor.request_states.get(follower_id)
-            self._fail(state, RuntimeError("the generation that it followed has ended"))
+            if follower_id not in self._late:
+                self._fail_left_behind(follower_id)
 
     def _report(self, flight: Flight, state: "RequestState") -> None:
         assert state.queue is not None
@@ -329,7 +293,7 @@ class SingleFlight:
         self._notify(flight.watcher.on_finish, finished)
 
     def _pass_on(
-        self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
+        self, flight: Flight, follower_id: str, token_ids: Sequence[int], ending: Ending | None
     ) -> None:
         state = self._processor.request_states.get(follower_id)
         if state is None:
@@ -342,8 +306,24 @@ class SingleFlight:
             self._by_follower.pop(follower_id, None)
             self._fail(state, error)
 
+    def _pass_on_late(
+        self, flight: Flight, follower_id: str, token_ids: Sequence[int], is_last: bool
+    ) -> None:
+        """Pass to a follower what was generated before; with the last it is where the flight is."""
+        self._pass_on(flight, follower_id, token_ids, flight.ending if is_last else None)
+        if not self._processor.has_request(follower_id):
+            # A stop string ended it. Without its leader the flight goes on only for the others.
+            flight.follower_ids.pop(follower_id, None)
+            self._by_follower.pop(follower_id, None)
+        elif is_last and self._by_request.get(flight.request_id) is not flight:
+            self._fail_left_behind(follower_id)
+
+    def _fail_left_behind(self, follower_id: str) -> None:
+        state = self._processor.request_states.get(follower_id)
+        self._fail(state, RuntimeError("the generation that it followed has ended"))
+
     def _feed(
-        self, flight: Flight, follower_id: str, token_ids: list[int], ending: Ending | None
+        self, flight: Flight, follower_id: str, token_ids: Sequence[int], ending: Ending | None
     ) -> None:
         state = self._processor.request_states[follower_id]
         self._feeder.feed(

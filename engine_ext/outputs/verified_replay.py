@@ -2,7 +2,8 @@
 
 The engine is not given a request itself but a *check*: prompt and stored answer as one prompt, with
 prompt logprobs, which tell at each position whether the stored token is the most probable one. Of
-what comes back, the verified tokens are emitted as the request's first step. If they do not end it,
+what comes back, the verified tokens are emitted as the request's first step, or where they are many
+as several, one in each turn of the event loop. If they do not end it,
 the engine is given the request with them as part of its prompt, which is in its prefix cache, and
 generates the rest. So whatever the stored answer says, the request gets what the engine would
 generate: a wrong one costs a longer prefill.
@@ -10,21 +11,21 @@ generate: a wrong one costs a longer prefill.
 
 import asyncio
 import copy
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.engine import EngineCoreOutput, FinishReason
-from vllm.v1.metrics.stats import PrefillStats
-from vllm.v1.request import Request
+from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
 from reprise.engine_ext.compat.patches import Feature
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, attach_hints, read_hints
-from reprise.engine_ext.outputs.replay import Ending
+from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE, LoopTurns
+from reprise.engine_ext.outputs.verdict import TOP_LOGPROBS, Verdict, end_of, num_verified
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -33,22 +34,9 @@ if TYPE_CHECKING:
         OutputProcessorOutput,
         RequestOutputCollector,
     )
-    from vllm.v1.metrics.stats import IterationStats
-    from vllm.v1.outputs import LogprobsTensors
 
 _CHECK_SUFFIX = "-reprise-check"
-# Of the logits of a prompt, the most probable ones; more are looked at by nobody.
-_TOP_LOGPROBS = 2
 _UNFINISHED = frozenset({FinishReason.ABORT, FinishReason.ERROR})
-
-
-class Verdict(NamedTuple):
-    """What an engine says of a stored answer."""
-
-    num_tokens: int
-    """Of the stored answer, that it would generate as well."""
-    ending: Ending | None
-    """How the answer ends with these; None: it goes on."""
 
 
 class _Check(NamedTuple):
@@ -68,6 +56,7 @@ class VerifiedReplays:
         on_failure: Called with the id of a request that the engine could not be given, and why.
         max_model_len: Of the engine.
         breaks_ties: Whether equal logprobs mean equal logits, see `num_verified`.
+        turns: Of the event loop, for answers of many tokens.
         errors: Counts what goes wrong here.
     """
 
@@ -80,9 +69,10 @@ class VerifiedReplays:
         on_failure: Callable[[str, Exception], None],
         max_model_len: int,
         breaks_ties: bool,
+        turns: LoopTurns,
         errors: ErrorCounter,
     ) -> None:
-        self._processor = processor
+        self._processor, self._turns = processor, turns
         self._submit, self._is_led, self._on_failure = submit, is_led, on_failure
         self._max_model_len, self._breaks_ties, self._errors = max_model_len, breaks_ties, errors
         own = registry.apply_to(processor, Feature.VERIFIED_REPLAY, self)
@@ -97,7 +87,10 @@ class VerifiedReplays:
         """What is about to be given to the engine after a check."""
         self._going_on: set[str] = set()
         """Requests with verified tokens whose next output is the first that is generated."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._emitting: set[str] = set()
+        """Requests with verified tokens that were not emitted yet."""
+        self._unlogged: list[IterationStats] = []
+        """Of tokens that were emitted after their step."""
 
     def __len__(self) -> int:
         return len(self._checks)
@@ -120,7 +113,7 @@ class VerifiedReplays:
         params = SamplingParams(
             temperature=0.0,
             max_tokens=1,
-            prompt_logprobs=_TOP_LOGPROBS,
+            prompt_logprobs=TOP_LOGPROBS,
             # What is cached of the prompt need not be computed; see `num_verified`.
             skip_reading_prefix_cache=False,
             detokenize=False,
@@ -170,16 +163,77 @@ class VerifiedReplays:
         if self._checks or self._going_on:
             replaced = (self._replace(output, verified) for output in engine_core_outputs)
             engine_core_outputs = [output for output in replaced if output is not None]
+        if iteration_stats is not None:
+            self._add_unlogged(iteration_stats)
         result = self._process_outputs(
             engine_core_outputs, engine_core_timestamp, iteration_stats, weight_version
         )
         for check, verdict in verified:
             try:
-                self._go_on(check, verdict, result)
+                if verdict.num_tokens > TOKENS_AT_ONCE:
+                    self._emit_rest(check, verdict, result, weight_version)
+                else:
+                    self._go_on(check, verdict, result)
             except Exception as error:
                 self._errors.record("verified_replay", error)
                 self._on_failure(check.request.request_id, error)
         return result
+
+    def _emit_rest(
+        self,
+        check: _Check,
+        verdict: Verdict,
+        result: "OutputProcessorOutput",
+        weight_version: str | None,
+    ) -> None:
+        """Emit what follows the first tokens of many, unless a stop string ended them."""
+        request_id = check.request.request_id
+        if request_id in result.reqs_to_abort:
+            result.reqs_to_abort.remove(request_id)
+        else:
+            self._emitting.add(request_id)
+            self._turns.start(self._emit_pieces(check, verdict, weight_version))
+
+    async def _emit_pieces(
+        self, check: _Check, verdict: Verdict, weight_version: str | None
+    ) -> None:
+        request_id = check.request.request_id
+        try:
+            for start in range(TOKENS_AT_ONCE, verdict.num_tokens, TOKENS_AT_ONCE):
+                async with self._turns.one_piece:
+                    await asyncio.sleep(0)
+                    if request_id not in self._emitting or not self._has_clients(request_id):
+                        return  # aborted meanwhile, or ended by a stop string
+                    result = self._emit(check, verdict, start, weight_version)
+            self._go_on(check, verdict, result)
+        except Exception as error:
+            self._errors.record("verified_replay", error)
+            self._on_failure(request_id, error)
+        finally:
+            self._emitting.discard(request_id)
+
+    def _emit(
+        self, check: _Check, verdict: Verdict, start: int, weight_version: str | None
+    ) -> "OutputProcessorOutput":
+        """Emit one piece as a step of its own, which is logged with the next one of the engine."""
+        statistics = IterationStats() if self._processor.log_stats else None
+        result = self._process_outputs(
+            [_piece_of(check, verdict, start)], time.monotonic(), statistics, weight_version
+        )
+        if statistics is not None:
+            self._unlogged.append(statistics)
+        return result
+
+    def _add_unlogged(self, statistics: "IterationStats") -> None:
+        """Log the tokens and the ends of requests that came after their step; its latency is one,
+        however many tokens came of it."""
+        for unlogged in self._unlogged:
+            statistics.num_generation_tokens += unlogged.num_generation_tokens
+            statistics.finished_requests += unlogged.finished_requests
+        self._unlogged.clear()
+
+    def _has_clients(self, request_id: str) -> bool:
+        return self._processor.has_request(request_id) or self._is_led(request_id)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
         """Call what aborts requests; return what the engine has to stop, checks among it."""
@@ -196,6 +250,9 @@ class VerifiedReplays:
         if check_id is not None:
             self._checks.pop(check_id, None)
             return check_id
+        if request_id in self._emitting:
+            self._emitting.discard(request_id)
+            return None
         return None if self._waiting.pop(request_id, None) is not None else request_id
 
     def _replace(
@@ -219,14 +276,9 @@ class VerifiedReplays:
         verified.append((check, verdict))
         if not verdict.num_tokens:
             return None
-        ending = verdict.ending
-        return EngineCoreOutput(
-            request_id=request_id,
-            new_token_ids=check.token_ids[: verdict.num_tokens],
-            finish_reason=ending.finish_reason if ending is not None else None,
-            stop_reason=ending.stop_reason if ending is not None else None,
+        return msgspec.structs.replace(
+            _piece_of(check, verdict, 0),
             events=output.events,
-            trace_headers=output.trace_headers,
             prefill_stats=_prefill_of(check, output),
             num_nans_in_logits=output.num_nans_in_logits,
         )
@@ -261,15 +313,13 @@ class VerifiedReplays:
             # A stop string ended it, and the engine does not know it.
             result.reqs_to_abort.remove(request_id)
             return
-        if not (self._processor.has_request(request_id) or self._is_led(request_id)):
+        if not self._has_clients(request_id):
             return
         num_tokens = verdict.num_tokens
         if num_tokens:
             self._going_on.add(request_id)
         self._waiting[request_id] = rest_of(check.request, check.token_ids[:num_tokens])
-        task = asyncio.create_task(self._send(request_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._turns.start(self._send(request_id))
 
     async def _send(self, request_id: str) -> None:
         request = self._waiting.pop(request_id, None)
@@ -281,65 +331,6 @@ class VerifiedReplays:
             self._errors.record("verified_replay", error)
             self._going_on.discard(request_id)
             self._on_failure(request_id, error)
-
-
-def num_verified(
-    logprobs: "LogprobsTensors",
-    *,
-    num_prompt_tokens: int,
-    token_ids: Sequence[int],
-    num_cached_tokens: int,
-    breaks_ties: bool,
-) -> int:
-    """Return how many of a stored answer's tokens the engine would generate.
-
-    Args:
-        logprobs: Of prompt and answer, one row for each token but the first, in order: the token
-            and the `_TOP_LOGPROBS` most probable ones, their logprobs, and the token's rank. Model
-            runner V2 leaves out rows of what was cached, V1 leaves them as they are.
-        num_prompt_tokens: Of the prompt alone.
-        token_ids: [n] of the answer.
-        num_cached_tokens: Of both, for which no logits were computed.
-        breaks_ties: Whether a token whose logprob equals the largest one is generated if its id is
-            the lowest of them. Logits of 16 bits are often equal, and unequal ones have unequal
-            logprobs in float32; for logits in float32 the latter is not sure.
-    """
-    if num_cached_tokens >= num_prompt_tokens:
-        return 0  # the logits that decide on the first token were not computed
-    first = len(logprobs.selected_token_ranks) - len(token_ids)
-    if first < 0:
-        return 0
-    ids = logprobs.logprob_token_ids[first:].tolist()
-    values = logprobs.logprobs[first:].tolist()
-    ranks = logprobs.selected_token_ranks[first:].tolist()
-    for index, token_id in enumerate(token_ids):
-        if ids[index][0] != token_id:
-            return 0  # not the rows that they were taken for
-        if ranks[index] == 1:
-            continue
-        if not (breaks_ties and ranks[index] == 2 and _is_lowest(ids[index], values[index])):
-            return index
-    return len(token_ids)
-
-
-def _is_lowest(ids: Sequence[int], logprobs: Sequence[float]) -> bool:
-    """Return whether a token of rank 2 is equal to the other one, and comes before it."""
-    return all(
-        value == logprobs[0] and other >= ids[0]
-        for other, value in zip(ids[1:3], logprobs[1:3], strict=True)
-    )
-
-
-def end_of(request: "EngineCoreRequest", token_ids: Sequence[int], max_model_len: int) -> Verdict:
-    """Return where vLLM's scheduler ends an answer that begins with these tokens, if it does."""
-    replica = Request.from_engine_core_request(request, None)
-    for count, token_id in enumerate(token_ids, 1):
-        replica.append_output_token_ids(token_id)
-        if check_stop(replica, max_model_len):
-            reason = replica.get_finished_reason()
-            assert reason is not None
-            return Verdict(count, Ending(reason, replica.stop_reason))
-    return Verdict(len(token_ids), None)
 
 
 def rest_of(request: "EngineCoreRequest", token_ids: Sequence[int]) -> "EngineCoreRequest":
@@ -356,6 +347,19 @@ def rest_of(request: "EngineCoreRequest", token_ids: Sequence[int]) -> "EngineCo
         request,
         prompt_token_ids=[*(request.prompt_token_ids or ()), *token_ids],
         sampling_params=params,
+    )
+
+
+def _piece_of(check: _Check, verdict: Verdict, start: int) -> EngineCoreOutput:
+    """Return an output with the verified tokens from `start` on, as many as are emitted at once."""
+    stop = min(start + TOKENS_AT_ONCE, verdict.num_tokens)
+    ending = verdict.ending if stop == verdict.num_tokens else None
+    return EngineCoreOutput(
+        request_id=check.request.request_id,
+        new_token_ids=check.token_ids[start:stop],
+        finish_reason=ending.finish_reason if ending is not None else None,
+        stop_reason=ending.stop_reason if ending is not None else None,
+        trace_headers=check.request.trace_headers,
     )
 
 

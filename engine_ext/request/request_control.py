@@ -17,10 +17,11 @@
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from reprise.engine_ext.request.tenants import RESERVED_PREFIXES
 from reprise.engine_ext.request.tenants import key_namespace as key_namespace
@@ -64,6 +65,16 @@ class RequestControl(msgspec.Struct, frozen=True):
     """The namespace that it names."""
     ttl_s: float | None = None
     """Time to live of its answer as an exact hit."""
+
+
+class NotCachedError(GracefulHTTPError):  # type: ignore[misc]
+    """Raised if a request may only be answered from the cache, which has no answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no cached answer, and the request asked for only-if-cached",
+            HTTPStatus.GATEWAY_TIMEOUT,
+        )
 
 
 def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -> RequestControl:

@@ -74,7 +74,8 @@ async def test_of_several_api_servers_the_first_asks_the_workers_and_none_starts
     assert len(lines) == (index == 0)
     engine.engine_core = ManyEngines()
     reports: list[Any] = []
-    engine.front_end = SimpleNamespace(report=lambda *each: reports.append(each[0]))  # type: ignore[assignment]
+    figures = SimpleNamespace(report=lambda *each: reports.append(each[0]))
+    engine.front_end = SimpleNamespace(figures=figures)  # type: ignore[assignment]
     await engine.report()
     assert reports == [["a", "b", "c", "d"] if index == 0 else None]
     EnhancedAsyncLLM(vllm_config)

@@ -16,10 +16,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.metrics.stats import IterationStats
 
-from reprise.engine_ext import async_llm
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.request_hints import RequestHints, has_hints, read_hints
+from reprise.engine_ext.engine_client import answering
 from reprise.engine_ext.frontend import (
     exact_answers,
     front_end,
@@ -58,10 +58,9 @@ _ENTRANCES = {
 _ELSEWHERE = {
     # What concerns the tier is broken in `test_shared_exact_faults.py`, where there is one.
     (AdapterEpochs, "loaded_since_s"),
-    (ExactAnswers, "model_changed fetch _take_in"),
+    (ExactAnswers, "model_changed missing fetch _take_in"),
     (ExactMemory, "clear namespaces"),
-    (FrontEnd, "close fetch model_changed progress report"),
-    (FrontEnd, "stats _memory_bytes"),
+    (FrontEnd, "close fetch fetch_as_known model_changed waits_for_others"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates generates_nothing"),
     (TrackedRequest, "retrieval_ms clauses"),
@@ -70,6 +69,8 @@ _ELSEWHERE = {
     (ServingMetrics, "active errors features pins retrieval shared verified workers"),
     (ServingMetrics, "_add _tier _worker"),
     (SingleFlight, "__len__ is_led watcher_of"),
+    # Of those who follow late, for whom hundreds of tokens have to be there.
+    (SingleFlight, "_pass_on_late _fail_left_behind"),
 }
 # What is there for errors: reached only after another one, and in themselves guarded.
 _FOR_ERRORS = {
@@ -293,7 +294,7 @@ async def test_a_request_without_a_plan_goes_on_and_shares_nothing(
         raise RuntimeError("injected")
 
     monkeypatch.setattr(AsyncLLM, "add_request", add_request)
-    monkeypatch.setattr(async_llm, name, fail)
+    monkeypatch.setattr(answering, name, fail)
     engine = Engine(World())
     for number in range(2):
         params = SamplingParams(temperature=0.5, max_tokens=7)
@@ -377,11 +378,11 @@ async def test_nobody_waits_for_a_leader_that_left_while_it_was_admitted(
 
     async def admit() -> None:
         request, queue = world.make(RequestOutputKind.DELTA)
-        token = async_llm._current_policy.set(RequestPolicy(RequestControl(), ""))
+        token = answering._current_policy.set(RequestPolicy(RequestControl(), ""))
         try:
             await engine._add_request(request, None, None, 0, queue)
         finally:
-            async_llm._current_policy.reset(token)
+            answering._current_policy.reset(token)
 
     task = asyncio.create_task(admit())
     await admitting.wait()

@@ -54,7 +54,7 @@ class Engine:
         self.front_end = SimpleNamespace(
             config=load_config({"serving": serving}),
             exact=SimpleNamespace(memory=memory),
-            stats=lambda: {"errors": {}},
+            figures=SimpleNamespace(stats=lambda: {"errors": {}}),
         )
 
         async def nowhere() -> list[str]:

@@ -79,10 +79,12 @@ def client(
         front_end=SimpleNamespace(
             config=load_config(config),
             recorded=kept,
-            stats=lambda: {
-                "counts": {"miss": 3, "exact": 2},
-                "retrieval": {"breakers": {"answers": "open"}},
-            },
+            figures=SimpleNamespace(
+                stats=lambda: {
+                    "counts": {"miss": 3, "exact": 2},
+                    "retrieval": {"breakers": {"answers": "open"}},
+                }
+            ),
         ),
         get_worker_stats=workers,
         get_tokenizer=Tokenizer,

@@ -10,8 +10,8 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.outputs.replay import Ending
-from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.engine_ext.request.request_control import RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.retrieval.host import steady_clock

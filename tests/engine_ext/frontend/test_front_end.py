@@ -12,9 +12,9 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend import exact_answers
-from reprise.engine_ext.frontend.front_end import FrontEnd, NotCachedError
+from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.request.http_context import HttpRequestContext
-from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_control import NotCachedError, RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.engine_ext.request.shared_keys import SharedKeys
 from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config
@@ -55,7 +55,7 @@ def client() -> Client:
 def test_the_second_time_comes_from_the_cache(client: Client) -> None:
     assert client.ask() == ("miss", [5, 6, 7])
     assert client.ask(emits=(9,)) == ("exact", [5, 6, 7])
-    stats = client.front_end.stats()
+    stats = client.front_end.figures.stats()
     assert stats["counts"] == {"miss": 1, "stored": 1, "exact": 1, "tokens_saved": 3}
     assert stats["flights"] == 0
     assert stats["errors"] == {}
@@ -79,7 +79,7 @@ def test_a_cut_answer_serves_smaller_limits(client: Client) -> None:
     assert client.ask(max_tokens=4, emits=longer, reason=FinishReason.LENGTH)[0] == "miss"
     assert client.ask(max_tokens=4) == ("exact", [5, 6, 7, 8])
     assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])
-    assert client.front_end.stats()["memory"]["answers"] == 1
+    assert client.front_end.figures.stats()["memory"]["answers"] == 1
 
 
 def test_an_answer_cut_by_the_models_context_serves_its_own_limit(client: Client) -> None:
@@ -107,7 +107,7 @@ def test_control_words(client: Client) -> None:
     with pytest.raises(NotCachedError, match="only-if-cached") as refused:
         client.ask(policy=policy(only_if_cached=True), max_tokens=10, stop_token_ids=[4])
     assert refused.value.http_status == 504
-    assert client.front_end.stats()["flights"] == 0
+    assert client.front_end.figures.stats()["flights"] == 0
 
 
 def test_namespaces_do_not_share(client: Client) -> None:
@@ -281,7 +281,7 @@ def test_an_error_of_ours_becomes_a_generation(
 
     monkeypatch.setattr(client.front_end.exact.memory, "get", broken)
     assert client.ask(emits=(4,)) == ("miss", [4])
-    assert client.front_end.stats()["errors"] == {"exact_hit": 1}
+    assert client.front_end.figures.stats()["errors"] == {"exact_hit": 1}
 
 
 def test_an_error_of_ours_does_not_end_streaming_input(
@@ -294,7 +294,7 @@ def test_an_error_of_ours_does_not_end_streaming_input(
     processor.add_request(request, None, None, 0, queue)
     monkeypatch.setattr(exact_answers, "refusal", None)
     assert not client.front_end.answer(request, None, queue, RequestPolicy(RequestControl(), ""))
-    assert client.front_end.stats()["errors"] == {"exact_hit": 1}
+    assert client.front_end.figures.stats()["errors"] == {"exact_hit": 1}
     assert processor.has_request("r")
     assert processor.request_states["r"].queue is queue
 
@@ -304,7 +304,7 @@ def test_a_paused_engine_decides_on_every_request(client: Client) -> None:
     client.front_end.is_paused = True
     assert client.ask(emits=(9,)) == ("miss", [9])
     assert client.front_end.refusals == {"paused engine": 1}
-    assert client.front_end.stats()["flights"] == 0
+    assert client.front_end.figures.stats()["flights"] == 0
     with pytest.raises(NotCachedError):
         client.ask(policy=RequestPolicy(RequestControl(only_if_cached=True), ""))
     client.front_end.is_paused = False

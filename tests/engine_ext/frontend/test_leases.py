@@ -139,6 +139,68 @@ async def test_nobody_waits_for_one_that_has_failed(servers: Any) -> None:
     assert two.shared._leases
 
 
+class Granting:
+    """Has a server's tier grant a lease, and say so only once it may."""
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[Any] = []
+        self.may_say = threading.Event()
+        tier = server.shared._tier
+        self._lease = tier.lease  # type: ignore[union-attr]
+        monkeypatch.setattr(tier, "lease", self._grant)
+
+    def _grant(self, *asked: Any, ttl_s: float) -> bool:
+        is_ours = self._lease(*asked, ttl_s=ttl_s)
+        self.asked.append((asked, is_ours))
+        self.may_say.wait(60)
+        return is_ours
+
+    async def until_granted(self) -> None:
+        while not self.asked:
+            await asyncio.sleep(0.02)
+        assert self.asked[0][1]
+
+    async def until_given_back(self) -> None:
+        """Long before it runs out by itself."""
+        async with asyncio.timeout(LEASE_S / 2):
+            while not await asyncio.to_thread(self._lease, *self.asked[0][0], ttl_s=60.0):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_lease_that_is_granted_too_late_is_given_back(
+    servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = servers()
+    granting = Granting(one, monkeypatch)
+
+    async def nothing(*_: Any) -> list[Any]:
+        one.shared._budget_s = 0.05  # of what follows
+        return []
+
+    monkeypatch.setattr(one.shared, "find", nothing)
+    await fetched(one, "r")  # it generates, without a lease
+    assert one.shared._leases == {}
+    assert one.shared.outcomes["late"] == 1
+    await granting.until_granted()
+    granting.may_say.set()
+    await granting.until_given_back()
+
+
+async def test_a_lease_that_is_granted_to_a_client_that_has_left_is_given_back(
+    servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = servers()
+    granting = Granting(one, monkeypatch)
+    asking = asyncio.create_task(fetched(one, "r"))
+    await granting.until_granted()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    granting.may_say.set()
+    await granting.until_given_back()
+    assert one.shared._leases == {}
+
+
 async def test_a_lost_lease_costs_a_generation(servers: Any) -> None:
     one, two = servers(lease_s=0.5), servers(lease_s=0.5)
     await fetched(one, "r")

@@ -8,8 +8,8 @@ import pytest
 from vllm.v1.engine import FinishReason
 
 from reprise.engine_ext.frontend.near_answers import NearAnswers
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.outputs.replay import Ending
-from reprise.engine_ext.outputs.single_flight import FinishedFlight
 from reprise.retrieval.api.near_answer import NearAnswer
 
 

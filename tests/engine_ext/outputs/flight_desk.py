@@ -10,8 +10,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.outputs.flight import FinishedFlight
 from reprise.engine_ext.outputs.replay import Replayer
-from reprise.engine_ext.outputs.single_flight import FinishedFlight, SingleFlight
+from reprise.engine_ext.outputs.single_flight import SingleFlight
 from reprise.tests.engine_ext.front_ends import core_request
 
 EOS = 0

@@ -118,7 +118,7 @@ async def test_a_parser_reads_what_it_would_read_without_drafts(case: Case) -> N
     request, replayed = make("replayed")
     ending = Ending(FinishReason.LENGTH, None)
     rig.replayer.replay(request, "question", replayed, case.token_ids, ending, "w")
-    for task in list(rig.replayer._tasks):
+    for task in list(rig.replayer.turns._tasks):
         await task
     # The slowest of clients: nothing was fetched before all of it was there.
     for queue in (drafted, followed, replayed):

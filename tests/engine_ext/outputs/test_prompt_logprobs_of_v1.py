@@ -12,7 +12,7 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-from reprise.engine_ext.outputs.verified_replay import _TOP_LOGPROBS, num_verified
+from reprise.engine_ext.outputs.verdict import TOP_LOGPROBS, num_verified
 from reprise.tests.engine_ext.model_runner import engine_config, model_runner_of
 
 NUM_PROMPT, NUM_ANSWER = 37, 23
@@ -41,7 +41,7 @@ class Checked:
     def verified(self, token_ids: list[int], *, chunks: tuple[int, ...]) -> int:
         """Have the runner compute what is not cached, so many tokens a step."""
         prompt = [5] * NUM_PROMPT + token_ids
-        params = SamplingParams(temperature=0, prompt_logprobs=_TOP_LOGPROBS)
+        params = SamplingParams(temperature=0, prompt_logprobs=TOP_LOGPROBS)
         state = CachedRequestState(
             req_id="a",
             prompt_token_ids=prompt,
@@ -53,7 +53,7 @@ class Checked:
             output_token_ids=[],
         )
         runner = self.runner
-        runner.requests["a"], runner.num_prompt_logprobs["a"] = state, _TOP_LOGPROBS
+        runner.requests["a"], runner.num_prompt_logprobs["a"] = state, TOP_LOGPROBS
         runner.input_batch.req_id_to_index["a"] = 0
         runner.query_start_loc.np[0] = 0
         said: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """Followers against what vLLM's own output processor makes of the same tokens."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import strategies as st
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
+from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE
 from reprise.tests.engine_ext.outputs.flight_desk import (
+    EOS,
     KINDS,
     STOPS,
+    TOKENIZER,
     Desk,
     Reader,
     fail,
@@ -76,6 +80,72 @@ def test_leader_and_follower_get_what_vllm_alone_gives(
     assert desk.processor.request_states == {}
     assert len(desk.flights) == 0
     assert desk.errors.counts() == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("leader_leaves", [False, True])
+@pytest.mark.parametrize("ends_early", [False, True])
+async def test_who_follows_late_catches_up_in_pieces(
+    kind: RequestOutputKind, leader_leaves: bool, ends_early: bool
+) -> None:
+    """While the generation goes on, or is over before."""
+    steps = [TOKENIZER.encode("ab" * 350), TOKENIZER.encode("cé"), [EOS]]
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.FINAL_ONLY))
+    desk.emit("leader", steps[0])
+    follower, queue = make("follower", kind)
+    reader = Reader(kind, queue)
+    assert desk.flights.join(b"k", follower, "p", queue)
+    detokenizer = desk.processor.request_states["follower"].detokenizer
+    assert detokenizer is not None
+    assert detokenizer.num_output_tokens() == TOKENS_AT_ONCE
+    if leader_leaves:
+        assert desk.processor.abort_requests(["leader"], internal=True) == []
+    if not ends_early:
+        await turn(desk, reader)
+        assert detokenizer.num_output_tokens() == len(steps[0])
+    assert desk.emit("leader", steps[1]) == []
+    assert desk.emit("leader", steps[2], FinishReason.STOP) == []
+    await turn(desk, reader)
+    assert reader.result == reference(steps, FinishReason.STOP, kind, {})
+    assert desk.processor.request_states == {}
+    assert len(desk.flights) == 0
+    assert desk.errors.counts() == {}
+
+
+async def turn(desk: Desk, reader: Reader) -> None:
+    """Until those who were behind are not."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+        reader.take()
+    assert "follower" not in desk.flights._late
+
+
+async def test_who_leaves_while_it_is_behind_leaves_nothing() -> None:
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.DELTA))
+    desk.emit("leader", TOKENIZER.encode("ab" * 350))
+    follower, queue = make("follower", RequestOutputKind.DELTA)
+    assert desk.flights.join(b"k", follower, "p", queue)
+    assert desk.processor.abort_requests(["follower"], internal=True) == []
+    await turn(desk, Reader(RequestOutputKind.DELTA, queue))
+    assert desk.processor.abort_requests(["leader"], internal=True) == ["leader"]
+    assert desk.processor.request_states == {}
+
+
+async def test_a_stop_string_that_only_a_late_one_finds_stops_the_engine() -> None:
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.DELTA, stop=["xyz"]))
+    desk.emit("leader", TOKENIZER.encode("ab" * 350))
+    follower, queue = make("follower", RequestOutputKind.DELTA, stop=["xyz"])
+    reader = Reader(RequestOutputKind.DELTA, queue)
+    assert desk.flights.join(b"k", follower, "p", queue)
+    assert desk.processor.abort_requests(["leader"], internal=True) == []
+    assert desk.emit("leader", TOKENIZER.encode("xyz")) == []
+    await turn(desk, reader)
+    assert (reader.text, reader.end) == ("ab" * 350, ("stop", "xyz"))
+    assert desk.emit("leader", TOKENIZER.encode("a")) == ["leader"]
+    assert len(desk.flights) == 0
 
 
 def test_the_engine_is_stopped_when_the_last_one_is_gone() -> None:

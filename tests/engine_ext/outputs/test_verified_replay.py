@@ -11,7 +11,9 @@ from vllm.v1.metrics.stats import IterationStats, PrefillStats
 from vllm.v1.outputs import LogprobsTensors
 
 from reprise.engine_ext.core.request_hints import read_hints
-from reprise.engine_ext.outputs.verified_replay import Verdict, VerifiedReplays, num_verified
+from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE
+from reprise.engine_ext.outputs.verdict import Verdict, num_verified
+from reprise.engine_ext.outputs.verified_replay import VerifiedReplays
 from reprise.tests.engine_ext.outputs.flight_desk import EOS, TOKENIZER, Desk, Reader, make
 
 DELTA = RequestOutputKind.DELTA
@@ -59,6 +61,7 @@ class Engine(Desk):
             on_failure=lambda request_id, _: self.failed.append(request_id),
             max_model_len=600,
             breaks_ties=True,
+            turns=self.replayer.turns,
             errors=self.errors,
         )
 
@@ -208,6 +211,77 @@ async def test_followers_get_what_is_verified_and_what_follows() -> None:
     reader = Reader(DELTA, queue)
     reader.take()
     assert reader.text == "ansx"
+
+
+async def turn(times: int = 20) -> None:
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_many_tokens_are_emitted_in_pieces_while_the_loop_turns(ends: bool) -> None:
+    engine = Engine()
+    answer = TOKENIZER.encode("ab" * 260)
+    stored = [*answer, EOS] if ends else answer
+    request, check, reader = engine.verify(stored, max_tokens=580)
+    request.sampling_params.update_from_generation_config({}, EOS)  # type: ignore[union-attr]
+    engine.says(check, len(stored))
+    reader.take()
+    assert reader.token_ids == answer[:TOKENS_AT_ONCE]
+    assert engine.sent == []
+    await turn()
+    reader.take()
+    assert reader.token_ids == stored
+    assert engine.verdicts[0].num_tokens == len(stored)
+    logged = IterationStats()
+    engine.processor.process_outputs([], 1.0, logged, "w")
+    assert engine.statistics.num_generation_tokens == TOKENS_AT_ONCE
+    assert logged.num_generation_tokens == len(stored) - TOKENS_AT_ONCE
+    assert len(logged.finished_requests) == ends
+    assert logged.inter_token_latencies_iter == []
+    if ends:
+        assert reader.end == ("stop", None)
+        assert engine.sent == []
+    else:
+        (rest,) = engine.sent
+        assert rest.prompt_token_ids == [*(request.prompt_token_ids or ()), *answer]
+        engine.emit("r", TOKENIZER.encode("x"), FinishReason.LENGTH)
+        reader.take()
+        assert reader.text == "ab" * 260 + "x"
+    assert [one.token_ids for one in engine.finished] == [reader.token_ids]
+    assert engine.processor.request_states == {}
+    assert engine.errors.counts() == {}
+
+
+@pytest.mark.parametrize("place", [100, 400])
+async def test_a_stop_string_among_many_tokens_ends_them(place: int) -> None:
+    engine = Engine()
+    answer = TOKENIZER.encode("a" * place + "stop" + "b" * (500 - place))
+    _, check, reader = engine.verify(answer, stop=["stop"])
+    assert engine.says(check, len(answer)) == []
+    await turn()
+    reader.take()
+    assert reader.text == "a" * place
+    assert reader.end == ("stop", "stop")
+    assert engine.sent == []
+    assert len(engine.flights) == 0
+
+
+async def test_an_abort_among_many_tokens_ends_them() -> None:
+    engine = Engine()
+    answer = TOKENIZER.encode("a" * 500)
+    _, check, reader = engine.verify(answer)
+    engine.says(check, len(answer))
+    follower, queue = make("f", DELTA)
+    assert engine.flights.join(b"k", follower, "p", queue)
+    assert engine.processor.abort_requests(["r"], internal=True) == []
+    await asyncio.sleep(0)
+    assert engine.processor.abort_requests(["f"], internal=True) == []  # the engine has nothing
+    await turn()
+    assert engine.sent == []
+    assert engine.processor.request_states == {}
+    reader.take()
+    assert reader.end == ("abort", None)
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])

@@ -1,0 +1,207 @@
+"""A request that waits for the tier is known to vLLM, which ends, counts and fails it as any."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.exceptions import GracefulHTTPError
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+from reprise.engine_ext.core.config import load_config
+from reprise.engine_ext.engine_client import answering
+from reprise.engine_ext.frontend.front_end import FrontEnd
+from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_policy import RequestPolicy
+from reprise.engine_ext.request.shared_keys import SharedKeys
+from reprise.tests.engine_ext.front_ends import core_request, vllm_config
+
+
+class Tier:
+    """In the place of `SharedExact`: finds nothing, once it may."""
+
+    trusts = True
+
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.asked = 0
+        self.ended_leases: list[str] = []
+
+    def keys_of(self, _: Any, keys: Any) -> SharedKeys:
+        return SharedKeys(keys, "state", verifiable=False)
+
+    async def find(self, *_: Any) -> list[Any]:
+        self.asked += 1
+        await self.may_answer.wait()
+        return []
+
+    async def find_later(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
+    def ended(self, request_id: str) -> None:
+        self.ended_leases.append(request_id)
+
+    def keep_lease(self, request_id: str) -> None: ...
+
+    def store(self, *_: Any, **__: Any) -> None: ...
+
+    def used(self, *_: Any) -> None: ...
+
+
+class Core:
+    """In the place of vLLM's client of the engine core."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+
+    async def add_request_async(self, request: Any) -> None:
+        self.given.append(request.request_id)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        pass
+
+
+class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
+    """The engine client without an engine."""
+
+    def __init__(self, *, max_num_queued_reqs: int | None = None) -> None:
+        self.output_processor = OutputProcessor(None, log_stats=False)
+        self.front_end = FrontEnd(vllm_config(), load_config({}), self.output_processor)
+        self.tier = Tier()
+        self.front_end.exact.shared = self.tier  # type: ignore[assignment]
+        self.engine_core = Core()
+        self.admission_stats = self.logger_manager = None
+        self.scheduler_config = SimpleNamespace(
+            max_num_queued_reqs=max_num_queued_reqs, max_num_queued_tokens=None
+        )
+        self.log_requests = False
+
+    def __del__(self) -> None: ...
+
+    def ask(self, name: str) -> tuple[asyncio.Task[None], RequestOutputCollector]:
+        """Have a request added under `name`, by its client; of a prompt of its own."""
+        kind = RequestOutputKind.FINAL_ONLY
+        params = SamplingParams(temperature=0, detokenize=False, output_kind=kind)
+        request = core_request(
+            name, params, (1, 2, sum(name.encode())), external_req_id=f"of-{name}"
+        )
+        queue = RequestOutputCollector(kind, name)
+
+        async def add() -> None:
+            answering._current_policy.set(RequestPolicy(RequestControl(), ""))
+            await self._add_request(request, None, None, 0, queue)
+
+        return asyncio.create_task(add()), queue
+
+    async def until_asked(self, num_requests: int) -> None:
+        async with asyncio.timeout(60):
+            while self.tier.asked < num_requests:
+                await asyncio.sleep(0)
+
+    def generate_one(self, name: str) -> None:
+        output = EngineCoreOutput(
+            request_id=name, new_token_ids=[5, 6], finish_reason=FinishReason.STOP
+        )
+        self.output_processor.process_outputs([output])
+
+
+async def tokens_in(queue: RequestOutputCollector) -> list[int]:
+    output = await queue.get()
+    return list(output.outputs[0].token_ids)  # type: ignore[union-attr]
+
+
+async def test_a_request_that_waited_is_generated_once() -> None:
+    engine = Engine()
+    adding, queue = engine.ask("a")
+    await engine.until_asked(1)
+    assert engine.get_num_unfinished_requests() == 1
+    engine.tier.may_answer.set()
+    await adding
+    assert engine.engine_core.given == ["a"]
+    assert engine.get_num_unfinished_requests() == 1
+    engine.generate_one("a")
+    assert await tokens_in(queue) == [5, 6]
+    assert engine.output_processor.request_states == {}
+    assert engine.output_processor.external_req_ids == {}
+    adding, queue = engine.ask("a")  # from memory: nobody is waited for
+    await adding
+    assert await tokens_in(queue) == [5, 6]
+    assert engine.tier.asked == 1
+    assert engine.front_end.errors.counts() == {}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("name", "internal"), [("of-a", False), ("a", True)])
+async def test_an_abort_ends_a_request_that_waits(name: str, internal: bool) -> None:
+    engine = Engine()
+    adding, queue = engine.ask("a")
+    await engine.until_asked(1)
+    await engine.abort(name, internal=internal)
+    await asyncio.wait_for(adding, 60)  # not for the tier
+    output = await queue.get()
+    assert output.finished
+    assert output.outputs[0].finish_reason == "abort"  # type: ignore[union-attr]
+    engine.tier.may_answer.set()
+    await asyncio.sleep(0)
+    assert engine.engine_core.given == []
+    assert engine.tier.ended_leases == ["a"]
+    assert engine.output_processor.request_states == {}
+    assert len(engine.front_end.flights) == 0  # type: ignore[union-attr]
+
+
+async def test_a_dead_engine_ends_a_request_that_waits() -> None:
+    engine = Engine()
+    adding, queue = engine.ask("a")
+    await engine.until_asked(1)
+    engine.output_processor.propagate_error(EngineDeadError())
+    await asyncio.wait_for(adding, 60)
+    with pytest.raises(EngineDeadError):
+        await queue.get()
+    assert engine.engine_core.given == []
+
+
+async def test_a_client_that_leaves_while_its_request_waits_leaves_nothing() -> None:
+    engine = Engine()
+    adding, queue = engine.ask("a")
+    await engine.until_asked(1)
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert engine.output_processor.request_states == {}
+    assert queue.get_nowait() is None
+    async with asyncio.timeout(60):
+        while engine.tier.ended_leases != ["a"]:
+            await asyncio.sleep(0)
+
+
+async def test_requests_that_wait_count_against_the_bound_and_are_admitted_once() -> None:
+    engine = Engine(max_num_queued_reqs=2)
+    both = [engine.ask(name)[0] for name in "ab"]
+    await engine.until_asked(2)
+    refused, _ = engine.ask("c")
+    with pytest.raises(GracefulHTTPError):
+        await asyncio.wait_for(refused, 60)
+    engine.tier.may_answer.set()
+    await asyncio.gather(*both)
+    assert sorted(engine.engine_core.given) == ["a", "b"]
+    refused, _ = engine.ask("c")
+    with pytest.raises(GracefulHTTPError):
+        await refused
+    engine.generate_one("a")
+    await engine.ask("c")[0]
+    assert engine.engine_core.given[-1] == "c"
+
+
+async def test_a_front_end_that_closes_lets_go_of_what_waits() -> None:
+    engine = Engine()
+
+    async def is_cancelled(*_: Any) -> list[Any]:
+        raise asyncio.CancelledError  # as a look-up whose thread never began
+
+    engine.tier.find = is_cancelled  # type: ignore[method-assign]
+    adding, _ = engine.ask("a")
+    await adding
+    assert engine.engine_core.given == ["a"]

@@ -175,6 +175,22 @@ _UNDRAFTED_SETTINGS = (
             "MinTokensLogitsProcessor", "LogitBiasLogitsProcessor", "MinPLogitsProcessor",
         ),
     ),
+    *(
+        Patch(
+            f"vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.{method}",
+            Feature.UNDRAFTED_SETTINGS,
+            _WORKER,
+            Kind.RELY,
+            parameters=("self", *parameters),
+        )
+        for method, parameters in {
+            "__init__": (
+                "reasoning_config", "max_num_seqs", "num_spec_tokens", "device", "is_pin_memory",
+            ),
+            "update_state": ("output_token_ids", "spec_token_ids", "repeat_indices"),
+            "apply_to_logits": ("logits", "predict_bonus_token", "spec_token_ids"),
+        }.items()
+    ),
 )  # fmt: skip
 
 _WORKER_STEP = (

@@ -150,6 +150,11 @@ def without_generators(batch: Any, rows: Iterable[int]) -> Iterator[None]:
         batch.generators.update(own)
 
 
+def set_scheduled(stats: Any, at_s: float) -> None:
+    """Have the statistics of a request say that an engine took it up when it came."""
+    stats.queued_ts = stats.scheduled_ts = at_s
+
+
 def set_thinking_budgets(batch: Any, holder: Any) -> None:
     """Have an input batch without requests keep their thinking budgets in another holder."""
     batch.thinking_budget_state_holder = holder

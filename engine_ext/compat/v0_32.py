@@ -133,6 +133,8 @@ def _on_processor(name: str, feature: Feature, parameters: tuple[str, ...]) -> P
 _OUTPUTS = (
     _on_processor("process_outputs", Feature.SINGLE_FLIGHT, _PROCESS_OUTPUTS),
     _on_processor("abort_requests", Feature.SINGLE_FLIGHT, ("self", "request_ids", "internal")),
+    _on_processor("get_num_unfinished_requests", Feature.SINGLE_FLIGHT, ("self",)),
+    _on_processor("get_num_queued_tokens", Feature.SINGLE_FLIGHT, ("self",)),
     _on_processor("process_outputs", Feature.VERIFIED_REPLAY, _PROCESS_OUTPUTS),
     _on_processor("abort_requests", Feature.VERIFIED_REPLAY, ("self", "request_ids", "internal")),
     _on_processor("add_request", Feature.VERIFIED_REPLAY, _ADD_TO_PROCESSOR),

@@ -251,7 +251,7 @@ class FrontEnd:
     def report(self, workers: list[Any] | None, pins: list[Any] | None = None) -> None:
         """Bring the metrics up to date; `workers` are their reports, and `pins` those of the
         engine cores on pinned prefixes, in one process only."""
-        self.metrics.active(self._processor.get_num_unfinished_requests())
+        self.metrics.active(len(self._processor.request_states))
         self.metrics.memory(self.exact.memory.stats())
         if self.exact.shared is not None:
             self.metrics.shared(self.exact.shared.stats())
@@ -279,7 +279,7 @@ class FrontEnd:
                 near=self.near_answers,
                 url=self.config.retrieval.url,
             ),
-            "active_requests": self._processor.get_num_unfinished_requests(),
+            "active_requests": len(self._processor.request_states),
             "refusals": dict(self.refusals),
             "memory": self.exact.memory.stats()._asdict(),
             "memory_bytes": self._memory_bytes(),
@@ -332,7 +332,7 @@ class FrontEnd:
                     self.exact.used(tracked, stored)
                     return "exact"
                 # It would fail the next time as well.
-                self.exact.memory.remove([stored])
+                self.exact.memory.remove_key(stored.exact_key)
             if self.flights.join(keys.limited, request, prompt, queue):
                 return "followed"
         return "miss"

@@ -1,10 +1,10 @@
 """Thinking budgets on model runner V1, kept as by an engine without speculation.
 
 vLLM's holder of budgets counts ahead by what is drafted, and finds the rows in which it forces the
-end of thinking by how many drafts each request has. With drafts its answers are others than without;
-where a step is sampled without any, all rows are the first one. So requests with a budget have no
-drafts (`undrafted_settings`), and the holder is the one of an engine that has none: one row for each
-request, once a step.
+end of thinking by how many drafts each request has. With drafts its answers are others than
+without; in a step that is sampled without any, it takes all rows for the first one. So requests
+with a budget have no drafts (`undrafted_settings`), and the holder is the one of an engine that has
+none: one row for each request, once a step.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from reprise.engine_ext.compat.engine_state import set_thinking_budgets
 
 
-class UndraftedBudgets(ThinkingBudgetStateHolder):
+class UndraftedBudgets(ThinkingBudgetStateHolder):  # type: ignore[misc]
     """vLLM's holder, of requests without drafts beside others with drafts.
 
     Args:

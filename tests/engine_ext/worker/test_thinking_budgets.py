@@ -1,5 +1,5 @@
-"""Thinking budgets on model runner V1: requests that have one are answered beside drafted ones as an
-engine without speculation answers them."""
+"""Thinking budgets on model runner V1: requests that have one are answered beside drafted ones as
+an engine without speculation answers them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def test_they_end_thinking_where_an_engine_without_drafts_does(
         outputs: list[list[int]] = [[] for _ in prompts]
         holder = join(UndraftedBudgets(reasoning(end), 5, CPU), prompts, outputs)
         for _ in range(30):
-            drafts = [_draft(rng, expected[row][len(out) :], row) for row, out in enumerate(outputs)]
+            drafts = [
+                _draft(rng, expected[row][len(out) :], row) for row, out in enumerate(outputs)
+            ]
             batch = Batch(
                 drafts,
                 VOCAB,

@@ -60,6 +60,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
     _report_task: asyncio.Task[None] | None = None
     _announcing: asyncio.Task[None] | None = None
     _pinning: asyncio.Task[None] | None = None
+    _learning: asyncio.Task[None] | None = None
     _retrieval_socket: Path | None = None
     _retriever: "ProcessRetriever | None" = None
 
@@ -137,6 +138,8 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             self._announcing = asyncio.create_task(
                 announce_near_answers(self._retriever, began_s=self._starting_s)
             )
+        if front_end is not None and front_end.exact.shared is not None and self._learning is None:
+            self._learning = asyncio.create_task(self.learn_weight_version())
         has_prefixes = (
             self.pins_prefixes and self._config is not None and (self._config.kv_pins.prefixes)
         )
@@ -204,7 +207,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
                     logger.info(line)
         if self._retriever is not None:
             self._retriever.begin_to_close()  # the process ends beside the engine
-        for task in (self._report_task, self._announcing, self._pinning):
+        for task in (self._report_task, self._announcing, self._pinning, self._learning):
             if task is not None:
                 cancel_task_threadsafe(task)
         super().shutdown(timeout=timeout)

@@ -28,6 +28,7 @@ from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.engine_ext.worker.row_tracker import IntArray, RowTracker, TrackedRow
 from reprise.engine_ext.worker.step_clock import StepClock, StepContext
+from reprise.engine_ext.worker.thinking_budgets import keep_undrafted
 from reprise.engine_ext.worker.weights_keeper import WeightsKeeper, weights_path
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.retrieval.host import steady_clock
@@ -288,6 +289,7 @@ class CacheHitProposer(DrafterHooks):
 
     def before_step(self, runner: "GPUModelRunner", scheduler_output: "SchedulerOutput") -> None:
         """Record which requests ended and which began, before the runner does."""
+        keep_undrafted(runner)
         if not self._is_drafting_rank:
             return
         for request_id in scheduler_output.finished_req_ids:

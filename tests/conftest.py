@@ -320,6 +320,7 @@ def build_llm(
     as the engine takes to start.
     """
     from vllm import LLM
+    from vllm.config import ReasoningConfig
     from vllm.plugins import load_general_plugins
 
     speculative = {
@@ -335,6 +336,10 @@ def build_llm(
         "max_model_len": 1024,
         "kv_cache_memory_bytes": KV_CACHE_BYTES,
         "disable_log_stats": False,
+        # A word that begins to think, and several tokens that end it, for those that ask for it.
+        "reasoning_config": ReasoningConfig(
+            reasoning_start_str=" and", reasoning_end_str=" as soon as"
+        ),
         "speculative_config": speculative if with_reprise else None,
         # Drafts, and many, whatever they cost on the machine at hand: they are what is tested.
         "additional_config": {"reprise": {"drafts": {"verify_cost": 0.02}}} if with_reprise else {},

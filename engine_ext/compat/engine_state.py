@@ -150,6 +150,16 @@ def without_generators(batch: Any, rows: Iterable[int]) -> Iterator[None]:
         batch.generators.update(own)
 
 
+def set_scheduled(stats: Any, at_s: float) -> None:
+    """Have the statistics of a request say that an engine took it up when it came."""
+    stats.queued_ts = stats.scheduled_ts = at_s
+
+
+def set_thinking_budgets(batch: Any, holder: Any) -> None:
+    """Have an input batch without requests keep their thinking budgets in another holder."""
+    batch.thinking_budget_state_holder = holder
+
+
 def min_p_of_rows(processor: Any, num_rows: Any) -> Any:
     """Return a copy of vLLM's processor for `min_p` that treats each request's rows as requests;
     `num_rows` [batch] says how many each has."""

@@ -134,6 +134,8 @@ def _on_processor(name: str, feature: Feature, parameters: tuple[str, ...]) -> P
 _OUTPUTS = (
     _on_processor("process_outputs", Feature.SINGLE_FLIGHT, _PROCESS_OUTPUTS),
     _on_processor("abort_requests", Feature.SINGLE_FLIGHT, ("self", "request_ids", "internal")),
+    _on_processor("get_num_unfinished_requests", Feature.SINGLE_FLIGHT, ("self",)),
+    _on_processor("get_num_queued_tokens", Feature.SINGLE_FLIGHT, ("self",)),
     _on_processor("process_outputs", Feature.VERIFIED_REPLAY, _PROCESS_OUTPUTS),
     _on_processor("abort_requests", Feature.VERIFIED_REPLAY, ("self", "request_ids", "internal")),
     _on_processor("add_request", Feature.VERIFIED_REPLAY, _ADD_TO_PROCESSOR),
@@ -175,6 +177,22 @@ _UNDRAFTED_SETTINGS = (
         fields=(
             "MinTokensLogitsProcessor", "LogitBiasLogitsProcessor", "MinPLogitsProcessor",
         ),
+    ),
+    *(
+        Patch(
+            f"vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.{method}",
+            Feature.UNDRAFTED_SETTINGS,
+            _WORKER,
+            Kind.RELY,
+            parameters=("self", *parameters),
+        )
+        for method, parameters in {
+            "__init__": (
+                "reasoning_config", "max_num_seqs", "num_spec_tokens", "device", "is_pin_memory",
+            ),
+            "update_state": ("output_token_ids", "spec_token_ids", "repeat_indices"),
+            "apply_to_logits": ("logits", "predict_bonus_token", "spec_token_ids"),
+        }.items()
     ),
 )  # fmt: skip
 

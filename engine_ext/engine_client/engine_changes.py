@@ -29,6 +29,18 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
         """As `AsyncLLM.update_weight_version`."""
         self._model_changed()
         await super().update_weight_version(new_version)
+        if self.front_end is not None:
+            self.front_end.flights.weight_version = new_version
+
+    async def learn_weight_version(self) -> None:
+        """Learn the label of the weights, which every reply carries, before the engine's first
+        output says it: an answer from the tier may come first."""
+        if (front_end := self.front_end) is None:
+            return
+        with front_end.errors.recording("weight version"):
+            version = await self.get_weight_version()
+            if front_end.flights.weight_version is None:
+                front_end.flights.weight_version = version
 
     async def sleep(self, *args: Any, **kwargs: Any) -> None:
         """As `AsyncLLM.sleep`."""

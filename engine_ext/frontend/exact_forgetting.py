@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from vllm.logger import init_logger
 from vllm.utils.async_utils import cancel_task_threadsafe
 
@@ -130,7 +131,9 @@ class ExactForgetting:
     async def find(self, invalidation: Invalidation) -> list[Answer]:
         """Return the answers here that meet the conditions, most recently used first."""
         # Decoding thousands of prompts must not hold up the event loop.
-        return await asyncio.to_thread(self._find, self._memory.answers(), invalidation)
+        return await asyncio.to_thread(
+            self._find, self._memory.answers(), invalidation, self._query
+        )
 
     async def texts_of(self, answers: list[Answer]) -> list[tuple[str, str]]:
         """Return prompt and response of each, decoded."""
@@ -148,13 +151,16 @@ class ExactForgetting:
         """Remove the answers in this process, in the tier and on all replicas."""
         if not self._clients:
             await self._look_for_retrieval()
-        exact = await self._forget_here(invalidation)
-        outcomes: list[Forgetting] = await asyncio.gather(
-            *(
-                asyncio.to_thread(client.forget, invalidation, timeout_s=_TIER_WITHIN_S)
-                for client in self._clients.values()
+        exact: list[tuple[str, str]] = []
+        try:
+            exact = await self._forget_here(invalidation)
+        finally:  # whatever has failed here, the tier and the replicas hear of it
+            outcomes: list[Forgetting] = await asyncio.gather(
+                *(
+                    asyncio.to_thread(client.forget, invalidation, timeout_s=_TIER_WITHIN_S)
+                    for client in self._clients.values()
+                )
             )
-        )
         shared = {key for outcome in outcomes for key in outcome.removed}
         return ForgetReport(
             removed=len(shared.union(exact)),
@@ -165,16 +171,17 @@ class ExactForgetting:
 
     async def follow_once(self) -> None:
         """Apply the invalidations since the last call, and drop expired answers."""
-        try:
+        with self._errors.recording("forget"):
             self._memory.expire()
             self._recorded.expire()
             if not self._clients and time.monotonic() >= self._look_s:
                 await self._look_for_retrieval()
-            for client in self._clients.values():
+        for client in tuple(self._clients.values()):
+            with self._errors.recording("forget"):
+                # Each is handed over once: none may be lost by what fails of one before it.
                 for forgotten in client.forgotten():
-                    await self._apply(forgotten)
-        except Exception as error:
-            self._errors.record("forget", error)
+                    with self._errors.recording("forget"):
+                        await self._apply(forgotten)
 
     async def _apply(self, forgotten: Forgotten) -> None:
         if not forgotten.complete:
@@ -188,29 +195,54 @@ class ExactForgetting:
             return
         self._memory.remove_ids(forgotten.removed)
         for invalidation in forgotten.invalidations:
-            if invalidation.invalidation_id not in self._applied:
-                await self._forget_here(invalidation)
-            else:
-                # Near answers were found until retrieval had forgotten them too.
-                self._recorded.forget(invalidation)
+            with self._errors.recording("forget"):
+                if invalidation.invalidation_id not in self._applied:
+                    await self._forget_here(invalidation)
+                else:
+                    # Near answers were found until retrieval had forgotten them too.
+                    self._recorded.forget(invalidation)
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         self._applied[invalidation.invalidation_id] = invalidation
         self._recorded.forget(invalidation)
         if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]
-        return self._memory.remove(await self.find(invalidation))
+        answers = self._memory.answers()
+        found = await asyncio.to_thread(self._find, answers, invalidation, self._query_if_readable)
+        return self._memory.remove(found)
 
-    def _find(self, answers: list[Answer], invalidation: Invalidation) -> list[Answer]:
-        if not invalidation.needs_text:
-            return [answer for answer in answers if invalidation.means(answer)]
-        reader = self._reader = self._reader or PromptTokenizer.wrapping(self._get_tokenizer())
+    def _find(
+        self,
+        answers: list[Answer],
+        invalidation: Invalidation,
+        query_of: Callable[[Answer], str | None],
+    ) -> list[Answer]:
+        """Return the answers that meet the conditions; where a query is None, but that on it."""
+        whatever_asked = msgspec.structs.replace(invalidation, prompt_digest=None)
         found = []
         for answer in answers:
-            text = reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
-            if invalidation.means(answer, text):
+            if not whatever_asked.means(answer):
+                continue
+            query = query_of(answer) if invalidation.needs_text else None
+            if query is None or invalidation.means(answer, query):
                 found.append(answer)
         return found
+
+    def _query(self, answer: Answer) -> str:
+        """Return what an answer's prompt asks.
+
+        Raises:
+            Exception: it cannot be read, or the engine has no tokenizer.
+        """
+        reader = self._reader = self._reader or PromptTokenizer.wrapping(self._get_tokenizer())
+        return reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
+
+    def _query_if_readable(self, answer: Answer) -> str | None:
+        try:
+            return self._query(answer)
+        except Exception as error:
+            self._errors.record("read prompt to forget", error)
+            return None
 
     async def _look_for_retrieval(self) -> None:
         if self._find_retrieval is None:

@@ -109,6 +109,11 @@ class ExactMemory:
                 gone.append((answer.namespace, answer.answer_id))
         return gone
 
+    def remove_key(self, key: bytes | None) -> None:
+        """Drop the answer under a key, whether it was given as a whole or cut."""
+        if key is not None:
+            self._drop(key)
+
     def remove_ids(self, ids: Iterable[tuple[str, str]]) -> int:
         """Drop the answers of each (namespace, id), for any sampling params; return how many."""
         before = len(self._entries)

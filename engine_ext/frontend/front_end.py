@@ -312,7 +312,7 @@ class FrontEnd:
                     self.exact.used(tracked, stored)
                     return "exact"
                 # It would fail the next time as well.
-                self.exact.memory.remove([stored])
+                self.exact.memory.remove_key(stored.exact_key)
             if self.flights.join(keys.limited, request, prompt, queue):
                 return "followed"
         return "miss"

@@ -49,7 +49,7 @@ class FrontEndFigures:
     def report(self, workers: list[Any] | None, pins: list[Any] | None = None) -> None:
         """Bring the metrics up to date; `workers` are their reports, and `pins` those of the
         engine cores on pinned prefixes, in one process only."""
-        self._metrics.active(self._processor.get_num_unfinished_requests())
+        self._metrics.active(len(self._processor.request_states))
         self._metrics.memory(self._exact.memory.stats())
         if self._exact.shared is not None:
             self._metrics.shared(self._exact.shared.stats())
@@ -72,7 +72,7 @@ class FrontEndFigures:
                 near=self._near_answers,
                 url=self._config.retrieval.url,
             ),
-            "active_requests": self._processor.get_num_unfinished_requests(),
+            "active_requests": len(self._processor.request_states),
             "refusals": dict(self._refusals),
             "memory": self._exact.memory.stats()._asdict(),
             "memory_bytes": self._memory_bytes(),

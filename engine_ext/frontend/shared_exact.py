@@ -276,6 +276,11 @@ class SharedExact:
             self._breaker.failed(f"nothing came within {self._budget_s * 1e3:.0f} ms")
         except TierError:
             self.outcomes["failed"] += 1
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self.outcomes["failed"] += 1  # the look-up was dropped, by `close`, not who asked
         finally:
             if not is_used:
                 future.add_done_callback(partial(_pass_on, on_unused))

@@ -15,6 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
+from reprise.engine_ext.compat.engine_state import mark_of, set_mark, set_scheduled
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE, LoopTurns
 from reprise.engine_ext.outputs.one_token_outputs import empty
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         RequestOutputCollector,
         RequestState,
     )
+
+_TRACE_HEADERS = "trace_headers"
 
 
 class Ending(NamedTuple):
@@ -48,6 +51,14 @@ class Feeder:
         self._processor = processor
         self._process_outputs = processor.process_outputs
 
+    def begin(self, request: "EngineCoreRequest") -> None:
+        """Take in a request that the processor was just given, for its trace and its times: the
+        engine, which would tell them, never hears of it."""
+        state = self._processor.request_states[request.request_id]
+        set_mark(state, _TRACE_HEADERS, request.trace_headers)
+        if state.stats is not None:
+            set_scheduled(state.stats, time.monotonic())
+
     def feed(
         self,
         request_id: str,
@@ -66,6 +77,7 @@ class Feeder:
             prefill_stats: with the first tokens, what the prefill cost.
             weight_version: the label of the weights that these tokens came from.
         """
+        state = self._processor.request_states.get(request_id)
         by_engine = ending if ending is not None and not ending.is_stop_string else None
         output = EngineCoreOutput(
             request_id=request_id,
@@ -73,6 +85,7 @@ class Feeder:
             finish_reason=by_engine.finish_reason if by_engine else None,
             stop_reason=by_engine.stop_reason if by_engine else None,
             prefill_stats=prefill_stats,
+            trace_headers=mark_of(state, _TRACE_HEADERS),
         )
         # vLLM's metrics count what the engine does: these statistics reach the request's own
         # metrics and trace, and are then dropped.
@@ -128,8 +141,9 @@ class Replayer:
         request_id = request.request_id
         first, rest = (chunks[0], chunks[1:]) if chunks else ([], [])
         try:
-            self._processor.add_request(request, prompt, None, 0, queue)
             self._live.add(request_id)
+            self._processor.add_request(request, prompt, None, 0, queue)
+            self._feeder.begin(request)
             self._feed(request_id, first, None if rest else ending, prefill, weight_version)
         except Exception as error:
             self._errors.record("replay", error)
@@ -142,6 +156,11 @@ class Replayer:
         if rest:
             self.turns.start(self._go_on(request_id, rest, ending, weight_version, streams=streams))
         return True
+
+    @property
+    def live_ids(self) -> frozenset[str]:
+        """Of requests that are being answered."""
+        return frozenset(self._live)
 
     def fail(self, state: "RequestState", error: Exception) -> None:
         """End a request that the processor knows and the engine does not: its client gets `error`

@@ -48,6 +48,8 @@ class SingleFlight:
         own = registry.apply_to(processor, Feature.SINGLE_FLIGHT, self)
         self._process_outputs = own["process_outputs"]
         self._abort_requests = own["abort_requests"]
+        self._num_unfinished_requests = own["get_num_unfinished_requests"]
+        self._num_queued_tokens = own["get_num_queued_tokens"]
         self._by_request: dict[str, Flight] = {}
         self._by_key: dict[bytes, Flight] = {}
         self._by_follower: dict[str, Flight] = {}
@@ -105,15 +107,17 @@ class SingleFlight:
             return False
         request_id = request.request_id
         so_far = flight.token_ids[:TOKENS_AT_ONCE]
+        flight.follower_ids[request_id] = None
         try:
             self._processor.add_request(request, prompt, None, 0, queue)
+            self._feeder.begin(request)
             if so_far:
                 self._feed(flight, request_id, so_far, None)
         except Exception as error:
             self._errors.record("single_flight", error)
+            flight.follower_ids.pop(request_id, None)
             self._replayer.withdraw(request_id, queue)
             return False
-        flight.follower_ids[request_id] = None
         flight.num_followers += 1
         self._by_follower[request_id] = flight
         if len(so_far) < len(flight.token_ids):
@@ -171,6 +175,27 @@ class SingleFlight:
             except Exception as error:
                 self._give_up(flight, output, result, error)
         return result
+
+    def get_num_unfinished_requests(self) -> int:
+        """Return how many requests the engine has: of those answered without it, vLLM's limit for
+        what waits would refuse others."""
+        return int(self._num_unfinished_requests()) - len(self._without_engine())
+
+    def get_num_queued_tokens(self) -> int:
+        """Return how many tokens of prompts wait in the engine."""
+        waiting = [state.prompt_len for state in self._without_engine() if state.is_prefilling]
+        return int(self._num_queued_tokens() - sum(waiting))
+
+    def _without_engine(self) -> "list[RequestState]":
+        """Return the states of requests that the engine has nothing to do for."""
+        ids = list(self._replayer.live_ids)
+        for flight in self._by_request.values():
+            followers = iter(flight.follower_ids)
+            if flight.leader_is_gone:
+                next(followers, None)  # the engine goes on for this one
+            ids += followers
+        states: dict[str, RequestState] = self._processor.request_states
+        return [states[id_] for id_ in ids if id_ in states]
 
     def _give_up(
         self,

@@ -210,7 +210,9 @@ def refusal(request: "EngineCoreRequest", mode: ExactHits) -> str | None:
     if request.abort_immediately:
         return "aborted on arrival"
     for name, neutral in REFUSED_FIELDS.items():
-        if getattr(params, name, neutral) != neutral:
+        value = getattr(params, name, neutral)
+        # Not with None, from which an array differs element by element.
+        if value is not None if neutral is None else value != neutral:
             return name
     if any((params.extra_args or {}).get(name) for name in _ENGINE_TRANSFERS):
         return "KV transfer"

@@ -110,7 +110,7 @@ class InfoCollector:
     def __init__(self) -> None:
         self._began_s = time.monotonic()
         self._generations: list[InfoSource] = []
-        self._ids: list[str] = []
+        self._ids: dict[str, None] = {}  # of streamed input, each piece has the same one
         self.namespace: str | None = None
         """In which the request shares; None: in none, or not known yet."""
         self.records: list[RecordedRequest] = []
@@ -122,17 +122,16 @@ class InfoCollector:
 
     def generates(self, request_id: str) -> None:
         """Note that the engine generates under this id."""
-        self._ids.append(request_id)
+        self._ids[request_id] = None
 
     def generates_nothing(self, request_id: str) -> None:
         """Note that the engine will not generate under this id after all."""
-        if request_id in self._ids:
-            self._ids.remove(request_id)
+        self._ids.pop(request_id, None)
 
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""
         took_ms = (time.monotonic() - self._began_s) * 1e3
-        found = await fetch(self._ids)
+        found = await fetch(list(self._ids))
         self.records = [
             each.record
             for each in found.values()

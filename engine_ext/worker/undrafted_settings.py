@@ -5,6 +5,9 @@ sampler applies the two to the bonus token only, and it then does not even build
 row without drafts has no other token than that one: so the processors are built, and such a request
 gets drafts only where its drafted rows are sampled by `verification/same_samples_v1.py`.
 
+A request with a thinking budget, which vLLM lets in, has no drafts on model runner V1: see
+`thinking_budgets.py`.
+
 Custom logits processors are refused at the start by vLLM with any speculative config, and that
 stays: nobody can tell which requests they act on.
 
@@ -29,6 +32,8 @@ def must_not_be_drafted(params: SamplingParams, *, keeps_sample: bool = False) -
         params: of the request.
         keeps_sample: drafted rows get what vLLM's sampler would draw for them.
     """
+    if params.thinking_token_budget is not None:
+        return True
     if not keeps_sample:
         return params.min_p > 0.0 or bool(params.logit_bias)
     # vLLM applies penalties to drafted rows first, where the sampler adds the bias first.

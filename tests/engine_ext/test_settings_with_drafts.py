@@ -40,6 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "structured outputs": {"structured_outputs": StructuredOutputsParams(regex=REGEX)},
     "`n` above 1": {**SAMPLED, "n": 2},
     "`min_tokens`": {"min_tokens": 12},
+    "`thinking_token_budget`": {"thinking_token_budget": 3},
     "`stop`, `stop_token_ids`": {"stop": ["you"], "stop_token_ids": [40, 41]},
     "`repetition_detection`": {
         "ignore_eos": True,

@@ -9,6 +9,7 @@ import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.engine_client.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 
@@ -58,6 +59,9 @@ class Core:
         self.is_paused = False
         return True
 
+    async def get_weight_version_async(self) -> str:
+        return "default"
+
     async def anything(self, *_: Any, **__: Any) -> bool:
         if self.fails:
             raise RuntimeError("injected")
@@ -73,6 +77,8 @@ class FrontEnd:
     def __init__(self) -> None:
         self.is_paused = False
         self.changes = 0
+        self.errors = ErrorCounter()
+        self.flights = SimpleNamespace(weight_version=None)
         self.exact = SimpleNamespace(adapters=AdapterEpochs())
 
     def model_changed(self) -> None:
@@ -117,6 +123,16 @@ async def test_weights_are_taken_for_changed_even_where_the_call_fails(
         else:
             await call()
     assert engine.front_end.changes == len(calls)
+
+
+async def test_the_label_of_the_weights_is_known_before_the_first_output(engine: Any) -> None:
+    flights = engine.front_end.flights
+    await engine.learn_weight_version()
+    assert flights.weight_version == "default"
+    await engine.update_weight_version("next")
+    assert flights.weight_version == "next"
+    await engine.learn_weight_version()
+    assert flights.weight_version == "next"  # as the latest output says
 
 
 async def test_our_own_calls_to_the_workers_change_nothing(engine: Any) -> None:

@@ -17,7 +17,7 @@ from reprise.engine_ext.frontend.exact_memory import ExactMemory
 from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
-from reprise.retrieval.api.invalidation import Forgotten, Invalidation
+from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
 from reprise.retrieval.cli.cache_cli import app
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.service.process_retriever import ProcessRetriever
@@ -220,3 +220,98 @@ async def test_what_was_forgotten_is_known_when_the_tier_still_has_it(url: str) 
         assert not replica.forgetting.is_forgotten(later)
     finally:
         replica.close()
+
+
+class OneUnreadable(Tokenizer):
+    """Fails on one prompt."""
+
+    def decode(self, token_ids: list[int], **given: Any) -> str:
+        text = super().decode(token_ids, **given)
+        if text == "unreadable":
+            raise RuntimeError("no text of that")
+        return text
+
+
+class Queued:
+    """A retrieval process that hands over what was forgotten, once."""
+
+    num_unconfirmed = 0
+
+    def __init__(self, *forgotten: Forgotten) -> None:
+        self._forgotten = list(forgotten)
+        self.told: list[Invalidation] = []
+
+    def forgotten(self) -> list[Forgotten]:
+        given, self._forgotten = self._forgotten, []
+        return given
+
+    def forget(self, invalidation: Invalidation, **_: Any) -> Forgetting:
+        self.told.append(invalidation)
+        return Forgetting(removed=(), done=True)
+
+
+def alone(tokenizer: Callable[[], Any], retrieval: Queued) -> tuple[ExactForgetting, ExactMemory]:
+    """Without a process of retrieval behind it."""
+    memory = ExactMemory(max_bytes=1 << 20)
+    forgetting = ExactForgetting(
+        memory,
+        recorded=RecordedAnswers(ttl_s=3600),
+        tokenizer=tokenizer,
+        retrieval=None,
+        find_retrieval=lambda: asyncio.sleep(0, []),
+        errors=ErrorCounter(),
+    )
+    forgetting._clients = {"there": retrieval}  # type: ignore[dict-item]
+    for namespace in ("a", "b"):
+        for prompt in ("asked", "unreadable", "kept"):
+            memory.put(answer(prompt, namespace=namespace))
+    return forgetting, memory
+
+
+def held(memory: ExactMemory) -> set[tuple[str, str]]:
+    decode = Tokenizer().decode
+    return {(each.namespace, decode(each.prompt_token_ids.tolist())) for each in memory.answers()}
+
+
+async def test_what_cannot_be_read_is_forgotten_where_it_may_be_meant_and_nothing_is_lost() -> None:
+    retrieval = Queued(
+        Forgotten(invalidations=(Invalidation.create(namespace="a", prompt="asked"),)),
+        Forgotten(removed=(("b", answer("kept", namespace="b").answer_id),)),
+    )
+    forgetting, memory = alone(OneUnreadable, retrieval)
+    await forgetting.follow_once()
+    assert held(memory) == {("a", "kept"), ("b", "asked"), ("b", "unreadable")}
+
+
+async def test_one_that_fails_loses_none_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Invalidation.create(namespace="a", prompt="asked")
+    retrieval = Queued(
+        Forgotten(invalidations=(broken, Invalidation.create(namespace="a", prompt="kept"))),
+        Forgotten(removed=(("b", answer("kept", namespace="b").answer_id),)),
+    )
+    forgetting, memory = alone(Tokenizer, retrieval)
+    own = forgetting._forget_here
+
+    async def forget_here(invalidation: Invalidation) -> Any:
+        if invalidation is broken:
+            raise RuntimeError("broken")
+        return await own(invalidation)
+
+    monkeypatch.setattr(forgetting, "_forget_here", forget_here)
+    await forgetting.follow_once()
+    assert not {("a", "kept"), ("b", "kept")} & held(memory)
+    with pytest.raises(RuntimeError, match="broken"):
+        await forgetting.forget(broken)
+    assert retrieval.told == [broken]  # all the same
+
+
+async def test_without_a_tokenizer_a_prompt_is_forgotten_with_all_that_may_be_it() -> None:
+    def none() -> Any:
+        raise ValueError("Unable to get tokenizer because `skip_tokenizer_init=True`")
+
+    retrieval = Queued()
+    forgetting, memory = alone(none, retrieval)
+    report = await forgetting.forget(Invalidation.create(namespace="a", prompt="asked"))
+    assert report.exact == 3
+    assert len(retrieval.told) == 1
+    assert {namespace for namespace, _ in held(memory)} == {"b"}

@@ -70,6 +70,18 @@ def test_a_whole_answer_serves_every_limit(client: Client) -> None:
     assert client.reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("max_tokens", [10, 2])
+def test_what_cannot_be_replayed_is_dropped_whether_whole_or_cut(
+    client: Client, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    client.ask()
+    no_store = RequestPolicy(RequestControl(store=False), "")
+    with monkeypatch.context() as patched:
+        patched.setattr(client.front_end, "_replay", lambda *_: False)
+        assert client.ask(policy=no_store, max_tokens=max_tokens) == ("miss", [5, 6, 7])
+    assert client.front_end.exact.memory.stats().answers == 0
+
+
 def test_a_cut_answer_serves_smaller_limits(client: Client) -> None:
     client.ask(max_tokens=3, reason=FinishReason.LENGTH)
     assert client.ask(max_tokens=3) == ("exact", [5, 6, 7])

@@ -1,15 +1,20 @@
 """Followers against what vLLM's own output processor makes of the same tokens."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.tracing import SpanAttributes
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason, output_processor
+from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.metrics.stats import IterationStats
 
 from reprise.engine_ext.outputs.loop_turns import TOKENS_AT_ONCE
+from reprise.engine_ext.outputs.replay import Ending
 from reprise.tests.engine_ext.outputs.flight_desk import (
     EOS,
     KINDS,
@@ -330,3 +335,68 @@ def test_nobody_follows_one_of_lower_priority() -> None:
         request, queue = make(f"of {priority}", RequestOutputKind.DELTA)
         request.priority = priority
         assert desk.flights.join(b"k", request, "p", queue) is follows
+
+
+def test_followers_take_no_place_of_those_that_wait_for_the_engine() -> None:
+    desk = Desk()
+    processor = desk.processor
+    desk.lead(*make("leader", RequestOutputKind.DELTA))
+    waiting = processor.get_num_queued_tokens()
+    assert waiting > 0
+    for name in ("one", "two", "three"):
+        request, queue = make(name, RequestOutputKind.DELTA)
+        assert desk.flights.join(b"k", request, "p", queue)
+        assert processor.get_num_unfinished_requests() == 1
+        assert processor.get_num_queued_tokens() == waiting
+    processor.add_request(*make_other(), None, 0, RequestOutputCollector(KINDS[0], "other"))
+    assert processor.get_num_unfinished_requests() == 2
+    # The engine goes on for those who follow.
+    processor.abort_requests(["leader"], internal=True)
+    assert processor.get_num_unfinished_requests() == 2
+    assert processor.get_num_queued_tokens() == 2 * waiting
+    processor.abort_requests(["one", "two", "three"], internal=True)
+    assert processor.get_num_unfinished_requests() == 1
+
+
+def make_other() -> tuple[EngineCoreRequest, str]:
+    request, _ = make("other", RequestOutputKind.DELTA)
+    return request, "p"
+
+
+async def test_what_is_replayed_takes_no_place_either() -> None:
+    desk = Desk()
+    request, queue = make("hit", RequestOutputKind.DELTA)
+    ending = Ending(FinishReason.LENGTH, None)
+    desk.replayer.replay(request, "p", queue, list(range(1, 90)), ending, None)
+    assert desk.processor.has_request("hit")
+    assert desk.processor.get_num_unfinished_requests() == 0
+    desk.replayer.close()
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_their_traces_belong_to_their_clients_and_have_sound_times(
+    follows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk()
+    desk.processor.tracing_enabled = True
+    spans: list[dict[str, Any]] = []
+    monkeypatch.setattr(output_processor, "instrument_manual", lambda **span: spans.append(span))
+    monkeypatch.setattr(output_processor, "extract_trace_context", lambda headers: headers)
+    request, queue = make("one", RequestOutputKind.FINAL_ONLY)
+    request.trace_headers = {"traceparent": "of its client"}
+    if follows:
+        desk.lead(*make("leader", RequestOutputKind.FINAL_ONLY))
+        assert desk.flights.join(b"k", request, "p", queue)
+        output = EngineCoreOutput(
+            request_id="leader", new_token_ids=[5], finish_reason=FinishReason.LENGTH
+        )
+        desk.processor.process_outputs([output], time.monotonic(), IterationStats(), None)
+        assert spans.pop(0)["context"] is None  # of the leader
+    else:
+        ending = Ending(FinishReason.LENGTH, None)
+        assert desk.replayer.replay(request, "p", queue, [5], ending, None)
+    (span,) = spans
+    assert span["context"] == request.trace_headers
+    for part in ("PREFILL", "INFERENCE"):
+        name = getattr(SpanAttributes, f"GEN_AI_LATENCY_TIME_IN_MODEL_{part}")
+        assert 0.0 <= span["attributes"][name] < 60.0

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from vllm.config import KVTransferConfig
 from vllm.config.speculative import RejectionSampleMethod, SpeculativeConfig
@@ -128,6 +129,12 @@ def test_a_keyed_field_changes_all_keys(name: str) -> None:
     assert flipped.complete != base.complete
     assert flipped.limited != base.limited
     assert flipped.cut != base.cut
+
+
+@pytest.mark.parametrize("rows", [[[1]], [[1, 2], [3, 4]]])
+def test_token_ids_that_vllm_has_made_an_array_of_are_refused_in_words(rows: Any) -> None:
+    params = with_field("prompt_logprob_token_ids", np.array(rows))
+    assert refusal(make_request(params), "always") == "prompt_logprob_token_ids"
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_FIELDS))

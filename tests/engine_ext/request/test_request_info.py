@@ -206,3 +206,19 @@ async def test_clauses_are_told_in_ascii_and_no_longer_than_a_header_allows() ->
     longest = [ClauseInfo("退" * 60, str(number)) for number in range(20)]
     many = [msgspec.structs.replace(info, clauses=(clause,)) for clause in longest]
     assert len(merged(many).as_json()) < 4096
+
+
+async def test_pieces_of_streamed_input_are_one_request() -> None:
+    collector = InfoCollector()
+    asked: list[list[str]] = []
+
+    async def fetch(request_ids: Sequence[str]) -> dict[str, DraftCounts | None]:
+        asked.append(list(request_ids))
+        return {each: DraftCounts(2) for each in request_ids}
+
+    for request_id in ("a", "a", "b", "a"):
+        collector.generates(request_id)
+    collector.generates_nothing("b")
+    info = await collector.collect(fetch)
+    assert asked == [["a"]]
+    assert info.drafts is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +180,23 @@ def test_an_error_in_any_part_costs_a_hit_and_no_request(
     errors = sum((one.front_end.errors.counts() | two.front_end.errors.counts()).values())
     assert errors
     monkeypatch.undo()
+
+
+async def test_a_look_up_that_ends_with_the_server_is_a_miss_and_cancels_no_request(
+    url: str, make_replica: MakeReplica
+) -> None:
+    replica = await asyncio.to_thread(make_replica, url)
+    shared = replica.front_end.exact.shared
+    assert shared is not None
+    may_go_on = threading.Event()
+    for _ in range(shared_exact._THREADS):
+        shared._threads.submit(may_go_on.wait, 60.0)
+    asking = [asyncio.create_task(shared._ask(lambda _: True)) for _ in range(2)]
+    await asyncio.sleep(0)
+    asking[1].cancel()  # by its own client
+    await asyncio.sleep(0)
+    shared._threads.shutdown(wait=False, cancel_futures=True)  # as `close` does
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    may_go_on.set()
+    assert found[0] is None
+    assert isinstance(found[1], asyncio.CancelledError)

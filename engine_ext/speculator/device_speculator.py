@@ -45,8 +45,8 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
     vLLM builds one per worker and calls `propose` after every step. Nothing in `propose` waits for
     the device, or makes it wait for the host: what requests bring along is sent when their step
     begins (`DeviceRequests`), and what became of drafts is read back when they have ended. Every
-    row gets drafts of full length, never of negative tokens; where nothing predicts a token they
-    repeat the last token, with chance 0.
+    row gets as many tokens as the next step verifies, never negative ones; where nothing predicts
+    a token they repeat the last token, with chance 0.
     """
 
     supports_mm_inputs = False
@@ -148,49 +148,51 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             num_sampled: [num_reqs] int32; 0: the request is still prefilling.
             num_rejected: [num_reqs] int32, of the slots for drafts that this step had.
             last_sampled: [max_num_reqs, 1] int64, by slot.
-            num_speculative_tokens: that the next step has slots for; vLLM drops what is longer.
-                0: nothing is drafted, on any rank.
+            num_speculative_tokens: that the next step has slots for, and that are drafted; 0 on
+                any rank or none. None: the engine's own maximum.
 
         Returns:
-            [num_reqs, K] int64, in the order of the batch, with K the engine's own maximum.
+            [num_reqs, K] int64, in the order of the batch, with K the engine's own maximum; what
+            lies beyond `num_speculative_tokens` vLLM overwrites.
         """
         num_reqs = input_batch.num_reqs
-        drafts = self._drafts[:num_reqs]
         if dummy_run:
-            return drafts
+            return self._drafts[:num_reqs]
         wants_drafts = num_speculative_tokens != 0
+        drafts = self._drafts[:num_reqs, :num_speculative_tokens]
+        chances = self.draft_token_confidence_probs[:num_reqs, :num_speculative_tokens]
         if self._ranks.is_first:
             has_drafted = False
             if self._requests is not None:
                 with self._errors.recording("propose"):
                     has_drafted = self._draft(
-                        num_reqs, input_batch.idx_mapping, num_sampled, num_rejected, wants_drafts
+                        input_batch.idx_mapping, num_sampled, num_rejected, drafts, chances
                     )
             if wants_drafts and not has_drafted:
                 drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping][:, None])
-                self.draft_token_confidence_probs[:num_reqs].zero_()
+                chances.zero_()
         if wants_drafts:
             self._ranks.share(num_reqs)
-        return drafts
+        return self._drafts[:num_reqs]
 
     def _draft(
         self,
-        num_reqs: int,
-        idx_mapping: torch.Tensor,
-        num_sampled: torch.Tensor,
-        num_rejected: torch.Tensor,
-        wants_drafts: bool,
+        idx_mapping: torch.Tensor,  # [num_reqs] int
+        num_sampled: torch.Tensor,  # [num_reqs] int32
+        num_rejected: torch.Tensor,  # [num_reqs] int32
+        drafts: torch.Tensor,  # [num_reqs, num_speculative_tokens] int64: out
+        chances: torch.Tensor,  # [num_reqs, num_speculative_tokens] float32: out
     ) -> bool:
-        """Count the step, and fill the first rows of drafts and chances if they are wanted; return
-        whether that was done."""
+        """Count the step, and draft if that many tokens are any; return whether that was done."""
         assert self._state is not None
         assert self._counts is not None
         assert self._requests is not None
         if self._requests.has_failed:
             return False
+        num_reqs = drafts.shape[0]
         slots = self._slots[:num_reqs].copy_(idx_mapping)
         self._counts.add_step(slots, num_sampled[:num_reqs], num_rejected[:num_reqs])
-        if not wants_drafts:
+        if not drafts.shape[1]:
             return False
         wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
         tensors = {
@@ -198,8 +200,8 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             "total_len": self._req_states.total_len.gpu,
             "idx_mapping": slots,
             "wanted": wanted,
-            "drafts": self._drafts[:num_reqs],
-            "chances": self.draft_token_confidence_probs[:num_reqs],
+            "drafts": drafts,
+            "chances": chances,
         }
         if self._mixture is None:
             draft_tokens(self._state, **tensors)

@@ -211,6 +211,27 @@ def test_a_step_without_slots_after_it_is_counted_and_not_drafted_for(
     assert made._errors.counts() == {}
 
 
+@pytest.mark.parametrize(("asked", "width"), [(1, 1), (2, 2), (3, 3), (None, 3)])
+def test_as_many_tokens_are_drafted_as_are_verified(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, width: int
+) -> None:
+    made = speculator_on("cpu")
+    tokens = made._req_states.all_token_ids.gpu
+    tokens[0, :5] = torch.tensor([1, 2, 3, 1, 2])
+    made._drafts.fill_(-1)
+    made.draft_token_confidence_probs.fill_(9.0)
+    found = propose(made, Batch(1, "cpu"), "cpu", num_speculative_tokens=asked)
+    assert found.tolist() == [[3, 1, 2][:width] + [-1] * (3 - width)]
+    chances = made.draft_token_confidence_probs[0]
+    assert (chances[:width] < 1).all()
+    assert (chances[width:] == 9).all()
+    # Where nothing can be drafted, likewise.
+    monkeypatch.setattr(device_speculator, "draft_tokens", None)
+    found = propose(made, Batch(2, "cpu"), "cpu", num_speculative_tokens=asked)
+    assert found.tolist() == [[7] * width + [-1] * (3 - width)] * 2
+    assert made._errors.counts() == {"propose": 1}
+
+
 def test_a_dummy_run_touches_nothing() -> None:
     made = speculator_on("cpu")
     made._req_states = None

@@ -14,6 +14,7 @@ vLLM is counted by the reason; a sampled request with a seed gets one token ther
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -219,15 +220,24 @@ def try_kernels(logits: torch.Tensor, max_draft: int, *, backend: Backend = "aut
         RuntimeError: vLLM draws other samples for the same seeds.
     """
     _compare_noise(logits.device, backend)
-    if not logits.is_cuda:
-        return
+    if logits.is_cuda:
+        compile_kernels(logits, max_draft, backend=backend)
+
+
+def compile_kernels(logits: torch.Tensor, max_draft: int, *, backend: Backend = "auto") -> None:
+    """Run what a batch may ask for, once each: see `try_kernels`."""
     limits: dict[str, float] = {"top_k": 2, "top_p": 0.5, "min_p": 0.5}
-    chosen = [set(), *({"top_k"}, {"top_p"}, {"min_p"}), {"top_k", "top_p"}, set(limits)]
-    for names in chosen:
-        _run(logits, 2, max_draft, {name: limits[name] for name in names}, backend)
-    many = 4096 * 4096 // logits.shape[1] + 1  # rows spread over the device in another way
-    _run(logits, many, max_draft, {}, backend)
-    _run(logits.float(), 2, max_draft, {}, backend, is_scaled=True)
+    few, many = 2, 4096 * 4096 // logits.shape[1] + 1  # rows are spread in two ways
+    chosen = [(few, names) for n in range(4) for names in combinations(limits, n)]
+    # Only whether there is one, and whether there is top-p, matters to what is spread.
+    chosen += [(many, names) for names in ((), ("top_k",), ("top_p",))]
+    for batch, names in chosen:
+        _run(logits, batch, max_draft, {name: limits[name] for name in names}, backend)
+    # As vLLM returns them: as they were, where nothing had to be done.
+    processed = torch.empty_like(logits, dtype=torch.float32)
+    for batch in (few, many):
+        for like in (logits, processed):
+            _run(like, batch, max_draft, {}, backend, is_scaled=True)
 
 
 def _run(
@@ -239,15 +249,17 @@ def _run(
     *,
     is_scaled: bool = False,
 ) -> None:
-    """Verify requests without drafts, at a temperature and with these limits."""
-    device = logits.device
+    """Verify requests without drafts, at a temperature and with these limits, whose logits lie as
+    these do: the kernels depend on that."""
+    device, vocab = logits.device, logits.shape[1]
 
     def full(value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((batch,), value, dtype=dtype, device=device)
 
     rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    empty = torch.empty_strided((batch, vocab), logits.stride(), dtype=logits.dtype, device=device)
     verify_coupled(
-        logits.new_zeros((batch, logits.shape[1])),
+        empty.zero_(),
         rows[:-1],
         full(0, torch.int64),
         rows[:-1],

@@ -109,11 +109,13 @@ def _verify_by_vllm(
 
     What it draws in place of a draft that is none is the sample without drafts.
     """
+    from vllm.utils.torch_utils import async_tensor_h2d
+
     settings = rejection_sampler.sampler.sampling_states
     promised = settings.seeds_set & (settings.temperature.np != 0.0)  # [max_num_reqs]
     if not np.any(promised[slots]):
         return original()  # type: ignore[no-any-return]
-    keeps = torch.from_numpy(promised).to(row_slots.device)[row_slots.long()]
+    keeps = async_tensor_h2d(promised, row_slots.device)[row_slots.long()]
     return original.with_last(row_token_ids.masked_fill(keeps, -1))  # type: ignore[no-any-return]
 
 

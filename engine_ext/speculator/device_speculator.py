@@ -1,5 +1,6 @@
 """The speculator of model runner V2: drafts on the device, from what the host has sent there."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ logger = init_logger(__name__)
 
 MAX_NEAR_TOKENS = 8192
 """Of all near answers of a request."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may go on in Python while another waits for the interpreter."""
+
+
+def wake_soon() -> None:
+    """Have the thread that launches steps wait for the interpreter no longer than that: whenever it
+    has waited for the device, one that learns may be in Python code, which keeps it 5 ms by
+    default, as long as a step."""
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
 
 
 class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
@@ -68,6 +78,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         worker_installs.apply_needed(
             config, {Feature.SPECULATOR: model_runner_v2}, advice="; engine.runner=v1 may do"
         )
+        wake_soon()
         num_slots = req_states.max_num_reqs
         self._errors = ErrorCounter()
         self._verification = worker_installs.install_on_v2(config, vllm_config, self._errors)

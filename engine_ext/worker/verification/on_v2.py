@@ -258,13 +258,14 @@ def _run(
     def full(value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((batch,), value, dtype=dtype, device=device)
 
+    # Types as vLLM hands them over.
     rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
     empty = torch.empty_strided((batch, vocab), logits.stride(), dtype=logits.dtype, device=device)
     verify_coupled(
         empty.zero_(),
         rows[:-1],
         full(0, torch.int64),
-        rows[:-1],
+        rows[:-1].to(torch.int64),
         rows,
         temperature=full(0.5, torch.float32),
         top_k=full(limits["top_k"], torch.int32) if "top_k" in limits else None,

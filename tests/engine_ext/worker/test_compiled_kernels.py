@@ -64,14 +64,14 @@ def logits_of(rows: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def verify_as_served(logits: torch.Tensor, *, samples: bool, names: Any, is_scaled: bool) -> None:
-    """Launch what a batch of two requests is verified by."""
+    """Launch what a batch of two requests is verified by, of types as vLLM hands them over."""
     rows, slots = logits.shape[0], 5
     per_slot = {name: torch.zeros(slots, dtype=LIMITS[name]) for name in names}
     verify_coupled(
         logits,
         torch.zeros(rows, dtype=torch.int32),
         torch.zeros(rows, dtype=torch.int64),
-        torch.zeros(rows, dtype=torch.int32),
+        torch.zeros(rows, dtype=torch.int64),
         torch.zeros(3, dtype=torch.int32),
         temperature=torch.zeros(slots) if samples else None,
         **dict.fromkeys(LIMITS) | per_slot,

@@ -89,8 +89,6 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         )
         self._drafts = torch.zeros((num_slots, num_tokens), dtype=torch.int64, device=device)
         self.draft_token_confidence_probs = torch.zeros((num_slots, num_tokens), device=device)
-        self._slots = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self._wanted = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._ranks = RankDrafts(self._drafts, self.draft_token_confidence_probs)
         self._state: DraftState | None = None
         self._mixture: DeviceMixture | None = None
@@ -200,17 +198,16 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         assert self._requests is not None
         if self._requests.has_failed:
             return False
-        num_reqs = drafts.shape[0]
-        slots = self._slots[:num_reqs].copy_(idx_mapping)
-        self._counts.add_step(slots, num_sampled[:num_reqs], num_rejected[:num_reqs])
-        if not drafts.shape[1]:
+        num_reqs, length = drafts.shape
+        num_sampled = num_sampled[:num_reqs]
+        self._counts.add_step(idx_mapping, num_sampled, num_rejected[:num_reqs])
+        if not length:
             return False
-        wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
         tensors = {
             "all_token_ids": self._req_states.all_token_ids.gpu,
             "total_len": self._req_states.total_len.gpu,
-            "idx_mapping": slots,
-            "wanted": wanted,
+            "idx_mapping": idx_mapping,
+            "num_sampled": num_sampled,
             "drafts": drafts,
             "chances": chances,
         }

@@ -28,7 +28,7 @@ _POINTERS = {
     "offsets_ptr": "*i64",
     "drafts_ptr": "*i64",
     "totals_ptr": "*i64",
-    "wanted_ptr": "*u8",
+    "idx_mapping_ptr": "*i64",
     "positions_ptr": "*i64",
     "tokens_ptr": "*i64",
     "best_token_ptr": "*i32",

@@ -72,7 +72,7 @@ _SIZES = [
 ]  # fmt: skip
 _VIEWS = [
     "drafts_ptr", "chances_ptr", "all_token_ids_ptr", "total_len_ptr", "idx_mapping_ptr",
-    "wanted_ptr",
+    "num_sampled_ptr",
 ]  # fmt: skip
 
 
@@ -165,8 +165,8 @@ def mixture_kernel(
     chances_ptr,  # [num_reqs, num_drafts] float32: out
     all_token_ids_ptr,  # [num_slots, max_model_len] int32
     total_len_ptr,  # [num_slots] int32
-    idx_mapping_ptr,  # [num_reqs] int32
-    wanted_ptr,  # [num_reqs] uint8
+    idx_mapping_ptr,  # [num_reqs] int32 or int64
+    num_sampled_ptr,  # [num_reqs] int32
     slots_ptr,  # [num_slots, SLOT_FIELDS] int32
     near_token_ids_ptr,  # [num_slots, max_near_tokens] int32
     corpora_ptr,  # [num_corpora, CORPUS_FIELDS] int32
@@ -208,7 +208,7 @@ def mixture_kernel(
     all_shares_ptr += row * 2 * NUM_PIECES
     drafted_ptr = all_words_ptr + DRAFTED
     drafted_chances_ptr = all_floats_ptr + CHANCES
-    if (tl.load(wanted_ptr + row) != 0) & (length > 0):
+    if (tl.load(num_sampled_ptr + row) > 0) & (length > 0):
         slots_ptr += slot * SLOT_FIELDS
         pending_ptr += slot * PENDING_FIELDS
         pending_token_ids_ptr += slot * NUM_SOURCES * max_draft
@@ -303,15 +303,15 @@ def mixture_tokens_triton(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
 ) -> None:
     """See `draft_tokens`; one launch, whose grid depends on the number of rows alone."""
     with torch.cuda.device_of(drafts):
         mixture_kernel[(idx_mapping.shape[0],)](
-            drafts, chances, all_token_ids, total_len, idx_mapping, wanted.view(torch.uint8),
+            drafts, chances, all_token_ids, total_len, idx_mapping, num_sampled,
             state.slots, state.near_token_ids, state.corpora, state.arena,
             state.pending, state.pending_token_ids,
             mixture.mixture_weights, mixture.choice_weights, mixture.slots, mixture.near_tags,

@@ -104,7 +104,7 @@ class Batch:
 
     def __init__(self, num_reqs: int, device: str) -> None:
         self.num_reqs = num_reqs
-        self.idx_mapping = torch.zeros(num_reqs, dtype=torch.int32, device=device)
+        self.idx_mapping = torch.zeros(num_reqs, dtype=torch.int64, device=device)
 
 
 def speculator_on(device: str) -> DeviceSpeculator:
@@ -118,8 +118,6 @@ def speculator_on(device: str) -> DeviceSpeculator:
     made._mixture = None
     made._drafts = torch.zeros((4, 3), dtype=torch.int64, device=device)
     made.draft_token_confidence_probs = torch.zeros((4, 3), device=device)
-    made._slots = torch.zeros(4, dtype=torch.int32, device=device)
-    made._wanted = torch.zeros(4, dtype=torch.bool, device=device)
     made._ranks = RankDrafts(made._drafts, made.draft_token_confidence_probs)
     made._requests = type("Requests", (), {"has_failed": False})()
     made._req_states = type("States", (), {})()

@@ -128,7 +128,7 @@ class DraftWorld:
         self._run(
             all_token_ids=self.all_token_ids,
             total_len=self.total_len,
-            idx_mapping=torch.tensor(rows, dtype=torch.int32, device=device),
+            idx_mapping=torch.tensor(rows, dtype=torch.int64, device=device),
             num_sampled=torch.tensor(num_sampled, dtype=torch.int32, device=device),
             drafts=drafts,
             chances=chances,

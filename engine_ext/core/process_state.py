@@ -29,6 +29,7 @@ ELSEWHERE = {
     "REPRISE_RETRIEVAL_ADDRESS": "in the environment while a front end starts its workers",
     "cores that threads may run on": "of an engine core on the CPU, away from its workers'",
     "faiss.omp_set_num_threads": "of the retrieval process",
+    "sys.setswitchinterval": "of a worker on V2, whose threads share one interpreter",
     "collectors of prometheus_client": "a process has one registry of metrics",
 }
 """What the operating system or another library keeps for the process."""

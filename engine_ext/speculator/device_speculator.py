@@ -1,5 +1,6 @@
 """The speculator of model runner V2: drafts on the device, from what the host has sent there."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ logger = init_logger(__name__)
 
 MAX_NEAR_TOKENS = 8192
 """Of all near answers of a request."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may go on in Python while another waits for the interpreter."""
+
+
+def wake_soon() -> None:
+    """Have the thread that launches steps wait for the interpreter no longer than that: whenever it
+    has waited for the device, one that learns may be in Python code, which keeps it 5 ms by
+    default, as long as a step."""
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
 
 
 class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
@@ -45,8 +55,8 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
     vLLM builds one per worker and calls `propose` after every step. Nothing in `propose` waits for
     the device, or makes it wait for the host: what requests bring along is sent when their step
     begins (`DeviceRequests`), and what became of drafts is read back when they have ended. Every
-    row gets drafts of full length, never of negative tokens; where nothing predicts a token they
-    repeat the last token, with chance 0.
+    row gets as many tokens as the next step verifies, never negative ones; where nothing predicts
+    a token they repeat the last token, with chance 0.
     """
 
     supports_mm_inputs = False
@@ -68,6 +78,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         worker_installs.apply_needed(
             config, {Feature.SPECULATOR: model_runner_v2}, advice="; engine.runner=v1 may do"
         )
+        wake_soon()
         num_slots = req_states.max_num_reqs
         self._errors = ErrorCounter()
         self._verification = worker_installs.install_on_v2(config, vllm_config, self._errors)
@@ -78,8 +89,6 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         )
         self._drafts = torch.zeros((num_slots, num_tokens), dtype=torch.int64, device=device)
         self.draft_token_confidence_probs = torch.zeros((num_slots, num_tokens), device=device)
-        self._slots = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self._wanted = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._ranks = RankDrafts(self._drafts, self.draft_token_confidence_probs)
         self._state: DraftState | None = None
         self._mixture: DeviceMixture | None = None
@@ -148,58 +157,59 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             num_sampled: [num_reqs] int32; 0: the request is still prefilling.
             num_rejected: [num_reqs] int32, of the slots for drafts that this step had.
             last_sampled: [max_num_reqs, 1] int64, by slot.
-            num_speculative_tokens: that the next step has slots for; vLLM drops what is longer.
-                0: nothing is drafted, on any rank.
+            num_speculative_tokens: that the next step has slots for, and that are drafted; 0 on
+                any rank or none. None: the engine's own maximum.
 
         Returns:
-            [num_reqs, K] int64, in the order of the batch, with K the engine's own maximum.
+            [num_reqs, K] int64, in the order of the batch, with K the engine's own maximum; what
+            lies beyond `num_speculative_tokens` vLLM overwrites.
         """
         num_reqs = input_batch.num_reqs
-        drafts = self._drafts[:num_reqs]
         if dummy_run:
-            return drafts
+            return self._drafts[:num_reqs]
         wants_drafts = num_speculative_tokens != 0
+        drafts = self._drafts[:num_reqs, :num_speculative_tokens]
+        chances = self.draft_token_confidence_probs[:num_reqs, :num_speculative_tokens]
         if self._ranks.is_first:
             has_drafted = False
             if self._requests is not None:
                 with self._errors.recording("propose"):
                     has_drafted = self._draft(
-                        num_reqs, input_batch.idx_mapping, num_sampled, num_rejected, wants_drafts
+                        input_batch.idx_mapping, num_sampled, num_rejected, drafts, chances
                     )
             if wants_drafts and not has_drafted:
                 drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping][:, None])
-                self.draft_token_confidence_probs[:num_reqs].zero_()
+                chances.zero_()
         if wants_drafts:
             self._ranks.share(num_reqs)
-        return drafts
+        return self._drafts[:num_reqs]
 
     def _draft(
         self,
-        num_reqs: int,
-        idx_mapping: torch.Tensor,
-        num_sampled: torch.Tensor,
-        num_rejected: torch.Tensor,
-        wants_drafts: bool,
+        idx_mapping: torch.Tensor,  # [num_reqs] int
+        num_sampled: torch.Tensor,  # [num_reqs] int32
+        num_rejected: torch.Tensor,  # [num_reqs] int32
+        drafts: torch.Tensor,  # [num_reqs, num_speculative_tokens] int64: out
+        chances: torch.Tensor,  # [num_reqs, num_speculative_tokens] float32: out
     ) -> bool:
-        """Count the step, and fill the first rows of drafts and chances if they are wanted; return
-        whether that was done."""
+        """Count the step, and draft if that many tokens are any; return whether that was done."""
         assert self._state is not None
         assert self._counts is not None
         assert self._requests is not None
         if self._requests.has_failed:
             return False
-        slots = self._slots[:num_reqs].copy_(idx_mapping)
-        self._counts.add_step(slots, num_sampled[:num_reqs], num_rejected[:num_reqs])
-        if not wants_drafts:
+        num_reqs, length = drafts.shape
+        num_sampled = num_sampled[:num_reqs]
+        self._counts.add_step(idx_mapping, num_sampled, num_rejected[:num_reqs])
+        if not length:
             return False
-        wanted = torch.gt(num_sampled[:num_reqs], 0, out=self._wanted[:num_reqs])
         tensors = {
             "all_token_ids": self._req_states.all_token_ids.gpu,
             "total_len": self._req_states.total_len.gpu,
-            "idx_mapping": slots,
-            "wanted": wanted,
-            "drafts": self._drafts[:num_reqs],
-            "chances": self.draft_token_confidence_probs[:num_reqs],
+            "idx_mapping": idx_mapping,
+            "num_sampled": num_sampled,
+            "drafts": drafts,
+            "chances": chances,
         }
         if self._mixture is None:
             draft_tokens(self._state, **tensors)

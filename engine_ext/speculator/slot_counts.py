@@ -38,7 +38,7 @@ class SlotCounts:
 
     def add_step(
         self,
-        idx_mapping: torch.Tensor,  # [num_reqs] int32
+        idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
         num_sampled: torch.Tensor,  # [num_reqs] int32
         num_rejected: torch.Tensor,  # [num_reqs] int32
     ) -> None:

@@ -67,7 +67,7 @@ class Step(NamedTuple):
     all_token_ids: torch.Tensor
     total_len: torch.Tensor
     idx_mapping: torch.Tensor
-    wanted: torch.Tensor
+    num_sampled: torch.Tensor
     drafts: torch.Tensor
     chances: torch.Tensor
     mixture: MixtureState | None
@@ -140,7 +140,7 @@ def make_step(shape: Shape, device: str, *, by_mixture: bool = False, seed: int 
         all_token_ids=all_token_ids.to(device),
         total_len=torch.full((shape.batch,), shape.context, dtype=torch.int32, device=device),
         idx_mapping=torch.arange(shape.batch, dtype=torch.int32, device=device),
-        wanted=torch.ones(shape.batch, dtype=torch.bool, device=device),
+        num_sampled=torch.ones(shape.batch, dtype=torch.int32, device=device),
         drafts=torch.zeros((shape.batch, shape.drafts), dtype=torch.int64, device=device),
         chances=torch.zeros((shape.batch, shape.drafts), device=device),
         mixture=_moved(mixture, device) if mixture is not None else None,

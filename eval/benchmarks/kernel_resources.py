@@ -1,5 +1,7 @@
 """What the kernels take of a GPU, without one: compiled ahead of time, registers and spills read.
 
+Instructions and barriers are counted as they stand, however often a loop executes them.
+
 Run `python -m reprise.eval.benchmarks.kernel_resources` for a table, without Triton's interpreter.
 """
 
@@ -26,7 +28,7 @@ _POINTERS = {
     "offsets_ptr": "*i64",
     "drafts_ptr": "*i64",
     "totals_ptr": "*i64",
-    "wanted_ptr": "*u8",
+    "idx_mapping_ptr": "*i64",
     "positions_ptr": "*i64",
     "tokens_ptr": "*i64",
     "best_token_ptr": "*i32",
@@ -44,6 +46,9 @@ class Resources(NamedTuple):
     kernel: str
     variant: str
     num_warps: int
+    instructions: int
+    barriers: int
+    """Of the instructions, those at which all warps of a program wait for one another."""
     registers: int
     """Registers per thread."""
     spilled_bytes: int
@@ -52,8 +57,19 @@ class Resources(NamedTuple):
     """Shared memory per program."""
 
 
-def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
-    """Kernel, name of the variant, warps and compile-time constants, as they are launched."""
+Variant = tuple[Any, str, int, dict[str, Any]]
+"""Kernel, name of the variant, warps and compile-time constants."""
+
+
+def _mixture(num_warps: int) -> Variant:
+    """The mixture with so many warps."""
+    constants = {"WIDTH": 16, "BLOCK": mixture_kernels.BLOCK, "CHUNK": mixture_kernels.CHUNK}
+    constants |= {"PRESENCE_BLOCK": mixture_kernels.PRESENCE_BLOCK}
+    return mixture_kernels.mixture_kernel, "16 drafts", num_warps, constants
+
+
+def _variants() -> list[Variant]:
+    """What is launched."""
     tile = {"TILE": triton_kernels.TILE}
     padded = tile | {"PADDED_TILES": 64}
     greedy = {"SAMPLES": False, "RESTRICTED": False, "temperature_ptr": None, "least_ptr": None}
@@ -61,8 +77,6 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
     plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
     bf16 = padded | {"SHIFT": 16}
     draft = {"WIDTH": 16, "BLOCK": draft_kernels.BLOCK}
-    mixture = draft | {"CHUNK": mixture_kernels.CHUNK, "BLOCK": mixture_kernels.BLOCK}
-    mixture |= {"PRESENCE_BLOCK": mixture_kernels.PRESENCE_BLOCK}
     stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
     restrict = triton_restrict.restrict_kernel
     return [
@@ -80,12 +94,12 @@ def _variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
         (triton_counts.count_kernel, "16 drafts", 1, {"WIDTH": 16}),
         (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
-        (mixture_kernels.mixture_kernel, "16 drafts", mixture_kernels.NUM_WARPS, mixture),
+        _mixture(mixture_kernels.NUM_WARPS),
         *_coupled_variants(),
     ]
 
 
-def _coupled_variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
+def _coupled_variants() -> list[Variant]:
     """See `_variants`."""
     tile = {"TILE": triton_coupled.TILE}
     padded = tile | {"PADDED_TILES": 64}
@@ -115,32 +129,43 @@ def _coupled_variants() -> list[tuple[Any, str, int, dict[str, Any]]]:
 
 def measure_resources(capability: int = 90) -> list[Resources]:
     """Compile every kernel for a compute capability (90: Hopper) and read what it takes."""
-    target = GPUTarget("cuda", capability, 32)
-    rows = []
-    for kernel, variant, num_warps, constants in _variants():
-        kinds = {name: _kind(name, constants) for name in kernel.arg_names}
-        fixed = {name: constants[name] for name, kind in kinds.items() if kind == "constexpr"}
-        # As at run time if the vocabulary is a multiple of 16: only then do loads become vectors.
-        aligned = {
-            (index,): [["tt.divisibility", 16]]
-            for index, (name, kind) in enumerate(kinds.items())
-            if kind.startswith("*") or name in ("row_stride", "vocab")
-        }
-        source = ASTSource(
-            kernel,
-            signature=kinds,
-            constexprs={(kernel.arg_names.index(name),): value for name, value in fixed.items()},
-            attrs=aligned,
-        )
-        options = {"num_warps": num_warps, "enable_fp_fusion": True}
-        compiled = triton.compile(source, target=target, options=options)
-        registers, spilled = _read_cubin(compiled.asm["cubin"])
-        rows.append(
-            Resources(
-                kernel.__name__, variant, num_warps, registers, spilled, compiled.metadata.shared
-            )
-        )
-    return rows
+    return [_measure(variant, capability) for variant in _variants()]
+
+
+def _measure(variant: Variant, capability: int) -> Resources:
+    kernel, name, num_warps, constants = variant
+    kinds = {name: _kind(name, constants) for name in kernel.arg_names}
+    fixed = {name: constants[name] for name, kind in kinds.items() if kind == "constexpr"}
+    # As at run time if the vocabulary is a multiple of 16: only then do loads become vectors.
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(kinds.items())
+        if kind.startswith("*") or name in ("row_stride", "vocab")
+    }
+    source = ASTSource(
+        kernel,
+        signature=kinds,
+        constexprs={(kernel.arg_names.index(name),): value for name, value in fixed.items()},
+        attrs=aligned,
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "enable_fp_fusion": True},
+    )
+    return Resources(
+        kernel.__name__,
+        name,
+        num_warps,
+        *_count_instructions(compiled.asm["sass"]),
+        *_read_cubin(compiled.asm["cubin"]),
+        compiled.metadata.shared,
+    )
+
+
+def _count_instructions(sass: str) -> tuple[int, int]:
+    """Instructions, without the padding behind the last, and barriers among them."""
+    return sass.count(";") - sass.count("NOP;"), sass.count("BAR.")
 
 
 def _kind(name: str, constants: dict[str, Any]) -> str:
@@ -168,12 +193,15 @@ def _read_cubin(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print registers, spills and shared memory of each kernel, compiled for GPUs without one."""
-    print(f"{'kernel':18} {'variant':22} warps registers spilled B shared B")
-    for row in measure_resources():
+    """Print what each kernel takes, compiled for GPUs without one, and the mixture with fewer warps
+    than it is launched with."""
+    columns = "warps instructions barriers registers spilled B shared B"
+    print(f"{'kernel':18} {'variant':22} {columns}")
+    fewer = (_measure(_mixture(num_warps), 90) for num_warps in (4, 2))
+    for row in (*measure_resources(), *fewer):
         print(
-            f"{row.kernel:18} {row.variant:22} {row.num_warps:5} {row.registers:9} "
-            f"{row.spilled_bytes:9} {row.shared_bytes:8}"
+            f"{row.kernel:18} {row.variant:22} {row.num_warps:5} {row.instructions:12} "
+            f"{row.barriers:8} {row.registers:9} {row.spilled_bytes:9} {row.shared_bytes:8}"
         )
 
 

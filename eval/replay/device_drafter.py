@@ -115,7 +115,7 @@ class DeviceDrafter:
         self._all_token_ids = torch.zeros((1, max_model_len), dtype=torch.int32)
         self._total_len = torch.zeros(1, dtype=torch.int32)
         self._idx_mapping = torch.zeros(1, dtype=torch.int32)
-        self._wanted = torch.ones(1, dtype=torch.bool)
+        self._one = torch.ones(1, dtype=torch.int32)
         self._drafts = torch.zeros((1, draft_length), dtype=torch.int64)
         self._chances = torch.zeros((1, draft_length), dtype=torch.float32)
 
@@ -152,7 +152,7 @@ class DeviceDrafter:
             all_token_ids=self._all_token_ids,
             total_len=self._total_len,
             idx_mapping=self._idx_mapping,
-            wanted=self._wanted,
+            num_sampled=self._one,
             drafts=self._drafts,
             chances=self._chances,
             backend=self._backend,

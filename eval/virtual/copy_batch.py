@@ -123,7 +123,7 @@ class CopyBatch:
             all_token_ids=self._texts,
             total_len=self._lengths,
             idx_mapping=torch.tensor([self._slots[i] for i in request_ids], dtype=torch.int32),
-            wanted=torch.tensor([limit > 0 for limit in wanted]),
+            num_sampled=torch.tensor([int(limit > 0) for limit in wanted], dtype=torch.int32),
             drafts=drafts,
             chances=chances,
         )

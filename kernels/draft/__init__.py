@@ -16,15 +16,15 @@ def draft_tokens(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32, any row stride
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32: the slot of each row of the batch
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64: the slot of each row of the batch
+    num_sampled: torch.Tensor,  # [num_reqs] int32: in this step; 0: nothing is drafted
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
     backend: Backend = "auto",
 ) -> None:
     """Draft K tokens for each row of the batch, and learn from what became of its last draft.
 
-    For a row with `wanted`, whose slot's context is `all_token_ids[slot, :total_len[slot]]`:
+    For a row with `num_sampled`, whose slot's context is `all_token_ids[slot, :total_len[slot]]`:
 
         for each source: the longest match of the context's last tokens, up to MAX_MATCH
         the source whose matches of that length have been right most often
@@ -37,12 +37,13 @@ def draft_tokens(
     own answer goes on into itself.
 
     `chances[row, k]` is how often tokens in that place of such a copy have been right if those
-    before them were. Where there is nothing to draft, and in all rows without `wanted`, tokens are
-    the row's last one, with chance 0; they are never negative, so that a model can embed them.
+    before them were. Where there is nothing to draft, and in all rows without `num_sampled`, tokens
+    are the row's last one, with chance 0; they are never negative, so that a model can embed them.
 
     Learning compares every source's copies, kept since the slot's last draft, with the tokens that
-    the context has got since; it needs nothing from the host. A row without `wanted` leaves what is
-    kept alone. The host never waits, nothing is allocated, and launches depend on shapes only.
+    the context has got since; it needs nothing from the host. A row without `num_sampled` leaves
+    alone what is kept. The host never waits, nothing is allocated, and launches depend on shapes
+    only.
 
     Args:
         backend: `auto` takes Triton for CUDA tensors, torch for all others.
@@ -51,7 +52,7 @@ def draft_tokens(
         ValueError: shapes, dtypes or devices do not fit. Values are not looked at; slots must be in
             [-1, num_slots), and -1 stands for a row without a request.
     """
-    check(state, all_token_ids, total_len, idx_mapping, wanted, drafts, chances, backend)
+    check(state, all_token_ids, total_len, idx_mapping, num_sampled, drafts, chances, backend)
     if drafts.numel() == 0:
         return
     if backend == "triton" or (backend == "auto" and drafts.is_cuda):
@@ -63,7 +64,7 @@ def draft_tokens(
         all_token_ids=all_token_ids,
         total_len=total_len,
         idx_mapping=idx_mapping,
-        wanted=wanted,
+        num_sampled=num_sampled,
         drafts=drafts,
         chances=chances,
     )
@@ -74,7 +75,7 @@ def check(
     all_token_ids: torch.Tensor,
     total_len: torch.Tensor,
     idx_mapping: torch.Tensor,
-    wanted: torch.Tensor,
+    num_sampled: torch.Tensor,
     drafts: torch.Tensor,
     chances: torch.Tensor,
     backend: str,
@@ -84,11 +85,12 @@ def check(
         raise ValueError(f"expected backend 'auto', 'torch' or 'triton', came {backend!r}")
     rows, width = idx_mapping.shape[0], drafts.shape[-1]
     max_model_len = all_token_ids.shape[-1]
+    idx_type = torch.int64 if idx_mapping.dtype == torch.int64 else torch.int32
     expected: dict[str, tuple[torch.Tensor, tuple[int, ...], torch.dtype]] = {
         "all_token_ids": (all_token_ids, (state.num_slots, max_model_len), torch.int32),
         "total_len": (total_len, (state.num_slots,), torch.int32),
-        "idx_mapping": (idx_mapping, (rows,), torch.int32),
-        "wanted": (wanted, (rows,), torch.bool),
+        "idx_mapping": (idx_mapping, (rows,), idx_type),
+        "num_sampled": (num_sampled, (rows,), torch.int32),
         "drafts": (drafts, (rows, width), torch.int64),
         "chances": (chances, (rows, width), torch.float32),
     }

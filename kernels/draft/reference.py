@@ -48,8 +48,8 @@ def draft_tokens_torch(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
 ) -> None:
@@ -61,7 +61,7 @@ def draft_tokens_torch(
             continue
         text = all_token_ids[slot, : int(total_len[slot])].cpu()
         drafts[row] = int(text[-1]) if len(text) else 0
-        if bool(wanted[row]) and len(text):
+        if int(num_sampled[row]) > 0 and len(text):
             learn(state, slot, text)
             room = min(drafts.shape[1], all_token_ids.shape[1] - len(text))
             draft_row(state, slot, text, drafts[row, :room], chances[row, :room])

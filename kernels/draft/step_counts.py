@@ -13,7 +13,7 @@ def count_step(
     state: DraftState,
     counts: torch.Tensor,  # [num_slots, COUNT_FIELDS] int32: in and out
     *,
-    idx_mapping: torch.Tensor,  # [num_reqs] int32: the slot of each row, no slot twice
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64: the slot of each row, none twice
     num_sampled: torch.Tensor,  # [num_reqs] int32
     num_rejected: torch.Tensor,  # [num_reqs] int32
     backend: Backend = "auto",
@@ -38,7 +38,7 @@ def count_step(
 def count_step_torch(
     state: DraftState,
     counts: torch.Tensor,  # [num_slots, COUNT_FIELDS] int32: in and out
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
     num_sampled: torch.Tensor,  # [num_reqs] int32
     num_rejected: torch.Tensor,  # [num_reqs] int32
 ) -> None:

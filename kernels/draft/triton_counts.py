@@ -38,7 +38,7 @@ def _add(ptr, value):
 @triton.jit
 def count_kernel(
     counts_ptr,  # [num_slots, COUNT_FIELDS] int32: in and out
-    idx_mapping_ptr,  # [num_reqs] int32
+    idx_mapping_ptr,  # [num_reqs] int32 or int64
     num_sampled_ptr,  # [num_reqs] int32
     num_rejected_ptr,  # [num_reqs] int32
     slots_ptr,  # [num_slots, SLOT_FIELDS] int32
@@ -73,7 +73,7 @@ def count_kernel(
 def count_step_triton(
     state: DraftState,
     counts: torch.Tensor,  # [num_slots, COUNT_FIELDS] int32: in and out
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
     num_sampled: torch.Tensor,  # [num_reqs] int32
     num_rejected: torch.Tensor,  # [num_reqs] int32
 ) -> None:

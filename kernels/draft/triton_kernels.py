@@ -145,7 +145,7 @@ _SIZES = [
 ]  # fmt: skip
 _VIEWS = [
     "drafts_ptr", "chances_ptr", "all_token_ids_ptr", "total_len_ptr", "idx_mapping_ptr",
-    "wanted_ptr",
+    "num_sampled_ptr",
 ]  # fmt: skip
 
 
@@ -155,8 +155,8 @@ def draft_kernel(
     chances_ptr,  # [num_reqs, num_drafts] float32: out
     all_token_ids_ptr,  # [num_slots, max_model_len] int32
     total_len_ptr,  # [num_slots] int32
-    idx_mapping_ptr,  # [num_reqs] int32
-    wanted_ptr,  # [num_reqs] uint8
+    idx_mapping_ptr,  # [num_reqs] int32 or int64
+    num_sampled_ptr,  # [num_reqs] int32
     slots_ptr,  # [num_slots, SLOT_FIELDS] int32
     near_token_ids_ptr,  # [num_slots, max_near_tokens] int32
     corpora_ptr,  # [num_corpora, CORPUS_FIELDS] int32
@@ -185,7 +185,7 @@ def draft_kernel(
     source = tl.full([], -1, tl.int32)
     bucket = tl.full([], 0, tl.int32)
     copy = tl.full([WIDTH], -1, tl.int32)
-    if (tl.load(wanted_ptr + row) != 0) & (length > 0):
+    if (tl.load(num_sampled_ptr + row) > 0) & (length > 0):
         slots_ptr += slot * SLOT_FIELDS
         pending_ptr += slot * PENDING_FIELDS
         pending_token_ids_ptr += slot * NUM_SOURCES * max_draft
@@ -305,15 +305,15 @@ def draft_tokens_triton(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
 ) -> None:
     """See `draft_tokens`; two launches, whose grids depend on the number of rows alone."""
     with torch.cuda.device_of(drafts):
         draft_kernel[(idx_mapping.shape[0],)](
-            drafts, chances, all_token_ids, total_len, idx_mapping, wanted.view(torch.uint8),
+            drafts, chances, all_token_ids, total_len, idx_mapping, num_sampled,
             state.slots, state.near_token_ids, state.corpora, state.arena,
             state.hit_chances, state.new_hits, state.new_totals,
             state.pending, state.pending_token_ids,

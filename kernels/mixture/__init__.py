@@ -15,8 +15,8 @@ def draft_by_mixture(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32, any row stride
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32: the slot of each row of the batch
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64: the slot of each row of the batch
+    num_sampled: torch.Tensor,  # [num_reqs] int32: in this step; 0: nothing is drafted
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
     backend: Backend = "auto",
@@ -39,7 +39,7 @@ def draft_by_mixture(
     Raises:
         ValueError: as `draft_tokens`.
     """
-    check(state, all_token_ids, total_len, idx_mapping, wanted, drafts, chances, backend)
+    check(state, all_token_ids, total_len, idx_mapping, num_sampled, drafts, chances, backend)
     if drafts.numel() == 0:
         return
     if backend == "triton" or (backend == "auto" and drafts.is_cuda):
@@ -52,7 +52,7 @@ def draft_by_mixture(
         all_token_ids=all_token_ids,
         total_len=total_len,
         idx_mapping=idx_mapping,
-        wanted=wanted,
+        num_sampled=num_sampled,
         drafts=drafts,
         chances=chances,
     )

@@ -1,8 +1,8 @@
 """Where a program keeps what its threads hand to one another, while it predicts a token.
 
 A piece of evidence has an index below NUM_PIECES: those of near answers come first, then those of
-the context, then those of the corpus, each in the order of the definition; what is not there has
-token -1.
+the context, then those of the corpus, each in the order of the definition. Each kind has as many
+indices as it may have pieces at the places that were found; what is not there has token -1.
 """
 
 from reprise.kernels.draft.constants import MAX_DRAFT
@@ -20,15 +20,14 @@ NEAR_PLACES = MAX_NEAR_EVIDENCE + MAX_NEAR
 CONTEXT_PLACES = MAX_CONTEXT_EVIDENCE + 2
 """Likewise in the context, of which the prompt and the answer may end with it."""
 
-NEAR_SKIPPED_AT = NEAR_PLACES
-SWITCHES_AT = NEAR_SKIPPED_AT + MAX_NEAR_SKIPPED + 1
-CONTEXT_AT = SWITCHES_AT + MAX_NEAR
-CONTEXT_SKIPPED_AT = CONTEXT_AT + CONTEXT_PLACES
-CORPUS_AT = CONTEXT_SKIPPED_AT + MAX_CONTEXT_SKIPPED + 1
-"""Indices of pieces at which kinds begin. A place after which a token was skipped is two pieces, so
-there may be one more than their limit says."""
+MOST_NEAR_SKIPPED = MAX_NEAR_SKIPPED + 1
+"""Pieces: a place after which a token was skipped is two, so one more than their limit may be."""
+MOST_CONTEXT_SKIPPED = MAX_CONTEXT_SKIPPED + 1
 NUM_PIECES = 256
-assert CORPUS_AT + NUM_ORDERS * USED_SUCCESSORS <= NUM_PIECES
+assert (
+    NEAR_PLACES + MOST_NEAR_SKIPPED + MAX_NEAR + CONTEXT_PLACES + MOST_CONTEXT_SKIPPED
+    + NUM_ORDERS * USED_SUCCESSORS <= NUM_PIECES
+)  # fmt: skip
 
 VOTES = 32
 """Entries of a suffix array's range that are kept, of which evidence.SAMPLED are used."""

@@ -42,8 +42,8 @@ def mixture_tokens_torch(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
 ) -> None:
@@ -58,7 +58,7 @@ def mixture_tokens_torch(
             continue
         tokens = all_token_ids[slot, : int(total_len[slot])].tolist()
         drafts[row] = tokens[-1] if tokens else 0
-        if bool(wanted[row]) and tokens:
+        if int(num_sampled[row]) > 0 and tokens:
             room = min(drafts.shape[1], all_token_ids.shape[1] - len(tokens))
             salt = int(mixture.slots[slot, SALT]) & 0xFFFFFFFF
             weights = Weights(mixture_weights, choice_weights, salt)

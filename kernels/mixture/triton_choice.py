@@ -17,8 +17,6 @@ LONGEST_ESCAPE = tl.constexpr(reference.LONGEST_ESCAPE)
 MAX_CANDIDATES = tl.constexpr(reference.MAX_CANDIDATES)
 ONE = tl.constexpr(reference.ONE)
 NUM_PIECES = tl.constexpr(scratch.NUM_PIECES)
-CONTEXT_AT = tl.constexpr(scratch.CONTEXT_AT)
-CORPUS_AT = tl.constexpr(scratch.CORPUS_AT)
 TOKENS = tl.constexpr(scratch.TOKENS)
 INFOS = tl.constexpr(scratch.INFOS)
 TOTALS = tl.constexpr(scratch.TOTALS)
@@ -103,12 +101,12 @@ def field(packed, index, BITS: tl.constexpr):
 
 
 @triton.jit
-def pack_pieces(piece, token, info):
+def pack_pieces(piece, token, info, near_end, context_end):
     """Of each piece, the thresholds that its match reaches and whether it is on the alignment, as
     ones in the fields of two numbers, of near answers and of the context; and its corpus code."""
     has = token >= 0
-    is_near = has & (piece < CONTEXT_AT)
-    is_context = has & (piece >= CONTEXT_AT) & (piece < CORPUS_AT)
+    is_near = has & (piece < near_end)
+    is_context = has & (piece >= near_end) & (piece < context_end)
     match = tl.where(is_near | is_context, info & 255, 0)
     near = tl.zeros([NUM_PIECES], tl.int64)
     context = tl.zeros([NUM_PIECES], tl.int64)
@@ -122,11 +120,14 @@ def pack_pieces(piece, token, info):
     aligned = (aligned & 1) + ((aligned >> 1) << NEAR_BITS)
     near = tl.where(is_near, near, 0)
     context = tl.where(is_context, context, 0) + (aligned << ALIGNED_AT)
-    return near, context, tl.where(has & (piece >= CORPUS_AT), info, 0)
+    return near, context, tl.where(has & (piece >= context_end), info, 0)
 
 
 @triton.jit
-def mix(words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK: tl.constexpr):
+def mix(
+    words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, near_end, context_end, num_pieces,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
     """See `reference.mix`: the candidates' tokens (-1: none) and chances, the escape's, the pieces'
     shares, and the longest matches in near answers and in the context."""
     piece = tl.arange(0, NUM_PIECES)
@@ -134,9 +135,9 @@ def mix(words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK: tl.co
     has = token >= 0
     info = tl.load(words_ptr + INFOS + piece, mask=has, other=0)
     match = info & 255
-    is_near = piece < CONTEXT_AT
+    is_near = piece < near_end
     longest_near = tl.max(tl.where(is_near, match, 0), axis=0)
-    longest_context = tl.max(tl.where(is_near | (piece >= CORPUS_AT), 0, match), axis=0)
+    longest_context = tl.max(tl.where(is_near | (piece >= context_end), 0, match), axis=0)
     longest_near = tl.minimum(longest_near, LONGEST_ESCAPE)
     longest_context = tl.minimum(longest_context, LONGEST_ESCAPE)
     escape = tl.load(mixture_ptr + ESCAPE_NEAR + longest_near)
@@ -151,7 +152,7 @@ def mix(words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK: tl.co
     tl.debug_barrier()
     shares = tl.zeros([NUM_PIECES], tl.int64)
     earlier = tl.zeros([NUM_PIECES], tl.int32)
-    for begin in range(0, NUM_PIECES, CHUNK):
+    for begin in range(0, num_pieces, CHUNK):
         other = begin + tl.arange(0, CHUNK)
         other_token = tl.load(words_ptr + TOKENS + other)
         other_share = tl.load(shares_ptr + other)
@@ -296,18 +297,19 @@ def weigh_token(
 @triton.jit
 def choose(
     words_ptr, floats_ptr, shares_ptr, mixture_ptr, choice_ptr, context_ptr, begin, length,
-    near_ptr, tags_ptr, near_length, num_near, num_orders, last, before, salt,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    near_ptr, tags_ptr, near_length, num_near, num_orders, near_end, context_end, num_pieces,
+    last, before, salt, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """See `reference.predict`: the likeliest token (-1: none), its chance and its source."""
     candidate, prob, escape, longest_near, longest_context = mix(
-        words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, CHUNK
-    )
+        words_ptr, floats_ptr, shares_ptr, mixture_ptr, num_orders, near_end, context_end,
+        num_pieces, CHUNK,
+    )  # fmt: skip
     valid = candidate >= 0
     piece = tl.arange(0, NUM_PIECES)
     token = tl.load(words_ptr + TOKENS + piece)
     info = tl.load(words_ptr + INFOS + piece, mask=token >= 0, other=0)
-    near, context, code = pack_pieces(piece, token, info)
+    near, context, code = pack_pieces(piece, token, info, near_end, context_end)
     near_total, context_total = tl.sum(near, axis=0), tl.sum(context, axis=0)
     same = candidate[:, None] == token[None, :]
     near = tl.sum(tl.where(same, near[None, :], 0), axis=1)
@@ -316,7 +318,7 @@ def choose(
     key = tl.load(shares_ptr + piece) * NUM_PIECES + NUM_PIECES - 1 - piece
     best = tl.max(tl.where(same & valid[:, None], key[None, :], NUM_PIECES - 1), axis=1)
     best = -(best % NUM_PIECES).to(tl.int32) + (NUM_PIECES - 1)
-    source = tl.where(best < CONTEXT_AT, NEAR_ANSWER, tl.where(best < CORPUS_AT, CONTEXT, CORPUS))
+    source = tl.where(best < near_end, NEAR_ANSWER, tl.where(best < context_end, CONTEXT, CORPUS))
     low, part = prob_place(prob)
     score = tl.load(floats_ptr + BEST_SCORES + best, mask=valid, other=0.0)
     block = PROB + (1 + source) * PROB_BINS + low

@@ -34,8 +34,7 @@ CONTEXT_MATCH = tl.constexpr(layout.CONTEXT_MATCH)
 CONTEXT_SKIPPED = tl.constexpr(layout.CONTEXT_SKIPPED)
 CONTEXT_RECENCY = tl.constexpr(layout.CONTEXT_RECENCY)
 CONTEXT_PLACES = tl.constexpr(scratch.CONTEXT_PLACES)
-CONTEXT_AT = tl.constexpr(scratch.CONTEXT_AT)
-CONTEXT_SKIPPED_AT = tl.constexpr(scratch.CONTEXT_SKIPPED_AT)
+MOST_SKIPPED = tl.constexpr(scratch.MOST_CONTEXT_SKIPPED)
 PLACES = tl.constexpr(scratch.PLACES)
 SKIPPED_PLACES = tl.constexpr(scratch.SKIPPED_PLACES)
 LISTED = tl.constexpr(64)
@@ -45,9 +44,10 @@ SKIPPED_LISTED = tl.constexpr(16)
 @triton.jit
 def find_places(
     mixture_ptr, choice_ptr, words_ptr, floats_ptr, context_ptr, drafted_ptr,
-    begin, length, end, count,
+    begin, length, end, count, piece,
 ):  # fmt: skip
-    """See `evidence.context_evidence`, for the `count` places that are listed."""
+    """See `evidence.context_evidence`: keep the pieces of the `count` places that are listed, from
+    index `piece` on."""
     lane = tl.arange(0, LISTED)
     listed = lane < count
     token_at = tl.load(words_ptr + PLACES + lane, mask=listed, other=0)
@@ -75,15 +75,15 @@ def find_places(
     score, best = weigh(mixture_ptr, choice_ptr, zero, zero, CONTEXT_MATCH + cell, valid)
     feature = CONTEXT_RECENCY + recency * COARSE + coarse_bucket(match)
     score, best = weigh(mixture_ptr, choice_ptr, score, best, feature, valid)
-    keep_pieces(words_ptr, floats_ptr, CONTEXT_AT + lane, token, match, score, best, valid)
+    keep_pieces(words_ptr, floats_ptr, piece + lane, token, match, score, best, valid)
 
 
 @triton.jit
 def find_skipped_places(
     mixture_ptr, choice_ptr, words_ptr, floats_ptr, context_ptr, drafted_ptr,
-    begin, length, end, count, last,
+    begin, length, end, count, last, piece,
 ):  # fmt: skip
-    """See `evidence.context_skipped`, for the `count` places that are listed."""
+    """See `evidence.context_skipped`, likewise."""
     lane = tl.arange(0, SKIPPED_LISTED)
     listed = lane < count
     place = tl.load(words_ptr + SKIPPED_PLACES + lane, mask=listed, other=0)
@@ -110,7 +110,7 @@ def find_skipped_places(
     feature = CONTEXT_SKIPPED + kind * SECONDS + tl.interleave(bucket, bucket)
     zero = tl.zeros([2 * SKIPPED_LISTED], tl.float32)
     score, best = weigh(mixture_ptr, choice_ptr, zero, zero, feature, chosen)
-    index = CONTEXT_SKIPPED_AT + tl.interleave(before, before + both)
+    index = piece + tl.interleave(before, before + both)
     token = tl.interleave(behind, following)
     keep_pieces(words_ptr, floats_ptr, index, token, kind * 0, score, best, chosen)
 
@@ -118,9 +118,9 @@ def find_skipped_places(
 @triton.jit
 def find_context(
     mixture_ptr, choice_ptr, words_ptr, floats_ptr, context_ptr, drafted_ptr,
-    begin, length, end, last, before, BLOCK: tl.constexpr,
+    begin, length, end, last, before, piece, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keep the evidence of the context."""
+    """Keep the evidence of the context, from index `piece` on; the index behind it."""
     count, skipped_count = list_places(
         words_ptr + PLACES, words_ptr + SKIPPED_PLACES, context_ptr, length, last, before,
         CONTEXT_PLACES, MAX_SKIPPED_VISITS, True, BLOCK,
@@ -128,9 +128,10 @@ def find_context(
     tl.debug_barrier()
     find_places(
         mixture_ptr, choice_ptr, words_ptr, floats_ptr, context_ptr, drafted_ptr,
-        begin, length, end, count,
+        begin, length, end, count, piece,
     )  # fmt: skip
     find_skipped_places(
         mixture_ptr, choice_ptr, words_ptr, floats_ptr, context_ptr, drafted_ptr,
-        begin, length, end, skipped_count, last,
+        begin, length, end, skipped_count, last, piece + count,
     )  # fmt: skip
+    return piece + count + tl.minimum(2 * skipped_count, MOST_SKIPPED)

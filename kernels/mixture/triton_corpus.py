@@ -31,7 +31,6 @@ CORPUS_COUNT = tl.constexpr(layout.CORPUS_COUNT)
 CORPUS_DEPTH = tl.constexpr(layout.CORPUS_DEPTH)
 VOTES = tl.constexpr(scratch.VOTES)
 RECENT_PLACES = tl.constexpr(scratch.RECENT_PLACES)
-CORPUS_AT = tl.constexpr(scratch.CORPUS_AT)
 PLACES = tl.constexpr(scratch.PLACES)
 SKIPPED_PLACES = tl.constexpr(scratch.SKIPPED_PLACES)
 VOTED = tl.constexpr(scratch.VOTED)
@@ -137,9 +136,10 @@ def add_recent(
 @triton.jit
 def find_corpus(
     mixture_ptr, choice_ptr, words_ptr, floats_ptr, context_ptr, drafted_ptr, begin, length, end,
-    text_ptr, text_length, order_ptr, order_length, recent_begin, last, BLOCK: tl.constexpr,
+    text_ptr, text_length, order_ptr, order_length, recent_begin, last, piece, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keep the evidence of the corpus; how many orders are found."""
+    """Keep the evidence of the corpus, from index `piece` on; how many orders are found, and the
+    index behind it."""
     first, size = order_ranges(
         text_ptr, text_length, order_ptr, order_length, context_ptr, drafted_ptr, begin, length, end
     )
@@ -174,5 +174,5 @@ def find_corpus(
     score, best = weigh(mixture_ptr, choice_ptr, score, best, feature, valid)
     # Of each order, the bucket of its count, from 1, and 8 times that of its share.
     code = (1 + counted + 8 * share_bucket(count, total)) << (5 * order)
-    keep_pieces(words_ptr, floats_ptr, CORPUS_AT + lane, token, code, score, best, valid)
-    return num_orders
+    keep_pieces(words_ptr, floats_ptr, piece + lane, token, code, score, best, valid)
+    return num_orders, piece + num_orders * USED

@@ -62,7 +62,7 @@ BLOCK = 2048
 """Tokens that are scanned at a time."""
 PRESENCE_BLOCK = 512
 """Tokens that candidates are looked for in at a time."""
-CHUNK = 8
+CHUNK = 32
 """Pieces that all others are compared with at a time."""
 NUM_WARPS = 8
 
@@ -72,7 +72,7 @@ _SIZES = [
 ]  # fmt: skip
 _VIEWS = [
     "drafts_ptr", "chances_ptr", "all_token_ids_ptr", "total_len_ptr", "idx_mapping_ptr",
-    "wanted_ptr",
+    "num_sampled_ptr",
 ]  # fmt: skip
 
 
@@ -124,20 +124,20 @@ def _predict(
     near_ptr, near_tags_ptr, near_info_ptr, pointers_ptr, hits_ptr,
     mixture_ptr, choice_ptr, words_ptr, floats_ptr, shares_ptr,
     context_ptr, drafted_ptr, begin, length, end, near_length, num_near,
-    corpora_ptr, arena_ptr, has_corpus, last, before, salt,
+    corpora_ptr, arena_ptr, has_corpus, last, before, salt, num_pieces,
     BLOCK: tl.constexpr, PRESENCE_BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """See `reference.predict`, for which the evidence of matches in near answers is there already:
-    the likeliest token (-1: none), its chance and its source."""
-    find_switches(
+    """See `reference.predict`, for which the evidence of matches in near answers is there already,
+    `num_pieces` of it: the likeliest token (-1: none), its chance and its source."""
+    near_end = find_switches(
         near_ptr, near_tags_ptr, near_info_ptr, pointers_ptr, hits_ptr,
-        mixture_ptr, choice_ptr, words_ptr, floats_ptr, near_length, num_near,
+        mixture_ptr, choice_ptr, words_ptr, floats_ptr, near_length, num_near, num_pieces,
     )  # fmt: skip
     # The lists of places are written anew.
     tl.debug_barrier()
-    find_context(
+    context_end = find_context(
         mixture_ptr, choice_ptr, words_ptr, floats_ptr,
-        context_ptr, drafted_ptr, begin, length, end, last, before, BLOCK,
+        context_ptr, drafted_ptr, begin, length, end, last, before, near_end, BLOCK,
     )  # fmt: skip
     tl.debug_barrier()
     text_ptr = arena_ptr + tl.load(corpora_ptr + TEXT_BEGIN, mask=has_corpus, other=0)
@@ -145,17 +145,18 @@ def _predict(
     order_ptr = arena_ptr + tl.load(corpora_ptr + ORDER_BEGIN, mask=has_corpus, other=0)
     order_length = tl.load(corpora_ptr + ORDER_LENGTH, mask=has_corpus, other=0)
     recent_begin = tl.load(corpora_ptr + RECENT_BEGIN, mask=has_corpus, other=0)
-    num_orders = find_corpus(
+    num_orders, num_pieces = find_corpus(
         mixture_ptr, choice_ptr, words_ptr, floats_ptr,
         context_ptr, drafted_ptr, begin, length, end,
-        text_ptr, text_length, order_ptr, order_length, recent_begin, last, BLOCK,
+        text_ptr, text_length, order_ptr, order_length, recent_begin, last, context_end, BLOCK,
     )  # fmt: skip
     tl.debug_barrier()
     oldest = tl.where(end > 1, before, last)
     return choose(
         words_ptr, floats_ptr, shares_ptr, mixture_ptr, choice_ptr,
         context_ptr, begin, length, near_ptr, near_tags_ptr, near_length,
-        num_near, num_orders, last, oldest, salt, PRESENCE_BLOCK, CHUNK,
+        num_near, num_orders, near_end, context_end, num_pieces, last, oldest, salt,
+        PRESENCE_BLOCK, CHUNK,
     )  # fmt: skip
 
 
@@ -165,8 +166,8 @@ def mixture_kernel(
     chances_ptr,  # [num_reqs, num_drafts] float32: out
     all_token_ids_ptr,  # [num_slots, max_model_len] int32
     total_len_ptr,  # [num_slots] int32
-    idx_mapping_ptr,  # [num_reqs] int32
-    wanted_ptr,  # [num_reqs] uint8
+    idx_mapping_ptr,  # [num_reqs] int32 or int64
+    num_sampled_ptr,  # [num_reqs] int32
     slots_ptr,  # [num_slots, SLOT_FIELDS] int32
     near_token_ids_ptr,  # [num_slots, max_near_tokens] int32
     corpora_ptr,  # [num_corpora, CORPUS_FIELDS] int32
@@ -208,7 +209,7 @@ def mixture_kernel(
     all_shares_ptr += row * 2 * NUM_PIECES
     drafted_ptr = all_words_ptr + DRAFTED
     drafted_chances_ptr = all_floats_ptr + CHANCES
-    if (tl.load(wanted_ptr + row) != 0) & (length > 0):
+    if (tl.load(num_sampled_ptr + row) > 0) & (length > 0):
         slots_ptr += slot * SLOT_FIELDS
         pending_ptr += slot * PENDING_FIELDS
         pending_token_ids_ptr += slot * NUM_SOURCES * max_draft
@@ -250,7 +251,7 @@ def mixture_kernel(
             near_before = tl.where(is_draft & (end - 2 >= begin), before, NOTHING)
             at_ptr = pointers_ptr + tl.maximum(tokens - length, 0) * MAX_NEAR
             hit_ptr = hits_ptr + tl.maximum(tokens - length, 0) * MAX_NEAR
-            piece_token, place, worth, near_of = find_near(
+            piece_token, place, worth, near_of, num_pieces = find_near(
                 near_ptr, near_tags_ptr, near_info_ptr, at_ptr, hit_ptr,
                 mixture_weights_ptr, choice_weights_ptr, words_ptr, floats_ptr,
                 context_ptr, drafted_ptr, begin, length, end, near_length,
@@ -263,7 +264,7 @@ def mixture_kernel(
                     near_ptr, near_tags_ptr, near_info_ptr, at_ptr, hit_ptr,
                     mixture_weights_ptr, choice_weights_ptr, words_ptr, floats_ptr, shares_ptr,
                     context_ptr, drafted_ptr, begin, length, end, near_length, num_near,
-                    corpora_ptr, arena_ptr, has_corpus, last, before, salt,
+                    corpora_ptr, arena_ptr, has_corpus, last, before, salt, num_pieces,
                     BLOCK, PRESENCE_BLOCK, CHUNK,
                 )  # fmt: skip
                 right *= chance
@@ -303,15 +304,15 @@ def mixture_tokens_triton(
     *,
     all_token_ids: torch.Tensor,  # [num_slots, max_model_len] int32
     total_len: torch.Tensor,  # [num_slots] int32
-    idx_mapping: torch.Tensor,  # [num_reqs] int32
-    wanted: torch.Tensor,  # [num_reqs] bool
+    idx_mapping: torch.Tensor,  # [num_reqs] int32 or int64
+    num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
 ) -> None:
     """See `draft_tokens`; one launch, whose grid depends on the number of rows alone."""
     with torch.cuda.device_of(drafts):
         mixture_kernel[(idx_mapping.shape[0],)](
-            drafts, chances, all_token_ids, total_len, idx_mapping, wanted.view(torch.uint8),
+            drafts, chances, all_token_ids, total_len, idx_mapping, num_sampled,
             state.slots, state.near_token_ids, state.corpora, state.arena,
             state.pending, state.pending_token_ids,
             mixture.mixture_weights, mixture.choice_weights, mixture.slots, mixture.near_tags,

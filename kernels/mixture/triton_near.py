@@ -54,8 +54,7 @@ NEAR_CLAUSE = tl.constexpr(fields.NEAR_CLAUSE)
 NEAR_FIELDS = tl.constexpr(fields.NEAR_FIELDS)
 TAG_KIND = tl.constexpr(fields.TAG_KIND)
 NEAR_PLACES = tl.constexpr(scratch.NEAR_PLACES)
-NEAR_SKIPPED_AT = tl.constexpr(scratch.NEAR_SKIPPED_AT)
-SWITCHES_AT = tl.constexpr(scratch.SWITCHES_AT)
+MOST_SKIPPED = tl.constexpr(scratch.MOST_NEAR_SKIPPED)
 TOKENS = tl.constexpr(scratch.TOKENS)
 INFOS = tl.constexpr(scratch.INFOS)
 PLACES = tl.constexpr(scratch.PLACES)
@@ -164,9 +163,10 @@ def near_score(
 @triton.jit
 def find_skipped(
     near_ptr, tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
-    words_ptr, floats_ptr, context_ptr, drafted_ptr, begin, length, end, count, last,
+    words_ptr, floats_ptr, context_ptr, drafted_ptr, begin, length, end, count, last, piece,
 ):  # fmt: skip
-    """See `evidence.near_skipped`: keep the pieces after the `count` places that are listed."""
+    """See `evidence.near_skipped`: keep the pieces, from index `piece` on, after the `count` places
+    that are listed."""
     lane = tl.arange(0, SKIPPED_LISTED)
     listed = lane < count
     place = tl.load(words_ptr + SKIPPED_PLACES + lane, mask=listed, other=0)
@@ -198,7 +198,7 @@ def find_skipped(
         tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
         tl.interleave(place + 2, place + 1), kind * 0, first, MATCHES + kind, chosen,
     )  # fmt: skip
-    index = NEAR_SKIPPED_AT + tl.interleave(before, before + both)
+    index = piece + tl.interleave(before, before + both)
     token = tl.interleave(behind, following)
     keep_pieces(words_ptr, floats_ptr, index, token, info, score, best, chosen)
 
@@ -206,15 +206,17 @@ def find_skipped(
 @triton.jit
 def find_switches(
     near_ptr, tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
-    words_ptr, floats_ptr, near_length, num_near,
+    words_ptr, floats_ptr, near_length, num_near, piece,
 ):  # fmt: skip
-    """See `evidence.clause_switches`: keep the pieces, if near answers are of several clauses."""
+    """See `evidence.clause_switches`: if near answers are of several clauses, keep the pieces, from
+    index `piece` on; the index behind them."""
     lane = tl.arange(0, MAX_NEAR)
     real = lane < num_near
     row_ptr = info_ptr + lane * NEAR_FIELDS
     clause = tl.load(row_ptr + NEAR_CLAUSE, mask=real, other=0)
     lowest = tl.min(tl.where(real, clause, 1 << 30), axis=0)
-    if tl.max(tl.where(real, clause, lowest), axis=0) > lowest:
+    are_several = tl.max(tl.where(real, clause, lowest), axis=0) > lowest
+    if are_several:
         hits = tl.load(hits_ptr + lane, mask=real, other=-1.0)
         highest = tl.max(hits, axis=0)
         leader = tl.min(tl.where(hits == highest, lane, MAX_NEAR), axis=0)
@@ -234,7 +236,8 @@ def find_switches(
             tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
             place, zero, zero + first, zero + MATCHES + 1, valid,
         )  # fmt: skip
-        keep_pieces(words_ptr, floats_ptr, SWITCHES_AT + lane, token, info, score, best, valid)
+        keep_pieces(words_ptr, floats_ptr, piece + lane, token, info, score, best, valid)
+    return piece + tl.where(are_several, num_near, 0)
 
 
 @triton.jit
@@ -244,7 +247,8 @@ def find_near(
     last, before, IS_DRAFT, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Keep the evidence of near answers, while only their alignment is caught up with that which it
-    needs; what the alignment needs: token, place and worth of each piece, and its near answer."""
+    needs; what the alignment needs: token, place and worth of each piece, and its near answer; and
+    the index behind the pieces."""
     count, skipped_count = list_places(
         words_ptr + PLACES, words_ptr + SKIPPED_PLACES, near_ptr, near_length, last, before,
         NEAR_PLACES, MAX_SKIPPED_VISITS, False, BLOCK,
@@ -268,12 +272,13 @@ def find_near(
         find_skipped(
             near_ptr, tags_ptr, info_ptr, pointers_ptr, hits_ptr, mixture_ptr, choice_ptr,
             words_ptr, floats_ptr, context_ptr, drafted_ptr, begin, length, end, skipped_count,
-            last,
+            last, count,
         )  # fmt: skip
     # In twentieths of a matched token. A long match and a short way count for a place.
     worth = 20 * (match + 1) - tl.minimum(away, 60)
     valid &= (match >= 2) | (away <= 8)
-    return tl.where(valid, token, END), place + 1, worth, near
+    num_pieces = count + tl.minimum(2 * skipped_count, MOST_SKIPPED)
+    return tl.where(valid, token, END), place + 1, worth, near, num_pieces
 
 
 @triton.jit

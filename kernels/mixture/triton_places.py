@@ -22,7 +22,7 @@ NOTHING = tl.constexpr(-3)
 """Stands where the text has no symbol; equals none that there is."""
 OUTSIDE = tl.constexpr(-4)
 """Stands where a source has no symbol; equals none, nor NOTHING."""
-PROBES = tl.constexpr(16)
+PROBES = tl.constexpr(64)
 """Entries of a suffix array that each search looks at in a round."""
 
 

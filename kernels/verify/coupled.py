@@ -16,8 +16,8 @@ def verify_coupled(
     logits: torch.Tensor,  # [rows, vocab] bf16, fp16 or fp32, any row stride
     row_token_ids: torch.Tensor,  # [rows] int: what the model was fed; negative: never accepted
     positions: torch.Tensor,  # [rows] int: of that token in its sequence
+    row_slots: torch.Tensor,  # [rows] int: where the settings of the row's request lie
     cu_num_logits: torch.Tensor,  # [batch + 1] int: where a request's rows begin and end
-    slots: torch.Tensor,  # [batch] int: where a request's settings lie
     *,
     temperature: torch.Tensor | None,  # [num_slots] float; None: every request is greedy
     top_k: torch.Tensor | None,  # [num_slots] int; < 1 or >= vocab: off
@@ -66,15 +66,15 @@ def verify_coupled(
     Example:
         >>> logits = torch.tensor([[0.0, 9.0, 1.0], [7.0, 0.0, 2.0]])
         >>> fed, positions = torch.tensor([2, 1]), torch.tensor([5, 6])
-        >>> rows, slots = torch.tensor([0, 2]), torch.tensor([0])
+        >>> slots, rows = torch.tensor([0, 0]), torch.tensor([0, 2])
         >>> greedy = dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "seeds"))
         >>> tokens, num = verify_coupled(
-        ...     logits, fed, positions, rows, slots, max_draft=1, **greedy
+        ...     logits, fed, positions, slots, rows, max_draft=1, **greedy
         ... )
         >>> tokens.tolist(), num.tolist()
         ([[1, 0]], [2])
     """
-    _check(logits, row_token_ids, positions, cu_num_logits, slots)
+    _check(logits, row_token_ids, positions, row_slots, cu_num_logits)
     if temperature is not None and seeds is None:
         raise ValueError("expected seeds wherever temperature is given, came None")
     if is_scaled and not (top_k is None and top_p is None and min_p is None):
@@ -91,8 +91,8 @@ def verify_coupled(
         logits,
         row_token_ids,
         positions,
+        row_slots,
         cu_num_logits,
-        slots,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -107,18 +107,18 @@ def _check(
     logits: torch.Tensor,
     row_token_ids: torch.Tensor,
     positions: torch.Tensor,
+    row_slots: torch.Tensor,
     cu_num_logits: torch.Tensor,
-    slots: torch.Tensor,
 ) -> None:
     check_logits(logits, rows="rows")
-    rows, batch = logits.shape[0], slots.shape[0]
-    if batch == 0:
+    rows, ends = logits.shape[0], cu_num_logits.numel()
+    if ends < 2:
         raise ValueError("expected at least one request, came none")
     for name, tensor, length in (
         ("row_token_ids", row_token_ids, rows),
         ("positions", positions, rows),
-        ("cu_num_logits", cu_num_logits, batch + 1),
-        ("slots", slots, batch),
+        ("row_slots", row_slots, rows),
+        ("cu_num_logits", cu_num_logits, ends),
     ):
         fits = tensor.shape == (length,) and tensor.dtype in INT_DTYPES
         if not fits or tensor.device != logits.device:

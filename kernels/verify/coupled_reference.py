@@ -12,8 +12,8 @@ def verify_coupled_torch(
     logits: torch.Tensor,  # [rows, vocab]
     row_token_ids: torch.Tensor,  # [rows]
     positions: torch.Tensor,  # [rows]
+    row_slots: torch.Tensor,  # [rows]
     cu_num_logits: torch.Tensor,  # [batch + 1]
-    slots: torch.Tensor,  # [batch]
     *,
     temperature: torch.Tensor | None,  # [num_slots]
     top_k: torch.Tensor | None,  # [num_slots]
@@ -24,7 +24,7 @@ def verify_coupled_torch(
     is_scaled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `verify_coupled`: sample every row, keep a request's tokens up to the first miss."""
-    device, batch = logits.device, slots.shape[0]
+    device, batch = logits.device, cu_num_logits.shape[0] - 1
     num_rows = cu_num_logits.long().diff()
     request = torch.repeat_interleave(torch.arange(batch, device=device), num_rows)  # [rows]
     rows = logits.shape[0]
@@ -33,7 +33,7 @@ def verify_coupled_torch(
     values = logits.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     sampled = values.argmax(dim=-1)
     if temperature is not None and seeds is not None:
-        owner = slots.long()[request]
+        owner = row_slots.long()
         is_random = (temperature[owner] >= GREEDY_TEMPERATURE) & values.amax(dim=-1).isfinite()
         random = is_random.nonzero().squeeze(1)
         owner = owner[random]

@@ -45,20 +45,13 @@ TILE = 4096
 _PER_REQUEST = [
     f"{name}_ptr"
     for name in (
-        "cu", "slots", "temperature", "top_k", "top_p", "min_p", "seeds", "positions", "row_token",
+        "cu", "row_slots", "temperature", "top_k", "top_p", "min_p", "seeds", "positions",
+        "row_token",
     )
 ]  # fmt: skip
 
 _SLACK = tl.constexpr(1e-3)
 """Far above what rounding can do to the order of two noises."""
-
-
-@triton.jit
-def _place(cu_ptr, request, position):
-    """Row of a request's position, and whether it has one."""
-    first = tl.load(cu_ptr + request).to(tl.int64)
-    row = first + position
-    return row, row < tl.load(cu_ptr + request + 1)
 
 
 @triton.jit
@@ -75,8 +68,7 @@ def scan_kernel(
     tile_token_ptr,  # [rows, num_tiles] int32: out
     tile_mass_ptr,  # [rows, num_tiles] float32, relative to the tile's maximum: out, or None
     logits_ptr,  # [rows, vocab]
-    cu_ptr,  # [batch + 1]
-    slots_ptr,  # [batch]
+    row_slots_ptr,  # [rows]
     temperature_ptr,  # [num_slots] float32, or None without top-p
     row_stride,
     vocab,
@@ -84,13 +76,10 @@ def scan_kernel(
     TILES_PER_PROGRAM: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    request = tl.program_id(2)
-    row, is_row = _place(cu_ptr, request, tl.program_id(1))
-    if not is_row:
-        return
+    row = tl.program_id(1).to(tl.int64)
     scale = 0.0
     if tile_mass_ptr is not None:
-        temperature = tl.load(temperature_ptr + tl.load(slots_ptr + request))
+        temperature = tl.load(temperature_ptr + tl.load(row_slots_ptr + row))
         if temperature >= GREEDY:
             scale = LOG2E / temperature
     for i in tl.static_range(TILES_PER_PROGRAM):
@@ -159,8 +148,7 @@ def threshold_kernel(
     tile_max_ptr,  # [rows, num_tiles] float32
     tile_mass_ptr,  # [rows, num_tiles] float32, or None without top-p
     logits_ptr,  # [rows, vocab]
-    cu_ptr,  # [batch + 1]
-    slots_ptr,  # [batch]
+    row_slots_ptr,  # [rows]
     temperature_ptr,  # [num_slots] float32
     top_k_ptr,  # [num_slots], or None
     top_p_ptr,  # [num_slots] float32, or None
@@ -172,11 +160,8 @@ def threshold_kernel(
     PADDED_TILES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    request = tl.program_id(1)
-    row, is_row = _place(cu_ptr, request, tl.program_id(0))
-    if not is_row:
-        return
-    slot = tl.load(slots_ptr + request)
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(row_slots_ptr + row)
     temperature = tl.load(temperature_ptr + slot)
     if temperature < GREEDY:
         return
@@ -229,8 +214,7 @@ def noise_kernel(
     last_tie_ptr,  # [rows] int32, or None without restrictions
     logits_ptr,  # [rows, vocab]
     positions_ptr,  # [rows]
-    cu_ptr,  # [batch + 1]
-    slots_ptr,  # [batch]
+    row_slots_ptr,  # [rows]
     temperature_ptr,  # [num_slots] float32
     seeds_ptr,  # [num_slots] int64
     row_stride,
@@ -241,11 +225,8 @@ def noise_kernel(
     TILES_PER_PROGRAM: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    request = tl.program_id(2)
-    row, is_row = _place(cu_ptr, request, tl.program_id(1))
-    if not is_row:
-        return
-    slot = tl.load(slots_ptr + request)
+    row = tl.program_id(1).to(tl.int64)
+    slot = tl.load(row_slots_ptr + row)
     temperature = tl.load(temperature_ptr + slot)
     tiles = tl.arange(0, PADDED_TILES)
     in_row = row * num_tiles + tiles
@@ -303,7 +284,8 @@ def choose_kernel(
 ):
     request = tl.program_id(0)
     position = tl.arange(0, WIDTH)
-    row, is_row = _place(cu_ptr, request, position)
+    row = tl.load(cu_ptr + request).to(tl.int64) + position
+    is_row = row < tl.load(cu_ptr + request + 1)
     tiles = tl.arange(0, PADDED_TILES)
     best = tl.load(
         best_ptr + row[:, None] * num_tiles + tiles[None, :],
@@ -326,8 +308,8 @@ def verify_coupled_triton(
     logits: torch.Tensor,  # [rows, vocab]
     row_token_ids: torch.Tensor,  # [rows]
     positions: torch.Tensor,  # [rows]
+    row_slots: torch.Tensor,  # [rows]
     cu_num_logits: torch.Tensor,  # [batch + 1]
-    slots: torch.Tensor,  # [batch]
     *,
     temperature: torch.Tensor | None,  # [num_slots]
     top_k: torch.Tensor | None,  # [num_slots]
@@ -339,7 +321,7 @@ def verify_coupled_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `verify_coupled`; nothing here makes the host wait for the device."""
     rows, vocab = logits.shape
-    batch, device, row_stride = slots.shape[0], logits.device, logits.stride(0)
+    batch, device, row_stride = cu_num_logits.shape[0] - 1, logits.device, logits.stride(0)
     num_tiles = triton.cdiv(vocab, TILE)
     padded_tiles = triton.next_power_of_2(num_tiles)
     restricted = not (top_k is None and top_p is None and min_p is None)
@@ -349,11 +331,10 @@ def verify_coupled_triton(
     tokens = torch.empty((batch, max_draft + 1), dtype=torch.int64, device=device)
     num_sampled = torch.empty(batch, dtype=torch.int32, device=device)
     per_program = 2 if rows * num_tiles >= 4096 else 1
-    spread = (triton.cdiv(num_tiles, per_program), max_draft + 1, batch)
-    layout = cu_num_logits, slots
+    spread = (triton.cdiv(num_tiles, per_program), rows)
     with torch.cuda.device_of(logits):
         scan_kernel[spread](
-            best, token, mass, logits, *layout, None if mass is None else temperature,
+            best, token, mass, logits, row_slots, None if mass is None else temperature,
             row_stride, vocab, num_tiles,
             TILES_PER_PROGRAM=per_program, TILE=TILE, **launch_options(4),
         )  # fmt: skip
@@ -362,15 +343,15 @@ def verify_coupled_triton(
             if restricted:
                 least = torch.empty(rows, dtype=torch.float32, device=device)
                 last_tie = torch.empty(rows, dtype=torch.int32, device=device)
-                threshold_kernel[(max_draft + 1, batch)](
-                    least, last_tie, best, mass, logits, *layout, temperature,
+                threshold_kernel[(rows,)](
+                    least, last_tie, best, mass, logits, row_slots, temperature,
                     top_k, top_p, min_p, row_stride, vocab, num_tiles,
                     SHIFT=KEY_SHIFT[logits.dtype], PADDED_TILES=padded_tiles, TILE=TILE,
                     **launch_options(8),
                 )  # fmt: skip
             noised, noised_token = torch.empty_like(best), torch.empty_like(token)
             noise_kernel[spread](
-                noised, noised_token, best, token, least, last_tie, logits, positions, *layout,
+                noised, noised_token, best, token, least, last_tie, logits, positions, row_slots,
                 temperature, seeds, row_stride, vocab, num_tiles,
                 IS_SCALED=is_scaled, PADDED_TILES=padded_tiles, TILES_PER_PROGRAM=per_program,
                 TILE=TILE, **launch_options(8),

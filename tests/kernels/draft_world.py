@@ -122,13 +122,14 @@ class DraftWorld:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Drafts and chances for these slots, in buffers that hold something else before."""
         device, width = self.state.slots.device, length or self.state.max_draft
+        num_sampled = [int(each) for each in wanted or [True] * len(rows)]
         drafts = torch.full((len(rows), width), -7, dtype=torch.int64, device=device)
         chances = torch.full((len(rows), width), 9.0, device=device)
         self._run(
             all_token_ids=self.all_token_ids,
             total_len=self.total_len,
-            idx_mapping=torch.tensor(rows, dtype=torch.int32, device=device),
-            wanted=torch.tensor(wanted or [True] * len(rows), dtype=torch.bool, device=device),
+            idx_mapping=torch.tensor(rows, dtype=torch.int64, device=device),
+            num_sampled=torch.tensor(num_sampled, dtype=torch.int32, device=device),
             drafts=drafts,
             chances=chances,
             backend=backend,

@@ -14,6 +14,7 @@ vLLM is counted by the reason; a sampled request with a seed gets one token ther
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def verify(
                 installed,
                 rejection_sampler,
                 logits,
-                (verify_draft_sampled, pos, cu_num_logits, idx_mapping),
+                (verify_draft_sampled, pos, expanded_idx_mapping, cu_num_logits),
                 idx_mapping_np,
                 process,
             )
@@ -108,11 +109,13 @@ def _verify_by_vllm(
 
     What it draws in place of a draft that is none is the sample without drafts.
     """
+    from vllm.utils.torch_utils import async_tensor_h2d
+
     settings = rejection_sampler.sampler.sampling_states
     promised = settings.seeds_set & (settings.temperature.np != 0.0)  # [max_num_reqs]
     if not np.any(promised[slots]):
         return original()  # type: ignore[no-any-return]
-    keeps = torch.from_numpy(promised).to(row_slots.device)[row_slots.long()]
+    keeps = async_tensor_h2d(promised, row_slots.device)[row_slots.long()]
     return original.with_last(row_token_ids.masked_fill(keeps, -1))  # type: ignore[no-any-return]
 
 
@@ -219,15 +222,24 @@ def try_kernels(logits: torch.Tensor, max_draft: int, *, backend: Backend = "aut
         RuntimeError: vLLM draws other samples for the same seeds.
     """
     _compare_noise(logits.device, backend)
-    if not logits.is_cuda:
-        return
+    if logits.is_cuda:
+        compile_kernels(logits, max_draft, backend=backend)
+
+
+def compile_kernels(logits: torch.Tensor, max_draft: int, *, backend: Backend = "auto") -> None:
+    """Run what a batch may ask for, once each: see `try_kernels`."""
     limits: dict[str, float] = {"top_k": 2, "top_p": 0.5, "min_p": 0.5}
-    chosen = [set(), *({"top_k"}, {"top_p"}, {"min_p"}), {"top_k", "top_p"}, set(limits)]
-    for names in chosen:
-        _run(logits, 2, max_draft, {name: limits[name] for name in names}, backend)
-    many = 4096 * 4096 // logits.shape[1] + 1  # rows spread over the device in another way
-    _run(logits, many, max_draft, {}, backend)
-    _run(logits.float(), 2, max_draft, {}, backend, is_scaled=True)
+    few, many = 2, 4096 * 4096 // logits.shape[1] + 1  # rows are spread in two ways
+    chosen = [(few, names) for n in range(4) for names in combinations(limits, n)]
+    # Only whether there is one, and whether there is top-p, matters to what is spread.
+    chosen += [(many, names) for names in ((), ("top_k",), ("top_p",))]
+    for batch, names in chosen:
+        _run(logits, batch, max_draft, {name: limits[name] for name in names}, backend)
+    # As vLLM returns them: as they were, where nothing had to be done.
+    processed = torch.empty_like(logits, dtype=torch.float32)
+    for batch in (few, many):
+        for like in (logits, processed):
+            _run(like, batch, max_draft, {}, backend, is_scaled=True)
 
 
 def _run(
@@ -239,19 +251,22 @@ def _run(
     *,
     is_scaled: bool = False,
 ) -> None:
-    """Verify requests without drafts, at a temperature and with these limits."""
-    device = logits.device
+    """Verify requests without drafts, at a temperature and with these limits, whose logits lie as
+    these do: the kernels depend on that."""
+    device, vocab = logits.device, logits.shape[1]
 
     def full(value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((batch,), value, dtype=dtype, device=device)
 
+    # Types as vLLM hands them over.
     rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    empty = torch.empty_strided((batch, vocab), logits.stride(), dtype=logits.dtype, device=device)
     verify_coupled(
-        logits.new_zeros((batch, logits.shape[1])),
+        empty.zero_(),
         rows[:-1],
         full(0, torch.int64),
+        rows[:-1].to(torch.int64),
         rows,
-        rows[:-1],
         temperature=full(0.5, torch.float32),
         top_k=full(limits["top_k"], torch.int32) if "top_k" in limits else None,
         top_p=full(limits["top_p"], torch.float32) if "top_p" in limits else None,
@@ -280,8 +295,8 @@ def _compare_noise(device: torch.device, backend: Backend) -> None:
         logits,
         rows[:-1],
         positions,
-        rows,
         rows[:-1],
+        rows,
         temperature=temperature,
         top_k=None,
         top_p=None,

@@ -132,7 +132,7 @@ class World:
             "all_token_ids": self.req_states.all_token_ids.gpu,
             "total_len": self.req_states.total_len.gpu,
             "idx_mapping": slot,
-            "wanted": torch.ones(1, dtype=torch.bool),
+            "num_sampled": torch.ones(1, dtype=torch.int32),
             "drafts": drafts,
             "chances": chances,
         }

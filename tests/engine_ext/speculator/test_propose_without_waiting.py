@@ -1,7 +1,8 @@
-"""`propose` never waits for the device, nor makes it wait for the host."""
+"""Neither verification nor `propose` waits for the device, or makes it wait for the host."""
 
 import ast
 import inspect
+import re
 import textwrap
 from collections import deque
 from collections.abc import Callable
@@ -24,12 +25,15 @@ from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.engine_ext.speculator.upload import Upload, prepare
 from reprise.engine_ext.speculator.waiting_writes import WaitingWrites
+from reprise.engine_ext.worker.verification import on_v2
 from reprise.kernels import draft, mixture
 from reprise.kernels.draft import step_counts
 from reprise.kernels.draft.state import DraftState
 from reprise.kernels.draft.triton_counts import count_step_triton
 from reprise.kernels.draft.triton_kernels import draft_tokens_triton
 from reprise.kernels.mixture.triton_mixture import mixture_tokens_triton
+from reprise.kernels.verify.coupled import verify_coupled
+from reprise.kernels.verify.triton_coupled import verify_coupled_triton
 
 # Methods that wait, and functions that make a tensor on the host or read one.
 FORBIDDEN = {
@@ -38,8 +42,8 @@ FORBIDDEN = {
     "ones", "full", "one_hot", "wait", "acquire", "sleep", "bool", "int", "float",
     "repeat_interleave",
 }  # fmt: skip
-# `to(torch.int32)` stays on the device.
-HARMLESS = {"to(torch.int32)"}
+# What stays on the device, is made there, or asks arrays of the host.
+HARMLESS = re.compile(r"to\(torch\.int32\)$|, device=device\)$|^bool\(np\.")
 IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     DeviceSpeculator.propose,
     DeviceSpeculator._draft,
@@ -52,6 +56,13 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     draft_tokens_triton,
     mixture.draft_by_mixture,
     mixture_tokens_triton,
+    # Before it:
+    on_v2.verify,
+    on_v2._verify,
+    on_v2._verify_by_vllm,
+    on_v2.needs_vllms_processing,
+    verify_coupled,
+    verify_coupled_triton,
     # Between two steps:
     DeviceCorpora.put_in_place,
     WaitingWrites.send,
@@ -70,7 +81,7 @@ def test_nothing_in_it_waits_or_makes_host_tensors(function: Callable[..., Any])
         if isinstance(node, ast.Call):
             called = node.func
             name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-            if name in FORBIDDEN and not any(ast.unparse(node).endswith(h) for h in HARMLESS):
+            if name in FORBIDDEN and not HARMLESS.search(ast.unparse(node)):
                 found.append(ast.unparse(node))
     assert found == []
 
@@ -93,7 +104,7 @@ class Batch:
 
     def __init__(self, num_reqs: int, device: str) -> None:
         self.num_reqs = num_reqs
-        self.idx_mapping = torch.zeros(num_reqs, dtype=torch.int32, device=device)
+        self.idx_mapping = torch.zeros(num_reqs, dtype=torch.int64, device=device)
 
 
 def speculator_on(device: str) -> DeviceSpeculator:
@@ -107,8 +118,6 @@ def speculator_on(device: str) -> DeviceSpeculator:
     made._mixture = None
     made._drafts = torch.zeros((4, 3), dtype=torch.int64, device=device)
     made.draft_token_confidence_probs = torch.zeros((4, 3), device=device)
-    made._slots = torch.zeros(4, dtype=torch.int32, device=device)
-    made._wanted = torch.zeros(4, dtype=torch.bool, device=device)
     made._ranks = RankDrafts(made._drafts, made.draft_token_confidence_probs)
     made._requests = type("Requests", (), {"has_failed": False})()
     made._req_states = type("States", (), {})()
@@ -209,6 +218,27 @@ def test_a_step_without_slots_after_it_is_counted_and_not_drafted_for(
     propose(made, Batch(2, "cpu"), "cpu", num_speculative_tokens=1)
     assert calls == ["count", "count", "draft", "share"]
     assert made._errors.counts() == {}
+
+
+@pytest.mark.parametrize(("asked", "width"), [(1, 1), (2, 2), (3, 3), (None, 3)])
+def test_as_many_tokens_are_drafted_as_are_verified(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, width: int
+) -> None:
+    made = speculator_on("cpu")
+    tokens = made._req_states.all_token_ids.gpu
+    tokens[0, :5] = torch.tensor([1, 2, 3, 1, 2])
+    made._drafts.fill_(-1)
+    made.draft_token_confidence_probs.fill_(9.0)
+    found = propose(made, Batch(1, "cpu"), "cpu", num_speculative_tokens=asked)
+    assert found.tolist() == [[3, 1, 2][:width] + [-1] * (3 - width)]
+    chances = made.draft_token_confidence_probs[0]
+    assert (chances[:width] < 1).all()
+    assert (chances[width:] == 9).all()
+    # Where nothing can be drafted, likewise.
+    monkeypatch.setattr(device_speculator, "draft_tokens", None)
+    found = propose(made, Batch(2, "cpu"), "cpu", num_speculative_tokens=asked)
+    assert found.tolist() == [[7] * width + [-1] * (3 - width)] * 2
+    assert made._errors.counts() == {"propose": 1}
 
 
 def test_a_dummy_run_touches_nothing() -> None:

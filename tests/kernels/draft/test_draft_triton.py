@@ -149,7 +149,7 @@ def test_steps_are_counted_alike(device, max_draft):
         state.pending[:, PENDING_SOURCE] = below(NUM_SOURCES, num_slots, least=-1)
         state.pending_token_ids.copy_(below(6, *state.pending_token_ids.shape, least=-3))
         step = {
-            "idx_mapping": torch.randperm(num_slots, generator=draw)[:num_reqs].int().to(device),
+            "idx_mapping": torch.randperm(num_slots, generator=draw)[:num_reqs].to(device),
             "num_sampled": below(max_draft + 2, num_reqs),
             "num_rejected": below(max_draft + 1, num_reqs),
         }

@@ -119,6 +119,22 @@ def test_the_alignment_goes_on_where_the_draft_was_right(make_mixed):
     world.draft_both([0])
 
 
+def test_shorter_drafts_are_the_beginnings_of_longer_ones(make_mixed):
+    answer = list(range(20, 44))
+    worlds = [make_mixed(max_draft=4, max_model_len=80) for _ in range(2)]
+    for world in worlds:
+        world.begin_mixed(0, [3, 4], answer[:2], near=[[*answer[:9], 60, *answer[9:]]])
+    at = 2
+    for length in (1, 4, 2, 3):
+        full, full_chances = worlds[0].draft([0], backend="triton")
+        drafts, chances = worlds[1].draft_both([0], length=length)
+        assert torch.equal(drafts, full[:, :length])
+        assert torch.allclose(chances, full_chances[:, :length], rtol=2e-4, atol=2e-5)
+        for world in worlds:
+            world.emit(0, answer[at : at + length + 1])
+        at += length + 1
+
+
 def test_near_answers_that_come_late(make_mixed):
     world = make_mixed(max_draft=3, max_model_len=80)
     answer = list(range(20, 50))

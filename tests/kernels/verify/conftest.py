@@ -42,8 +42,8 @@ def _make_coupled(
         "logits": (torch.randn(rows, vocab, generator=generator) * 3).to(dtype).to(device),
         "row_token_ids": torch.randint(0, vocab, (rows,), generator=generator).int().to(device),
         "positions": torch.randint(0, 5000, (rows,), generator=generator).to(device),
+        "row_slots": slots.repeat_interleave(ends.diff()).int().to(device),
         "cu_num_logits": ends.int().to(device),
-        "slots": slots.int().to(device),
         "temperature": per_slot(temperature, torch.float32),
         "top_k": per_slot(limits.get("top_k"), torch.int32),
         "top_p": per_slot(limits.get("top_p"), torch.float32),
@@ -55,13 +55,8 @@ def _make_coupled(
 
 def _sampled_rows(arguments: dict[str, Any], **more: Any) -> torch.Tensor:
     """What every row gives by itself, as a request without drafts: [rows]."""
-    ends = arguments["cu_num_logits"].long()
-    rows = arguments["logits"].shape[0]
-    alone = {
-        "cu_num_logits": torch.arange(rows + 1, device=ends.device),
-        "slots": arguments["slots"].repeat_interleave(ends.diff()),
-        "max_draft": 0,
-    }
+    rows, device = arguments["logits"].shape[0], arguments["logits"].device
+    alone = {"cu_num_logits": torch.arange(rows + 1, device=device), "max_draft": 0}
     tokens, num_sampled = verify_coupled(**arguments | alone, **more)
     assert (num_sampled == 1).all()
     return tokens[:, 0]

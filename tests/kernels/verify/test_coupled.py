@@ -41,7 +41,7 @@ def test_all_drafts_that_are_what_is_sampled_are_accepted(make_coupled, fed_with
 
 def test_a_sample_is_the_argmax_of_logit_and_noise(make_coupled, sampled_rows):
     arguments = make_coupled([2, 1], 40, temperature=[0.7, 1.6])
-    slots = arguments["slots"].long()[[0, 0, 0, 1, 1]]
+    slots = arguments["row_slots"].long()
     noise = gumbel(arguments["seeds"][slots], arguments["positions"], 40)
     temperature = arguments["temperature"][slots][:, None]
     expected = (arguments["logits"].float() / temperature + noise).argmax(dim=1)
@@ -77,7 +77,7 @@ def test_a_row_without_a_finite_maximum_is_taken_greedily(make_coupled, bad):
 
 def test_logits_that_are_scaled_already_are_not_divided_again(make_coupled, sampled_rows):
     arguments = make_coupled([2, 1], 61, dtype=torch.float32, temperature=[0.5, 2.0])
-    slots = arguments["slots"].long()[[0, 0, 0, 1, 1]]
+    slots = arguments["row_slots"].long()
     scaled = arguments["logits"] / arguments["temperature"][slots][:, None]
     expected = sampled_rows(arguments)
     assert torch.equal(sampled_rows(arguments | {"logits": scaled}, is_scaled=True), expected)
@@ -88,8 +88,9 @@ WRONG = {
     "flat logits": ({"logits": torch.zeros(5)}, "logits"),
     "other rows": ({"positions": torch.zeros(4).long()}, "positions"),
     "float ids": ({"row_token_ids": torch.zeros(5)}, "row_token_ids"),
-    "no request": ({"slots": torch.zeros(0).int()}, "request"),
-    "inclusive sums": ({"cu_num_logits": torch.tensor([3, 5])}, "cu_num_logits"),
+    "no request": ({"cu_num_logits": torch.zeros(1).int()}, "request"),
+    "slots of requests": ({"row_slots": torch.zeros(2).int()}, "row_slots"),
+    "float sums": ({"cu_num_logits": torch.tensor([0.0, 3.0, 5.0])}, "cu_num_logits"),
     "scaled and limited": ({"is_scaled": True, "top_k": torch.ones(5).int()}, "is_scaled"),
     "backend": ({"backend": "cuda"}, "backend"),
 }

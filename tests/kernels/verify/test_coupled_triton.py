@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reprise.kernels.verify import triton_coupled
 from reprise.kernels.verify.coupled import verify_coupled
 
 pytestmark = pytest.mark.gpu  # and in the interpreter, by test_interpreter.py
@@ -131,6 +132,28 @@ def test_no_drafts_and_a_larger_width(make_coupled, device):
     both(make_coupled([0], 13, device=device))
 
 
+def test_programs_are_as_many_as_rows_however_long_drafts_may_be(make_coupled, device, monkeypatch):
+    launched = {}
+
+    def spy(name):
+        kernel = getattr(triton_coupled, name)
+
+        def launch(grid):
+            launched[name] = grid
+            return kernel[grid]
+
+        made = type("Spy", (), {"__getitem__": staticmethod(launch)})()
+        monkeypatch.setattr(triton_coupled, name, made)
+
+    for name in ("scan_kernel", "threshold_kernel", "noise_kernel", "choose_kernel"):
+        spy(name)
+    both(make_coupled([1, 0, 1], 9000, device=device, top_p=0.9) | {"max_draft": 16})
+    assert launched == {
+        "scan_kernel": (3, 5), "threshold_kernel": (5,), "noise_kernel": (3, 5),
+        "choose_kernel": (3,),
+    }  # fmt: skip
+
+
 def test_a_request_has_the_same_tokens_in_another_batch(make_coupled, fed_with_samples, device):
     arguments = fed_with_samples(make_coupled([2, 2, 2], 5003, device=device))
     tokens, _ = verify_coupled(**arguments, backend="triton")
@@ -139,7 +162,7 @@ def test_a_request_has_the_same_tokens_in_another_batch(make_coupled, fed_with_s
         "row_token_ids": arguments["row_token_ids"][6:],
         "positions": arguments["positions"][6:],
         "cu_num_logits": arguments["cu_num_logits"][:2],
-        "slots": arguments["slots"][2:],
+        "row_slots": arguments["row_slots"][6:],
     }
     one, _ = verify_coupled(**arguments | alone, backend="triton")
     assert torch.equal(one[0], tokens[2])

@@ -100,7 +100,9 @@ def trim(folder: Path, max_bytes: int, *, rest: Callable[[], object] = lambda: N
     num_bytes = np.cumsum(np.frombuffer(sizes, dtype=np.int64)[order])  # of it and those before
     removed, after_s, failed = 0, -np.inf, None
     # Once, unless files cannot be removed, or are used meanwhile: younger ones go in their place.
-    while excess > beyond and (begin := int(np.searchsorted(used_s, after_s, "right"))) < len(used_s):
+    while excess > beyond and (begin := int(np.searchsorted(used_s, after_s, "right"))) < len(
+        used_s
+    ):
         before = int(num_bytes[begin - 1]) if begin else 0
         end = min(int(np.searchsorted(num_bytes, before + excess)), len(used_s) - 1)
         until_s = float(used_s[end])

@@ -216,16 +216,16 @@ class RetrievalServer:
                 ).start()
 
     def _greet(self, client: _Client, hello: Hello) -> None:
-        """Send a client all answers, at its own pace, and what happens meanwhile."""
+        """Send a client what it wants: all answers, at its own pace, and what happens meanwhile."""
+        keys: list[tuple[str, str]] = []
         with self._lock:
-            updates, keys = self.retriever.updates_and_keys()
-            self._broadcast(updates)
+            if hello.wants_updates:
+                updates, keys = self.retriever.updates_and_keys()
+                self._broadcast(updates)
             client.wants_updates = hello.wants_updates
             client.wants_forgotten = hello.wants_forgotten
             client.sender.send(Welcome(self._writer.name))
             self._clients.append(client)
-        if not hello.wants_updates:
-            keys = []
         # What the client sends meanwhile must not wait for what it is sent.
         threading.Thread(
             target=self._send_all, args=(client, keys), name="reprise-greeting", daemon=True

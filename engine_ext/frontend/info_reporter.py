@@ -1,7 +1,15 @@
 """Adds to the last output of a request what its client has asked to know about it."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -81,25 +89,39 @@ class InfoReporter:
         """
         collector, begun_s = InfoCollector(), steady_clock.now_s()
         token_ids: list[int] = []
-        async with aclosing(outputs):
-            token = current_info.set(collector)
-            try:
-                # The request is added on the way to its first output. What its caller's task does
-                # after that, or after a refusal, is none of this request.
-                output = await anext(outputs, None)
-            finally:
-                current_info.reset(token)
-            while output is not None:
-                if records and output.outputs:
-                    if not is_delta:
-                        token_ids.clear()
-                    token_ids += output.outputs[0].token_ids
-                if output.finished:
-                    await self._add(output, collector, informs=informs)
-                    if records:
-                        self._keep(output, collector, token_ids, begun_s)
-                yield output
-                output = await anext(outputs, None)
+        with self._dropping(collector):
+            async with aclosing(outputs):
+                token = current_info.set(collector)
+                try:
+                    # The request is added on the way to its first output. What its caller's task
+                    # does after that, or after a refusal, is none of this request.
+                    output = await anext(outputs, None)
+                finally:
+                    current_info.reset(token)
+                while output is not None:
+                    if records and output.outputs:
+                        if not is_delta:
+                            token_ids.clear()
+                        token_ids += output.outputs[0].token_ids
+                    if output.finished:
+                        await self._add(output, collector, informs=informs)
+                        if records:
+                            self._keep(output, collector, token_ids, begun_s)
+                    yield output
+                    output = await anext(outputs, None)
+
+    @contextmanager
+    def _dropping(self, collector: InfoCollector) -> Iterator[None]:
+        """Have the workers keep nothing of a request whose client leaves before it is over, or that
+        fails."""
+        try:
+            yield
+        finally:
+            if not collector.has_collected:
+                try:
+                    self._draft_counts.drop(collector.request_ids)
+                except Exception as error:
+                    self._errors.record("info", error)
 
     async def _add(
         self, output: "RequestOutput", collector: InfoCollector, *, informs: bool

@@ -6,6 +6,7 @@ clients ask for information, there is one call at a time, for all of them, and a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
 _MIN_PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.16
 _TIMEOUT_S = 1.0
+# Nobody waits for these.
+_LEFT_TIMEOUT_S = 5.0
 
 
 class DraftCountsFetcher:
@@ -29,9 +32,23 @@ class DraftCountsFetcher:
         self._ask_workers = ask_workers
         self._waiting: dict[str, asyncio.Future[DraftCounts]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._dropping: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, request_ids: Sequence[str]) -> dict[str, DraftCounts]:
-        """Wait for the counts of these requests, up to a second.
+    def drop(self, request_ids: Sequence[str]) -> None:
+        """Have the workers keep no counts of requests whose clients have left; returns at once."""
+        if request_ids:
+            task = asyncio.create_task(self._fetch_for_nobody(list(request_ids)))
+            self._dropping.add(task)
+            task.add_done_callback(self._dropping.discard)
+
+    async def _fetch_for_nobody(self, request_ids: Sequence[str]) -> None:
+        with suppress(Exception):  # an engine that is dead keeps nothing
+            await self.fetch(request_ids, timeout_s=_LEFT_TIMEOUT_S)
+
+    async def fetch(
+        self, request_ids: Sequence[str], *, timeout_s: float | None = None
+    ) -> dict[str, DraftCounts]:
+        """Wait for the counts of these requests, up to a second or so long.
 
         Returns:
             By request id, what the workers have reported by then.
@@ -47,7 +64,8 @@ class DraftCountsFetcher:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            done, _ = await asyncio.wait(futures.values(), timeout=_TIMEOUT_S)
+            timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
+            done, _ = await asyncio.wait(futures.values(), timeout=timeout_s)
         finally:
             for request_id in futures:
                 self._waiting.pop(request_id, None)

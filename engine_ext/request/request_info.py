@@ -6,10 +6,11 @@ the engine client fetches them when the last output is there, and delivers that 
 """
 
 import json
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_STORED = 1024
 _MAX_RECORDED = 64
 """Of them, whose steps are stored as well."""
+# Whoever fetches does so within seconds.
+_STORED_FOR_S = 60.0
 # Proxies allow a header some 4 kB, and a Chinese sign takes 6 bytes of it.
 _MAX_CLAUSES, _CLAUSE_CHARACTERS = 8, 60
 CACHE_KINDS = ("exact", "verified", "semantic", "clause", "miss")
@@ -111,6 +114,8 @@ class InfoCollector:
         self._began_s = time.monotonic()
         self._generations: list[InfoSource] = []
         self._ids: dict[str, None] = {}  # of streamed input, each piece has the same one
+        self.has_collected = False
+        """Whether `collect` has asked the workers, who know no more then."""
         self.namespace: str | None = None
         """In which the request shares; None: in none, or not known yet."""
         self.records: list[RecordedRequest] = []
@@ -128,10 +133,16 @@ class InfoCollector:
         """Note that the engine will not generate under this id after all."""
         self._ids.pop(request_id, None)
 
+    @property
+    def request_ids(self) -> Sequence[str]:
+        """Under which the engine generates, or has."""
+        return list(self._ids)
+
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""
         took_ms = (time.monotonic() - self._began_s) * 1e3
         found = await fetch(list(self._ids))
+        self.has_collected = True
         self.records = [
             each.record
             for each in found.values()
@@ -157,15 +168,22 @@ class InfoCollector:
         )
 
 
-class DraftCountsStore:
-    """Stores counts of finished requests in the worker, each until it is fetched.
+class _Stored(NamedTuple):
+    put_s: float
+    counts: DraftCounts
 
-    The oldest are dropped: a client that disconnected never asks.
+
+class DraftCountsStore:
+    """Stores counts of finished requests in the worker, each until it is fetched. Thread-safe.
+
+    Those of a client that has left are fetched as well (`DraftCountsFetcher.drop`). What is not, of
+    an API server that died say, is dropped by the next call a minute later, or to make room.
     """
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
+        self._stored: OrderedDict[str, _Stored] = OrderedDict()  # the oldest first
         self._recorded: deque[str] = deque()  # ids whose steps are stored, the oldest first
+        self._lock = threading.Lock()
 
     def put(
         self,
@@ -182,24 +200,39 @@ class DraftCountsStore:
                 for source, count in stats.by_source.items()
             }
             counts = DraftCounts(stats.steps, by_source)
-        if record is not None:
-            counts = RecordedCounts(counts.steps, counts.by_source, record)
-            self._drop_records(_MAX_RECORDED - 1)
-            self._recorded.append(request_id)
-        self._counts[request_id] = counts
-        while len(self._counts) > _MAX_STORED:
-            self._counts.popitem(last=False)
+        with self._lock:
+            if record is not None:
+                counts = RecordedCounts(counts.steps, counts.by_source, record)
+                self._drop_records(_MAX_RECORDED - 1)
+                self._recorded.append(request_id)
+            self._stored.pop(request_id, None)
+            self._stored[request_id] = _Stored(time.monotonic(), counts)
+            self._expire()
+
+    def _expire(self) -> None:
+        """Drop what nobody will fetch, and what there are too many of."""
+        oldest_s = time.monotonic() - _STORED_FOR_S
+        while self._stored:
+            oldest = next(iter(self._stored.values()))
+            if len(self._stored) <= _MAX_STORED and oldest.put_s >= oldest_s:
+                return
+            self._stored.popitem(last=False)
 
     def _drop_records(self, num_kept: int) -> None:
         """Leave the counts of the oldest recorded requests, and drop their steps."""
         while len(self._recorded) > num_kept:
             request_id = self._recorded.popleft()
-            if (counts := self._counts.get(request_id)) is not None:
-                self._counts[request_id] = DraftCounts(counts.steps, counts.by_source)
+            if (stored := self._stored.get(request_id)) is not None:
+                counts = DraftCounts(stored.counts.steps, stored.counts.by_source)
+                self._stored[request_id] = stored._replace(counts=counts)
 
     def take(self, request_ids: Sequence[str]) -> dict[str, Any]:
         """Remove and return the counts of these requests, of those that are over."""
-        found = {id_: self._counts.pop(id_) for id_ in request_ids if id_ in self._counts}
+        with self._lock:
+            found = {
+                id_: self._stored.pop(id_).counts for id_ in request_ids if id_ in self._stored
+            }
+            self._expire()
         plain: dict[str, Any] = msgspec.to_builtins(found)
         return plain
 

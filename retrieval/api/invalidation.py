@@ -148,7 +148,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             return False
         if self.prompt_digest is None:
             return True
-        return self.prompt_digest in _digests_of(answer.prompt_text if text is None else text)
+        return self.prompt_digest in prompt_digests(answer.prompt_text if text is None else text)
 
     @property
     def is_late(self) -> bool:
@@ -249,7 +249,7 @@ def all_until(made_s: float) -> Invalidation:
     return Invalidation(invalidation_id=uuid.uuid4().hex, made_s=made_s, created_before_s=made_s)
 
 
-def _digests_of(text: str) -> set[bytes]:
+def prompt_digests(text: str) -> set[bytes]:
     """Return digests of the text and of its first lines: a short last turn is stored together with
     the turn before it, which begins on a new line."""
     lines = text.strip().split("\n")[:_MAX_FIRST_LINES]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import os
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +17,7 @@ PRIVATE = 0o600
 PRIVATE_FOLDER = 0o700
 PART = ".part"
 """The ending of a file that is being written."""
+_LOCKABLE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OTHERS = 0o077
 _OTHERS_WRITE = 0o022
 
@@ -71,18 +75,53 @@ def open_new(path: Path) -> BinaryIO:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file that takes the place of `path` at the end: who reads sees the old one or the new
-    one, whole. Processes may do so at once; what is not finished is removed.
+    one, whole. Processes may do so at once, in any container; what is not finished is removed.
 
     Raises:
         OSError: It cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    part, file = _open_part(path)
     try:
-        with open_new(part) as file:
+        with file:
             yield file
-        os.replace(part, path)
+            file.flush()
+            # It is locked until then: nobody takes it for a stale one.
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_stale_parts(path: Path) -> None:
+    """Remove what processes that are gone had half written of `path`: what nobody has locked."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*{PART}"):
+        with suppress(OSError), os.fdopen(os.open(part, _LOCKABLE), "r+b", buffering=0) as file:
+            # Refused while it is being written; also where nothing can be locked.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still_at(part, file):
+                part.unlink()
+
+
+def _open_part(path: Path) -> tuple[Path, BinaryIO]:
+    """Open a file for writing, of a name that no other process has, and lock it."""
+    while True:
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PART}")
+        file = open_new(part)
+        try:
+            with suppress(OSError):  # where nothing can be locked
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_still_at(part, file):
+                return part, file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # taken for a stale one before it was locked
+
+
+def _is_still_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def open_private(path: Path) -> BinaryIO:

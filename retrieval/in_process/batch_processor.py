@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -10,11 +9,10 @@ import msgspec
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
-from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.near_duplicates import NearDuplicates
 from reprise.retrieval.in_process.second_level import Lookup, SecondLevel
+from reprise.retrieval.in_process.shared_state import SharedState
 from reprise.retrieval.in_process.work_queue import Prompt
-from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.search.near_search import NearSearch, Query
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 
@@ -25,29 +23,23 @@ class BatchProcessor:
     """Answers prompts and indexes answers; one thread at a time.
 
     Args:
+        shared: Where near answers are picked up; prompts to queries.
         memory: The answers that are held.
-        results: Where near answers are picked up.
-        queries: Prompts to queries.
-        changed: Guards `results` and `count`.
-        count: Adds to counts by name.
         on_found: Called with each request's id, namespace, near answers and clauses.
         duplicates: Told what was indexed; None where all is held.
     """
 
     def __init__(
         self,
+        shared: SharedState,
         *,
         memory: MemoryTier,
-        results: AwaitedResults,
-        queries: QueryReader,
-        changed: threading.Condition,
-        count: Callable[..., None],
         on_found: OnFound | None,
         duplicates: NearDuplicates | None,
     ) -> None:
-        self._duplicates = duplicates
-        self._memory, self._results, self._queries = memory, results, queries
-        self._changed, self._count, self._on_found = changed, count, on_found
+        self._memory, self._on_found, self._duplicates = memory, on_found, duplicates
+        self._results, self._queries = shared.results, shared.queries
+        self._changed, self._count = shared.changed, shared.count
 
     def leave(self, search: NearSearch, gone: Iterable[tuple[str, str]]) -> None:
         """Make answers (namespace, id) that left memory unfindable."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +19,9 @@ from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats, Ret
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.batch_processor import OnFound
 from reprise.retrieval.in_process.behind_memory import BehindMemory
-from reprise.retrieval.in_process.retrieval_worker import OnGone, RetrievalWorker
+from reprise.retrieval.in_process.retrieval_worker import ModelLoading, OnGone, RetrievalWorker
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
+from reprise.retrieval.in_process.shared_state import SharedState
 from reprise.retrieval.in_process.work_queue import Prompt, WorkQueue
 from reprise.retrieval.query.query_reader import Decode, QueryReader
 from reprise.retrieval.query.turns import QueryOf, prompt_tail
@@ -71,7 +71,6 @@ class LocalRetriever(Retriever):
         began_s = time.monotonic() if began_s is None else began_s
         self._config = config or RetrievalConfig()
         self.max_concurrent_searches = self._config.max_concurrent_searches
-        self._queries = QueryReader(decode=decode, query_of=query_of)
         self._tokenizer_key, self._on_forgotten = tokenizer_key, on_forgotten
         self._has_warned_of_others = False
         self._queue = WorkQueue(
@@ -79,16 +78,14 @@ class LocalRetriever(Retriever):
         )
         self._results = AwaitedResults(max_requests=4 * self._config.queue_length)
         self._stats = RetrievalStats()
-        self._closing = threading.Event()
-        self._changed = threading.Condition()
-        self._memory = RetrieverMemory(
-            self._config,
+        shared = SharedState(
             queue=self._queue,
             results=self._results,
-            queries=self._queries,
-            changed=self._changed,
+            queries=QueryReader(decode=decode, query_of=query_of),
             count=self._count,
         )
+        self._changed, self._closing = shared.changed, shared.closing
+        self._memory = RetrieverMemory(self._config, shared)
         with self._changed:  # for which waits what arrives at once
             self._behind = BehindMemory(
                 self._config,
@@ -101,17 +98,10 @@ class LocalRetriever(Retriever):
         self._tiers = self._behind.tiers
         self._worker = RetrievalWorker(
             self._config,
-            queue=self._queue,
-            results=self._results,
-            queries=self._queries,
+            shared,
             memory=self._memory,
             behind=self._behind,
-            changed=self._changed,
-            closing=self._closing,
-            count=self._count,
-            embedder=embedder,
-            threads=threads,
-            began_s=began_s,
+            models=ModelLoading(embedder=embedder, threads=threads, began_s=began_s),
             on_found=on_found,
             on_gone=on_gone,
         )

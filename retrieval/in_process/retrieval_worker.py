@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,14 +15,13 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.tier_url import snapshot_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.batch_processor import BatchProcessor, OnFound
 from reprise.retrieval.in_process.behind_memory import BehindMemory
 from reprise.retrieval.in_process.near_duplicates import NearDuplicates
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
-from reprise.retrieval.in_process.work_queue import Work, WorkQueue
+from reprise.retrieval.in_process.shared_state import SharedState
+from reprise.retrieval.in_process.work_queue import Work
 from reprise.retrieval.query.clauses import ClauseSplitter
-from reprise.retrieval.query.query_reader import QueryReader
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
 from reprise.retrieval.search.near_search import NearSearch
 
@@ -30,22 +30,27 @@ _IDLE_S = 0.25
 _EXPIRE_EVERY_S = 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelLoading:
+    """How a worker comes by its models, for which its caller waits."""
+
+    embedder: Embedder | None
+    """Instead of loading the configured model."""
+    threads: int | None
+    """Torch threads, see `Embedder`."""
+    began_s: float
+    """Since when the caller waits for the retriever, in seconds of `time.monotonic`."""
+
+
 class RetrievalWorker:
     """Takes what waits in a retriever's queues, a batch at a time, until the retriever closes.
 
     Args:
         config: Settings.
-        queue: Prompts to answer, answers that joined and left; the lock guards it.
-        results: Where near answers are picked up; the lock guards it.
-        queries: Prompts to queries.
+        shared: What waits for it, and where it leaves what it has found.
         memory: What the retriever holds.
         behind: The tier and the search beyond memory.
-        changed: The retriever's lock, notified whenever there is something to do.
-        closing: Set, with the lock held, when the retriever closes.
-        count: Adds to counts by name; called with the lock held.
-        embedder: Instead of loading the configured model.
-        threads: Torch threads, see `Embedder`.
-        began_s: Since when the caller waits for the retriever, in seconds of `time.monotonic`.
+        models: Where its models come from.
         on_found: Called with each request's id, namespace, near answers and clauses.
         on_gone: Called with the (namespace, id) that left memory.
     """
@@ -53,25 +58,18 @@ class RetrievalWorker:
     def __init__(
         self,
         config: RetrievalConfig,
+        shared: SharedState,
         *,
-        queue: WorkQueue,
-        results: AwaitedResults,
-        queries: QueryReader,
         memory: RetrieverMemory,
         behind: BehindMemory,
-        changed: threading.Condition,
-        closing: threading.Event,
-        count: Callable[..., None],
-        embedder: Embedder | None,
-        threads: int | None,
-        began_s: float,
+        models: ModelLoading,
         on_found: OnFound | None,
         on_gone: OnGone | None,
     ) -> None:
-        self._config, self._queue, self._queries = config, queue, queries
+        self._config, self._queue, self._queries = config, shared.queue, shared.queries
         self._memory, self._behind, self._tiers = memory, behind, behind.tiers
-        self._changed, self._closing, self._on_gone = changed, closing, on_gone
-        self._threads, self._began_s = threads, began_s
+        self._changed, self._closing, self._on_gone = shared.changed, shared.closing, on_gone
+        self._models = models
         self.search: NearSearch | None = None
         """None until the models are loaded."""
         self.ready_after_s: float | None = None
@@ -88,17 +86,11 @@ class RetrievalWorker:
             else NearDuplicates(memory, min_cosine=config.duplicate_similarity)
         )
         self._batches = BatchProcessor(
-            memory=memory.tier,
-            results=results,
-            queries=queries,
-            changed=changed,
-            count=count,
-            on_found=on_found,
-            duplicates=self._duplicates,
+            shared, memory=memory.tier, on_found=on_found, duplicates=self._duplicates
         )
         self._thread = threading.Thread(
             target=keep_going,
-            args=(partial(self._work, embedder), self.errors),
+            args=(self._work, self.errors),
             kwargs={"pause": self._pause},
             name="reprise-retrieval",
             daemon=True,
@@ -118,11 +110,11 @@ class RetrievalWorker:
         found = self._behind.has_found
         return bool(self._queue or memory.exact) or memory.has_erasures or found or closing
 
-    def _work(self, embedder: Embedder | None) -> None:
+    def _work(self) -> None:
         """Load the models, then do what there is to do until closed: the worker thread."""
         if self.search is None:
-            self.search = self._load(embedder)
-            self.ready_after_s = time.monotonic() - self._began_s
+            self.search = self._load()
+            self.ready_after_s = time.monotonic() - self._models.began_s
             self._behind.open_search(self.search.embedder)
         search, next_expiry_s, upkeep = self.search, 0.0, False
         while True:
@@ -175,11 +167,11 @@ class RetrievalWorker:
             return
         self._attempt(partial(self._notify_gone, tuple(keys)))
 
-    def _load(self, embedder: Embedder | None) -> NearSearch:
+    def _load(self) -> NearSearch:
         """Return the search, with its models."""
         config = self._config
-        embedder = embedder or Embedder(
-            config.embedding_model, threads=self._threads, batch_size=config.batch_size
+        embedder = self._models.embedder or Embedder(
+            config.embedding_model, threads=self._models.threads, batch_size=config.batch_size
         )
         as_wanted = embedder.name != LEXICAL or config.embedding_model == LEXICAL
         return NearSearch(

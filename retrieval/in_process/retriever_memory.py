@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -12,11 +12,10 @@ from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.answer_reports import AnswerReports
-from reprise.retrieval.in_process.awaited_results import AwaitedResults
 from reprise.retrieval.in_process.exact_writes import ExactWrites
-from reprise.retrieval.in_process.work_queue import WorkQueue
-from reprise.retrieval.query.query_reader import QueryReader
+from reprise.retrieval.in_process.shared_state import SharedState
 from reprise.retrieval.tiers.memory_tier import MemoryTier
+from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 
 Key = tuple[str, str]
@@ -35,23 +34,11 @@ class RetrieverMemory:
 
     Args:
         config: Bounds.
-        queue: Where the worker finds what joined and what left.
-        results: Near answers that wait to be picked up.
-        queries: Prompts to queries, for invalidations by text.
-        changed: The retriever's lock, which guards all of these.
-        count: Adds to counts by name; called with the lock held.
+        shared: Where the worker finds what joined and what left, and near answers wait to be picked
+            up; prompts to queries, for invalidations by text.
     """
 
-    def __init__(
-        self,
-        config: RetrievalConfig,
-        *,
-        queue: WorkQueue,
-        results: AwaitedResults,
-        queries: QueryReader,
-        changed: threading.Condition,
-        count: Callable[..., None],
-    ) -> None:
+    def __init__(self, config: RetrievalConfig, shared: SharedState) -> None:
         self.tier = MemoryTier(
             max_bytes=config.memory_bytes,
             index_bytes=_INDEX_BYTES,
@@ -59,9 +46,9 @@ class RetrieverMemory:
             max_namespaces=config.max_namespaces,
             ttl_s=config.ttl_s,
         )
-        self._queue, self._results, self._queries = queue, results, queries
+        self._queue, self._results, self._queries = shared.queue, shared.results, shared.queries
         self._max_bytes = config.memory_bytes
-        self._changed, self._count = changed, count
+        self._changed, self._count = shared.changed, shared.count
         self._applied, self._began_s = KnownInvalidations(), steady_clock.now_s()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
@@ -168,15 +155,18 @@ class RetrieverMemory:
         """Forget in this process; the (namespace, id) that were there."""
         if not invalidations:
             return []
+        index = InvalidationIndex(invalidations)
+        is_meant = partial(index.means, text_of=self._text_of)
         with self._changed:
             self._applied.add(invalidations)
             self.num_forgets += 1
-            self.exact.drop(lambda answer: self._is_meant(answer, invalidations))
-        meant = []
-        for namespace in self.tier.namespaces():
-            if covering := [each for each in invalidations if each.covers(namespace)]:
-                answers = self.tier.answers(namespace)
-                meant += [(namespace, a.answer_id) for a in answers if self._is_meant(a, covering)]
+            self.exact.drop(is_meant)
+        meant = [
+            (namespace, answer.answer_id)
+            for namespace in filter(index.covers, self.tier.namespaces())
+            for answer in self.tier.answers(namespace)
+            if is_meant(answer)
+        ]
         return self.remove(meant)
 
     def remove(self, keys: Sequence[Key]) -> list[Key]:
@@ -215,21 +205,15 @@ class RetrieverMemory:
         self.joining = ()
         return [a for a in answers if self.answer(a.namespace, a.answer_id)]
 
-    def _is_meant(self, answer: Answer, invalidations: Iterable[Invalidation]) -> bool:
-        """Return whether one of these means the answer."""
-        text = None
-        for each in invalidations:
-            if each.needs_text and text is None and not answer.prompt_text:
-                text = self._queries.read(None, answer.prompt_token_ids)
-            if each.means(answer, text):
-                return True
-        return False
+    def _text_of(self, answer: Answer) -> str:
+        """Return an answer's query."""
+        return answer.prompt_text or self._queries.read(None, answer.prompt_token_ids)
 
     def was_forgotten(self, answer: Answer, *, since_s: float = float("-inf")) -> bool:
         """Return whether it was on its way here when it was to be forgotten, by what was made since
         then; the caller holds the lock."""
-        since = self._applied.made_since(max(answer.created_s, since_s))
-        return self._is_meant(answer, since)
+        since_s = max(answer.created_s, since_s)
+        return self._applied.mean_since(since_s, answer, text_of=self._text_of)
 
     def _note_gone(self, gone: Sequence[Key]) -> None:
         """Report that answers left memory; the caller holds the lock."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from reprise.retrieval.host.private_files import PART, check_ours, replacing
+from reprise.retrieval.host.private_files import check_ours, replacing
 from reprise.retrieval.search.answer_index import NamespaceParts
 from reprise.retrieval.search.faiss_library import faiss
 
@@ -92,14 +92,6 @@ def read_snapshot(path: Path, *, identity: str, dim: int) -> list[NamespaceParts
             return [_read_section(file, section, dim) for section in contents.sections]
         except (RuntimeError, ValueError) as error:
             raise SnapshotError(f"its index is not readable: {error}") from error
-
-
-def remove_stale_parts(path: Path) -> None:
-    """Remove half-written files of processes that are gone."""
-    for part in path.parent.glob(f"{path.name}.*{PART}"):
-        pid = part.name.removeprefix(f"{path.name}.").removesuffix(PART)
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            part.unlink(missing_ok=True)
 
 
 def _write(file: _Checked, namespaces: Sequence[NamespaceParts], identity: str, dim: int) -> None:

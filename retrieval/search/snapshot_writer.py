@@ -7,11 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+from reprise.retrieval.host.private_files import remove_stale_parts
 from reprise.retrieval.search.answer_index import AnswerIndex, NamespaceParts
 from reprise.retrieval.search.index_snapshot import (
     SnapshotError,
     read_snapshot,
-    remove_stale_parts,
     write_snapshot,
 )
 

@@ -26,11 +26,10 @@ from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.host.pinned_cores import pinned_cores
 from reprise.retrieval.host.socket_address import peer_pid, short_address
-from reprise.retrieval.in_process.update_queue import UpdateQueue
 from reprise.retrieval.query.turns import clip, prompt_tail
-from reprise.retrieval.service.held_answers import HeldAnswers
-from reprise.retrieval.service.held_prompts import HeldPrompts
+from reprise.retrieval.service.held_messages import HeldMessages
 from reprise.retrieval.service.shared_results import ResultReader
+from reprise.retrieval.service.told_answers import ToldAnswers
 from reprise.retrieval.service.wire import (
     RESPONSES,
     AnswerAdded,
@@ -92,17 +91,11 @@ class RetrievalClient(Retriever):
         self._forgotten: deque[Forgotten] = deque()
         self._position: str | None = None
         self._unconfirmed: dict[str, Invalidation] = {}
-        self._updates = UpdateQueue(max_bytes=self._config.queue_bytes)
-        self._known: set[tuple[str, str]] = set()
-        # Whether answers joined that `updates` did not return, for want of room.
-        self._missed = False
+        self._told = ToldAnswers(max_bytes=self._config.queue_bytes)
         self._resyncs = 0
         self._sender: Sender | None = None
         # Once there is a process, others want to be heard beside them.
-        self._held = HeldAnswers(
-            max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
-        )
-        self._prompts = HeldPrompts(
+        self._held = HeldMessages(
             max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
         )
         self._results: ResultReader | None = None
@@ -197,10 +190,9 @@ class RetrievalClient(Retriever):
         return len(self._unconfirmed)
 
     def updates(self) -> list[AnswerUpdate]:
-        updates = self._updates.take()
-        if self._missed:
+        updates, missed = self._told.take()
+        if missed:
             # Connecting again, it is sent all that is there.
-            self._missed = False
             self._resyncs += 1
             if (sender := self._sender) is not None:
                 sender.close()
@@ -277,14 +269,7 @@ class RetrievalClient(Retriever):
         with self._changed:
             if self._sender is not None or self._closing:
                 return False
-            match message:
-                case Store():
-                    return self._held.put(message)
-                case Submit():
-                    return self._prompts.put(message)
-                case Discard(request_id):
-                    self._prompts.discard(request_id)
-                    return True
+            return self._held.put(message)
 
     def _ask(
         self, message: Request, ticket: int, timeout_s: float
@@ -340,7 +325,7 @@ class RetrievalClient(Retriever):
                 _BEGAN_S,
             )
         )
-        present: set[tuple[str, str]] | None = set()
+        self._told.begin()
         try:
             pid = peer_pid(connection)
             while (message := receive(connection)) is not None:
@@ -351,13 +336,6 @@ class RetrievalClient(Retriever):
                     continue
                 self._heard_s = time.monotonic()
                 self._heard(pid, response)
-                if isinstance(response, Status) and present is not None:
-                    # The first status ends the list of what is there now.
-                    for namespace, answer_id in self._known - present:
-                        self._on_removed(AnswerRemoved(answer_id, namespace))
-                    present = None
-                if isinstance(response, AnswerAdded) and present is not None:
-                    present.add((response.update.namespace, response.update.answer_id))
                 self._handle(response, sender)
         finally:
             with self._changed:
@@ -375,10 +353,12 @@ class RetrievalClient(Retriever):
             case Welcome(block_name):
                 self._welcomed(ResultReader(block_name), sender)
             case AnswerAdded(update):
-                self._on_added(update)
-            case AnswerRemoved():
-                self._on_removed(response)
+                self._told.added(update)
+            case AnswerRemoved(answer_id, namespace):
+                self._told.removed(namespace, answer_id)
             case Status():
+                # The first one ends the list of what is there now.
+                self._told.end_of_list()
                 self._status = response
                 self._was_ready = self._was_ready or response.health.state != "starting"
             case InvalidationNotice(forgotten):
@@ -393,8 +373,7 @@ class RetrievalClient(Retriever):
 
     def _welcomed(self, results: ResultReader, sender: Sender) -> None:
         with self._changed:
-            held: list[Request] = [*self._held.take(), *self._prompts.take()]
-            self._dropped += sum(not sender.send(message) for message in held)
+            self._dropped += sum(not sender.send(message) for message in self._held.take())
             self._results, self._sender = results, sender
             # What an earlier process said of itself holds no more.
             self._status = Status(self._status.stats, RetrievalHealth("starting"))
@@ -413,21 +392,3 @@ class RetrievalClient(Retriever):
                 # Nobody takes them: whoever does at last is to forget everything.
                 self._forgotten.clear()
                 self._forgotten.append(Forgotten(complete=False))
-
-    def _on_added(self, update: AnswerUpdate) -> None:
-        key = (update.namespace, update.answer_id)
-        if key not in self._known:
-            self._known.add(key)
-            self._report(update)
-
-    def _on_removed(self, removed: AnswerRemoved) -> None:
-        key = (removed.namespace, removed.answer_id)
-        if key in self._known:
-            self._known.remove(key)
-            self._report(AnswerUpdate.removal(removed.namespace, removed.answer_id))
-
-    def _report(self, update: AnswerUpdate) -> None:
-        """Have an update picked up; what there is no room for is asked for again later."""
-        unreported = self._updates.put(update)
-        self._known.difference_update(unreported)
-        self._missed = self._missed or bool(unreported)

@@ -121,13 +121,14 @@ class RetrievalServer:
             self._listener.bind(address)
         os.chmod(launch.address, PRIVATE)
         self._listener.listen()
-        threading.Thread(
+        self._accepting = threading.Thread(
             target=keep_going,
             args=(self._accept, self._errors["accept"]),
             kwargs={"pause": self._closing.wait},
             name="reprise-accept",
             daemon=True,
-        ).start()
+        )
+        self._accepting.start()
 
     def serve(self, owner_pid: int) -> None:
         """Forward updates until the owner is gone."""
@@ -145,8 +146,16 @@ class RetrievalServer:
     def close(self) -> None:
         """Write what is to be written, and leave nothing behind."""
         self._closing.set()
+        # Closed under a thread that waits for clients, it goes on listening; and where the process
+        # stands still, the thread takes the clients of whatever has its number then.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listener.close()
         self.retriever.close()
+        with self._lock:
+            for client in self._clients:
+                client.sender.close()
         self._writer.close()
 
     def _stats(self) -> RetrievalStats:
@@ -165,7 +174,12 @@ class RetrievalServer:
 
     def _accept(self) -> None:
         while not self._closing.is_set():
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._closing.is_set():
+                    return
+                raise
             try:
                 client = _Client(connection, queue_bytes=self._queue_bytes)
                 threading.Thread(
@@ -216,16 +230,16 @@ class RetrievalServer:
                 ).start()
 
     def _greet(self, client: _Client, hello: Hello) -> None:
-        """Send a client all answers, at its own pace, and what happens meanwhile."""
+        """Send a client what it wants: all answers, at its own pace, and what happens meanwhile."""
+        keys: list[tuple[str, str]] = []
         with self._lock:
-            updates, keys = self.retriever.updates_and_keys()
-            self._broadcast(updates)
+            if hello.wants_updates:
+                updates, keys = self.retriever.updates_and_keys()
+                self._broadcast(updates)
             client.wants_updates = hello.wants_updates
             client.wants_forgotten = hello.wants_forgotten
             client.sender.send(Welcome(self._writer.name))
             self._clients.append(client)
-        if not hello.wants_updates:
-            keys = []
         # What the client sends meanwhile must not wait for what it is sent.
         threading.Thread(
             target=self._send_all, args=(client, keys), name="reprise-greeting", daemon=True

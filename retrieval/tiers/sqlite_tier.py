@@ -15,7 +15,8 @@ from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.change_log import LOG_LENGTH, ChangeLog
 from reprise.retrieval.tiers.record import RecordReader, encode_record
-from reprise.retrieval.tiers.sqlite_schema import RANK, WORTH, number_of, open_database
+from reprise.retrieval.tiers.sqlite_bound import SqliteBound
+from reprise.retrieval.tiers.sqlite_schema import RANK, WORTH, open_database
 from reprise.retrieval.tiers.tier import (
     TextOf,
     Tier,
@@ -26,13 +27,6 @@ from reprise.retrieval.tiers.tier import (
 )
 
 _PAGE = 500
-# Of the bound, what the write-ahead log may take beside the file: it is begun anew at a quarter of
-# that, and the rest is room for one transaction, which is kept small enough for it.
-_LOG_SHARE = 1 / 4
-_MAX_LOG_BYTES = 16 << 20
-_LOG_PAGES_PER_ANSWER = 8
-_MAX_BATCH = 128
-_BATCH_SHARE = 1 / 64
 _MIN_BYTES = 1 << 20
 # An answer's row beside its record: ids, key, rank and what the indexes repeat of them.
 _OVERHEAD_BYTES = 400
@@ -67,7 +61,7 @@ class SqliteTier(Tier):
     ) -> None:
         if max_bytes is not None and max_bytes < _MIN_BYTES:
             raise ValueError(f"max_bytes must be at least {_MIN_BYTES}, got {max_bytes}")
-        self._ttl_s, self._max_bytes, self._max_namespaces = ttl_s, max_bytes, max_namespaces
+        self._ttl_s, self._max_namespaces = ttl_s, max_namespaces
         self._reader = RecordReader(str(path))
         self._lock = threading.Lock()
         try:
@@ -84,7 +78,11 @@ class SqliteTier(Tier):
                 )
                 self._delete_expired(self._db)
             self._db.commit()
-            self._bound()
+            self._bound = SqliteBound(self._db, max_bytes)
+            if self._bound.is_exceeded(self._db):
+                self._make_room(self._bound.batch_bytes)
+                self._bound.shrink(self._db)
+            self._bound.hold(self._db)
         except (sqlite3.Error, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise TierError(f"sqlite file {path}: {reason}") from error
@@ -92,14 +90,14 @@ class SqliteTier(Tier):
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         left: list[tuple[str, str]] = []
         batch: list[tuple[Answer, bytes]] = []
-        num_bytes = 0
+        num_bytes, bound = 0, self._bound
         for answer in answers:
             record = encode_record(answer)
             size = len(record) + _OVERHEAD_BYTES
-            if size > self._batch_bytes:
+            if size > bound.batch_bytes:
                 left += [(answer.namespace, answer.stored_id)]
                 continue
-            if num_bytes + size > self._batch_bytes or len(batch) == self._batch_answers:
+            if num_bytes + size > bound.batch_bytes or len(batch) == bound.batch_answers:
                 left += self._put(batch, num_bytes)
                 batch, num_bytes = [], 0
             batch.append((answer, record))
@@ -345,7 +343,7 @@ class SqliteTier(Tier):
         """Delete answers of the least value of a namespace; (namespace, id) of those."""
         gone = db.execute(
             "select namespace, answer_id from answers where namespace = ? order by rank limit ?",
-            (namespace, self._batch_answers),
+            (namespace, self._bound.batch_answers),
         ).fetchall()
         for table in ("answers", "credits"):
             db.executemany(f"delete from {table} where namespace = ? and answer_id = ?", gone)
@@ -357,10 +355,10 @@ class SqliteTier(Tier):
     def _make_room(self, num_bytes: int) -> list[tuple[str, str]]:
         """Let answers of least value leave until so many bytes fit; (namespace, id) of those."""
         left: list[tuple[str, str]] = []
-        while self._max_bytes is not None:
+        while self._bound.is_set:
             with self._session() as db:
                 db.execute("begin immediate")
-                if self._room(db) >= num_bytes:
+                if self._bound.has_room(db, num_bytes):
                     break
                 largest = db.execute(
                     "select namespace from namespaces order by num_bytes desc limit 1"
@@ -369,42 +367,6 @@ class SqliteTier(Tier):
                     break
                 left += self._leave(db, largest[0])
         return left
-
-    def _room(self, db: sqlite3.Connection) -> int:
-        """Return bytes of the file that are free or may still be added to it, but for a reserve.
-
-        Rows fill pages by three quarters or so, and indexes split: a batch may need twice its size.
-        """
-        used = number_of(db, "page_count") - number_of(db, "freelist_count")
-        return (self._max_pages - used) * self._page_bytes - self._batch_bytes
-
-    def _bound(self) -> None:
-        """Have SQLite itself keep the file and its log within the bound."""
-        self._page_bytes = number_of(self._db, "page_size")
-        if self._max_bytes is None:
-            self._batch_bytes, self._batch_answers = 1 << 40, _MAX_BATCH
-            return
-        log_bytes = min(_MAX_LOG_BYTES, int(_LOG_SHARE * self._max_bytes))
-        log_pages = log_bytes // self._page_bytes
-        self._max_pages = (self._max_bytes - log_bytes) // self._page_bytes
-        self._batch_bytes = int(_BATCH_SHARE * self._max_bytes)
-        self._batch_answers = min(_MAX_BATCH, max(1, log_pages // _LOG_PAGES_PER_ANSWER))
-        self._db.execute(f"pragma wal_autocheckpoint={max(1, log_pages // 4)}")
-        self._db.execute(f"pragma journal_size_limit={log_bytes}")
-        if number_of(self._db, "page_count") > self._max_pages:
-            self._shrink()
-        self._db.execute(f"pragma max_page_count={self._max_pages}")
-
-    def _shrink(self) -> None:
-        """Let a file that was larger, by an earlier version or setting, become small."""
-        self._make_room(self._batch_bytes)
-        if number_of(self._db, "auto_vacuum"):
-            # Not `execute`, which leaves it after one page.
-            self._db.executescript("pragma incremental_vacuum")
-        else:
-            self._db.execute("pragma auto_vacuum=incremental")
-            self._db.execute("vacuum")
-        self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     def _note(
         self, db: sqlite3.Connection, operation: Literal["+", "-"], keys: Iterable[tuple[str, str]]

@@ -6,9 +6,12 @@ secret: where no tenant knows it, none can aim at another's weights. So the secr
 was learned under it.
 """
 
+import glob
 import hashlib
 import os
-from contextlib import AbstractContextManager
+import secrets
+import time
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +78,26 @@ def save_weights(weights: Weights, path: str | Path, *, secret: bytes = b"") -> 
         OSError: the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    _remove_unfinished(path)
+    # Process ids are none: of two containers that share a folder, both have a process 1.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     members = {**weights._asdict(), "secret": np.frombuffer(secret, np.uint8)}
     try:
-        part.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(part, flags, 0o600), "w+b") as file:
             np.savez_compressed(file, format=np.int64(FORMAT), **members)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what processes that ended while they wrote have left; writing takes no hour."""
+    oldest_s = time.time() - 3600.0
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):
+            if part.lstat().st_mtime < oldest_s:
+                part.unlink()
 
 
 def load_weights(weights: Weights, path: str | Path) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 
 # More than a tier's log holds, and what is made while a process runs.
 _MAX_KNOWN = 2000
@@ -15,7 +17,7 @@ class KnownInvalidations:
 
     def __init__(self) -> None:
         self._known: dict[str, Invalidation] = {}
-        self._newest_s = float("-inf")
+        self._index, self._num_indexed = InvalidationIndex(), 0
 
     def __contains__(self, invalidation: Invalidation) -> bool:
         return invalidation.invalidation_id in self._known
@@ -24,13 +26,25 @@ class KnownInvalidations:
         """Remember these, each once."""
         for each in invalidations:
             self._known[each.invalidation_id] = each
-            self._newest_s = max(self._newest_s, each.made_s)
             if len(self._known) > _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
+            self._index.add(each)
+            self._num_indexed += 1
+        # Nothing is taken out of it one by one.
+        if self._num_indexed > 2 * _MAX_KNOWN:
+            self._index, self._num_indexed = (
+                InvalidationIndex(self._known.values()),
+                len(self._known),
+            )
 
-    def made_since(self, created_s: float) -> Iterable[Invalidation]:
-        """Return those that an answer of this age is older than: it may have been on its way from
-        the engine, for as long as a busy machine takes, or is read from a tier."""
-        if created_s > self._newest_s:
-            return ()
-        return [each for each in self._known.values() if each.made_s >= created_s]
+    def mean_since(
+        self,
+        created_s: float,
+        answer: Answer,
+        *,
+        text_of: Callable[[Answer], str] = lambda answer: answer.prompt_text,
+    ) -> bool:
+        """Return whether an answer is meant by what was made since it was, at `created_s`: it may
+        have been on its way from the engine, for as long as a busy machine takes, or is read from a
+        tier. `text_of` returns its query."""
+        return self._index.means(answer, since_s=created_s, text_of=text_of)

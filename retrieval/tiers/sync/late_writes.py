@@ -1,31 +1,15 @@
-"""Forgetting in a tier that is written to behind: what waits for it, and what is just too late."""
+"""Forgetting in a tier that is written to behind: what was written when word came just too late."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.invalidation import Invalidation
 
 _REMEMBERED_S = 5.0
 _MAX_REMEMBERED = 4096
-
-
-class PendingForget:
-    """An invalidation that a tier has yet to carry out."""
-
-    def __init__(self, invalidation: Invalidation) -> None:
-        self.invalidation = invalidation
-        self.done = threading.Event()
-        self.removed: tuple[tuple[str, str], ...] = ()
-        """(namespace, answer id) that were there, once done."""
-
-    def is_of(self, invalidation: Invalidation) -> bool:
-        """Return whether it is this one."""
-        return self.invalidation.invalidation_id == invalidation.invalidation_id
 
 
 class LateWrites:
@@ -57,10 +41,10 @@ class LateWrites:
         while self._written and followed_s - self._written[0][0] > _REMEMBERED_S:
             self._written.popleft()
 
-    def forget(self, invalidation: Invalidation, being_written: Sequence[Answer]) -> None:
+    def forget(self, is_meant: Callable[[Answer], bool], being_written: Sequence[Answer]) -> None:
         """Have removed what is meant of what was or is being written."""
         for answer in (*being_written, *(answer for _, answer in self._written)):
-            if invalidation.means(answer):
+            if is_meant(answer):
                 self._stale[_key(answer)] = None
         kept = [pair for pair in self._written if _key(pair[1]) not in self._stale]
         self._written = deque(kept, maxlen=_MAX_REMEMBERED)

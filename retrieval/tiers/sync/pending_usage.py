@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from reprise.retrieval.tiers.tier import UsageCounts
@@ -12,10 +13,12 @@ class PendingUsage:
 
     Args:
         max_answers: Bound on their number; what further ones earn is lost, counted in `lost`.
+        every_s: For how long it is added up.
     """
 
-    def __init__(self, max_answers: int) -> None:
-        self._max_answers = max_answers
+    def __init__(self, max_answers: int, *, every_s: float) -> None:
+        self._max_answers, self._every_s = max_answers, every_s
+        self._taken_s = time.monotonic()
         self._pending: dict[str, dict[str, UsageCounts]] = {}
         self._count = 0
         self.lost = 0
@@ -37,7 +40,12 @@ class PendingUsage:
             else:
                 self.lost += 1
 
+    def is_due(self, *, at_once: bool) -> bool:
+        """Return whether something is pending, for long enough if it is not wanted at once."""
+        return self._count > 0 and (at_once or time.monotonic() - self._taken_s >= self._every_s)
+
     def take(self) -> dict[str, dict[str, UsageCounts]]:
         """Return all that is pending, by namespace; nothing is, afterwards."""
+        self._taken_s = time.monotonic()
         taken, self._pending, self._count = self._pending, {}, 0
         return taken

@@ -18,6 +18,7 @@ from reprise.retrieval.api.invalidation import (
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 from reprise.retrieval.tiers.sync.late_writes import LateWrites
 from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
@@ -249,8 +250,8 @@ class TierReader:
         """Take what is meant out of what waits to be written and what was written lately."""
         if not invalidations:
             return
+        index = InvalidationIndex(invalidations)
         with self._changed:
             self._known.add(invalidations)
-            self._queue.drop(lambda answer: any(each.means(answer) for each in invalidations))
-            for each in invalidations:
-                self._late.forget(each, self._queue.being_written)
+            self._queue.drop(index.means)
+            self._late.forget(index.means, self._queue.being_written)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -17,7 +16,8 @@ from reprise.retrieval.api.invalidation import Forgotten, Invalidation, Invalida
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker, State
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
-from reprise.retrieval.tiers.sync.late_writes import LateWrites, PendingForget
+from reprise.retrieval.tiers.sync.late_writes import LateWrites
+from reprise.retrieval.tiers.sync.pending_forgets import PendingForget, PendingForgets
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.sync.tier_mirror import TierMirror
 from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, OnRemoved, TierReader
@@ -88,9 +88,8 @@ class TierSync:
         self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
         self._poll_s = poll_s
-        self._usage = PendingUsage(queue_length)
-        self._usage_written_s, self._draining = time.monotonic(), 0
-        self._forgets: deque[PendingForget] = deque()
+        self._usage, self._draining = PendingUsage(queue_length, every_s=_USAGE_EVERY_S), 0
+        self._forgets = PendingForgets()
         self._known = KnownInvalidations()
         self._late = LateWrites()
         self._writing = self._closing = False
@@ -172,11 +171,7 @@ class TierSync:
     def _wanted(self, answers: Iterable[Answer]) -> list[Answer]:
         """Return the answers that are not known to be forgotten since they were made; the caller
         holds the lock."""
-        return [
-            answer
-            for answer in answers
-            if not any(each.means(answer) for each in self._known.made_since(answer.created_s))
-        ]
+        return [each for each in answers if not self._known.mean_since(each.created_s, each)]
 
     def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         """Have uses added to those in the tier soon; returns at once."""
@@ -186,19 +181,19 @@ class TierSync:
     def forget(self, invalidation: Invalidation) -> PendingForget:
         """Have the tier forget soon, tried until it has; returns at once."""
         with self._changed:
-            pending = next((each for each in self._forgets if each.is_of(invalidation)), None)
+            pending = self._forgets.find(invalidation)
             if pending is None:
                 pending = PendingForget(invalidation)
                 self._known.add([invalidation])
                 self._queue.drop(invalidation.means)
-                self._forgets.append(pending)
+                self._forgets.add(pending)
                 self._changed.notify_all()
         return pending
 
     def is_being_forgotten(self, answer: Answer) -> bool:
         """Return whether the tier has yet to forget an answer, which it hands out until then."""
         with self._changed:
-            return any(each.invalidation.means(answer) for each in self._forgets)
+            return self._forgets.mean(answer)
 
     @property
     def position(self) -> str | None:
@@ -264,7 +259,7 @@ class TierSync:
                 self._changed.wait_for(self._has_work, _USAGE_EVERY_S)
                 if self._closing:
                     return
-                usage = self._due_usage()
+                usage = self._usage.take() if self._usage_is_due() else {}
                 batch = self._queue.take(_WRITE_BATCH if self._may_write() else 0)
                 forgets, stale = list(self._forgets), self._late.take()
                 self._writing = True
@@ -317,15 +312,7 @@ class TierSync:
         return self._reader.has_followed(_FOLLOWED_WITHIN_S + 5 * self._poll_s)
 
     def _usage_is_due(self) -> bool:
-        waited_s = time.monotonic() - self._usage_written_s
-        return bool(self._usage) and (self._draining > 0 or waited_s >= _USAGE_EVERY_S)
-
-    def _due_usage(self) -> dict[str, dict[str, UsageCounts]]:
-        """Return usage to write now; the caller holds the lock."""
-        if not self._usage_is_due():
-            return {}
-        self._usage_written_s = time.monotonic()
-        return self._usage.take()
+        return self._usage.is_due(at_once=self._draining > 0)
 
     def _try_forget(self, forgets: Sequence[PendingForget]) -> bool:
         """Return False if it should be tried again."""
@@ -338,11 +325,11 @@ class TierSync:
             except Exception as error:  # a fault of ours: it will not go better the next time
                 self._write_errors.failed(error)
                 with self._changed:
-                    self._forgets.remove(pending)
+                    self._forgets.end(pending)
                 continue
             with self._changed:
                 self._reader.note_removed(pending.removed)
-                self._forgets.remove(pending)
+                self._forgets.end(pending)
             # What memory does not hold may lie in what is shared of it, or has joined meanwhile.
             self._on_removed(pending.removed)
             if self._mirror is not None:

@@ -1,14 +1,19 @@
 """What a client asks to know comes with the last output, and with the HTTP reply."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from vllm.sampling_params import SamplingParams
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
+from reprise.engine_ext.request import draft_counts_fetcher
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
+from reprise.engine_ext.request.request_info import DraftCountsStore
+from reprise.spec.api.recorded_steps import RecordedRequest, RecordedStep
 
 
 def reporter(errors: ErrorCounter | None = None) -> InfoReporter:
@@ -53,6 +58,42 @@ async def test_the_last_output_carries_it_and_the_reply_is_given_it() -> None:
     assert context.take_info() == given[1].reprise_info.as_json().encode()
     # Only the request itself is added under it, not what its caller asks afterwards.
     assert [each is not None for each in generating] == [True, False]
+    assert errors.counts() == {}
+
+
+@pytest.mark.parametrize("leaves_at_last_output", [False, True])
+async def test_workers_keep_nothing_of_a_request_whose_client_left(
+    leaves_at_last_output: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_counts_fetcher, "_LEFT_TIMEOUT_S", 60.0)  # machines stand still
+    worker, asked, errors = DraftCountsStore(), asyncio.Event(), ErrorCounter()
+
+    async def ask(request_ids: Sequence[str]) -> list[Any]:
+        asked.set()
+        return [worker.take(request_ids)]
+
+    async def outputs() -> AsyncGenerator[Any, None]:
+        collector = current_info.get()
+        assert collector is not None
+        collector.generates("r")
+        while True:
+            yield SimpleNamespace(finished=leaves_at_last_output, outputs=[])
+
+    given = InfoReporter(ask, errors=errors).add_to(outputs())
+    if leaves_at_last_output:
+        client = asyncio.create_task(anext(given))  # type: ignore[arg-type]
+        await asked.wait()
+        client.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await client
+    else:
+        await anext(given)
+        await given.aclose()
+    # The worker hears of it a step later.
+    worker.put("r", None, RecordedRequest([RecordedStep(1, 0)]))
+    async with asyncio.timeout(60.0):
+        while worker._stored:
+            await asyncio.sleep(0.01)
     assert errors.counts() == {}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from reprise.engine_ext.request import draft_counts_fetcher
+from reprise.engine_ext.request import draft_counts_fetcher, request_info
 from reprise.engine_ext.request.draft_counts_fetcher import DraftCountsFetcher
 from reprise.engine_ext.request.request_info import (
     ClauseInfo,
@@ -21,6 +21,7 @@ from reprise.engine_ext.request.request_info import (
     merged,
 )
 from reprise.retrieval.api.found_clause import FoundClause
+from reprise.spec.api.recorded_steps import RecordedRequest, RecordedStep
 from reprise.spec.api.stats import RequestStats
 
 
@@ -173,6 +174,18 @@ def test_what_nobody_asks_for_gives_way() -> None:
         store.put(str(number), None)
     assert store.take(["0"]) == {}
     assert store.take(["2999"]) == {"2999": {"steps": 0, "by_source": {}}}
+
+
+def test_what_nobody_asks_for_within_a_minute_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now_s = DraftCountsStore(), 1000.0
+    monkeypatch.setattr(request_info.time, "monotonic", lambda: now_s)
+    store.put("old", None, RecordedRequest([RecordedStep(1, 0)]))
+    now_s += 59.0
+    store.put("young", None, RecordedRequest([RecordedStep(1, 0)]))
+    assert list(store._stored) == ["old", "young"]
+    now_s += 2.0
+    assert store.take([]) == {}
+    assert list(store._stored) == ["young"]
 
 
 def test_several_requests_are_combined() -> None:

@@ -7,6 +7,8 @@ import contextlib
 import mmap
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from vllm.v1.kv_offload.tiering.base import TransferJob
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 
 from reprise.engine_ext.checks.kv_tiers import parse_kv_tiers, transfer_config
+from reprise.engine_ext.scheduling import folder_bound
 from reprise.engine_ext.scheduling.disk_tier import DiskTier
 from reprise.engine_ext.scheduling.folder_bound import FolderBound, trim
 
@@ -51,14 +54,14 @@ def test_a_file_that_cannot_be_removed_keeps_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stays, *others = [write(tmp_path, f"{n}.bin", 100, 1000.0 + n) for n in range(4)]
-    unlink = Path.unlink
+    unlink = os.unlink
 
-    def refuse(path: Path, *, missing_ok: bool = False) -> None:
-        if path == stays:
+    def refuse(path: str, **options: Any) -> None:
+        if path == str(stays):
             raise PermissionError("not yours")
-        unlink(path, missing_ok=missing_ok)
+        unlink(path, **options)
 
-    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
     with pytest.raises(PermissionError, match="not yours"):
         trim(tmp_path, 250)
     assert [each.exists() for each in (stays, *others)] == [True, False, False, True]
@@ -83,6 +86,44 @@ def test_a_folder_is_bounded_until_closed(tmp_path: Path, wait_until: Callable[.
     wait_until(lambda: not first.exists())
     bound.close()
     assert not bound._thread.is_alive()
+
+
+def test_looking_at_many_files_leaves_the_interpreter_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
+) -> None:
+    for number in range(500):
+        write(tmp_path, f"{number}/{number}.bin", 0, 1.0)
+    bound = FolderBound(tmp_path, 250, every_s=0.0)
+    assert bound._thread.ident is not None
+    clock = time.pthread_getcpuclockid(bound._thread.ident)
+    rests_s: list[float] = []
+    wait = bound._is_closed.wait
+
+    def noting(timeout: float) -> bool:
+        rests_s.append(timeout)
+        return wait(timeout)
+
+    monkeypatch.setattr(bound._is_closed, "wait", noting)
+    began_s = time.clock_gettime(clock)
+    wait_until(lambda: time.clock_gettime(clock) - began_s > 0.1)
+    # Some of it before what was noted began.
+    assert sum(rests_s) > 4.0 * (time.clock_gettime(clock) - began_s)
+    bound.close()
+
+
+def test_a_look_at_many_files_ends_when_the_folder_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "1.bin", 300, 1.0)
+    looks = threading.Event()
+    monkeypatch.setattr(folder_bound, "_WORKS_S", 0.0)
+    monkeypatch.setattr(folder_bound, "_RESTS_TIMES", 1e9)
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (looks.set(), scandir(path))[1])
+    bound = FolderBound(tmp_path, 250, every_s=0.0)
+    assert looks.wait(120)
+    bound.close()
+    assert (tmp_path / "1.bin").exists()
 
 
 def tier_of(folder: Path, model: Path, memory: mmap.mmap) -> Any:

@@ -1,5 +1,6 @@
 """Whatever holds prompts, answers or weights is for its owner alone, whatever the umask."""
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from reprise.retrieval.host.private_files import (
     claim_file,
     claim_folder,
     open_new,
+    remove_stale_parts,
     replacing,
 )
 from reprise.retrieval.host.shared_block import owner_prefix
@@ -153,8 +155,7 @@ def test_folders_are_made_or_closed_to_others(tmp_path):
 def test_weights_are_written_in_place_of_a_link(tmp_path):
     target = tmp_path / "target"
     target.write_bytes(b"important")
-    part = tmp_path / f"w.{os.getpid()}.part"
-    part.symlink_to(target)
+    (tmp_path / "w").symlink_to(target)
     save_weights(start_weights(), tmp_path / "w")
     assert target.read_bytes() == b"important"
     assert load_weights(start_weights(), tmp_path / "w") == b""
@@ -178,3 +179,45 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         assert modes(tmp_path)[next(tmp_path.glob("*.part"))] == 0o600
     assert path.read_bytes() == b"new"
     assert [each.name for each in tmp_path.iterdir()] == ["counts.npy"]
+
+
+def test_what_is_being_written_is_no_stale_part(tmp_path):
+    path = tmp_path / "index"
+    (tmp_path / "other.1.part").write_bytes(b"of something else")
+    (tmp_path / "index.999999999.part").write_bytes(b"half")
+    with replacing(path) as file:
+        file.write(b"new")
+        remove_stale_parts(path)
+        assert len(list(tmp_path.glob("index.*.part"))) == 1
+    assert path.read_bytes() == b"new"
+    assert {each.name for each in tmp_path.iterdir()} == {"index", "other.1.part"}
+
+
+def test_processes_of_the_same_id_write_at_once(tmp_path, monkeypatch):
+    """As in two containers that share a folder, where each of them starts afresh meanwhile."""
+    monkeypatch.setattr(os, "getpid", lambda: 999_999_999)
+    path = tmp_path / "index"
+    with replacing(path) as one:
+        one.write(b"one, ")
+        remove_stale_parts(path)
+        with replacing(path) as other:
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+        one.write(b"whole")
+    assert path.read_bytes() == b"one, whole"
+    assert [each.name for each in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_part_that_is_taken_for_a_stale_one_is_begun_again(tmp_path, monkeypatch):
+    path, lock, taken = tmp_path / "index", fcntl.flock, []
+
+    def late(file, operation):
+        if not taken:
+            taken.append(True)
+            remove_stale_parts(path)  # before it is locked
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"

@@ -14,6 +14,7 @@ import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host.private_files import remove_stale_parts
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search import snapshot_writer
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
@@ -21,7 +22,6 @@ from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.index_snapshot import (
     SnapshotError,
     read_snapshot,
-    remove_stale_parts,
     write_snapshot,
 )
 from reprise.retrieval.search.vector_index import GRAPH
@@ -274,15 +274,6 @@ def test_killed_in_mid_write_the_previous_file_is_whole(tmp_path):
             assert not list(tmp_path.glob("*.part"))
         writers.stdin.close()
     assert cut_short  # or the test has shown nothing
-
-
-def test_a_live_writers_part_is_left_alone(tmp_path):
-    (tmp_path / f"index.{os.getpid()}.part").write_bytes(b"half")
-    (tmp_path / "other.999999999.part").write_bytes(b"of something else")
-    (tmp_path / "index.999999999.part").write_bytes(b"half")
-    remove_stale_parts(tmp_path / "index")
-    left = {file.name for file in tmp_path.iterdir()}
-    assert left == {f"index.{os.getpid()}.part", "other.999999999.part"}
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(start, tmp_path, caplog):

@@ -231,6 +231,41 @@ def test_a_client_that_never_reads_is_heard_and_holds_nobody_up(server, wait_unt
     silent.close()
 
 
+def test_a_server_that_is_closed_takes_no_clients(tmp_path, wait_until):
+    """Neither its own nor those of one that listens after it, under the same number."""
+    config = RetrievalConfig(embedding_model="lexical", clauses=False)
+    address = str(tmp_path / "socket")
+    closed = RetrievalServer(LaunchConfig(config.model_dump(), address, "reprise-test-closed-", 0))
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(200)
+    with short_address(address) as short:
+        client.connect(short)
+    sender = Sender(client, max_bytes=1 << 20)
+    assert sender.send(Hello())
+    wait_until(lambda: any(each.greeted for each in closed._clients))
+    closed.close()
+    while receive(client) is not None:
+        pass
+    sender.close()
+    client.close()
+    with socket.socket(socket.AF_UNIX) as late, short_address(address) as short:
+        late.settimeout(200)
+        with pytest.raises(ConnectionRefusedError):
+            late.connect(short)
+
+
+def test_who_wants_no_updates_has_none_listed(server, wait_until, monkeypatch):
+    server, address, config = server
+    fill(server.retriever, 10)
+    listed, keys = [], MemoryTier.keys
+    monkeypatch.setattr(MemoryTier, "keys", lambda tier: (listed.append(tier), keys(tier))[1])
+    for wants_updates in (False, True):
+        client = RetrievalClient(address, config=config, wants_updates=wants_updates)
+        wait_until(lambda client=client: client.health().state == "ready")
+        assert bool(listed) == wants_updates
+        client.close()
+
+
 @pytest.fixture
 def held_back(server, monkeypatch):
     """A server that passes no updates on, but to whoever is greeted, until told to."""

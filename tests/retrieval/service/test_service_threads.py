@@ -16,6 +16,7 @@ from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.retrieval_server import RetrievalServer
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
+from reprise.retrieval.service.told_answers import ToldAnswers
 from reprise.retrieval.service.wire import (
     RESPONSES,
     AnswerRemoved,
@@ -59,7 +60,7 @@ def test_a_sender_whose_connection_fails_is_closed(wait_until):
     assert sender.num_errors == 1
 
 
-@pytest.mark.parametrize("method", ["_handle", "_on_added", "_welcomed", "_on_removed"])
+@pytest.mark.parametrize("method", ["_handle", "added", "_welcomed", "removed"])
 def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
     retriever = ProcessRetriever(CONFIG)
     client = None
@@ -67,14 +68,15 @@ def test_the_client_connects_again(method, monkeypatch, wait_until, caplog):
         wait_until(lambda: retriever.health().state == "ready")
         retriever.store(answer(1))
         assert retriever.flush(60)
-        failing = failing_once(getattr(RetrievalClient, method))
+        owner = RetrievalClient if method.startswith("_") else ToldAnswers
+        failing = failing_once(getattr(owner, method))
         client = RetrievalClient(retriever.address)
         wait_until(lambda: client.stats().answers == 1)
-        monkeypatch.setattr(RetrievalClient, method, lambda *a: failing(*a))
+        monkeypatch.setattr(owner, method, lambda *a: failing(*a))
         if method == "_welcomed":
             client._sender.close()
-        elif method == "_on_removed":
-            client._known.add(("", "gone"))  # left while there was no connection
+        elif method == "removed":
+            client._told._known.add(("", "gone"))  # left while there was no connection
             client._sender.close()
         else:
             retriever.store(answer(2))

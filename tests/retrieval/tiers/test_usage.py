@@ -158,7 +158,7 @@ def test_uses_outlast_an_outage_and_what_is_lost_is_counted(redis_server, start,
 
 
 def test_pending_uses_are_bounded():
-    pending = PendingUsage(3)
+    pending = PendingUsage(3, every_s=1.0)
     pending.add("", {f"id{n}": UsageCounts(1, 1) for n in range(5)})
     pending.add("", {"id0": UsageCounts(2, 0)})
     assert (len(pending), pending.lost) == (3, 2)

@@ -1,6 +1,8 @@
 """Weights on disk."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +61,26 @@ def test_learning_survives_a_restart(tmp_path: Path) -> None:
         after = np.flatnonzero(theirs["choice"][HASHED_TOKEN:])
     assert len(before) > 0
     assert after.tolist() == before.tolist()
+
+
+def test_processes_of_the_same_id_save_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in two containers that share a folder."""
+    file, savez = tmp_path / "weights", np.savez_compressed
+    left = tmp_path / "weights.1.part"
+    left.write_bytes(b"half")
+    os.utime(left, (1.0, 1.0))
+
+    def meanwhile(*arguments: Any, **members: Any) -> None:
+        monkeypatch.setattr(np, "savez_compressed", savez)
+        save_weights(prior_weights(), file, secret=b"sixteen bytes, 2")
+        savez(*arguments, **members)
+
+    monkeypatch.setattr(np, "savez_compressed", meanwhile)
+    save_weights(prior_weights(), file, secret=b"sixteen bytes, 1")
+    assert load_weights(prior_weights(), file) == b"sixteen bytes, 1"
+    assert [each.name for each in tmp_path.iterdir()] == ["weights"]
 
 
 def test_damaged_files_are_refused_and_nothing_is_taken_from_them(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_an_answer_that_waits_or_was_just_written_is_forgotten_too(monkeypatch):
     sync.write([answer(1)])
     assert sync.drain(60)
     # Another process's invalidation that came too late for its own look at the tier.
-    sync._late.forget(Invalidation.create(namespace="acme"), [])
+    sync._late.forget(Invalidation.create(namespace="acme").means, [])
     with sync._changed:
         sync._changed.notify_all()
     assert sync.drain(60)
@@ -151,13 +151,13 @@ def test_what_was_written_is_remembered_until_others_have_been_heard(monkeypatch
     now_s = 160.0
     late.wrote([answer(2)])
     late.drop_old(99.0)
-    late.forget(Invalidation.create(namespace="acme"), [])
+    late.forget(Invalidation.create(namespace="acme").means, [])
     assert late.take() == {"acme": ["id1", "id2"]}
     late.wrote([answer(3)])
     now_s = 170.0
     late.wrote([answer(4)])
     late.drop_old(169.0)
-    late.forget(Invalidation.create(namespace="acme"), [])
+    late.forget(Invalidation.create(namespace="acme").means, [])
     assert late.take() == {"acme": ["id4"]}
 
 

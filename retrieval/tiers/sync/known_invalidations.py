@@ -28,6 +28,10 @@ class KnownInvalidations:
             if len(self._known) > _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
 
+    def carried_out(self) -> list[Invalidation]:
+        """Return those that a tier has carried out, or is about to; the oldest first."""
+        return [each for each in self._known.values() if not each.stands_in]
+
     def made_since(self, created_s: float) -> Iterable[Invalidation]:
         """Return those that an answer of this age is older than: it may have been on its way from
         the engine, for as long as a busy machine takes, or is read from a tier."""

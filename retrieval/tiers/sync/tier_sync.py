@@ -198,7 +198,10 @@ class TierSync:
     def is_being_forgotten(self, answer: Answer) -> bool:
         """Return whether the tier has yet to forget an answer, which it hands out until then."""
         with self._changed:
-            return any(each.invalidation.means(answer) for each in self._forgets)
+            yet = [pending.invalidation for pending in self._forgets]
+            if self._reader.has_gone_back:
+                yet += self._known.carried_out()
+            return any(each.means(answer) for each in yet)
 
     @property
     def position(self) -> str | None:
@@ -330,7 +333,7 @@ class TierSync:
     def _try_forget(self, forgets: Sequence[PendingForget]) -> bool:
         """Return False if it should be tried again."""
         for pending in forgets:
-            forget = partial(self._tier.forget, pending.invalidation)
+            forget = partial(self._tier.forget, pending.invalidation, removed=pending.found)
             try:
                 pending.removed = tuple(self._writes.call(partial(_patiently, forget)))
             except TierError:

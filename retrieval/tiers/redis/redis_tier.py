@@ -14,8 +14,8 @@ walks the key space:
 Earlier versions kept records under `x:<exact key>`; the hash `ids` says where each one lies.
 
 What joins and leaves, in any namespace, is announced in one stream (`redis_stream`), what was to be
-forgotten in another, with a count of what was (`redis_invalidations`), and what all of them hold is entered in one ledger
-(`redis_ledger`).
+forgotten in another, with a count of what was (`redis_invalidations`), and what all of them hold is
+entered in one ledger (`redis_ledger`).
 """
 
 from __future__ import annotations

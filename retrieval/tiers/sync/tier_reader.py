@@ -31,6 +31,7 @@ _READ_BATCH = 500
 _VALUABLE_BATCH = 250
 # Told once more where a log was lost, the last ones: a log holds a thousand.
 _MAX_TOLD_AGAIN = 500
+_MAX_LEFT = 4096
 
 
 class TierReader:
@@ -79,6 +80,7 @@ class TierReader:
         self._queue, self._known, self._late, self._changed = queue, known, late, changed
         self._poll_s, self._has_room = poll_s, has_room
         self._removed_meanwhile: set[Key] = set()
+        self._left: dict[str, None] = {}
         self._position: str | None = None
         self._behind = self._gone_back = False
         self._followed_s = float("-inf")
@@ -111,7 +113,18 @@ class TierReader:
 
     def note_removed(self, keys: Iterable[Key]) -> None:
         """Note what was removed from the tier for this process; the caller holds the lock."""
+        keys = tuple(keys)
         self._removed_meanwhile.update(keys)
+        self._note_left(keys)
+
+    def _note_left(self, keys: Iterable[Key]) -> None:
+        """Note which namespaces something left, the last ones: a tier that holds it again may not
+        name them."""
+        for namespace, _ in keys:
+            self._left.pop(namespace, None)
+            self._left[namespace] = None
+            if len(self._left) > _MAX_LEFT:
+                del self._left[next(iter(self._left))]
 
     def stop(self) -> None:
         """Have the loop end; the caller holds the lock and notifies."""
@@ -166,10 +179,10 @@ class TierReader:
         self._gone_back = False
         try:
             with self._changed:
-                known = self._known.carried_out()
+                known, left = self._known.carried_out(), tuple(self._left)
             for each in known[-_MAX_TOLD_AGAIN:]:
                 self._tier.announce(each)
-            for namespace in self._tier.namespaces():
+            for namespace in {*self._tier.namespaces(), *left}:
                 covering = [each for each in known if each.covers(namespace)]
                 for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
                     self._remove_meant(namespace, answers, covering)
@@ -249,6 +262,7 @@ class TierReader:
             removed = set(changes.removed)
             with self._changed:
                 self._queue.drop(lambda answer: (answer.namespace, answer.stored_id) in removed)
+                self._note_left(removed)
             self._on_forgotten(Forgotten(removed=changes.removed))
         self._behind |= not changes.complete
         for found in self._find(self._take_orphans()):

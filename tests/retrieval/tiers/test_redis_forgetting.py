@@ -203,26 +203,6 @@ def test_a_redis_without_memory_left_forgets(client, make_tier):
     assert tier.put([answer(1)]) == []
 
 
-def test_a_forget_that_is_tried_again_is_told_once(make_tier, monkeypatch):
-    tier = make_tier()
-    tier.put([answer(n) for n in range(300)])
-    remove, calls = tier.remove, []
-
-    def failing(namespace, answer_ids):
-        calls.append(answer_ids)
-        if len(calls) == 2:
-            raise TierError("not now")
-        return remove(namespace, answer_ids)
-
-    monkeypatch.setattr(tier, "remove", failing)
-    invalidation, removed = Invalidation.create(namespace="acme"), {}
-    with pytest.raises(TierError):
-        tier.forget(invalidation, removed=removed)
-    assert len(tier.forget(invalidation, removed=removed)) == 300
-    assert removed.keys() == {("acme", f"id{n}") for n in range(300)}
-    assert tier.invalidations(None).invalidations == (invalidation,)
-
-
 @pytest.fixture
 def make_retriever():
     made = []

@@ -316,5 +316,15 @@ def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
     assert {a.answer_id for a in other.changes().added} == {a.answer_id for a in originals}
     assert tier.remove("tenant2", ["id2", "id5"]) == 2
     assert set(other.changes().removed) == {("tenant2", "id2"), ("tenant2", "id5")}
+    assert tier.replace([originals[8], originals[2], originals[0]]) == 2
+    hurried = RedisTier(server.url + "?cluster=1", timeout_s=20.0, ttl_s=0.5)
+    hurried.expire()
+    wait_until(lambda: not any(tier.answer_ids(f"tenant{n}") for n in range(3)))
+    hurried.expire()
+    assert tier.namespaces() == []
+    tier.put(originals)
+    assert len(tier.forget(Invalidation.create(namespace="tenant1"))) == 4
+    assert not other.has_gone_back()
+    hurried.close()
     tier.close()
     other.close()

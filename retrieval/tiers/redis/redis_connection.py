@@ -28,6 +28,7 @@ class RedisConnection:
         self.is_cluster = parsed.is_cluster
         self._parsed, self._timeout_s = parsed, timeout_s
         self._connected: Any = None
+        self._sentinels: list[Any] = []
         self._lock = threading.Lock()
 
     @contextmanager
@@ -74,8 +75,9 @@ class RedisConnection:
         """Close it; it is opened anew when it is used again."""
         with self._lock:
             client, self._connected = self._connected, None
-        if client is not None:
-            client.close()
+            sentinels, self._sentinels = self._sentinels, []
+        for each in sentinels if client is None else (client, *sentinels):
+            each.close()
 
     def _connect(self) -> Any:
         options: dict[str, Any] = {
@@ -101,4 +103,5 @@ class RedisConnection:
         of_sockets = {k: v for k, v in given.items() if k.startswith(("ssl_", "socket_"))}
         asked = {**options, **of_sockets, **tls}
         sentinel = untyped.sentinel.Sentinel(list(self._parsed.sentinels), sentinel_kwargs=asked)
+        self._sentinels = sentinel.sentinels
         return sentinel.master_for(self._parsed.service, **{**options, **given, **tls})

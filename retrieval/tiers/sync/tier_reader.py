@@ -82,7 +82,9 @@ class TierReader:
         self._removed_meanwhile: set[Key] = set()
         self._left: dict[str, None] = {}
         self._position: str | None = None
-        self._behind = self._gone_back = False
+        self._behind = False
+        # Times that the tier went back, and those after which it was looked through.
+        self._num_restores = self._num_mended = 0
         self._followed_s = float("-inf")
         self._closing = False
         self.caught_up = threading.Event()
@@ -97,7 +99,7 @@ class TierReader:
     @property
     def has_gone_back(self) -> bool:
         """Whether the tier may hold again what it had forgotten."""
-        return self._gone_back
+        return self._num_restores > self._num_mended
 
     def has_followed(self, within_s: float) -> bool:
         """Return whether what others had forgotten was read this recently."""
@@ -160,7 +162,7 @@ class TierReader:
         """Take all that the tier holds, and forget what it no longer does."""
         self._behind = False
         self._follow_invalidations()
-        if self._gone_back:
+        if self.has_gone_back:
             self._forget_again()
         self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
         held = self._held()
@@ -176,19 +178,16 @@ class TierReader:
 
     def _forget_again(self) -> None:
         """Have removed what the tier may hold again, though it was to be forgotten."""
-        self._gone_back = False
-        try:
-            with self._changed:
-                known, left = self._known.carried_out(), tuple(self._left)
-            for each in known[-_MAX_TOLD_AGAIN:]:
-                self._tier.announce(each)
-            for namespace in {*self._tier.namespaces(), *left}:
-                covering = [each for each in known if each.covers(namespace)]
-                for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
-                    self._remove_meant(namespace, answers, covering)
-        except Exception:
-            self._gone_back = True
-            raise
+        num_restores = self._num_restores
+        with self._changed:
+            known, left = self._known.carried_out(), tuple(self._left)
+        for each in known[-_MAX_TOLD_AGAIN:]:
+            self._tier.announce(each)
+        for namespace in {*self._tier.namespaces(), *left}:
+            covering = [each for each in known if each.covers(namespace)]
+            for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
+                self._remove_meant(namespace, answers, covering)
+        self._num_mended = num_restores
 
     def _remove_meant(
         self, namespace: str, answers: Iterator[Answer], invalidations: Sequence[Invalidation]
@@ -252,7 +251,7 @@ class TierReader:
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""
         self._follow_invalidations()
-        if self._gone_back:
+        if self.has_gone_back:
             return False
         # What others add while there is no room is found where it is.
         changes = self._tier.changes(wants_added=self._has_room is None or self._has_room())
@@ -275,7 +274,8 @@ class TierReader:
         page = self._tier.invalidations(self._position)
         self._take_out(page.invalidations)
         if self._tier.has_gone_back() or not page.complete:
-            self._behind = self._gone_back = True
+            self._behind = True
+            self._num_restores += 1
         if not page.complete:
             with self._changed:
                 # Any of them may be meant, and what is on its way to them.

@@ -135,5 +135,6 @@ def test_sentinel_and_master_are_reached_over_tls(group: Group, tmp_path: Path) 
     stranger = RedisTier(where, timeout_s=10.0)
     with pytest.raises(TierError, match="No master found for 'main'"):
         stranger.namespaces()
+    stranger.close()
     for proxy in (sentinel, master):
         proxy.close()

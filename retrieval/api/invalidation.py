@@ -54,6 +54,8 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     created_before_s: float | None = None
     model_key: str | None = None
     everything: bool = False
+    stands_in: bool = False
+    """For what is not known: for answers on their way to a tier, which has carried that out."""
 
     @classmethod
     def create(
@@ -246,7 +248,9 @@ def _decode(body: bytes) -> Invalidation | None:
 
 def all_until(made_s: float) -> Invalidation:
     """Return an invalidation of all answers until then, in place of what is not known."""
-    return Invalidation(invalidation_id=uuid.uuid4().hex, made_s=made_s, created_before_s=made_s)
+    return Invalidation(
+        invalidation_id=uuid.uuid4().hex, made_s=made_s, created_before_s=made_s, stands_in=True
+    )
 
 
 def prompt_digests(text: str) -> set[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from reprise.retrieval.cli.tier_access import (
     Url,
     age_of,
     all_answers,
+    answers_at,
     answers_in_words,
     batches,
     check_output,
@@ -36,6 +38,8 @@ from reprise.retrieval.cli.tier_access import (
 )
 from reprise.retrieval.host.private_files import open_private
 from reprise.retrieval.query.turns import clip
+from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.tiers.tier import Tier
 
 app = typer.Typer(name="cache", help="Look at the cache of answers, fill it, clear it.")
 app.command("import")(import_)
@@ -96,25 +100,41 @@ def warm(
     """
     with opened(url) as tier:
         embedder = embedder_of(model)
-        answers = list(all_answers(tier, namespace))
-        missing = [a for a in answers if a.embedder != embedder.identity and a.prompt_text]
-        embedded = [a for a in answers if a.embedder == embedder.identity]
-        for batch in batches(tracked(missing, "Embedding")):
-            vectors = embedder.encode([clip(answer.prompt_text) for answer in batch])
-            fresh = [
-                msgspec.structs.replace(
-                    answer, embedding=vector.astype("<f2").tobytes(), embedder=embedder.identity
-                )
-                for answer, vector in zip(batch, vectors, strict=True)
-            ]
-            tier.put(fresh)
-            embedded += fresh
-    indexed = fill_index(search_index, embedded, embedder)
-    without = sum(not a.prompt_text for a in answers)
+        count = without = 0
+        missing: list[tuple[str, str]] = []
+        for answer in all_answers(tier, namespace):
+            count += 1
+            without += not answer.prompt_text
+            if answer.prompt_text and answer.embedder != embedder.identity:
+                missing.append((answer.namespace, answer.answer_id))
+        embedded = sum(
+            _embed(tier, batch, embedder) for batch in batches(tracked(missing, "Embedding"))
+        )
+        indexed = fill_index(search_index, all_answers(tier, namespace), embedder)
     note = f"; {without} have no text to embed" if without else ""
     note += f"; {answers_in_words(indexed)} in the search index" if indexed else ""
-    typer.echo(
-        f"{len(missing)} of {answers_in_words(len(answers))} embedded by {embedder.identity}{note}"
+    typer.echo(f"{embedded} of {answers_in_words(count)} embedded by {embedder.identity}{note}")
+
+
+def _embed(tier: Tier, keys: Sequence[tuple[str, str]], embedder: Embedder) -> int:
+    """Have the answers of these (namespace, id) hold their vectors, those that are there when it is
+    done; returns how many."""
+    texts = {key: each.prompt_text for key, each in answers_at(tier, keys).items()}
+    if not texts:
+        return 0
+    vectors = embedder.encode([clip(text) for text in texts.values()])
+    vector_of = dict(zip(texts, vectors, strict=True))
+    return tier.replace(
+        [
+            msgspec.structs.replace(
+                answer,
+                embedding=vector_of[key].astype("<f2").tobytes(),
+                embedder=embedder.identity,
+            )
+            # Anew: it may have changed, and would be written as it was.
+            for key, answer in answers_at(tier, list(texts)).items()
+            if answer.prompt_text == texts[key]
+        ]
     )
 
 
@@ -203,11 +223,14 @@ def invalidate(
             return ""
         return reader.query_of(reader.decode(answer.prompt_token_ids.tolist()))
 
-    with opened(url) as tier:
-        gone = tier.forget(invalidation, text_of=text_of)
-        num_damaged = tier.num_damaged
+    gone: dict[tuple[str, str], None] = {}
+    try:
+        with opened(url) as tier:
+            tier.forget(invalidation, text_of=text_of, removed=gone)
+            num_damaged = tier.num_damaged
+    finally:  # also of what was removed before the tier failed
+        remove_from_index(search_index, list(gone))
     removed = len(gone)
-    remove_from_index(search_index, gone)
     if removed and (index := beside_sqlite(url, INDEX_ENDING)) is not None:
         # It holds vectors of what was removed. A running engine writes it anew.
         index.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from reprise.retrieval.api.tier_url import redact
 from reprise.retrieval.cli.answer_rows import read_rows
 from reprise.retrieval.cli.tier_access import (
     Url,
+    answers_at,
     answers_in_words,
     batches,
     check_reachable,
@@ -121,14 +122,8 @@ def _named(answers: Sequence[Answer], key: str | None) -> list[Answer]:
 
 def _held_of(batch: Sequence[Answer], tier: Tier) -> Keys:
     """Return the tokenizer keys of those of a batch whose names are there already."""
-    names: dict[str, list[str]] = {}
-    for answer in batch:
-        names.setdefault(answer.namespace, []).append(answer.answer_id)
-    return {
-        (each.namespace, each.answer_id): each.tokenizer_key
-        for namespace, answer_ids in names.items()
-        for each in tier.find(namespace, answer_ids)
-    }
+    found = answers_at(tier, ((answer.namespace, answer.answer_id) for answer in batch))
+    return {key: answer.tokenizer_key for key, answer in found.items()}
 
 
 def _is_held(answer: Answer, held: Keys) -> bool:

@@ -97,6 +97,18 @@ def all_answers(tier: Tier, namespace: str | None) -> Iterator[Answer]:
         yield from tier.answers(name)
 
 
+def answers_at(tier: Tier, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Answer]:
+    """Return the answers of these (namespace, id), as many as there are."""
+    names: dict[str, list[str]] = {}
+    for namespace, answer_id in keys:
+        names.setdefault(namespace, []).append(answer_id)
+    return {
+        (answer.namespace, answer.answer_id): answer
+        for namespace, answer_ids in names.items()
+        for answer in tier.find(namespace, answer_ids)
+    }
+
+
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     """Group items into batches of a size that tiers take well."""
     rest = iter(items)

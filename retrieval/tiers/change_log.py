@@ -77,9 +77,10 @@ class ChangeLog:
         )
 
     def announce(self, db: sqlite3.Connection, invalidation: Invalidation) -> None:
-        """Add an invalidation."""
+        """Add an invalidation, if it is not there."""
         db.execute(
-            "insert into invalidations (invalidation) values (?)",
+            "insert into invalidations (invalidation) select ?1"
+            " where not exists (select 1 from invalidations where invalidation = ?1)",
             (encode_invalidation(invalidation),),
         )
         db.execute(

@@ -31,6 +31,9 @@ class LateTier(Tier):
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         return self._tier().put(answers)
 
+    def replace(self, answers: Sequence[Answer]) -> int:
+        return self._tier().replace(answers)
+
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         return self._tier().remove(namespace, answer_ids)
 
@@ -65,9 +68,16 @@ class LateTier(Tier):
         return self._tier().answer_ids(namespace)
 
     def forget(
-        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+        self,
+        invalidation: Invalidation,
+        *,
+        text_of: TextOf = lambda answer: answer.prompt_text,
+        removed: dict[tuple[str, str], None] | None = None,
     ) -> list[tuple[str, str]]:
-        return self._tier().forget(invalidation, text_of=text_of)
+        return self._tier().forget(invalidation, text_of=text_of, removed=removed)
+
+    def has_gone_back(self) -> bool:
+        return self._tier().has_gone_back()
 
     def announce(self, invalidation: Invalidation) -> None:
         self._tier().announce(invalidation)

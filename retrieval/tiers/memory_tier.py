@@ -106,6 +106,14 @@ class MemoryTier(Tier):
             now_s = steady_clock.now_s()
             return [gone for answer in answers for gone in self._put(answer, now_s)]
 
+    def replace(self, answers: Sequence[Answer]) -> int:
+        with self._lock:
+            now_s = steady_clock.now_s()
+            held = [a for a in answers if self._live(a.namespace, a.answer_id) is not None]
+            for answer in held:
+                self._put(answer, now_s)
+            return len(held)
+
     def get(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer | None]:
         """Return the answers of these ids; None for those not held or too old."""
         with self._lock:

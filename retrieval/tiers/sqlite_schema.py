@@ -50,6 +50,10 @@ create trigger if not exists answer_joined after insert on answers begin
   insert into namespaces (namespace, num_bytes) values (new.namespace, length(new.record) + 400)
     on conflict (namespace) do update set num_bytes = num_bytes + excluded.num_bytes;
 end;
+create trigger if not exists answer_changed after update of record on answers begin
+  update namespaces set num_bytes = num_bytes + length(new.record) - length(old.record)
+    where namespace = new.namespace;
+end;
 create trigger if not exists answer_left after delete on answers begin
   update namespaces set num_bytes = num_bytes - length(old.record) - 400
     where namespace = old.namespace;

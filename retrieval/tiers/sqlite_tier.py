@@ -106,6 +106,20 @@ class SqliteTier(Tier):
             left += self._put(batch, num_bytes)
         return left
 
+    def replace(self, answers: Sequence[Answer]) -> int:
+        replaced = 0
+        with self._session() as db:
+            for answer in answers:
+                replaced += db.execute(
+                    "update answers set record = ?"
+                    " where namespace = ? and answer_id = ? and created_s >= ?",
+                    (
+                        encode_record(answer),
+                        *(answer.namespace, answer.stored_id, self._oldest_s()),
+                    ),
+                ).rowcount
+        return replaced
+
     def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         with self._session() as db:
             db.executemany(
@@ -139,10 +153,14 @@ class SqliteTier(Tier):
             return [row[0] for row in rows]
 
     def forget(
-        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+        self,
+        invalidation: Invalidation,
+        *,
+        text_of: TextOf = lambda answer: answer.prompt_text,
+        removed: dict[tuple[str, str], None] | None = None,
     ) -> list[tuple[str, str]]:
         self.expire()  # what is past its time is no answer any more, and not to be counted
-        gone = super().forget(invalidation, text_of=text_of)
+        gone = super().forget(invalidation, text_of=text_of, removed=removed)
         self._wal_holds_forgotten = True
         self._empty_wal()
         return gone

@@ -76,6 +76,11 @@ class Tier(ABC):
         """Keep answers, replacing those of the same id; the (namespace, id) that had to leave."""
 
     @abstractmethod
+    def replace(self, answers: Sequence[Answer]) -> int:
+        """Keep answers in place of those of the same id that are still there, as long as they; how
+        many. Others are not told."""
+
+    @abstractmethod
     def remove(self, namespace: str, answer_ids: Sequence[str]) -> int:
         """Forget answers; how many of them were there."""
 
@@ -132,12 +137,18 @@ class Tier(ABC):
         return [answer.answer_id for answer in self.answers(namespace)]
 
     def forget(
-        self, invalidation: Invalidation, *, text_of: TextOf = lambda answer: answer.prompt_text
+        self,
+        invalidation: Invalidation,
+        *,
+        text_of: TextOf = lambda answer: answer.prompt_text,
+        removed: dict[tuple[str, str], None] | None = None,
     ) -> list[tuple[str, str]]:
         """Announce it to the replicas, then remove what is meant; return what was there.
 
         `text_of` gives an answer's query, where its record may be without. It is called twice.
-        Records that cannot be read are only removed where their namespace and id say enough.
+        `removed` has what earlier tries removed, and takes what this one does, whether or not it
+        gets to its end. Records that cannot be read are only removed where their namespace and id
+        say enough.
         """
         # Who hears of it removes what it has written of late, and may be faster than this.
         there = {
@@ -145,15 +156,20 @@ class Tier(ABC):
             for namespace in filter(invalidation.covers, self.namespaces())
         }
         self.announce(invalidation)
-        gone: dict[tuple[str, str], None] = {}
+        gone = {} if removed is None else removed
         for namespace in filter(invalidation.covers, {*there, *self.namespaces()}):
             meant = there.get(namespace, {}) | self._meant(namespace, invalidation, text_of)
             names = list(meant)
             for begin in range(0, len(names), _FORGET_BATCH):
                 batch = names[begin : begin + _FORGET_BATCH]
-                self.remove(namespace, batch)
                 gone.update(((namespace, meant[name]), None) for name in batch)
+                self.remove(namespace, batch)
         return list(gone)
+
+    def has_gone_back(self) -> bool:
+        """Return whether it may hold again what it had removed, since the last call: a server that
+        was restarted with what it held earlier does."""
+        return False
 
     def _meant(self, namespace: str, invalidation: Invalidation, text_of: TextOf) -> dict[str, str]:
         """Return what is meant in a namespace: names in this tier, with the ids of the answers."""
@@ -176,7 +192,7 @@ class Tier(ABC):
         return meant
 
     def announce(self, invalidation: Invalidation) -> None:  # noqa: B027 - memory has no replicas
-        """Add an invalidation to the log that replicas follow."""
+        """Add an invalidation to the log that replicas follow, once."""
 
     def invalidations(self, after: str | None) -> InvalidationPage:  # noqa: ARG002
         """Return the log of invalidations beyond a position; None returns all of it, as

@@ -111,6 +111,10 @@ def test_redis_has_room_and_removes_nothing_by_itself(
     assert redis_settings(composed) == redis_settings(clustered)
     redis = redis_settings(composed)
     assert redis["maxmemory-policy"] == "noeviction"
+    # What was deleted stays deleted, and the log has room to be rewritten.
+    assert (redis["appendonly"], redis["appendfsync"], redis["save"]) == ("yes", "everysec", '""')
+    (volume,) = resources["StatefulSet", "redis"]["spec"]["volumeClaimTemplates"]
+    assert megabytes(volume["spec"]["resources"]["requests"]["storage"]) >= 4 * 1536
     tier_bytes = int(services["llm"]["environment"]["REPRISE_RETRIEVAL__TIER_BYTES"])
     assert tier_bytes == RepriseConfig().retrieval.tier_bytes
     assert megabytes(redis["maxmemory"]) << 20 >= 1.25 * tier_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -28,6 +28,7 @@ class RedisConnection:
         self.is_cluster = parsed.is_cluster
         self._parsed, self._timeout_s = parsed, timeout_s
         self._connected: Any = None
+        self._sentinels: list[Any] = []
         self._lock = threading.Lock()
 
     @contextmanager
@@ -61,12 +62,22 @@ class RedisConnection:
         if notes is not pipe:
             notes.execute()
 
+    def run_ids(self, client: Any) -> set[str]:
+        """Return what names the masters of a cluster, each until it is started again; of those that
+        can be asked, and say so."""
+        found: set[str] = set()
+        for node in client.get_primaries():
+            with suppress(redis.RedisError):
+                found.add(client.info("server", target_nodes=node)["run_id"])
+        return found
+
     def close(self) -> None:
         """Close it; it is opened anew when it is used again."""
         with self._lock:
             client, self._connected = self._connected, None
-        if client is not None:
-            client.close()
+            sentinels, self._sentinels = self._sentinels, []
+        for each in sentinels if client is None else (client, *sentinels):
+            each.close()
 
     def _connect(self) -> Any:
         options: dict[str, Any] = {
@@ -87,8 +98,10 @@ class RedisConnection:
         for name in ("host", "port"):
             given.pop(name, None)
         is_tls = given.pop("connection_class", None) is redis.connection.SSLConnection
-        # Sentinel has users and passwords of its own; it is asked without.
-        asked = {**options, "ssl": True} if is_tls else options
-        sentinel = untyped.sentinel.Sentinel(list(self._parsed.sentinels), sentinel_kwargs=asked)
         tls = {"ssl": True} if is_tls else {}
+        # Sentinel has users and passwords of its own; it is asked without.
+        of_sockets = {k: v for k, v in given.items() if k.startswith(("ssl_", "socket_"))}
+        asked = {**options, **of_sockets, **tls}
+        sentinel = untyped.sentinel.Sentinel(list(self._parsed.sentinels), sentinel_kwargs=asked)
+        self._sentinels = sentinel.sentinels
         return sentinel.master_for(self._parsed.service, **{**options, **given, **tls})

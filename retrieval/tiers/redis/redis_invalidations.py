@@ -11,22 +11,45 @@ from reprise.retrieval.api.invalidation import (
     decode_log,
     encode_invalidation,
 )
-from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
+from reprise.retrieval.tiers.redis.redis_ledger import GO_ON_IF_FULL, PREFIX
 
 STREAM = PREFIX + "{all}:invalidations"
+_DONE = PREFIX + "{all}:forgotten"
+"""How many invalidations have been carried out."""
 _FIELD = b"invalidation"
 _MAX_INVALIDATIONS = 1000
 _BEGINNING = "0-0"
+_ANNOUNCE = f"""
+for _, entry in ipairs(redis.call('xrange', KEYS[1], '-', '+')) do
+  if entry[2][2] == ARGV[3] then
+    return
+  end
+end
+{GO_ON_IF_FULL}
+redis.call('xadd', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', ARGV[2], ARGV[3])
+"""
+_COUNT = f"""
+{GO_ON_IF_FULL}
+return redis.call('incr', KEYS[1])
+"""
 
 
 def announce(client: Any, invalidation: Invalidation) -> None:
-    """Add an invalidation for all replicas to read."""
-    client.xadd(
-        STREAM,
-        {_FIELD: encode_invalidation(invalidation)},
-        maxlen=_MAX_INVALIDATIONS,
-        approximate=True,
-    )
+    """Add an invalidation for all replicas to read, if the log does not have it; whether or not
+    Redis has memory left."""
+    entry = (_MAX_INVALIDATIONS, _FIELD, encode_invalidation(invalidation))
+    client.execute_command("EVAL", _ANNOUNCE, 1, STREAM, *entry)
+
+
+def count_done(client: Any) -> int:
+    """Count an invalidation that has been carried out; how many there are now."""
+    return int(client.execute_command("EVAL", _COUNT, 1, _DONE))
+
+
+def num_done(client: Any) -> int:
+    """Return how many invalidations have been carried out. A Redis that counts fewer than before
+    was started with what it held earlier, and may hold again what was removed since."""
+    return int(client.get(_DONE) or 0)
 
 
 def read_invalidations(client: Any, after: str | None) -> InvalidationPage:

@@ -10,6 +10,11 @@ from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
 from reprise.retrieval.tiers.tier import UsageCounts
 
+BOOKKEEPING = ("ids", "uses", "accepted", "value")
+"""The keys of a namespace that say what is known of its answers: three hashes by answer id, and the
+sorted set of ranks. They have no time to live: the records have, and what outlives a hash of ids
+would be found by nobody."""
+
 
 class Held(NamedTuple):
     """What the hash `ids` says of an answer."""

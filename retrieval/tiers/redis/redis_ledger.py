@@ -18,8 +18,13 @@ from reprise.retrieval.tiers.value import HALF_LIFE_S
 PREFIX = "reprise:2:"
 """Of every key; another layout gets another number."""
 _BYTES, _WORTH, _TOTAL = (PREFIX + "{all}:" + name for name in ("bytes", "worth", "total"))
+GO_ON_IF_FULL = "redis.call('persist', KEYS[1])"
+"""First line of a script that has to get through to a Redis without memory left: it refuses what
+needs memory as the first write of a script, and stops none in the middle. What was removed could
+otherwise neither be told nor entered."""
 # A namespace that holds nothing any more disappears, and so does what rounding left of it.
-_CHARGE = """
+_CHARGE = f"""
+{GO_ON_IF_FULL}
 local now, change = tonumber(ARGV[1]), 0
 for i = 2, #ARGV, 3 do
   local name, bytes, worth = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])

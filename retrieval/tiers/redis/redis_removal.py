@@ -8,9 +8,8 @@ from typing import Any
 from reprise.retrieval.api.answer import EXACT_PREFIX
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis import redis_stream
-from reprise.retrieval.tiers.redis.redis_keys import Held, read_held, tag_of
+from reprise.retrieval.tiers.redis.redis_keys import BOOKKEEPING, Held, read_held, tag_of
 from reprise.retrieval.tiers.redis.redis_ledger import Charge
-from reprise.retrieval.tiers.redis.stream_entry import REMOVED
 
 # Of the answers looked at together when some have to go.
 _TRIM_PAGE = 256
@@ -18,6 +17,26 @@ _TRIM_PAGE = 256
 _TRIM_ROUNDS = 40
 # Trimmed a little further than the bound, so that not every answer that joins trims.
 _TRIM_SLACK = 0.01
+# Removes answers, or, of these, those whose record is gone: what was put anew meanwhile stays. It
+# needs no memory, where a transaction of such commands is refused by a Redis that has none left.
+_DROP = """
+local count, freed = 0, 0
+for i = 2, #ARGV do
+  local id, record = ARGV[i], KEYS[i + 3]
+  if ARGV[1] == 'all' or redis.call('exists', record) == 0 then
+    local held = redis.call('hget', KEYS[1], id)
+    if held then
+      count, freed = count + 1, freed + (tonumber(string.match(held, '^(%d+) ')) or 0)
+    end
+    for name = 1, 3 do
+      redis.call('hdel', KEYS[name], id)
+    end
+    redis.call('zrem', KEYS[4], id)
+    redis.call('del', record)
+  end
+end
+return {count, freed}
+"""
 
 
 class RedisRemoval:
@@ -27,7 +46,6 @@ class RedisRemoval:
         max_bytes: Bound on what all answers take; None leaves the trimming to others.
         max_namespaces: Bound on the namespaces; the same.
         stream_length: About how many changes the stream keeps.
-        cluster: Whether it is a Redis Cluster, which has no transactions across slots.
     """
 
     def __init__(
@@ -36,42 +54,40 @@ class RedisRemoval:
         max_bytes: int | None,
         max_namespaces: int | None,
         stream_length: int,
-        cluster: bool,
     ) -> None:
         self._max_bytes, self._max_namespaces = max_bytes, max_namespaces
-        self._stream_length, self._cluster = stream_length, cluster
+        self._stream_length = stream_length
 
-    def drop(
-        self,
-        client: Any,
-        namespace: str,
-        held: Mapping[str, Held | None],
-        *,
-        announced: bool = True,
-    ) -> int:
+    def drop(self, client: Any, namespace: str, held: Mapping[str, Held | None]) -> int:
         """Remove answers; how many were there. What two replicas remove at once, one counts."""
-        tag = tag_of(namespace)
-        pipe = client.pipeline(transaction=not self._cluster)
-        for answer_id, found in held.items():
-            pipe.hdel(f"{tag}:ids", answer_id)
-            pipe.hdel(f"{tag}:uses", answer_id)
-            pipe.hdel(f"{tag}:accepted", answer_id)
-            pipe.zrem(f"{tag}:value", answer_id)
-            pipe.delete(f"{tag}:a:{answer_id}" if found is None else found.key(tag))
-        replies = pipe.execute()[::5]
+        count, freed = self._drop(client, namespace, held, "all")
         pipe = client.pipeline(transaction=False)
-        for answer_id in held if announced else ():
-            if answer_id.startswith(EXACT_PREFIX):
-                continue  # nobody follows those
-            redis_stream.announce(
-                pipe, REMOVED, namespace, answer_id, "", length=self._stream_length
-            )
-        gone = [found for found, there in zip(held.values(), replies, strict=True) if there]
-        if gone:
-            freed = sum(found.num_bytes for found in gone if found is not None)
+        # Nobody follows those for exact hits.
+        if followed := [i for i in held if not i.startswith(EXACT_PREFIX)]:
+            redis_stream.announce_removed(pipe, namespace, followed, length=self._stream_length)
+        if count:
             ledger.charge(pipe, Charge(namespace, -freed))
         pipe.execute()
-        return len(gone)
+        return count
+
+    def drop_expired(self, client: Any, namespace: str, held: Mapping[str, Held | None]) -> None:
+        """Forget what is known of answers, unless their record is there after all."""
+        count, freed = self._drop(client, namespace, held, "expired")
+        if count:
+            ledger.charge(client, Charge(namespace, -freed))
+
+    def _drop(
+        self, client: Any, namespace: str, held: Mapping[str, Held | None], which: str
+    ) -> tuple[int, int]:
+        """Return how many of these answers were there and left, and their bytes."""
+        tag = tag_of(namespace)
+        records = [
+            f"{tag}:a:{answer_id}".encode() if found is None else found.key(tag)
+            for answer_id, found in held.items()
+        ]
+        keys = [*(f"{tag}:{name}" for name in BOOKKEEPING), *records]
+        count, freed = client.execute_command("EVAL", _DROP, len(keys), *keys, which, *held)
+        return int(count), int(freed)
 
     def trim(self, client: Any, written: Collection[str]) -> list[tuple[str, str]]:
         """Remove what is of least value until the bounds hold; (namespace, id) of what left."""
@@ -94,6 +110,21 @@ class RedisRemoval:
             else:
                 break
             if namespace is None:
+                break
+            left.extend(self._trim_namespace(client, namespace, excess))
+        return left
+
+    def make_room(self, client: Any, num_bytes: int) -> list[tuple[str, str]]:
+        """Remove about so many bytes of what is of least value, because Redis has no memory left;
+        (namespace, id) of what left."""
+        left: list[tuple[str, str]] = []
+        if self._max_bytes is None:
+            return left
+        bound = ledger.holdings(client).num_bytes - num_bytes
+        for _ in range(_TRIM_ROUNDS):
+            excess = ledger.holdings(client).num_bytes - bound
+            namespace = ledger.largest(client)
+            if excess <= 0 or namespace is None:
                 break
             left.extend(self._trim_namespace(client, namespace, excess))
         return left
@@ -130,4 +161,4 @@ class RedisRemoval:
             there = pipe.execute()
             gone = {i: held[i] for i, exists in zip(held, there, strict=True) if not exists}
             if gone:
-                self.drop(client, namespace, gone)
+                self.drop_expired(client, namespace, gone)

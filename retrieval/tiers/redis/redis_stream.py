@@ -6,15 +6,28 @@ joined, `key` (the end of its record's key).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
-from reprise.retrieval.tiers.redis.stream_entry import ADDED, StreamEntry, read_entries
+from reprise.retrieval.tiers.redis.redis_ledger import GO_ON_IF_FULL, PREFIX
+from reprise.retrieval.tiers.redis.stream_entry import (
+    ADDED,
+    REMOVED,
+    StreamEntry,
+    read_entries,
+)
 
 _STREAM = PREFIX + "{all}:stream"
 _PAGE = 500
 START = "0"
 """Before the first entry."""
+_ANNOUNCE_REMOVED = f"""
+{GO_ON_IF_FULL}
+for i = 4, #ARGV do
+  redis.call('xadd', KEYS[1], 'MAXLEN', '~', ARGV[1], '*',
+    'op', ARGV[2], 'ns', ARGV[3], 'id', ARGV[i], 'key', '')
+end
+"""
 
 
 class Change(NamedTuple):
@@ -36,15 +49,21 @@ class Page(NamedTuple):
     """Where to read on."""
 
 
-def announce(
-    pipe: Any, operation: str, namespace: str, answer_id: str, suffix: str, *, length: int
-) -> None:
+def announce_added(pipe: Any, namespace: str, answer_id: str, suffix: str, *, length: int) -> None:
     """Add an entry, and let the oldest beyond about `length` go."""
     pipe.xadd(
         _STREAM,
-        {"op": operation, "ns": namespace, "id": answer_id, "key": suffix},
+        {"op": ADDED, "ns": namespace, "id": answer_id, "key": suffix},
         maxlen=length,
         approximate=True,
+    )
+
+
+def announce_removed(pipe: Any, namespace: str, answer_ids: Iterable[str], *, length: int) -> None:
+    """Add an entry for each answer, whether or not Redis has memory left."""
+    # `eval` is no method of a pipeline to a cluster.
+    pipe.execute_command(
+        "EVAL", _ANNOUNCE_REMOVED, 1, _STREAM, length, REMOVED, namespace, *answer_ids
     )
 
 

@@ -14,8 +14,8 @@ walks the key space:
 Earlier versions kept records under `x:<exact key>`; the hash `ids` says where each one lies.
 
 What joins and leaves, in any namespace, is announced in one stream (`redis_stream`), what was to be
-forgotten in another (`redis_invalidations`), and what all of them hold is entered in one ledger
-(`redis_ledger`).
+forgotten in another, with a count of what was (`redis_invalidations`), and what all of them hold is
+entered in one ledger (`redis_ledger`).
 """
 
 from __future__ import annotations
@@ -28,32 +28,27 @@ from reprise.retrieval.api.answer import EXACT_PREFIX, Answer, exact_id
 from reprise.retrieval.api.invalidation import Invalidation, InvalidationPage
 from reprise.retrieval.api.redis_url import parse_redis_url
 from reprise.retrieval.host import steady_clock
-from reprise.retrieval.tiers.record import RecordReader, encode_record
+from reprise.retrieval.tiers.record import RecordReader
 from reprise.retrieval.tiers.redis import redis_invalidations, redis_stream
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
 from reprise.retrieval.tiers.redis.redis_connection import RedisConnection
+from reprise.retrieval.tiers.redis.redis_expiry import RedisExpiry
 from reprise.retrieval.tiers.redis.redis_keys import (
     Held,
-    Known,
     queue_usage,
     read_held,
-    read_known,
-    suffix_of,
     tag_of,
     usage_of,
 )
 from reprise.retrieval.tiers.redis.redis_ledger import Charge
 from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
-from reprise.retrieval.tiers.redis.stream_entry import ADDED
-from reprise.retrieval.tiers.tier import Tier, TierChanges, UsageCounts, with_usage
+from reprise.retrieval.tiers.redis.redis_restores import RedisRestores
+from reprise.retrieval.tiers.redis.redis_writes import RedisWriter
+from reprise.retrieval.tiers.tier import TextOf, Tier, TierChanges, UsageCounts, with_usage
 from reprise.retrieval.tiers.value import rank_of
 
 logger = logging.getLogger(__name__)
 _PAGE = 500
-# The hashes of a namespace that have answer ids for fields.
-_BY_ID = ("ids", "uses", "accepted")
-# What Redis takes for an answer beside its record, as measured with few answers a namespace.
-_OVERHEAD_BYTES = 800
 
 
 class RedisTier(Tier):
@@ -65,7 +60,8 @@ class RedisTier(Tier):
     Args:
         url: redis://, rediss:// or unix://, as redis-py reads it; option `cluster=1` for a cluster,
             `sentinel=NAME` for the master of that name, which the Sentinel of the URL knows.
-        ttl_s: Time to live in seconds that Redis itself enforces; None for none.
+        ttl_s: Time to live in seconds from when an answer was made, which Redis itself enforces;
+            None for none.
         timeout_s: Most seconds that one command waits for Redis.
         stream_length: About how many changes the stream keeps.
         max_bytes: Bound on what all answers take in Redis, about; those of the least value leave
@@ -95,27 +91,27 @@ class RedisTier(Tier):
             max_bytes=max_bytes,
             max_namespaces=max_namespaces,
             stream_length=stream_length,
-            cluster=parsed.is_cluster,
         )
         self._reader = RecordReader("redis")
+        self._expiry = RedisExpiry(self._removal, self._reader, ttl_ms=self._ttl_ms)
         self._connection = RedisConnection(parsed, timeout_s=timeout_s)
+        self._restores = RedisRestores(self._connection)
+        self._writer = RedisWriter(
+            self._connection,
+            self._removal,
+            ttl_ms=self._ttl_ms,
+            stream_length=stream_length,
+        )
         self._cursor: str | None = None
         self._num_skipped = 0
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
-        by_namespace: dict[str, list[tuple[Answer, bytes]]] = {}
-        for answer in answers:
-            pair = (answer, encode_record(answer))
-            by_namespace.setdefault(answer.namespace, []).append(pair)
         with self._connection.client() as client:
-            known = read_known(client, by_namespace)
-            with self._connection.transaction(client) as (pipe, notes):
-                for namespace, members in by_namespace.items():
-                    self._put(pipe, notes, namespace, members, known[namespace])
-            # Those for exact hits may each have a time of their own.
-            if self._ttl_ms is not None or any(answer.fingerprint for answer in answers):
-                self._removal.remove_expired(client, by_namespace)
-            return self._removal.trim(client, by_namespace)
+            return self._writer.put(client, answers)
+
+    def replace(self, answers: Sequence[Answer]) -> int:
+        with self._connection.client() as client:
+            return self._writer.replace(client, answers)
 
     def record_usage(self, namespace: str, usage: Mapping[str, UsageCounts]) -> None:
         if not usage:
@@ -179,7 +175,7 @@ class RedisTier(Tier):
             records = client.mget([f"{tag}:a:{exact_id(key)}" for key in exact_keys])
         held = [record for record in records if record is not None]
         found = [self._reader.read(record, namespace=namespace) for record in held]
-        return [answer for answer in found if answer is not None]
+        return [each for each in found if each is not None and not self._is_too_old(each)]
 
     def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:
         name = f"{tag_of(namespace)}:l:{exact_key.hex()}"
@@ -230,6 +226,10 @@ class RedisTier(Tier):
         back = {(answer.namespace, answer.answer_id) for answer in added}
         return TierChanges(tuple(added), tuple(key for key in removed if key not in back), complete)
 
+    def expire(self) -> None:
+        with self._connection.client() as client:
+            self._expiry.go_on(client)
+
     def answer_ids(self, namespace: str) -> list[str]:
         tag, cursor, found = tag_of(namespace), 0, []
         with self._connection.client() as client:
@@ -238,6 +238,22 @@ class RedisTier(Tier):
                 found += self._with_a_record(client, tag, page)
                 if cursor == 0:
                     return found
+
+    def forget(
+        self,
+        invalidation: Invalidation,
+        *,
+        text_of: TextOf = lambda answer: answer.prompt_text,
+        removed: dict[tuple[str, str], None] | None = None,
+    ) -> list[tuple[str, str]]:
+        gone = super().forget(invalidation, text_of=text_of, removed=removed)
+        with self._connection.client() as client:
+            self._restores.count_done(client)
+        return gone
+
+    def has_gone_back(self) -> bool:
+        with self._connection.client() as client:
+            return self._restores.is_restored(client)
 
     def announce(self, invalidation: Invalidation) -> None:
         with self._connection.client() as client:
@@ -263,18 +279,10 @@ class RedisTier(Tier):
     def close(self) -> None:
         self._connection.close()
 
-    def _time_to_live(self, answer: Answer) -> dict[str, Any]:
-        """Return options of SET: from when the answer was made; as it was, where none is
-        configured."""
-        now_s, lives_ms = steady_clock.now_s(), []
-        if self._ttl_ms is not None:
-            lives_ms.append(self._ttl_ms - int((now_s - answer.created_s) * 1000))
-        if answer.expires_s is not None:
-            lives_ms.append(int((answer.expires_s - now_s) * 1000))
-        if not lives_ms:
-            # An answer for exact hits is another one, with its own time.
-            return {} if answer.fingerprint else {"keepttl": True}
-        return {"px": max(1, min(lives_ms))}
+    def _is_too_old(self, answer: Answer) -> bool:
+        """Return whether an answer has outlived its time, of which its record does not know yet."""
+        age_s = steady_clock.now_s() - answer.created_s
+        return self._ttl_ms is not None and age_s * 1000 > self._ttl_ms
 
     def _with_a_record(self, client: Any, tag: str, page: Mapping[bytes, bytes]) -> list[str]:
         """Return, of these ids, by what is known of them, those whose record has not expired."""
@@ -290,48 +298,6 @@ class RedisTier(Tier):
             return False
         assert self._cursor is not None
         return redis_stream.has_gap(client, self._cursor, length=self._stream_length)
-
-    def _put(
-        self,
-        pipe: Any,
-        notes: Any,
-        namespace: str,
-        members: Sequence[tuple[Answer, bytes]],
-        known: Known,
-    ) -> None:
-        """Queue the writing of answers, and what the ledger is to say of them."""
-        tag, now_s, growth = tag_of(namespace), steady_clock.now_s(), -known.stale_bytes
-        held = {i: entry for i, entry in known.held.items() if entry is not None}
-        sizes = {i: entry.num_bytes for i, entry in held.items()}
-        for answer, record in members:
-            answer_id, suffix = answer.stored_id, suffix_of(answer)
-            num_bytes = len(record) + len(namespace.encode()) + _OVERHEAD_BYTES
-            growth += num_bytes - sizes.get(answer_id, 0)
-            sizes[answer_id] = num_bytes
-            if answer_id in held and held[answer_id].suffix != suffix.encode():
-                pipe.delete(held[answer_id].key(tag))  # an earlier version's record
-            pipe.set(f"{tag}:{suffix}", record, **self._time_to_live(answer))
-            pipe.hset(f"{tag}:ids", answer_id, f"{num_bytes} {suffix}")
-            # Imported answers bring what they earned elsewhere; those just made bring nothing.
-            used = with_usage(answer, known.uses[answer_id])
-            if used.uses or used.accepted_tokens:
-                pipe.hset(f"{tag}:uses", answer_id, str(used.uses))
-                pipe.hset(f"{tag}:accepted", answer_id, str(used.accepted_tokens))
-            rank = rank_of(
-                uses=used.uses,
-                accepted_tokens=used.accepted_tokens,
-                num_bytes=num_bytes,
-                used_s=now_s,
-            )
-            pipe.zadd(f"{tag}:value", {answer_id: rank})
-            if not answer_id.startswith(EXACT_PREFIX):  # those nobody follows
-                redis_stream.announce(
-                    notes, ADDED, namespace, answer_id, suffix, length=self._stream_length
-                )
-        if self._ttl_ms is not None:
-            for name in (*_BY_ID, "value"):
-                pipe.pexpire(f"{tag}:{name}", self._ttl_ms)
-        ledger.charge(notes, Charge(namespace, growth, len(members)))
 
     def _fetch(self, wanted: Mapping[str, Mapping[str, bytes]]) -> list[Answer]:
         """Return the answers of these ids, by namespace; ids whose record has expired are
@@ -360,12 +326,14 @@ class RedisTier(Tier):
                 usage = usage_of(next(replies), next(replies))
                 gone = [i for i, record in zip(suffixes, records, strict=True) if record is None]
                 if gone:
-                    self._removal.drop(
-                        client, namespace, read_held(client, namespace, gone), announced=False
+                    self._removal.drop_expired(
+                        client, namespace, read_held(client, namespace, gone)
                     )
                 for answer_id, record, uses in zip(suffixes, records, usage, strict=True):
                     answer = record and self._reader.read(record, namespace=namespace)
                     # An earlier version's, under an exact key, may be a later answer's.
-                    if answer is not None and answer.stored_id == answer_id:
+                    if answer is None or answer.stored_id != answer_id:
+                        continue
+                    if not self._is_too_old(answer):
                         answers.append(with_usage(answer, uses))
         return answers

@@ -18,12 +18,15 @@ class KnownInvalidations:
     def __init__(self) -> None:
         self._known: dict[str, Invalidation] = {}
         self._index, self._num_indexed = InvalidationIndex(), 0
+        # Made where it is asked for.
+        self._carried_out: InvalidationIndex | None = None
 
     def __contains__(self, invalidation: Invalidation) -> bool:
         return invalidation.invalidation_id in self._known
 
     def add(self, invalidations: Iterable[Invalidation]) -> None:
         """Remember these, each once."""
+        self._carried_out = None
         for each in invalidations:
             self._known[each.invalidation_id] = each
             if len(self._known) > _MAX_KNOWN:
@@ -48,3 +51,13 @@ class KnownInvalidations:
         have been on its way from the engine, for as long as a busy machine takes, or is read from a
         tier. `text_of` returns its query."""
         return self._index.means(answer, since_s=created_s, text_of=text_of)
+
+    def carried_out(self) -> list[Invalidation]:
+        """Return those that a tier has carried out, or is about to; the oldest first."""
+        return [each for each in self._known.values() if not each.stands_in]
+
+    def carried_out_mean(self, answer: Answer) -> bool:
+        """Return whether an answer is meant by what a tier has carried out, or is about to."""
+        if self._carried_out is None:
+            self._carried_out = InvalidationIndex(self.carried_out())
+        return self._carried_out.means(answer)

@@ -17,8 +17,10 @@ class PendingForget:
     def __init__(self, invalidation: Invalidation) -> None:
         self.invalidation = invalidation
         self.done = threading.Event()
+        self.found: dict[tuple[str, str], None] = {}
+        """(namespace, answer id) that were there, as far as it got; the writing thread's."""
         self.removed: tuple[tuple[str, str], ...] = ()
-        """(namespace, answer id) that were there, once done."""
+        """The same, once done."""
 
 
 class PendingForgets:

@@ -30,6 +30,9 @@ OnRemoved = Callable[[Sequence[Key]], object]
 _READ_BATCH = 500
 # Of one namespace, before the next one has its turn.
 _VALUABLE_BATCH = 250
+# Told once more where a log was lost, the last ones: a log holds a thousand.
+_MAX_TOLD_AGAIN = 500
+_MAX_LEFT = 4096
 
 
 class TierReader:
@@ -78,8 +81,11 @@ class TierReader:
         self._queue, self._known, self._late, self._changed = queue, known, late, changed
         self._poll_s, self._has_room = poll_s, has_room
         self._removed_meanwhile: set[Key] = set()
+        self._left: dict[str, None] = {}
         self._position: str | None = None
         self._behind = False
+        # Times that the tier went back, and those after which it was looked through.
+        self._num_restores = self._num_mended = 0
         self._followed_s = float("-inf")
         self._closing = False
         self.caught_up = threading.Event()
@@ -90,6 +96,11 @@ class TierReader:
     def position(self) -> str | None:
         """How far the tier's log of invalidations has been followed; None: not yet."""
         return self._position
+
+    @property
+    def has_gone_back(self) -> bool:
+        """Whether the tier may hold again what it had forgotten."""
+        return self._num_restores > self._num_mended
 
     def has_followed(self, within_s: float) -> bool:
         """Return whether what others had forgotten was read this recently."""
@@ -105,7 +116,18 @@ class TierReader:
 
     def note_removed(self, keys: Iterable[Key]) -> None:
         """Note what was removed from the tier for this process; the caller holds the lock."""
+        keys = tuple(keys)
         self._removed_meanwhile.update(keys)
+        self._note_left(keys)
+
+    def _note_left(self, keys: Iterable[Key]) -> None:
+        """Note which namespaces something left, the last ones: a tier that holds it again may not
+        name them."""
+        for namespace, _ in keys:
+            self._left.pop(namespace, None)
+            self._left[namespace] = None
+            if len(self._left) > _MAX_LEFT:
+                del self._left[next(iter(self._left))]
 
     def stop(self) -> None:
         """Have the loop end; the caller holds the lock and notifies."""
@@ -141,6 +163,8 @@ class TierReader:
         """Take all that the tier holds, and forget what it no longer does."""
         self._behind = False
         self._follow_invalidations()
+        if self.has_gone_back:
+            self._forget_again()
         self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
         held = self._held()
         with self._changed:
@@ -152,6 +176,29 @@ class TierReader:
             gone = expected - present - self._queue.unwritten
         if gone:
             self._on_forgotten(Forgotten(removed=tuple(gone)))
+
+    def _forget_again(self) -> None:
+        """Have removed what the tier may hold again, though it was to be forgotten."""
+        num_restores = self._num_restores
+        with self._changed:
+            known, left = self._known.carried_out(), tuple(self._left)
+        for each in known[-_MAX_TOLD_AGAIN:]:
+            self._tier.announce(each)
+        for namespace in {*self._tier.namespaces(), *left}:
+            covering = [each for each in known if each.covers(namespace)]
+            for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
+                self._remove_meant(namespace, answers, covering)
+        self._num_mended = num_restores
+
+    def _remove_meant(
+        self, namespace: str, answers: Iterator[Answer], invalidations: Sequence[Invalidation]
+    ) -> None:
+        """Remove from the tier what is meant of these answers of it."""
+        while (batch := list(islice(answers, _READ_BATCH))) and not self._closing:
+            meant = [a for a in batch if any(each.means(a) for each in invalidations)]
+            if meant:
+                self._tier.remove(namespace, [answer.stored_id for answer in meant])
+            self._follow_invalidations()
 
     def _take_all(self) -> set[Key]:
         """Take what the tier holds, and return its keys."""
@@ -205,6 +252,8 @@ class TierReader:
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""
         self._follow_invalidations()
+        if self.has_gone_back:
+            return False
         # What others add while there is no room is found where it is.
         changes = self._tier.changes(wants_added=self._has_room is None or self._has_room())
         if changes.added:
@@ -213,6 +262,7 @@ class TierReader:
             removed = set(changes.removed)
             with self._changed:
                 self._queue.drop(lambda answer: (answer.namespace, answer.stored_id) in removed)
+                self._note_left(removed)
             self._on_forgotten(Forgotten(removed=changes.removed))
         self._behind |= not changes.complete
         for found in self._find(self._take_orphans()):
@@ -224,10 +274,12 @@ class TierReader:
         # At first all of it: answers that wait, here or on their way here, may be older than this.
         page = self._tier.invalidations(self._position)
         self._take_out(page.invalidations)
+        if self._tier.has_gone_back() or not page.complete:
+            self._behind = True
+            self._num_restores += 1
         if not page.complete:
             with self._changed:
                 # Any of them may be meant, and what is on its way to them.
-                self._behind = True
                 self._known.add([all_until(steady_clock.now_s())])
                 self._queue.lose_all()
         if page.invalidations or not page.complete:

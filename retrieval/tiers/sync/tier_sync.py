@@ -193,7 +193,9 @@ class TierSync:
     def is_being_forgotten(self, answer: Answer) -> bool:
         """Return whether the tier has yet to forget an answer, which it hands out until then."""
         with self._changed:
-            return self._forgets.mean(answer)
+            if self._forgets.mean(answer):
+                return True
+            return self._reader.has_gone_back and self._known.carried_out_mean(answer)
 
     @property
     def position(self) -> str | None:
@@ -317,7 +319,7 @@ class TierSync:
     def _try_forget(self, forgets: Sequence[PendingForget]) -> bool:
         """Return False if it should be tried again."""
         for pending in forgets:
-            forget = partial(self._tier.forget, pending.invalidation)
+            forget = partial(self._tier.forget, pending.invalidation, removed=pending.found)
             try:
                 pending.removed = tuple(self._writes.call(partial(_patiently, forget)))
             except TierError:

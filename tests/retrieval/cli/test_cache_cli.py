@@ -1,14 +1,19 @@
 """`reprise cache` as a user runs it, over SQLite; Redis differs only in its URL."""
 
 import json
+import os
 import time
 
+import msgspec
 import pytest
 
 from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.live.server_process import free_port
+from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.cli.answer_rows import row_of
 from reprise.retrieval.cli.cache_cli import app
+from reprise.retrieval.in_process.open_tier import open_tier
+from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.tests.retrieval.cli.cache_command import (
@@ -157,6 +162,51 @@ def test_bad_input_is_one_line(url, fill, tmp_path):
     )
 
 
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def any_url(request):
+    if request.param == "redis":
+        return request.getfixturevalue("redis_server").url
+    return request.getfixturevalue("url")
+
+
+def test_what_leaves_or_changes_while_it_is_embedded_is_not_written_as_it_was(any_url, monkeypatch):
+    tier = open_tier(any_url)
+    tier.put([answer(number) for number in range(4)])
+    encode = Embedder.encode
+
+    def meanwhile(self, *arguments):
+        tier.forget(Invalidation.create(answer_id="id1"))
+        tier.put([msgspec.structs.replace(answer(2), prompt_text="another question")])
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Embedder, "encode", meanwhile)
+    told = run("warm", "--url", any_url, "--model", "lexical")
+    assert "2 of 4 answers embedded" in told
+    held = {each.answer_id: each for each in tier.answers("acme")}
+    assert {name: bool(each.embedder) for name, each in held.items()} == {
+        "id0": True,
+        "id2": False,
+        "id3": True,
+    }
+    assert held["id2"].prompt_text == "another question"
+    tier.close()
+
+
+def test_what_is_replaced_is_charged_for_and_what_is_gone_stays_away(any_url):
+    tier = open_tier(any_url)
+    kept, gone, other = answer(0), answer(1), answer(2)
+    tier.put([kept, gone, other])
+    tier.remove("acme", ["id1"])
+    longer = [msgspec.structs.replace(each, embedding=os.urandom(9000)) for each in (kept, gone)]
+    assert tier.replace(longer) == 1
+    assert sorted(tier.answers("acme"), key=lambda each: each.answer_id) == [longer[0], other]
+    for number in (0, 2):
+        assert tier.namespaces() == ["acme"]
+        assert tier.remove("acme", [f"id{number}"]) == 1
+    assert tier.namespaces() == []
+    tier.close()
+
+
 @pytest.mark.redis
 def test_what_is_embedded_later_expires_as_before(redis_server):
     import redis
@@ -184,8 +234,6 @@ def test_all_commands_are_there():
 
 
 def test_an_export_is_for_its_owner_alone(url, fill, tmp_path):
-    import os
-
     fill(answer(1))
     (tmp_path / "old.jsonl").touch(0o644)
     before = os.umask(0)

@@ -12,6 +12,7 @@ from reprise.eval.live.server_process import free_port
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.tier import TierError
+from reprise.tests.retrieval.tiers.tls_proxy import TlsProxy, make_certificate
 
 pytestmark = pytest.mark.redis
 
@@ -119,3 +120,21 @@ def test_what_is_wrong_is_said_without_the_password(group: Group) -> None:
     gone = RedisTier(group.url, timeout_s=1.0)
     with pytest.raises(TierError, match="No master found for 'main'"):
         gone.namespaces()
+
+
+def test_sentinel_and_master_are_reached_over_tls(group: Group, tmp_path: Path) -> None:
+    own = make_certificate(tmp_path, "server")
+    master = TlsProxy(group.master.port, own)
+    sentinel = TlsProxy(group.port, own, named=(group.master.port, master.port))
+    where = f"rediss://:{ENCODED}@127.0.0.1:{sentinel.port}/0?sentinel=main"
+    tier = RedisTier(f"{where}&ssl_ca_certs={own.certificate}", timeout_s=10.0)
+    tier.put([answer(1)])
+    assert [each.answer_id for each in tier.answers("")] == ["id1"]
+    assert min(sentinel.num_connections, master.num_connections) > 0
+    tier.close()
+    stranger = RedisTier(where, timeout_s=10.0)
+    with pytest.raises(TierError, match="No master found for 'main'"):
+        stranger.namespaces()
+    stranger.close()
+    for proxy in (sentinel, master):
+        proxy.close()

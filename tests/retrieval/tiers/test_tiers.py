@@ -8,12 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reprise.retrieval import Answer
+from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.api.tier_url import redact
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
-from reprise.retrieval.tiers.tier import UsageCounts
+from reprise.retrieval.tiers.tier import TierError, UsageCounts
 
 # Names that a careless key or pattern would mix up.
 NAMESPACES = ["", "acme", "acme:", "{acme}", "*", "acme%"]
@@ -273,6 +274,27 @@ def test_what_others_add_may_be_passed_over(make_tier):
     assert [each.answer_id for each in other.changes().added] == ["id3"]
 
 
+def test_a_forget_that_is_tried_again_is_told_once(make_tier, monkeypatch):
+    tier = make_tier()
+    tier.put([answer(n, namespace="acme") for n in range(300)])
+    remove, calls = tier.remove, []
+
+    def failing(namespace, answer_ids):
+        calls.append(answer_ids)
+        if len(calls) == 2:
+            raise TierError("not now")
+        return remove(namespace, answer_ids)
+
+    monkeypatch.setattr(tier, "remove", failing)
+    invalidation, removed = Invalidation.create(namespace="acme"), {}
+    with pytest.raises(TierError):
+        tier.forget(invalidation, removed=removed)
+    assert len(tier.forget(invalidation, removed=removed)) == 300
+    assert removed.keys() == {("acme", f"id{n}") for n in range(300)}
+    if tier.name != "memory":  # whose removals nobody follows
+        assert tier.invalidations(None).invalidations == (invalidation,)
+
+
 @pytest.mark.redis
 def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
     """One node that holds all slots refuses calls across slots as any cluster does."""
@@ -294,5 +316,15 @@ def test_a_redis_cluster_takes_every_call(start_redis, wait_until):
     assert {a.answer_id for a in other.changes().added} == {a.answer_id for a in originals}
     assert tier.remove("tenant2", ["id2", "id5"]) == 2
     assert set(other.changes().removed) == {("tenant2", "id2"), ("tenant2", "id5")}
+    assert tier.replace([originals[8], originals[2], originals[0]]) == 2
+    hurried = RedisTier(server.url + "?cluster=1", timeout_s=20.0, ttl_s=0.5)
+    hurried.expire()
+    wait_until(lambda: not any(tier.answer_ids(f"tenant{n}") for n in range(3)))
+    hurried.expire()
+    assert tier.namespaces() == []
+    tier.put(originals)
+    assert len(tier.forget(Invalidation.create(namespace="tenant1"))) == 4
+    assert not other.has_gone_back()
+    hurried.close()
     tier.close()
     other.close()

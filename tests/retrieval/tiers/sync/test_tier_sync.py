@@ -95,6 +95,50 @@ def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
     sync.close()
 
 
+class Halting(MemoryTier):
+    """Fails at its second removal, and when that is tried once more."""
+
+    name = "halting"
+
+    def __init__(self):
+        super().__init__(max_bytes=1 << 24)
+        self.num_removals = 0
+
+    def remove(self, namespace, answer_ids):
+        self.num_removals += 1
+        if self.num_removals in (2, 3):
+            raise TierError("not now")
+        return super().remove(namespace, answer_ids)
+
+
+class Mirror:
+    """Remembers what was forgotten."""
+
+    def __init__(self):
+        self.forgotten = []
+
+    def written(self, _):
+        pass
+
+    removed = written
+
+    def forgot(self, invalidation, removed):
+        self.forgotten.append((invalidation, set(removed)))
+
+
+def test_all_that_was_removed_is_told_though_the_tier_failed_half_way():
+    tier, mirror = Halting(), Mirror()
+    tier.put([answer(n, namespace=f"tenant{n % 2}") for n in range(600)])
+    sync = sync_of(tier, mirror=mirror)
+    invalidation = Invalidation.create(everything=True)
+    pending = sync.forget(invalidation)
+    assert pending.done.wait(60)
+    every = {(f"tenant{n % 2}", f"id{n}") for n in range(600)}
+    assert set(pending.removed) == every
+    assert mirror.forgotten == [(invalidation, every)]
+    sync.close()
+
+
 def test_an_answer_that_waits_or_was_just_written_is_forgotten_too(monkeypatch):
     monkeypatch.setattr(late_writes, "_REMEMBERED_S", 600.0)  # however long this test stands still
     tier = FailingOnce()

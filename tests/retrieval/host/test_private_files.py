@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.host.owner_lock import owner_prefix
 from reprise.retrieval.host.private_files import (
     check_ours,
     claim_file,
@@ -14,7 +15,6 @@ from reprise.retrieval.host.private_files import (
     open_new,
     replacing,
 )
-from reprise.retrieval.host.shared_block import owner_prefix
 from reprise.retrieval.search.index_snapshot import SnapshotError, read_snapshot
 from reprise.retrieval.service import process_retriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever

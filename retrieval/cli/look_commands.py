@@ -9,11 +9,10 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import redact
+from reprise.retrieval.cli.tables import plain, print_table
 from reprise.retrieval.cli.tier_access import (
     Namespace,
     Url,
@@ -30,6 +29,7 @@ from reprise.retrieval.search.near_search import unpack
 
 _SHOWN_CHARACTERS = 48
 _ID_CHARACTERS = 12
+_COLUMNS = ("id", "namespace", "age", "uses", "tokens", "prompt", "answer")
 Limit = Annotated[int, typer.Option(min=1, help="Show at most so many.")]
 
 
@@ -51,10 +51,7 @@ def list_(url: Url, namespace: Namespace = None, limit: Limit = 20) -> None:
     if not newest:
         typer.echo(f"no answers in {redact(url)}")
         return
-    table = Table("id", "namespace", "age", "uses", "tokens", "prompt", "answer")
-    for answer in newest:
-        table.add_row(*_cells(answer))
-    _print(table)
+    print_table(_COLUMNS, map(_cells, newest))
     if count > len(newest):
         typer.echo(f"{len(newest)} of {count}: name --limit for more")
 
@@ -92,7 +89,7 @@ def show(
             "tokenizer_key": answer.tokenizer_key,
             "embedder": answer.embedder,
         }
-        typer.echo(msgspec.json.format(msgspec.json.encode(known), indent=2).decode())
+        typer.echo(plain(msgspec.json.format(msgspec.json.encode(known), indent=2).decode()))
 
 
 def search(
@@ -138,10 +135,8 @@ def search(
     if not best:
         typer.echo(f"no answers in {redact(url)}")
         return
-    table = Table("similarity", "id", "namespace", "age", "uses", "tokens", "prompt", "answer")
-    for similarity, _, answer in best:
-        table.add_row(f"{similarity:.3f}", *_cells(answer))
-    _print(table)
+    found = [(f"{similarity:.3f}", *_cells(answer)) for similarity, _, answer in best]
+    print_table(("similarity", *_COLUMNS), found)
 
 
 def _cells(answer: Answer) -> tuple[str, ...]:
@@ -159,7 +154,3 @@ def _cells(answer: Answer) -> tuple[str, ...]:
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-def _print(table: Table) -> None:
-    Console(width=160, soft_wrap=True, markup=False).print(table)

@@ -351,8 +351,8 @@ class RetrievalClient(Retriever):
                     continue
                 self._heard_s = time.monotonic()
                 self._heard(pid, response)
-                if isinstance(response, Status) and present is not None:
-                    # The first status ends the list of what is there now.
+                if isinstance(response, Status) and response.has_read and present is not None:
+                    # The first such status ends the list of what is there now.
                     for namespace, answer_id in self._known - present:
                         self._on_removed(AnswerRemoved(answer_id, namespace))
                     present = None

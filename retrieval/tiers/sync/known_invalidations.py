@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.api.invalidation import CLOCK_SKEW_S, Invalidation
 
 # More than a tier's log holds, and what is made while a process runs.
 _MAX_KNOWN = 2000
@@ -29,8 +29,10 @@ class KnownInvalidations:
                 del self._known[next(iter(self._known))]
 
     def made_since(self, created_s: float) -> Iterable[Invalidation]:
-        """Return those that an answer of this age is older than: it may have been on its way from
-        the engine, for as long as a busy machine takes, or is read from a tier."""
-        if created_s > self._newest_s:
+        """Return those that an answer of this age is older than, by clocks that may differ: it may
+        have been on its way from the engine, for as long as a busy machine takes, or is read from a
+        tier."""
+        since_s = created_s - CLOCK_SKEW_S
+        if since_s > self._newest_s:
             return ()
-        return [each for each in self._known.values() if each.made_s >= created_s]
+        return [each for each in self._known.values() if each.made_s >= since_s]

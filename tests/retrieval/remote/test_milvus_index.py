@@ -1,5 +1,6 @@
 """The index in Milvus, on a real Milvus Lite."""
 
+import math
 import time
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_rows_are_found_by_vector_in_their_namespace_and_leave_it(make_index):
     index.remove("acme", ["y", "unknown"])
     assert sorted(ids(index, x)) == ["x", "z"]
     index.settle()
-    index.remove_namespace("acme")
+    index.remove_namespace("acme", created_until_s=math.inf)
     assert ids(index, x) == []
     assert ids(index, x, namespace="other") == ["x"]
     assert ids(index, x, namespace=HOSTILE) == ["hostile"]
@@ -87,6 +88,15 @@ def test_age_ends_rows_of_all_namespaces_and_models(make_index):
     # A tier's answers are of all models: whoever removes there need not know of which.
     index.remove("b", ["there"])
     assert ids(other, x, namespace="b") == []
+
+
+def test_what_is_younger_than_the_removal_of_its_namespace_stays(make_index):
+    index, x = make_index(), unit(1, 0, 0, 0)
+    index.upsert([row("old", x, created_s=99.0), row("new", x, created_s=101.0)])
+    index.upsert([row("old", x, created_s=99.0, namespace="other")])
+    index.remove_namespace("acme", created_until_s=100.0)
+    assert ids(index, x) == ["new"]
+    assert ids(index, x, namespace="other") == ["old"]
 
 
 def test_a_collection_of_another_schema_is_left_alone(make_index, shared_milvus):

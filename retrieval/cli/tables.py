@@ -16,7 +16,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, width:
     table = Table(*columns)
     for row in rows:
         table.add_row(*(cell.translate(_CONTROLS) for cell in row))
-    Console(width=width, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
+    Console(width=width, soft_wrap=True, markup=False, emoji=False).print(table)
 
 
 def plain(text: str) -> str:

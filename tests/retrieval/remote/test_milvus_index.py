@@ -10,6 +10,7 @@ from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.live.server_process import free_port
 from reprise.retrieval.api.search_url import parse_search
 from reprise.retrieval.remote.milvus_index import MilvusIndex
+from reprise.retrieval.remote.milvus_removal import MilvusRemoval
 from reprise.retrieval.remote.remote_index import RemoteError, RemoteRow
 
 HOSTILE = 'acme" or namespace != "'
@@ -133,3 +134,11 @@ def test_an_error_is_one_line_without_the_password(capfd, caplog):
     # pymilvus logs a traceback for each failed call, unless told not to.
     assert "Traceback" not in capfd.readouterr().err
     assert caplog.messages == []
+
+
+def test_deployments_share_a_server_by_databases(monkeypatch):
+    pymilvus = pytest.importorskip("pymilvus")
+    opened = []
+    monkeypatch.setattr(pymilvus, "MilvusClient", lambda **options: opened.append(options))
+    MilvusRemoval(parse_search("milvus://host/blue"), timeout_s=1.0).open()
+    assert opened[0]["db_name"] == "blue"

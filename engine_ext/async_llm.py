@@ -1,12 +1,10 @@
 """Extends vLLM's engine client with the cache in front of the engine: `EnhancedAsyncLLM`."""
 
 import asyncio
-import shutil
 import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -21,7 +19,11 @@ from reprise.engine_ext.checks.start_up import end_soon_on_sigterm
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import engine_config
-from reprise.engine_ext.core.engine_retrieval import announced_retrieval, start_retrieval
+from reprise.engine_ext.core.engine_retrieval import (
+    SOCKET,
+    announced_retrieval,
+    start_retrieval,
+)
 from reprise.engine_ext.core.identity import PROPOSER_PATH
 from reprise.engine_ext.engine_client.answering import AnsweringAsyncLLM
 from reprise.engine_ext.engine_client.pinning import pin_configured
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from reprise.engine_ext.core.config import RepriseConfig
+    from reprise.retrieval.host.owned_folder import OwnedFolder
     from reprise.retrieval.service.process_retriever import ProcessRetriever
 
 logger = init_logger(__name__)
@@ -61,7 +64,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
     _announcing: asyncio.Task[None] | None = None
     _pinning: asyncio.Task[None] | None = None
     _learning: asyncio.Task[None] | None = None
-    _retrieval_socket: Path | None = None
+    _retrieval_folder: "OwnedFolder | None" = None
     _retriever: "ProcessRetriever | None" = None
 
     def __init__(self, vllm_config: "VllmConfig | None" = None, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +107,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
                 self._num_api_servers,
             )
         self._starting_s = time.monotonic()
-        with announced_retrieval(wanted=starts_workers) as self._retrieval_socket:
+        with announced_retrieval(wanted=starts_workers) as self._retrieval_folder:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
         instances.started(self)
@@ -151,11 +154,11 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             return
         config = self._config
         assert config is not None
-        if self._retrieval_socket is not None and self._retriever is None:
+        if self._retrieval_folder is not None and self._retriever is None:
             self._retriever = start_retrieval(
                 self.vllm_config, config.retrieval, for_front_end=True
             )
-            self._retrieval_socket.symlink_to(self._retriever.address)
+            (self._retrieval_folder.path / SOCKET).symlink_to(self._retriever.address)
         if self._is_first_api_server and not self._has_announced:
             self._has_announced = True
             searches_here = self._retriever is not None
@@ -214,8 +217,8 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
         self._fail_unfinished_requests()
         if self._retriever is not None:
             self._retriever.close()
-        if self._retrieval_socket is not None:
-            shutil.rmtree(self._retrieval_socket.parent, ignore_errors=True)
+        if self._retrieval_folder is not None:
+            self._retrieval_folder.remove()
 
     def _fail_unfinished_requests(self) -> None:
         """End requests of an engine that was killed, not having said what became of them.

@@ -149,24 +149,24 @@ def check_socket() -> Iterator[Finding]:
         yield Finding("temporary folder", str(error), "Set TMPDIR to a folder with room in it.")
         return
     try:
-        path = folder / "socket"
+        path = folder.path / "socket"
         with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
             with short_address(str(path)) as address:
                 listener.bind(address)
             listener.listen()
             with short_address(str(path)) as address:
                 client.connect(address)
-        (folder / "answers").write_bytes(bytes(1 << 20))
+        (folder.path / "answers").write_bytes(bytes(1 << 20))
     except OSError as error:
         yield Finding(
             "temporary folder",
-            f"{folder}: {error.strerror or error}",
+            f"{folder.path}: {error.strerror or error}",
             "Set TMPDIR to a folder with room in it, and with a short name.",
         )
     else:
-        yield Finding("temporary folder", None, str(folder.parent))
+        yield Finding("temporary folder", None, str(folder.path.parent))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
 
 
 def check_vllm_sockets() -> Iterator[Finding]:

@@ -1,16 +1,14 @@
 """Starts an engine's retrieval process, and announces to its workers where it will be found."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reprise.engine_ext.core import logs
 from reprise.engine_ext.core.model_key import tokenizer_key_of
 from reprise.retrieval.api.config import RetrievalConfig
-from reprise.retrieval.host.owned_folder import make_folder
+from reprise.retrieval.host.owned_folder import OwnedFolder, make_folder
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 
 if TYPE_CHECKING:
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
 ADDRESS_VARIABLE = "REPRISE_RETRIEVAL_ADDRESS"
 """Set by a front end that has started a retrieval process, for the workers that it starts."""
+SOCKET = "retrieval"
 
 
 def start_retrieval(
@@ -34,8 +33,9 @@ def start_retrieval(
 
 
 @contextmanager
-def announced_retrieval(*, wanted: bool) -> Iterator[Path | None]:
-    """Announce to the workers that are started inside the block where retrieval will be found.
+def announced_retrieval(*, wanted: bool) -> Iterator[OwnedFolder | None]:
+    """Announce to the workers that are started inside the block where retrieval will be found:
+    at `SOCKET` in this folder.
 
     The socket there is linked once the workers run: what retrieval needs in this process, threads
     and numba among it, must not be forked into them. Their clients try until it is there.
@@ -45,11 +45,11 @@ def announced_retrieval(*, wanted: bool) -> Iterator[Path | None]:
         return
     folder = make_folder()
     before = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = str(folder / "retrieval")
+    os.environ[ADDRESS_VARIABLE] = str(folder.path / SOCKET)
     try:
-        yield folder / "retrieval"
+        yield folder
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         raise
     finally:
         if before is None:

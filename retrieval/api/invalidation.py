@@ -29,7 +29,8 @@ CONDITIONS = (
 
 # An invalidation that arrives later than this, after an outage say, spares answers made since.
 _ARRIVES_WITHIN_S = 5.0
-_CLOCK_SKEW_S = 2.0
+CLOCK_SKEW_S = 2.0
+"""By how much the clocks of machines may differ."""
 # A last turn that is stored with the one before it has fewer than ten words.
 _MAX_FIRST_LINES = 10
 
@@ -160,7 +161,7 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     def means(self, answer: Answer, text: str | None = None) -> bool:
         """Return whether the answer is to go: it matches, and was not made long after this."""
-        if self.is_late and answer.created_s > self.made_s + _CLOCK_SKEW_S:
+        if self.is_late and answer.created_s > self.made_s + CLOCK_SKEW_S:
             return False
         return self.matches(answer, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,9 +12,11 @@ EMBEDDED = "faiss"
 """Of the setting: what memory holds is searched, and nothing else."""
 _SCHEMES = ("milvus", "milvus+tls")
 _EXPECTED = (
-    "faiss, milvus://[user:password@]host:port, milvus+tls://... or milvus:///path.db (Milvus Lite)"
+    "faiss, milvus://[user:password@]host:port[/database], milvus+tls://... or milvus:///path.db "
+    "(Milvus Lite)"
 )
 _DEFAULT_PORT = 19_530
+_DATABASE = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
 _LITE_ENDING = ".db"
 _LITE = ("milvus_lite", "milvus-lite")
 
@@ -26,6 +29,8 @@ class MilvusUrl:
     """http://host:port, https://host:port or the path of a Milvus Lite file."""
     token: str = field(default="", repr=False)
     """user:password; empty: none."""
+    database: str = ""
+    """Of the server; empty: its default one."""
 
     @property
     def is_lite(self) -> bool:
@@ -75,13 +80,14 @@ def _server(setting: str) -> MilvusUrl:
         unclear = not host or parts.netloc.count("@") > 1 or bool(parts.query or parts.fragment)
     except ValueError:
         unclear = True
-    if unclear or parts.path not in ("", "/"):
+    database = "" if unclear else parts.path.strip("/")
+    if unclear or (database and not _DATABASE.fullmatch(database)):
         raise ValueError(f"search must be {_EXPECTED}; got {_shown(setting)!r}")
     scheme = "https" if parts.scheme == "milvus+tls" else "http"
     shown_host = f"[{host}]" if ":" in str(host) else host
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     token = f"{user}:{password}" if user or password else ""
-    return MilvusUrl(f"{scheme}://{shown_host}:{port}", token)
+    return MilvusUrl(f"{scheme}://{shown_host}:{port}", token, database)
 
 
 def _shown(setting: str) -> str:

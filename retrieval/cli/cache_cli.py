@@ -10,8 +10,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Invalidation
@@ -20,6 +18,7 @@ from reprise.retrieval.cli.answer_rows import row_of
 from reprise.retrieval.cli.import_command import import_
 from reprise.retrieval.cli.look_commands import list_, search, show
 from reprise.retrieval.cli.search_index import NO_SEARCH, Search, fill_index, remove_from_index
+from reprise.retrieval.cli.tables import print_table
 from reprise.retrieval.cli.tier_access import (
     Namespace,
     Url,
@@ -36,7 +35,7 @@ from reprise.retrieval.cli.tier_access import (
     tokenizer_at,
     tracked,
 )
-from reprise.retrieval.host.private_files import open_private
+from reprise.retrieval.host.private_files import replacing_file
 from reprise.retrieval.query.turns import clip
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.tier import Tier
@@ -77,7 +76,7 @@ def export(
             return
         count = 0
         try:
-            with open_private(file) as lines:
+            with replacing_file(file) as lines:
                 for answer in tracked(answers, "Exporting"):
                     lines.write(row_of(answer) + b"\n")
                     count += 1
@@ -144,9 +143,8 @@ def stats(url: Url, namespace: Namespace = None) -> None:
 
     Example: reprise cache stats --url sqlite:///var/cache/answers.sqlite
     """
-    table = Table(
-        *("namespace", "answers", "embedded", "tokens", "MiB", "oldest", "newest", "tokenizer")
-    )
+    columns = ("namespace", "answers", "embedded", "tokens", "MiB", "oldest", "newest", "tokenizer")
+    rows = []
     with opened(url) as tier:
         names = namespaces_of(tier, namespace)
         for name in sorted(names):
@@ -164,9 +162,9 @@ def stats(url: Url, namespace: Namespace = None) -> None:
                 ages = [age_of(time.time() - s) for s in (min(created), max(created))]
                 figures = (count, embedded, tokens, f"{num_bytes / 2**20:.1f}", *ages)
                 key = f"{len(keys)} kinds" if len(keys) > 1 else keys.pop()[:8] or "unknown"
-                table.add_row(name or "(default)", *map(str, figures), key)
-    if table.row_count:
-        Console(width=120, soft_wrap=True).print(table)
+                rows.append((name or "(default)", *map(str, figures), key))
+    if rows:
+        print_table(columns, rows)
     else:
         typer.echo(f"no answers in {redact(url)}")
 

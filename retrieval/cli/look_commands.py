@@ -12,7 +12,7 @@ import typer
 
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import redact
-from reprise.retrieval.cli.answer_table import print_table
+from reprise.retrieval.cli.tables import plain, print_table
 from reprise.retrieval.cli.tier_access import (
     Namespace,
     Url,
@@ -51,7 +51,7 @@ def list_(url: Url, namespace: Namespace = None, limit: Limit = 20) -> None:
     if not newest:
         typer.echo(f"no answers in {redact(url)}")
         return
-    print_table(_COLUMNS, [_cells(answer) for answer in newest])
+    print_table(_COLUMNS, map(_cells, newest))
     if count > len(newest):
         typer.echo(f"{len(newest)} of {count}: name --limit for more")
 
@@ -89,7 +89,7 @@ def show(
             "tokenizer_key": answer.tokenizer_key,
             "embedder": answer.embedder,
         }
-        typer.echo(msgspec.json.format(msgspec.json.encode(known), indent=2).decode())
+        typer.echo(plain(msgspec.json.format(msgspec.json.encode(known), indent=2).decode()))
 
 
 def search(
@@ -135,8 +135,8 @@ def search(
     if not best:
         typer.echo(f"no answers in {redact(url)}")
         return
-    shown = [(f"{similarity:.3f}", *_cells(answer)) for similarity, _, answer in best]
-    print_table(("similarity", *_COLUMNS), shown)
+    found = [(f"{similarity:.3f}", *_cells(answer)) for similarity, _, answer in best]
+    print_table(("similarity", *_COLUMNS), found)
 
 
 def _cells(answer: Answer) -> tuple[str, ...]:

@@ -6,48 +6,88 @@ folder; where both were killed, the next one to start does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import tempfile
 from pathlib import Path
 
+from reprise.retrieval.host.owner_lock import hold, owner_prefix, remove_abandoned
 from reprise.retrieval.host.private_files import claim_folder
-from reprise.retrieval.host.shared_block import owner_prefix, stale_paths
 
 _PROBE_BYTES = 1 << 16
 
 
-def make_folder() -> Path:
-    """Return a new folder of this process, readable by this user only: in the folder for temporary
-    files, or where that cannot be written to, in memory.
+class OwnedFolder:
+    """A folder that is this process's own, and readable by this user only, once it is claimed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+
+    def claim(self) -> None:
+        """Make it, if it is not there or not there any more, and hold it until `remove`.
+
+        Raises:
+            OSError: It cannot be made, or is not this user's own.
+        """
+        while True:
+            claim_folder(self.path)
+            if self.share():
+                return
+
+    def share(self) -> bool:
+        """Hold it too, where another process has made it; returns whether it is there."""
+        self._release()
+        with contextlib.suppress(FileNotFoundError):
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return hold(self._descriptor, self.path)
+        return False
+
+    def remove(self) -> None:
+        """Remove it with all that is in it. Idempotent."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def make_folder() -> OwnedFolder:
+    """Return a new folder of this process: in the folder for temporary files, or where that cannot
+    be written to, in memory.
 
     Raises:
         OSError: No place for it can be written to.
     """
-    name = owner_prefix(os.getpid()) + secrets.token_hex(6)
+    name = folder_name()
     problems = []
     for base in _bases():
-        folder = base / name
+        folder = OwnedFolder(base / name)
         try:
-            claim_folder(folder)
+            folder.claim()
             # A full disk may still take an empty folder.
-            (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
-            (folder / "probe").unlink()
+            (folder.path / "probe").write_bytes(bytes(_PROBE_BYTES))
+            (folder.path / "probe").unlink()
         except OSError as error:
             problems.append(f"{base}: {error.strerror}")
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
         else:
             return folder
     raise OSError(f"no folder for a socket can be made: {'; '.join(problems)}")
 
 
+def folder_name() -> str:
+    """Return a name for a new folder of this process."""
+    return owner_prefix(os.getpid()) + secrets.token_hex(6)
+
+
 def remove_stale_folders() -> int:
     """Remove the folders of owners that are no more; how many there were."""
-    folders = [folder for base in _bases() for folder in stale_paths(base)]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    return len(folders)
+    return sum(map(remove_abandoned, _bases()))
 
 
 def _bases() -> list[Path]:

@@ -140,6 +140,19 @@ def open_private(path: Path) -> BinaryIO:
     return file
 
 
+@contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file as `replacing` does, where a link leads to; a device or pipe as it is.
+
+    Raises:
+        OSError: It cannot be written, or is not this user's own.
+    """
+    check_ours(path)
+    is_special = path.exists() and not path.is_file()
+    with open_private(path) if is_special else replacing(path.resolve()) as file:
+        yield file
+
+
 def claim_folder(path: Path) -> None:
     """Create a folder for this user alone, or see that it is.
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from reprise.retrieval.host.owner_lock import hold, remove_abandoned
 from reprise.retrieval.host.private_files import PRIVATE
 
 _FOLDER = Path("/dev/shm")
@@ -37,23 +38,20 @@ class SharedBlock:
         self._map.close()
 
 
-def owner_prefix(pid: int) -> str:
-    """Return what the names of an owner's blocks begin with.
-
-    The process-id namespace is part of it: containers may share the memory but not the ids.
-    """
-    return f"reprise-{_pid_namespace()}-{pid}-"
-
-
 def create_block(prefix: str, num_bytes: int) -> SharedBlock:
     """Return a new block, readable by this user only.
 
     Raises:
         OSError: Shared memory is full.
     """
-    name = prefix + secrets.token_hex(6)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(_FOLDER / name, flags, PRIVATE)
+    while True:
+        name = prefix + secrets.token_hex(6)
+        descriptor = os.open(_FOLDER / name, flags, PRIVATE)
+        # Held as long as it is mapped here: the map keeps a copy of the descriptor.
+        if hold(descriptor, _FOLDER / name):
+            break
+        os.close(descriptor)
     try:
         # All of it now: a page that cannot be had later ends the process by a signal.
         os.posix_fallocate(descriptor, 0, num_bytes)
@@ -96,38 +94,4 @@ def unlink_blocks(prefix: str) -> int:
 
 def remove_stale_blocks() -> int:
     """Remove the blocks of owners that are no more; how many there were."""
-    removed = 0
-    for path in stale_paths(_FOLDER):
-        with contextlib.suppress(OSError):
-            path.unlink()
-            removed += 1
-    return removed
-
-
-def stale_paths(folder: Path) -> list[Path]:
-    """Return what lies in a folder under the prefix of an owner that is no more."""
-    begins = f"reprise-{_pid_namespace()}-"
-    found: list[Path] = []
-    with contextlib.suppress(OSError):
-        for path in folder.glob(begins + "*"):
-            pid = path.name.removeprefix(begins).partition("-")[0]
-            if pid.isdigit() and not _alive(int(pid)):
-                found.append(path)
-    return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _pid_namespace() -> int:
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return 0
+    return remove_abandoned(_FOLDER)

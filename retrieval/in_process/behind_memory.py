@@ -18,7 +18,7 @@ from reprise.retrieval.remote.remote_search import TIMEOUT_S, RemoteSearch
 from reprise.retrieval.remote.remote_writer import RemoteWriter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sync.circuit_breaker import State
-from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten
+from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, WaitForRoom
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 
 
@@ -32,6 +32,7 @@ class BehindMemory:
         tokenizer_key: Of the answers that may be drafted from.
         on_added: Called with answers found in the tier.
         on_forgotten: Called with what others removed or had forgotten.
+        wait_for_room: See `TierSync`.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -46,6 +47,7 @@ class BehindMemory:
         tokenizer_key: str,
         on_added: OnAdded,
         on_forgotten: OnForgotten,
+        wait_for_room: WaitForRoom,
     ) -> None:
         self._config, self._memory, self._changed = config, memory, changed
         self._tokenizer_key, self._on_forgotten = tokenizer_key, on_forgotten
@@ -72,6 +74,7 @@ class BehindMemory:
                 take_orphans=memory.tier.take_orphans,
                 on_orphans=memory.admit_orphans,
                 on_removed=memory.remove,
+                wait_for_room=wait_for_room,
             )
 
     def open_search(self, embedder: Embedder) -> None:

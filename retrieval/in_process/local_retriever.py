@@ -47,6 +47,7 @@ class LocalRetriever(Retriever):
         on_found: Called in the worker thread with each request's id, namespace, near answers and
             clauses.
         on_gone: Called in the worker thread with the (namespace, id) that left memory.
+        on_erased: Called there with those of which no trace is to be left.
         on_forgotten: Called with what is to be forgotten wherever else it is held, but for what
             the tier's log held at first, see `invalidations`.
 
@@ -66,6 +67,7 @@ class LocalRetriever(Retriever):
         began_s: float | None = None,
         on_found: OnFound | None = None,
         on_gone: OnGone | None = None,
+        on_erased: OnGone | None = None,
         on_forgotten: OnForgotten | None = None,
     ) -> None:
         began_s = time.monotonic() if began_s is None else began_s
@@ -94,6 +96,7 @@ class LocalRetriever(Retriever):
                 tokenizer_key=tokenizer_key,
                 on_added=self._arrived,
                 on_forgotten=self._forgotten,
+                wait_for_room=self._wait_for_room,
             )
         self._tiers = self._behind.tiers
         self._worker = RetrievalWorker(
@@ -104,6 +107,7 @@ class LocalRetriever(Retriever):
             models=ModelLoading(embedder=embedder, threads=threads, began_s=began_s),
             on_found=on_found,
             on_gone=on_gone,
+            on_erased=on_erased,
         )
         self._worker.start()
 
@@ -250,6 +254,15 @@ class LocalRetriever(Retriever):
             ready_after_s=self._worker.ready_after_s,
         )
 
+    @property
+    def has_read(self) -> bool:
+        """Whether memory has all that the tier held at first. Also true once something was to be
+        forgotten, shortly before this began too: who holds what is not here may hold that."""
+        if self._tiers is None or self._tiers.caught_up.is_set():
+            return True
+        with self._changed:
+            return self._memory.forgets_of_late
+
     def wait_until_warm(self, timeout_s: float) -> bool:
         """Wait until what the tier held at start has joined; False if it took longer."""
         deadline_s = time.monotonic() + timeout_s
@@ -278,10 +291,16 @@ class LocalRetriever(Retriever):
         self._worker.join(10.0)
         self._behind.close()
 
-    def _arrived(self, answers: Sequence[Answer]) -> None:
-        """Admit answers from the tier; wait while the worker has its hands full."""
+    def _wait_for_room(self, seconds: float) -> bool:
+        """Wait while the worker has its hands full, but no longer; returns whether it has not."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue.takes_answers or self._closing.is_set())
+            return self._changed.wait_for(
+                lambda: self._queue.takes_answers or self._closing.is_set(), seconds
+            )
+
+    def _arrived(self, answers: Sequence[Answer]) -> None:
+        """Admit answers from the tier."""
+        with self._changed:
             own = [a for a in answers if a.tokenizer_key == self._tokenizer_key]
             self._count(wrong_tokenizer=len(answers) - len(own))
             self._warn_of_others({a.tokenizer_key for a in answers} - {self._tokenizer_key})
@@ -309,7 +328,7 @@ class LocalRetriever(Retriever):
         self._memory.forget(
             [each for each in forgotten.invalidations if not self._memory.has_forgotten(each)]
         )
-        self._memory.remove(forgotten.removed)
+        self._memory.follow_removal(forgotten.removed)
         if not forgotten.is_history:
             self._notify_forgotten(forgotten)
 

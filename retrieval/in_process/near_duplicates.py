@@ -13,7 +13,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from reprise.retrieval.in_process.retriever_memory import Key, RetrieverMemory
+from reprise.retrieval.in_process.recent_removals import Key
+from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
 from reprise.retrieval.search.near_search import NearSearch
 
 _DIFFERENT_SHARE = 20

@@ -28,6 +28,9 @@ from reprise.retrieval.search.near_search import NearSearch
 OnGone = Callable[[Sequence[tuple[str, str]]], None]
 _IDLE_S = 0.25
 _EXPIRE_EVERY_S = 0.5
+# Of what expired or left the tier. With each time the embedder forgets its namespaces' texts, and
+# every vector of their graphs is looked at.
+_ERASE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class RetrievalWorker:
         models: Where its models come from.
         on_found: Called with each request's id, namespace, near answers and clauses.
         on_gone: Called with the (namespace, id) that left memory.
+        on_erased: Called with those of which no trace is to be left.
     """
 
     def __init__(
@@ -65,11 +69,13 @@ class RetrievalWorker:
         models: ModelLoading,
         on_found: OnFound | None,
         on_gone: OnGone | None,
+        on_erased: OnGone | None,
     ) -> None:
         self._config, self._queue, self._queries = config, shared.queue, shared.queries
         self._memory, self._behind, self._tiers = memory, behind, behind.tiers
         self._changed, self._closing, self._on_gone = shared.changed, shared.closing, on_gone
         self._models = models
+        self._on_erased = on_erased
         self.search: NearSearch | None = None
         """None until the models are loaded."""
         self.ready_after_s: float | None = None
@@ -116,7 +122,7 @@ class RetrievalWorker:
             self.search = self._load()
             self.ready_after_s = time.monotonic() - self._models.began_s
             self._behind.open_search(self.search.embedder)
-        search, next_expiry_s, upkeep = self.search, 0.0, False
+        search, next_expiry_s, next_erasure_s, upkeep = self.search, 0.0, 0.0, False
         while True:
             with self._changed:
                 self.is_busy = False
@@ -129,7 +135,8 @@ class RetrievalWorker:
                     return
                 work, exact = self._queue.take(self._config.batch_size), self._memory.exact.take()
                 self._memory.joining = work.answers
-                erased = self._memory.take_erasures()
+                is_due = self._closing.is_set() or time.monotonic() >= next_erasure_s
+                erased, at_once = self._memory.take_erasures(later_too=is_due)
                 # Upkeep alone is not work that anybody waits for.
                 self.is_busy = bool(work or erased or exact or self._behind.has_found)
                 is_complete = self._is_complete()
@@ -143,7 +150,8 @@ class RetrievalWorker:
                 self._attempt(partial(second.step, search, self._batches.publish))
             self._attempt(partial(self._write_exact, exact))
             if erased:
-                self._erase(search, erased)
+                next_erasure_s = time.monotonic() + _ERASE_EVERY_S
+                self._erase(search, erased, at_once=at_once)
             if is_complete:
                 self._attempt(search.drop_unclaimed)
 
@@ -155,17 +163,18 @@ class RetrievalWorker:
             self.errors.failed(error)
             return None
 
-    def _erase(self, search: NearSearch, keys: set[tuple[str, str]]) -> None:
+    def _erase(self, search: NearSearch, keys: set[tuple[str, str]], *, at_once: bool) -> None:
         """Leave no trace of answers; what fails is tried again, for it has been promised."""
         try:
-            search.erase(keys)
+            search.erase(keys, at_once=at_once)
         except Exception as error:
             with self._changed:
                 if not self._closing.is_set():
                     self._memory.put_back_erasures(keys)
             self._pause(self.errors.failed(error))
             return
-        self._attempt(partial(self._notify_gone, tuple(keys)))
+        if self._on_erased is not None:
+            self._attempt(partial(self._on_erased, tuple(keys)))
 
     def _load(self) -> NearSearch:
         """Return the search, with its models."""
@@ -191,7 +200,8 @@ class RetrievalWorker:
     def _is_idle(self) -> bool:
         """Return whether nothing is left to be done before closing; the caller holds the lock."""
         queue, memory = self._queue, self._memory
-        return not (queue.num_answers or queue.num_gone or memory.has_erasures or memory.exact)
+        erases = memory.has_erasures or memory.has_later_erasures
+        return not (queue.num_answers or queue.num_gone or erases or memory.exact)
 
     def _is_complete(self) -> bool:
         """Return whether all that the tier holds has been taken; the caller holds the lock."""

@@ -13,17 +13,18 @@ from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.answer_reports import AnswerReports
 from reprise.retrieval.in_process.exact_writes import ExactWrites
+from reprise.retrieval.in_process.recent_removals import Key, RecentRemovals
 from reprise.retrieval.in_process.shared_state import SharedState
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 
-Key = tuple[str, str]
 # Vector of 384 dimensions in float16, graph links and dictionary entries, as measured.
 _INDEX_BYTES = 1570
 # What a namespace takes in the indexes of vectors, of shared tokens and of the corpus, as measured.
 _NAMESPACE_BYTES = 3000
 _FULL_SHARE = 0.95
+_SHORTLY_S = 600.0
 
 
 class RetrieverMemory:
@@ -52,8 +53,11 @@ class RetrieverMemory:
         self._applied, self._began_s = KnownInvalidations(), steady_clock.now_s()
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
+        self._to_erase_later: set[Key] = set()
         self.num_forgets = 0
         """Times that something was to be forgotten here; the lock guards it."""
+        self.removals = RecentRemovals()
+        """Answers that were removed, one by one too; the lock guards it."""
         self.exact = ExactWrites(max_length=config.queue_length, max_bytes=config.queue_bytes)
         """Answers for exact hits that pass through to the tier; the lock guards it."""
         self.joining: Sequence[tuple[Answer, bool]] = ()
@@ -70,8 +74,13 @@ class RetrieverMemory:
 
     @property
     def has_erasures(self) -> bool:
-        """Whether the worker has traces of answers to erase; the caller holds the lock."""
+        """Whether the worker has traces of answers to erase at once; the caller holds the lock."""
         return bool(self._to_erase)
+
+    @property
+    def has_later_erasures(self) -> bool:
+        """Whether it has some that can wait; the caller holds the lock."""
+        return bool(self._to_erase_later)
 
     def answer(self, namespace: str, answer_id: str) -> Answer | None:
         """Return an answer that is held."""
@@ -136,6 +145,7 @@ class RetrieverMemory:
     def lose_under_way(self) -> None:
         """Remove what is on its way to the tier: any of it may be meant by what is not known."""
         with self._changed:
+            self.num_forgets += 1
             self.exact.drop(lambda _: True)
             self.remove(list(self._under_way()))
 
@@ -146,6 +156,12 @@ class RetrieverMemory:
             for answer, ours in (*self._queue.answers, *self.joining)
             if ours
         }
+
+    @property
+    def forgets_of_late(self) -> bool:
+        """Whether something was to be forgotten since this began, or shortly before; the caller
+        holds the lock."""
+        return self._applied.any_since(self._began_s - _SHORTLY_S)
 
     def has_forgotten(self, invalidation: Invalidation) -> bool:
         """Return whether an invalidation has been carried out here."""
@@ -161,6 +177,9 @@ class RetrieverMemory:
             self._applied.add(invalidations)
             self.num_forgets += 1
             self.exact.drop(is_meant)
+            # It may mean what left a moment ago.
+            self._to_erase |= self._to_erase_later
+            self._to_erase_later.clear()
         meant = [
             (namespace, answer.answer_id)
             for namespace in filter(index.covers, self.tier.namespaces())
@@ -170,30 +189,39 @@ class RetrieverMemory:
         return self.remove(meant)
 
     def remove(self, keys: Sequence[Key]) -> list[Key]:
-        """Remove answers here and wherever they are shared; those that were there."""
+        """Remove answers that are to be forgotten, here and wherever they are shared; those that
+        were there."""
         with self._changed:
-            gone = [key for key in keys if self.tier.remove(key[0], [key[1]])]
-            self._note_gone(gone)
-            self._results.forget(set(keys))
+            gone = self._take_out(keys)
             if keys:
-                self.num_forgets += 1
                 # The worker leaves no trace of them, whether or not they were still here.
                 self._to_erase.update(keys)
                 self._changed.notify_all()
         return gone
+
+    def follow_removal(self, keys: Sequence[Key]) -> None:
+        """Remove answers that the tier no longer holds: room was made there, or they expired."""
+        with self._changed:
+            self._take_out(keys)
+            self._to_erase_later.update(keys)
 
     def expire(self) -> None:
         """Remove the answers whose time is over."""
         with self._changed:
             expired = self.tier.expired()
             self._note_gone(expired)
-            self._to_erase.update(expired)
+            self._to_erase_later.update(expired)
             self._results.forget(set(expired))
 
-    def take_erasures(self) -> set[Key]:
-        """Return, once, the answers of which no trace is to be left; the caller holds the lock."""
-        erased, self._to_erase = self._to_erase, set()
-        return erased
+    def take_erasures(self, *, later_too: bool) -> tuple[set[Key], bool]:
+        """Return, once, the answers of which no trace is to be left, and whether that cannot wait;
+        the caller holds the lock."""
+        is_urgent = bool(self._to_erase)
+        if not (is_urgent or later_too):
+            return set(), False
+        erased = self._to_erase | self._to_erase_later
+        self._to_erase, self._to_erase_later = set(), set()
+        return erased, is_urgent
 
     def put_back_erasures(self, keys: Iterable[Key]) -> None:
         """Have these erased once more, which has failed; the caller holds the lock."""
@@ -214,6 +242,15 @@ class RetrieverMemory:
         then; the caller holds the lock."""
         since_s = max(answer.created_s, since_s)
         return self._applied.mean_since(since_s, answer, text_of=self._text_of)
+
+    def _take_out(self, keys: Sequence[Key]) -> list[Key]:
+        """Remove answers, also of what was found; those that were there. The caller holds the
+        lock."""
+        gone = [key for key in keys if self.tier.remove(key[0], [key[1]])]
+        self._note_gone(gone)
+        self._results.forget(set(keys))
+        self.removals.note(keys)
+        return gone
 
     def _note_gone(self, gone: Sequence[Key]) -> None:
         """Report that answers left memory; the caller holds the lock."""

@@ -42,6 +42,8 @@ class Lookup:
     deadline_s: float = 0.0
     num_forgets: int = 0
     """Of memory when it was asked: what is found must not bring back what was forgotten since."""
+    num_removals: int = 0
+    """The same, of answers that were removed one by one."""
     found_ids: frozenset[str] = frozenset()
     """Of answers that were found beyond memory, which need not join it."""
     is_published: bool = False
@@ -120,6 +122,7 @@ class SecondLevel:
         waits = self.remote.is_quick
         lookup.deadline_s = time.monotonic() + self.remote.budget_s
         lookup.is_published, lookup.num_forgets = not waits, self._memory.num_forgets
+        lookup.num_removals = self._memory.removals.num
         self._waiting[id(lookup)] = lookup
         asked = self.remote.ask(
             lookup.prompt.namespace, lookup.vectors, self._count, partial(self._found, lookup)
@@ -152,6 +155,7 @@ class SecondLevel:
             return (
                 near.answer_id in lookup.found_ids
                 and lookup.num_forgets == self._memory.num_forgets
+                and not self._was_removed(lookup, near.answer_id)
             )
 
         publish(lookup.prompt, near_answers, lookup.clauses, is_elsewhere)
@@ -175,10 +179,17 @@ class SecondLevel:
             # Once more, with the lock: then nothing can be forgotten in between.
             if lookup.num_forgets != self._memory.num_forgets:
                 return lookup.near_answers
+            joining = [a for a in joining if not self._was_removed(lookup, a.answer_id)]
             if joining and self._memory.takes_answers:
                 self._memory.admit(joining, ours=False)
         lookup.found_ids = frozenset(answers)
         return ranked
+
+    def _was_removed(self, lookup: Lookup, answer_id: str) -> bool:
+        """Return whether an answer was removed since it was looked for; the caller holds the
+        lock."""
+        key = (lookup.prompt.namespace, answer_id)
+        return self._memory.removals.has_since(lookup.num_removals, key)
 
     def _found(self, lookup: Lookup, found: RemoteFound | None) -> None:
         """Hand over what a look-up came to; called in the remote search's threads."""

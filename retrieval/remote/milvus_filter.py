@@ -27,8 +27,12 @@ class WithinNamespace:
     """As it stands in the partition key, see `partition_of`."""
     row_ids: tuple[str, ...] | None = None
     """None: all of them."""
+    created_until_s: float = math.inf
+    """Of younger ones none."""
 
     def __post_init__(self) -> None:
+        if math.isnan(self.created_until_s):
+            raise ValueError("expected seconds, got nan")
         for name in (self.namespace, *(self.row_ids or ())):
             if not isinstance(name, str) or len(name) != DIGEST_LENGTH or set(name) - _HEXADECIMAL:
                 raise ValueError(f"expected {DIGEST_LENGTH} hexadecimal digits, got {name!r}")
@@ -36,11 +40,13 @@ class WithinNamespace:
     @property
     def text(self) -> str:
         """The filter."""
-        whole = f'{NAMESPACE} == "{self.namespace}"'
-        if self.row_ids is None:
-            return whole
-        listed = ", ".join(f'"{row_id}"' for row_id in self.row_ids)
-        return f"{whole} and {ROW_ID} in [{listed}]"
+        parts = [f'{NAMESPACE} == "{self.namespace}"']
+        if self.row_ids is not None:
+            listed = ", ".join(f'"{row_id}"' for row_id in self.row_ids)
+            parts.append(f"{ROW_ID} in [{listed}]")
+        if self.created_until_s < math.inf:
+            parts.append(f"{CREATED} <= {self.created_until_s:.3f}")
+        return " and ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,12 @@ def row_of(namespace: str, answer_id: str) -> str:
     return digest(*parts).hex()
 
 
-def within(namespace: str, answer_ids: Sequence[str] | None = None) -> WithinNamespace:
+def within(
+    namespace: str,
+    answer_ids: Sequence[str] | None = None,
+    *,
+    created_until_s: float = math.inf,
+) -> WithinNamespace:
     """Return the filter for a namespace, or for these answers of it."""
     rows = None if answer_ids is None else tuple(row_of(namespace, i) for i in answer_ids)
-    return WithinNamespace(partition_of(namespace), rows)
+    return WithinNamespace(partition_of(namespace), rows, created_until_s)

@@ -46,9 +46,9 @@ class MilvusRemoval:
         for begin in range(0, len(answer_ids), _REMOVED_AT_ONCE):
             self._delete(within(namespace, answer_ids[begin : begin + _REMOVED_AT_ONCE]))
 
-    def remove_namespace(self, namespace: str) -> None:
-        """Remove all of a namespace."""
-        self._delete(within(namespace))
+    def remove_namespace(self, namespace: str, *, created_until_s: float) -> None:
+        """Remove what was created until then of a namespace."""
+        self._delete(within(namespace, created_until_s=created_until_s))
 
     def remove_older(self, created_s: float) -> None:
         """Remove what was created before then, in all namespaces."""
@@ -90,7 +90,11 @@ class MilvusRemoval:
         # now: it sets its level when it is imported.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
         client = MilvusClient(
-            uri=self._url.uri, token=self._url.token, timeout=OPENS_WITHIN_S, dedicated=True
+            uri=self._url.uri,
+            token=self._url.token,
+            db_name=self._url.database,
+            timeout=OPENS_WITHIN_S,
+            dedicated=True,
         )
         try:
             self._prepare(client)

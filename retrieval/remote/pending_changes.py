@@ -17,8 +17,8 @@ _MAX_REMOVALS = 200_000
 class ChangeBatch:
     """Changes to make, namespaces first."""
 
-    namespaces: tuple[str, ...]
-    """All of which is removed."""
+    namespaces: Mapping[str, float]
+    """Of which all is removed that was created until then."""
     changes: Mapping[Key, RemoteRow | None]
     """None: removed."""
 
@@ -37,7 +37,7 @@ class PendingChanges:
         self._max_rows = max_rows
         self._rows: dict[Key, RemoteRow] = {}
         self._removed: dict[Key, None] = {}
-        self._namespaces: dict[str, None] = {}
+        self._namespaces: dict[str, float] = {}
         self.num_lost = 0
         """Rows and removals that are never made."""
 
@@ -69,17 +69,17 @@ class PendingChanges:
         for key in keys:
             self._rows.pop(key, None)
 
-    def remove_namespace(self, namespace: str) -> None:
-        """Have all of a namespace removed that was put before."""
+    def remove_namespace(self, namespace: str, *, created_until_s: float) -> None:
+        """Have all of a namespace removed that was put before, or by others and created until
+        then."""
         for waiting in (self._rows, self._removed):
             for key in [key for key in waiting if key[0] == namespace]:
                 del waiting[key]
-        self._namespaces[namespace] = None
+        self._remove_until(namespace, created_until_s)
 
     def take(self, count: int) -> ChangeBatch:
         """Return the oldest, removals before rows, about `count`; they are gone from here."""
-        namespaces = tuple(self._namespaces)
-        self._namespaces.clear()
+        namespaces, self._namespaces = self._namespaces, {}
         removed, rows = list(islice(self._removed, count)), list(islice(self._rows, count))
         changes: dict[Key, RemoteRow | None] = {key: self._removed.pop(key) for key in removed}
         changes.update((key, self._rows.pop(key)) for key in rows)
@@ -95,4 +95,9 @@ class PendingChanges:
                 self.remove([key])
             else:
                 self.put([row])
-        self._namespaces.update(dict.fromkeys(batch.namespaces))
+        for namespace, created_until_s in batch.namespaces.items():
+            self._remove_until(namespace, created_until_s)
+
+    def _remove_until(self, namespace: str, created_until_s: float) -> None:
+        until_s = self._namespaces.get(namespace, created_until_s)
+        self._namespaces[namespace] = max(until_s, created_until_s)

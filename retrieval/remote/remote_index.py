@@ -49,8 +49,8 @@ class RemoteIndex(ABC):
         """Remove these answers of a namespace; those not there are no error."""
 
     @abstractmethod
-    def remove_namespace(self, namespace: str) -> None:
-        """Remove all of a namespace."""
+    def remove_namespace(self, namespace: str, *, created_until_s: float) -> None:
+        """Remove what was created until then of a namespace."""
 
     @abstractmethod
     def remove_older(self, created_s: float) -> None:

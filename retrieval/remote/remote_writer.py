@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.api.invalidation import CLOCK_SKEW_S, Invalidation
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.remote.pending_changes import ChangeBatch, Key, PendingChanges
@@ -105,7 +105,9 @@ class RemoteWriter:
         is_whole = invalidation.answer_id is None and not invalidation.needs_contents
         with self._changed:
             if is_whole and invalidation.namespace is not None and not invalidation.is_late:
-                self._pending.remove_namespace(invalidation.namespace)
+                # It may be long until the index can be reached; what others write by then stays.
+                until_s = invalidation.made_s + CLOCK_SKEW_S
+                self._pending.remove_namespace(invalidation.namespace, created_until_s=until_s)
             else:
                 self._pending.remove(removed)
             self._changed.notify_all()
@@ -184,8 +186,8 @@ class RemoteWriter:
         """Make changes; those that failed wait again, and False is returned."""
 
         def write() -> None:
-            for namespace in batch.namespaces:
-                index.remove_namespace(namespace)
+            for namespace, until_s in batch.namespaces.items():
+                index.remove_namespace(namespace, created_until_s=until_s)
             for namespace, answer_ids in _by_namespace(batch).items():
                 index.remove(namespace, answer_ids)
             rows = [row for row in batch.changes.values() if row is not None]

@@ -17,6 +17,7 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from reprise.retrieval.api.answer import digest
 from reprise.retrieval.search.known_words import KnownWords
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ _LEXICAL_DIM = 512
 _HUB_PROBE_S = 2.0
 _LRU_LENGTH = 8192
 _PASS_CHARACTERS = 1024
+_SAMPLED_WEIGHTS = 4096
+_DIGEST_CHARACTERS = 12
 
 
 class Embedder:
@@ -55,6 +58,8 @@ class Embedder:
         self._remembered: LRUCache[tuple[str, str], FloatArray] = LRUCache(_LRU_LENGTH)
         self._encode: Encode = _lexical
         self.name, self.dim = LEXICAL, _LEXICAL_DIM
+        self._weights = ""
+        """What tells the model from others of its name; empty for the one that is known by it."""
         self.words: KnownWords | None = None
         """What languages the model was made for; None: not known, or all."""
         if model != LEXICAL:
@@ -62,6 +67,8 @@ class Embedder:
                 network = _sentence_transformer(model, threads)
                 self._encode = _encode_by(network)
                 self.dim = int(self._encode(["dimension"]).shape[1])
+                if model != DEFAULT_MODEL:
+                    self._weights = ":" + _digest_of_weights(network)
                 self.name, self.words = Path(model).name, _words_of(network)
             except Exception as error:  # whatever is missing, retrieval goes on without it
                 logger.warning(
@@ -70,8 +77,9 @@ class Embedder:
 
     @property
     def identity(self) -> str:
-        """Model name and dimension; vectors of different identities never meet."""
-        return f"{self.name}:{self.dim}"
+        """Model name, dimension and what tells its weights from others; vectors of different
+        identities never meet."""
+        return f"{self.name}:{self.dim}{self._weights}"
 
     def forget(self, namespaces: Iterable[str]) -> None:
         """Remember no text of these namespaces any more."""
@@ -163,6 +171,19 @@ def _encode_by(network: Any) -> Encode:
         return vectors
 
     return encode
+
+
+def _digest_of_weights(network: Any) -> str:
+    """Return a digest of a sample of every tensor of weights: the same wherever they lie, and for
+    both types of numbers that they are computed in."""
+    import torch
+
+    digests = []
+    for tensor in network.parameters():
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLED_WEIGHTS)].to(torch.bfloat16)
+        digests.append(digest(sample.view(torch.int16).numpy().tobytes()))
+    return digest(b"".join(sorted(digests))).hex()[:_DIGEST_CHARACTERS]
 
 
 def _words_of(network: Any) -> KnownWords | None:

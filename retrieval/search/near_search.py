@@ -185,15 +185,16 @@ class NearSearch:
         self._changes += left
         return left
 
-    def erase(self, keys: Iterable[tuple[str, str]]) -> None:
+    def erase(self, keys: Iterable[tuple[str, str]], *, at_once: bool) -> None:
         """Leave no trace of answers (namespace, id) that have left: no vector of theirs in the
-        index or, soon, its snapshot, and nothing remembered of their namespaces' texts."""
+        index, and nothing remembered of their namespaces' texts. The snapshot is written anew when
+        it is due, or `at_once`."""
         namespaces = {namespace for namespace, _ in keys}
         for namespace in namespaces:
             self._index.erase_removed(namespace)
         self.embedder.forget(namespaces)
         self._changes += 1
-        if self._snapshots is not None:
+        if at_once and self._snapshots is not None:
             self._snapshots.hurry()
 
     def drop_unclaimed(self) -> None:
@@ -202,7 +203,7 @@ class NearSearch:
             self._has_dropped_unclaimed = True
             dropped = self._index.drop_unclaimed()
             if dropped:
-                self.erase(dropped)
+                self.erase(dropped, at_once=True)
 
     def maintain(self) -> bool:
         """Do a step of the index's upkeep, some 15 ms; return whether there is more to do."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,9 +22,13 @@ from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.retriever import RetrievalHealth, RetrievalStats
 from reprise.retrieval.api.tier_url import check_url, sqlite_path
 from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
-from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
-from reprise.retrieval.host.private_files import claim_folder
-from reprise.retrieval.host.shared_block import owner_prefix, remove_stale_blocks, unlink_blocks
+from reprise.retrieval.host.owned_folder import (
+    OwnedFolder,
+    folder_name,
+    make_folder,
+    remove_stale_folders,
+)
+from reprise.retrieval.host.shared_block import remove_stale_blocks, unlink_blocks
 from reprise.retrieval.host.watchdog import MAX_SILENCE_S, Watchdog
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.wire import LaunchConfig, Response, Status
@@ -81,14 +83,14 @@ class ProcessRetriever(RetrievalClient):
         remove_stale_folders()
         self._folder = _folder()
         if not config.has_tier:
-            url = f"sqlite://{self._folder}/answers.sqlite"
+            url = f"sqlite://{self._folder.path}/answers.sqlite"
             # It holds what memory holds, in less room; the temporary folder may be memory too.
             tier_bytes = max(1 << 20, min(config.tier_bytes, config.memory_bytes))
             config = config.model_copy(update={"url": url, "tier_bytes": tier_bytes})
         self._launch = LaunchConfig(
             config=config.model_dump(),
-            address=str(self._folder / "socket"),
-            block_prefix=self._folder.name,
+            address=str(self._folder.path / "socket"),
+            block_prefix=self._folder.path.name,
             owner_pid=os.getpid(),
             tokenizer=tokenizer,
             tokenizer_key=tokenizer_key,
@@ -149,7 +151,7 @@ class ProcessRetriever(RetrievalClient):
         if self._process is not None:  # the keeper was in the middle of an error
             _end(self._process)
         unlink_blocks(self._launch.block_prefix)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     def _heard(self, pid: int, response: Response) -> None:
         is_loaded = isinstance(response, Status) and response.health.state != "starting"
@@ -192,7 +194,7 @@ class ProcessRetriever(RetrievalClient):
     def _start(self) -> subprocess.Popen[bytes]:
         began_s = time.monotonic()
         # Whoever cleans the temporary folder up may have taken it away.
-        claim_folder(self._folder)
+        self._folder.claim()
         environment = {
             **{name: value for name, value in os.environ.items() if name not in _OWNERS},
             "OMP_NUM_THREADS": str(self._threads),
@@ -214,13 +216,13 @@ class ProcessRetriever(RetrievalClient):
         return process
 
 
-def _folder() -> Path:
+def _folder() -> OwnedFolder:
     """Return a folder for the socket; where none can be made now, one that is made later."""
     try:
         return make_folder()
     except OSError as error:
         logger.warning("Near answers are missing until there is room: %s", error)
-        return Path("/tmp", f"{owner_prefix(os.getpid())}{secrets.token_hex(6)}")
+        return OwnedFolder(Path("/tmp", folder_name()))
 
 
 def _log_end(status: int | None, hung: bool) -> None:

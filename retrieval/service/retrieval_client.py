@@ -357,8 +357,9 @@ class RetrievalClient(Retriever):
             case AnswerRemoved(answer_id, namespace):
                 self._told.removed(namespace, answer_id)
             case Status():
-                # The first one ends the list of what is there now.
-                self._told.end_of_list()
+                if response.has_read:
+                    # The first such status ends the list of what is there now.
+                    self._told.end_of_list()
                 self._status = response
                 self._was_ready = self._was_ready or response.health.state != "starting"
             case InvalidationNotice(forgotten):

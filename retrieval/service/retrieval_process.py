@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from reprise.retrieval.host.log_lines import formatter
+from reprise.retrieval.host.owned_folder import OwnedFolder
 from reprise.retrieval.host.pinned_cores import leave_pinned_cores
 from reprise.retrieval.service.wire import LaunchConfig
 
@@ -36,6 +36,8 @@ def main() -> None:
     handler.setFormatter(formatter(as_json=launch.json_logs))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     leave_pinned_cores(launch.owner_pid)
+    folder = OwnedFolder(Path(launch.address).parent)
+    folder.share()  # who finds the owner killed must not remove it while it is in use here
     try:
         # Only now: an import that fails is to be one line in the log, once.
         from reprise.retrieval.service.retrieval_server import RetrievalServer
@@ -55,7 +57,7 @@ def main() -> None:
             Path(launch.address).unlink()
         if os.getppid() != launch.owner_pid:
             # Nobody is left to start another process with what lies there.
-            shutil.rmtree(Path(launch.address).parent, ignore_errors=True)
+            folder.remove()
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ _FORGET_AGAIN_S = 60.0
 # Answers read together when a client connects.
 _GREETING_PAGE = 32
 _MIN_SHARED_BYTES = 1 << 20
+# A process that takes another one's place may be told less than that of what is there.
+_MAX_READING_S = 30.0
 
 
 class _Client:
@@ -97,12 +99,14 @@ class RetrievalServer:
             threads=config.embedding_threads,
             began_s=launch.began_s,
             on_found=self._publish,
-            on_gone=self._writer.forget,
+            on_gone=self._writer.remove,
+            on_erased=self._writer.erase,
             on_forgotten=self._forward_forgotten,
         )
         self._queue_bytes = config.queue_bytes
         self._resyncs = 0
         self._next_status_s = 0.0
+        self._began_s = time.monotonic()
         self._errors = {
             name: LoopErrors(doing)
             for name, doing in (
@@ -334,14 +338,18 @@ class RetrievalServer:
 
     def _forward_updates(self) -> None:
         with self._lock:
+            # Before the updates: what was read by then is among them.
+            has_read = self.retriever.has_read or (
+                time.monotonic() - self._began_s > _MAX_READING_S
+            )
             self._broadcast(self.retriever.updates())
             if time.monotonic() >= self._next_status_s:
                 self._next_status_s = time.monotonic() + _STATUS_S
                 stats = self._stats()
                 stats = replace(stats, resyncs=stats.resyncs + self._resyncs)
-                status = Status(stats, self.retriever.health())
+                status = Status(stats, self.retriever.health(), has_read)
                 for client in self._clients:
-                    # The first one says that all that was there has been sent.
+                    # The first one may say that all that was there has been sent.
                     if client.greeted:
                         client.sender.send(status)
 

@@ -143,25 +143,42 @@ class ResultWriter:
     def _memory(self) -> memoryview:
         return self._block.buf
 
-    def forget(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Overwrite all copies of answers (namespace, id), and the words of questions in their
-        namespaces: who reads them finds nothing."""
-        namespaces = set()
+    def remove(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Overwrite all copies of answers (namespace, id): who reads them finds nothing."""
         for key in keys:
-            namespaces.add(key[0])
             for place in self._positions.pop(key, ()):
                 self._blank(place)
-        if namespaces:
-            self._forget_questions(namespaces)
 
-    def _forget_questions(self, namespaces: set[str]) -> None:
-        kept = deque[tuple[_Place, str]]()
-        for place, namespace in self._questions:
+    def erase(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Remove answers (namespace, id), and the words of questions in their namespaces."""
+        keys = tuple(keys)
+        self.remove(keys)
+        namespaces = {namespace for namespace, _ in keys}
+        questions, self._questions = self._questions, deque()
+        for place, namespace in questions:
             if namespace in namespaces:
-                self._blank(place)
+                self._forget_clauses(place)
             else:
-                kept.append((place, namespace))
-        self._questions = kept
+                self._questions.append((place, namespace))
+
+    def _forget_clauses(self, place: _Place) -> None:
+        """Overwrite a request's entry; another one, without the words of its question, takes its
+        place if the request may have yet to read it."""
+        # Of older ones nobody reads the near answers any more, and what is written takes room.
+        if self._head - place.begin < self._num_bytes // 8:
+            self._replace_without_clauses(place)
+        self._blank(place)
+
+    def _replace_without_clauses(self, place: _Place) -> None:
+        at = self._ring + place.begin % self._num_bytes
+        contents = self._memory[at + _ENTRY.size : at + place.end - place.begin]
+        entry = _REQUEST_DECODER.decode(contents)
+        key = digest(entry.request_id.encode())
+        slot = self._slot_for(key)
+        if bytes(self._memory[slot : slot + _SLOT.size]) == _pack_slot(key, place.begin):
+            position = self._append(_ENCODER.encode(msgspec.structs.replace(entry, clauses=[])))
+            assert position is not None  # it is shorter than the one before
+            self._memory[slot : slot + _SLOT.size] = _pack_slot(key, position)
 
     def _drop_oldest_question(self) -> None:
         """Remember none that is overwritten, and not too many: none lies there unremembered."""

@@ -129,6 +129,8 @@ class InvalidationNotice(msgspec.Struct, tag=True, frozen=True):
 class Status(msgspec.Struct, tag=True, frozen=True):
     stats: RetrievalStats
     health: RetrievalHealth
+    has_read: bool = True
+    """Whether all has been sent that is there: not while the process reads its tier."""
 
 
 Request = Hello | Submit | Discard | Store | RecordUsage | Flush | Forget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import time
@@ -258,7 +259,7 @@ def _deletion(tier: RedisTier, index: MilvusIndex) -> list[Figure]:
         removed = tier.forget(Invalidation.create(namespace=_LARGE_TENANT))
 
     tier_s = timed(forget)
-    index_s = timed(lambda: index.remove_namespace(_LARGE_TENANT))
+    index_s = timed(lambda: index.remove_namespace(_LARGE_TENANT, created_until_s=math.inf))
     [left] = index.search(_LARGE_TENANT, _queries(384, seed=0)[:1], 1)
     assert not left
     assert not tier.answer_ids(_LARGE_TENANT)

@@ -21,7 +21,8 @@ class InvalidationIndex:
 
     def __init__(self, invalidations: Iterable[Invalidation] = ()) -> None:
         self._alike: dict[tuple[str, object], dict[_Conditions, list[Invalidation]]] = {}
-        self._newest_s = _NEVER_S
+        self.newest_s = _NEVER_S
+        """When the newest of all was made."""
         self._scopes: set[_Scope] = set()
         # When the newest was made in each scope that asks for a prompt.
         self._prompts_s: dict[_Scope, float] = {}
@@ -32,7 +33,7 @@ class InvalidationIndex:
         """Compare answers with this one too."""
         scope = (invalidation.namespace, invalidation.tenant)
         self._scopes.add(scope)
-        self._newest_s = max(self._newest_s, invalidation.made_s)
+        self.newest_s = max(self.newest_s, invalidation.made_s)
         if invalidation.needs_text:
             newest_s = self._prompts_s.get(scope, _NEVER_S)
             self._prompts_s[scope] = max(newest_s, invalidation.made_s)
@@ -61,7 +62,7 @@ class InvalidationIndex:
             since_s: When the oldest was made that counts.
             text_of: Returns an answer's query (see `turns`); called only where that is asked for.
         """
-        if since_s > self._newest_s:
+        if since_s > self.newest_s:
             return False
         scopes = list(_scopes_of(answer.namespace))
         if self._scopes.isdisjoint(scopes):

@@ -27,6 +27,7 @@ from reprise.retrieval.tiers.tier import Tier, TierError
 OnAdded = Callable[[Sequence[Answer]], None]
 OnForgotten = Callable[[Forgotten], None]
 OnRemoved = Callable[[Sequence[Key]], object]
+WaitForRoom = Callable[[float], bool]
 _READ_BATCH = 500
 # Of one namespace, before the next one has its turn.
 _VALUABLE_BATCH = 250
@@ -41,7 +42,7 @@ class TierReader:
     Args:
         tier: Where answers are kept.
         breaker: Around every call.
-        on_added: Called with answers found in the tier; may wait.
+        on_added: Called with answers found in the tier.
         on_forgotten: Called with what others removed or had forgotten.
         held: The (namespace, answer id) held here that the tier should have, or had.
         queue: What waits to be written.
@@ -54,6 +55,8 @@ class TierReader:
         take_orphans: What is wanted again, by (namespace, answer id), each once.
         on_orphans: Called with what the tier holds of that.
         on_removed: Called with what this process had removed while it was being read.
+        wait_for_room: Waits until answers can be added, for so many seconds; returns whether they
+            can.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class TierReader:
         take_orphans: Callable[[], Sequence[Key]] = tuple,
         on_orphans: OnAdded = lambda _: None,
         on_removed: OnRemoved = lambda _: None,
+        wait_for_room: WaitForRoom = lambda _: True,
     ) -> None:
-        self._on_removed = on_removed
+        self._on_removed, self._wait_for_room = on_removed, wait_for_room
         self._take_orphans, self._on_orphans = take_orphans, on_orphans
         self._tier, self._breaker, self._held = tier, breaker, held
         self._on_added, self._on_forgotten = on_added, on_forgotten
@@ -240,7 +244,13 @@ class TierReader:
         self._follow_invalidations()
 
     def _hand_over(self, answers: Sequence[Answer]) -> None:
-        """Have answers join memory, but for those that this process had removed meanwhile."""
+        """Have answers join memory, but for those that were to be forgotten meanwhile."""
+        meanwhile: list[Invalidation] = []
+        while not self._wait_for_room(self._poll_s) and not self._closing:
+            # What memory holds must not wait for what has yet to join it.
+            meanwhile += self._follow_invalidations()
+        if meanwhile:
+            answers = [a for a in answers if not any(each.means(a) for each in meanwhile)]
         self._on_added(answers)
         keys = {(answer.namespace, answer.answer_id) for answer in answers}
         with self._changed:
@@ -269,7 +279,8 @@ class TierReader:
             self._on_orphans(found)
         return bool(changes.added)
 
-    def _follow_invalidations(self) -> None:
+    def _follow_invalidations(self) -> tuple[Invalidation, ...]:
+        """Carry out what others had forgotten; returns what is new of that."""
         began_s = time.monotonic()
         # At first all of it: answers that wait, here or on their way here, may be older than this.
         page = self._tier.invalidations(self._position)
@@ -297,6 +308,7 @@ class TierReader:
         with self._changed:
             self._followed_s = began_s
             self._changed.notify_all()
+        return page.invalidations
 
     def _take_out(self, invalidations: Sequence[Invalidation]) -> None:
         """Take what is meant out of what waits to be written and what was written lately."""

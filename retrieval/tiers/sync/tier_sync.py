@@ -20,7 +20,13 @@ from reprise.retrieval.tiers.sync.late_writes import LateWrites
 from reprise.retrieval.tiers.sync.pending_forgets import PendingForget, PendingForgets
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.sync.tier_mirror import TierMirror
-from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, OnRemoved, TierReader
+from reprise.retrieval.tiers.sync.tier_reader import (
+    OnAdded,
+    OnForgotten,
+    OnRemoved,
+    TierReader,
+    WaitForRoom,
+)
 from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
 
@@ -47,6 +53,8 @@ class TierSync:
             room.
         on_removed: Called with the (namespace, answer id) that this process had forgotten, once the
             tier has removed them: what it handed out before may have joined since.
+        wait_for_room: Waits until `on_added` can be called, for so many seconds; returns whether it
+            can.
         held: The (namespace, answer id) held here that the tier should have, or had.
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
@@ -83,6 +91,7 @@ class TierSync:
         take_orphans: Callable[[], Sequence[Key]] = tuple,
         on_orphans: OnAdded = lambda _: None,
         on_removed: OnRemoved = lambda _: None,
+        wait_for_room: WaitForRoom = lambda _: True,
     ) -> None:
         self._on_removed = on_removed
         self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
@@ -113,6 +122,7 @@ class TierSync:
             take_orphans=take_orphans,
             on_orphans=on_orphans,
             on_removed=on_removed,
+            wait_for_room=wait_for_room,
         )
         self.caught_up = self._reader.caught_up
         self._threads = [

@@ -22,6 +22,8 @@ def test_faiss_is_no_other_place():
         ("milvus://host:19531", MilvusUrl("http://host:19531")),
         ("milvus://host", MilvusUrl("http://host:19530")),
         ("milvus+tls://host:1/", MilvusUrl("https://host:1")),
+        ("milvus://host:1/blue", MilvusUrl("http://host:1", database="blue")),
+        ("milvus+tls://me@host/b_2", MilvusUrl("https://host:19530", "me:", "b_2")),
         ("milvus://[::1]:5", MilvusUrl("http://[::1]:5")),
         ("milvus://me:p%40ss@host:1", MilvusUrl("http://host:1", "me:p@ss")),
         ("milvus:///var/answers.db", MilvusUrl("/var/answers.db")),
@@ -39,7 +41,8 @@ def test_what_is_understood(setting, expected):
     "setting",
     [
         *("", "Faiss", "milvus", "milvus:", "milvus://", "redis://host:1", "milvus://host:x"),
-        *("milvus://host:1/db", "milvus://host:1?a=b", "milvus://host:1#x", "milvus+tls:///a.db"),
+        *("milvus://host:1/a/b", "milvus://host:1/2b", "milvus://host:1/a-b"),
+        *("milvus://host:1?a=b", "milvus://host:1#x", "milvus+tls:///a.db"),
         *("milvus:///answers", "milvus:///.db", "milvus://u:secret@x@host"),
     ],
 )

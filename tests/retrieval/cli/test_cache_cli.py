@@ -16,6 +16,7 @@ from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.tier import TierError
 from reprise.tests.retrieval.cli.cache_command import (
     answer,
     refused,
@@ -275,3 +276,22 @@ def test_an_index_in_milvus_is_filled_and_rid_of_what_is_removed(url, fill, tmp_
     nowhere = f"milvus://127.0.0.1:{free_port()}"
     message = refused("invalidate", "--url", url, "--search", nowhere, "--id", "id1")
     assert "removed from the tier, but their vectors are still in the search index" in message
+
+
+def test_an_export_that_fails_leaves_the_last_one_as_it_is(url, fill, tmp_path, monkeypatch):
+    fill(answer(1), answer(2))
+    exported, link = tmp_path / "a.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(exported)
+    run("export", link, "--url", url)
+    before = exported.read_bytes()
+    answers = SqliteTier.answers
+
+    def fail_after_one(*arguments):
+        yield next(answers(*arguments))
+        raise TierError("injected")
+
+    monkeypatch.setattr(SqliteTier, "answers", fail_after_one)
+    assert "injected" in refused("export", exported, "--url", url)
+    assert exported.read_bytes() == before
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["a.jsonl", "link.jsonl"]

@@ -80,3 +80,28 @@ def test_a_damaged_embedding_is_made_anew(url: str, tmp_path: Path) -> None:
     tier.close()
     output = run("search", "Where is my parcel?", "--url", url, "--model", "lexical")
     assert "id1" in next(line for line in output.splitlines() if "Answer" in line)
+
+
+def test_what_an_answer_holds_is_shown_and_not_obeyed(url: str, tmp_path: Path) -> None:
+    """By a terminal, whose codes a prompt may hold, and by what prints tables."""
+    tier = SqliteTier(tmp_path / "answers.sqlite")
+    evil = Answer.create(
+        prompt_token_ids=[1],
+        response_token_ids=[2],
+        prompt_text="a\x1b[31mb\x9b2Jc",
+        response_text="[red]x[/red] :smile:",
+        namespace="salt-[red]x",
+        answer_id="evil",
+    )
+    tier.put([evil])
+    tier.close()
+    shown = run("list", "--url", url)
+    assert "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}2Jc" in shown
+    assert "[red]x[/red] :smile:" in shown
+    stats = run("stats", "--url", url)
+    assert "salt-[red]x" in stats
+    searched = run("search", "abc", "--url", url, "--model", "lexical")
+    whole = run("show", "evil", "--url", url)
+    assert json.loads(whole)["prompt"] == evil.prompt_text
+    controls = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n"}
+    assert not controls & set(shown + stats + searched + whole)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval.host.owner_lock import owner_prefix
 from reprise.retrieval.host.private_files import (
     check_ours,
     claim_file,
@@ -16,7 +17,6 @@ from reprise.retrieval.host.private_files import (
     remove_stale_parts,
     replacing,
 )
-from reprise.retrieval.host.shared_block import owner_prefix
 from reprise.retrieval.search.index_snapshot import SnapshotError, read_snapshot
 from reprise.retrieval.service import process_retriever
 from reprise.retrieval.service.process_retriever import ProcessRetriever

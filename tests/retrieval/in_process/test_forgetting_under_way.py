@@ -123,3 +123,40 @@ def test_an_answer_that_is_being_embedded_when_a_part_of_the_log_is_lost(
     finally:
         embedding.goes_on.set()
         retriever.close()
+
+
+def test_what_another_has_forgotten_while_answers_of_a_tier_wait_to_join(
+    tmp_path, monkeypatch, wait_until
+):
+    """Neither what memory holds by then waits for them, nor do they join that are meant."""
+    other = SqliteTier(tmp_path / "answers.sqlite")
+    other.put([answer(number) for number in range(1200)])
+    config = RetrievalConfig(
+        url=f"sqlite://{tmp_path}/answers.sqlite",
+        embedding_model="lexical",
+        clauses=False,
+        queue_length=100,
+        poll_s=0.02,
+    )
+    told = []
+    embedding = Held(monkeypatch, Embedder, "encode")
+    retriever = LocalRetriever(config, embedder=Embedder("lexical"), on_forgotten=told.append)
+    try:
+        assert embedding.arrived.wait(60)
+        held = set(retriever.keys())
+        waits = next(n for n in range(1200) if ("acme", f"id{n}") not in held)
+        joined = next(n for n in range(1200) if ("acme", f"id{n}") in held)
+        for number in (waits, joined):
+            other.forget(Invalidation.create(answer_id=f"id{number}"))
+        wait_until(lambda: len(told) >= 2)
+        assert ("acme", f"id{joined}") not in set(retriever.keys())
+        embedding.goes_on.set()
+        assert retriever.wait_until_warm(60)
+        missing = {answer(n).answer_id for n in range(1200)} - {
+            a.answer_id for a in retriever.answers()
+        }
+        assert missing == {f"id{waits}", f"id{joined}"}
+    finally:
+        embedding.goes_on.set()
+        retriever.close()
+        other.close()

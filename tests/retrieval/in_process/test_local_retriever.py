@@ -346,14 +346,16 @@ def test_an_error_in_a_batch_loses_no_exact_answer_and_forgets_no_erasure(
         embedder=embedder,
         config={"url": url, "clauses": False},
         decode=lambda ids: bytes(ids).decode(),
-        on_gone=told.extend,
+        on_erased=told.extend,
     )
     retriever.store(answer("a question", "x", answer_id="gone"))
     assert retriever.flush(60)
     erased = []
     erase = retriever._worker.search.erase
     monkeypatch.setattr(
-        retriever._worker.search, "erase", lambda keys: (erased.extend(keys), erase(keys))[1]
+        retriever._worker.search,
+        "erase",
+        lambda keys, **how: (erased.extend(keys), erase(keys, **how))[1],
     )
     retriever.submit("first", namespace="", text="block")
     assert embedder.asked.wait(200)
@@ -381,11 +383,11 @@ def test_what_could_not_be_erased_is_erased_later(make, monkeypatch):
     assert retriever.flush(60)
     erased, erase = [], retriever._worker.search.erase
 
-    def fail_once(keys):
+    def fail_once(keys, **how):
         erased.append(set(keys))
         if len(erased) == 1:
             raise RuntimeError("injected")
-        erase(keys)
+        erase(keys, **how)
 
     monkeypatch.setattr(retriever._worker.search, "erase", fail_once)
     retriever._memory.remove([("", "gone")])

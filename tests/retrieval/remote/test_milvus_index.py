@@ -1,5 +1,6 @@
 """The index in Milvus, on a real Milvus Lite."""
 
+import math
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.live.server_process import free_port
 from reprise.retrieval.api.search_url import parse_search
 from reprise.retrieval.remote.milvus_index import MilvusIndex
+from reprise.retrieval.remote.milvus_removal import MilvusRemoval
 from reprise.retrieval.remote.remote_index import RemoteError, RemoteRow
 
 HOSTILE = 'acme" or namespace != "'
@@ -69,7 +71,7 @@ def test_rows_are_found_by_vector_in_their_namespace_and_leave_it(make_index):
     index.remove("acme", ["y", "unknown"])
     assert sorted(ids(index, x)) == ["x", "z"]
     index.settle()
-    index.remove_namespace("acme")
+    index.remove_namespace("acme", created_until_s=math.inf)
     assert ids(index, x) == []
     assert ids(index, x, namespace="other") == ["x"]
     assert ids(index, x, namespace=HOSTILE) == ["hostile"]
@@ -87,6 +89,15 @@ def test_age_ends_rows_of_all_namespaces_and_models(make_index):
     # A tier's answers are of all models: whoever removes there need not know of which.
     index.remove("b", ["there"])
     assert ids(other, x, namespace="b") == []
+
+
+def test_what_is_younger_than_the_removal_of_its_namespace_stays(make_index):
+    index, x = make_index(), unit(1, 0, 0, 0)
+    index.upsert([row("old", x, created_s=99.0), row("new", x, created_s=101.0)])
+    index.upsert([row("old", x, created_s=99.0, namespace="other")])
+    index.remove_namespace("acme", created_until_s=100.0)
+    assert ids(index, x) == ["new"]
+    assert ids(index, x, namespace="other") == ["old"]
 
 
 def test_a_collection_of_another_schema_is_left_alone(make_index, shared_milvus):
@@ -123,3 +134,11 @@ def test_an_error_is_one_line_without_the_password(capfd, caplog):
     # pymilvus logs a traceback for each failed call, unless told not to.
     assert "Traceback" not in capfd.readouterr().err
     assert caplog.messages == []
+
+
+def test_deployments_share_a_server_by_databases(monkeypatch):
+    pymilvus = pytest.importorskip("pymilvus")
+    opened = []
+    monkeypatch.setattr(pymilvus, "MilvusClient", lambda **options: opened.append(options))
+    MilvusRemoval(parse_search("milvus://host/blue"), timeout_s=1.0).open()
+    assert opened[0]["db_name"] == "blue"

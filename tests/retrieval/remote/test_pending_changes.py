@@ -31,10 +31,11 @@ def test_a_namespace_goes_before_what_came_after_it():
     pending = PendingChanges(max_rows=10)
     pending.put([row("a"), row("a", "other")])
     pending.remove([("acme", "b")])
-    pending.remove_namespace("acme")
+    pending.remove_namespace("acme", created_until_s=5.0)
+    pending.remove_namespace("acme", created_until_s=4.0)
     pending.put([row("c")])
     batch = pending.take(10)
-    assert batch.namespaces == ("acme",)
+    assert batch.namespaces == {"acme": 5.0}
     assert named(batch) == {("other", "a"): True, ("acme", "c"): True}
 
 
@@ -45,10 +46,10 @@ def test_what_failed_waits_again_but_for_what_came_after():
     batch = pending.take(10)
     pending.remove([("acme", "a")])
     pending.put([row("d")])
-    pending.remove_namespace("x")
+    pending.remove_namespace("x", created_until_s=5.0)
     pending.put_back(batch)
     again = pending.take(10)
-    assert again.namespaces == ("x",)
+    assert again.namespaces == {"x": 5.0}
     assert named(again) == {
         ("acme", "a"): False,
         ("acme", "b"): True,

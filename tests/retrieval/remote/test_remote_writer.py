@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reprise.retrieval import Answer
+from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.remote.remote_index import RemoteError, RemoteIndex
 from reprise.retrieval.remote.remote_writer import RemoteWriter
 
@@ -35,8 +36,9 @@ class HeldIndex(RemoteIndex):
         for answer_id in answer_ids:
             self.rows.pop((namespace, answer_id), None)
 
-    def remove_namespace(self, namespace):
-        self.rows = {key: s for key, s in self.rows.items() if key[0] != namespace}
+    def remove_namespace(self, namespace, *, created_until_s):
+        kept = {key: s for key, s in self.rows.items() if s > created_until_s}
+        self.rows = {**{k: s for k, s in self.rows.items() if k[0] != namespace}, **kept}
 
     def remove_older(self, created_s):
         self.rows = {key: s for key, s in self.rows.items() if s >= created_s}
@@ -103,3 +105,19 @@ def test_what_others_remove_while_it_is_being_written_leaves_again(index, writer
     writer.others_removed([("", "b")])  # just written
     assert writer.drain(60)
     assert set(index.rows) == {("", "d")}
+
+
+def test_what_others_wrote_since_a_namespace_was_forgotten_is_not_removed(index, wait_until):
+    """The index is away for hours, and somebody else reaches it first."""
+    writer = RemoteWriter(max_rows=100, ttl_s=None)
+    invalidation = Invalidation.create(namespace="acme")
+    writer.forgot(invalidation, [])
+    index.rows = {
+        ("acme", "old"): invalidation.made_s - 1.0,
+        ("acme", "new"): invalidation.made_s + 60.0,
+        ("other", "old"): invalidation.made_s - 1.0,
+    }
+    writer.start(index, embedder="e", dim=4)
+    wait_until(lambda: ("acme", "old") not in index.rows)
+    assert set(index.rows) == {("acme", "new"), ("other", "old")}
+    writer.close()

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.api.invalidation import Forgotten, Invalidation
 from reprise.retrieval.in_process.second_level import SecondLevel
 from reprise.retrieval.remote.remote_search import RemoteFound
 
@@ -154,3 +154,14 @@ def test_a_failure_leaves_what_memory_has(make_asked, wait_until):
     remote.asked[0](None)
     assert near(retriever, wait_until) == []
     assert retriever._worker.errors.num == 0
+
+
+def test_an_answer_that_left_the_tier_meanwhile_takes_no_other_with_it(
+    make_asked, make_answer, wait_until
+):
+    retriever, remote = make_asked()
+    retriever._forgotten(Forgotten(removed=(("acme", "id1"), ("acme", "id3"))))
+    remote.asked[0](found(make_answer(1), make_answer(2)))
+    assert near(retriever, wait_until) == ["id2"]
+    wait_until(lambda: retriever.answer("acme", "id2") is not None)
+    assert retriever.answer("acme", "id1") is None

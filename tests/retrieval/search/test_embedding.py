@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from reprise.retrieval.search import embedding
 from reprise.retrieval.search.embedding import Embedder
 
 # Not imported here, which takes seconds.
@@ -95,3 +96,39 @@ def test_a_pass_holds_texts_of_like_length_and_no_more_than_a_core_gains_by():
     texts = ["x" * length for length in (1500, 10, 400, 420, 12, 11, 2000, 13, 14, 450)]
     assert embedder.batches(texts) == [[1, 5, 4, 7], [8, 2], [3, 9], [0], [6]]
     assert embedder.batches([]) == []
+
+
+class Network:
+    """In place of a sentence-transformers model."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def parameters(self):
+        return iter(self.weights)
+
+    def preprocess(self, texts):
+        return texts
+
+    def __call__(self, texts):
+        import torch
+
+        return {"sentence_embedding": torch.ones(len(texts), 8)}
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights(monkeypatch):
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randn(100, 100, generator=generator) for _ in range(3)]
+    networks = {
+        "/a/model": Network(first),
+        "/b/model": Network([each.bfloat16() for each in first]),
+        "/c/model": Network([torch.randn(100, 100, generator=generator) for _ in range(3)]),
+        "/d/model": Network([*first[:2], first[2] * 1.02]),
+    }
+    monkeypatch.setattr(embedding, "_sentence_transformer", lambda name, _: networks[name])
+    identities = [Embedder(name).identity for name in networks]
+    assert all(identity.startswith("model:8:") for identity in identities)
+    assert identities[0] == identities[1]  # a processor may compute with either
+    assert len(set(identities)) == 3

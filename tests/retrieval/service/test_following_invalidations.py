@@ -16,6 +16,7 @@ from reprise.retrieval.service.wire import LaunchConfig
 from reprise.retrieval.tiers import change_log
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.retrieval.tiers.tier import TierError
+from reprise.tests.retrieval.numbered_answers import answer
 
 
 @pytest.fixture
@@ -146,3 +147,85 @@ def test_a_position_is_taken_over_only_with_all_that_lies_before_it(
     other.announce(made("later"))
     wait_until(lambda: client._position == "3")
     assert not errors
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A client that mirrors what is there."""
+    client = RetrievalClient(str(tmp_path / "socket"))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """Set while a tier can be read."""
+    may_read, answers = threading.Event(), SqliteTier.answers
+    may_read.set()
+
+    def held(*arguments):
+        for each in answers(*arguments):
+            assert may_read.wait(60)
+            yield each
+
+    monkeypatch.setattr(SqliteTier, "answers", held)
+    yield may_read
+    may_read.set()
+
+
+def restarted(server, make_server, mirror, wait_until):
+    """Put another server in a server's place, as if that had been killed."""
+    connections = mirror._connections
+    server.close()
+    another = make_server()
+    another._forward_updates()
+    wait_until(lambda: mirror._connections > connections)
+    return another
+
+
+def hear(server, mirror, wait_until):
+    """Have a client that is greeted sent updates and a status; returns the updates."""
+    wait_until(lambda: all(client.greeted for client in server._clients))
+    server._next_status_s = 0.0
+    heard_s = mirror._heard_s
+    server._forward_updates()
+    wait_until(lambda: mirror._heard_s > heard_s)
+    return {(update.answer_id, update.added) for update in mirror.updates()}
+
+
+def test_what_a_process_has_yet_to_read_is_not_gone(
+    make_server, mirror, other, reading, wait_until
+):
+    other.put([answer(1), answer(2)])
+    server = make_server()
+    assert server.retriever.wait_until_warm(60)
+    wait_until(lambda: server._clients)
+    assert hear(server, mirror, wait_until) == {("id1", True), ("id2", True)}
+    other.remove("", ["id2"])
+    reading.clear()
+    server = restarted(server, make_server, mirror, wait_until)
+    assert hear(server, mirror, wait_until) == set()
+    reading.set()
+    assert server.retriever.wait_until_warm(60)
+    assert hear(server, mirror, wait_until) == {("id2", False)}
+
+
+@pytest.mark.parametrize("when", ["while it is down", "while it reads"])
+def test_what_was_forgotten_goes_whether_or_not_all_was_read(
+    make_server, mirror, other, reading, wait_until, when
+):
+    other.put([answer(1), answer(2)])
+    server = make_server()
+    assert server.retriever.wait_until_warm(60)
+    wait_until(lambda: server._clients)
+    assert hear(server, mirror, wait_until) == {("id1", True), ("id2", True)}
+    reading.clear()
+    invalidation = Invalidation.create(answer_id="id2")
+    if when == "while it is down":
+        other.announce(invalidation)
+    server = restarted(server, make_server, mirror, wait_until)
+    if when == "while it reads":
+        assert hear(server, mirror, wait_until) == set()
+        server.retriever.forget(invalidation, timeout_s=0.0)
+    wait_until(lambda: server.retriever.has_read)
+    assert ("id2", False) in hear(server, mirror, wait_until)

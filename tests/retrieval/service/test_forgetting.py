@@ -15,7 +15,7 @@ from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.api.tier_url import snapshot_path
 from reprise.retrieval.cli.cache_cli import app
-from reprise.retrieval.host.shared_block import owner_prefix
+from reprise.retrieval.host.owner_lock import owner_prefix
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from reprise.retrieval import Answer, RetrievalConfig
-from reprise.retrieval.host.owned_folder import make_folder, remove_stale_folders
-from reprise.retrieval.host.shared_block import owner_prefix
+from reprise.retrieval.host.owned_folder import remove_stale_folders
+from reprise.retrieval.host.owner_lock import owner_prefix
 from reprise.retrieval.service import retrieval_client
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
@@ -132,18 +131,10 @@ def test_it_ends_with_its_owner_even_if_that_is_killed(wait_until):
     assert not Path(address).parent.exists()
 
 
-def test_folders_of_owners_that_are_no_more_are_swept():
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    left = Path(tempfile.gettempdir()) / f"{owner_prefix(gone.pid)}x"
-    with contextlib.suppress(FileNotFoundError):  # whoever starts beside this test sweeps too
-        left.mkdir()
-        (left / "answers.sqlite").touch()
-    ours = make_folder()
+def test_what_the_process_uses_is_not_removed_before_it_ends_too(retriever):
+    retriever._folder._release()  # as if the owner were killed
     remove_stale_folders()
-    assert not left.exists()
-    assert ours.is_dir()
-    ours.rmdir()
+    assert Path(retriever.address).exists()
 
 
 def test_a_client_of_nobody_neither_waits_nor_raises(tmp_path):

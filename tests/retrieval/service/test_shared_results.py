@@ -9,12 +9,6 @@ import pytest
 
 from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.near_answer import NearAnswer
-from reprise.retrieval.host.shared_block import (
-    create_block,
-    owner_prefix,
-    remove_stale_blocks,
-    unlink_blocks,
-)
 from reprise.retrieval.service import shared_results
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
 
@@ -159,16 +153,6 @@ def test_readers_that_leave_do_not_take_the_block_along(make_pair):
     another.close()
 
 
-def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept():
-    dead, living = owner_prefix(2**22 + 1), owner_prefix(1)
-    blocks = [create_block(prefix, 4096) for prefix in (dead, living)]
-    remove_stale_blocks()
-    assert unlink_blocks(dead) == 0
-    assert unlink_blocks(living) == 1
-    for block in blocks:
-        block.close()
-
-
 def test_when_a_result_was_found_is_told(make_pair):
     writer, reader = make_pair()
     assert reader.found_s("r1") is None
@@ -192,7 +176,7 @@ def test_no_copy_of_what_is_forgotten_stays_in_the_ring(make_pair, monkeypatch):
         forgotten.discard(number)
         if generator.random() < 0.5:
             gone = 100_000 + generator.randrange(200)
-            writer.forget([("acme", f"id{gone}")])
+            writer.remove([("acme", f"id{gone}")])
             forgotten.add(gone)
             if gone == number:
                 assert reader.read(f"r{turn}") == []
@@ -203,7 +187,7 @@ def test_no_copy_of_what_is_forgotten_stays_in_the_ring(make_pair, monkeypatch):
     assert len(forgotten) > 50
     # Another namespace's answer of the same id is another one.
     writer.publish("mine", [near(1)], namespace="acme")
-    writer.forget([("zeta", "id1")])
+    writer.remove([("zeta", "id1")])
     assert len(reader.read("mine")) == 1
 
 
@@ -216,10 +200,41 @@ def test_clauses_cross_over_and_no_word_of_them_stays_once_their_namespace_is_er
     assert reader.clauses("r2") == clauses[:1]
     assert reader.clauses("nobody") == []
     assert b"SECRET" in bytes(writer._memory)
-    writer.forget([("acme", "id1")])
+    writer.erase([("acme", "id1")])
     assert b"SECRET" not in bytes(writer._memory)
     assert reader.clauses("r1") == []
     assert reader.clauses("r2") == clauses[:1]
+
+
+def test_a_question_keeps_its_near_answers_when_others_of_its_namespace_leave(make_pair):
+    writer, reader = make_pair()
+    clauses = [FoundClause("How do I cancel"), FoundClause("will I get SECRET", "and")]
+    for number in (1, 2):
+        answers = [near(number), near(3)]
+        writer.publish(f"r{number}", answers, namespace="acme", clauses=clauses)
+    writer.remove([("acme", "id4")])  # one that says nearly what another one says, say
+    assert [each.answer_id for each in reader.read("r1")] == ["id1", "id3"]
+    assert reader.clauses("r1") == clauses
+    published = reader.num_published
+    writer.erase([("acme", "id1")])
+    assert [each.answer_id for each in reader.read("r1")] == ["id3"]
+    assert [each.answer_id for each in reader.read("r2")] == ["id2", "id3"]
+    assert reader.clauses("r1") == reader.clauses("r2") == []
+    assert b"SECRET" not in bytes(writer._memory)
+    assert reader.num_published == published
+
+
+def test_what_is_forgotten_does_not_fill_the_ring_with_old_questions(make_pair):
+    writer, reader = make_pair(num_slots=4096, num_bytes=1 << 16)
+    clauses = [FoundClause("SECRET " * 4)] * 2
+    for number in range(200):
+        writer.publish(f"r{number}", [near(1)], namespace="acme", clauses=clauses)
+    head = writer._head
+    writer.erase([("acme", "id2")])
+    assert 0 < writer._head - head < 1 << 13
+    assert b"SECRET" not in bytes(writer._memory)
+    assert reader.read("r0") == []
+    assert [each.answer_id for each in reader.read("r199")] == ["id1"]
 
 
 def test_words_of_questions_are_remembered_as_long_as_they_lie_there(make_pair, monkeypatch):

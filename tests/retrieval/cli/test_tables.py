@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from reprise.retrieval.cli.answer_table import print_table
+from reprise.retrieval.cli.tables import print_table
 
 COLUMNS = ("id", "prompt", "answer")
 ROWS = [

@@ -1,8 +1,11 @@
-"""A table on standard output, of any number of rows: rich's own takes a minute for 100,000."""
+"""Tables and text for a terminal, which shows what answers hold and never obeys it.
+
+Of any number of rows: rich's own tables take a minute for 100,000.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import typer
 from rich import box
@@ -12,7 +15,7 @@ from rich.console import Console
 _PAGE = 1000
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print rows under the names of their columns, one line for each, however long it is.
 
     Args:
@@ -46,3 +49,8 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else "�" for each in text)
+
+
+def plain(text: str) -> str:
+    """Return JSON without what is no character to show: escaped, as JSON has it."""
+    return text.translate({code: f"\\u{code:04x}" for code in range(127, 160)})

@@ -63,6 +63,9 @@ def forward(
     """Verify a batch, or leave it to vLLM: the hook of `Feature.VERIFICATION`."""
     if (installed := installation_of(sampler)) is None:
         return original()
+    if _asks_for_given_tokens(metadata, sampling_metadata):
+        installed.count_fall_through("logprobs of given tokens")
+        return _drop_drafts(original, sampler, metadata, logits, sampling_metadata)
     if same_samples_v1.must_verify(metadata, sampling_metadata):
         given = sampler, metadata, draft_probs, logits, sampling_metadata
         return _keep_samples(original, installed, *given)
@@ -108,9 +111,19 @@ def forward_of_vllm(
         return original()
     if installed.active:
         installed.leave_to_vllm(RuntimeError("see the error above"))
-    if same_samples_v1.must_verify(metadata, sampling_metadata):
+    if _asks_for_given_tokens(metadata, sampling_metadata) or same_samples_v1.must_verify(
+        metadata, sampling_metadata
+    ):
         return _drop_drafts(original, sampler, metadata, logits, sampling_metadata)
     return original()
+
+
+def _asks_for_given_tokens(
+    metadata: SpecDecodeMetadata, sampling_metadata: SamplingMetadata
+) -> bool:
+    """Return whether a batch with drafts has a request with `logprob_token_ids`: for those vLLM's
+    rejection sampler returns nothing, and it fails where another request wants logprobs."""
+    return bool(sampling_metadata.logprob_token_ids) and metadata.max_spec_len > 0
 
 
 def _keep_samples(
@@ -125,7 +138,6 @@ def _keep_samples(
     """Verify a batch by what vLLM's sampler draws, or sample it without the drafts."""
     reason = "inactive" if not installed.keeps_samples_now else None
     checks = _checks_of_the_sampler(sampler, draft_probs)
-    checks["logprobs of given tokens"] = bool(sampling_metadata.logprob_token_ids)
     reason = reason or next((each for each, holds in checks.items() if holds), None)
     if reason is None:
         try:

@@ -207,6 +207,22 @@ def test_without_drafts_there_is_nothing_to_reject(installed: Any) -> None:
     assert not installed.counts.fallen_through
 
 
+@pytest.mark.parametrize("num_logprobs", [None, 2])
+@pytest.mark.parametrize("fails", [False, True])
+def test_logprobs_of_given_tokens_are_there_beside_drafts(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, num_logprobs: int | None, fails: bool
+) -> None:
+    batch = Batch([[1, 2], []], max_num_logprobs=num_logprobs, logprob_token_ids={1: [3, 4]})
+    if fails:
+        monkeypatch.setattr(Installation, "count_fall_through", None)
+    output = batch.sampler(batch.drafts, None, batch.logits.clone(), batch.sampling)
+    plain = Sampler()(logits=batch.logits[[0, 3]].clone(), sampling_metadata=batch.sampling)
+    assert output.sampled_token_ids.tolist() == plain.sampled_token_ids.tolist()
+    for ours, vllms in zip(output.logprobs_tensors, plain.logprobs_tensors, strict=True):
+        assert ours is vllms or torch.equal(ours, vllms)
+    assert installed.active is not fails
+
+
 def test_off_where_it_is_switched_off_and_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.revert(Feature.VERIFICATION)
     monkeypatch.setattr(Engine, "installation", None)

@@ -15,6 +15,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.cpu.buffer_utils import UvaBuffer
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.sample.thinking_budget import apply_thinking_budget
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu.states import RequestState
 
@@ -401,3 +402,53 @@ def test_an_engine_does_not_start_where_it_cannot_be_applied(
     monkeypatch.delattr(on_v2, "verify")
     with pytest.raises(ValueError, match=r"verification.enabled=false"):
         worker_installs.install_on_v2(RepriseConfig(), fake_config(), ErrorCounter())
+
+
+START, NATURAL_END, FORCED_END = [1], [2, 3], [4, 2, 3]
+
+
+class Budgets:
+    """vLLM's thinking budgets of one request, step by step."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = torch.tensor([budget], dtype=torch.int32)
+        self._cached = [torch.tensor([value], dtype=torch.int32) for value in (-1, -1, 0)]
+
+    def forced(self, tokens: list[int], drafts: list[int]) -> list[int]:
+        """The token that is forced after each of these prefixes, -1: none."""
+        rows = len(drafts) + 1
+        logits = torch.zeros(rows, 6)
+        known = torch.zeros(1, 64, dtype=torch.int32)
+        known[0, : len(tokens)] = torch.tensor(tokens)
+        apply_thinking_budget(
+            logits,
+            torch.zeros(1, dtype=torch.int32),
+            torch.zeros(rows, dtype=torch.int32),
+            self._budget,
+            known,
+            torch.tensor([len(tokens)], dtype=torch.int32),
+            torch.tensor([tokens[-1], *drafts], dtype=torch.int32),
+            torch.arange(rows, dtype=torch.int32),
+            *self._cached,
+            *(torch.tensor(ids, dtype=torch.int32) for ids in (START, NATURAL_END, FORCED_END)),
+        )
+        best = logits.max(dim=1)
+        return torch.where(best.values > 0, best.indices, -1).tolist()
+
+
+def test_thinking_budgets_end_at_the_same_place_with_drafts() -> None:
+    rng = np.random.default_rng(3)
+    found = set()
+    for budget in (0, 1, 3):
+        for _ in range(8):
+            tokens = rng.integers(0, 5, 24).tolist()
+            with_drafts = Budgets(budget)
+            at = 2
+            while at < 20:
+                drafts = tokens[at : at + 4]
+                forced = with_drafts.forced(tokens[:at], drafts)
+                for place, each in enumerate(forced):
+                    assert [each] == Budgets(budget).forced(tokens[: at + place], [])
+                found |= set(forced)
+                at += int(rng.integers(1, 5))
+    assert found == {-1, *FORCED_END}

@@ -24,7 +24,7 @@ OTHERS_LINES = ("operator torchvision::nms does not exist", "No package metadata
 """Lines that the page of symptoms quotes from other programs."""
 
 FORBIDDEN = {
-    "a path of some machine": r"(?<![\w.])/(work|home|root|mnt|opt|Users)/",
+    "a path of some machine": r"(?<![\w.])/(work|home|root|mnt|opt|Users)/|\.\./shared\b",
     "a registry's host": r"\b(pypi\.org|pythonhosted\.org|download\.pytorch\.org|docker\.io"
     r"|ghcr\.io|npmjs\.\w+|[\w.-]+\.(internal|local|corp|lan))\b",
     "a word of how it was made": r"(?i)\bsessions?\b|\bissue #?\d|\bissues? #",

@@ -171,7 +171,7 @@ def _engines(text: str | None) -> list[str]:
         if name not in ENGINES:
             raise InputError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     if "suffix" in names and not suffix_installed():
-        raise InputError("engine 'suffix' needs arctic-inference, which is not installed")
+        raise InputError("engine 'suffix' is not installed: pip install -e '.[peers]'")
     return ["none", *(name for name in names if name != "none")]
 
 

@@ -20,7 +20,11 @@ FOLDERS = ("spec", "retrieval", "kernels", "engine_ext", "eval")
 CHANGES = "CHANGELOG.md"
 """What it names was so once."""
 TROUBLESHOOTING = "docs/troubleshooting.md"
-OTHERS_LINES = ("operator torchvision::nms does not exist", "No package metadata was found for")
+OTHERS_LINES = (
+    "operator torchvision::nms does not exist",
+    "No package metadata was found for",
+    "CUDA out of memory",
+)
 """Lines that the page of symptoms quotes from other programs."""
 
 FORBIDDEN = {

@@ -28,7 +28,7 @@ from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2
 from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_trace
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_csv import append_rows
@@ -79,9 +79,8 @@ def measure(
 ) -> None:
     """Measure how often greedy answers differ, by drafts and by what else is in the batch."""
     passes = _passes(at_once)
-    chosen = ["none", *(name for name in methods.split(",") if name and name != "none")]
-    if unknown := set(chosen) - set(METHODS):
-        raise InputError(f"--methods: {min(unknown)!r} is none of {', '.join(METHODS)}")
+    named = names_of("--methods", methods, METHODS)
+    chosen = ["none", *(name for name in named if name != "none")]
     try:
         rows = limit_rows(
             load_trace(trace) if trace else make_policy_desk(timed_per_topic=4), limit
@@ -109,12 +108,9 @@ def measure(
 
 
 def _passes(text: str) -> list[int]:
-    try:
-        passes = [int(one) for one in text.split(",")]
-    except ValueError:
-        raise InputError(f"--at-once: {text!r} is no list of numbers such as 8,1,5") from None
-    if min(passes) < 1 or passes[0] != max(passes):
-        raise InputError("--at-once: numbers from 1 on, the largest of them first")
+    passes = counts_of("--at-once", text)
+    if passes[0] != max(passes):
+        raise InputError(f"--at-once: expected the largest number first, got {text!r}")
     return passes
 
 

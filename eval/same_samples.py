@@ -13,8 +13,6 @@ answers are compared token for token with the first ones of plain vLLM.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.table import Table
 
-from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of
+from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.engine_turns import LiveError
@@ -50,7 +48,6 @@ FIELDS = (
 )  # fmt: skip
 _OTHERS_EVERY = 6
 _QUESTIONS = 32
-_EXIT_S = 30.0
 _PASSES = 2
 
 
@@ -158,13 +155,7 @@ def _outcome(job: SampledJob, tick: Callable[[], None]) -> SampledOutcome:
             tick()
         raise LiveError("an engine ended without a word")
     finally:
-        worker.close_input()
-        try:
-            worker.process.wait(_EXIT_S)
-        except subprocess.TimeoutExpired:
-            worker.signal(signal.SIGKILL)
-            worker.process.wait()
-        worker.close()
+        end_workers([worker])
 
 
 def rows_of(
@@ -188,9 +179,7 @@ def rows_of(
         if outcome is none:
             counts = {}
         yield {"answers": name, "temperature": "all", "limits": "all", **_counted(every), **counts}
-        for kind in sorted(
-            by_kind, key=lambda kind: (kind.temperature, list(LIMITS).index(kind[1]))
-        ):
+        for kind in sorted(by_kind, key=_order):
             cells = {"temperature": kind.temperature, "limits": kind.limits}
             yield {"answers": name, **cells, **_counted(by_kind[kind])}
 

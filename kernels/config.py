@@ -18,4 +18,5 @@ class VerifyConfig(BaseModel):
     with a seed get no drafts."""
 
     backend: Literal["auto", "torch", "triton"] = "auto"
-    """Implementation: `auto` takes Triton for CUDA tensors, numba or torch for all others."""
+    """Implementation: `auto` takes Triton for CUDA tensors, numba or torch for all others; `torch`
+    and `triton` force one."""

@@ -20,11 +20,15 @@ FOLDERS = ("spec", "retrieval", "kernels", "engine_ext", "eval")
 CHANGES = "CHANGELOG.md"
 """What it names was so once."""
 TROUBLESHOOTING = "docs/troubleshooting.md"
-OTHERS_LINES = ("operator torchvision::nms does not exist", "No package metadata was found for")
+OTHERS_LINES = (
+    "operator torchvision::nms does not exist",
+    "No package metadata was found for",
+    "CUDA out of memory",
+)
 """Lines that the page of symptoms quotes from other programs."""
 
 FORBIDDEN = {
-    "a path of some machine": r"(?<![\w.])/(work|home|root|mnt|opt|Users)/",
+    "a path of some machine": r"(?<![\w.])/(work|home|root|mnt|opt|Users)/|\.\./shared\b",
     "a registry's host": r"\b(pypi\.org|pythonhosted\.org|download\.pytorch\.org|docker\.io"
     r"|ghcr\.io|npmjs\.\w+|[\w.-]+\.(internal|local|corp|lan))\b",
     "a word of how it was made": r"(?i)\bsessions?\b|\bissue #?\d|\bissues? #",

@@ -1,12 +1,12 @@
 """`reprise cache verify`: which stored answers a model would still give."""
 
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from reprise.engine_ext.answer_page.document import document, escaped
 from reprise.engine_ext.checks.machine_checks import check_vllm_sockets
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import redact
@@ -186,30 +186,20 @@ def _in_words(checked: Checked, tokenizer: Any) -> Shown:
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Stored answers</title>
-<style>body{{font:15px/1.5 sans-serif;margin:2rem;max-width:70rem}}
-td,th{{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ccc;vertical-align:top}}
-td{{white-space:pre-wrap}}</style>
-<h1>Stored answers, and {model}</h1>
-{summary}
-<table><tr><th>question<th>token<th>after<th>stored<th>now</tr>
-{rows}
-</table></html>
-"""
-
-
 def _page(model: str, lines: Sequence[str], changed: Sequence[Shown]) -> str:
     """Return the report as one file of HTML."""
     rows = (
         (one.prompt, f"{one.place + 1} of {one.num_tokens}", one.before, one.stored, one.now)
         for one in changed
     )
-    return _PAGE.format(
-        model=html.escape(model),
-        summary="\n".join(f"<p>{html.escape(line)}.</p>" for line in lines),
-        rows="\n".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in rows
-        ),
+    said = "\n".join(f"<p>{escaped(line)}.</p>" for line in lines)
+    cells = "\n".join(
+        "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return document(
+        "Stored answers",
+        f"<h1>Stored answers, and {escaped(model)}</h1>\n{said}\n"
+        "<table class=texts>\n<tr><th>question<th>token<th>after<th>stored<th>now</tr>\n"
+        f"{cells}\n</table>",
+        has_answers=False,
     )

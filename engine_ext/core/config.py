@@ -81,7 +81,7 @@ class EngineConfig(BaseModel):
     runner: Literal["auto", "v1", "v2"] = "auto"
     """vLLM's model runner. `auto`: V2, with asynchronous scheduling and drafts made on the device,
     wherever vLLM would choose it for an engine without drafts, and V1 otherwise, as on the CPU.
-    `v2`: refuse to start where it cannot be V2."""
+    `v1`: V1 everywhere. `v2`: refuse to start where it cannot be V2."""
 
     device_drafts: Literal["copies", "mixture"] = "copies"
     """What drafts on model runner V2. `copies`: what follows the longest match; `mixture`: the core
@@ -117,8 +117,8 @@ class RepriseConfig(BaseModel):
     there is AMX this costs speed."""
 
     log_format: Literal["vllm", "json"] = "vllm"
-    """Our log lines: as vLLM's, by its handlers, or one JSON object a line on standard output. Not
-    by `--additional-config`, which is read too late."""
+    """Our log lines. `vllm`: as vLLM's, by its handlers; `json`: one JSON object a line on standard
+    output. Not by `--additional-config`, which is read too late."""
 
     features: FeaturesConfig = FeaturesConfig()
     """What is on."""

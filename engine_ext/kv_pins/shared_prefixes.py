@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 _EVERY_BLOCK_TO = 64
+_MAX_COUNTED = 1 << 15  # prefixes of all namespaces, those seen last
 _STRIDE = 8  # beyond: what is found ends up to so many blocks too early, for an eighth of the time
 
 
@@ -14,12 +15,10 @@ class SharedPrefixes:
 
     Args:
         threshold: requests that must have begun alike; 0: nothing is counted or found.
-        max_counted: prefixes that are counted at a time; those seen last.
     """
 
-    def __init__(self, threshold: int, *, max_counted: int = 1 << 15) -> None:
+    def __init__(self, threshold: int) -> None:
         self._threshold = threshold
-        self._max_counted = max_counted
         self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
 
     def note(self, namespace: str, block_hashes: Sequence[bytes]) -> int:
@@ -41,7 +40,7 @@ class SharedPrefixes:
             self._counts[key] = count
             if count >= self._threshold:
                 longest = depth
-        while len(self._counts) > self._max_counted:
+        while len(self._counts) > _MAX_COUNTED:
             self._counts.popitem(last=False)
         return longest
 

@@ -99,9 +99,9 @@ def make_text(random: np.random.Generator, length: int) -> np.ndarray:
     return np.concatenate(parts, dtype=np.int32) if parts else np.zeros(0, np.int32)
 
 
-def make_step(shape: Shape, device: str, *, by_mixture: bool = False, seed: int = 0) -> Step:
+def make_step(shape: Shape, device: str, *, by_mixture: bool = False) -> Step:
     """Requests in the middle of their answers, all of one namespace."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     arena = CorpusArena(num_corpora=1, arena_tokens=2 * shape.sorted + 2 * shape.recent + 64)
     state = DraftState.create(
         num_slots=shape.batch,

@@ -28,7 +28,7 @@ from reprise.eval.benchmarks.exact_hits.misses import MISS_KINDS, bench_miss, be
 from reprise.eval.benchmarks.exact_hits.rows import FIELDS
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import names_of, run_command
 from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import RESULTS, append_rows
 
@@ -55,9 +55,7 @@ def measure(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> int:
     """Measure exact hits on real servers with the demo model."""
-    sections = [section.strip() for section in only.split(",")]
-    if unknown := set(sections) - set(SECTIONS):
-        raise InputError(f"--only: expected some of {', '.join(SECTIONS)}, got {min(unknown)}")
+    sections = names_of("--only", only, SECTIONS)
     model = str(demo_model_path())
     questions = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:requests]
 

@@ -32,7 +32,7 @@ from reprise.eval.benchmarks.serving.load import (
     stop_all,
 )
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import names_of, run_command
 from reprise.eval.report.results_csv import RESULTS, append_rows
 
 SECTIONS = ("first-token", "nothing-to-pin")
@@ -177,9 +177,7 @@ def measure(
     csv: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
 ) -> int:
     """Measure what pinned prefixes save and cost."""
-    sections = [section.strip() for section in only.split(",")]
-    if unknown := set(sections) - set(SECTIONS):
-        raise InputError(f"--only: expected some of {', '.join(SECTIONS)}, got {min(unknown)}")
+    sections = names_of("--only", only, SECTIONS)
     rows: list[dict[str, Any]] = []
     with serving(model or str(demo_model_path()), dtype, num_blocks) as servers:
         if "first-token" in sections:

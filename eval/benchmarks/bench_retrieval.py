@@ -38,7 +38,7 @@ from reprise.eval.benchmarks.retrieval.prompts import burst_figures
 from reprise.eval.benchmarks.retrieval.quality import quality_figures
 from reprise.eval.benchmarks.retrieval.snapshot import snapshot_figures
 from reprise.eval.live.redis_server import RedisServer
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import names_of, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.eval.report.tables import four_digits
@@ -259,9 +259,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
 ) -> None:
     """Check and time retrieval: inserts, near answers, arrivals, recall, snapshots, and a peer."""
-    chosen = [name.strip() for name in only.split(",")]
-    if unknown := [name for name in chosen if name not in SECTIONS]:
-        raise InputError(f"--only: unknown section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    chosen = names_of("--only", only, SECTIONS)
     settings = Settings(answers, vectors, tuple(trace or ()), peer, seed)
     print(f"Measured on {describe_machine()}.")
     for name in chosen:

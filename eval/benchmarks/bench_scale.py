@@ -27,7 +27,7 @@ from reprise.eval.benchmarks.scale.store import store_figures
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.replay.token_rows import load_tokenizer
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, names_of, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.eval.report.tables import four_digits
@@ -65,9 +65,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Append rows to this file.")] = RESULTS_FILE,
 ) -> None:
     """Replay traces with a small memory, and time Milvus and Redis with many answers."""
-    chosen = [name.strip() for name in only.split(",")]
-    if unknown := [name for name in chosen if name not in SECTIONS]:
-        raise InputError(f"--only: unknown section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    chosen = names_of("--only", only, SECTIONS)
     if chosen != ["model"]:
         if not is_milvus_installed():
             raise InputError("no Milvus: pip install 'reprise[milvus]'")

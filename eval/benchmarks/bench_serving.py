@@ -45,7 +45,7 @@ from reprise.eval.benchmarks.serving.servers import ENGINES, EXACT_HITS, Kind, s
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
 from reprise.eval.report.results_csv import RESULTS, append_rows
 from reprise.eval.report.serving_report import save_plots, show
 
@@ -297,8 +297,8 @@ def measure(
     settings = Settings(
         model=model,
         dtype=dtype or "auto",
-        methods=_some_of("--methods", methods, tuple(SPECULATIVE)),
-        concurrency=_counts(concurrency),
+        methods=names_of("--methods", methods, tuple(SPECULATIVE)),
+        concurrency=counts_of("--concurrency", concurrency),
         requests=requests,
         warm=warm,
         max_tokens=max_tokens,
@@ -312,7 +312,7 @@ def measure(
         "repeats": bench_repeats,
         "engines": bench_engines,
     }
-    chosen = _some_of("--only", only, SECTIONS)
+    chosen = names_of("--only", only, SECTIONS)
     try:
         rows = make_demo_trace() if trace is None else load_trace(trace)
     except TraceError as error:
@@ -334,22 +334,6 @@ def measure(
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"value": f"{row['value']:.6g}"}
-
-
-def _some_of(option: str, given: str, known: Sequence[str]) -> list[str]:
-    """Names by commas."""
-    names = [name.strip() for name in given.split(",")]
-    if unknown := sorted(set(names) - set(known)):
-        raise InputError(f"{option}: unknown {', '.join(unknown)}; expected {', '.join(known)}")
-    return names
-
-
-def _counts(text: str) -> list[int]:
-    """Numbers by commas, each at least 1."""
-    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(counts) < 1:
-        raise InputError(f"--concurrency: expected whole numbers from 1 on, got {text!r}")
-    return counts
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, counts_of, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.tables import table_console
 
@@ -152,7 +152,8 @@ def main(
     load_format: Annotated[str, typer.Option(help="'dummy' for random weights")] = "auto",
 ) -> None:
     """Time an engine's steps by batch and drafted tokens, and print what a drafted token costs."""
-    batches, lengths = _numbers(batch, "--batch"), [0, *_numbers(drafted, "--drafted")]
+    batches = sorted(set(counts_of("--batch", batch)))
+    lengths = [0, *sorted(set(counts_of("--drafted", drafted)))]
     # Set before vLLM is imported: quiet, and functions may be sent to its workers.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -179,18 +180,6 @@ def main(
         ]
         table.add_row(f"{size}", f"{1e3 * seconds[size, 0]:.2f}", *cells)
     table_console().print(table)
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        numbers = []
-    if not numbers or numbers[0] < 1:
-        raise InputError(
-            f"{option}: expected whole numbers from 1 on with commas between, got {text!r}"
-        )
-    return numbers
 
 
 def _device() -> str:

@@ -33,7 +33,7 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.peer_drafters import suffix_installed
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
 from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import append_rows
 from reprise.eval.report.tables import table_console
@@ -110,7 +110,7 @@ def main(
 ) -> int:
     """What drafts bring on a GPU, in virtual time; with --check, how far off that is."""
     traces = _load(trace or [], tokenizer, warm, limit)
-    names, numbers = _engines(engines), _numbers(concurrency)
+    names, numbers = _engines(engines), counts_of("--concurrency", concurrency)
     if csv and not csv.resolve().parent.is_dir():
         raise InputError(f"{csv}: its folder does not exist")
     prices = Prices(
@@ -166,23 +166,10 @@ def _load(
 def _engines(text: str | None) -> list[str]:
     if text is None:
         return [name for name in ENGINES if name != "suffix" or suffix_installed()]
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in ENGINES:
-            raise InputError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    names = names_of("--engines", text, ENGINES)
     if "suffix" in names and not suffix_installed():
-        raise InputError("engine 'suffix' needs arctic-inference, which is not installed")
+        raise InputError("engine 'suffix' is not installed: pip install -e '.[peers]'")
     return ["none", *(name for name in names if name != "none")]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise InputError(f"--concurrency: expected numbers from 1 on, got {text!r}")
-    return numbers
 
 
 def _compare(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from reprise.eval.report.command_line import run_command
 from reprise.kernels.draft import triton_counts
 from reprise.kernels.draft import triton_kernels as draft_kernels
 from reprise.kernels.mixture import triton_mixture as mixture_kernels
@@ -206,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, name="kernel_resources.py"))

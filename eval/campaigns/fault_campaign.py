@@ -44,7 +44,7 @@ from reprise.eval.campaigns.campaign_requests import (
 from reprise.eval.campaigns.fault_ground import SERVER_OPTIONS, Ground, standing
 from reprise.eval.campaigns.fault_kinds import ABORTS, BURST, DISK_FULL, FAULT_KINDS, FaultKind
 from reprise.eval.demo_data.demo_model import demo_model_path
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, names_of, run_command
 from reprise.eval.report.progress_log import ProgressLog
 
 _NUM_QUESTIONS = 96
@@ -280,9 +280,7 @@ def break_things(
 ) -> int:
     """Break things under real servers, and compare every reply with plain vLLM's."""
     names = [kind.name for kind in FAULT_KINDS]
-    chosen = [name.strip() for name in only.split(",")] if only else names
-    if unknown := [name for name in chosen if name not in names]:
-        raise InputError(f"--only: unknown fault {unknown[0]!r}; there are: {', '.join(names)}")
+    chosen = names_of("--only", only, names) if only else names
     kinds = [kind for kind in FAULT_KINDS if kind.name in chosen]
     options = Options(faults, seed, model or str(demo_model_path()), embedding_model)
     try:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reprise.eval.live.redis_server import RedisServer
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import names_of, run_command
 from reprise.eval.report.progress import progress_stages
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.search.token_overlap import TokenOverlap
@@ -251,10 +251,7 @@ def main(
     """Store many small answers and check what everything takes."""
     bounds = Bounds(memory_mib * MIB, tier_mib * MIB, max_namespaces)
     figures: list[Figure] = []
-    chosen = tiers.split(",")
-    for tier in chosen:
-        if tier not in TIERS:
-            raise InputError(f"--tiers: expected some of {', '.join(TIERS)}, got {tier!r}")
+    chosen = names_of("--tiers", tiers, TIERS)
     with progress_stages(quiet=False) as stage:
         for tier in chosen:
             with stage(f"{tier}: answers stored", answers) as tick:

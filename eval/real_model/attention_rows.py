@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 _BLOCK = 32
+_SIZES = (1, 2, 3, 4, 8, 17)  # queries at once
 
 
 def attention_in_pieces(
@@ -69,14 +70,12 @@ def attention_in_pieces(
     return output
 
 
-def sizes_that_differ(
-    dtype: Any, *, sizes: tuple[int, ...] = (1, 2, 3, 4, 8, 17), **shape: int
-) -> dict[int, float]:
+def sizes_that_differ(dtype: Any, **shape: int) -> dict[int, float]:
     """Return for how many queries at once attention is otherwise than for a whole prompt, with the
     share of values that differ."""
     whole = attention_in_pieces(10**6, dtype, **shape)
     differing = {}
-    for size in sizes:
+    for size in _SIZES:
         share = float((attention_in_pieces(size, dtype, **shape) != whole).float().mean())
         if share:
             differing[size] = share

@@ -66,7 +66,7 @@ def parse_methods(names: str | None) -> list[str]:
         if method not in ALL_METHODS:
             raise MethodError(f"unknown method {method!r}; known: {', '.join(ALL_METHODS)}")
         if not _suffix_ready(method):
-            raise MethodError(f"method {method!r} needs arctic-inference, which is not installed")
+            raise MethodError(f"method {method!r} is not installed: pip install -e '.[peers]'")
     return methods
 
 

@@ -25,15 +25,14 @@ def recorded_trace(rows: Sequence[TraceRow]) -> RecordedTrace:
 class ReplayRecorder:
     """Records the first answers of a replay."""
 
-    def __init__(self, drafter: Drafter, *, limit: int = MAX_RECORDED) -> None:
+    def __init__(self, drafter: Drafter) -> None:
         self.answers: list[AnswerRecord] = []
         self._drafter = drafter
-        self._limit = limit
         self._steps: StepRecorder | None = None
 
     def begin(self) -> None:
         """A request begins."""
-        self._steps = StepRecorder() if len(self.answers) < self._limit else None
+        self._steps = StepRecorder() if len(self.answers) < MAX_RECORDED else None
 
     def observe(self, token_ids: IntArray) -> None:
         """Tokens were emitted."""

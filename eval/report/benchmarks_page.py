@@ -52,7 +52,8 @@ HEAD = """# Benchmarks
 
 Each table names the machine, the date, the commit and the command of its rows. A command appends
 its rows to a file in `eval/results`; `python eval/report/benchmarks_page.py` then writes this page
-anew. [measuring](measuring.md) explains the figures.
+anew. [measuring](measuring.md) explains the figures. A `+` after a commit: with changes that were
+not committed.
 """
 WITHDRAWN = """## Withdrawn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import typer
 from typer.main import get_command
@@ -64,6 +64,35 @@ def run_command(
             raise
         return complain(name, error.format_message())  # type: ignore[attr-defined]
     return status if isinstance(status, int) else 0
+
+
+def names_of(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Return the names that an option lists, separated by commas, each once.
+
+    Raises:
+        InputError: one is unknown, or there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"{option}: unknown {unknown[0]!r}; there are {', '.join(known)}")
+    if not names:
+        raise InputError(f"{option}: expected some of {', '.join(known)}")
+    return names
+
+
+def counts_of(option: str, text: str) -> list[int]:
+    """Return the numbers that an option lists, separated by commas.
+
+    Raises:
+        InputError: they are not all whole numbers from 1 on.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    counts = [int(part) if part.isdecimal() else 0 for part in parts]
+    if min(counts) < 1:
+        raise InputError(
+            f"{option}: expected whole numbers from 1 on with commas between, got {text!r}"
+        )
+    return counts
 
 
 def complain(name: str, message: str) -> int:

@@ -20,6 +20,7 @@ from reprise.retrieval.cli.look_commands import list_, search, show
 from reprise.retrieval.cli.search_index import NO_SEARCH, Search, fill_index, remove_from_index
 from reprise.retrieval.cli.tables import print_table
 from reprise.retrieval.cli.tier_access import (
+    EmbeddingModel,
     Namespace,
     Url,
     age_of,
@@ -37,7 +38,7 @@ from reprise.retrieval.cli.tier_access import (
 )
 from reprise.retrieval.host.private_files import replacing_file
 from reprise.retrieval.query.turns import clip
-from reprise.retrieval.search.embedding import Embedder
+from reprise.retrieval.search.embedding import DEFAULT_MODEL, Embedder
 from reprise.retrieval.tiers.tier import Tier
 
 app = typer.Typer(name="cache", help="Look at the cache of answers, fill it, clear it.")
@@ -89,7 +90,7 @@ def export(
 def warm(
     url: Url,
     namespace: Namespace = None,
-    model: Annotated[str, typer.Option(help="The embedding model.")] = "all-MiniLM-L6-v2",
+    embedding_model: EmbeddingModel = DEFAULT_MODEL,
     search_index: Search = NO_SEARCH,
 ) -> None:
     """Compute the embeddings that are missing, so that replicas start warm; with --search, fill the
@@ -98,7 +99,7 @@ def warm(
     Example: reprise cache warm --url redis://localhost:6379/0
     """
     with opened(url) as tier:
-        embedder = embedder_of(model)
+        embedder = embedder_of(embedding_model)
         count = without = 0
         missing: list[tuple[str, str]] = []
         for answer in all_answers(tier, namespace):

@@ -14,6 +14,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.tier_url import redact
 from reprise.retrieval.cli.tables import plain, print_table
 from reprise.retrieval.cli.tier_access import (
+    EmbeddingModel,
     Namespace,
     Url,
     age_of,
@@ -25,6 +26,7 @@ from reprise.retrieval.cli.tier_access import (
 )
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.query.turns import clip
+from reprise.retrieval.search.embedding import DEFAULT_MODEL
 from reprise.retrieval.search.near_search import unpack
 
 _SHOWN_CHARACTERS = 48
@@ -97,14 +99,14 @@ def search(
     url: Url,
     namespace: Namespace = None,
     limit: Limit = 10,
-    model: Annotated[str, typer.Option(help="The embedding model.")] = "all-MiniLM-L6-v2",
+    embedding_model: EmbeddingModel = DEFAULT_MODEL,
 ) -> None:
     """Find the answers to questions that mean the same, as a server would.
 
     Example: reprise cache search "How do I cancel?" --url redis://localhost:6379/0
     """
     with opened(url) as tier:
-        embedder = embedder_of(model)
+        embedder = embedder_of(embedding_model)
         [wanted] = embedder.encode([clip(text)])
         best: list[tuple[float, int, Answer]] = []
         order = 0

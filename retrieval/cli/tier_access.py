@@ -39,6 +39,14 @@ Url = Annotated[
     ),
 ]
 Namespace = Annotated[str | None, typer.Option(help="Only this namespace; all without it.")]
+EmbeddingModel = Annotated[
+    str,
+    typer.Option(
+        "--embedding-model",
+        envvar="REPRISE_RETRIEVAL__EMBEDDING_MODEL",
+        help="The servers' embedding model.",
+    ),
+]
 
 
 @contextmanager

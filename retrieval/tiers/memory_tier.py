@@ -72,7 +72,6 @@ class MemoryTier(Tier):
         namespace_bytes: What indexes take beside, for each namespace; the same.
         max_namespaces: Bound on their number; None for no other than their bytes.
         ttl_s: Age in seconds at which an answer is gone; None for never.
-        seed: Of the random draws of eviction.
     """
 
     name = "memory"
@@ -85,7 +84,6 @@ class MemoryTier(Tier):
         namespace_bytes: int = 0,
         max_namespaces: int | None = None,
         ttl_s: float | None = None,
-        seed: int = 0,
     ) -> None:
         for name, bound in (("max_bytes", max_bytes), ("max_namespaces", max_namespaces)):
             if bound is not None and bound < 1:
@@ -98,7 +96,7 @@ class MemoryTier(Tier):
         self._sizes, self._ranks = NameHeap(), NameHeap()
         self._num_bytes = self._num_answers = 0
         self._orphans: deque[tuple[str, str]] = deque(maxlen=_MAX_ORPHANS)
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
         self._lock = threading.Lock()
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:

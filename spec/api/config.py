@@ -11,14 +11,16 @@ class DraftSettings(BaseModel):
     verify_cost: float | None = Field(default=None, ge=0.0, le=10.0)
     """Cost of verifying one drafted token, relative to a step without drafts.
 
-    None: measured while serving; a number: fixed, as a replay needs it."""
+    None: measured while serving; a number: fixed, as a replay needs it. Model runner V1 only: on V2
+    costs are always measured."""
 
     max_near_answers: int = Field(default=32, ge=0, le=32)
     """Max near answers that a request drafts from; the most similar are kept."""
 
     max_corpus_bytes: int = Field(default=1 << 30, ge=0)
     """Max bytes for the corpora of all namespaces together; beyond it the oldest answers of the
-    largest namespaces are dropped."""
+    largest namespaces are dropped. On model runner V2 the corpora that are drafted from have 16 MiB
+    of the device's memory, and this bounds those that the mixture learns with."""
 
     weights_file: str | None = None
     """File in which what drafting has learned outlives restarts; None: beside the SQLite file, if

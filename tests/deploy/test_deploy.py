@@ -95,7 +95,7 @@ def test_the_settings_of_both_are_ours_and_alike(
 ) -> None:
     composed = {name: filled(value) for name, value in services["llm"]["environment"].items()}
     clustered = environment(container(resources["Deployment", "llm"]))
-    assert composed.keys() - {"HF_TOKEN"} == clustered.keys() - {"REDIS_PASSWORD"}
+    assert composed.keys() == clustered.keys() - {"REDIS_PASSWORD"}
     for variables in (composed, clustered):
         config = settings({k: v for k, v in variables.items() if k.startswith("REPRISE_")})
         assert config.retrieval.url == f"redis://:{PASSWORD}@redis:6379/0"
@@ -221,6 +221,25 @@ def test_shared_memory_is_enough(
         assert megabytes(size) >= 256  # docs/deploy.md
 
 
+def test_models_and_compiled_code_outlive_a_container(
+    services: dict[str, Any], resources: dict[tuple[str, str], Any]
+) -> None:
+    cache = "/cache"
+    kept = re.search(r"^ENV (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert kept is not None
+    folders = dict(each.split("=") for each in kept[1].split())
+    assert folders.keys() == {"HF_HOME", "VLLM_CACHE_ROOT", "NUMBA_CACHE_DIR"}
+    assert all(folder.startswith(f"{cache}/") for folder in folders.values())
+    assert services["llm"]["volumes"] == [f"cache:{cache}"]
+    assert "cache" in read("compose.yaml")["volumes"]
+    llm = resources["Deployment", "llm"]
+    assert {"name": "cache", "mountPath": cache} in container(llm)["volumeMounts"]
+    volumes = {each["name"]: each for each in llm["spec"]["template"]["spec"]["volumes"]}
+    claim = volumes["cache"]["persistentVolumeClaim"]["claimName"]
+    # Two replicas may be on two machines.
+    assert resources["PersistentVolumeClaim", claim]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
 def test_every_variable_is_in_the_example_and_no_secret_in_a_file(
     resources: dict[tuple[str, str], Any],
 ) -> None:
@@ -230,7 +249,7 @@ def test_every_variable_is_in_the_example_and_no_secret_in_a_file(
     assert {name for name, value in offered.items() if value} == {"MODEL"}
     assert not any(kind == "Secret" for kind, _ in resources)
     text = (DEPLOY / "kubernetes.yaml").read_text()
-    keys = set(re.findall(r"secretKeyRef: \{name: reprise, key: ([\w-]+)\}", text))
+    keys = set(re.findall(r"secretKeyRef: \{name: reprise, key: ([\w-]+)[,}]", text))
     assert keys == set(re.findall(r"--from-literal=([\w-]+)=", text))
     assert "deploy/.env\n" in (REPOSITORY / ".gitignore").read_text()
 

@@ -202,7 +202,7 @@ def test_a_broken_tokenizer(fails: Fails, tmp_path: Path) -> None:
 def test_a_peer_that_is_not_installed(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "suffix_installed", lambda: False)
     assert methods.parse_methods(None) == ["none", "ngram", "semantic-cache", "reprise"]
-    assert "arctic-inference, which is not installed" in fails("--methods", "suffix")
+    assert "pip install -e '.[peers]'" in fails("--methods", "suffix")
 
 
 @pytest.mark.slow

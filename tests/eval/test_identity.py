@@ -53,8 +53,8 @@ def test_answers_that_are_the_same() -> None:
     ("arguments", "message"),
     [
         (["--methods", "none,medusa"], "'medusa' is none of none, ngram, suffix, "),
-        (["--at-once", "1,8"], "the largest of them first"),
-        (["--at-once", "many"], "'many' is no list of numbers"),
+        (["--at-once", "1,8"], "expected the largest number first"),
+        (["--at-once", "many"], "expected whole numbers from 1 on with commas between, got 'many'"),
         (["--trace", "no/such/file"], "no/such/file"),
     ],
 )

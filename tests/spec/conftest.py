@@ -139,9 +139,7 @@ def counted_beyond(
             if k > 1 or len(positions) <= MAX_SKIPPED_LOOKS:
                 at = [positions[len(positions) * look // looks] for look in range(looks)]
                 following += [
-                    skip_drafting[1]
-                    for skip_drafting, is_in in at
-                    if is_in and own[-1] != skip_drafting[0] != END != skip_drafting[1]
+                    pair[1] for pair, is_in in at if is_in and own[-1] != pair[0] != END != pair[1]
                 ]
             following += [
                 text[-1]

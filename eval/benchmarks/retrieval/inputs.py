@@ -18,6 +18,7 @@ from reprise.retrieval.search.embedding import Embedder
 NAMESPACE = "bench"
 ANSWER_TOKENS = 150
 READY_S = 300.0
+_TOPICS = 5000
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,15 @@ class Figure:
     target: str = ""
 
 
-def clustered(count: int, dim: int, *, seed: int, topics: int = 5000) -> NDArray[np.float32]:
+def clustered(count: int, dim: int, *, seed: int) -> NDArray[np.float32]:
     """Float32 [count, dim] of length 1: many wordings around each of some topics.
 
     Two of one topic have a cosine of about 0.6, as two wordings of a question have.
     """
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((topics, dim), dtype=np.float32)
+    centres = generator.standard_normal((_TOPICS, dim), dtype=np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    rows = centres[generator.integers(topics, size=count)]
+    rows = centres[generator.integers(_TOPICS, size=count)]
     rows += 0.8 * generator.standard_normal((count, dim), dtype=np.float32) / np.sqrt(dim)
     normalised: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return normalised

@@ -160,7 +160,7 @@ class TierSync:
 
     @property
     def breakers(self) -> dict[str, State]:
-        """The state of each circuit breaker: read, look up and write fail apart."""
+        """The state of each circuit breaker: read and write fail apart."""
         return {
             "read": self._reads.state,
             "write": self._writes.state,

@@ -65,4 +65,6 @@ def test_sections_are_chosen_and_their_rows_kept(
     (kept,) = read_rows(csv)
     assert (kept["from"], kept["value"], kept["note"]) == ("redis", "1.5", "")
     assert main(["--only", "mist", "--csv", str(csv)]) == 2
-    assert "expected some of look-ups, hits, miss, pairs, got mist" in capsys.readouterr().err
+    assert (
+        "--only: unknown 'mist'; there are look-ups, hits, miss, pairs" in capsys.readouterr().err
+    )

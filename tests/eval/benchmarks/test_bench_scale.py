@@ -50,5 +50,5 @@ def test_a_small_store():
     figures = store_figures(1000, 100, seed=0)
     found = {(figure.name, figure.unit): figure.value for figure in figures}
     assert found["recall@8, 1000 answers", "share"] > 0.95
-    assert found["one record", "bytes"] > 600
+    assert found["one record, 1000 answers", "bytes"] > 600
     assert found["deletion of a tenant with 100 answers, Redis", "s"] < 20

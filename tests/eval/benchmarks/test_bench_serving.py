@@ -177,9 +177,12 @@ def test_the_plot_is_written_as_png_and_svg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        (["--only", "exact,mist"], "--only: unknown mist; expected exact, miss, methods, repeats"),
-        (["--methods", "none,magic"], "--methods: unknown magic; expected none, "),
-        (["--concurrency", "1,x"], "--concurrency: expected whole numbers from 1 on, got '1,x'"),
+        (["--only", "exact,mist"], "--only: unknown 'mist'; there are exact, miss, methods, "),
+        (["--methods", "none,magic"], "--methods: unknown 'magic'; there are none, "),
+        (
+            ["--concurrency", "1,x"],
+            "--concurrency: expected whole numbers from 1 on with commas between, got '1,x'",
+        ),
         (["--requests", "0"], "--requests"),
         (["--trace", "/nowhere.jsonl"], "/nowhere.jsonl: no such file"),
     ],

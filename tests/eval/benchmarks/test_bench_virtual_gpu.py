@@ -36,9 +36,12 @@ def test_a_forecast_is_printed_and_written(tmp_path: Path, capsys: Any) -> None:
     ("arguments", "reason"),
     [
         (["--trace", "/nowhere.jsonl"], "/nowhere.jsonl"),
-        (["--engines", "v3"], "unknown engine 'v3'"),
-        (["--concurrency", "1,x"], "expected numbers from 1 on, got '1,x'"),
-        (["--concurrency", "0"], "expected numbers from 1 on, got '0'"),
+        (["--engines", "v3"], "--engines: unknown 'v3'; there are none, "),
+        (
+            ["--concurrency", "1,x"],
+            "expected whole numbers from 1 on with commas between, got '1,x'",
+        ),
+        (["--concurrency", "0"], "expected whole numbers from 1 on with commas between, got '0'"),
         (["--warm", "100000"], "all warm"),
         (["--check", "--engines", "v2"], "--check: no trace named support"),
         (["--csv", "/nowhere/rows.csv"], "its folder does not exist"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reprise.eval.report.command_line import InputError, run_command
+from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
 
 EVAL = Path(__file__).resolve().parents[3] / "eval"
 COMMANDS = sorted(
@@ -126,3 +126,15 @@ def test_sigterm_leaves_through_what_cleans_up() -> None:
     assert command.wait(100) == 128 + signal.SIGTERM
     assert time.monotonic() - began_s < 60  # and not the 600 s that it sleeps
     command.stdout.close()
+
+
+def test_lists_in_options() -> None:
+    assert names_of("--only", " a, b,,a", ("b", "a")) == ["a", "b"]
+    assert counts_of("--batch", "8, 1,8") == [8, 1, 8]
+    with pytest.raises(InputError, match="--only: unknown 'c'; there are a, b"):
+        names_of("--only", "a,c", ("a", "b"))
+    with pytest.raises(InputError, match="--only: expected some of a, b"):
+        names_of("--only", ",", ("a", "b"))
+    for text in ("1,x", "0", "", "1,-2", "1.5"):
+        with pytest.raises(InputError, match=f"--batch: expected whole numbers .* got '{text}'"):
+            counts_of("--batch", text)

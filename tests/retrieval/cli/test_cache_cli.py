@@ -66,17 +66,18 @@ def test_one_namespace_is_exported_to_standard_output(url, fill):
 
 def test_warm_embeds_what_is_not_embedded_yet(url, fill):
     fill(answer(1), answer(2))
-    assert "2 of 2 answers embedded" in run("warm", "--url", url, "--model", "lexical")
-    assert "0 of 2 answers embedded" in run("warm", "--url", url, "--model", "lexical")
+    assert "2 of 2 answers embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
+    assert "0 of 2 answers embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
 
 
 def test_without_its_model_warm_leaves_embeddings_alone(url, fill, monkeypatch, caplog):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     fill(answer(1))
-    run("warm", "--url", url, "--model", "lexical")
-    assert "no embedding model 'nowhere'" in refused("warm", "--url", url, "--model", "nowhere")
+    run("warm", "--url", url, "--embedding-model", "lexical")
+    monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "nowhere")  # as servers' are named
+    assert "no embedding model 'nowhere'" in refused("warm", "--url", url)
     assert caplog.text == ""
-    assert "0 of 1 answer embedded" in run("warm", "--url", url, "--model", "lexical")
+    assert "0 of 1 answer embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
 
 
 def test_a_mistyped_path_is_not_an_empty_cache(url, tmp_path):
@@ -105,8 +106,8 @@ def test_every_command_over_redis(redis_server, tmp_path):
     lines = [row_of(a) for a in (answer(1, created_s=1.0), answer(2), answer(3, namespace="z"))]
     rows.write_bytes(b"\n".join(lines))
     assert "3 answers imported" in run("import", rows, "--url", url)
-    assert "3 of 3 answers embedded" in run("warm", "--url", url, "--model", "lexical")
-    assert "0 of 3 answers embedded" in run("warm", "--url", url, "--model", "lexical")
+    assert "3 of 3 answers embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
+    assert "0 of 3 answers embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
     assert "acme" in run("stats", "--url", url)
     assert "3 answers exported" in run("export", tmp_path / "b.jsonl", "--url", url)
     exported = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
@@ -215,7 +216,7 @@ def test_what_is_embedded_later_expires_as_before(redis_server):
     tier = RedisTier(redis_server.url, ttl_s=500.0)
     tier.put([answer(1), answer(2, created_s=time.time() - 400.0)])
     client = redis.Redis.from_url(redis_server.url)
-    run("warm", "--url", redis_server.url, "--model", "lexical")
+    run("warm", "--url", redis_server.url, "--embedding-model", "lexical")
     left_s = {key[-2:]: client.ttl(key) for key in client.keys("*:a:*")}
     assert 440 <= left_s[b"d1"] <= 500
     assert 40 <= left_s[b"d2"] <= 100
@@ -258,7 +259,7 @@ def test_an_index_in_milvus_is_filled_and_rid_of_what_is_removed(url, fill, tmp_
     fill(answer(1), answer(2), answer(2, namespace="other"))
     search = f"milvus://{tmp_path}/index.db"
     options = ("--url", url, "--search", search)
-    assert "3 answers in the search index" in run("warm", *options, "--model", "lexical")
+    assert "3 answers in the search index" in run("warm", *options, "--embedding-model", "lexical")
     assert "1 answer removed" in run("invalidate", *options, "--namespace", "acme", "--id", "id2")
     embedder = Embedder("lexical")
     index = MilvusIndex(

@@ -58,8 +58,8 @@ def test_one_answer_is_shown_whole(url: str) -> None:
 @pytest.mark.parametrize("warmed", [False, True])
 def test_answers_are_found_by_a_question_as_typed(url: str, warmed: bool) -> None:
     if warmed:
-        run("warm", "--url", url, "--model", "lexical")
-    given = ("search", "my parcel, where is it?", "--url", url, "--model", "lexical")
+        run("warm", "--url", url, "--embedding-model", "lexical")
+    given = ("search", "my parcel, where is it?", "--url", url, "--embedding-model", "lexical")
     output = run(*given)
     assert ("reprise cache warm keeps it" in output) == (not warmed)
     rows = [line for line in output.splitlines() if "Answer" in line]
@@ -69,7 +69,7 @@ def test_answers_are_found_by_a_question_as_typed(url: str, warmed: bool) -> Non
 
 
 def test_a_damaged_embedding_is_made_anew(url: str, tmp_path: Path) -> None:
-    run("warm", "--url", url, "--model", "lexical")
+    run("warm", "--url", url, "--embedding-model", "lexical")
     tier = SqliteTier(tmp_path / "answers.sqlite")
     damaged = [
         msgspec.structs.replace(answer, embedding=b"\x00\x3c" * 2)
@@ -78,7 +78,7 @@ def test_a_damaged_embedding_is_made_anew(url: str, tmp_path: Path) -> None:
     ]
     tier.put(damaged)
     tier.close()
-    output = run("search", "Where is my parcel?", "--url", url, "--model", "lexical")
+    output = run("search", "Where is my parcel?", "--url", url, "--embedding-model", "lexical")
     assert "id1" in next(line for line in output.splitlines() if "Answer" in line)
 
 

@@ -143,8 +143,8 @@ def test_a_step_without_drafts_is_known_where_there_was_none_lately() -> None:
     start, _ = start_costs(8)
     costs = start.copy()
     costs[ANY] = 0.5
-    skip_drafting, draft = (1, 0, False, np.log(0.002)), (2, 1, False, np.log(0.0045075))
-    latest, _, counts = _run([skip_drafting, draft])
+    plain, draft = (1, 0, False, np.log(0.002)), (2, 1, False, np.log(0.0045075))
+    latest, _, counts = _run([plain, draft])
     assert abs(baseline_seconds(latest, counts[STEPS], costs) - 0.002) < 1e-9
     latest, _, counts = _run([draft])
     assert abs(baseline_seconds(latest, counts[STEPS], costs) - 0.003) < 1e-5

@@ -57,11 +57,11 @@ def match_and_second(own: list[int], theirs: list[int]) -> tuple[int, int]:
     match = same_ending(own, theirs, 32)
     if BOS in theirs[-match:]:
         return match + 4, 8
-    skip_drafting = theirs[:-match]
-    if skip_drafting == [BOS]:
+    rest = theirs[:-match]
+    if rest == [BOS]:
         return match, 4
-    second = same_ending(own[: -match - 1], skip_drafting[:-1], 8)
-    return match, 8 if BOS in skip_drafting[:-1][len(skip_drafting) - 1 - second :] else second
+    second = same_ending(own[: -match - 1], rest[:-1], 8)
+    return match, 8 if BOS in rest[:-1][len(rest) - 1 - second :] else second
 
 
 class PlainNear:
@@ -147,8 +147,8 @@ class PlainNear:
         if len({near.clause for near in self.near}) < 2:
             return []
         leader = max(range(len(self.near)), key=lambda near: (self.hits[near], -near))
-        skip_drafting = self.everything[max(self.pointers[leader], 0) :]
-        left = skip_drafting.index(END) if END in skip_drafting else len(skip_drafting)
+        rest = self.everything[max(self.pointers[leader], 0) :]
+        left = rest.index(END) if END in rest else len(rest)
         nearness = {0: 0, 1: 0, 2: 1, 3: 2}.get(left, 3)
         first = NEAR_CLAUSE_SWITCH + nearness * HITS + hit_bucket(self.hits[leader])
         return [

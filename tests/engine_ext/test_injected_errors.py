@@ -71,10 +71,12 @@ _ELSEWHERE = {
     (SingleFlight, "__len__ is_led watcher_of"),
     # Of those who follow late, for whom hundreds of tokens have to be there.
     (SingleFlight, "_pass_on_late _fail_left_behind"),
+    # Asked for where vLLM has a limit for what waits.
+    (SingleFlight, "get_num_unfinished_requests get_num_queued_tokens _without_engine"),
 }
 # What is there for errors: reached only after another one, and in themselves guarded.
 _FOR_ERRORS = {
-    (ExactMemory, "remove remove_ids answers"),
+    (ExactMemory, "remove remove_ids remove_key answers"),
     (FrontEnd, "_withdraw"),
     (Replayer, "fail withdraw"),
     (SingleFlight, "leave _fail _give_up _notify"),

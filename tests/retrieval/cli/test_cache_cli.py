@@ -182,7 +182,7 @@ def test_what_leaves_or_changes_while_it_is_embedded_is_not_written_as_it_was(an
         return encode(self, *arguments)
 
     monkeypatch.setattr(Embedder, "encode", meanwhile)
-    told = run("warm", "--url", any_url, "--model", "lexical")
+    told = run("warm", "--url", any_url, "--embedding-model", "lexical")
     assert "2 of 4 answers embedded" in told
     held = {each.answer_id: each for each in tier.answers("acme")}
     assert {name: bool(each.embedder) for name, each in held.items()} == {

@@ -100,7 +100,7 @@ def test_what_an_answer_holds_is_shown_and_not_obeyed(url: str, tmp_path: Path) 
     assert "[red]x[/red] :smile:" in shown
     stats = run("stats", "--url", url)
     assert "salt-[red]x" in stats
-    searched = run("search", "abc", "--url", url, "--model", "lexical")
+    searched = run("search", "abc", "--url", url, "--embedding-model", "lexical")
     whole = run("show", "evil", "--url", url)
     assert json.loads(whole)["prompt"] == evil.prompt_text
     controls = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n"}

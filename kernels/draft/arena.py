@@ -55,11 +55,6 @@ class CorpusArena:
         region = self._regions.get(name)
         return -1 if region is None else region.row
 
-    @property
-    def num_free_tokens(self) -> int:
-        """Unused tokens of the arena, which need not lie side by side."""
-        return sum(size for _, size in self._free)
-
     def put(
         self,
         name: str,

@@ -165,11 +165,6 @@ class Corpora:
             with self._lock:
                 self._end_use(namespace)
 
-    def corpora(self) -> list[Corpus]:
-        """Those that there are now."""
-        found = self._namespaces.values()
-        return [namespace.corpus for namespace in found if namespace.corpus is not None]
-
     def _use(self, name: str) -> _Namespace:
         """The namespace, which is not forgotten, nor its corpus, until `_end_use`."""
         found = self._namespaces.get(name)

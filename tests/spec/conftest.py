@@ -236,7 +236,9 @@ def _predicted(
     request = provider._live["r"]
     assert isinstance(request, Request)
     row = provider._table.rows[request.req_idx]
-    (corpus,) = provider._corpora.corpora()
+    (namespace,) = provider._corpora._namespaces.values()
+    corpus = namespace.corpus
+    assert corpus is not None
     positions = {name: corpus._answers.position_of(name)[0] for name in cached}
     recent = {name for name, begin in positions.items() if begin >= corpus._recent}
     recent_answers = [cached[name] for name in sorted(recent, key=lambda name: positions[name])]

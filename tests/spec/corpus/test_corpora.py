@@ -84,7 +84,7 @@ def test_the_bound_drops_the_oldest_answers_of_the_largest_namespace() -> None:
             corpora.add(str(number), TOKENS, name)
     corpora.enter("small")
     corpora.enter("large")
-    small, large = corpora.corpora()
+    small, large = (corpora._namespaces[name].corpus for name in ("small", "large"))
     for number in range(45, 200):
         corpora.add(str(number), TOKENS, "large")
         assert corpora.total.charge <= 2 * charge_of(*[40] * 30)

@@ -148,7 +148,7 @@ def test_what_another_has_forgotten_while_answers_of_a_tier_wait_to_join(
         joined = next(n for n in range(1200) if ("acme", f"id{n}") in held)
         for number in (waits, joined):
             other.forget(Invalidation.create(answer_id=f"id{number}"))
-        wait_until(lambda: len(told) >= 2)
+        wait_until(lambda: sum(len(each.invalidations) for each in told) == 2)
         assert ("acme", f"id{joined}") not in set(retriever.keys())
         embedding.goes_on.set()
         assert retriever.wait_until_warm(60)

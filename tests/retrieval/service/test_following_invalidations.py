@@ -1,5 +1,6 @@
 """Clients of retrieval hear of each invalidation that was made since they hold answers."""
 
+import socket
 import threading
 
 import msgspec
@@ -178,6 +179,8 @@ def restarted(server, make_server, mirror, wait_until):
     connections = mirror._connections
     server.close()
     another = make_server()
+    for client in list(server._clients):
+        client.connection.shutdown(socket.SHUT_RDWR)
     another._forward_updates()
     wait_until(lambda: mirror._connections > connections)
     return another

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from reprise.retrieval.api.answer import Answer
-from reprise.retrieval.api.invalidation import CLOCK_SKEW_S, Invalidation
+from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 
 # More than a tier's log holds, and what is made while a process runs.
@@ -47,14 +47,14 @@ class KnownInvalidations:
         *,
         text_of: Callable[[Answer], str] = lambda answer: answer.prompt_text,
     ) -> bool:
-        """Return whether an answer is meant by what was made since it was, at `created_s`, by
-        clocks that may differ: it may have been on its way from the engine, for as long as a busy
-        machine takes, or is read from a tier. `text_of` returns its query."""
-        return self._index.means(answer, since_s=created_s - CLOCK_SKEW_S, text_of=text_of)
+        """Return whether an answer is meant by what was made since it was, at `created_s`: it may
+        have been on its way from the engine, for as long as a busy machine takes, or is read from a
+        tier. `text_of` returns its query."""
+        return self._index.means(answer, since_s=created_s, text_of=text_of)
 
     def any_since(self, made_s: float) -> bool:
-        """Return whether one was made since then, by clocks that may differ."""
-        return self._index.newest_s >= made_s - CLOCK_SKEW_S
+        """Return whether one was made since then."""
+        return self._index.newest_s >= made_s
 
     def carried_out(self) -> list[Invalidation]:
         """Return those that a tier has carried out, or is about to; the oldest first."""

@@ -59,7 +59,7 @@ _ELSEWHERE = {
     # What concerns the tier is broken in `test_shared_exact_faults.py`, where there is one.
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed fetch _take_in"),
-    (ExactMemory, "clear namespaces"),
+    (ExactMemory, "clear namespaces remove_key"),
     (FrontEnd, "close fetch model_changed progress report"),
     (FrontEnd, "stats _memory_bytes"),
     (HttpRequestContext, "add_info outcome take_info"),
@@ -67,6 +67,7 @@ _ELSEWHERE = {
     (TrackedRequest, "retrieval_ms clauses"),
     (NearAnswers, "health stats clauses"),
     (Replayer, "close"),
+    (SingleFlight, "get_num_unfinished_requests get_num_queued_tokens _without_engine"),
     (ServingMetrics, "active errors features pins retrieval shared verified workers"),
     (ServingMetrics, "_add _tier _worker"),
     (SingleFlight, "__len__ is_led watcher_of"),

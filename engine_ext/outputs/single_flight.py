@@ -179,12 +179,17 @@ class SingleFlight:
     def get_num_unfinished_requests(self) -> int:
         """Return how many requests the engine has: of those answered without it, vLLM's limit for
         what waits would refuse others."""
-        return int(self._num_unfinished_requests()) - len(self._without_engine())
+        number = int(self._num_unfinished_requests())
+        with self._errors.recording("single_flight"):
+            number -= len(self._without_engine())
+        return number
 
     def get_num_queued_tokens(self) -> int:
         """Return how many tokens of prompts wait in the engine."""
-        waiting = [state.prompt_len for state in self._without_engine() if state.is_prefilling]
-        return int(self._num_queued_tokens() - sum(waiting))
+        number = int(self._num_queued_tokens())
+        with self._errors.recording("single_flight"):
+            number -= sum(each.prompt_len for each in self._without_engine() if each.is_prefilling)
+        return number
 
     def _without_engine(self) -> "list[RequestState]":
         """Return the states of requests that the engine has nothing to do for; vLLM asks before it

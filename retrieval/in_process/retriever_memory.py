@@ -9,7 +9,7 @@ import msgspec
 
 from reprise.retrieval.api.answer import Answer, AnswerUpdate
 from reprise.retrieval.api.config import RetrievalConfig
-from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.api.invalidation import CLOCK_SKEW_S, Invalidation
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.answer_reports import AnswerReports
 from reprise.retrieval.in_process.awaited_results import AwaitedResults
@@ -256,7 +256,8 @@ class RetrieverMemory:
     def was_forgotten(self, answer: Answer, *, since_s: float = float("-inf")) -> bool:
         """Return whether it was on its way here when it was to be forgotten, by what was made since
         then; the caller holds the lock."""
-        since = self._applied.made_since(max(answer.created_s, since_s))
+        # `since_s` is of this machine's clock.
+        since = self._applied.made_since(max(answer.created_s, since_s + CLOCK_SKEW_S))
         return self._is_meant(answer, since)
 
     def _take_out(self, keys: Sequence[Key]) -> list[Key]:

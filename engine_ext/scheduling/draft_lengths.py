@@ -16,7 +16,7 @@ length of each step.
 
 import time
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,7 +44,7 @@ class _Unseen(NamedTuple):
 
     scheduler_output: "SchedulerOutput"
     names: Set[str]
-    """Of its requests that decode, and may have drafts."""
+    """Of its requests that decode."""
     was_in_flight: bool
     """It was sent while the step before it ran."""
     drafts_follow: bool
@@ -70,24 +70,35 @@ class BatchLengths:
         self._names: Set[str] = frozenset()
         self._seen_s = 0.0
 
-    def choose(self, scheduler_output: "SchedulerOutput", names: Set[str]) -> int:
+    def choose(
+        self, scheduler_output: "SchedulerOutput", max_slots: Mapping[str, int | None]
+    ) -> int:
         """Return how many tokens to draft at the end of a step that is being scheduled.
 
         Args:
             scheduler_output: of the step, not sent yet.
-            names: of its requests that decode in the next step, and may have drafts there.
+            max_slots: by the requests of it that decode in the next step, how many tokens may be
+                drafted for each there; None: any number.
         """
-        was_in_flight, batch = bool(self._unseen), len(names)
+        was_in_flight, batch = bool(self._unseen), len(max_slots)
         self._rule.note_new_requests(len(scheduler_output.scheduled_new_reqs))
-        length = self._rule.choose(batch, partial(self._may_be_chosen, batch))
+        caps = [each for each in max_slots.values() if each is not None]
+        length = self._rule.choose(
+            batch,
+            partial(self._may_be_chosen, batch, min(caps, default=None)),
+            with_drafts=batch - caps.count(0),
+        )
         self._unseen.append(_Unseen(scheduler_output, self._names, was_in_flight, length > 0))
-        self._names = names
+        self._names = max_slots.keys()
         return length
 
-    def _may_be_chosen(self, batch: int, length: int) -> bool:
-        """Return whether a step with drafts of this length has a graph, if steps without have."""
-        graphs = self._graphs
-        return graphs is None or graphs.covers(batch, length) or not graphs.covers(batch, 0)
+    def _may_be_chosen(self, batch: int, least_cap: int | None, length: int) -> bool:
+        """Return whether a step with drafts of this length has a graph, if steps without have:
+        where one request may have fewer tokens, few graphs take it."""
+        if (graphs := self._graphs) is None or not graphs.covers(batch, 0):
+            return True
+        is_uniform = least_cap is None or length <= least_cap
+        return graphs.covers(batch, length, is_uniform=is_uniform)
 
     def learn(self, scheduler_output: "SchedulerOutput", output: "ModelRunnerOutput") -> None:
         """Take in what a step came to, before vLLM does, which shortens what it is given."""
@@ -104,12 +115,13 @@ class BatchLengths:
             if emitted:  # it was not taken back meanwhile
                 verified.append(len(drafts.get(name, ())) - invalid.get(name, 0))
                 accepted.append(min(emitted - 1, verified[-1]))
-        says_cost = step.was_in_flight and _only_decoded(scheduler_output)
+        says_cost = step.was_in_flight and not scheduler_output.has_structured_output_requests
         self._rule.observe(
             verified,
             accepted,
             step_time_s=now_s - before_s if says_cost else None,
             drafts_follow=step.drafts_follow,
+            prefilled=_num_prefilled(scheduler_output),
         )
 
     def _take(self, scheduler_output: "SchedulerOutput") -> _Unseen | None:
@@ -121,14 +133,12 @@ class BatchLengths:
         return None
 
 
-def _only_decoded(scheduler_output: "SchedulerOutput") -> bool:
-    """Return whether a step prefilled nothing, and waited for no grammar on the host."""
+def _num_prefilled(scheduler_output: "SchedulerOutput") -> int:
+    """Return how many tokens of prompts a step computed, beside one of each request."""
     drafts = scheduler_output.scheduled_spec_decode_tokens
     num_decoded = len(scheduler_output.num_scheduled_tokens) + sum(map(len, drafts.values()))
-    return (
-        scheduler_output.total_num_scheduled_tokens == num_decoded
-        and not scheduler_output.has_structured_output_requests
-    )
+    num_tokens: int = scheduler_output.total_num_scheduled_tokens
+    return num_tokens - num_decoded
 
 
 def plan_lengths(original: Callable[..., None], config: "VllmConfig") -> None:

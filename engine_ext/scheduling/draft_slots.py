@@ -2,8 +2,8 @@
 
 There every decoding request has a step with as many slots as drafts are long in this batch
 (`draft_lengths.py`), and what the device has drafted fills them. A request that must not be drafted
-for has to be scheduled without. Its batch then runs without full CUDA graphs, which want requests
-of one length.
+for has to be scheduled without. Where full CUDA graphs want requests of one length, its batch has
+no drafts then, and with a request that is capped none that are longer.
 
 The hooks of `Feature.DRAFT_SLOTS`, in the engine core.
 """
@@ -44,8 +44,8 @@ def limit_slots(original: Original, scheduler: Any, scheduler_output: "Scheduler
     if not _has_drafts(scheduler.vllm_config):
         return leave_no_slots(original, scheduler, scheduler_output)
     if (lengths := lengths_of(scheduler)) is not None:
-        names = _names_to_draft_for(scheduler, scheduler_output)
-        set_room_for_drafts(scheduler_output, lengths.choose(scheduler_output, names))
+        decoding = _max_slots_by_name(scheduler, scheduler_output)
+        set_room_for_drafts(scheduler_output, lengths.choose(scheduler_output, decoding))
     result = original()
     requests = [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens]
     try:
@@ -80,16 +80,18 @@ def _has_drafts(config: "VllmConfig") -> bool:
     return kept
 
 
-def _names_to_draft_for(scheduler: Any, scheduler_output: "SchedulerOutput") -> set[str]:
-    """Return the requests of a step that decode in the next one, and may have drafts there."""
-    names = set()
+def _max_slots_by_name(
+    scheduler: Any, scheduler_output: "SchedulerOutput"
+) -> dict[str, int | None]:
+    """Return the requests of a step that decode in the next one, and how many tokens may be drafted
+    for each there."""
+    found = {}
     for name, num_tokens in scheduler_output.num_scheduled_tokens.items():
         request = scheduler.requests[name]
         known = request.num_tokens + request.num_output_placeholders
-        still_prefills = request.num_computed_tokens + num_tokens < known
-        if not still_prefills and _max_slots_of(request, scheduler.vllm_config) != 0:
-            names.add(name)
-    return names
+        if request.num_computed_tokens + num_tokens >= known:
+            found[name] = _max_slots_of(request, scheduler.vllm_config)
+    return found
 
 
 def _max_slots_of(request: Any, config: "VllmConfig") -> int | None:

@@ -45,13 +45,15 @@ class GraphLengths:
         self._lengths = dict(found)
         self._sizes = sorted(found)
 
-    def covers(self, batch: int, drafted: int) -> bool:
-        """Return whether a step of `batch` requests, each with `drafted` tokens, has one."""
+    def covers(self, batch: int, drafted: int, *, is_uniform: bool = True) -> bool:
+        """Return whether a step of `batch` requests, each with `drafted` tokens, has one; if not
+        `is_uniform`, some have fewer."""
         tokens = batch * (drafted + 1)
         place = bisect_left(self._sizes, tokens)
         if place == len(self._sizes):
             return False
-        return self._any_lengths or drafted + 1 in self._lengths[self._sizes[place]]
+        has_length = is_uniform and drafted + 1 in self._lengths[self._sizes[place]]
+        return self._any_lengths or has_length
 
 
 def graph_lengths(config: "VllmConfig", lengths: Sequence[int]) -> GraphLengths | None:

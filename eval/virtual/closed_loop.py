@@ -164,7 +164,9 @@ class ClosedLoop:
         for request_id, now in step.emitted.items():
             self._unseen.setdefault(request_id, []).extend(now)
         about: dict[str, Any] = {
-            "step_time_s": self.as_measured(step, seconds),
+            "step_time_s": (
+                None if seconds is None or not step.only_decoded else self.as_measured(seconds)
+            ),
             "num_drafted_tokens": step.drafted,
             "mode": mode,
         }
@@ -187,10 +189,8 @@ class ClosedLoop:
         self.end_requests()
         return {i: draft for i, draft in zip(step.emitted, drafts, strict=True) if draft}
 
-    def as_measured(self, step: Step, seconds: float | None) -> float | None:
-        """Return a step's time as an engine would have measured it; None where it would not."""
-        if seconds is None or not step.only_decoded:
-            return None
+    def as_measured(self, seconds: float) -> float:
+        """Return a step's time as an engine would have measured it."""
         return seconds * float(np.exp(self._random.normal(0.0, NOISE)))
 
     def end_requests(self) -> None:

@@ -155,6 +155,7 @@ class LengthRule(Protocol):
         *,
         step_time_s: float | None = None,
         drafts_follow: bool | None = None,
+        prefilled: int = 0,
     ) -> None:
         """Record what a step came to."""
 
@@ -184,8 +185,9 @@ class _Unseen(NamedTuple):
 
     verified: list[int]
     accepted: list[int]
-    step_time_s: float | None
+    step_time_s: float
     drafts_follow: bool
+    prefilled: int
 
 
 class _Made(NamedTuple):
@@ -241,9 +243,11 @@ class V2:
                 in_pieces=in_pieces and not loop.num_prefilled,
             )
             seconds += self._drafter.position_s * length
+            prefilled = loop.num_prefilled
             step = loop.run_step(seconds, drafts)
             counts = _counts(step, drafts)
-            unseen.append(_Unseen(*counts, loop.as_measured(step, seconds), length > 0))
+            measured_s = loop.as_measured(seconds)
+            unseen.append(_Unseen(*counts, measured_s, length > 0, prefilled))
             if len(unseen) > 1:
                 seen = unseen.popleft()
                 lengths.observe(
@@ -251,6 +255,7 @@ class V2:
                     seen.accepted,
                     step_time_s=seen.step_time_s,
                     drafts_follow=seen.drafts_follow,
+                    prefilled=seen.prefilled,
                 )
             before, made = made, self._draft(step, length)
 

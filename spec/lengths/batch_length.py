@@ -51,6 +51,8 @@ MIN_PROBE_STEPS = 8
 FIRST_PROBE_STEPS = 2  # once drafts have ended, and twice as many from try to try
 FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
+READY_TOKENS = 1 << 16  # of a step: what it runs was captured or compiled at the start
+BASELINE_STEPS = 2  # without drafts in a row, of which the first measures what such a step takes
 TOKEN_COST = 1.0 / 512  # of each drafted token of a batch, in steps, where nothing is known
 
 Floats = npt.NDArray[np.float64]
@@ -74,6 +76,7 @@ class BatchDraftLength:
         if not choices or choices[0] < 1 or list(choices) != sorted(set(choices)):
             raise ValueError(f"choices: expected rising lengths above 0, got {list(choices)}")
         self.costs = costs or CostModel(token_cost=TOKEN_COST)
+        self.costs.note_ready(READY_TOKENS)
         self.budget = DraftBudget()
         self._choices: Ints = np.array(choices, np.int64)
         self._tried: Floats = np.zeros(choices[-1])
@@ -83,35 +86,53 @@ class BatchDraftLength:
             maxlen=CHANGE_STEPS
         )  # first tokens: all, right
         self._since_draft = 0
+        self._undrafted_in_a_row = 0
         self._num_new = 0
         self._num_probes = 0
         self._batch = 1
 
-    def choose(self, batch: int, allowed: Callable[[int], bool] | None = None) -> int:
-        """Return how many tokens to draft for each of `batch` requests in the step to be scheduled;
-        0 for none. `allowed`: whether a length may be chosen for this batch; None: all may be."""
-        if batch < 1:
-            return 0
+    def choose(
+        self,
+        batch: int,
+        allowed: Callable[[int], bool] | None = None,
+        *,
+        with_drafts: int | None = None,
+    ) -> int:
+        """Return how many tokens to draft for requests in the step to be scheduled; 0 for none.
+
+        Args:
+            batch: how many requests decode in the step that verifies them.
+            allowed: whether a length may be chosen for this batch; None: all may be.
+            with_drafts: how many of them have drafts, if there are any; None: all.
+        """
+        with_drafts = batch if with_drafts is None else with_drafts
+        length = self._choose(batch, with_drafts, allowed) if with_drafts > 0 else 0
+        self._undrafted_in_a_row = 0 if length else self._undrafted_in_a_row + 1
+        return length
+
+    def _choose(self, batch: int, with_drafts: int, allowed: Callable[[int], bool] | None) -> int:
         self._batch = batch
         self._since_draft += 1
         choices = self._choices
         if allowed is not None:
             choices = np.array([k for k in choices.tolist() if allowed(k)], np.int64)
-        if not len(choices) or self.costs.needs_baseline_step(batch):
+        if not len(choices) or not self.budget.allows_drafts():
             return 0
-        if not self.budget.allows_drafts():
+        # What the steps come to that were asked for is known when two more have been chosen.
+        needs_baseline = self.costs.needs_baseline_step(batch) or self.budget.needs_undrafted()
+        if needs_baseline and self._undrafted_in_a_row < BASELINE_STEPS:
             return 0
         # Beside those that were tried in a like batch, the next one.
-        tried = np.count_nonzero(choices * batch * REACH <= self.costs.reach(batch))
+        tried = np.count_nonzero(choices * with_drafts * REACH <= self.costs.reach(batch))
         choices = choices[: tried + 1]
-        curve = self.costs.curve(batch, batch * int(choices[-1]))
-        emitted = 1.0 + np.cumsum(self.survival())
-        speeds = emitted[choices - 1] / curve[choices * batch]
+        costs = self.costs.curve(batch, with_drafts * int(choices[-1]))[choices * with_drafts]
+        emitted = 1.0 + with_drafts / batch * np.cumsum(self.survival())
+        speeds = emitted[choices - 1] / costs
         best = int(np.argmax(speeds))
         if speeds[best] > 1.0 + MIN_GAIN:
             self._since_draft, self._num_new, self._num_probes = 0, 0, 0
             return int(choices[best])
-        return self._probe(batch, int(choices[0]), float(curve[choices[0] * batch]) - 1.0)
+        return self._probe(batch, int(choices[0]), float(costs[0]) - 1.0)
 
     def _probe(self, batch: int, length: int, cost: float) -> int:
         """Return `length`, which costs as many steps more than none, or 0 where it is too soon."""
@@ -145,6 +166,7 @@ class BatchDraftLength:
         *,
         step_time_s: float | None = None,
         drafts_follow: bool | None = None,
+        prefilled: int = 0,
     ) -> None:
         """Record a step, once it is known what it came to.
 
@@ -152,13 +174,15 @@ class BatchDraftLength:
             verified: [B] drafted tokens of each request that were verified; 0: it had none.
             accepted: [B] how many of these were right.
             step_time_s: what it took, in seconds, if it did nothing but decode for these requests
-                and its beginning did not wait for the host; None: it teaches nothing of costs.
-            drafts_follow: whether drafts were made at its end, which is part of its time; None: if
-                it had some.
+                and prefill, and its beginning did not wait for the host; None: it teaches nothing
+                of costs.
+            drafts_follow: whether drafts were made at its end, for which the host may have worked
+                in its time; None: if it had some.
+            prefilled: how many tokens of prompts it computed.
         """
         lengths, right = np.array(verified, np.int64), np.array(accepted, np.int64)
         if step_time_s is not None and len(lengths):
-            self._note_time(lengths, right, step_time_s, drafts_follow)
+            self._note_time(lengths, right, step_time_s, drafts_follow, prefilled)
         drafts = int(np.count_nonzero(lengths))
         if not drafts:
             return
@@ -175,18 +199,23 @@ class BatchDraftLength:
         self._forget_before_a_change(share)
 
     def _note_time(
-        self, lengths: Ints, right: Ints, seconds: float, drafts_follow: bool | None
+        self,
+        lengths: Ints,
+        right: Ints,
+        seconds: float,
+        drafts_follow: bool | None,
+        prefilled: int,
     ) -> None:
         """Record what a step took: for the budget, and for what lengths cost."""
         batch, drafted = len(lengths), int(lengths.sum())
         follow = drafted > 0 if drafts_follow is None else drafts_follow
         if drafted or follow:
             emitted = 1.0 + float(right.sum()) / batch
-            self.budget.note_drafted(batch, emitted=emitted, seconds=seconds)
+            self.budget.note_drafted(batch, emitted=emitted, seconds=seconds, prefilled=prefilled)
         else:
-            self.budget.note_undrafted(batch, seconds)
+            self.budget.note_undrafted(batch, seconds, prefilled=prefilled)
         # One at whose end drafts are made is no measure of steps without.
-        if drafted or not follow:
+        if (drafted or not follow) and not prefilled:
             self.costs.observe_step(batch, drafted, seconds)
 
     def _forget_before_a_change(self, known: float) -> None:

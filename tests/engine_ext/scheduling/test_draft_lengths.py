@@ -157,6 +157,40 @@ def test_caps_and_opt_outs_hold_and_requests_may_end(world: World) -> None:
     assert 3 in world.lengths
 
 
+@pytest.mark.parametrize(
+    ("mode", "longest"),
+    [(CUDAGraphMode.FULL_AND_PIECEWISE, (0, 1)), (CUDAGraphMode.FULL, (7, 7))],
+    ids=["by length", "any lengths"],
+)
+def test_drafts_take_no_batch_out_of_its_graphs(
+    world: World, mode: CUDAGraphMode, longest: tuple[int, int]
+) -> None:
+    """vLLM has no graph of steps in which some requests have fewer tokens, unless it has of all."""
+    world.compilation.cudagraph_mode = mode
+    world.compilation.cudagraph_capture_sizes = [1, 2, 4, 8, 16, 32, 64]
+    world.scheduler.vllm_config.scheduler_config.max_num_seqs = 16
+    world.add("other", OFF)
+    assert max(world.run(60, all_right)) == longest[0]
+    world.scheduler.requests["other"].sampling_params = CAPPED
+    assert max(world.run(60, all_right)) == longest[1]
+    del world.scheduler.requests["other"]
+    world.run(60, all_right)
+    assert world.lengths[-1] == CHOICES[-1]
+
+
+def test_all_that_decode_are_the_batch_whoever_has_drafts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        BatchDraftLength, "observe", lambda _, *counts, **__: seen.append(sorted(counts[0]))
+    )
+    monkeypatch.setattr(BatchDraftLength, "_choose", lambda *_: 3)
+    world.add("off", OFF)
+    world.run(4, all_right)
+    assert seen[-1] == [0, 3, 3, 3, 3]
+
+
 def test_nothing_is_drafted_where_nobody_may_have_drafts(world: World) -> None:
     for name in "abcd":
         world.scheduler.requests[name].sampling_params = OFF
@@ -186,36 +220,42 @@ def test_a_length_without_a_graph_of_its_own_is_left_out(world: World) -> None:
     assert 3 not in world.lengths, "the graph of 16 tokens is one of 2 requests"
 
 
-def test_only_steps_that_were_sent_ahead_and_only_decoded_teach_costs(
+def test_only_steps_that_were_sent_ahead_teach_what_steps_take(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
         BatchDraftLength,
         "observe",
-        lambda _, *counts, step_time_s, **__: seen.append((*counts, step_time_s)),
+        lambda _, *counts, step_time_s, prefilled, **__: seen.append(
+            (*counts, step_time_s, prefilled)
+        ),
     )
     lengths = draft_lengths.BatchLengths(CHOICES)
     output = SimpleNamespace(
         sampled_token_ids=[[1, 2, 3], [1], [1], []],
         req_id_to_index={"a": 0, "b": 1, "c": 2, "d": 3},
     )
-    first, second, third = (world.send() for _ in range(3))
+    first, second, third, grammar = (world.send() for _ in range(4))
     second.scheduled_spec_decode_tokens = {"a": [-1] * 4, "b": [-1] * 2}
     second.total_num_scheduled_tokens = 10
     second.num_invalid_spec_tokens = {"b": 1}
+    third.scheduled_spec_decode_tokens = {}
     third.total_num_scheduled_tokens = 100  # it prefills
-    lengths.choose(first, {"a", "b"})
-    for step in (second, third):
-        lengths.choose(step, {"a"})
-    for step in (first, second, third, third):
+    grammar.has_structured_output_requests = True
+    lengths.choose(first, {"a": None, "b": None})
+    for step in (second, third, grammar):
+        lengths.choose(step, {"a": None})
+    for step in (first, second, third, grammar, grammar):
         world.now_s += 0.25
         lengths.learn(step, output)
-    assert seen[0] == ([], [], None), "nobody had slots before it, and nothing was in flight"
+    assert seen[0] == ([], [], None, 0), "nobody had slots before it, and nothing was in flight"
     assert sorted(zip(*seen[1][:2], strict=True)) == [(1, 0), (4, 2)]
     assert seen[1][2] == pytest.approx(0.25)
-    assert seen[2][2] is None
-    assert len(seen) == 3, "a step that is not known teaches nothing"
+    assert seen[1][3] == 0
+    assert seen[2][2:] == (pytest.approx(0.25), 100 - len(third.num_scheduled_tokens))
+    assert seen[3][2] is None, "it waited for the host"
+    assert len(seen) == 4, "a step that is not known teaches nothing"
 
 
 def test_an_error_means_no_drafts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,4 +364,4 @@ def test_what_is_compiled_is_compiled_before_requests(
 
 def test_a_step_after_which_nobody_decodes_has_no_drafts() -> None:
     lengths = draft_lengths.BatchLengths((1, 3))
-    assert lengths.choose(decoding_step({}), frozenset()) == 0
+    assert lengths.choose(decoding_step({}), {}) == 0

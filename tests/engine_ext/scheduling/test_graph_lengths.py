@@ -68,6 +68,9 @@ def test_it_is_as_vllm_decides(
             tokens = batch * (length + 1)
             found = theirs.dispatch(batch, tokens, length + 1, 0).cg_mode
             assert ours.covers(batch, length) == (found == CUDAGraphMode.FULL), (batch, length)
+            mixed = theirs.dispatch(batch, tokens, None, 0).cg_mode
+            covers = ours.covers(batch, length, is_uniform=False)
+            assert covers == (mixed == CUDAGraphMode.FULL), (batch, length)
 
 
 def config(mode: CUDAGraphMode | None, sizes: tuple[int, ...], seqs: int) -> Any:

@@ -134,6 +134,43 @@ def test_a_step_at_whose_end_drafts_are_made_is_no_measure_of_those_without() ->
     assert length.budget.undrafted_s(4) == 0.005
 
 
+def test_to_measure_a_step_without_drafts_takes_two_of_them() -> None:
+    """The second is sent before it is known what the first took, and shows the host at work for
+    drafts again."""
+    length = BatchDraftLength((1,))
+    lengths, _ = serve_on_device(length, [8] * 1000, right=0.9)
+    rests = "".join(map(str, lengths[300:])).split("1")
+    assert {len(each) for each in rests if each} == {2}
+    known_s = length.costs.baseline_step_s(8)
+    assert known_s == pytest.approx(step_s(8, 0), rel=0.05)
+
+
+def test_costs_are_learned_though_no_two_steps_are_of_as_many_tokens() -> None:
+    """Whatever steps run on this device was captured at its start."""
+    length = BatchDraftLength(CHOICES)
+    random = np.random.default_rng(5)
+    batches = random.permutation(np.arange(70, 120))
+    for batch in batches.tolist():
+        for k in (0, 1):
+            counts = [k] * batch, [0] * batch
+            length.observe(*counts, step_time_s=step_s(batch, k, in_pieces=k > 0))
+    assert length.costs.curve(96, 96)[96] == pytest.approx(2.2, abs=0.2)
+
+
+def test_steps_of_which_few_requests_have_drafts_emit_less() -> None:
+    """In a batch of 64 the drafts of one gain next to nothing."""
+    for with_drafts, is_drafted in ((64, True), (1, False)):
+        length = BatchDraftLength((1, 3))
+        drafted = 0
+        for step in range(300):
+            k = length.choose(64, with_drafts=with_drafts)
+            drafted += k > 0 and step > 50
+            verified = [k] * with_drafts + [0] * (64 - with_drafts)
+            seconds = 0.005 * (1.1 if k else 1.0)
+            length.observe(verified, verified, step_time_s=seconds)
+        assert (drafted > 200) == is_drafted, (with_drafts, drafted)
+
+
 def test_only_lengths_that_are_allowed_are_chosen() -> None:
     length = BatchDraftLength(CHOICES)
     chosen = set()

@@ -37,7 +37,7 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
         output says it: an answer from the tier may come first."""
         if (front_end := self.front_end) is None:
             return
-        with front_end.errors.recording("weight version"):
+        with front_end.errors.recording("weight_version"):
             version = await self.get_weight_version()
             if front_end.flights.weight_version is None:
                 front_end.flights.weight_version = version

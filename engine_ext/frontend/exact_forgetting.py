@@ -241,7 +241,7 @@ class ExactForgetting:
         try:
             return self._query(answer)
         except Exception as error:
-            self._errors.record("read prompt to forget", error)
+            self._errors.record("forget_by_prompt", error)
             return None
 
     async def _look_for_retrieval(self) -> None:

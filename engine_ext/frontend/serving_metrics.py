@@ -22,9 +22,9 @@ _FOUND_BY = ("meaning", "tokens")
 _ERROR_PLACES = {
     "front_end": (
         *("end_lease", "exact_fetch", "exact_hit", "fingerprint", "flight_watcher", "forget"),
-        *("front_end_records", "info", "not_admitted", "one_token_outputs", "policy", "record"),
-        *("replay", "reply_header", "report", "single_flight", "verified_replay", "verify"),
-        *("watch", "withdraw"),
+        *("forget_by_prompt", "front_end_records", "info", "not_admitted", "one_token_outputs"),
+        *("policy", "record", "replay", "reply_header", "report", "single_flight"),
+        *("verified_replay", "verify", "watch", "weight_version", "withdraw"),
     ),
     "worker": (
         *("AsyncScheduler.__init__", "Scheduler.__init__", "before_propose", "before_serving"),

@@ -192,20 +192,15 @@ class SingleFlight:
         return number
 
     def _without_engine(self) -> "list[RequestState]":
-        """Return the states of requests that the engine has nothing to do for; vLLM asks before it
-        admits a request, which no error of ours is to refuse."""
-        try:
-            ids = list(self._replayer.live_ids)
-            for flight in self._by_request.values():
-                followers = iter(flight.follower_ids)
-                if flight.leader_is_gone:
-                    next(followers, None)  # the engine goes on for this one
-                ids += followers
-            states: dict[str, RequestState] = self._processor.request_states
-            return [states[id_] for id_ in ids if id_ in states]
-        except Exception as error:
-            self._errors.record("single_flight", error)
-            return []
+        """Return the states of requests that the engine has nothing to do for."""
+        ids = list(self._replayer.live_ids)
+        for flight in self._by_request.values():
+            followers = iter(flight.follower_ids)
+            if flight.leader_is_gone:
+                next(followers, None)  # the engine goes on for this one
+            ids += followers
+        states: dict[str, RequestState] = self._processor.request_states
+        return [states[id_] for id_ in ids if id_ in states]
 
     def _give_up(
         self,

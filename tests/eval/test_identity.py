@@ -52,7 +52,7 @@ def test_answers_that_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "none,medusa"], "'medusa' is none of none, ngram, suffix, "),
+        (["--methods", "none,medusa"], "unknown 'medusa'; there are none, ngram, suffix, "),
         (["--at-once", "1,8"], "expected the largest number first"),
         (["--at-once", "many"], "expected whole numbers from 1 on with commas between, got 'many'"),
         (["--trace", "no/such/file"], "no/such/file"),

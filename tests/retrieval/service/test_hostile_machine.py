@@ -87,7 +87,7 @@ def test_a_long_temporary_folder(tmp_path, temporary_folder, wait_until):
     retriever = ProcessRetriever(CONFIG)
     client = RetrievalClient(retriever.address)
     try:
-        assert len(retriever.address) > 300
+        assert len(retriever.address) > 250
         wait_until(lambda: retriever.health().state == client.health().state == "ready")
         client.store(answer(1))
         assert client.flush(60)

@@ -188,7 +188,8 @@ class SingleFlight:
         """Return how many tokens of prompts wait in the engine."""
         number = int(self._num_queued_tokens())
         with self._errors.recording("single_flight"):
-            number -= sum(each.prompt_len for each in self._without_engine() if each.is_prefilling)
+            waiting = [each.prompt_len for each in self._without_engine() if each.is_prefilling]
+            number -= int(sum(waiting))
         return number
 
     def _without_engine(self) -> "list[RequestState]":

@@ -74,9 +74,10 @@ class _PrefillSteps:
         return self._count >= FEW_PREFILLED
 
     def add(self, batch: int, num_tokens: int, seconds: float) -> None:
-        """Record one; if it took far longer than others it was held up, and says less."""
-        if self.is_known():
-            seconds = min(seconds, 2.0 * self.seconds(batch, num_tokens))
+        """Record one; if it took far longer than others it was held up, and says less. A line that
+        has it take no time at all, as one of small steps may say of a large one, is no measure."""
+        if self.is_known() and (expected_s := self.seconds(batch, num_tokens)) > 0.0:
+            seconds = min(seconds, 2.0 * expected_s)
         parts = _parts(batch, num_tokens)
         self._products = KEPT * self._products + np.outer(parts, parts)
         self._sums = KEPT * self._sums + parts * seconds
@@ -163,6 +164,8 @@ class DraftBudget:
     def _count_prefilled(self, batch: int, num_tokens: int, emitted: float, seconds: float) -> None:
         """Count what drafts added to the step: what it prefilled is to be computed anyway."""
         expected_s = self._prefilled.seconds(batch, num_tokens)
+        if expected_s <= 0.0:
+            return
         decoding_s = self.undrafted_s(batch) or self._prefilled.seconds(batch, 0)
         # The line may end anywhere where few tokens are computed seldom.
         decoding_s = max(decoding_s, LEAST_DECODING * seconds)

@@ -184,6 +184,23 @@ def test_drafts_are_held_against_steps_that_prefill_as_much(
     assert rests > 4, "what they are held against is measured again"
 
 
+def test_small_prompts_say_nothing_of_long_ones() -> None:
+    """By noise alone a line through small prompts may have long ones take no time."""
+    budget = DraftBudget()
+    for step in range(8):
+        budget.note_undrafted(
+            8, STEP_S * (1.2 - 0.1 * (step % 2)), prefilled=100 + 100 * (step % 2)
+        )
+    long = {"seconds": 8 * STEP_S, "prefilled": 8000}
+    for _ in range(200):
+        if budget.allows_drafts() and not budget.needs_undrafted():
+            budget.note_drafted(8, emitted=1.5, **long)
+        else:
+            budget.note_undrafted(8, **long)
+    assert budget.allows_drafts()
+    assert budget.left > FIRST
+
+
 def test_what_waits_for_a_batch_that_is_gone_is_counted_all_the_same() -> None:
     budget = DraftBudget()
     budget.note_undrafted(8, STEP_S)

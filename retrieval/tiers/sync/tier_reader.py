@@ -188,19 +188,18 @@ class TierReader:
             known, left = self._known.carried_out(), tuple(self._left)
         for each in known[-_MAX_TOLD_AGAIN:]:
             self._tier.announce(each)
-        for namespace in {*self._tier.namespaces(), *left}:
-            covering = [each for each in known if each.covers(namespace)]
+        index = InvalidationIndex(known)
+        for namespace in filter(index.covers, {*self._tier.namespaces(), *left}):
             for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
-                self._remove_meant(namespace, answers, covering)
+                self._remove_meant(namespace, answers, index)
         self._num_mended = num_restores
 
     def _remove_meant(
-        self, namespace: str, answers: Iterator[Answer], invalidations: Sequence[Invalidation]
+        self, namespace: str, answers: Iterator[Answer], index: InvalidationIndex
     ) -> None:
         """Remove from the tier what is meant of these answers of it."""
         while (batch := list(islice(answers, _READ_BATCH))) and not self._closing:
-            meant = [a for a in batch if any(each.means(a) for each in invalidations)]
-            if meant:
+            if meant := [answer for answer in batch if index.means(answer)]:
                 self._tier.remove(namespace, [answer.stored_id for answer in meant])
             self._follow_invalidations()
 

@@ -284,10 +284,8 @@ class TierReader:
         # At first all of it: answers that wait, here or on their way here, may be older than this.
         page = self._tier.invalidations(self._position)
         self._take_out(page.invalidations)
-        if self._tier.has_gone_back() or not page.complete:
-            self._behind = True
-            self._num_restores += 1
         if not page.complete:
+            self._note_restore()
             with self._changed:
                 # Any of them may be meant, and what is on its way to them.
                 self._known.add([all_until(steady_clock.now_s())])
@@ -307,7 +305,15 @@ class TierReader:
         with self._changed:
             self._followed_s = began_s
             self._changed.notify_all()
+        # Only now: writing need not wait for a cluster's master that does not answer.
+        if self._tier.has_gone_back():
+            self._note_restore()
         return page.invalidations
+
+    def _note_restore(self) -> None:
+        """Have the tier looked through: it may hold again what it had forgotten."""
+        self._behind = True
+        self._num_restores += 1
 
     def _take_out(self, invalidations: Sequence[Invalidation]) -> None:
         """Take what is meant out of what waits to be written and what was written lately."""

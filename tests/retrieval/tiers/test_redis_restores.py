@@ -1,5 +1,7 @@
 """A Redis that may hold again what was removed is noticed, and looked through where that may be."""
 
+import time
+
 import pytest
 import redis
 
@@ -64,3 +66,29 @@ def test_it_is_looked_through_where_something_was_forgotten_with_few_comparisons
     sync.close()
     assert set(looked_through) == {"acme"}
     assert len(compared) < 40
+
+
+def test_a_master_of_a_cluster_that_does_not_answer_is_not_waited_for_each_time(
+    start_redis, make_tier, wait_until
+):
+    servers = [start_redis("--cluster-enabled", "yes") for _ in range(2)]
+    nodes = [redis.Redis(port=server.port) for server in servers]
+    for number, node in enumerate(nodes):
+        node.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
+        node.execute_command("CLUSTER", "ADDSLOTS", *range(8192 * number, 8192 * (number + 1)))
+    for node in nodes:
+        wait_until(lambda n=node: b"cluster_state:ok" in n.execute_command("CLUSTER", "INFO"))
+        wait_until(lambda n=node: len(n.execute_command("CLUSTER", "SLOTS")) == 2)
+    of_log = nodes[0].cluster("keyslot", "{all}") // 8192
+    tier = make_tier(f"{servers[of_log].url}?cluster=1", timeout_s=1.5)
+    assert not tier.namespaces()
+    servers[1 - of_log].freeze()
+    took_s = []
+    for _ in range(3):
+        began_s = time.monotonic()
+        assert not tier.has_gone_back()
+        took_s.append(time.monotonic() - began_s)
+    assert took_s[0] > 1.0
+    assert min(took_s[1:]) < 1.0
+    for node in nodes:
+        node.close()

@@ -24,7 +24,7 @@ class RedisRestores:
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._num_done = 0
-        self._run_ids: set[str] = set()
+        self._run_ids: dict[str, str | None] = {}
         self._next_s = float("-inf")  # when masters are asked again
 
     def count_done(self, client: Any) -> None:
@@ -48,5 +48,11 @@ class RedisRestores:
         before, now = self._run_ids, self._connection.run_ids(client)
         ended_s = time.monotonic()
         self._next_s = ended_s + max(_ASK_MASTERS_EVERY_S, _PAUSE * (ended_s - began_s))
-        self._run_ids = before | now
-        return bool(before) and not now <= before
+        known = {node: run_id or before.get(node) for node, run_id in now.items()}
+        is_restarted = any(before.get(node) not in (None, known[node]) for node in now)
+        # One that is added while all others stay has yet to get what it is to hold.
+        is_replaced = bool(before.keys() - now.keys()) and bool(now.keys() - before.keys())
+        has_others = is_restarted or is_replaced
+        # One that is missing may yet be replaced.
+        self._run_ids = known if has_others else before | known
+        return has_others

@@ -39,11 +39,16 @@ class OwnedFolder:
 
     def share(self) -> bool:
         """Hold it too, where another process has made it; returns whether it is there."""
-        self._release()
-        with contextlib.suppress(FileNotFoundError):
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            return hold(self._descriptor, self.path)
-        return False
+        before, self._descriptor = self._descriptor, -1
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                return hold(self._descriptor, self.path)
+            return False
+        finally:
+            # Only now: in between it would be taken for one that was left behind.
+            if before >= 0:
+                os.close(before)
 
     def remove(self) -> None:
         """Remove it with all that is in it. Idempotent."""

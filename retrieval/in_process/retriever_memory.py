@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -25,6 +26,9 @@ _INDEX_BYTES = 1570
 _NAMESPACE_BYTES = 3000
 _FULL_SHARE = 0.95
 _SHORTLY_S = 600.0
+# What a tier removed so soon after an invalidation of its namespace may have been meant.
+_FOLLOWS_WITHIN_S = 5.0
+_MAX_LATELY = 100
 
 
 class RetrieverMemory:
@@ -54,6 +58,8 @@ class RetrieverMemory:
         self._reports = AnswerReports(max_bytes=config.queue_bytes)
         self._to_erase: set[Key] = set()
         self._to_erase_later: set[Key] = set()
+        # What was to be forgotten, the last times, and when that was.
+        self._lately: deque[tuple[float, InvalidationIndex]] = deque(maxlen=_MAX_LATELY)
         self.num_forgets = 0
         """Times that something was to be forgotten here; the lock guards it."""
         self.removals = RecentRemovals()
@@ -175,6 +181,7 @@ class RetrieverMemory:
         is_meant = partial(index.means, text_of=self._text_of)
         with self._changed:
             self._applied.add(invalidations)
+            self._lately.append((steady_clock.now_s(), index))
             self.num_forgets += 1
             self.exact.drop(is_meant)
             # It may mean what left a moment ago.
@@ -200,10 +207,17 @@ class RetrieverMemory:
         return gone
 
     def follow_removal(self, keys: Sequence[Key]) -> None:
-        """Remove answers that the tier no longer holds: room was made there, or they expired."""
+        """Remove answers that the tier no longer holds: room was made there, they expired, or
+        another replica had them forgotten, be they held here or not."""
+        since_s, namespaces = steady_clock.now_s() - _FOLLOWS_WITHIN_S, {name for name, _ in keys}
         with self._changed:
             self._take_out(keys)
-            self._to_erase_later.update(keys)
+            lately = [index for at_s, index in self._lately if at_s >= since_s]
+            if any(index.covers(name) for index in lately for name in namespaces):
+                self._to_erase.update(keys)
+                self._changed.notify_all()
+            else:
+                self._to_erase_later.update(keys)
 
     def expire(self) -> None:
         """Remove the answers whose time is over."""

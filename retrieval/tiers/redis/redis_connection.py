@@ -62,13 +62,14 @@ class RedisConnection:
         if notes is not pipe:
             notes.execute()
 
-    def run_ids(self, client: Any) -> set[str]:
-        """Return what names the masters of a cluster, each until it is started again; of those that
-        can be asked, and say so."""
-        found: set[str] = set()
+    def run_ids(self, client: Any) -> dict[str, str | None]:
+        """Return what names the masters of a cluster, each until it is started again, by address;
+        None for those that cannot be asked."""
+        found: dict[str, str | None] = {}
         for node in client.get_primaries():
+            found[node.name] = None
             with suppress(redis.RedisError):
-                found.add(client.info("server", target_nodes=node)["run_id"])
+                found[node.name] = client.info("server", target_nodes=node)["run_id"]
         return found
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ to get a time to live yet."""
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,10 @@ from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
 _PAGE = 200
 _ROUNDS = 8
 _MUCH = 0.25
+# What the round trips for a namespace cost, in answers.
+_NAMESPACE = 20
+# No page is begun after so much of a call: nothing else is written meanwhile.
+_BUDGET_S = 0.1
 # Replies of PTTL.
 _NO_RECORD, _NO_TIME = -2, -1
 # By which clocks may differ.
@@ -59,17 +64,21 @@ class RedisExpiry:
 
     def go_on(self, client: Any) -> None:
         """Look at the next answers, and at more of them where much has to be done."""
+        until_s = time.monotonic() + _BUDGET_S
         for _ in range(_ROUNDS):
-            seen = changed = 0
+            cost = seen = changed = 0
             if not self._namespaces:
                 self._namespaces = ledger.namespaces(client)
                 random.shuffle(self._namespaces)  # replicas share the work
                 self._num_rounds += 1
-            while self._namespaces and seen < _PAGE:
+            while self._namespaces and cost < _PAGE:
                 of_page, of_these = self._look(client, self._namespaces[-1])
-                seen, changed = seen + max(1, of_page), changed + of_these
+                cost += _NAMESPACE + of_page
+                seen, changed = seen + of_page, changed + of_these
                 if self._cursor == 0:
                     self._namespaces.pop()
+                if time.monotonic() >= until_s:
+                    return
             if changed <= _MUCH * seen:
                 return
 

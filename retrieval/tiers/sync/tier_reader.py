@@ -188,19 +188,18 @@ class TierReader:
             known, left = self._known.carried_out(), tuple(self._left)
         for each in known[-_MAX_TOLD_AGAIN:]:
             self._tier.announce(each)
-        for namespace in {*self._tier.namespaces(), *left}:
-            covering = [each for each in known if each.covers(namespace)]
+        index = InvalidationIndex(known)
+        for namespace in filter(index.covers, {*self._tier.namespaces(), *left}):
             for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
-                self._remove_meant(namespace, answers, covering)
+                self._remove_meant(namespace, answers, index)
         self._num_mended = num_restores
 
     def _remove_meant(
-        self, namespace: str, answers: Iterator[Answer], invalidations: Sequence[Invalidation]
+        self, namespace: str, answers: Iterator[Answer], index: InvalidationIndex
     ) -> None:
         """Remove from the tier what is meant of these answers of it."""
         while (batch := list(islice(answers, _READ_BATCH))) and not self._closing:
-            meant = [a for a in batch if any(each.means(a) for each in invalidations)]
-            if meant:
+            if meant := [answer for answer in batch if index.means(answer)]:
                 self._tier.remove(namespace, [answer.stored_id for answer in meant])
             self._follow_invalidations()
 
@@ -285,10 +284,8 @@ class TierReader:
         # At first all of it: answers that wait, here or on their way here, may be older than this.
         page = self._tier.invalidations(self._position)
         self._take_out(page.invalidations)
-        if self._tier.has_gone_back() or not page.complete:
-            self._behind = True
-            self._num_restores += 1
         if not page.complete:
+            self._note_restore()
             with self._changed:
                 # Any of them may be meant, and what is on its way to them.
                 self._known.add([all_until(steady_clock.now_s())])
@@ -308,7 +305,15 @@ class TierReader:
         with self._changed:
             self._followed_s = began_s
             self._changed.notify_all()
+        # Only now: writing need not wait for a cluster's master that does not answer.
+        if self._tier.has_gone_back():
+            self._note_restore()
         return page.invalidations
+
+    def _note_restore(self) -> None:
+        """Have the tier looked through: it may hold again what it had forgotten."""
+        self._behind = True
+        self._num_restores += 1
 
     def _take_out(self, invalidations: Sequence[Invalidation]) -> None:
         """Take what is meant out of what waits to be written and what was written lately."""

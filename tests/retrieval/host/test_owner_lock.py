@@ -110,6 +110,22 @@ def test_a_folder_can_be_claimed_again_once_it_was_taken_away(tmp_path):
     assert not folder.path.exists()
 
 
+def test_a_folder_that_is_claimed_again_is_held_all_the_time(monkeypatch):
+    folder = make_folder()
+    (folder.path / "answers.sqlite").touch()
+    hold = owned_folder.hold
+
+    def hold_after_a_sweep(*arguments):
+        monkeypatch.setattr(owned_folder, "hold", hold)
+        sweep()
+        return hold(*arguments)
+
+    monkeypatch.setattr(owned_folder, "hold", hold_after_a_sweep)
+    folder.claim()
+    assert (folder.path / "answers.sqlite").exists()
+    folder.remove()
+
+
 def test_whoever_sweeps_meanwhile_takes_nothing_from_who_makes_it():
     """A new folder or block is taken for an abandoned one for as long as it is not locked."""
     ending = threading.Event()

@@ -6,7 +6,7 @@ import pytest
 
 from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten, Invalidation
-from reprise.retrieval.in_process import retrieval_worker
+from reprise.retrieval.in_process import retrieval_worker, retriever_memory
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.recent_removals import RecentRemovals
 from reprise.retrieval.search import snapshot_writer
@@ -111,6 +111,26 @@ def test_what_is_forgotten_is_erased_at_once_with_what_left_before(
     assert retriever.forget(Invalidation.create(answer_id="id2"), timeout_s=60).done
     wait_until(lambda: set().union(*erased[1:]) == {("", "id1"), ("", "id2")})
     wait_until(lambda: len(written) > began, timeout_s=20)
+
+
+def test_what_another_replica_forgot_is_erased_at_once_though_it_is_not_held_here(
+    make, erased, wait_until, monkeypatch, advance_clock
+):
+    """It left memory, or was found beyond it: that it goes is told only by the tier."""
+    monkeypatch.setattr(retriever_memory, "_FOLLOWS_WITHIN_S", 50.0)
+    monkeypatch.setattr(retrieval_worker, "_ERASE_EVERY_S", 600.0)
+    retriever = make()
+    retriever._forgotten(Forgotten(removed=(("acme", "id0"),)))
+    wait_until(lambda: erased == [{("acme", "id0")}])  # nothing was erased for a while
+    retriever._forgotten(Forgotten((Invalidation.create(namespace="acme"),)))
+    retriever._forgotten(Forgotten(removed=(("acme", "id1"),)))
+    wait_until(lambda: erased[1:] == [{("acme", "id1")}], timeout_s=20)
+    # Room was made for others.
+    retriever._forgotten(Forgotten(removed=(("beta", "id2"),)))
+    advance_clock(60)
+    retriever._forgotten(Forgotten(removed=(("acme", "id3"),)))
+    assert retriever.flush(60)
+    assert len(erased) == 2
 
 
 def test_a_removal_that_is_not_remembered_may_be_any(monkeypatch):

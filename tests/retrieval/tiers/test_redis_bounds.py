@@ -203,3 +203,24 @@ def test_the_stream_is_trimmed(client, make_tier):
     for number in range(30):
         tier.put([answer(number, namespace=f"tenant{n}") for n in range(40)])
     assert client.xlen("reprise:2:{all}:stream") < 400
+
+
+def num_looked_at(client, tier):
+    """Return how many namespaces one look for what has expired is for."""
+    client.config_resetstat()
+    tier.expire()
+    return client.info("commandstats")["cmdstat_hscan"]["calls"]
+
+
+def test_a_look_for_what_has_expired_is_short_with_any_number_of_namespaces(
+    client, redis_server, make_proxy
+):
+    proxy = make_proxy(redis_server.port)
+    tier = RedisTier(f"redis://127.0.0.1:{proxy.port}/0", timeout_s=20.0)
+    tier.put([answer(1, namespace=f"tenant{n}") for n in range(100)])
+    assert 0 < num_looked_at(client, tier) <= 10
+    # It is longer where much has to be done, if that is done soon.
+    client.delete(*client.keys("*:a:*"))
+    proxy.delay_s = 0.05
+    assert 0 < num_looked_at(client, tier) <= 10
+    tier.close()

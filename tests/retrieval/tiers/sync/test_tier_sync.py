@@ -95,6 +95,29 @@ def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
     sync.close()
 
 
+class Undecided(MemoryTier):
+    """Takes long to say whether it has gone back."""
+
+    name = "undecided"
+
+    def __init__(self):
+        super().__init__(max_bytes=1 << 20)
+        self.goes_on = threading.Event()
+
+    def has_gone_back(self):
+        return self.goes_on.wait(60) and False
+
+
+def test_writing_does_not_wait_for_whether_a_tier_has_gone_back():
+    tier = Undecided()
+    sync = sync_of(tier, poll_s=10.0)  # what was read stays recent for longer than that
+    sync.write([answer(1)])
+    assert sync.drain(30)
+    assert tier.num_answers == 1
+    tier.goes_on.set()
+    sync.close()
+
+
 class Halting(MemoryTier):
     """Fails at its second removal, and when that is tried once more."""
 

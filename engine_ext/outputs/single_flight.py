@@ -194,12 +194,11 @@ class SingleFlight:
 
     def _without_engine(self) -> "list[RequestState]":
         """Return the states of requests that the engine has nothing to do for."""
-        ids = list(self._replayer.live_ids)
+        ids = {*self._replayer.live_ids, *self._late.ids}
         for flight in self._by_request.values():
-            followers = iter(flight.follower_ids)
-            if flight.leader_is_gone:
-                next(followers, None)  # the engine goes on for this one
-            ids += followers
+            ids.update(flight.follower_ids)
+            if flight.leader_is_gone and flight.follower_ids:
+                ids.discard(next(iter(flight.follower_ids)))  # the engine goes on for this one
         states: dict[str, RequestState] = self._processor.request_states
         return [states[id_] for id_ in ids if id_ in states]
 

@@ -363,6 +363,28 @@ def make_other() -> tuple[EngineCoreRequest, str]:
     return request, "p"
 
 
+@pytest.mark.parametrize("leader_leaves", [False, True])
+async def test_who_is_behind_takes_no_place_before_its_generation_ends_and_after(
+    leader_leaves: bool,
+) -> None:
+    desk = Desk()
+    processor = desk.processor
+    desk.lead(*make("leader", RequestOutputKind.FINAL_ONLY))
+    desk.emit("leader", TOKENIZER.encode("ab" * 350))
+    request, queue = make("follower", RequestOutputKind.FINAL_ONLY)
+    assert desk.flights.join(b"k", request, "p", queue)
+    assert processor.get_num_unfinished_requests() == 1
+    if leader_leaves:
+        processor.abort_requests(["leader"], internal=True)
+        assert processor.get_num_unfinished_requests() == 1
+    desk.emit("leader", [EOS], FinishReason.STOP)
+    assert processor.has_request("follower")
+    assert processor.get_num_unfinished_requests() == 0
+    await turn(desk, Reader(RequestOutputKind.FINAL_ONLY, queue))
+    assert processor.get_num_unfinished_requests() == 0
+    assert desk.errors.counts() == {}
+
+
 async def test_what_is_replayed_takes_no_place_either() -> None:
     desk = Desk()
     request, queue = make("hit", RequestOutputKind.DELTA)

@@ -177,15 +177,15 @@ class SingleFlight:
         return result
 
     def get_num_unfinished_requests(self) -> int:
-        """Return how many requests the engine has: of those answered without it, vLLM's limit for
-        what waits would refuse others."""
+        """Return how many requests the engine has or may be given, such as those that wait for the
+        tier: of those answered without it, vLLM's limit for what waits would refuse others."""
         number = int(self._num_unfinished_requests())
         with self._errors.recording("single_flight"):
             number -= len(self._without_engine())
         return number
 
     def get_num_queued_tokens(self) -> int:
-        """Return how many tokens of prompts wait in the engine."""
+        """Return how many tokens the prompts have of those requests that have no output yet."""
         number = int(self._num_queued_tokens())
         with self._errors.recording("single_flight"):
             waiting = [each.prompt_len for each in self._without_engine() if each.is_prefilling]

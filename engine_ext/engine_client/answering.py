@@ -155,9 +155,13 @@ class AnsweringAsyncLLM(ReportingAsyncLLM):
             given = front_end.others.check(request, stored) or request
             await super()._add_request(given, prompt, parent_req, index, queue)
         except Exception as error:
+            if policy.info is not None:
+                policy.info.generates_nothing(request.request_id)
             front_end.not_admitted(request.request_id, error)
             raise
         except BaseException:
+            if policy.info is not None:
+                policy.info.generates_nothing(request.request_id)
             # Its client disconnected just now, and the engine may never have received it.
             left = RuntimeError("the client of the request that it followed has disconnected")
             front_end.not_admitted(request.request_id, left)

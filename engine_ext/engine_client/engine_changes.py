@@ -1,5 +1,6 @@
 """Notifies the front end of whatever changes what the engine answers: weights, adapters, pauses."""
 
+import asyncio
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 if TYPE_CHECKING:
     from reprise.engine_ext.frontend.front_end import FrontEnd
+
+# An engine that does not answer would be kept alive by who asks it.
+_LABEL_TIMEOUT_S = 30.0
 
 
 class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
@@ -38,7 +42,7 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
         if (front_end := self.front_end) is None:
             return
         with front_end.errors.recording("weight_version"):
-            version = await self.get_weight_version()
+            version = await asyncio.wait_for(self.get_weight_version(), _LABEL_TIMEOUT_S)
             if front_end.flights.weight_version is None:
                 front_end.flights.weight_version = version
 

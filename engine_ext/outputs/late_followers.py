@@ -21,6 +21,11 @@ class LateFollowers:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._behind
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """Of requests that are behind, or have left since."""
+        return frozenset(self._behind)
+
     def begin(
         self,
         request_id: str,

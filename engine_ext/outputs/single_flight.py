@@ -177,15 +177,15 @@ class SingleFlight:
         return result
 
     def get_num_unfinished_requests(self) -> int:
-        """Return how many requests the engine has: of those answered without it, vLLM's limit for
-        what waits would refuse others."""
+        """Return how many requests the engine has or may be given, such as those that wait for the
+        tier: of those answered without it, vLLM's limit for what waits would refuse others."""
         number = int(self._num_unfinished_requests())
         with self._errors.recording("single_flight"):
             number -= len(self._without_engine())
         return number
 
     def get_num_queued_tokens(self) -> int:
-        """Return how many tokens of prompts wait in the engine."""
+        """Return how many tokens the prompts have of those requests that have no output yet."""
         number = int(self._num_queued_tokens())
         with self._errors.recording("single_flight"):
             waiting = [each.prompt_len for each in self._without_engine() if each.is_prefilling]
@@ -194,12 +194,11 @@ class SingleFlight:
 
     def _without_engine(self) -> "list[RequestState]":
         """Return the states of requests that the engine has nothing to do for."""
-        ids = list(self._replayer.live_ids)
+        ids = {*self._replayer.live_ids, *self._late.ids}
         for flight in self._by_request.values():
-            followers = iter(flight.follower_ids)
-            if flight.leader_is_gone:
-                next(followers, None)  # the engine goes on for this one
-            ids += followers
+            ids.update(flight.follower_ids)
+            if flight.leader_is_gone and flight.follower_ids and flight.ending is None:
+                ids.discard(next(iter(flight.follower_ids)))  # the engine goes on for this one
         states: dict[str, RequestState] = self._processor.request_states
         return [states[id_] for id_ in ids if id_ in states]
 
@@ -294,6 +293,8 @@ class SingleFlight:
         has_no_client = flight.leader_is_gone and not flight.follower_ids
         if finished is None and ending is None and not has_no_client:
             return
+        if finished is None and any(id_ in self._late for id_ in flight.follower_ids):
+            return  # the first of them that has the whole answer closes it
         if finished is not None:
             self._report(flight, finished)
         self._close(flight)
@@ -341,8 +342,14 @@ class SingleFlight:
         self, flight: Flight, follower_id: str, token_ids: Sequence[int], is_last: bool
     ) -> None:
         """Pass to a follower what was generated before; with the last it is where the flight is."""
+        state = self._processor.request_states[follower_id]
         self._pass_on(flight, follower_id, token_ids, flight.ending if is_last else None)
         if not self._processor.has_request(follower_id):
+            if flight.ending is not None and self._by_request.get(flight.request_id) is flight:
+                if state.queue is not None:  # otherwise it has failed
+                    with self._errors.recording("single_flight"):
+                        self._report(flight, state)
+                self._close(flight)
             # A stop string ended it. Without its leader the flight goes on only for the others.
             flight.follower_ids.pop(follower_id, None)
             self._by_follower.pop(follower_id, None)

@@ -230,6 +230,8 @@ class VerifiedReplays:
         for unlogged in self._unlogged:
             statistics.num_generation_tokens += unlogged.num_generation_tokens
             statistics.finished_requests += unlogged.finished_requests
+            statistics.max_num_generation_tokens_iter += unlogged.max_num_generation_tokens_iter
+            statistics.n_params_iter += unlogged.n_params_iter
         self._unlogged.clear()
 
     def _has_clients(self, request_id: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from reprise.engine_ext.request.request_info import DraftCounts, RecordedCounts
+from reprise.retrieval.host import steady_clock
 
 AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
 """From request ids to what each worker's `DraftCountsStore.take` returns."""
@@ -21,8 +22,10 @@ AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
 _MIN_PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.16
 _TIMEOUT_S = 1.0
-# Nobody waits for these.
+# Nobody waits for the counts of these, and of some the workers never hear: the workers are asked
+# about them together with others, and alone twice at most.
 _LEFT_TIMEOUT_S = 5.0
+_LEFT_PAUSE_S = 2.0
 
 
 class DraftCountsFetcher:
@@ -31,23 +34,19 @@ class DraftCountsFetcher:
     def __init__(self, ask_workers: AskWorkers) -> None:
         self._ask_workers = ask_workers
         self._waiting: dict[str, asyncio.Future[DraftCounts]] = {}
+        self._left: dict[str, float] = {}
+        """Of clients that have left; by id, until when they are asked about."""
+        self._arrived = asyncio.Event()
+        """A client waits that the workers were not asked for yet."""
         self._task: asyncio.Task[None] | None = None
-        self._dropping: set[asyncio.Task[None]] = set()
 
     def drop(self, request_ids: Sequence[str]) -> None:
         """Have the workers keep no counts of requests whose clients have left; returns at once."""
         if request_ids:
-            task = asyncio.create_task(self._fetch_for_nobody(list(request_ids)))
-            self._dropping.add(task)
-            task.add_done_callback(self._dropping.discard)
+            self._left |= dict.fromkeys(request_ids, steady_clock.now_s() + _LEFT_TIMEOUT_S)
+            self._start()
 
-    async def _fetch_for_nobody(self, request_ids: Sequence[str]) -> None:
-        with suppress(Exception):  # an engine that is dead keeps nothing
-            await self.fetch(request_ids, timeout_s=_LEFT_TIMEOUT_S)
-
-    async def fetch(
-        self, request_ids: Sequence[str], *, timeout_s: float | None = None
-    ) -> dict[str, DraftCounts]:
+    async def fetch(self, request_ids: Sequence[str]) -> dict[str, DraftCounts]:
         """Wait for the counts of these requests, up to a second or so long.
 
         Returns:
@@ -61,25 +60,43 @@ class DraftCountsFetcher:
         loop = asyncio.get_running_loop()
         futures = {request_id: loop.create_future() for request_id in request_ids}
         self._waiting |= futures
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._arrived.set()
+        self._start()
         try:
-            timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
-            done, _ = await asyncio.wait(futures.values(), timeout=timeout_s)
+            done, _ = await asyncio.wait(futures.values(), timeout=_TIMEOUT_S)
         finally:
             for request_id in futures:
                 self._waiting.pop(request_id, None)
         return {id_: future.result() for id_, future in futures.items() if future in done}
 
+    def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
     async def _run(self) -> None:
         pause_s = _MIN_PAUSE_S
         try:
-            while self._waiting:
-                found = await self._ask(list(self._waiting))
+            while self._waiting or self._left:
+                if not self._waiting:
+                    await self._has_arrived(_LEFT_PAUSE_S)
+                    pause_s = _MIN_PAUSE_S
+                self._arrived.clear()
+                found = await self._ask([*self._waiting, *self._left])
+                await asyncio.sleep(_MIN_PAUSE_S)
                 pause_s = _MIN_PAUSE_S if found else min(2 * pause_s, _MAX_PAUSE_S)
-                await asyncio.sleep(pause_s)
+                if await self._has_arrived(pause_s - _MIN_PAUSE_S):
+                    pause_s = _MIN_PAUSE_S
+                now_s = steady_clock.now_s()
+                self._left = {id_: end_s for id_, end_s in self._left.items() if end_s > now_s}
         finally:
             self._task = None
+
+    async def _has_arrived(self, pause_s: float) -> bool:
+        """Pause until a client waits that the workers were not asked for, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._arrived.wait()
+        return self._arrived.is_set()
 
     async def _ask(self, request_ids: list[str]) -> bool:
         """Ask once; return whether the workers had counts of any of these requests."""
@@ -89,11 +106,13 @@ class DraftCountsFetcher:
                 found.update(msgspec.convert(counts_of or {}, dict[str, RecordedCounts]))
         except Exception as error:
             for request_id in request_ids:
+                self._left.pop(request_id, None)  # an engine that is dead keeps nothing
                 future = self._waiting.pop(request_id, None)
                 if future is not None and not future.done():
                     future.set_exception(error)
             return False
         for request_id, counts in found.items():
+            self._left.pop(request_id, None)
             future = self._waiting.pop(request_id, None)
             if future is not None and not future.done():
                 future.set_result(counts)

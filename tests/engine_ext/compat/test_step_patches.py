@@ -89,6 +89,8 @@ DATA = {
     "result.request_outputs": "of a step's outputs, which are put together",
     "setattr(state, _STATE, _Admin(engine_client, access))": "the app's place for such things",
     "statistics.finished_requests": "of a step's statistics, which are put together",
+    "statistics.max_num_generation_tokens_iter": "of a step's statistics, which are put together",
+    "statistics.n_params_iter": "of a step's statistics, which are put together",
     "statistics.num_generation_tokens": "of a step's statistics, which are put together",
     "state.queue": "a request's queue is set aside while its stored answer is replayed",
     "top.__file__": "of a module of ours that stands for vLLM's top, in a process of doctor's",

@@ -16,6 +16,7 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.engine_client import answering
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_info import InfoCollector
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.engine_ext.request.shared_keys import SharedKeys
 from reprise.tests.engine_ext.front_ends import core_request, vllm_config
@@ -82,7 +83,9 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
 
     def __del__(self) -> None: ...
 
-    def ask(self, name: str) -> tuple[asyncio.Task[None], RequestOutputCollector]:
+    def ask(
+        self, name: str, info: InfoCollector | None = None
+    ) -> tuple[asyncio.Task[None], RequestOutputCollector]:
         """Have a request added under `name`, by its client; of a prompt of its own."""
         kind = RequestOutputKind.FINAL_ONLY
         params = SamplingParams(temperature=0, detokenize=False, output_kind=kind)
@@ -92,7 +95,7 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
         queue = RequestOutputCollector(kind, name)
 
         async def add() -> None:
-            answering._current_policy.set(RequestPolicy(RequestControl(), ""))
+            answering._current_policy.set(RequestPolicy(RequestControl(), "", info=info))
             await self._add_request(request, None, None, 0, queue)
 
         return asyncio.create_task(add()), queue
@@ -193,6 +196,31 @@ async def test_requests_that_wait_count_against_the_bound_and_are_admitted_once(
     engine.generate_one("a")
     await engine.ask("c")[0]
     assert engine.engine_core.given[-1] == "c"
+
+
+async def test_workers_are_not_asked_about_what_the_engine_was_not_given() -> None:
+    engine, info = Engine(max_num_queued_reqs=1), InfoCollector()
+    engine.tier.may_answer.set()
+    await engine.ask("a", info)[0]
+    refused, _ = engine.ask("b", info)
+    with pytest.raises(GracefulHTTPError):
+        await refused
+    assert info.request_ids == ["a"]
+    engine.generate_one("a")
+    is_sending = asyncio.Event()
+
+    async def send(_: Any) -> None:
+        is_sending.set()
+        await asyncio.Event().wait()
+
+    engine.engine_core.add_request_async = send  # type: ignore[method-assign]
+    left, _ = engine.ask("c", info)
+    async with asyncio.timeout(60):
+        await is_sending.wait()
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert info.request_ids == ["a"]
 
 
 async def test_a_front_end_that_closes_lets_go_of_what_waits() -> None:

@@ -1,5 +1,6 @@
 """What changes an engine's answers reaches the front end, through whichever method of vLLM's."""
 
+import asyncio
 import inspect
 import re
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.engine_client import engine_changes
 from reprise.engine_ext.engine_client.engine_changes import ChangeTrackingAsyncLLM
 from reprise.engine_ext.request.adapter_epochs import AdapterEpochs
 
@@ -133,6 +135,20 @@ async def test_the_label_of_the_weights_is_known_before_the_first_output(engine:
     assert flights.weight_version == "next"
     await engine.learn_weight_version()
     assert flights.weight_version == "next"  # as the latest output says
+
+
+async def test_an_engine_that_does_not_say_its_label_is_not_kept_alive(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never() -> str:
+        return str(await asyncio.Event().wait())
+
+    monkeypatch.setattr(engine_changes, "_LABEL_TIMEOUT_S", 0.01)
+    engine.engine_core.get_weight_version_async = never
+    async with asyncio.timeout(60):
+        await engine.learn_weight_version()
+    assert engine.front_end.flights.weight_version is None
+    assert engine.front_end.errors.counts() == {"weight_version": 1}
 
 
 async def test_our_own_calls_to_the_workers_change_nothing(engine: Any) -> None:

@@ -66,6 +66,7 @@ async def test_workers_keep_nothing_of_a_request_whose_client_left(
     leaves_at_last_output: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draft_counts_fetcher, "_LEFT_TIMEOUT_S", 60.0)  # machines stand still
+    monkeypatch.setattr(draft_counts_fetcher, "_LEFT_PAUSE_S", 0.02)
     worker, asked, errors = DraftCountsStore(), asyncio.Event(), ErrorCounter()
 
     async def ask(request_ids: Sequence[str]) -> list[Any]:

@@ -118,6 +118,59 @@ async def test_who_follows_late_catches_up_in_pieces(
     assert desk.errors.counts() == {}
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_an_answer_that_only_late_ones_get_is_reported_once_one_has_it(leaves: bool) -> None:
+    tokens = [*TOKENIZER.encode("ab" * 350), EOS]
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.DELTA))
+    desk.emit("leader", tokens[:-1])
+    readers = []
+    for name in ("one", "follower"):
+        request, queue = make(name, RequestOutputKind.DELTA)
+        assert desk.flights.join(b"k", request, "p", queue)
+        readers.append(Reader(RequestOutputKind.DELTA, queue))
+    assert desk.processor.abort_requests(["leader"], internal=True) == []
+    assert desk.emit("leader", tokens[-1:], FinishReason.STOP) == []
+    assert (desk.finished, desk.ended) == ([], 0)
+    if leaves:
+        desk.processor.abort_requests(["one", "follower"], internal=True)
+        assert desk.ended == 1
+    else:
+        request, queue = make("last", RequestOutputKind.DELTA)
+        assert desk.flights.join(b"k", request, "p", queue)
+        readers.append(Reader(RequestOutputKind.DELTA, queue))
+    await turn(desk, readers[1])
+    assert [(one.token_ids, one.text) for one in desk.finished] == (
+        [] if leaves else [(tokens, "ab" * 350)]
+    )
+    for reader in [] if leaves else readers:
+        reader.take()
+        assert reader.result == ("ab" * 350, tokens, ("stop", None))
+    assert desk.ended == 1
+    assert len(desk.flights) == 0
+    assert desk.processor.request_states == {}
+    assert desk.errors.counts() == {}
+
+
+async def test_a_late_one_that_fails_at_the_end_ends_the_flight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    desk.lead(*make("leader", RequestOutputKind.DELTA))
+    desk.emit("leader", TOKENIZER.encode("ab" * 350))
+    request, queue = make("follower", RequestOutputKind.DELTA)
+    assert desk.flights.join(b"k", request, "p", queue)
+    assert desk.processor.abort_requests(["leader"], internal=True) == []
+    assert desk.emit("leader", [EOS], FinishReason.STOP) == []
+    broken_for(desk, "follower", monkeypatch)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="broken"):
+        await queue.get()
+    assert (desk.finished, desk.ended, len(desk.flights)) == ([], 1, 0)
+    assert desk.errors.counts() == {"single_flight": 1}
+
+
 async def turn(desk: Desk, reader: Reader) -> None:
     """Until those who were behind are not."""
     for _ in range(20):
@@ -361,6 +414,28 @@ def test_followers_take_no_place_of_those_that_wait_for_the_engine() -> None:
 def make_other() -> tuple[EngineCoreRequest, str]:
     request, _ = make("other", RequestOutputKind.DELTA)
     return request, "p"
+
+
+@pytest.mark.parametrize("leader_leaves", [False, True])
+async def test_who_is_behind_takes_no_place_before_its_generation_ends_and_after(
+    leader_leaves: bool,
+) -> None:
+    desk = Desk()
+    processor = desk.processor
+    desk.lead(*make("leader", RequestOutputKind.FINAL_ONLY))
+    desk.emit("leader", TOKENIZER.encode("ab" * 350))
+    request, queue = make("follower", RequestOutputKind.FINAL_ONLY)
+    assert desk.flights.join(b"k", request, "p", queue)
+    assert processor.get_num_unfinished_requests() == 1
+    if leader_leaves:
+        processor.abort_requests(["leader"], internal=True)
+        assert processor.get_num_unfinished_requests() == 1
+    desk.emit("leader", [EOS], FinishReason.STOP)
+    assert processor.has_request("follower")
+    assert processor.get_num_unfinished_requests() == 0
+    await turn(desk, Reader(RequestOutputKind.FINAL_ONLY, queue))
+    assert processor.get_num_unfinished_requests() == 0
+    assert desk.errors.counts() == {}
 
 
 async def test_what_is_replayed_takes_no_place_either() -> None:

@@ -238,6 +238,8 @@ async def test_many_tokens_are_emitted_in_pieces_while_the_loop_turns(ends: bool
     assert engine.statistics.num_generation_tokens == TOKENS_AT_ONCE
     assert logged.num_generation_tokens == len(stored) - TOKENS_AT_ONCE
     assert len(logged.finished_requests) == ends
+    assert logged.max_num_generation_tokens_iter == ([len(stored)] if ends else [])
+    assert logged.n_params_iter == ([1] if ends else [])
     assert logged.inter_token_latencies_iter == []
     if ends:
         assert reader.end == ("stop", None)

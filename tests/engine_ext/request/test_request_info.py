@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -156,6 +156,46 @@ async def test_workers_that_cannot_be_asked_are_an_error_for_those_who_wait_only
     workers = Workers()
     fetcher._ask_workers = workers.ask
     assert list(await fetcher.fetch(["a"])) == ["a"]
+
+
+async def test_those_who_left_delay_nobody_and_are_seldom_asked_about(
+    monkeypatch: pytest.MonkeyPatch, advance_clock: Callable[[float], None]
+) -> None:
+    """Of one that the engine never had, the workers hear nothing."""
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
+    monkeypatch.setattr(draft_counts_fetcher, "_LEFT_PAUSE_S", 600.0)
+    workers = Workers(over_at=2)
+    fetcher = DraftCountsFetcher(workers.ask)
+    fetcher.drop(["left"])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert workers.asked == []  # until others ask
+    assert list(await fetcher.fetch(["a"])) == ["a"]
+    assert workers.asked == [["a", "left"]] * 2
+    advance_clock(draft_counts_fetcher._LEFT_TIMEOUT_S)
+    assert list(await fetcher.fetch(["b"])) == ["b"]
+    async with asyncio.timeout(60.0):
+        while fetcher._task is not None:
+            await asyncio.sleep(draft_counts_fetcher._MIN_PAUSE_S)
+    assert fetcher._left == {}
+
+
+async def test_who_comes_while_another_waits_long_is_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_TIMEOUT_S", "_MAX_PAUSE_S"):
+        monkeypatch.setattr(draft_counts_fetcher, name, 60.0)
+    workers = Workers()
+    fetcher = DraftCountsFetcher(workers.ask)
+    waiting = asyncio.create_task(fetcher.fetch(["unknown"]))
+    async with asyncio.timeout(60.0):
+        while len(workers.asked) < 7:  # the next pause is one of 2.56 s
+            await asyncio.sleep(0.01)
+    workers.store.put("a", None)
+    begun_s = time.monotonic()
+    assert list(await fetcher.fetch(["a"])) == ["a"]
+    assert time.monotonic() - begun_s < 2.0
+    waiting.cancel()
 
 
 async def test_an_exact_hit_asks_no_worker() -> None:

@@ -31,7 +31,7 @@ def hold(descriptor: int, path: Path) -> bool:
     with contextlib.suppress(OSError):  # where nothing can be locked, nothing is removed either
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     # It may have been taken for one that was left behind, before it was held.
-    return _is_at(descriptor, path)
+    return is_at(descriptor, path)
 
 
 def remove_abandoned(base: Path) -> int:
@@ -55,7 +55,7 @@ def _remove_abandoned(path: Path) -> bool:
         if info.st_uid != os.geteuid():
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(descriptor, path):
+        if not is_at(descriptor, path):
             return False
         if stat.S_ISDIR(info.st_mode):
             shutil.rmtree(path)
@@ -66,7 +66,8 @@ def _remove_abandoned(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return whether what is open lies at this path still, and was not removed or replaced."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from reprise.retrieval.host.owner_lock import is_at
+
 PRIVATE = 0o600
 PRIVATE_FOLDER = 0o700
 PART = ".part"
@@ -97,7 +99,7 @@ def remove_stale_parts(path: Path) -> None:
         with suppress(OSError), os.fdopen(os.open(part, _LOCKABLE), "r+b", buffering=0) as file:
             # Refused while it is being written; also where nothing can be locked.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still_at(part, file):
+            if is_at(file.fileno(), part):
                 part.unlink()
 
 
@@ -109,19 +111,12 @@ def _open_part(path: Path) -> tuple[Path, BinaryIO]:
         try:
             with suppress(OSError):  # where nothing can be locked
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_still_at(part, file):
+            if is_at(file.fileno(), part):
                 return part, file
         except BaseException:
             file.close()
             raise
         file.close()  # taken for a stale one before it was locked
-
-
-def _is_still_at(path: Path, file: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def open_private(path: Path) -> BinaryIO:

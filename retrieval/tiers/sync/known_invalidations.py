@@ -60,8 +60,8 @@ class KnownInvalidations:
         """Return those that a tier has carried out, or is about to; the oldest first."""
         return [each for each in self._known.values() if not each.stands_in]
 
-    def carried_out_mean(self, answer: Answer) -> bool:
-        """Return whether an answer is meant by what a tier has carried out, or is about to."""
+    def index_of_carried_out(self) -> InvalidationIndex:
+        """Return an index of these, to which nothing is added."""
         if self._carried_out is None:
             self._carried_out = InvalidationIndex(self.carried_out())
-        return self._carried_out.means(answer)
+        return self._carried_out

@@ -186,9 +186,9 @@ class TierReader:
         num_restores = self._num_restores
         with self._changed:
             known, left = self._known.carried_out(), tuple(self._left)
+            index = self._known.index_of_carried_out()
         for each in known[-_MAX_TOLD_AGAIN:]:
             self._tier.announce(each)
-        index = InvalidationIndex(known)
         for namespace in filter(index.covers, {*self._tier.namespaces(), *left}):
             for answers in (self._tier.answers(namespace), self._tier.exact_answers(namespace)):
                 self._remove_meant(namespace, answers, index)

@@ -205,7 +205,9 @@ class TierSync:
         with self._changed:
             if self._forgets.mean(answer):
                 return True
-            return self._reader.has_gone_back and self._known.carried_out_mean(answer)
+            if not self._reader.has_gone_back:
+                return False
+            return self._known.index_of_carried_out().means(answer)
 
     @property
     def position(self) -> str | None:

@@ -4,7 +4,6 @@ namespaces."""
 import time
 
 import pytest
-import redis
 
 from reprise.retrieval import Answer
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
@@ -20,13 +19,6 @@ def answer(number, *, namespace="acme", size=20):
         namespace=namespace,
         answer_id=f"id{number}",
     )
-
-
-@pytest.fixture
-def client(redis_server):
-    client = redis.Redis.from_url(redis_server.url)
-    yield client
-    client.close()
 
 
 @pytest.fixture

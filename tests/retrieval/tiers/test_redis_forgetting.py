@@ -40,13 +40,6 @@ def exact(number, **fields):
 
 
 @pytest.fixture
-def client(redis_server):
-    client = redis.Redis.from_url(redis_server.url)
-    yield client
-    client.close()
-
-
-@pytest.fixture
 def make_tier(redis_server):
     made = []
 

@@ -22,7 +22,7 @@ from reprise.spec.batching.request_table import RequestTable, stats_of
 from reprise.spec.corpus.corpora import Corpora
 from reprise.spec.lengths.best_lengths import select_lengths
 from reprise.spec.lengths.draft_length import DraftLength
-from reprise.spec.predictor.features import Weights, weights_table
+from reprise.spec.predictor.features import weights_table
 from reprise.spec.predictor.prediction_trace import trace_table
 from reprise.spec.predictor.weights import LearnedWeights, salt_of
 from reprise.spec.runtime.layout import CORPUS_ROW, DRAFTED, PREDICTED
@@ -109,7 +109,8 @@ class DraftProvider:
                 return
             req_idx = self._table.take()
             row = self._table.rows[req_idx]
-            salt, room = self.salt(namespace), self._positions + 2
+            salt = salt_of(namespace, self._learned.secret)
+            room = self._positions + 2
             request = Request(
                 req_idx, row, prompt, namespace=namespace, salt=salt, cap=cap, room=room
             )
@@ -340,15 +341,6 @@ class DraftProvider:
         """
         with self._lock:
             self._learned.load(path)
-
-    def weights(self) -> Weights:
-        """Copy what has been learned, as it is at one moment."""
-        with self._lock.giving_way:
-            return Weights(*(table.copy() for table in self._learned.tables))
-
-    def salt(self, namespace: str) -> int:
-        """Return the 32 bits that the hashes of a namespace's tokens are salted with."""
-        return salt_of(namespace, self._learned.secret)
 
     def _observe_cost(
         self, num_requests: int, step_time_s: float | None, num_drafted_tokens: int

@@ -83,10 +83,6 @@ class EngineConfig(BaseModel):
     wherever vLLM would choose it for an engine without drafts, and V1 otherwise, as on the CPU.
     `v1`: V1 everywhere. `v2`: refuse to start where it cannot be V2."""
 
-    device_drafts: Literal["copies", "mixture"] = "copies"
-    """What drafts on model runner V2. `copies`: what follows the longest match; `mixture`: the core
-    of the predictor, which weighs all places that predict the next token, and takes longer."""
-
     cpu_optimizations: bool = True
     """On the CPU, speed up vLLM's engine itself, with or without drafts: asynchronous scheduling,
     one exchange between engine core and worker per step, sleeping between polls instead of a busy

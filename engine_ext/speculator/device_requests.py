@@ -18,26 +18,19 @@ from reprise.engine_ext.request.request_info import DraftCountsStore
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.speculator import page_locked
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
-from reprise.engine_ext.speculator.device_mixture import BothCorpora, DeviceMixture
 from reprise.engine_ext.speculator.hit_keeper import HitKeeper, hits_path
 from reprise.engine_ext.speculator.host_corpus import HostCorpus
-from reprise.engine_ext.speculator.mixture_learner import EndedRequest
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.speculator.slot_counts import SlotCounts, stats_of
 from reprise.engine_ext.speculator.slot_rows import SlotRows
 from reprise.engine_ext.speculator.waiting_writes import STEP_TOKENS
-from reprise.engine_ext.worker.answer_learner import (
-    AnswerLearner,
-    DraftsFromCorpora,
-    FinishedRequest,
-)
+from reprise.engine_ext.worker.answer_learner import AnswerLearner, FinishedRequest
 from reprise.engine_ext.worker.live_request import LiveRequest
 from reprise.engine_ext.worker.near_drafts import NearDrafts
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.kernels.draft.state import DraftState
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.search.token_overlap import TokenOverlap
-from reprise.spec.api.near_answer import NearAnswer
 from reprise.spec.api.stats import ProviderStats, RequestStats
 
 if TYPE_CHECKING:
@@ -50,13 +43,11 @@ _WARM_UP_IDS = ("_warmup_", "_v2_mixed_warmup")
 class _Request:
     """A live request: in a slot, or preempted."""
 
-    __slots__ = ("ended_s", "live", "namespace", "num_to_prefill", "num_updates", "slot", "stats")
+    __slots__ = ("ended_s", "live", "namespace", "num_to_prefill", "slot", "stats")
 
-    def __init__(self, live: LiveRequest, namespace: str, *, num_updates: int = 0) -> None:
+    def __init__(self, live: LiveRequest, namespace: str) -> None:
         self.live = live
         self.namespace = namespace
-        self.num_updates = num_updates
-        """Answers that had come to what learns weights."""
         self.slot: int | None = None
         self.num_to_prefill = 0
         """Tokens until it is drafted for; 0: near answers have been looked for."""
@@ -88,13 +79,9 @@ class _Request:
         return self.num_to_prefill <= 0
 
 
-def largest_copy_bytes(state: DraftState, mixture: DeviceMixture | None, max_model_len: int) -> int:
+def largest_copy_bytes(state: DraftState, max_model_len: int) -> int:
     """Return how much is copied at once at most, of what steps write and read back."""
     copied = [state.slots, state.corpora, state.near_token_ids[0], state.hit_counts]
-    if mixture is not None:
-        tables = mixture.state
-        copied += [tables.slots, tables.near_tags[0], tables.near_info[0]]
-        copied += [tables.mixture_weights, tables.choice_weights]
     return max(4 * max_model_len, 4 * STEP_TOKENS, *(tensor.nbytes for tensor in copied))
 
 
@@ -109,7 +96,6 @@ class DeviceRequests:
         state: what the device drafts from.
         counts: what became of drafts.
         errors: counts what goes wrong.
-        mixture: what the device drafts from beside it, and the weights, if the mixture drafts.
     """
 
     def __init__(
@@ -120,19 +106,17 @@ class DeviceRequests:
         counts: SlotCounts,
         *,
         errors: ErrorCounter,
-        mixture: DeviceMixture | None = None,
     ) -> None:
         self._errors = errors
         self._counts = counts
-        self._mixture = mixture
         self._namespace = config.namespace
         self._model_key = model_key_of(vllm_config)
         self._tokenizer_key = tokenizer_key_of(vllm_config)
-        self._rows = SlotRows(state, None if mixture is None else mixture.state)
+        self._rows = SlotRows(state, max_near=config.drafts.max_near_answers)
         self._corpora = DeviceCorpora(state)
         self._read_back = ReadBack(state.slots.device, errors=errors)
         self._hits: HitKeeper | None = None
-        path = None if mixture is not None else hits_path(config, self._tokenizer_key)
+        path = hits_path(config, self._tokenizer_key)
         if path is not None:
             self._hits = HitKeeper(state, path, self._read_back, errors=errors)
         self._requests: dict[str, _Request] = {}
@@ -143,9 +127,7 @@ class DeviceRequests:
         """Nothing must be drafted any more: a slot may be another request's on the device."""
         if state.slots.is_cuda:
             max_model_len = vllm_config.model_config.max_model_len
-            page_locked.reserve(
-                state.num_slots, max_bytes=largest_copy_bytes(state, mixture, max_model_len)
-            )
+            page_locked.reserve(state.num_slots, max_bytes=largest_copy_bytes(state, max_model_len))
         HostCorpus.warm_up()
         overlap = TokenOverlap()
         overlap.warm_up()
@@ -159,11 +141,8 @@ class DeviceRequests:
             vocabulary_size=vocabulary_size,
             errors=errors,
         )
-        corpora: DraftsFromCorpora = self._corpora
-        if mixture is not None:
-            corpora = BothCorpora(self._corpora, mixture.learner)
         self._learner = AnswerLearner(
-            corpora, self._retriever, overlap, vocabulary_size=vocabulary_size, errors=errors
+            self._corpora, self._retriever, overlap, vocabulary_size=vocabulary_size, errors=errors
         )
 
     def begin_step(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
@@ -178,9 +157,6 @@ class DeviceRequests:
             # Not before: while graphs are captured, nothing is to be waited for in a thread.
             with self._errors.recording("save hits"):
                 self._hits.step()
-        if self._mixture is not None:
-            with self._errors.recording("write weights"):
-                self._mixture.learner.put_in_place()
 
     def _write_slots(self, req_states: Any, scheduler_output: "SchedulerOutput") -> None:
         """Clear the slots of requests that begin, and write what all draft from."""
@@ -229,7 +205,6 @@ class DeviceRequests:
             "provider": provider,
             **self._near.report(),
             "live_requests": len(self._requests),
-            **({} if self._mixture is None else self._mixture.learner.report()),
         }
 
     def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
@@ -240,11 +215,7 @@ class DeviceRequests:
         """Wait until every finished request so far is learned, and saved; return whether it is."""
         if self._hits is not None:
             self._hits.save()
-        return (
-            self._read_back.flush(timeout_s)
-            and self._learner.flush(timeout_s)
-            and (self._mixture is None or self._mixture.flush(timeout_s))
-        )
+        return self._read_back.flush(timeout_s) and self._learner.flush(timeout_s)
 
     def _begin(self, data: "NewRequestData", slot: int) -> None:
         """Give a request its slot, whether it is new or goes on after preemption."""
@@ -262,14 +233,7 @@ class DeviceRequests:
         row = -1
         if self._shares(request):
             row = self._corpora.enter(request.namespace)
-        self._rows.assign(
-            data.req_id,
-            slot,
-            num_prompt_tokens=data.prompt_len,
-            corpus_row=row,
-            prompt_token_ids=request.live.prompt_token_ids,
-            salt=0 if self._mixture is None else self._mixture.salt(request.namespace),
-        )
+        self._rows.assign(data.req_id, slot, num_prompt_tokens=data.prompt_len, corpus_row=row)
 
     def _start(self, data: "NewRequestData") -> _Request:
         prompt = data.prompt_token_ids
@@ -278,8 +242,7 @@ class DeviceRequests:
             prompt = np.array(array("i", prompt), np.int32)
         live = LiveRequest(data.sampling_params, prompt)
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
-        num_updates = 0 if self._mixture is None else self._mixture.learner.num_updates
-        request = _Request(live, namespace, num_updates=num_updates)
+        request = _Request(live, namespace)
         self._requests[data.req_id] = request
         if not is_private(request.namespace):
             self._near.begin(data.req_id, live, request.namespace)
@@ -315,13 +278,10 @@ class DeviceRequests:
         request.end()
         slot = request.slot
         nearest = self._rows.nearest.get(request_id)
-        near_answers = self._rows.attached.get(request_id, ())
-        is_learned = slot is not None and (
-            self._is_to_be_learned(request) or self._teaches_weights(request)
-        )
+        is_learned = slot is not None and self._is_to_be_learned(request)
         self._drop(request_id)
         self._num_ended += 1
-        receiver = partial(self._receive, request_id, request, nearest, near_answers)
+        receiver = partial(self._receive, request_id, request, nearest)
         if slot is None:
             self._read_back.send([], receiver)
             return
@@ -354,15 +314,6 @@ class DeviceRequests:
             and request.live.prompt_token_ids is not None
         )
 
-    def _teaches_weights(self, request: _Request) -> bool:
-        """Return whether the mixture's weights are to be learned from it."""
-        return (
-            self._mixture is not None
-            and self._mixture.learner.has_room
-            and self._shares(request)
-            and request.live.prompt_token_ids is not None
-        )
-
     def _add_stats(self, request: _Request, values: list[NDArray[Any]]) -> None:
         """In the thread that reads back: add the counts of a slot that a request had."""
         stats = stats_of(values[0])
@@ -374,7 +325,6 @@ class DeviceRequests:
         request_id: str,
         request: _Request,
         nearest: str | None,
-        near_answers: Sequence[NearAnswer],
         values: list[NDArray[Any]],
     ) -> None:
         """In the thread that reads back: hand on what a request that is over leaves behind."""
@@ -389,31 +339,18 @@ class DeviceRequests:
         if len(values) > 1:
             _, total_len, tokens = values
             output = tokens[request.live.num_prompt_tokens : int(total_len[0])]
-            self._learn(request, request.live.answer_of(output.tolist()), near_answers)
+            self._learn(request, request.live.answer_of(output.tolist()))
 
-    def _learn(
-        self, request: _Request, answer: Sequence[int], near_answers: Sequence[NearAnswer]
-    ) -> None:
-        """Learn weights from a request that is over, and store its answer."""
+    def _learn(self, request: _Request, answer: Sequence[int]) -> None:
+        """Store the answer of a request that is over."""
         assert request.live.prompt_token_ids is not None
-        if self._mixture is not None and self._teaches_weights(request):
-            self._mixture.learner.offer(
-                EndedRequest(
-                    namespace=request.namespace,
-                    prompt_token_ids=request.live.prompt_token_ids,
-                    response_token_ids=answer,
-                    near_answers=near_answers,
-                    num_updates=request.num_updates,
-                )
+        self._learner.learn(
+            FinishedRequest(
+                namespace=request.namespace,
+                model_key=self._model_key,
+                tokenizer_key=self._tokenizer_key,
+                prompt_token_ids=request.live.prompt_token_ids,
+                response_token_ids=answer,
+                ended_s=request.ended_s,
             )
-        if self._is_to_be_learned(request):
-            self._learner.learn(
-                FinishedRequest(
-                    namespace=request.namespace,
-                    model_key=self._model_key,
-                    tokenizer_key=self._tokenizer_key,
-                    prompt_token_ids=request.live.prompt_token_ids,
-                    response_token_ids=answer,
-                    ended_s=request.ended_s,
-                )
-            )
+        )

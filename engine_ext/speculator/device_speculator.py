@@ -18,7 +18,6 @@ from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.request.request_info import no_draft_counts
-from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
@@ -26,7 +25,6 @@ from reprise.engine_ext.worker import worker_installs
 from reprise.engine_ext.worker.worker_retriever import worker_retriever
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.state import DraftState
-from reprise.kernels.mixture import draft_by_mixture
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -91,7 +89,6 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         self.draft_token_confidence_probs = torch.zeros((num_slots, num_tokens), device=device)
         self._ranks = RankDrafts(self._drafts, self.draft_token_confidence_probs)
         self._state: DraftState | None = None
-        self._mixture: DeviceMixture | None = None
         self._counts: SlotCounts | None = None
         self._requests: DeviceRequests | None = None
         if self._ranks.is_first and config.features.drafts:
@@ -103,16 +100,8 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             )
             self._counts = SlotCounts(self._state)
             num_bytes = self._state.num_bytes + req_states.all_token_ids.gpu.nbytes
-            if config.engine.device_drafts == "mixture":
-                self._mixture = DeviceMixture(vllm_config, config, self._state, errors=self._errors)
-                num_bytes += self._mixture.state.num_bytes
             self._requests = DeviceRequests(
-                vllm_config,
-                config,
-                self._state,
-                self._counts,
-                errors=self._errors,
-                mixture=self._mixture,
+                vllm_config, config, self._state, self._counts, errors=self._errors
             )
             logger.info(
                 "Reprise: drafts on the device, in %.0f MiB of its memory.", num_bytes / (1 << 20)
@@ -203,18 +192,15 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         self._counts.add_step(idx_mapping, num_sampled, num_rejected[:num_reqs])
         if not length:
             return False
-        tensors = {
-            "all_token_ids": self._req_states.all_token_ids.gpu,
-            "total_len": self._req_states.total_len.gpu,
-            "idx_mapping": idx_mapping,
-            "num_sampled": num_sampled,
-            "drafts": drafts,
-            "chances": chances,
-        }
-        if self._mixture is None:
-            draft_tokens(self._state, **tensors)
-        else:
-            draft_by_mixture(self._state, self._mixture.state, **tensors)
+        draft_tokens(
+            self._state,
+            all_token_ids=self._req_states.all_token_ids.gpu,
+            total_len=self._req_states.total_len.gpu,
+            idx_mapping=idx_mapping,
+            num_sampled=num_sampled,
+            drafts=drafts,
+            chances=chances,
+        )
         return True
 
     def end_requests(self, runner: Any, scheduler_output: "SchedulerOutput") -> None:

@@ -24,7 +24,6 @@ from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.device_drafter import DeviceDrafter
 from reprise.eval.replay.drafter import Drafter
-from reprise.eval.replay.mixture_drafter import MixtureDrafter
 from reprise.eval.replay.replay import ReplayCounts, replay
 from reprise.eval.replay.reprise_drafter import RepriseDrafter
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
@@ -35,8 +34,6 @@ from reprise.retrieval.search.embedding import Embedder
 
 COPIES = {"device, copies, frozen": False, "device, copies": True}
 """By whether chances are learned."""
-CORES = {"device, start weights": False, "device, learned weights": True}
-"""The core, by whether weights are learned from requests that have ended."""
 
 
 class ClosableDrafter(Drafter, Protocol):
@@ -83,9 +80,6 @@ def main(
     ] = None,
     draft_length: Annotated[int, typer.Option(min=1, max=64, help="Most tokens of a draft.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="First requests only.")] = None,
-    core: Annotated[
-        bool, typer.Option(help="Also the core of the predictor, with and without learning.")
-    ] = False,
 ) -> None:
     """What drafts made on the device are worth, beside the product's, in steps."""
     try:
@@ -107,12 +101,10 @@ def main(
         rows = tokenize_rows(limit_rows(loaded[name], limit), chosen)
         host = run(RepriseDrafter(embedder=embedder, cost=one, draft_length=draft_length), rows)
         table.add_row(name, "host", f"{one:g}", *describe(host, one, host))
-        drafters: list[tuple[str, bool, type[DeviceDrafter | MixtureDrafter]]] = [
-            *((label, learns, DeviceDrafter) for label, learns in COPIES.items()),
-            *((label, learns, MixtureDrafter) for label, learns in CORES.items() if core),
-        ]
-        for label, learns, kind in drafters:
-            made = kind(embedder=embedder, cost=one, draft_length=draft_length, learns=learns)
+        for label, learns in COPIES.items():
+            made = DeviceDrafter(
+                embedder=embedder, cost=one, draft_length=draft_length, learns=learns
+            )
             table.add_row("", label, f"{one:g}", *describe(run(made, rows), one, host))
     console = table_console()
     console.print(table)

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-calls
-"""Time drafting on the device, by copies and by the mixture: a step's launch for a batch.
+"""Time drafting on the device: a step's launch for a batch.
 
-First the output, and of copies all that is kept, is compared with the definition's; then, on a
+First the output, and all that is kept, is compared with the definition's; then, on a
 CUDA device only, every shape is timed in a CUDA graph with a cold L2, and a row is appended to a
 CSV. Without a CUDA device the check runs in Triton's interpreter on small shapes, nothing is timed,
 and the exit status is 0; it is 1 wherever the check fails.
@@ -29,17 +29,13 @@ from reprise.kernels.draft.arena import CorpusArena
 from reprise.kernels.draft.constants import BOS, END
 from reprise.kernels.draft.near_row import near_row
 from reprise.kernels.draft.state import DraftState
-from reprise.kernels.mixture import draft_by_mixture
-from reprise.kernels.mixture.near_rows import near_rows
-from reprise.kernels.mixture.state import MixtureState
 from reprise.spec.corpus.corpus import live_entries
 from reprise.spec.corpus.suffix_array import sort_suffixes
-from reprise.spec.predictor.weights import LearnedWeights
 
 RESULTS_FILE = RESULTS / "bench_draft_kernel.csv"
 FIELDS = (
-    "torch", "triton", "vllm", "drafting", "batch", "drafts", "context", "near", "sorted",
-     "recent", "p20_us", "p50_us", "p80_us", "percent_of_5_ms",
+    "torch", "triton", "vllm", "batch", "drafts", "context", "near", "sorted", "recent", "p20_us",
+    "p50_us", "p80_us", "percent_of_5_ms",
 )  # fmt: skip
 VOCABULARY = 50_000
 ANSWER = 128
@@ -70,16 +66,9 @@ class Step(NamedTuple):
     num_sampled: torch.Tensor
     drafts: torch.Tensor
     chances: torch.Tensor
-    mixture: MixtureState | None
-    """None: copies are drafted."""
 
     def run(self, backend: Backend) -> None:
-        tensors = self._asdict()
-        del tensors["mixture"]
-        if self.mixture is None:
-            draft_tokens(**tensors, backend=backend)
-        else:
-            draft_by_mixture(mixture=self.mixture, **tensors, backend=backend)
+        draft_tokens(**self._asdict(), backend=backend)
 
 
 def make_tokens(random: np.random.Generator, length: int) -> np.ndarray:
@@ -99,7 +88,7 @@ def make_text(random: np.random.Generator, length: int) -> np.ndarray:
     return np.concatenate(parts, dtype=np.int32) if parts else np.zeros(0, np.int32)
 
 
-def make_step(shape: Shape, device: str, *, by_mixture: bool = False) -> Step:
+def make_step(shape: Shape, device: str) -> Step:
     """Requests in the middle of their answers, all of one namespace."""
     random = np.random.default_rng(0)
     arena = CorpusArena(num_corpora=1, arena_tokens=2 * shape.sorted + 2 * shape.recent + 64)
@@ -122,16 +111,12 @@ def make_step(shape: Shape, device: str, *, by_mixture: bool = False) -> Step:
     for begin, values in writes.parts:
         state.arena[begin : begin + len(values)] = torch.from_numpy(values)
     state.corpora[0] = torch.from_numpy(writes.fields)
-    mixture = make_mixture(shape) if by_mixture else None
     all_token_ids = torch.zeros((shape.batch, shape.context + 64), dtype=torch.int32)
     for slot in range(shape.batch):
         tokens = make_tokens(random, shape.context)
         all_token_ids[slot, : shape.context] = torch.from_numpy(tokens)
         answers = [make_tokens(random, ANSWER) for _ in range(shape.near // (ANSWER + 2))]
-        if mixture is None:
-            near = near_row(answers, max_near_tokens=max(shape.near, 1))
-        else:
-            near = add_near(mixture, slot, answers, tokens[: shape.context // 2], shape.near)
+        near = near_row(answers, max_near_tokens=max(shape.near, 1))
         state.near_token_ids[slot, : len(near)] = torch.from_numpy(near)
         state.slots[slot] = torch.tensor([slot + 1, shape.context // 2, len(near), 0])
     tensors = {f.name: getattr(state, f.name).to(device) for f in fields(DraftState)}
@@ -143,59 +128,11 @@ def make_step(shape: Shape, device: str, *, by_mixture: bool = False) -> Step:
         num_sampled=torch.ones(shape.batch, dtype=torch.int32, device=device),
         drafts=torch.zeros((shape.batch, shape.drafts), dtype=torch.int64, device=device),
         chances=torch.zeros((shape.batch, shape.drafts), device=device),
-        mixture=_moved(mixture, device) if mixture is not None else None,
     )
-
-
-def make_mixture(shape: Shape) -> MixtureState:
-    """The mixture's state with the weights that are shipped, on the CPU."""
-    tables = LearnedWeights().tables
-    return MixtureState.create(
-        mixture_weights=tables.mixture,
-        choice_weights=tables.choice,
-        num_slots=shape.batch,
-        max_draft=shape.drafts,
-        max_near_tokens=max(shape.near, 1),
-    )
-
-
-def add_near(
-    mixture: MixtureState, slot: int, answers: list[np.ndarray], prompt: np.ndarray, room: int
-) -> np.ndarray:
-    """Give a slot near answers, to about the same prompt; return their tokens as they are laid
-    out."""
-    rows = near_rows(
-        answers,
-        [prompt] * len(answers),
-        [0.9] * len(answers),
-        [0] * len(answers),
-        own_prompt=prompt,
-        max_near_tokens=max(room, 1),
-    )
-    mixture.near_tags[slot, : len(rows.tags)] = torch.from_numpy(rows.tags)
-    mixture.near_info[slot, : len(rows.info)] = torch.from_numpy(rows.info)
-    mixture.slots[slot] = torch.tensor([len(rows.token_ids), len(rows.info), slot + 1, 0])
-    return rows.token_ids
-
-
-def _moved(mixture: MixtureState, device: str) -> MixtureState:
-    return MixtureState(**{f.name: getattr(mixture, f.name).to(device) for f in fields(mixture)})
-
-
-def check_mixture(shape: Shape, device: str) -> str | None:
-    """Draft by both; returns what differs. Sums of floats may be rounded otherwise."""
-    expected, got = (make_step(shape, device, by_mixture=True) for _ in range(2))
-    expected.run("torch")
-    got.run("triton")
-    if not torch.equal(expected.drafts, got.drafts):
-        return f"expected {expected.drafts.tolist()}, got {got.drafts.tolist()}"
-    if not torch.allclose(expected.chances, got.chances, atol=1e-3):
-        return f"expected {expected.chances.tolist()}, got {got.chances.tolist()}"
-    return None if bool(got.chances.any()) else "nothing was drafted"
 
 
 def check(shape: Shape, device: str) -> str | None:
-    """Draft copies twice by both, tokens coming in between; returns what differs."""
+    """Draft twice by both, tokens coming in between; returns what differs."""
     steps = [make_step(shape, device) for _ in range(2)]
     for number in range(2):
         for step, backend in zip(steps, ("torch", "triton"), strict=True):
@@ -217,18 +154,15 @@ def check(shape: Shape, device: str) -> str | None:
 def run_checks(shapes: list[Shape], device: str) -> bool:
     """Check every shape, say what is wrong, and whether all was well."""
     faults = [(shape, fault) for shape in shapes if (fault := check(shape, device))]
-    smallest = min(shapes)
-    if fault := check_mixture(smallest, device):
-        faults.append((smallest, f"by the mixture, {fault}"))
     for shape, fault in faults:
         print(f"WRONG {shape}: {fault}", file=sys.stderr)
-    print(f"checked {len(shapes) + 1} shapes against the definition: {len(faults)} wrong")
+    print(f"checked {len(shapes)} shapes against the definition: {len(faults)} wrong")
     return not faults
 
 
-def measure_shape(shape: Shape, *, by_mixture: bool = False) -> dict[str, Any]:
+def measure_shape(shape: Shape) -> dict[str, Any]:
     """Time a step in a CUDA graph: a row."""
-    step = make_step(shape, "cuda", by_mixture=by_mixture)
+    step = make_step(shape, "cuda")
     step.run("triton")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -237,8 +171,7 @@ def measure_shape(shape: Shape, *, by_mixture: bool = False) -> dict[str, Any]:
     timing = measure(graph.replay)
     times = {"p20_us": timing.p20_us, "p50_us": timing.p50_us, "p80_us": timing.p80_us}
     return (
-        {"drafting": "mixture" if by_mixture else "copies"}
-        | shape._asdict()
+        shape._asdict()
         | {name: round(value, 1) for name, value in times.items()}
         | {"percent_of_5_ms": round(100 * timing.p50_us / STEP_US, 2)}
     )
@@ -250,7 +183,7 @@ def main(
         bool, typer.Option("--quick", help="On a CUDA device: one shape for each batch.")
     ] = False,
 ) -> int:
-    """Check drafting against its definitions; on a CUDA device, time it."""
+    """Check drafting against its definition; on a CUDA device, time it."""
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
         fine = run_checks([Shape(2, 4, 300, 600, 2000, 400), Shape(1, 16, 90, 0, 600, 0)], "cpu")
@@ -271,9 +204,8 @@ def main(
         return 1
     about = versions()
     print(f"Measured on {about.pop('machine')}.")
-    by_mixture = [(shape, True) for shape in shapes if shape.sorted == 100_000]
-    for shape, is_mixed in [*((shape, False) for shape in shapes), *by_mixture]:
-        row = measure_shape(shape, by_mixture=is_mixed)
+    for shape in shapes:
+        row = measure_shape(shape)
         append_rows(output, [about | row], fields=FIELDS)
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
     return 0

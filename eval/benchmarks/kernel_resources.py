@@ -21,7 +21,6 @@ from triton.compiler import ASTSource
 from reprise.eval.report.command_line import run_command
 from reprise.kernels.draft import triton_counts
 from reprise.kernels.draft import triton_kernels as draft_kernels
-from reprise.kernels.mixture import triton_mixture as mixture_kernels
 from reprise.kernels.verify import triton_coupled, triton_kernels, triton_restrict
 
 _POINTERS = {
@@ -34,11 +33,10 @@ _POINTERS = {
     "positions_ptr": "*i64",
     "tokens_ptr": "*i64",
     "best_token_ptr": "*i32",
-    "all_shares_ptr": "*i64",
 }
 _FLOAT_POINTERS = (
     "tile_max", "tile_mass", "least", "temperature", "top_p", "min_p", "best", "chances", "hit_",
-    "hits_ptr", "mixture_weights", "choice_weights", "all_floats",
+    "hits_ptr",
 )  # fmt: skip
 
 
@@ -61,13 +59,6 @@ class Resources(NamedTuple):
 
 Variant = tuple[Any, str, int, dict[str, Any]]
 """Kernel, name of the variant, warps and compile-time constants."""
-
-
-def _mixture(num_warps: int) -> Variant:
-    """The mixture with so many warps."""
-    constants = {"WIDTH": 16, "BLOCK": mixture_kernels.BLOCK, "CHUNK": mixture_kernels.CHUNK}
-    constants |= {"PRESENCE_BLOCK": mixture_kernels.PRESENCE_BLOCK}
-    return mixture_kernels.mixture_kernel, "16 drafts", num_warps, constants
 
 
 def _variants() -> list[Variant]:
@@ -96,7 +87,6 @@ def _variants() -> list[Variant]:
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
         (triton_counts.count_kernel, "16 drafts", 1, {"WIDTH": 16}),
         (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
-        _mixture(mixture_kernels.NUM_WARPS),
         *_coupled_variants(),
     ]
 
@@ -195,12 +185,10 @@ def _read_cubin(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print what each kernel takes, compiled for GPUs without one, and the mixture with fewer warps
-    than it is launched with."""
+    """Print what each kernel takes, compiled for GPUs without one."""
     columns = "warps instructions barriers registers spilled B shared B"
     print(f"{'kernel':18} {'variant':22} {columns}")
-    fewer = (_measure(_mixture(num_warps), 90) for num_warps in (4, 2))
-    for row in (*measure_resources(), *fewer):
+    for row in measure_resources():
         print(
             f"{row.kernel:18} {row.variant:22} {row.num_warps:5} {row.instructions:12} "
             f"{row.barriers:8} {row.registers:9} {row.spilled_bytes:9} {row.shared_bytes:8}"

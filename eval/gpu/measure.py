@@ -7,10 +7,10 @@
 All engines start at once, while the kernels are compiled and checked. Then one serves at a time:
 none (vLLM's V2 runner, asynchronous), Reprise on V2 and on V1, `ngram_gpu` on V2, SuffixDecoding on
 V1; cold requests first, then warm ones, at 8, 32, 1 and 128 at a time. Every row is written as soon
-as it is measured. `--methods` names others: `reprise-v2-mixture` (`engine.device_drafts`) and
-`reprise-v2-adaptive` (vLLM's adaptive verification). Last, one step of Reprise is traced, and its
-drafting kernels are timed. A run with the same folder goes on with what is missing. `--dry-run`
-runs the same on a CPU with the demo model, a few requests, and the methods that a CPU has.
+as it is measured. `--methods` names others: `reprise-v2-adaptive` has vLLM's adaptive verification.
+Last, one step of Reprise is traced, and its drafting kernels are timed. A run with the same folder
+goes on with what is missing. `--dry-run` runs the same on a CPU with the demo model, a few
+requests, and the methods that a CPU has.
 """
 
 from __future__ import annotations

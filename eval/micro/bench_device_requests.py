@@ -20,7 +20,6 @@ from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.speculator import device_requests
-from reprise.engine_ext.speculator.device_mixture import DeviceMixture
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.kernels.draft.constants import NEAR_LENGTH
@@ -97,7 +96,7 @@ def make_updates() -> list[AnswerUpdate]:
 class Worker:
     """Requests of a worker, and as much of vLLM's own state as their steps read."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, device_drafts: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(device_requests, "worker_retriever", lambda *_: Retrieval())
         model = SimpleNamespace(
             model="", revision=None, quantization=None, dtype="", tokenizer="",
@@ -107,13 +106,9 @@ class Worker:
         config = RepriseConfig(drafts=DraftConfig(max_near_answers=NEAR))
         self.state = DraftState.create(num_slots=NUM_SLOTS, max_draft=16, max_near_tokens=8192)
         self._errors = ErrorCounter()
-        mixture = None
-        if device_drafts == "mixture":
-            mixture = DeviceMixture(vllm_config, config, self.state, errors=self._errors)
         self._requests = DeviceRequests(
-            vllm_config, config, self.state, SlotCounts(self.state), errors=self._errors,
-            mixture=mixture,
-        )  # fmt: skip
+            vllm_config, config, self.state, SlotCounts(self.state), errors=self._errors
+        )
         shape = (NUM_SLOTS, PROMPT_TOKENS + ANSWER_TOKENS)
         self._slots: dict[str, int] = {}
         self._req_states = SimpleNamespace(
@@ -166,9 +161,9 @@ class Worker:
         assert self._errors.counts() == {}
 
 
-@pytest.fixture(params=["mixture", "copies"])
-def worker(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Worker:
-    return Worker(monkeypatch, request.param)
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    return Worker(monkeypatch)
 
 
 def bench_begin(benchmark: BenchmarkFixture, worker: Worker) -> None:

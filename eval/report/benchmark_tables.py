@@ -185,10 +185,9 @@ def verification_table(rows: list[Row]) -> list[list[str]]:
 
 def drafting_table(rows: list[Row]) -> list[list[str]]:
     names = ("batch", "drafts", "context", "near", "sorted")
-    table = [["batch", "drafts each", "context", "near answers", "corpus", "copies", "mixture"]]
-    for key, by_name in pivot(rows, keys=names, column="drafting").items():
-        times = [number(by_name.get(n, {}).get("p50_us"), 0) for n in ("copies", "mixture")]
-        table.append([*key, *times])
+    table = [["batch", "drafts each", "context", "near answers", "corpus", "median, us"]]
+    in_order = sorted(rows, key=lambda row: [int(row[name]) for name in names])
+    table += ([*(row[name] for name in names), number(row["p50_us"], 0)] for row in in_order)
     return table
 
 

@@ -257,12 +257,11 @@ SECTIONS = (
     ),
     Section(
         title="Drafting on a GPU",
-        about="Median time in microseconds of the launches that draft for a step, in a CUDA "
-        "graph with a cold\nL2: copies, and the mixture (`engine.device_drafts`). Tokens of "
-        "context, near answers and corpus are\nthose of each request.",
+        about="Median time of the launches that draft for a step, in a CUDA graph with a cold L2. "
+        "Tokens of\ncontext, near answers and corpus are those of each request.",
         file="bench_draft_kernel.csv",
         command="python eval/benchmarks/bench_draft_kernel.py --quick",
-        keys=("drafting", "batch", "drafts", "context", "near", "sorted", "recent"),
+        keys=("batch", "drafts", "context", "near", "sorted", "recent"),
         table=drafting_table,
         where={},
     ),

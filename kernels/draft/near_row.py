@@ -23,25 +23,11 @@ def near_row(answers: Sequence[IntArray], *, max_near_tokens: int) -> IntArray:
 
     Of an answer that is too long, and of the one that no longer fits, the first tokens are used.
     """
-    return row_of(fitting(answers, max_near_tokens=max_near_tokens))
-
-
-def fitting(answers: Sequence[IntArray], *, max_near_tokens: int) -> list[IntArray]:
-    """Return the tokens of each answer that are used, which may be none."""
-    used = []
+    parts = [_NOTHING]
     room = max_near_tokens
     for answer in answers:
-        tokens = answer[: min(MAX_ANSWER_TOKENS, room - 2)] if room > 2 else answer[:0]
-        used.append(tokens)
-        if len(tokens):
-            room -= len(tokens) + 2
-    return used
-
-
-def row_of(used: Sequence[IntArray]) -> IntArray:
-    """Return BOS, tokens, END of each that has tokens, int32."""
-    parts = [_NOTHING]
-    for tokens in used:
+        tokens = answer[: min(MAX_ANSWER_TOKENS, max(0, room - 2))]
         if len(tokens):
             parts += (_BOS, tokens, _END)
+            room -= len(tokens) + 2
     return np.concatenate(parts, dtype=np.int32)

@@ -19,8 +19,8 @@ class DraftSettings(BaseModel):
 
     max_corpus_bytes: int = Field(default=1 << 30, ge=0)
     """Max bytes for the corpora of all namespaces together; beyond it the oldest answers of the
-    largest namespaces are dropped. On model runner V2 the corpora that are drafted from have 16 MiB
-    of the device's memory, and this bounds those that the mixture learns with."""
+    largest namespaces are dropped. Model runner V1 only: on V2 the corpora have 16 MiB of the
+    device's memory."""
 
     weights_file: str | None = None
     """File in which what drafting has learned outlives restarts; None: beside the SQLite file, if

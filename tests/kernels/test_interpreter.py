@@ -20,7 +20,6 @@ HERE = Path(__file__).parent
     "name",
     [
         "draft/test_draft_triton.py",
-        "mixture/test_mixture_triton.py",
         "verify/test_coupled_triton.py",
         "verify/test_verify_triton.py",
     ],

@@ -45,7 +45,6 @@ THREADS = {
     "engine_ext/cli/doctor.py": "one check, whose errors are findings",
     "engine_ext/frontend/shared_exact.py": "one fingerprint, which catches all, and look-ups",
     "engine_ext/scheduling/folder_bound.py": "catches all in its loop",
-    "engine_ext/speculator/mixture_learner.py": "ends with its first error, which it records",
     "engine_ext/speculator/read_back.py": "catches all in its loop",
     "engine_ext/worker/answer_learner.py": "catches all in its loop",
     "engine_ext/worker/prompt_ranks.py": "one function, whose errors are a line of the log",

@@ -15,14 +15,12 @@ from vllm import SamplingParams
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
-from reprise.engine_ext.speculator import device_mixture, device_requests, slot_rows
-from reprise.engine_ext.speculator.device_mixture import DeviceMixture
+from reprise.engine_ext.speculator import device_requests, slot_rows
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
 from reprise.kernels.draft import draft_tokens
 from reprise.kernels.draft.constants import BOS, END, NEAR_LENGTH
 from reprise.kernels.draft.state import DraftState
-from reprise.kernels.mixture import draft_by_mixture
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
@@ -36,7 +34,7 @@ ANSWER = list(range(200, 216))
 class World:
     """A worker's requests, and as much of vLLM's own state as they read."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, device_drafts: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.embedder = BlockedEmbedder()
         config = RetrievalConfig(embedding_model="lexical", clauses=False)
         self.retriever = LocalRetriever(
@@ -55,14 +53,9 @@ class World:
         self.errors = ErrorCounter()
         self.counts = SlotCounts(self.state)
         settings: Any = None
-        monkeypatch.setattr(device_mixture, "tokenizer_key_of", lambda _: "")
-        self.mixture: DeviceMixture | None = None
-        if device_drafts == "mixture":
-            self.mixture = DeviceMixture(settings, RepriseConfig(), self.state, errors=self.errors)
         self.requests = DeviceRequests(
-            settings, RepriseConfig(), self.state, self.counts, errors=self.errors,
-            mixture=self.mixture,
-        )  # fmt: skip
+            settings, RepriseConfig(), self.state, self.counts, errors=self.errors
+        )
         self.req_states = SimpleNamespace(
             req_id_to_index={},
             total_len=SimpleNamespace(gpu=torch.zeros(NUM_SLOTS, dtype=torch.int32)),
@@ -128,18 +121,15 @@ class World:
         slot = torch.tensor([self.req_states.req_id_to_index[name]], dtype=torch.int32)
         drafts = torch.zeros((1, NUM_DRAFTED), dtype=torch.int64)
         chances = torch.zeros((1, NUM_DRAFTED))
-        tensors = {
-            "all_token_ids": self.req_states.all_token_ids.gpu,
-            "total_len": self.req_states.total_len.gpu,
-            "idx_mapping": slot,
-            "num_sampled": torch.ones(1, dtype=torch.int32),
-            "drafts": drafts,
-            "chances": chances,
-        }
-        if self.mixture is None:
-            draft_tokens(self.state, **tensors)
-        else:
-            draft_by_mixture(self.state, self.mixture.state, **tensors)
+        draft_tokens(
+            self.state,
+            all_token_ids=self.req_states.all_token_ids.gpu,
+            total_len=self.req_states.total_len.gpu,
+            idx_mapping=slot,
+            num_sampled=torch.ones(1, dtype=torch.int32),
+            drafts=drafts,
+            chances=chances,
+        )
         pairs = zip(drafts[0].tolist(), chances[0].tolist(), strict=True)
         return {token: chance for token, chance in pairs if chance > 0}
 
@@ -155,9 +145,9 @@ class World:
             assert self.retriever.flush(60)
 
 
-@pytest.fixture(params=["mixture", "copies"])
-def world(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(monkeypatch, request.param)
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(monkeypatch)
     yield made
     made.embedder.go_on.set()
     made.retriever.close()
@@ -379,8 +369,6 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
 def test_chances_follow_what_becomes_of_near_answers(
     world: World, wait_until: Callable[..., None]
 ) -> None:
-    """Of both drafters: by tables on the device, or by weights that the host learns and uploads."""
-
     def has_near() -> bool:
         """What is near in meaning is there, which on a busy machine takes some steps."""
         world.step()

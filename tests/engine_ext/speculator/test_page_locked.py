@@ -43,10 +43,7 @@ def reserved(monkeypatch: pytest.MonkeyPatch, num_requests: int, max_bytes: int)
     return asked
 
 
-@pytest.mark.parametrize("device_drafts", ["mixture", "copies"])
-def test_every_size_that_steps_ask_for_is_reserved(
-    monkeypatch: pytest.MonkeyPatch, device_drafts: str
-) -> None:
+def test_every_size_that_steps_ask_for_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: set[int] = set()
     empty = page_locked.empty
 
@@ -56,7 +53,7 @@ def test_every_size_that_steps_ask_for_is_reserved(
         return made
 
     monkeypatch.setattr(page_locked, "empty", note)
-    world = World(monkeypatch, device_drafts)
+    world = World(monkeypatch)
     try:
         world.learn("first", "mine")
         world.step(begin=[world.request("mine", "mine"), world.request("other", "mine")])
@@ -64,7 +61,7 @@ def test_every_size_that_steps_ask_for_is_reserved(
         world.step(end=["mine"])
         assert world.requests.flush(60)
         world.step()
-        max_bytes = largest_copy_bytes(world.state, world.mixture, MAX_LEN)
+        max_bytes = largest_copy_bytes(world.state, MAX_LEN)
         assert world.errors.counts() == {}
     finally:
         world.retriever.close()

@@ -4,12 +4,9 @@ import ast
 import inspect
 import re
 import textwrap
-from collections import deque
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
@@ -17,21 +14,19 @@ pytest.importorskip("vllm")
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprise.engine_ext.speculator import device_speculator, mixture_learner
+from reprise.engine_ext.speculator import device_speculator
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
 from reprise.engine_ext.speculator.device_speculator import DeviceSpeculator
-from reprise.engine_ext.speculator.mixture_learner import MixtureLearner
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
-from reprise.engine_ext.speculator.upload import Upload, prepare
+from reprise.engine_ext.speculator.upload import Upload
 from reprise.engine_ext.speculator.waiting_writes import WaitingWrites
 from reprise.engine_ext.worker.verification import on_v2
-from reprise.kernels import draft, mixture
+from reprise.kernels import draft
 from reprise.kernels.draft import step_counts
 from reprise.kernels.draft.state import DraftState
 from reprise.kernels.draft.triton_counts import count_step_triton
 from reprise.kernels.draft.triton_kernels import draft_tokens_triton
-from reprise.kernels.mixture.triton_mixture import mixture_tokens_triton
 from reprise.kernels.verify.coupled import verify_coupled
 from reprise.kernels.verify.triton_coupled import verify_coupled_triton
 
@@ -54,8 +49,6 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     draft.draft_tokens,
     draft.check,
     draft_tokens_triton,
-    mixture.draft_by_mixture,
-    mixture_tokens_triton,
     # Before it:
     on_v2.verify,
     on_v2._verify,
@@ -68,7 +61,6 @@ IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     WaitingWrites.send,
     WaitingWrites._send_table,
     WaitingWrites._send_parts,
-    MixtureLearner.put_in_place,
     Upload.enqueue,
 )
 
@@ -115,7 +107,6 @@ def speculator_on(device: str) -> DeviceSpeculator:
     )
     made._state = state
     made._counts = SlotCounts(state)
-    made._mixture = None
     made._drafts = torch.zeros((4, 3), dtype=torch.int64, device=device)
     made.draft_token_confidence_probs = torch.zeros((4, 3), device=device)
     made._ranks = RankDrafts(made._drafts, made.draft_token_confidence_probs)
@@ -160,28 +151,6 @@ def test_all_that_it_launches_stays_on_the_device(
         with pytest.raises(RuntimeError):
             bool(made._drafts.any())
     assert made._errors.counts() == ({"propose": 1} if fails else {})
-
-
-def test_what_was_learned_is_written_without_a_look_at_the_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    state: Any = SimpleNamespace(
-        mixture_weights=torch.zeros(7, device="meta"), choice_weights=torch.zeros(3, device="meta")
-    )
-    made = object.__new__(MixtureLearner)
-    made._state = state
-    tables = np.arange(7, dtype=np.float32), np.arange(3, dtype=np.float32)
-    uploads = [prepare(torch.zeros(len(table), device="meta"), table) for table in tables]
-    assert [upload.source.tolist() for upload in uploads] == [table.tolist() for table in tables]
-    made._ready = deque([tables], maxlen=1)
-    ready = iter(uploads)
-    # What the host copies to its own memory is not of the device.
-    monkeypatch.setattr(mixture_learner, "prepare", lambda *_: next(ready))
-    with OnDevice():
-        made.put_in_place()
-        made.put_in_place()
-    assert not made._ready
-    assert list(ready) == []
 
 
 def test_what_cannot_be_drafted_repeats_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import pytest
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.demo_data.demo_model import demo_model_path, demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.spec.predictor.weights import load_weights, start_weights
 
 pytest.importorskip("vllm")
 
@@ -293,28 +292,6 @@ def test_two_ranks_agree(
         accepted = sum(drafts_of(ours.report()).values())
     assert accepted > 0
     assert ours.settings_of()["runners"] == [V2, V2]
-    ours.end()
-
-
-def test_the_mixture_learns_and_changes_no_answer(
-    start_engine: Callable[..., Any], plain: Any, prompts: list[list[int]], tmp_path: Path
-) -> None:
-    path = tmp_path / "weights"
-    settings = {"engine": {"device_drafts": "mixture"}, "drafts": {"weights_file": str(path)}}
-    ours = start_engine(with_reprise=True, additional_config={"reprise": settings})
-    samplings = [GREEDY, seeded(1), {**GREEDY, "repetition_penalty": 1.3}]
-    expected = plain.generate(prompts=prompts[:12], samplings=samplings)
-    learned = []
-    for _ in range(2):
-        assert ours.generate(prompts=prompts[:12], samplings=samplings) == expected
-        report = ours.report()
-        learned.append(report["tokens_learned_from"])
-    # The second time every prompt is an exact repeat, and weights are those of the first time.
-    assert sum(drafts_of(report).values()) > 12 * GREEDY["max_tokens"] / 2
-    assert learned == [12 * GREEDY["max_tokens"], 24 * GREEDY["max_tokens"]]
-    weights = start_weights()
-    load_weights(weights, path)
-    assert (weights.choice != start_weights().choice).any()
     ours.end()
 
 

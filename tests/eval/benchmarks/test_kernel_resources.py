@@ -21,7 +21,6 @@ def test_every_kernel_compiles_for_hopper_without_spilling():
         "draft_kernel",
         "count_kernel",
         "fold_kernel",
-        "mixture_kernel",
         "scan_kernel",
         "threshold_kernel",
         "noise_kernel",

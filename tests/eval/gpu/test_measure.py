@@ -68,10 +68,10 @@ def test_methods() -> None:
     assert METHODS[0].name == "none"
     everything = [m.name for m in methods_named(None, dry_run=False)]
     assert {"reprise-v2", "ngram-gpu"} <= set(everything)
-    assert not {"reprise-v2-mixture", "reprise-v2-adaptive"} & set(everything)
+    assert "reprise-v2-adaptive" not in everything
     assert {"ngram-gpu"}.isdisjoint(m.name for m in methods_named(None, dry_run=True))
-    asked = methods_named("reprise-v2-mixture", dry_run=False)
-    assert [m.name for m in asked] == ["none", "reprise-v2-mixture"]
+    asked = methods_named("reprise-v2-adaptive", dry_run=False)
+    assert [m.name for m in asked] == ["none", "reprise-v2-adaptive"]
 
 
 def test_rows_are_written_at_once_and_read_by_the_next_run(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ import sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
-
 _TOKEN_COST = 0.15
 """Of what a step of one token takes."""
 

@@ -105,6 +105,22 @@ def generate_with_aborts(
     return {number: tokens for number, tokens in found.items() if int(number) % 3}
 
 
+def generate_as(
+    llm: Any, names: list[str], prompts: list[Any], samplings: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Answer prompts under these request ids, which begin in this order; the answers by id."""
+    engine = llm.llm_engine
+    for name, prompt, sampling in zip(names, prompts, samplings, strict=True):
+        tokens, extras = _with_extras(prompt)
+        engine.add_request(name, {"prompt_token_ids": tokens, **extras}, _params(sampling))
+    found: dict[str, dict[str, Any]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                found[output.request_id] = _said(output.outputs[0])
+    return found
+
+
 def report(llm: Any) -> dict[str, Any]:
     """The first worker's figures, once all that is finished has been learned."""
     import msgspec
@@ -138,7 +154,7 @@ def main() -> None:
 
     llm = LLM(**settings)
     functions = (
-        settings_of, generate, generate_with_aborts, in_workers, report, metrics, pins,
+        settings_of, generate, generate_as, generate_with_aborts, in_workers, report, metrics, pins,
     )  # fmt: skip
     known = {function.__name__: function for function in functions}
     print("REPLY null", flush=True)

@@ -139,8 +139,8 @@ def propose(
     last = torch.full((4, 1), 7, dtype=torch.int64, device=device)
     nothing: Any = None
     return made.propose(
-        batch, nothing, nothing, nothing, nothing, sampled, 0 * ones, last, nothing, nothing, nothing,
-        **others,
+        batch, nothing, nothing, nothing, nothing, sampled, 0 * ones, last,
+        nothing, nothing, nothing, **others,
     )  # fmt: skip
 
 

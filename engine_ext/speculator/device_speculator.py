@@ -171,7 +171,21 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
                 chances.zero_()
         if wants_drafts:
             self._ranks.share(num_reqs)
+        if self.enable_adaptive_verification:
+            self._mark_unknown(num_sampled[:num_reqs], drafts.shape[1])
         return self._drafts[:num_reqs]
+
+    def _mark_unknown(
+        self,
+        num_sampled: torch.Tensor,  # [num_reqs] int32
+        length: int,
+    ) -> None:
+        """Have chances beyond `length`, and of requests that are still prefilling, be 1, as vLLM
+        has them for a request that begins: how much it verifies in the step after next is decided
+        by these, and 0 would leave out what is only drafted by then."""
+        chances = self.draft_token_confidence_probs[: num_sampled.shape[0]]
+        chances.masked_fill_((num_sampled == 0)[:, None], 1.0)
+        chances[:, length:].fill_(1.0)
 
     def _draft(
         self,

@@ -25,6 +25,7 @@ class LiveRequest:
         "params",
         "prompt_token_ids",
         "recorder",
+        "search_id",
         "stops",
     )
 
@@ -38,6 +39,8 @@ class LiveRequest:
         self.hints = read_hints(params)
         self.recorder = StepRecorder() if self.hints.record else None
         self.stops = _stop_token_ids(params)
+        self.search_id = self.hints.retrieval_id
+        """What its near answers are found under; None: they are not searched for."""
         self.near_by_tokens: list[NearAnswer] = []
         self.num_prompt_tokens = 0
         self.has_ended = False

@@ -1,5 +1,7 @@
 """Near answers in a worker: asked for when a request arrives, drafted from when they are there."""
 
+import itertools
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -23,6 +25,9 @@ class NearDrafts:
     """Attaches to live requests what is near: in meaning, as soon as that is known, and until then
     by shared tokens. Never waits and never raises: a request for which something fails goes on
     without near answers.
+
+    What was found can be read for a while after its request is over, and the next one may have the
+    same id: so each search has an id of its own, and nothing of another namespace is attached.
 
     Args:
         provider: drafts from what is attached.
@@ -49,7 +54,9 @@ class NearDrafts:
         self._overlap = overlap
         self._max_near = max_near
         self._vocabulary_size = vocabulary_size
-        self._awaiting: dict[str, LiveRequest] = {}
+        self._searches = itertools.count()
+        self._searcher = secrets.token_hex(8)  # one process finds for many workers
+        self._awaiting: dict[str, tuple[LiveRequest, str]] = {}
         self._seen_progress = -1
         self._in_time = {"meaning": 0, "tokens": 0}
         self._late = 0
@@ -59,18 +66,19 @@ class NearDrafts:
         if not self._max_near or not live.hints.drafts or live.prompt_token_ids is None:
             return
         with self._recording(request_id):
-            if live.hints.retrieval_id is None:
+            if live.search_id is None:
+                live.search_id = f"{request_id}-{self._searcher}-{next(self._searches)}"
                 self._retriever.submit(
-                    request_id, namespace=namespace, prompt_token_ids=live.prompt_token_ids
+                    live.search_id, namespace=namespace, prompt_token_ids=live.prompt_token_ids
                 )
-            self._awaiting[request_id] = live
+            self._awaiting[request_id] = live, namespace
 
     def attach_first(self, request_id: str, live: LiveRequest, namespace: str) -> None:
         """Attach what there is to a request whose drafts begin."""
         if request_id not in self._awaiting:
             return
         with self._recording(request_id):
-            near_answers = self._found_by_meaning(request_id, live)
+            near_answers = self._found_by_meaning(request_id, live, namespace)
             if near_answers:
                 self._attach(request_id, live, near_answers)
                 self._in_time["meaning"] += 1
@@ -91,10 +99,10 @@ class NearDrafts:
             if progress == self._seen_progress:
                 return
             self._seen_progress = progress
-        for request_id, live in tuple(self._awaiting.items()):
+        for request_id, (live, namespace) in tuple(self._awaiting.items()):
             if live.num_prompt_tokens:
                 with self._recording(request_id):
-                    near_answers = self._found_by_meaning(request_id, live)
+                    near_answers = self._found_by_meaning(request_id, live, namespace)
                     if near_answers:
                         # What shares tokens and is not near in meaning may be of use all the same.
                         self._attach(request_id, live, near_answers, live.near_by_tokens)
@@ -109,7 +117,8 @@ class NearDrafts:
         """End a request; count its accepted tokens, by answer, as uses of the answers."""
         self._awaiting.pop(request_id, None)
         with self._errors.recording("near answers"):
-            self._retriever.discard(live.hints.retrieval_id or request_id)
+            if live.search_id is not None:
+                self._retriever.discard(live.search_id)
         with self._errors.recording("near answers"):
             if accepted_by_answer:
                 self._retriever.record_usage(namespace, accepted_by_answer)
@@ -137,11 +146,17 @@ class NearDrafts:
             self._awaiting.pop(request_id, None)
             self._errors.record("near answers", error)
 
-    def _found_by_meaning(self, request_id: str, live: LiveRequest) -> list[NearAnswer] | None:
+    def _found_by_meaning(
+        self, request_id: str, live: LiveRequest, namespace: str
+    ) -> list[NearAnswer] | None:
         """Return what is near in meaning, once; None while that is not known."""
-        near_answers = self._retriever.poll(live.hints.retrieval_id or request_id)
-        if near_answers is not None:
-            del self._awaiting[request_id]
+        assert live.search_id is not None
+        near_answers = self._retriever.poll(live.search_id)
+        if near_answers is None:
+            return None
+        del self._awaiting[request_id]
+        if any(each.namespace != namespace for each in near_answers):
+            raise ValueError("a near answer is of another namespace than its request")
         return near_answers
 
     def _found_by_tokens(self, live: LiveRequest, namespace: str) -> list[NearAnswer]:

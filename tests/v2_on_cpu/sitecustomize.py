@@ -11,6 +11,10 @@ Five things stand in the way, and each is changed as soon as its module has been
 * the interpreter counts a `tl.range` in plain numbers, where vLLM's top-k kernel has tensors;
 * plain vLLM gets V2 by itself then; with `VLLM_USE_V2_MODEL_RUNNER=0` it is V1 all the same.
 
+vLLM's adaptive verification wants full CUDA graphs that take requests of any lengths, and what each
+of them costs, measured while it captures them. With `V2_ON_CPU=adaptive` it runs without graphs,
+and every token costs the same.
+
 Python imports a module of this name when it starts, in each process of an engine too.
 """
 
@@ -19,6 +23,9 @@ import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
+
+_TOKEN_COST = 0.15
+"""Of what a step of one token takes."""
 
 
 class _Change(MetaPathFinder):
@@ -107,6 +114,23 @@ def _change_interpreter(interpreter):
     _count_in_tensors(interpreter)
 
 
+def _allow_adaptive_verification(config):
+    config.VllmConfig._validate_adaptive_verification = lambda _: None
+
+
+def _verify_adaptively(adaptive_verification):
+    manager = adaptive_verification.AdaptiveVerificationManager
+    init = manager.__init__
+
+    def init_with_costs(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.set_cost_curves([(1, 0.0)], [(1, 1.0), (2, 1.0 + _TOKEN_COST)])
+
+    manager.__init__ = init_with_costs
+    adaptive_verification.get_varlen_cudagraph_unsupported_backend = lambda *_, **__: None
+    adaptive_verification.resolve_adaptive_cudagraph_mode = lambda mode, **_: mode
+
+
 # Of two modules of this name only the first on the path is imported.
 with contextlib.suppress(ImportError):
     import light_processes
@@ -121,3 +145,7 @@ if os.environ.get("V2_ON_CPU"):
         ("triton.runtime.interpreter", _change_interpreter),
     ):
         sys.meta_path.insert(0, _Change(_name, _change))
+    if os.environ["V2_ON_CPU"] == "adaptive":
+        _module = "vllm.v1.worker.gpu.spec_decode.adaptive_verification"
+        sys.meta_path.insert(0, _Change("vllm.config.vllm", _allow_adaptive_verification))
+        sys.meta_path.insert(0, _Change(_module, _verify_adaptively))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from reprise.eval.live.engine_environment import engine_environment
 PROGRAM = Path(__file__).with_name("engine_program.py")
 V2_ON_CPU = Path(__file__).resolve().parents[2] / "v2_on_cpu"
 _ENDS_WITHIN_S = 100.0
+# vLLM wants a NUMA node for each rank otherwise, and Inductor a driver that can compile.
+TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
 
 
 def environment_of_v2(*, with_reprise: bool) -> dict[str, str]:
@@ -111,3 +114,24 @@ def start_engine() -> Iterator[Callable[..., Engine]]:
     yield start
     for engine in started:
         engine.end()
+
+
+@pytest.fixture(scope="module")
+def model_for_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose heads two ranks can share; its answers mean nothing."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("two-ranks")
+    shutil.copytree(demo_model_path(), folder, dirs_exist_ok=True)
+    for weights in folder.glob("*.safetensors*"):
+        weights.unlink()
+    demo = json.loads((folder / "config.json").read_text())
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    kept = {name: demo[name] for name in names if name in demo}
+    config = LlamaConfig(**sizes, **heads, **kept, max_position_embeddings=512)
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder

@@ -10,6 +10,7 @@ a function below and its keyword arguments; one line with `REPLY` and the result
 import json
 import sys
 import time
+from importlib import import_module
 from typing import Any
 
 _ENDS_WITHIN_S = 60.0
@@ -31,6 +32,13 @@ def _runner(worker: Any) -> str:
     return type(worker.model_runner).__module__
 
 
+def in_workers(llm: Any, function: str, **arguments: Any) -> list[Any]:
+    """What a function of `in_worker.py` returns on each worker."""
+    module = import_module("reprise.tests.engine_ext.speculator.in_worker")
+    replies: list[Any] = llm.collective_rpc(getattr(module, function), kwargs=arguments)
+    return replies
+
+
 def generate(
     llm: Any, prompts: list[list[int]], samplings: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -45,9 +53,11 @@ def generate(
 
 
 def _params(sampling: dict[str, Any]) -> Any:
-    """Sampling params from JSON, whose keys are text."""
+    """Sampling params from JSON, whose keys are text; `hints`: those of the front end."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
+
+    from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 
     if "structured_outputs" in sampling:
         wanted = StructuredOutputsParams(**sampling["structured_outputs"])
@@ -55,7 +65,10 @@ def _params(sampling: dict[str, Any]) -> Any:
     biases = sampling.get("logit_bias")
     if biases is not None:
         biases = {int(token): bias for token, bias in biases.items()}
-    return SamplingParams(**{**sampling, "logit_bias": biases})
+    hints = sampling.get("hints")
+    sampling = {key: value for key, value in sampling.items() if key != "hints"}
+    params = SamplingParams(**{**sampling, "logit_bias": biases})
+    return params if hints is None else with_hints(params, RequestHints(**hints))
 
 
 def _with_extras(prompt: Any) -> tuple[list[int], dict[str, Any]]:
@@ -92,6 +105,22 @@ def generate_with_aborts(
     return {number: tokens for number, tokens in found.items() if int(number) % 3}
 
 
+def generate_as(
+    llm: Any, names: list[str], prompts: list[Any], samplings: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Answer prompts under these request ids, which begin in this order; the answers by id."""
+    engine = llm.llm_engine
+    for name, prompt, sampling in zip(names, prompts, samplings, strict=True):
+        tokens, extras = _with_extras(prompt)
+        engine.add_request(name, {"prompt_token_ids": tokens, **extras}, _params(sampling))
+    found: dict[str, dict[str, Any]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                found[output.request_id] = _said(output.outputs[0])
+    return found
+
+
 def report(llm: Any) -> dict[str, Any]:
     """The first worker's figures, once all that is finished has been learned."""
     import msgspec
@@ -124,7 +153,9 @@ def main() -> None:
     from vllm import LLM
 
     llm = LLM(**settings)
-    functions = (settings_of, generate, generate_with_aborts, report, metrics, pins)
+    functions = (
+        settings_of, generate, generate_as, generate_with_aborts, in_workers, report, metrics, pins,
+    )  # fmt: skip
     known = {function.__name__: function for function in functions}
     print("REPLY null", flush=True)
     for line in sys.stdin:

@@ -42,6 +42,7 @@ HARMLESS = re.compile(r"to\(torch\.int32\)$|, device=device\)$|^bool\(np\.")
 IN_PROPOSE: tuple[Callable[..., Any], ...] = (
     DeviceSpeculator.propose,
     DeviceSpeculator._draft,
+    DeviceSpeculator._mark_unknown,
     SlotCounts.add_step,
     step_counts.count_step,
     count_step_triton,
@@ -102,6 +103,7 @@ class Batch:
 def speculator_on(device: str) -> DeviceSpeculator:
     """One without an engine."""
     made = object.__new__(DeviceSpeculator)
+    made.enable_adaptive_verification = False
     state = DraftState.create(
         num_slots=4, max_draft=3, max_near_tokens=16, num_corpora=2, arena_tokens=64, device=device
     )
@@ -120,13 +122,16 @@ def speculator_on(device: str) -> DeviceSpeculator:
     return made
 
 
-def propose(made: DeviceSpeculator, batch: Batch, device: str, **others: Any) -> torch.Tensor:
+def propose(
+    made: DeviceSpeculator, batch: Batch, device: str, num_sampled: Any = None, **others: Any
+) -> torch.Tensor:
     ones = torch.ones(batch.num_reqs, dtype=torch.int32, device=device)
+    sampled = ones if num_sampled is None else num_sampled
     last = torch.full((4, 1), 7, dtype=torch.int64, device=device)
     nothing: Any = None
     return made.propose(
-        batch, nothing, nothing, nothing, nothing, ones, 0 * ones, last, nothing, nothing, nothing,
-        **others,
+        batch, nothing, nothing, nothing, nothing, sampled, 0 * ones, last,
+        nothing, nothing, nothing, **others,
     )  # fmt: skip
 
 
@@ -143,6 +148,7 @@ def test_all_that_it_launches_stays_on_the_device(
 
     monkeypatch.setattr(device_speculator, "draft_tokens", kernel)
     made = speculator_on("meta")
+    made.enable_adaptive_verification = True
     batch = Batch(3, "meta")
     with OnDevice():
         assert propose(made, batch, "meta").shape == (3, 3)
@@ -208,6 +214,28 @@ def test_as_many_tokens_are_drafted_as_are_verified(
     found = propose(made, Batch(2, "cpu"), "cpu", num_speculative_tokens=asked)
     assert found.tolist() == [[7] * width + [-1] * (3 - width)] * 2
     assert made._errors.counts() == {"propose": 1}
+
+
+@pytest.mark.parametrize(("asked", "width"), [(0, 0), (2, 2), (None, 3)])
+def test_what_is_not_drafted_has_chances_that_are_not_known(asked: int | None, width: int) -> None:
+    """With adaptive verification: 1, as vLLM has them for a request that begins."""
+    made = speculator_on("cpu")
+    made.enable_adaptive_verification = True
+    made.draft_token_confidence_probs.fill_(0.5)
+    made._req_states.all_token_ids.gpu[0, :5] = torch.tensor([1, 2, 3, 1, 2])
+    batch = Batch(3, "cpu")
+    batch.idx_mapping = torch.arange(3)
+    # The second has a prompt that is not computed to its end, the third nothing to copy from.
+    sampled = torch.tensor([1, 0, 1], dtype=torch.int32)
+    made._req_states.all_token_ids.gpu[2, :5] = torch.arange(5)
+    propose(made, batch, "cpu", sampled, num_speculative_tokens=asked)
+    drafted, prefilling, nothing, other = made.draft_token_confidence_probs.tolist()
+    assert all(0.0 < chance < 1.0 for chance in drafted[:width])
+    assert drafted[width:] == [1.0] * (3 - width)
+    assert prefilling == [1.0] * 3
+    assert nothing == [0.0] * width + [1.0] * (3 - width)
+    assert other == [0.5] * 3
+    assert made._errors.counts() == {}
 
 
 def test_a_dummy_run_touches_nothing() -> None:

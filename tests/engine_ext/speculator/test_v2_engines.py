@@ -1,8 +1,6 @@
 """Real engines on model runner V2, in Triton's interpreter: no answer changes by drafts."""
 
 import itertools
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,9 @@ from typing import Any
 import pytest
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
-from reprise.eval.demo_data.demo_model import demo_model_path, demo_tokenizer_path
+from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
+from reprise.tests.engine_ext.speculator.conftest import TWO_RANKS
 
 pytest.importorskip("vllm")
 
@@ -228,27 +227,6 @@ def test_preempted_and_chunked_requests_are_answered_alike(
     ours.end()
 
 
-@pytest.fixture(scope="module")
-def model_for_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights whose heads two ranks can share; its answers mean nothing."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("two-ranks")
-    shutil.copytree(demo_model_path(), folder, dirs_exist_ok=True)
-    for weights in folder.glob("*.safetensors*"):
-        weights.unlink()
-    demo = json.loads((folder / "config.json").read_text())
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    kept = {name: demo[name] for name in names if name in demo}
-    config = LlamaConfig(**sizes, **heads, **kept, max_position_embeddings=512)
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
-    return folder
-
-
 def test_an_answer_ends_where_a_shrunken_context_does(
     start_engine: Callable[..., Any], prompts: list[list[int]]
 ) -> None:
@@ -274,9 +252,7 @@ def test_two_ranks_agree(
     start_engine: Callable[..., Any], prompts: list[list[int]], model_for_two_ranks: Path
 ) -> None:
     """Each rank drafts and verifies by itself: a token that differs would part them for good."""
-    # vLLM wants a NUMA node for each rank otherwise, and Inductor a driver that can compile.
-    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
-    settings: dict[str, Any] = {"environment": environment, "model": str(model_for_two_ranks)}
+    settings: dict[str, Any] = {"environment": TWO_RANKS, "model": str(model_for_two_ranks)}
     settings |= {"tensor_parallel_size": 2, "dtype": "float32"}
     # They end one after the other, so that drafts have every length.
     samplings = [

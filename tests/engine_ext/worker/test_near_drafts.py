@@ -218,3 +218,35 @@ def test_what_is_over_is_forgotten_and_its_answers_get_their_credit(world: World
     world.near.end("r", live, "n", stats.accepted_by_answer)
     assert world.near._awaiting == {}
     assert world.retriever.poll("front-1") is None
+
+
+def test_a_request_of_the_same_id_does_not_get_what_was_found_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found can be read for a while after the request is over."""
+    submitted = []
+    monkeypatch.setattr(world.retriever, "submit", lambda name, **_: submitted.append(name))
+    discarded: list[str] = []
+    monkeypatch.setattr(world.retriever, "discard", discarded.append)
+    for _ in range(2):
+        live = LiveRequest(SamplingParams(), list(QUESTION.encode()))
+        world.near.begin("r", live, "n")
+        world.near.end("r", live, "n", {})
+    assert len({*submitted, "r"}) == 3
+    assert discarded == submitted
+    assert world.errors.counts() == {}
+
+
+def test_nothing_of_another_namespace_is_attached(world: World) -> None:
+    world.arrive("please cancel my order")
+    assert world.retriever.flush(60)
+    live = LiveRequest(
+        with_hints(SamplingParams(), RequestHints(retrieval_id="front-1")), list(b"#")
+    )
+    live.num_prompt_tokens = 1
+    world.near.begin("other", live, "m")
+    world.provider.start("other", [35], namespace="m")
+    world.near.attach_first("other", live, "m")
+    assert world.provider.step(["other"], [REPLY[:1]])[0] == []
+    assert "other" not in world.near._awaiting
+    assert world.errors.counts() == {"near answers": 1}

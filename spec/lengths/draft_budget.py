@@ -16,9 +16,9 @@ before buys no more than the bound (a token bucket, as networks limit rates with
 
 Steps are counted only against steps without drafts of about as many requests. Where none was
 measured they wait for one, which is due after a few of them, and at once if those requests are gone
-before and as many come back. What is owed is bounded too, for many that waited may be counted at
-once. A step that prefills is counted against what one without drafts would have taken that prefills as much, by a line through those that
-were measured (`_PrefillSteps`).
+before and as many come back. What is owed is bounded as well, for many that waited may be counted
+at once. A step that prefills is counted against what one without drafts would have taken that
+prefills as much, by a line through those that were measured (`_PrefillSteps`).
 """
 
 import math

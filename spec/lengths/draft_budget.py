@@ -111,7 +111,7 @@ class DraftBudget:
         self._undrafted: dict[int, _Undrafted] = {}
         self._prefilled = _PrefillSteps()
         self._uncounted: deque[tuple[int, float, float]] = deque(maxlen=_MAX_UNCOUNTED)
-        self._uncounted_prefills = 0
+        self._prefills_in_a_row = 0
         self._since_undrafted = 0
 
     @property
@@ -127,13 +127,13 @@ class DraftBudget:
         """Whether a step of so many requests without drafts is due, to count others by."""
         if len(self._uncounted) >= SOON_UNCOUNTED and not self._is_measured(batch):
             return True
-        return self._uncounted_prefills >= SOON_UNCOUNTED or self._since_undrafted >= SELDOM
+        return self._prefills_in_a_row >= SOON_UNCOUNTED or self._since_undrafted >= SELDOM
 
     def note_undrafted(self, batch: int, seconds: float, *, prefilled: int = 0) -> None:
         """Record a step without drafts, and without any made at its end; `prefilled`: so many
         tokens of prompts were computed in it."""
         self._add(1.0, 1.0)
-        self._uncounted_prefills = self._since_undrafted = 0
+        self._prefills_in_a_row = self._since_undrafted = 0
         if prefilled:
             self._prefilled.add(batch, prefilled, seconds)
             return
@@ -154,7 +154,7 @@ class DraftBudget:
         elif self._prefilled.is_known():
             self._count_prefilled(batch, prefilled, emitted, seconds)
         else:
-            self._uncounted_prefills += 1
+            self._prefills_in_a_row += 1
 
     def _count_or_wait(self, batch: int, emitted: float, seconds: float) -> None:
         if not self._is_measured(batch):
@@ -162,6 +162,7 @@ class DraftBudget:
             return
         baseline_s = self.undrafted_s(batch)
         assert baseline_s is not None
+        self._prefills_in_a_row = 0
         self._add(emitted, min(seconds / baseline_s, MOST_A_STEP))
 
     def _count_prefilled(self, batch: int, num_tokens: int, emitted: float, seconds: float) -> None:

@@ -63,6 +63,14 @@ _LENGTHS = (
         hook="plan_lengths",
     ),
     Patch(
+        f"{_CONFIG}._maybe_disable_dynamic_sd_for_data_parallel",
+        Feature.DRAFT_LENGTHS,
+        _CORE,
+        Kind.WRAP,
+        parameters=("self",),
+        hook="keep_lengths",
+    ),
+    Patch(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler.__init__",
         Feature.DRAFT_LENGTHS,
         _CORE,

@@ -164,17 +164,24 @@ def plan_lengths(original: Callable[..., None], config: "VllmConfig") -> None:
         set_mark(speculative, _PLANNED, None)
 
 
+def keep_lengths(original: Callable[..., None], config: "VllmConfig") -> None:
+    """Run vLLM's, which drops any schedule with data parallelism, unless the schedule is ours."""
+    if mark_of(config.speculative_config, _PLANNED) is None:
+        original(config)
+
+
 def _may_plan(config: "VllmConfig") -> bool:
     """Return whether lengths may be ours to choose: V2 drafts as long as vLLM's schedule says, and
-    no schedule was given. Ranks with requests of their own would have to agree, and what adaptive
-    verification leaves out is not known here."""
+    no schedule was given. Data parallel ranks of a model with experts have their steps together,
+    and would have to agree; those of others know nothing of one another. What adaptive verification
+    leaves out is not known here."""
     speculative = config.speculative_config
     return (
         speculative is not None
         and uses_our_proposer(config)
         and speculative.num_speculative_tokens_per_batch_size is None
         and not speculative.enable_adaptive_verification
-        and config.parallel_config.data_parallel_size == 1
+        and (config.parallel_config.data_parallel_size == 1 or not config.model_config.is_moe)
         and config.scheduler_config.scheduler_cls is None
         and runs_on_v2(config)
     )

@@ -53,6 +53,8 @@ FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
 READY_TOKENS = 1 << 16  # of a step: what it runs was captured or compiled at the start
 BASELINE_STEPS = 2  # without drafts in a row, of which the first measures what such a step takes
+BASELINE_WAIT_DIVISOR = 8  # of the steps since they are due, until they are tried again
+MAX_BASELINE_WAIT = 128  # steps
 TOKEN_COST = 1.0 / 512  # of each drafted token of a batch, in steps, where nothing is known
 
 Floats = npt.NDArray[np.float64]
@@ -86,7 +88,7 @@ class BatchDraftLength:
             maxlen=CHANGE_STEPS
         )  # first tokens: all, right
         self._since_draft = 0
-        self._undrafted_in_a_row = 0
+        self._since_due = self._baseline_due = 0
         self._num_new = 0
         self._num_probes = 0
         self._batch = 1
@@ -106,9 +108,7 @@ class BatchDraftLength:
             with_drafts: how many of them have drafts, if there are any; None: all.
         """
         with_drafts = batch if with_drafts is None else with_drafts
-        length = self._choose(batch, with_drafts, allowed) if with_drafts > 0 else 0
-        self._undrafted_in_a_row = 0 if length else self._undrafted_in_a_row + 1
-        return length
+        return self._choose(batch, with_drafts, allowed) if with_drafts > 0 else 0
 
     def _choose(self, batch: int, with_drafts: int, allowed: Callable[[int], bool] | None) -> int:
         self._batch = batch
@@ -118,9 +118,7 @@ class BatchDraftLength:
             choices = np.array([k for k in choices.tolist() if allowed(k)], np.int64)
         if not len(choices) or not self.budget.allows_drafts():
             return 0
-        # What the steps come to that were asked for is known when two more have been chosen.
-        needs_baseline = self.costs.needs_baseline_step(batch) or self.budget.needs_undrafted()
-        if needs_baseline and self._undrafted_in_a_row < BASELINE_STEPS:
+        if self._is_baseline_step(batch):
             return 0
         # Beside those that were tried in a like batch, the next one.
         tried = np.count_nonzero(choices * with_drafts * REACH <= self.costs.reach(batch))
@@ -133,6 +131,20 @@ class BatchDraftLength:
             self._since_draft, self._num_new, self._num_probes = 0, 0, 0
             return int(choices[best])
         return self._probe(batch, int(choices[0]), float(costs[0]) - 1.0)
+
+    def _is_baseline_step(self, batch: int) -> bool:
+        """Return whether this step is to measure what one without drafts takes. As long as none is
+        measured, as where every step has a grammar, such steps come ever more seldom."""
+        if not self.costs.needs_baseline_step(batch) and not self.budget.needs_undrafted(batch):
+            self._since_due = self._baseline_due = 0
+            return False
+        is_due = self._since_due >= self._baseline_due
+        self._since_due += 1
+        # What these come to is known when two more have been chosen.
+        if self._since_due == self._baseline_due + BASELINE_STEPS:
+            wait = BASELINE_STEPS + self._since_due // BASELINE_WAIT_DIVISOR
+            self._baseline_due = self._since_due + min(wait, MAX_BASELINE_WAIT)
+        return is_due
 
     def _probe(self, batch: int, length: int, cost: float) -> int:
         """Return `length`, which costs as many steps more than none, or 0 where it is too soon."""

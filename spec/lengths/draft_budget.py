@@ -15,9 +15,10 @@ bound, and the few steps that had been sent before the last of it was spent; and
 before buys no more than the bound (a token bucket, as networks limit rates with).
 
 Steps are counted only against steps without drafts of about as many requests. Where none was
-measured they wait for one, which is due after a few of them. A step that prefills is counted
-against what one without drafts would have taken that prefills as much, by a line through those that
-were measured (`_PrefillSteps`).
+measured they wait for one, which is due after a few of them, and at once if those requests are gone
+before and as many come back. What is owed is bounded as well, for many that waited may be counted
+at once. A step that prefills is counted against what one without drafts would have taken that
+prefills as much, by a line through those that were measured (`_PrefillSteps`).
 """
 
 import math
@@ -28,20 +29,20 @@ import numpy.typing as npt
 
 SHARE = 0.008  # of all time, that may be lost
 FIRST = 1.0  # steps, that may be lost at first, and are saved up of the share
-MOST = 8.0  # steps, that are saved up of gains
+MOST = 8.0  # steps, that are saved up of gains, or owed
 RESUME = 0.25  # steps, that there have to be before drafts are made again
 MOST_A_STEP = 3.0  # one that took longer was held up by something else, and counts as this
 NEW_BATCH = 0.1  # steps that as many new requests as a batch has are worth: they may be better
 LATEST = 5  # steps without drafts, of those with about as many requests, that say what one takes
 BINS_PER_DOUBLING = 4  # of numbers of requests
 ABOUT = 1.3  # times as many requests as were measured, or as few, are about as many
-SOON_UNCOUNTED = 4  # steps in a row, until one without drafts is due
+SOON_UNCOUNTED = 4  # steps, until one without drafts is due
 SELDOM = 128  # steps, until it is anyway
 FEW_PREFILLED = 4  # steps without drafts that prefill, from which on the line says something
 MOST_MORE = 1.0  # steps, that one that prefills is longer or shorter: no line is exact
 LEAST_DECODING = 0.1  # of such a step's time, that decoding is taken to have at least
 KEPT = 0.95  # of what they say, with each one more
-_MAX_UNCOUNTED = 64  # steps; the first without drafts comes sooner
+_MAX_UNCOUNTED = 64  # steps that wait; one without drafts comes sooner
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,7 +111,7 @@ class DraftBudget:
         self._undrafted: dict[int, _Undrafted] = {}
         self._prefilled = _PrefillSteps()
         self._uncounted: deque[tuple[int, float, float]] = deque(maxlen=_MAX_UNCOUNTED)
-        self._uncounted_in_a_row = 0
+        self._prefills_in_a_row = 0
         self._since_undrafted = 0
 
     @property
@@ -122,22 +123,24 @@ class DraftBudget:
         """Return whether the next step may have drafts."""
         return not self._is_spent
 
-    def needs_undrafted(self) -> bool:
-        """Whether a step without drafts is due, to count others by."""
-        return self._uncounted_in_a_row >= SOON_UNCOUNTED or self._since_undrafted >= SELDOM
+    def needs_undrafted(self, batch: int) -> bool:
+        """Whether a step of so many requests without drafts is due, to count others by."""
+        if len(self._uncounted) >= SOON_UNCOUNTED and not self._is_measured(batch):
+            return True
+        return self._prefills_in_a_row >= SOON_UNCOUNTED or self._since_undrafted >= SELDOM
 
     def note_undrafted(self, batch: int, seconds: float, *, prefilled: int = 0) -> None:
         """Record a step without drafts, and without any made at its end; `prefilled`: so many
         tokens of prompts were computed in it."""
         self._add(1.0, 1.0)
-        self._uncounted_in_a_row = self._since_undrafted = 0
+        self._prefills_in_a_row = self._since_undrafted = 0
         if prefilled:
             self._prefilled.add(batch, prefilled, seconds)
             return
         number = round(BINS_PER_DOUBLING * math.log2(batch))
         self._undrafted.setdefault(number, _Undrafted()).add(batch, seconds)
-        while self._uncounted:
-            self._count(*self._uncounted.popleft())
+        for _ in range(len(self._uncounted)):
+            self._count_or_wait(*self._uncounted.popleft())
 
     def note_drafted(
         self, batch: int, *, emitted: float, seconds: float, prefilled: int = 0
@@ -146,19 +149,20 @@ class DraftBudget:
         on average. It is counted once a step without drafts was measured; one that prefills, if
         some were that do."""
         self._since_undrafted += 1
-        self._uncounted_in_a_row += 1
-        if prefilled:
-            if self._prefilled.is_known():
-                self._count_prefilled(batch, prefilled, emitted, seconds)
-        elif self._is_measured(batch):
-            self._count(batch, emitted, seconds)
+        if not prefilled:
+            self._count_or_wait(batch, emitted, seconds)
+        elif self._prefilled.is_known():
+            self._count_prefilled(batch, prefilled, emitted, seconds)
         else:
-            self._uncounted.append((batch, emitted, seconds))
+            self._prefills_in_a_row += 1
 
-    def _count(self, batch: int, emitted: float, seconds: float) -> None:
+    def _count_or_wait(self, batch: int, emitted: float, seconds: float) -> None:
+        if not self._is_measured(batch):
+            self._uncounted.append((batch, emitted, seconds))
+            return
         baseline_s = self.undrafted_s(batch)
         assert baseline_s is not None
-        self._uncounted_in_a_row = 0
+        self._prefills_in_a_row = 0
         self._add(emitted, min(seconds / baseline_s, MOST_A_STEP))
 
     def _count_prefilled(self, batch: int, num_tokens: int, emitted: float, seconds: float) -> None:
@@ -170,7 +174,6 @@ class DraftBudget:
         # The line may end anywhere where few tokens are computed seldom.
         decoding_s = max(decoding_s, LEAST_DECODING * seconds)
         more = (seconds - expected_s) / decoding_s
-        self._uncounted_in_a_row = 0
         self._add(emitted, 1.0 + min(max(-MOST_MORE, more), MOST_MORE))
 
     def note_new_requests(self, share: float) -> None:
@@ -211,7 +214,7 @@ class DraftBudget:
         self._set_left(left + emitted - steps)
 
     def _set_left(self, steps: float) -> None:
-        self._left = min(MOST, steps)
+        self._left = min(MOST, max(-MOST, steps))
         if self._left <= 0.0:
             self._is_spent = True
         elif self._left >= RESUME:

@@ -52,6 +52,7 @@ GATED = {
     "UniProcExecutor._init_executor",
     "VllmConfig.__post_init__",
     "VllmConfig._get_v2_model_runner_unsupported_features",
+    "VllmConfig._maybe_disable_dynamic_sd_for_data_parallel",
     "vllm.v1.worker.gpu.model_runner.init_speculator",
     "vllm.v1.worker.gpu.spec_decode.init_speculator",
     "WorkerWrapperBase.reprise_step",  # vLLM has no such method, and never calls it

@@ -24,6 +24,7 @@ UNGUARDED = {
     "UniProcExecutor._init_executor": STARTS,
     "VllmConfig.__post_init__": STARTS,
     "VllmConfig._get_v2_model_runner_unsupported_features": STARTS,
+    "VllmConfig._maybe_disable_dynamic_sd_for_data_parallel": STARTS,
     "_get_attn_isa": STARTS,
     "RejectionSampler.__init__": STARTS,
     "build_logitsprocs": STARTS,

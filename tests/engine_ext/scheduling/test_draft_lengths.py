@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
-from vllm.config import CUDAGraphMode
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -286,7 +286,7 @@ def test_it_is_applied_to_vllms_own() -> None:
 def config(**changes: Any) -> Any:
     values = {
         "model": PROPOSER_PATH, "schedule": None, "adaptive": False, "ranks": 1, "cls": None,
-        "v2": True, "seqs": 64, "longest": 8,
+        "experts": False, "v2": True, "seqs": 64, "longest": 8,
     } | changes  # fmt: skip
     return SimpleNamespace(
         speculative_config=SimpleNamespace(
@@ -295,6 +295,7 @@ def config(**changes: Any) -> Any:
             num_speculative_tokens_per_batch_size=values["schedule"],
             enable_adaptive_verification=values["adaptive"],
         ),
+        model_config=SimpleNamespace(is_moe=values["experts"]),
         parallel_config=SimpleNamespace(data_parallel_size=values["ranks"]),
         scheduler_config=SimpleNamespace(
             scheduler_cls=values["cls"], max_num_seqs=values["seqs"], async_scheduling=None
@@ -329,7 +330,7 @@ def test_vllm_is_given_all_lengths_to_capture() -> None:
         {"model": "ngram"},
         {"schedule": [[1, 64, 3]]},
         {"adaptive": True},
-        {"ranks": 2},
+        {"ranks": 2, "experts": True},
         {"cls": "some.Scheduler"},
         {"v2": False},
         {"seqs": 1},
@@ -338,6 +339,33 @@ def test_vllm_is_given_all_lengths_to_capture() -> None:
 )
 def test_it_is_left_to_vllm(changes: dict[str, Any]) -> None:
     assert planned(config(**changes)) == (changes.get("schedule"), None)
+
+
+@pytest.mark.parametrize(("experts", "choices"), [(False, (1, 3, 7)), (True, None)])
+def test_data_parallel_ranks_choose_where_they_are_independent(
+    experts: bool, choices: tuple[int, ...] | None
+) -> None:
+    """vLLM drops any schedule of lengths with data parallelism."""
+    made = config(ranks=2, experts=experts)
+    speculative = made.speculative_config
+    speculative.uses_dynamic_speculative_decoding = lambda: (
+        speculative.num_speculative_tokens_per_batch_size is not None
+    )
+
+    def own(config: Any) -> None:
+        draft_lengths.keep_lengths(VllmConfig._maybe_disable_dynamic_sd_for_data_parallel, config)
+        config.scheduler_config.async_scheduling = True
+
+    draft_lengths.plan_lengths(own, made)
+    assert mark_of(speculative, draft_lengths._PLANNED) == choices
+    assert speculative.uses_dynamic_speculative_decoding() == (not experts)
+
+
+def test_a_users_schedule_is_left_to_vllm_with_data_parallelism() -> None:
+    made = config(ranks=2, schedule=[[1, 64, 3]])
+    seen: list[Any] = []
+    draft_lengths.keep_lengths(seen.append, made)
+    assert seen == [made]
 
 
 def test_without_async_scheduling_it_is_taken_back() -> None:

@@ -145,6 +145,28 @@ def test_to_measure_a_step_without_drafts_takes_two_of_them() -> None:
     assert known_s == pytest.approx(step_s(8, 0), rel=0.05)
 
 
+@pytest.mark.parametrize("prefilled", [None, 512], ids=["no times", "prefilling"])
+def test_where_no_step_without_drafts_can_be_measured_most_have_drafts(
+    prefilled: int | None,
+) -> None:
+    """Once it is due, every step has a grammar, which says nothing of costs, or prefills."""
+    length = BatchDraftLength(CHOICES)
+    lengths = []
+    for step in range(1000):
+        k = length.choose(8)
+        is_measured = step < 4
+        lengths.append(k)
+        length.observe(
+            [k] * 8,
+            [k] * 8,
+            step_time_s=0.005 if is_measured or prefilled else None,
+            prefilled=0 if is_measured else prefilled or 0,
+        )
+    assert 0 in lengths[4:8], "the test could not fail"
+    assert np.mean(np.array(lengths[100:]) > 0) > 0.9
+    assert 0 in lengths[-200:], "it is tried again"
+
+
 def test_costs_are_learned_though_no_two_steps_are_of_as_many_tokens() -> None:
     """Whatever steps run on this device was captured at its start."""
     length = BatchDraftLength(CHOICES)

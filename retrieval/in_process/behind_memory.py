@@ -10,7 +10,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.search_url import parse_search
-from reprise.retrieval.in_process.open_tier import open_now_or_later
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
 from reprise.retrieval.in_process.second_level import SecondLevel
 from reprise.retrieval.remote.milvus_index import MilvusIndex
@@ -58,7 +58,13 @@ class BehindMemory:
         self.second: SecondLevel | None = None
         """Set by `open_search`."""
         self.tiers: TierSync | None = None
-        tier = open_now_or_later(config)
+        tier = open_tier(
+            config.url,
+            ttl_s=config.ttl_s,
+            stream_length=config.stream_length,
+            max_bytes=config.tier_bytes,
+            max_namespaces=config.max_namespaces,
+        )
         if tier is not None:
             self.tiers = TierSync(
                 tier,

@@ -18,7 +18,12 @@ from reprise.retrieval.remote.remote_search import TIMEOUT_S, RemoteSearch
 from reprise.retrieval.remote.remote_writer import RemoteWriter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sync.circuit_breaker import State
-from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, WaitForRoom
+from reprise.retrieval.tiers.sync.memory_before import (
+    MemoryBefore,
+    OnAdded,
+    OnForgotten,
+    WaitForRoom,
+)
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 
 
@@ -32,7 +37,7 @@ class BehindMemory:
         tokenizer_key: Of the answers that may be drafted from.
         on_added: Called with answers found in the tier.
         on_forgotten: Called with what others removed or had forgotten.
-        wait_for_room: See `TierSync`.
+        wait_for_room: See `MemoryBefore`.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -68,19 +73,21 @@ class BehindMemory:
         if tier is not None:
             self.tiers = TierSync(
                 tier,
-                on_added=on_added,
-                on_forgotten=self._forgotten,
-                held=memory.held,
+                MemoryBefore(
+                    on_added=on_added,
+                    on_forgotten=self._forgotten,
+                    on_removed=memory.remove,
+                    held=memory.held,
+                    # What does not fit is searched where it is.
+                    has_room=None if self._writer is None else memory.has_room,
+                    wait_for_room=wait_for_room,
+                    take_orphans=memory.tier.take_orphans,
+                    on_orphans=memory.admit_orphans,
+                ),
                 queue_length=config.queue_length,
                 queue_bytes=config.queue_bytes,
                 poll_s=config.poll_s,
                 mirror=self._writer,
-                # What does not fit is searched where it is.
-                has_room=None if self._writer is None else memory.has_room,
-                take_orphans=memory.tier.take_orphans,
-                on_orphans=memory.admit_orphans,
-                on_removed=memory.remove,
-                wait_for_room=wait_for_room,
             )
 
     def open_search(self, embedder: Embedder) -> None:

@@ -174,11 +174,12 @@ class ServingMetrics:
         text = "Answers handed over to be written to the tier for exact hits."
         self._add("exact_tier_written", text, stats.get("written", 0))
 
-    def errors(self, where: str, counts: Mapping[str, int]) -> None:
-        """Count errors that were caught, by place; `where` is `front_end` or `worker`."""
+    def errors(self, where: str, counts: Mapping[str, int], *, rank: str = "") -> None:
+        """Count errors that were caught, by place; `where` is `front_end`, or `worker` with its
+        rank."""
         for place, total in counts.items():
             text = "Errors caught, by process and place."
-            self._add("errors", text, total, where=where, place=place)
+            self._add("errors", text, total, of=rank, where=where, place=place)
 
     def features(self, where: str, states: Mapping[str, str]) -> None:
         """Set what of Reprise is applied to vLLM in a process, see `Registry.states`."""
@@ -230,7 +231,7 @@ class ServingMetrics:
                 quantile=quantile,
             )
             gauge.set(propose.get(field, 0) / 1e6)
-        self.errors("worker", _mapping(report.get("errors")))
+        self.errors("worker", _mapping(report.get("errors")), rank=rank)
         self.features("worker", _mapping(report.get("compat")))
 
     def pins(self, reports: Sequence[Mapping[str, Any] | None]) -> None:

@@ -165,7 +165,6 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             logger.info(start_line(config, self.vllm_config, searches_here=searches_here))
         if not config.serving.enabled:
             return
-        submit = weakref.WeakMethod(self._submit)
         self.front_end = FrontEnd(
             self.vllm_config,
             config,
@@ -173,10 +172,13 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             num_api_servers=self._num_api_servers,
             has_fixed_adapters=self._has_fixed_adapters,
             retriever=self._retriever,
+        )
+        # Not the methods themselves: they would keep this engine alive.
+        submit = weakref.WeakMethod(self._submit)
+        self.front_end.open_others(
             loaded_since_s=self._began_s,
             submit=lambda request: submit()(request),  # type: ignore[misc]
         )
-        # Not the methods themselves: they would keep this engine alive.
         ask_for_draft_counts = weakref.WeakMethod(self._ask_for_draft_counts)
         self._info_reporter = InfoReporter(
             lambda ids: ask_for_draft_counts()(ids),  # type: ignore[misc]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.table import Table
 
 from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
 from reprise.engine_ext.answer_page.shown import shown_traces
@@ -46,7 +45,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 from reprise.retrieval.search.embedding import Embedder
 
 CONCURRENCY = 8
@@ -239,19 +238,11 @@ def _available_bytes() -> int:
 def _print(runs: Sequence[Run], scene: Scene) -> None:
     console = table_console()
     warm = sum(row.warm for row in scene.rows)
-    table = Table(
-        title=f"{runs[0].requests} support requests, {CONCURRENCY} at a time, after {warm} earlier"
-        " answers",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        padding=(0, 2, 0, 0),
-    )
+    title = f"{runs[0].requests} support requests, {CONCURRENCY} at a time, after {warm} earlier"
     by_method = {run.method: run for run in runs}
     suffix = by_method.get("suffix")
     headings = ("", "tokens/s", "to none", "to suffix", "MAL", "drafted/step", "identical")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "" else "right")
+    table = table_of(*headings, title=f"{title} answers")
     for run in runs:
         table.add_row(
             _LABELS[run.method],

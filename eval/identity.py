@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.table import Table
 
 from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
 from reprise.eval.live.engine_turns import LiveError, serve
@@ -32,7 +31,7 @@ from reprise.eval.report.command_line import InputError, counts_of, names_of, ru
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_csv import append_rows
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 
 METHODS = ("none", "ngram", "suffix", NO_DRAFTS, "reprise")
 FIELDS = (
@@ -201,10 +200,8 @@ def cells(comparison: Comparison, gaps: Sequence[Gap]) -> dict[str, str | int | 
 
 
 def _print(results: Sequence[dict[str, str | int | float]], title: str) -> None:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
     headings = ("", "against", "differ", "tokens", "per 1,000", "ties", "widest gap, steps")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("", "against") else "right")
+    table = table_of(*headings, title=title, num_words=2)
     for row in results:
         table.add_row(
             f"{row['method']}, {row['at_once']} at once",

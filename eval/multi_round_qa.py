@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from reprise.eval.live.multi_round import Answered, Workload, counters, run
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot
 from reprise.eval.report.progress import progress_stages
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -65,9 +64,8 @@ def report_of(
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(title=f"{report['requests']} requests in {report['wall_s']:.1f} s")
-    for name in ("", *_QUANTILES):
-        table.add_column(name, justify="left" if not name else "right")
+    title = f"{report['requests']} requests in {report['wall_s']:.1f} s"
+    table = table_of("", *_QUANTILES, title=title)
     rows = {
         "first token, ms": report["first_token_ms"],
         "each further token, ms": report["token_ms"],

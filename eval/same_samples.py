@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.table import Table
 
 from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 from reprise.eval.demo_data.demo_trace import make_demo_trace
@@ -32,7 +31,7 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_csv import append_rows
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 
 TEMPERATURES = (0.3, 0.8, 1.2)
 LIMITS: dict[str, dict[str, Any]] = {
@@ -197,10 +196,8 @@ def _counted(pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, int]:
 
 
 def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    for heading in ("answers", "temperature", "limits", "differ", "tokens", "drafted", "accepted"):
-        is_text = heading in ("answers", "limits")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+    headings = ("answers", "temperature", "limits", "differ", "tokens", "drafted", "accepted")
+    table = table_of(*headings, title=title, num_words=3)
     for row in rows:
         table.add_row(
             row["answers"],

@@ -54,8 +54,6 @@ class FrontEnd:
         num_api_servers: int = 1,
         has_fixed_adapters: bool = False,
         retriever: "Retriever | None" = None,
-        loaded_since_s: float | None = None,
-        submit: Submit | None = None,
     ) -> None:
         """As `AsyncLLM` attaches it.
 
@@ -67,12 +65,9 @@ class FrontEnd:
             has_fixed_adapters: Whether all of them have the same adapters, under the same numbers,
                 for as long as they run.
             retriever: This process's own, if it has one.
-            loaded_since_s: The time of day before the engine began to load its weights; None: not
-                known, so that exact hits stay in this process.
-            submit: Gives the engine a request that the processor knows; None: nothing is verified.
         """
         serving = config.serving
-        self.config = config
+        self.config, self._vllm_config = config, vllm_config
         self._processor = processor
         self.errors = ErrorCounter()
         self._uses_near_answers = config.drafts.max_near_answers > 0
@@ -118,18 +113,26 @@ class FrontEnd:
             counts=self.counts,
             errors=self.errors,
         )
-        if loaded_since_s is not None:
-            self.others.open(
-                vllm_config,
-                config,
-                processor=processor,
-                replayer=self._replayer,
-                submit=submit,
-                loaded_since_s=loaded_since_s,
-                retrieval=lambda: self.find_retrieval(),
-            )
         self.is_paused = False
         """Whether the engine's generation is paused: it decides then on every request."""
+
+    def open_others(self, *, loaded_since_s: float, submit: Submit | None) -> None:
+        """Use the answers of others too, as the settings have it; until then, exact hits stay in
+        this process.
+
+        Args:
+            loaded_since_s: The time of day before the engine began to load its weights.
+            submit: Gives the engine a request that the processor knows; None: nothing is verified.
+        """
+        self.others.open(
+            self._vllm_config,
+            self.config,
+            processor=self._processor,
+            replayer=self._replayer,
+            submit=submit,
+            loaded_since_s=loaded_since_s,
+            retrieval=lambda: self.find_retrieval(),
+        )
 
     @cached_property
     def figures(self) -> FrontEndFigures:

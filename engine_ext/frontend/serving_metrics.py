@@ -19,6 +19,7 @@ from reprise.spec.api.stats import SOURCES
 
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 _FOUND_BY = ("meaning", "tokens")
+_LOOK_UPS = ("hit", "unproven", "waited", "miss", "late", "busy", "failed", "refused", "unreadable")
 _ERROR_PLACES = {
     "front_end": (
         *("end_lease", "exact_fetch", "exact_hit", "fingerprint", "flight_watcher", "forget"),
@@ -113,7 +114,7 @@ class ServingMetrics:
     def active(self, num_requests: int) -> None:
         """Set how many requests have come and are not over."""
         text = "Requests that have come and are not over, those in vLLM's queue included."
-        _gauge("active_requests", text).labels(self._model).set(num_requests)
+        self._gauge("active_requests", text).set(num_requests)
 
     def request(self, kind: str, lookup_s: float) -> None:
         """Count a request: `exact`, `followed` or `miss`."""
@@ -122,7 +123,7 @@ class ServingMetrics:
 
     def _requests(self, kind: str) -> Counter:
         text = "Requests by how the cache took them: exact, followed or miss."
-        return _counter("requests", text, "kind").labels(self._model, kind)
+        return self._counter("requests", text, kind=kind)
 
     def _lookups(self) -> Histogram:
         return _lookup_histogram().labels(self._model)
@@ -133,20 +134,20 @@ class ServingMetrics:
 
     def _passed_through(self, reason: str) -> Counter:
         text = "Requests that had to be generated, by reason."
-        return _counter("passed_through", text, "reason").labels(self._model, reason)
+        return self._counter("passed_through", text, reason=reason)
 
     def saved(self, num_tokens: int) -> None:
         """Count tokens that were emitted without an engine step."""
         text = "Output tokens emitted without generating them."
-        _counter("tokens_saved", text).labels(self._model).inc(num_tokens)
+        self._counter("tokens_saved", text).inc(num_tokens)
 
     def verified(self, outcome: str, num_tokens: int) -> None:
         """Count a stored answer that the engine has checked: `whole`, `part` or `none` of it is
         what it would generate, `num_tokens` tokens."""
         text = "Stored answers checked by the engine, by how far it agreed: whole, part or none."
-        _counter("verified_replays", text, "outcome").labels(self._model, outcome).inc()
+        self._counter("verified_replays", text, outcome=outcome).inc()
         text = "Tokens of stored answers that the engine verified and emitted."
-        _counter("tokens_verified", text).labels(self._model).inc(num_tokens)
+        self._counter("tokens_verified", text).inc(num_tokens)
 
     def stored(self) -> None:
         """Count an answer stored in the exact memory."""
@@ -154,67 +155,40 @@ class ServingMetrics:
 
     def _stored(self) -> Counter:
         text = "Answers stored for exact hits."
-        return _counter("answers_stored", text).labels(self._model)
+        return self._counter("answers_stored", text)
 
     def memory(self, stats: ExactMemoryStats) -> None:
         """Set what this process's exact memory holds."""
-        _gauge("exact_memory_bytes", "Bytes of answers held for exact hits.").labels(
-            self._model
-        ).set(stats.bytes)
-        _gauge("exact_memory_answers", "Answers held for exact hits.").labels(self._model).set(
-            stats.answers
-        )
-        counter = _counter("exact_evictions", "Answers evicted for lack of room or by age.", "why")
+        text = "Bytes of answers held for exact hits."
+        self._gauge("exact_memory_bytes", text).set(stats.bytes)
+        self._gauge("exact_memory_answers", "Answers held for exact hits.").set(stats.answers)
+        text = "Answers evicted for lack of room or by age."
         for why, total in (("room", stats.evicted), ("age", stats.expired)):
-            counter.labels(self._model, why).inc(self._increments.of(("evicted", why), total))
+            self._add("exact_evictions", text, total, why=why)
 
     def shared(self, stats: Mapping[str, Any]) -> None:
         """Count look-ups of exact hits in the tier by outcome, and answers written there."""
-        counter = _counter("exact_tier_lookups", "Look-ups of exact hits in the tier.", "outcome")
-        for outcome in (
-            "hit",
-            "unproven",
-            "waited",
-            "miss",
-            "late",
-            "busy",
-            "failed",
-            "refused",
-            "unreadable",
-        ):
-            total = float(stats.get(outcome, 0))
-            counter.labels(self._model, outcome).inc(self._increments.of(("tier", outcome), total))
-        self._add(
-            "exact_tier_written",
-            "Answers handed over to be written to the tier for exact hits.",
-            "front_end",
-            float(stats.get("written", 0)),
-        )
+        text = "Look-ups of exact hits in the tier."
+        for outcome in _LOOK_UPS:
+            self._add("exact_tier_lookups", text, stats.get(outcome, 0), outcome=outcome)
+        text = "Answers handed over to be written to the tier for exact hits."
+        self._add("exact_tier_written", text, stats.get("written", 0))
 
-    def errors(self, where: str, counts: Mapping[str, int]) -> None:
-        """Count errors that were caught, by place; `where` is `front_end` or `worker`."""
-        counter = _counter(
-            "errors",
-            "Errors caught, by process and place.",
-            "where",
-            "place",
-        )
+    def errors(self, where: str, counts: Mapping[str, int], *, rank: str = "") -> None:
+        """Count errors that were caught, by place; `where` is `front_end`, or `worker` with its
+        rank."""
         for place, total in counts.items():
-            counter.labels(self._model, where, place).inc(
-                self._increments.of(("errors", where, place), total)
-            )
+            text = "Errors caught, by process and place."
+            self._add("errors", text, total, of=rank, where=where, place=place)
 
     def features(self, where: str, states: Mapping[str, str]) -> None:
         """Set what of Reprise is applied to vLLM in a process, see `Registry.states`."""
-        gauge = _gauge(
-            "feature_applied",
-            "Whether a feature is applied to vLLM: 1, or 0 where this vLLM is not as it expects.",
-            "where",
-            "feature",
-            mode="mostrecent",
-        )
+        text = "Whether a feature is applied to vLLM: 1, or 0 where this vLLM is not as it expects."
         for feature, state in states.items():
-            gauge.labels(self._model, where, feature).set(state == "applied")
+            gauge = self._gauge(
+                "feature_applied", text, mode="mostrecent", where=where, feature=feature
+            )
+            gauge.set(state == "applied")
 
     def workers(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Count what the workers report, see `CacheHitProposer.report`; skip empty reports."""
@@ -223,53 +197,41 @@ class ServingMetrics:
 
     def _worker(self, rank: str, report: Mapping[str, Any]) -> None:
         provider = _mapping(report.get("provider"))
-        steps = float(provider.get("steps", 0))
-        self._add("draft_steps", "Verification steps of requests with drafts.", rank, steps)
-        by_source = _mapping(provider.get("by_source"))
-        for field, text in (
-            ("drafted", "Tokens proposed, by source."),
-            ("accepted", "Proposed tokens that the model accepted, by source."),
-        ):
-            counter = _counter(f"{field}_tokens", text, "source")
-            for source, figures in by_source.items():
-                total = float(_mapping(figures).get(field, 0))
-                increment = self._increments.of((field, rank, source), total)
-                counter.labels(self._model, source).inc(increment)
-        _gauge("corpus_bytes", "Bytes of the answers that a worker drafts from.", "rank").labels(
-            self._model, rank
-        ).set(float(provider.get("bytes", 0)))
+        steps = provider.get("steps", 0)
+        self._add("draft_steps", "Verification steps of requests with drafts.", steps, of=rank)
+        for source, figures in _mapping(provider.get("by_source")).items():
+            for field, text in (
+                ("drafted", "Tokens proposed, by source."),
+                ("accepted", "Proposed tokens that the model accepted, by source."),
+            ):
+                total = _mapping(figures).get(field, 0)
+                self._add(f"{field}_tokens", text, total, of=rank, source=source)
+        text = "Bytes of the answers that a worker drafts from."
+        self._gauge("corpus_bytes", text, rank=rank).set(provider.get("bytes", 0))
         if steps:
-            accepted = float(provider.get("accepted", 0))
-            _gauge(
-                "mean_acceptance_length",
-                "Tokens per verification step since the start, bonus included.",
-                mode="mostrecent",
-            ).labels(self._model).set(1 + accepted / steps)
-        in_time = _counter(
-            "near_answers_in_time",
-            "Requests that had near answers at their first decode step, by what had found them.",
-            "found_by",
-        )
+            text = "Tokens per verification step since the start, bonus included."
+            gauge = self._gauge("mean_acceptance_length", text, mode="mostrecent")
+            gauge.set(1 + provider.get("accepted", 0) / steps)
+        text = "Requests that had near answers at their first decode step, by what had found them."
         for found_by, total in _mapping(report.get("near_answers_in_time")).items():
-            increment = self._increments.of(("in_time", rank, found_by), float(total))
-            in_time.labels(self._model, found_by).inc(increment)
-        self._add(
-            "near_answers_late",
-            "Requests without near answers at their first decode step, as the search was not over.",
-            rank,
-            float(report.get("near_answers_late", 0)),
+            self._add("near_answers_in_time", text, total, of=rank, found_by=found_by)
+        text = (
+            "Requests without near answers at their first decode step, as the search was not over."
         )
+        self._add("near_answers_late", text, report.get("near_answers_late", 0), of=rank)
         propose = _mapping(report.get("propose_us"))
-        self._add("propose_calls", "Calls of propose.", rank, float(propose.get("count", 0)))
-        self._add(
-            "propose_seconds", "Time spent in propose.", rank, float(propose.get("sum", 0)) / 1e6
-        )
-        gauge = _gauge(
-            "propose_latency_seconds", "Latency of propose.", "quantile", mode="mostrecent"
-        )
+        self._add("propose_calls", "Calls of propose.", propose.get("count", 0), of=rank)
+        seconds = propose.get("sum", 0) / 1e6
+        self._add("propose_seconds", "Time spent in propose.", seconds, of=rank)
         for quantile, field in (("0.5", "p50"), ("0.99", "p99")):
-            gauge.labels(self._model, quantile).set(float(propose.get(field, 0)) / 1e6)
-        self.errors("worker", _mapping(report.get("errors")))
+            gauge = self._gauge(
+                "propose_latency_seconds",
+                "Latency of propose.",
+                mode="mostrecent",
+                quantile=quantile,
+            )
+            gauge.set(propose.get(field, 0) / 1e6)
+        self.errors("worker", _mapping(report.get("errors")), rank=rank)
         self.features("worker", _mapping(report.get("compat")))
 
     def pins(self, reports: Sequence[Mapping[str, Any] | None]) -> None:
@@ -284,13 +246,13 @@ class ServingMetrics:
                 ("saved_tokens", "Those of them that would have been evicted, but for the pin."),
                 ("released_blocks", "Pinned blocks let go of, because nothing else was free."),
             ):
-                self._add(f"kv_pin_{field}", text, f"engine {rank}", float(report[field]))
+                self._add(f"kv_pin_{field}", text, report[field], of=str(rank))
         for field, text in (
             ("pins", "Prefixes that are pinned."),
             ("pinned_blocks", "KV blocks in the prefix cache that are pinned."),
         ):
-            gauge = _gauge(f"kv_{field}", text, mode="mostrecent")
-            gauge.labels(self._model).set(sum(report[field] for report in given))
+            gauge = self._gauge(f"kv_{field}", text, mode="mostrecent")
+            gauge.set(sum(report[field] for report in given))
 
     def near_answers(self, kind: str) -> None:
         """Count what a request had at its first token: `semantic`, `clause` or `miss`."""
@@ -298,7 +260,7 @@ class ServingMetrics:
 
     def _near_answers(self, kind: str) -> Counter:
         text = "Generated requests by the near answers that were there at their first token."
-        return _counter("near_answers", text, "kind").labels(self._model, kind)
+        return self._counter("near_answers", text, kind=kind)
 
     def retrieval(self, stats: Mapping[str, Any]) -> None:
         """Count and set the figures of the retrieval process that this front end has started."""
@@ -328,7 +290,7 @@ class ServingMetrics:
         ):
             if field in stats:
                 name = f"retrieval_{field.removesuffix('_s')}" + "_seconds" * field.endswith("_s")
-                self._add(name, text, "front_end", float(stats[field]))
+                self._add(name, text, stats[field])
         for field, text in (
             ("answers", "Answers held."),
             ("namespaces", "Namespaces that hold answers."),
@@ -337,35 +299,37 @@ class ServingMetrics:
         ):
             if stats.get(field) is not None:
                 name = f"retrieval_{field.removesuffix('_s')}" + "_seconds" * field.endswith("_s")
-                gauge = _gauge(name, text, mode="mostrecent")
-                gauge.labels(self._model).set(float(stats[field]))
-
+                self._gauge(name, text, mode="mostrecent").set(stats[field])
         self._tier(stats)
 
     def _tier(self, stats: Mapping[str, Any]) -> None:
         """Set the state of the tier behind the retrieval process's memory, if there is one."""
         if not (tier := stats.get("tier")):
             return
-        gauge = _gauge(
-            "tier_breaker_state",
-            "Circuit breakers of the tier behind memory: 0 closed, 1 half-open, 2 open.",
-            "tier",
-            "operation",
-            mode="mostrecent",
-        )
+        text = "Circuit breakers of the tier behind memory: 0 closed, 1 half-open, 2 open."
         for operation, state in _mapping(stats.get("breakers")).items():
-            gauge.labels(self._model, tier, operation).set(_BREAKER_STATES[state])
+            gauge = self._gauge(
+                "tier_breaker_state", text, mode="mostrecent", tier=tier, operation=operation
+            )
+            gauge.set(_BREAKER_STATES[state])
         for field, text in (
             ("unwritten", "Answers that the tier never got: its write queue was full."),
             ("uncredited", "Answers whose uses the tier never got."),
             ("unreadable", "Records of the tier that were damaged or a newer version's."),
         ):
             if field in stats:
-                increment = self._increments.of((field, tier), float(stats[field]))
-                _counter(f"tier_{field}", text, "tier").labels(self._model, tier).inc(increment)
+                self._add(f"tier_{field}", text, stats[field], tier=tier)
 
-    def _add(self, name: str, text: str, rank: str, total: float) -> None:
-        _counter(name, text).labels(self._model).inc(self._increments.of((name, rank), total))
+    def _counter(self, name: str, text: str, /, **labels: str) -> Counter:
+        return _counter(name, text, *labels).labels(self._model, *labels.values())
+
+    def _gauge(self, name: str, text: str, /, *, mode: str = "livesum", **labels: str) -> Gauge:
+        return _gauge(name, text, *labels, mode=mode).labels(self._model, *labels.values())
+
+    def _add(self, name: str, text: str, total: float, /, *, of: str = "", **labels: str) -> None:
+        """Bring a counter to what is counted elsewhere; it is the sum over all `of`."""
+        increment = self._increments.of((name, of, *labels.values()), total)
+        self._counter(name, text, **labels).inc(increment)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ from reprise.engine_ext.request.shared_keys import SharedKeys, mixed
 from reprise.engine_ext.request.verifiable import is_verifiable
 from reprise.retrieval.api.answer import Answer, exact_id, token_bytes
 from reprise.retrieval.host import steady_clock
-from reprise.retrieval.in_process.open_tier import open_for_exact_hits
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.tier import Tier, TierError
 
@@ -112,8 +112,10 @@ class SharedExact:
         self._lease_s = config.serving.single_flight_lease_s
         self._leases: dict[str, _Lease] = {}
         """Of requests that are generated here."""
-        self._tier = open_for_exact_hits(config.retrieval, timeout_s=_TIER_TIMEOUT_S)
-        name = config.retrieval.url.partition(":")[0]
+        url, ttl_s = config.retrieval.url, config.retrieval.ttl_s
+        # Nothing is written through it: it trims by no bounds.
+        self._tier = open_tier(url, ttl_s=ttl_s, timeout_s=_TIER_TIMEOUT_S)
+        name = url.partition(":")[0]
         self._breaker = CircuitBreaker(f"Looking exact hits up in {name}", max_retry_s=_MAX_RETRY_S)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reprise-exact")
         self._num_under_way = 0

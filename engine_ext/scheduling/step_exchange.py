@@ -123,14 +123,11 @@ def _send_step(executor: Any, scheduler_output: "SchedulerOutput") -> _StepFutur
 def sample_tokens(
     original: Original,
     executor: Any,
-    grammar_output: Any,  # noqa: ARG001 - vLLM's
+    grammar_output: Any,
     non_block: bool = False,
 ) -> Any:
-    """Return what the step's one call will have sampled, or run vLLM's."""
-    step = mark_of(executor, _STEP)
-    if non_block and step is not None:
-        return original.instead(lambda: step)  # it samples as well
-    output = original()
+    """Return what the step's one call will have sampled, or run vLLM's, which brings drafts."""
+    output = sample_once(original, executor, grammar_output, non_block)
     if not non_block:
         _store_drafts(executor, output)
     return output

@@ -19,12 +19,12 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from reprise.eval.benchmarks.bench_drafts import MAX_DRAFT_TOKENS, IntArray, make_answers
 from reprise.eval.replay.replay import accepted_length
 from reprise.eval.report.command_line import run_command
 from reprise.eval.report.machine import describe_machine
+from reprise.eval.report.tables import table_of
 from reprise.spec import DraftConfig, DraftProvider
 
 CACHED, REQUESTS, PROMPT_TOKENS = 400, 96, 64
@@ -140,10 +140,8 @@ def main(
     provider = DraftProvider(given)
     provider.warm_up()
     best = statistics.median(serve(DraftProvider(given), batch, cost, quiet, s) for s in range(3))
-    table = Table(title=f"{batch} requests at a time, {cost:g} of a step for a token", box=None)
-    table.add_column("the machine")
-    for heading in ("median", "worst tenth", "worst"):
-        table.add_column(heading, justify="right")
+    title = f"{batch} requests at a time, {cost:g} of a step for a token"
+    table = table_of("the machine", "median", "worst tenth", "worst", title=title)
     runs = [(name, seed) for name in DISTURBANCES for seed in range(seeds)]
     speeds: dict[str, list[float]] = {name: [] for name in DISTURBANCES}
     for name, seed in track(runs, "Replaying", console=Console(stderr=True), transient=True):

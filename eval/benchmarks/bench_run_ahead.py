@@ -21,14 +21,13 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, load_trace
 from reprise.eval.report.command_line import InputError, run_command
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 from reprise.eval.virtual.engines import DeviceDrafter, HostGap
 from reprise.eval.virtual.replays import Outcome, Prices, virtual_engine
 from reprise.spec import DraftProvider
@@ -102,10 +101,9 @@ def main(
         draft_length=draft_length,
     )
     DraftProvider().warm_up()
-    table = Table(title=f"{concurrency} requests at a time, steps of {step_ms:g} ms", box=None)
-    table.add_column("engine")
-    for heading in ("tokens/s", "to none", "steps", "with drafts"):
-        table.add_column(heading, justify="right")
+    headings = ("engine", "tokens/s", "to none", "steps", "with drafts")
+    title = f"{concurrency} requests at a time, steps of {step_ms:g} ms"
+    table = table_of(*headings, title=title)
     speeds = []
     for name in track(ENGINES, "Replaying", console=Console(stderr=True), transient=True):
         outcome = run_engine(name, rows, concurrency=concurrency, prices=prices)

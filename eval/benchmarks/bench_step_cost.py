@@ -22,13 +22,12 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.report.command_line import InputError, counts_of, run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 
 _WARM_STEPS, _STEPS = 5, 40
 _PATH = "reprise.eval.benchmarks.bench_step_cost.FixedDrafter"
@@ -170,9 +169,9 @@ def main(
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise InputError(str(error).strip().splitlines()[0]) from error
-    table = Table(title=f"milliseconds of a step, and cost of a drafted token ({_device()})")
-    for name in ["batch", "no drafts", *(f"{length} each" for length in lengths[1:])]:
-        table.add_column(name, justify="right")
+    headings = ("batch", "no drafts", *(f"{length} each" for length in lengths[1:]))
+    title = f"milliseconds of a step, and cost of a drafted token ({_device()})"
+    table = table_of(*headings, title=title, num_words=0)
     for size in batches:
         cells = [
             f"{1e3 * seconds[size, length]:.2f} ({cost_per_token(seconds, size, length):.3f})"

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 import typer
 from rich.progress import track
-from rich.table import Table
 
 from reprise.eval.benchmarks.bench_verify import Shape, make_arguments, ours, vllms
 from reprise.eval.report.command_line import run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 
 SHAPES = [
     Shape(*point, "greedy")
@@ -86,9 +85,9 @@ def main(
     """Time greedy verification on one core: Reprise, vLLM and plain torch, checked first."""
     torch.set_num_threads(1)
     use_vllms_cpu_kernels()
-    table = Table(title="Greedy verification on one core, median microseconds")
-    for heading in ("batch", "drafts each", "vocabulary", "vLLM", "torch", "Reprise", "to vLLM"):
-        table.add_column(heading, justify="right")
+    headings = ("batch", "drafts each", "vocabulary", "vLLM", "torch", "Reprise", "to vLLM")
+    title = "Greedy verification on one core, median microseconds"
+    table = table_of(*headings, title=title, num_words=0)
     for shape in track(SHAPES, "Verifying", transient=True):
         calls = calls_of(shape)
         if not is_right(calls):

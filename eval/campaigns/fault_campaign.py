@@ -26,7 +26,6 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from reprise.eval.benchmarks.serving.load import MODEL_NAME, Server
 from reprise.eval.campaigns.campaign_requests import (
@@ -46,6 +45,7 @@ from reprise.eval.campaigns.fault_kinds import ABORTS, BURST, DISK_FULL, FAULT_K
 from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.report.command_line import InputError, names_of, run_command
 from reprise.eval.report.progress_log import ProgressLog
+from reprise.eval.report.tables import table_of
 
 _NUM_QUESTIONS = 96
 _NUM_LONG = 8
@@ -234,9 +234,7 @@ def run(options: Options, kinds: Sequence[FaultKind], log: ProgressLog) -> Repor
 
 def show(report: Report) -> None:
     """Print the table."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in ("fault", "faults", "replies", "wrong", "lost", "crossings"):
-        table.add_column(heading, justify="left" if heading == "fault" else "right")
+    table = table_of("fault", "faults", "replies", "wrong", "lost", "crossings")
     for name, count in sorted(report.by_kind.items()):
         table.add_row(name, *map(str, count))
     table.add_row("all", *map(str, report.total), style="bold")

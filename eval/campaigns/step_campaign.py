@@ -27,7 +27,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.campaigns.step_requests import (
@@ -45,7 +44,7 @@ from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.replay.traces import TraceError, load_trace
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.progress_log import ProgressLog
-from reprise.eval.report.tables import table_console
+from reprise.eval.report.tables import table_console, table_of
 
 _MAX_STEPS_WITHOUT_OUTPUT = 5_000
 
@@ -345,10 +344,8 @@ def main(
         raise InputError(f"--way: expected 0 to {len(WAYS) - 1}, got {way}")
     count = -(-requests // seeds)
     say = ProgressLog(log)
-    table = Table(title=f"{count} requests of each of {seeds} seeds")
     columns = ("requests", "wrong", "lost", "errors", "preemptions", "accepted", "steps", "s")
-    for name in ("engine", *columns):
-        table.add_column(name, justify="left" if name == "engine" else "right")
+    table = table_of("engine", *columns, title=f"{count} requests of each of {seeds} seeds")
     ends: Counter[str] = Counter()
     is_good = True
     for number, one in enumerate(chosen):

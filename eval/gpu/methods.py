@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+from reprise.eval.report.command_line import InputError, names_of
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
@@ -50,15 +51,13 @@ def methods_named(names: str | None, *, dry_run: bool) -> list[GpuMethod]:
         dry_run: without a GPU.
 
     Raises:
-        ValueError: one is unknown, or cannot run without a GPU.
+        InputError: one is unknown, or cannot run without a GPU.
     """
     if names is None:
         return [m for m in METHODS if not m.is_asked_for and (m.runs_on_cpu or not dry_run)]
     known = {method.name: method for method in METHODS}
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = names_of("--methods", names, known)
     for name in wanted:
-        if name not in known:
-            raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
         if dry_run and not known[name].runs_on_cpu:
-            raise ValueError(f"method {name!r} needs a GPU")
+            raise InputError(f"--methods: {name!r} needs a GPU")
     return [method for method in METHODS if method.name in {"none", *wanted}]

@@ -10,7 +10,7 @@ from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
 from reprise.retrieval.api.invalidation import Forgotten
 from reprise.retrieval.api.search_url import parse_search
-from reprise.retrieval.in_process.open_tier import open_now_or_later
+from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.in_process.retriever_memory import RetrieverMemory
 from reprise.retrieval.in_process.second_level import SecondLevel
 from reprise.retrieval.remote.milvus_index import MilvusIndex
@@ -18,7 +18,12 @@ from reprise.retrieval.remote.remote_search import TIMEOUT_S, RemoteSearch
 from reprise.retrieval.remote.remote_writer import RemoteWriter
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sync.circuit_breaker import State
-from reprise.retrieval.tiers.sync.tier_reader import OnAdded, OnForgotten, WaitForRoom
+from reprise.retrieval.tiers.sync.memory_before import (
+    MemoryBefore,
+    OnAdded,
+    OnForgotten,
+    WaitForRoom,
+)
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 
 
@@ -32,7 +37,7 @@ class BehindMemory:
         tokenizer_key: Of the answers that may be drafted from.
         on_added: Called with answers found in the tier.
         on_forgotten: Called with what others removed or had forgotten.
-        wait_for_room: See `TierSync`.
+        wait_for_room: See `MemoryBefore`.
 
     Raises:
         ValueError: The configured URL names no tier.
@@ -58,23 +63,31 @@ class BehindMemory:
         self.second: SecondLevel | None = None
         """Set by `open_search`."""
         self.tiers: TierSync | None = None
-        tier = open_now_or_later(config)
+        tier = open_tier(
+            config.url,
+            ttl_s=config.ttl_s,
+            stream_length=config.stream_length,
+            max_bytes=config.tier_bytes,
+            max_namespaces=config.max_namespaces,
+        )
         if tier is not None:
             self.tiers = TierSync(
                 tier,
-                on_added=on_added,
-                on_forgotten=self._forgotten,
-                held=memory.held,
+                MemoryBefore(
+                    on_added=on_added,
+                    on_forgotten=self._forgotten,
+                    on_removed=memory.remove,
+                    held=memory.held,
+                    # What does not fit is searched where it is.
+                    has_room=None if self._writer is None else memory.has_room,
+                    wait_for_room=wait_for_room,
+                    take_orphans=memory.tier.take_orphans,
+                    on_orphans=memory.admit_orphans,
+                ),
                 queue_length=config.queue_length,
                 queue_bytes=config.queue_bytes,
                 poll_s=config.poll_s,
                 mirror=self._writer,
-                # What does not fit is searched where it is.
-                has_room=None if self._writer is None else memory.has_room,
-                take_orphans=memory.tier.take_orphans,
-                on_orphans=memory.admit_orphans,
-                on_removed=memory.remove,
-                wait_for_room=wait_for_room,
             )
 
     def open_search(self, embedder: Embedder) -> None:

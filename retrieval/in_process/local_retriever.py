@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -26,10 +26,10 @@ from reprise.retrieval.in_process.work_queue import Prompt, WorkQueue
 from reprise.retrieval.query.query_reader import Decode, QueryReader
 from reprise.retrieval.query.turns import QueryOf, prompt_tail
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
+from reprise.retrieval.tiers.sync.memory_before import OnForgotten
 from reprise.retrieval.tiers.tier import UsageCounts
 
 logger = logging.getLogger(__name__)
-OnForgotten = Callable[[Forgotten], None]
 
 
 class LocalRetriever(Retriever):

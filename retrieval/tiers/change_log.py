@@ -15,19 +15,6 @@ from reprise.retrieval.api.invalidation import (
     encode_invalidation,
 )
 
-SCHEMA = """
-create table if not exists changes (
-  change_id integer primary key autoincrement,
-  writer text not null,
-  operation text not null,
-  namespace text not null,
-  answer_id text not null
-);
-create table if not exists invalidations (
-  change_id integer primary key autoincrement,
-  invalidation blob not null
-);
-"""
 _MAX_INVALIDATIONS = 1000
 LOG_LENGTH = 10_000
 """Changes that are kept for others to read."""
@@ -53,12 +40,11 @@ class ChangeLog:
         length: Changes that are kept for others to read.
     """
 
-    def __init__(self, db: sqlite3.Connection, *, length: int = LOG_LENGTH) -> None:
+    def __init__(self, *, length: int = LOG_LENGTH) -> None:
         self._length = length
         self._writer = uuid.uuid4().hex
         self._version: int | None = None
         self._cursor = 0
-        db.executescript(SCHEMA)
 
     def note(
         self, db: sqlite3.Connection, operation: Literal["+", "-"], keys: Iterable[tuple[str, str]]

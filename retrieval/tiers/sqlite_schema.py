@@ -59,6 +59,17 @@ create trigger if not exists answer_left after delete on answers begin
     where namespace = old.namespace;
   delete from namespaces where namespace = old.namespace and num_bytes <= 0;
 end;
+create table if not exists changes (
+  change_id integer primary key autoincrement,
+  writer text not null,
+  operation text not null,
+  namespace text not null,
+  answer_id text not null
+);
+create table if not exists invalidations (
+  change_id integer primary key autoincrement,
+  invalidation blob not null
+);
 """
 # Of (seconds, namespace, answer id): the answer was used then.
 RANK = """

@@ -35,6 +35,9 @@ _OVERHEAD_BYTES = 400
 class SqliteTier(Tier):
     """A tier in an SQLite file; thread-safe, and safe to share between processes.
 
+    Opens the file on first use, and tries again at each call until that works: a disk that is full
+    or read-only at start is one that becomes so later.
+
     Args:
         path: The file; its folder must exist.
         ttl_s: Age in seconds at which an answer is gone; None for never.
@@ -45,7 +48,6 @@ class SqliteTier(Tier):
 
     Raises:
         ValueError: The bound is too small for a file.
-        TierError: The file cannot be opened.
     """
 
     name = "sqlite"
@@ -61,31 +63,17 @@ class SqliteTier(Tier):
     ) -> None:
         if max_bytes is not None and max_bytes < _MIN_BYTES:
             raise ValueError(f"max_bytes must be at least {_MIN_BYTES}, got {max_bytes}")
+        self._path, self._timeout_s = Path(path), timeout_s
         self._ttl_s, self._max_namespaces = ttl_s, max_namespaces
         self._reader = RecordReader(str(path))
+        # The log takes its share of a small bound, and no more.
+        length = LOG_LENGTH if max_bytes is None else min(LOG_LENGTH, max_bytes // 2048)
+        self._log = ChangeLog(length=length)
+        self._bound = SqliteBound(max_bytes)
+        self._wal_holds_forgotten = False
+        self._opened: sqlite3.Connection | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
-        try:
-            self._db = open_database(Path(path), timeout_s=timeout_s)
-            # The log takes its share of a small bound, and no more.
-            length = LOG_LENGTH if max_bytes is None else min(LOG_LENGTH, max_bytes // 2048)
-            self._log = ChangeLog(self._db, length=length)
-            self._wal_holds_forgotten = False
-            if ttl_s is not None:
-                # What was written by a clock that was ahead would outlive the others.
-                self._db.execute(
-                    "update answers set created_s = ?1 where created_s > ?1",
-                    (steady_clock.now_s(),),
-                )
-                self._delete_expired(self._db)
-            self._db.commit()
-            self._bound = SqliteBound(self._db, max_bytes)
-            if self._bound.is_exceeded(self._db):
-                self._make_room(self._bound.batch_bytes)
-                self._bound.shrink(self._db)
-            self._bound.hold(self._db)
-        except (sqlite3.Error, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise TierError(f"sqlite file {path}: {reason}") from error
 
     def put(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         left: list[tuple[str, str]] = []
@@ -180,7 +168,7 @@ class SqliteTier(Tier):
         with self._session() as db:
             logged = self._log.changes(db, anew=anew)
         keys = logged.added if wants_added else []
-        added = [answer for key in keys if (answer := self._answer(*key)) is not None]
+        added = [a for namespace, answer_id in keys for a in self.find(namespace, [answer_id])]
         return TierChanges(tuple(added), tuple(logged.removed), logged.complete)
 
     def expire(self) -> None:
@@ -208,31 +196,25 @@ class SqliteTier(Tier):
             begin += _PAGE
 
     def find(self, namespace: str, answer_ids: Sequence[str]) -> list[Answer]:
-        names = [name for name in answer_ids if not name.startswith(EXACT_PREFIX)]
-        with self._session() as db:
-            rows = db.execute(
-                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
-                " from answers left join credits using (namespace, answer_id)"
-                " where namespace = ? and created_s >= ?"
-                f" and answer_id in ({', '.join('?' * len(names))})",
-                (namespace, self._oldest_s(), *names),
-            ).fetchall()
-        found = [(self._reader.read(row[0], namespace=namespace), row[1:]) for row in rows]
-        return [with_usage(answer, UsageCounts(*uses)) for answer, uses in found if answer]
+        return self._found(namespace, [i for i in answer_ids if not i.startswith(EXACT_PREFIX)])
 
     def exact_answers(self, namespace: str) -> Iterator[Answer]:
         return self._all(namespace, exact=True)
 
     def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
-        names = [exact_id(key) for key in exact_keys]
+        return self._found(namespace, [exact_id(key) for key in exact_keys])
+
+    def _found(self, namespace: str, stored_ids: Sequence[str]) -> list[Answer]:
         with self._session() as db:
             rows = db.execute(
-                "select record from answers where namespace = ? and created_s >= ?"
-                f" and answer_id in ({', '.join('?' * len(names))})",
-                (namespace, self._oldest_s(), *names),
+                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
+                " from answers left join credits using (namespace, answer_id)"
+                " where namespace = ? and created_s >= ?"
+                f" and answer_id in ({', '.join('?' * len(stored_ids))})",
+                (namespace, self._oldest_s(), *stored_ids),
             ).fetchall()
-        found = [self._reader.read(row[0], namespace=namespace) for row in rows]
-        return [answer for answer in found if answer is not None]
+        found = [(self._reader.read(row[0], namespace=namespace), row[1:]) for row in rows]
+        return [with_usage(answer, UsageCounts(*uses)) for answer, uses in found if answer]
 
     def _all(self, namespace: str, *, exact: bool) -> Iterator[Answer]:
         last = ""
@@ -267,18 +249,9 @@ class SqliteTier(Tier):
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
-
-    def _answer(self, namespace: str, answer_id: str) -> Answer | None:
-        with self._session() as db:
-            row = db.execute(
-                "select record, coalesce(uses, 0), coalesce(accepted_tokens, 0)"
-                " from answers left join credits using (namespace, answer_id)"
-                " where namespace = ? and answer_id = ? and created_s >= ?",
-                (namespace, answer_id, self._oldest_s()),
-            ).fetchone()
-        answer = None if row is None else self._reader.read(row[0], namespace=namespace)
-        return None if answer is None else with_usage(answer, UsageCounts(*row[1:]))
+            self._is_closed = True
+            if self._opened is not None:
+                self._opened.close()
 
     def _delete_expired(self, db: sqlite3.Connection) -> None:
         gone = db.execute(
@@ -306,8 +279,9 @@ class SqliteTier(Tier):
             self._wal_holds_forgotten = bool(busy)
 
     def _put(self, batch: Sequence[tuple[Answer, bytes]], num_bytes: int) -> list[tuple[str, str]]:
-        now_s, left = steady_clock.now_s(), self._make_room(num_bytes)
+        now_s = steady_clock.now_s()
         with self._session() as db:
+            left = self._make_room(db, num_bytes)
             db.executemany(
                 "insert or replace into answers"
                 " (namespace, answer_id, created_s, record) values (?, ?, ?, ?)",
@@ -370,11 +344,11 @@ class SqliteTier(Tier):
             db.execute("delete from namespaces where namespace = ?", (namespace,))
         return gone
 
-    def _make_room(self, num_bytes: int) -> list[tuple[str, str]]:
+    def _make_room(self, db: sqlite3.Connection, num_bytes: int) -> list[tuple[str, str]]:
         """Let answers of least value leave until so many bytes fit; (namespace, id) of those."""
         left: list[tuple[str, str]] = []
         while self._bound.is_set:
-            with self._session() as db:
+            with db:  # commits, or rolls back
                 db.execute("begin immediate")
                 if self._bound.has_room(db, num_bytes):
                     break
@@ -399,7 +373,36 @@ class SqliteTier(Tier):
     def _session(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                with self._db:  # commits, or rolls back
-                    yield self._db
+                with self._db as db:  # commits, or rolls back
+                    yield db
             except sqlite3.Error as error:
                 raise TierError(f"sqlite: {error}") from error
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The file, opened if it was not; the caller holds the lock."""
+        if self._is_closed:
+            raise TierError("sqlite is closed")
+        if self._opened is None:
+            try:
+                self._opened = self._open()
+            except (sqlite3.Error, OSError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise TierError(f"sqlite file {self._path}: {reason}") from error
+        return self._opened
+
+    def _open(self) -> sqlite3.Connection:
+        db = open_database(self._path, timeout_s=self._timeout_s)
+        if self._ttl_s is not None:
+            # What was written by a clock that was ahead would outlive the others.
+            db.execute(
+                "update answers set created_s = ?1 where created_s > ?1", (steady_clock.now_s(),)
+            )
+            self._delete_expired(db)
+        db.commit()
+        self._bound.limit_log(db)
+        if self._bound.is_exceeded(db):
+            self._make_room(db, self._bound.batch_bytes)
+            self._bound.shrink(db)
+        self._bound.limit_file(db)
+        return db

@@ -20,6 +20,7 @@ from reprise.retrieval.search.near_search import NearSearch
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_reader import TierReader
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.tests.retrieval.failing_once import failing_once
@@ -199,7 +200,9 @@ def test_reading_and_writing_a_tier(method, tmp_path, monkeypatch, wait_until):
     tier.put([answer(1)])
     monkeypatch.setattr(tier, method, failing_once(getattr(tier, method)))
     arrived = []
-    sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
+    sync = TierSync(
+        tier, MemoryBefore(on_added=arrived.extend, on_forgotten=lambda _: None), poll_s=0.01
+    )
     wait_until(lambda: arrived)
     sync.write([answer(2)])
     sync.record_usage("", {"id1": (1, 1)})
@@ -218,7 +221,9 @@ def test_the_loops_of_a_tier_begin_again(tmp_path, monkeypatch, wait_until):
         monkeypatch.setattr(of, method, lambda *a, f=failing: f(*a))
     tier, arrived = SqliteTier(tmp_path / "answers.sqlite"), []
     tier.put([answer(1)])
-    sync = TierSync(tier, on_added=arrived.extend, on_forgotten=lambda _: None, poll_s=0.01)
+    sync = TierSync(
+        tier, MemoryBefore(on_added=arrived.extend, on_forgotten=lambda _: None), poll_s=0.01
+    )
     wait_until(lambda: arrived)
     sync.write([answer(2)])
     assert sync.drain(100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from reprise.retrieval.api.answer import Answer
@@ -21,19 +21,18 @@ from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker
 from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 from reprise.retrieval.tiers.sync.late_writes import LateWrites
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError
 
-OnAdded = Callable[[Sequence[Answer]], None]
-OnForgotten = Callable[[Forgotten], None]
-OnRemoved = Callable[[Sequence[Key]], object]
-WaitForRoom = Callable[[float], bool]
 _READ_BATCH = 500
 # Of one namespace, before the next one has its turn.
 _VALUABLE_BATCH = 250
 # Told once more where a log was lost, the last ones: a log holds a thousand.
 _MAX_TOLD_AGAIN = 500
 _MAX_LEFT = 4096
+# What was removed during an outage is to be gone within a second of its end.
+MAX_RETRY_S = 0.8
 
 
 class TierReader:
@@ -41,49 +40,30 @@ class TierReader:
 
     Args:
         tier: Where answers are kept.
-        breaker: Around every call.
-        on_added: Called with answers found in the tier.
-        on_forgotten: Called with what others removed or had forgotten.
-        held: The (namespace, answer id) held here that the tier should have, or had.
+        memory: Before it.
         queue: What waits to be written.
         known: Takes what is to be forgotten before anything else does.
         late: What was written lately.
         changed: Guards `queue`, `known`, `late` and what is here.
         poll_s: How often to look for what other replicas did.
-        has_room: Whether more answers are wanted: at start the most valuable ones are taken first,
-            until it says no, and what others add only while it says yes. None takes all.
-        take_orphans: What is wanted again, by (namespace, answer id), each once.
-        on_orphans: Called with what the tier holds of that.
-        on_removed: Called with what this process had removed while it was being read.
-        wait_for_room: Waits until answers can be added, for so many seconds; returns whether they
-            can.
     """
 
     def __init__(
         self,
         tier: Tier,
+        memory: MemoryBefore,
         *,
-        breaker: CircuitBreaker,
-        on_added: OnAdded,
-        on_forgotten: OnForgotten,
-        held: Callable[[], set[Key]],
         queue: WriteQueue,
         known: KnownInvalidations,
         late: LateWrites,
         changed: threading.Condition,
         poll_s: float,
-        has_room: Callable[[], bool] | None = None,
-        take_orphans: Callable[[], Sequence[Key]] = tuple,
-        on_orphans: OnAdded = lambda _: None,
-        on_removed: OnRemoved = lambda _: None,
-        wait_for_room: WaitForRoom = lambda _: True,
     ) -> None:
-        self._on_removed, self._wait_for_room = on_removed, wait_for_room
-        self._take_orphans, self._on_orphans = take_orphans, on_orphans
-        self._tier, self._breaker, self._held = tier, breaker, held
-        self._on_added, self._on_forgotten = on_added, on_forgotten
+        self._tier, self._memory = tier, memory
         self._queue, self._known, self._late, self._changed = queue, known, late, changed
-        self._poll_s, self._has_room = poll_s, has_room
+        self._poll_s = poll_s
+        self.breaker = CircuitBreaker(f"Reading from {tier.name}", max_retry_s=MAX_RETRY_S)
+        """Around every call that reads."""
         self._removed_meanwhile: set[Key] = set()
         self._left: dict[str, None] = {}
         self._position: str | None = None
@@ -116,7 +96,7 @@ class TierReader:
         Raises:
             TierError: It cannot be read now.
         """
-        return self._breaker.call(lambda: self._tier.invalidations(after))
+        return self.breaker.call(lambda: self._tier.invalidations(after))
 
     def note_removed(self, keys: Iterable[Key]) -> None:
         """Note what was removed from the tier for this process; the caller holds the lock."""
@@ -146,10 +126,10 @@ class TierReader:
                 self._removed_meanwhile.clear()
             try:
                 if caught_up:
-                    more = self._breaker.call(self._follow)
+                    more = self.breaker.call(self._follow)
                     caught_up = not self._behind
                 else:
-                    self._breaker.call(self._catch_up)
+                    self.breaker.call(self._catch_up)
                     caught_up = True
                     self.caught_up.set()
             except TierError:
@@ -170,16 +150,18 @@ class TierReader:
         if self.has_gone_back:
             self._forget_again()
         self._tier.changes(anew=True)  # from here on; what follows may be seen twice, never missed
-        held = self._held()
+        held = self._memory.held()
         with self._changed:
             expected = held - self._queue.unwritten
-        present = self._take_all() if self._has_room is None else self._take_valuable(expected)
+        present = (
+            self._take_all() if self._memory.has_room is None else self._take_valuable(expected)
+        )
         if self._closing:
             return
         with self._changed:
             gone = expected - present - self._queue.unwritten
         if gone:
-            self._on_forgotten(Forgotten(removed=tuple(gone)))
+            self._memory.on_forgotten(Forgotten(removed=tuple(gone)))
 
     def _forget_again(self) -> None:
         """Have removed what the tier may hold again, though it was to be forgotten."""
@@ -215,10 +197,10 @@ class TierReader:
     def _take_valuable(self, expected: set[Key]) -> set[Key]:
         """Take the most valuable answers, of each namespace some at a time, as long as there is
         room; return the keys of these, and of those expected that the tier holds."""
-        assert self._has_room is not None
+        assert self._memory.has_room is not None
         present: set[Key] = set()
         reading = deque(map(self._tier.valuable, self._tier.namespaces()))
-        while reading and self._has_room() and not self._closing:
+        while reading and self._memory.has_room() and not self._closing:
             answers = reading.popleft()
             if batch := list(islice(answers, _VALUABLE_BATCH)):
                 self._take(batch, present)
@@ -245,18 +227,18 @@ class TierReader:
     def _hand_over(self, answers: Sequence[Answer]) -> None:
         """Have answers join memory, but for those that were to be forgotten meanwhile."""
         meanwhile: list[Invalidation] = []
-        while not self._wait_for_room(self._poll_s) and not self._closing:
+        while not self._memory.wait_for_room(self._poll_s) and not self._closing:
             # What memory holds must not wait for what has yet to join it.
             meanwhile += self._follow_invalidations()
         if meanwhile:
             answers = [a for a in answers if not any(each.means(a) for each in meanwhile)]
-        self._on_added(answers)
+        self._memory.on_added(answers)
         keys = {(answer.namespace, answer.answer_id) for answer in answers}
         with self._changed:
             # Read before that, they may have joined after it.
             gone = keys & self._removed_meanwhile
         if gone:
-            self._on_removed(tuple(gone))
+            self._memory.on_removed(tuple(gone))
 
     def _follow(self) -> bool:
         """Take what has changed; returns whether something was added."""
@@ -264,7 +246,9 @@ class TierReader:
         if self.has_gone_back:
             return False
         # What others add while there is no room is found where it is.
-        changes = self._tier.changes(wants_added=self._has_room is None or self._has_room())
+        changes = self._tier.changes(
+            wants_added=self._memory.has_room is None or self._memory.has_room()
+        )
         if changes.added:
             self._hand_over(changes.added)
         if changes.removed:
@@ -272,10 +256,10 @@ class TierReader:
             with self._changed:
                 self._queue.drop(lambda answer: (answer.namespace, answer.stored_id) in removed)
                 self._note_left(removed)
-            self._on_forgotten(Forgotten(removed=changes.removed))
+            self._memory.on_forgotten(Forgotten(removed=changes.removed))
         self._behind |= not changes.complete
-        for found in self._find(self._take_orphans()):
-            self._on_orphans(found)
+        for found in self._find(self._memory.take_orphans()):
+            self._memory.on_orphans(found)
         return bool(changes.added)
 
     def _follow_invalidations(self) -> tuple[Invalidation, ...]:
@@ -291,7 +275,7 @@ class TierReader:
                 self._known.add([all_until(steady_clock.now_s())])
                 self._queue.lose_all()
         if page.invalidations or not page.complete:
-            self._on_forgotten(
+            self._memory.on_forgotten(
                 Forgotten(
                     page.invalidations,
                     position=page.position,

@@ -17,17 +17,12 @@ from reprise.retrieval.host.loop_errors import LoopErrors, keep_going
 from reprise.retrieval.tiers.sync.circuit_breaker import CircuitBreaker, State
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
 from reprise.retrieval.tiers.sync.late_writes import LateWrites
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.pending_forgets import PendingForget, PendingForgets
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.sync.tier_mirror import TierMirror
-from reprise.retrieval.tiers.sync.tier_reader import (
-    OnAdded,
-    OnForgotten,
-    OnRemoved,
-    TierReader,
-    WaitForRoom,
-)
-from reprise.retrieval.tiers.sync.write_queue import Key, WriteQueue
+from reprise.retrieval.tiers.sync.tier_reader import MAX_RETRY_S, TierReader
+from reprise.retrieval.tiers.sync.write_queue import WriteQueue
 from reprise.retrieval.tiers.tier import Tier, TierError, UsageCounts
 
 Result = TypeVar("Result")
@@ -36,8 +31,6 @@ _RETRY_S = 0.25
 _SECOND_TRY_S = 0.05
 # Usage is added up for so long before it is written: nothing but eviction waits for them.
 _USAGE_EVERY_S = 1.0
-# What was removed during an outage is to be gone within a second of its end.
-_MAX_RETRY_S = 0.8
 # Nothing is written unless what others removed was read this recently.
 _FOLLOWED_WITHIN_S = 1.0
 
@@ -47,27 +40,17 @@ class TierSync:
 
     Args:
         tier: Where answers are kept; closed with this.
-        on_added: Called with answers found in the tier: all at start, then what others add. May
-            wait, which slows the reading down.
-        on_forgotten: Called with what others removed or had forgotten, and what left for want of
-            room.
-        on_removed: Called with the (namespace, answer id) that this process had forgotten, once the
-            tier has removed them: what it handed out before may have joined since.
-        wait_for_room: Waits until `on_added` can be called, for so many seconds; returns whether it
-            can.
-        held: The (namespace, answer id) held here that the tier should have, or had.
+        memory: Before it.
         queue_length: Most answers waiting to be written; the oldest beyond are lost, counted.
         queue_bytes: Most bytes of them; the same.
         poll_s: How often to look for what other replicas did.
         mirror: Told what this process had the tier hold, and no longer hold.
-        has_room: Whether more of what the tier holds is wanted at start; None takes all.
-        take_orphans: What is wanted of the tier again, by (namespace, answer id), each once.
-        on_orphans: Called with what the tier holds of that.
 
     Example:
         >>> from reprise.retrieval.tiers.memory_tier import MemoryTier
         >>> tier = MemoryTier(max_bytes=1 << 20)
-        >>> sync = TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None)
+        >>> memory = MemoryBefore(on_added=lambda _: None, on_forgotten=lambda _: None)
+        >>> sync = TierSync(tier, memory)
         >>> sync.write([Answer.create(prompt_token_ids=[1], response_token_ids=[2])])
         >>> sync.drain(timeout_s=60)
         True
@@ -79,22 +62,14 @@ class TierSync:
     def __init__(
         self,
         tier: Tier,
+        memory: MemoryBefore,
         *,
-        on_added: OnAdded,
-        on_forgotten: OnForgotten,
-        held: Callable[[], set[Key]] = set,
         queue_length: int = 4096,
         queue_bytes: int = 64 << 20,
         poll_s: float = 0.2,
         mirror: TierMirror | None = None,
-        has_room: Callable[[], bool] | None = None,
-        take_orphans: Callable[[], Sequence[Key]] = tuple,
-        on_orphans: OnAdded = lambda _: None,
-        on_removed: OnRemoved = lambda _: None,
-        wait_for_room: WaitForRoom = lambda _: True,
     ) -> None:
-        self._on_removed = on_removed
-        self._tier, self._on_forgotten, self._mirror = tier, on_forgotten, mirror
+        self._tier, self._memory, self._mirror = tier, memory, mirror
         self._queue = WriteQueue(max_length=queue_length, max_bytes=queue_bytes)
         self._poll_s = poll_s
         self._usage, self._draining = PendingUsage(queue_length, every_s=_USAGE_EVERY_S), 0
@@ -103,27 +78,19 @@ class TierSync:
         self._late = LateWrites()
         self._writing = self._closing = False
         self._changed = threading.Condition()
-        # Reads and writes fail apart: a full Redis refuses writes and still answers.
-        self._reads = CircuitBreaker(f"Reading from {tier.name}", max_retry_s=_MAX_RETRY_S)
-        self._writes = CircuitBreaker(f"Writing to {tier.name}", max_retry_s=_MAX_RETRY_S)
+        self._writes = CircuitBreaker(f"Writing to {tier.name}", max_retry_s=MAX_RETRY_S)
         self._write_errors = LoopErrors(f"Writing to {tier.name}")
         self._reader = TierReader(
             tier,
-            breaker=self._reads,
-            on_added=on_added,
-            on_forgotten=on_forgotten,
-            held=held,
+            memory,
             queue=self._queue,
             known=self._known,
             late=self._late,
             changed=self._changed,
             poll_s=poll_s,
-            has_room=has_room,
-            take_orphans=take_orphans,
-            on_orphans=on_orphans,
-            on_removed=on_removed,
-            wait_for_room=wait_for_room,
         )
+        # Reads and writes fail apart: a full Redis refuses writes and still answers.
+        self._reads = self._reader.breaker
         self.caught_up = self._reader.caught_up
         self._threads = [
             threading.Thread(
@@ -310,7 +277,7 @@ class TierSync:
             self._mirror.written(a for a in answers if not a.fingerprint)
             self._mirror.removed(gone)
         if gone:
-            self._on_forgotten(Forgotten(removed=tuple(gone)))
+            self._memory.on_forgotten(Forgotten(removed=tuple(gone)))
 
     def _waits(self) -> bool:
         """Return whether the tier has yet to get something; the caller holds the lock."""
@@ -345,7 +312,7 @@ class TierSync:
                 self._reader.note_removed(pending.removed)
                 self._forgets.end(pending)
             # What memory does not hold may lie in what is shared of it, or has joined meanwhile.
-            self._on_removed(pending.removed)
+            self._memory.on_removed(pending.removed)
             if self._mirror is not None:
                 self._mirror.forgot(pending.invalidation, pending.removed)
             pending.done.set()

@@ -47,8 +47,8 @@ class Server(Client):
             load_config({"serving": serving, "retrieval": retrieval}),
             OutputProcessor(None, log_stats=False),
             retriever=self.retriever,
-            loaded_since_s=1e12,
         )
+        front_end.open_others(loaded_since_s=1e12, submit=None)
         wait_longer(front_end)
         super().__init__(front_end, namespace="acme")
         assert front_end.exact.shared is not None

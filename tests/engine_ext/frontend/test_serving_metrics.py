@@ -77,6 +77,13 @@ def test_errors_of_front_end_and_workers_are_kept_apart(name: str) -> None:
     assert value("errors_total", name, where="worker", place="replay") == 7
 
 
+def test_errors_of_each_worker_count_once(name: str) -> None:
+    metrics = ServingMetrics(name)
+    for _ in range(2):
+        metrics.workers([{"errors": {"propose": 7}}, {"errors": {"propose": 2}}])
+    assert value("errors_total", name, where="worker", place="propose") == 9
+
+
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_workers_are_distinguished_by_their_order_and_read_in_any_form(
     name: str, as_dict: bool

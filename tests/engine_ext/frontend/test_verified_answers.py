@@ -50,9 +50,8 @@ class Server(Client):
             load_config({"serving": serving, "retrieval": retrieval}),
             OutputProcessor(None, log_stats=False),
             retriever=self.retriever,
-            loaded_since_s=time.time() + 60,
-            submit=ignore,
         )
+        front_end.open_others(loaded_since_s=time.time() + 60, submit=ignore)
         wait_longer(front_end)
         super().__init__(front_end, namespace="acme")
         self.offered: Answer | None = None

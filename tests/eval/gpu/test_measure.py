@@ -61,7 +61,7 @@ def test_no_request_is_asked_twice() -> None:
 
 def test_methods() -> None:
     assert [m.name for m in methods_named("reprise-v1", dry_run=True)] == ["none", "reprise-v1"]
-    with pytest.raises(ValueError, match="unknown method 'x'"):
+    with pytest.raises(ValueError, match="--methods: unknown 'x'"):
         methods_named("x", dry_run=False)
     with pytest.raises(ValueError, match="'ngram-gpu' needs a GPU"):
         methods_named("ngram-gpu", dry_run=True)

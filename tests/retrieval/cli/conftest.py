@@ -15,6 +15,7 @@ def fill(tmp_path):
     def put(*answers):
         tier = SqliteTier(tmp_path / "answers.sqlite")
         tier.put(answers)
+        tier.namespaces()  # the file is there, also without answers
         tier.close()
 
     return put

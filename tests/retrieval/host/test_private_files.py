@@ -92,7 +92,9 @@ def test_files_of_before_are_closed_to_others(tmp_path):
     tier.put([answer(1)])
     for each in (path, *tmp_path.glob("answers.sqlite-*")):
         each.chmod(0o666)
-    SqliteTier(path).close()
+    other = SqliteTier(path)
+    assert other.namespaces() == [""]
+    other.close()
     assert [a.answer_id for a in tier.answers("")] == ["id1"]
     tier.close()
     assert set(modes(path).values()) == {0o600}
@@ -110,7 +112,7 @@ def test_a_link_where_others_may_write_is_refused(tmp_path):
         with pytest.raises(PermissionError, match="a link in a folder that others may write to"):
             refuses(link)
     with pytest.raises(TierError, match=r"answers.sqlite: is a link in a folder that others"):
-        SqliteTier(link)
+        SqliteTier(link).namespaces()
     with pytest.raises(PermissionError):
         read_snapshot(link, identity="", dim=1)
     with open_new(link) as file:  # in its place, not through it
@@ -121,7 +123,9 @@ def test_a_link_where_others_may_write_is_refused(tmp_path):
 
 def test_a_link_in_a_folder_of_ones_own_is_fine(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "answers.sqlite")
-    SqliteTier(tmp_path / "link").close()
+    tier = SqliteTier(tmp_path / "link")
+    assert tier.namespaces() == []
+    tier.close()
     assert (tmp_path / "answers.sqlite").is_file()
     with pytest.raises(SnapshotError):
         read_snapshot(tmp_path / "link", identity="", dim=1)

@@ -9,6 +9,7 @@ from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError
 
@@ -106,9 +107,7 @@ def test_it_was_read_before_the_tier_forgot_and_joins_after_that(tmp_path, wait_
     other = SqliteTier(path)
     sync = TierSync(
         SqliteTier(path),
-        on_added=join,
-        on_forgotten=lambda _: None,
-        on_removed=leave,
+        MemoryBefore(on_added=join, on_forgotten=lambda _: None, on_removed=leave),
         poll_s=0.02,
     )
     try:

@@ -18,6 +18,7 @@ from reprise.retrieval.service.retrieval_server import RetrievalServer
 from reprise.retrieval.service.wire import Hello, LaunchConfig, Sender, Store, Submit, receive
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.record import encode_record
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError
 
@@ -87,8 +88,7 @@ def test_answers_that_a_tier_does_not_take_are_bounded_in_bytes_and_counted(wait
 
     sync = TierSync(
         Refusing(max_bytes=1 << 20),
-        on_added=lambda _: None,
-        on_forgotten=lambda _: None,
+        MemoryBefore(on_added=lambda _: None, on_forgotten=lambda _: None),
         queue_bytes=50 * answer(1).num_bytes,
     )
     sync.write(answer(number) for number in range(1000))
@@ -107,8 +107,10 @@ def test_what_a_tier_trims_leaves_memory():
     removed = []
     sync = TierSync(
         Trimming(max_bytes=5 * answer(1).num_bytes),
-        on_added=lambda _: None,
-        on_forgotten=lambda forgotten: removed.extend(forgotten.removed),
+        MemoryBefore(
+            on_added=lambda _: None,
+            on_forgotten=lambda forgotten: removed.extend(forgotten.removed),
+        ),
     )
     sync.write(answer(number) for number in range(20))
     assert sync.drain(60)

@@ -11,6 +11,7 @@ from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.redis import redis_restores
 from reprise.retrieval.tiers.redis.redis_restores import RedisRestores
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 
 pytestmark = pytest.mark.redis
@@ -45,7 +46,9 @@ def test_it_is_looked_through_where_something_was_forgotten_with_few_comparisons
     tier, other = make_tier(redis_server.url), make_tier(redis_server.url)
     held = [answer(n, namespace=namespace) for n in range(40) for namespace in ("acme", "beta")]
     tier.put(held)
-    sync = TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None, poll_s=0.05)
+    sync = TierSync(
+        tier, MemoryBefore(on_added=lambda _: None, on_forgotten=lambda _: None), poll_s=0.05
+    )
     for number in range(40):
         sync.forget(Invalidation.create(namespace="acme", prompt=f"never asked {number}"))
     assert sync.forget(Invalidation.create(namespace="acme", answer_id="id0")).done.wait(60)

@@ -197,6 +197,30 @@ def test_a_file_survives_its_process_and_damage(tmp_path):
     again.close()
 
 
+def test_a_file_that_cannot_be_opened_is_tried_again_at_each_call(tmp_path):
+    path = tmp_path / "mounted late" / "a.sqlite"
+    tier = SqliteTier(path)
+    for _ in range(2):
+        with pytest.raises(TierError, match=r"sqlite file .*a\.sqlite: No such file or directory"):
+            tier.put([answer(1)])
+    path.parent.mkdir()
+    tier.put([answer(1), answer(2)])
+    before = tier.invalidations(None)
+    other = SqliteTier(path)
+    assert other.forget(Invalidation.create(answer_id="id1")) == [("", "id1")]
+    other.close()
+    assert [each.answer_id for each in tier.invalidations(before.position).invalidations] == ["id1"]
+    assert tier.answer_ids("") == ["id2"]
+
+
+def test_a_file_that_was_never_used_is_not_made(tmp_path):
+    tier = SqliteTier(tmp_path / "a.sqlite")
+    tier.close()
+    with pytest.raises(TierError, match="sqlite is closed"):
+        tier.namespaces()
+    assert not (tmp_path / "a.sqlite").exists()
+
+
 def test_reading_a_namespace_of_a_file_does_not_read_others(tmp_path):
     """By what SQLite says it reads, not by the clock."""
     tier = SqliteTier(tmp_path / "a.sqlite", ttl_s=60.0)
@@ -251,6 +275,7 @@ def test_urls_that_name_no_tier_are_refused(url, message):
 def test_urls_open_tiers(tmp_path):
     assert open_tier("memory://") is None
     tier = open_tier(f"sqlite:///{tmp_path}/x.sqlite")
+    assert tier.namespaces() == []
     assert (tmp_path / "x.sqlite").is_file()
     tier.close()
 

@@ -37,8 +37,8 @@ class Replica(Client):
             load_config({"serving": serving, "retrieval": retrieval}),
             OutputProcessor(None, log_stats=False),
             retriever=self.retriever,
-            loaded_since_s=time.time() + 60,
         )
+        front_end.open_others(loaded_since_s=time.time() + 60, submit=None)
         if "exact_budget_s" not in settings:
             wait_longer(front_end)
         super().__init__(front_end, namespace="acme")

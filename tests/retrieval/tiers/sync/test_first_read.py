@@ -11,6 +11,7 @@ from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.tiers import change_log
 from reprise.retrieval.tiers.redis import redis_invalidations
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError
 
@@ -63,8 +64,10 @@ class Reader:
         tier.invalidations = invalidations
         self.sync = TierSync(
             tier,
-            on_added=lambda batch: self.joined.extend(each.answer_id for each in batch),
-            on_forgotten=self.forgotten.append,
+            MemoryBefore(
+                on_added=lambda batch: self.joined.extend(each.answer_id for each in batch),
+                on_forgotten=self.forgotten.append,
+            ),
             poll_s=0.02,
         )
 

@@ -11,6 +11,7 @@ from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sync import known_invalidations
 from reprise.retrieval.tiers.sync.invalidation_index import InvalidationIndex
 from reprise.retrieval.tiers.sync.known_invalidations import KnownInvalidations
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 
 NOW_S = 1_000_000.0
@@ -110,7 +111,7 @@ def test_answers_that_wait_are_compared_with_few_of_a_log(kind, monkeypatch, wai
         "means",
         lambda each, *arguments: (compared.append(each), means(each, *arguments))[1],
     )
-    sync = TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None)
+    sync = TierSync(tier, MemoryBefore(on_added=lambda _: None, on_forgotten=lambda _: None))
     wait_until(sync.caught_up.is_set)
     sync._reader._take_out(tuple(log(kind, 200)))
     sync.write(waiting(200))
@@ -123,7 +124,7 @@ def test_answers_that_wait_are_compared_with_few_of_a_log(kind, monkeypatch, wai
 def test_what_is_forgotten_soon_is_compared_with_few(monkeypatch):
     tier = MemoryTier(max_bytes=1 << 30)
     monkeypatch.setattr(tier, "forget", None)  # none of it is done
-    sync = TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None)
+    sync = TierSync(tier, MemoryBefore(on_added=lambda _: None, on_forgotten=lambda _: None))
     with sync._changed:  # nothing is tried meanwhile
         for each in log("ids", 200):
             sync.forget(each)

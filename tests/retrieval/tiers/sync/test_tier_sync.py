@@ -7,6 +7,7 @@ from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sync import late_writes, tier_sync
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError, UsageCounts
 
@@ -21,7 +22,9 @@ def answer(number, *, namespace="acme"):
 
 
 def sync_of(tier, **options):
-    return TierSync(tier, on_added=lambda _: None, on_forgotten=lambda _: None, **options)
+    return TierSync(
+        tier, MemoryBefore(on_added=lambda _: None, on_forgotten=lambda _: None), **options
+    )
 
 
 class FailingOnce(MemoryTier):
@@ -79,12 +82,12 @@ def test_what_is_forgotten_while_it_is_being_read_does_not_come_in():
         for key in removed:
             held.pop(key, None)
 
-    sync = TierSync(
-        tier,
+    memory = MemoryBefore(
         on_added=lambda batch: held.update({(a.namespace, a.answer_id): a for a in batch}),
         on_forgotten=lambda _: None,
         on_removed=forget,
     )
+    sync = TierSync(tier, memory)
     assert tier.read.wait(60)
     pending = sync.forget(Invalidation.create(answer_id="id1"))
     assert pending.done.wait(60)
@@ -259,14 +262,14 @@ def test_where_memory_is_small_the_tier_is_read_until_it_is_full_and_compared_by
     tier = MemoryTier(max_bytes=1 << 24)
     tier.put([answer(number, namespace=f"tenant{number % 2}") for number in range(1200)])
     taken, gone = [], []
-    sync = TierSync(
-        tier,
+    memory = MemoryBefore(
         on_added=taken.extend,
         on_forgotten=lambda forgotten: gone.extend(forgotten.removed),
         # Unread, one is there all the same; the other left while we did not look.
         held=lambda: {("tenant1", "id1199"), ("tenant1", "id7777")},
         has_room=lambda: len(taken) < 600,
     )
+    sync = TierSync(tier, memory)
     assert sync.caught_up.wait(60)
     assert 600 <= len(taken) < 1200
     assert {a.namespace for a in taken} == {"tenant0", "tenant1"}

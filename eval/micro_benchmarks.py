@@ -30,6 +30,9 @@ BASELINES = RESULTS / "micro"
 HISTORY = ROOT / ".benchmarks"
 MAX_LOSS_PERCENT = 30
 """Of the median: medians of the same code differ by a tenth or two on a shared machine."""
+_COMPARED = {"min", "max", "mean", "stddev", "median", "iqr", "ops", "outliers"}
+_COMPARED |= {"rounds", "iterations"}
+"""What pytest-benchmark reads of a baseline's statistics, whichever columns it is to show."""
 
 
 def main(
@@ -63,7 +66,7 @@ def main(
         options += [f"--benchmark-compare-fail=median:{MAX_LOSS_PERCENT}%"]
     if baseline:
         status = run_benchmarks(*options, f"--benchmark-json={path}")
-        _leave_out_single_times(path)
+        keep_what_is_compared(path)
         return status
     return run_benchmarks(
         *options, f"--benchmark-storage=file://{HISTORY}", f"--benchmark-save={path.stem}"
@@ -76,11 +79,13 @@ def baseline_path(machine: str | None = None) -> Path:
     return BASELINES / f"{re.sub('[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
 
 
-def _leave_out_single_times(path: Path) -> None:
-    """Megabytes that a comparison of medians does not need."""
+def keep_what_is_compared(path: Path) -> None:
+    """Leave out of a file of figures how they were timed, and what no comparison reads."""
     document = json.loads(path.read_text())
     for benchmark in document["benchmarks"]:
-        del benchmark["stats"]["data"]
+        del benchmark["options"]
+        stats = benchmark["stats"].items()
+        benchmark["stats"] = {name: value for name, value in stats if name in _COMPARED}
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 

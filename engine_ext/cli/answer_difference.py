@@ -12,6 +12,7 @@ import msgspec
 TIE_STEPS = 4
 """Steps of bfloat16 within which rounding decides between two tokens."""
 _BFLOAT16_BITS = 8
+_FLOAT32_TIE = 1e-3
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -38,8 +39,19 @@ class Gap(msgspec.Struct, frozen=True):
 
     @property
     def is_tie(self) -> bool:
-        """Whether rounding alone may have decided."""
-        return self.best - self.logits[1] <= TIE_STEPS * bfloat16_step(self.best)
+        """Whether rounding alone may have decided, in bfloat16."""
+        return self.is_tie_in("bfloat16")
+
+    def is_tie_in(self, dtype: str) -> bool:
+        """Return whether rounding in this precision may have decided: both tokens are that close
+        to the best one."""
+        gap = self.best - self.logits[1]
+        if gap == 0:
+            return True
+        if dtype == "float32":
+            return gap <= _FLOAT32_TIE
+        # float16 has three bits more.
+        return gap <= TIE_STEPS * bfloat16_step(self.best) / (8 if dtype == "float16" else 1)
 
 
 def bfloat16_step(value: float) -> float:

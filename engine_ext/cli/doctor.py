@@ -26,7 +26,7 @@ from reprise.engine_ext.checks.machine_checks import (
     valid_settings,
 )
 from reprise.engine_ext.checks.start_checks import check_start, refusal_of
-from reprise.engine_ext.cli.proof import ProofError, is_tie, report_lines
+from reprise.engine_ext.cli.proof import ProofError, report_lines
 from reprise.engine_ext.cli.proof import prove as prove_with
 
 _LOADS_WITHIN_S = 120.0
@@ -88,7 +88,7 @@ def _prove(model: str, options: Sequence[str]) -> bool:
         raise ValueError(f"--prove {model}: {error}") from None
     for line in report_lines(proof):
         typer.echo(line)
-    return all(is_tie(each.logits, proof.plain.dtype) for each in proof.partings)
+    return all(each.gap.is_tie_in(proof.plain.dtype) for each in proof.partings)
 
 
 def _shown(findings: Iterable[Finding]) -> list[Finding]:

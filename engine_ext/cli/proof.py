@@ -9,25 +9,14 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from reprise.engine_ext.cli.answer_difference import (
-    TIE_STEPS,
-    Difference,
-    bfloat16_step,
-    first_difference,
-)
-from reprise.engine_ext.cli.proof_worker import (
-    PartingLogits,
-    ProofJob,
-    ProofMessage,
-    ProofOutcome,
-)
+from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
+from reprise.engine_ext.cli.proof_worker import ProofJob, ProofMessage, ProofOutcome
 from reprise.engine_ext.cli.serve_command import OUR_PLUGIN, plugins_loaded
 from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 
 MAX_TOKENS = 64
 _EXIT_S = 20.0
 _FASTER, _SLOWER = 1.05, 0.95
-_FLOAT32_TIE = 1e-3
 _WORKER = "reprise.engine_ext.cli.proof_worker"
 
 _SUBJECTS = (
@@ -54,7 +43,8 @@ class Parting(NamedTuple):
     """Of the question, from 1."""
     place: int
     """Of the first token that differs, from 1."""
-    logits: PartingLogits
+    gap: Gap
+    """As the engine without drafts has it."""
 
 
 class Proof(NamedTuple):
@@ -111,10 +101,10 @@ def report_lines(proof: Proof) -> Iterator[str]:
     total = len(proof.plain.answers)
     yield f"{'identical:':16}{total - len(proof.partings)} of {total}"
     for parting in proof.partings:
-        high, low = parting.logits.said
+        high, low = parting.gap.logits
         yield (
             f"{'':16}question {parting.number} differs from token {parting.place} on; logits "
-            f"of the two tokens {high:.4f} and {low:.4f}, the best {parting.logits.best:.4f}, in "
+            f"of the two tokens {high:.4f} and {low:.4f}, the best {parting.gap.best:.4f}, in "
             f"{proof.plain.dtype}"
         )
     yield f"{'recommendation:':16}{recommendation(proof)}"
@@ -122,7 +112,7 @@ def report_lines(proof: Proof) -> Iterator[str]:
 
 def recommendation(proof: Proof) -> str:
     """Say in words what to do on this machine with this model."""
-    unexplained = [each for each in proof.partings if not is_tie(each.logits, proof.plain.dtype)]
+    unexplained = [each for each in proof.partings if not each.gap.is_tie_in(proof.plain.dtype)]
     if unexplained:
         return (
             f"serve without drafts for now (REPRISE_FEATURES__DRAFTS=false). Answers that differ "
@@ -150,18 +140,6 @@ def recommendation(proof: Proof) -> str:
         )
     parts.insert(0, f"{advice}. The busier the device, the less there is to gain.")
     return " ".join(parts)
-
-
-def is_tie(logits: PartingLogits, dtype: str) -> bool:
-    """Return whether rounding in this precision may have decided: both tokens are that close to
-    the best one."""
-    gap = logits.best - logits.said[1]
-    if gap == 0:
-        return True
-    if dtype == "float32":
-        return gap <= _FLOAT32_TIE
-    # float16 has three bits more.
-    return gap <= TIE_STEPS * bfloat16_step(logits.best) / (8 if dtype == "float16" else 1)
 
 
 def tokens_per_s(outcome: ProofOutcome) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reprise.engine_ext.cli.answer_difference import Difference
+from reprise.engine_ext.cli.answer_difference import Difference, Gap
 from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
@@ -53,16 +53,6 @@ class ProofOutcome(msgspec.Struct, kw_only=True):
     accepted: int = 0
 
 
-class PartingLogits(msgspec.Struct, frozen=True):
-    """Logits where two answers part, as the engine without drafts computes them."""
-
-    best: float
-    """The highest of all tokens."""
-    said: tuple[float, float]
-    """Of the two tokens that were said, the higher one first; of one that is not among the best 20,
-    that of the last of these."""
-
-
 class ProofMessage(msgspec.Struct, omit_defaults=True):
     """One line from the process."""
 
@@ -70,7 +60,7 @@ class ProofMessage(msgspec.Struct, omit_defaults=True):
     """The engine is there."""
     has_answered: bool = False
     outcome: ProofOutcome | None = None
-    logits: list[PartingLogits] | None = None
+    logits: list[Gap] | None = None
     failure: str | None = None
 
 
@@ -174,8 +164,9 @@ def _answer(llm: "LLM", prompt: Sequence[int], max_tokens: int) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
-def _logits(llm: "LLM", difference: Difference) -> PartingLogits:
-    """Return the logits where two answers part."""
+def _logits(llm: "LLM", difference: Difference) -> Gap:
+    """Return the logits where two answers part, as this engine computes them; of a token that is
+    not among the best 20, that of the last of these."""
     from vllm import SamplingParams
 
     most = llm.llm_engine.model_config.max_logprobs
@@ -187,7 +178,7 @@ def _logits(llm: "LLM", difference: Difference) -> PartingLogits:
     found = {token: each.logprob for token, each in place.items()}
     lowest = min(found.values())
     low, high = sorted(found.get(token, lowest) for token in difference.said)
-    return PartingLogits(max(found.values()), (high, low))
+    return Gap((high, low), best=max(found.values()))
 
 
 def _wait_until_learned(llm: "LLM") -> None:

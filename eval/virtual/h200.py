@@ -38,8 +38,8 @@ _HOST_PIECES_MS = 11.0
 # `verify_drafts` with a batch's greedy drafts (docs/benchmarks.md, Verification on a GPU): medians
 # of 0.08 to 0.24 ms at 8 to 128 requests on a host whose launches were slow, which a step that
 # waits for the host pays. In an earlier run, on a quiet host, it was 0.05 to 0.07 ms in most shapes
-# and 0.10 at 128 with 8 drafts each (eval/results/bench_verify.csv); a step that was sent ahead
-# waits for no launch.
+# and 0.10 at 128 with 8 drafts each (`git show 018fc66:eval/results/bench_verify.csv`); a step that
+# was sent ahead waits for no launch.
 _VERIFY_MS = 0.2
 _VERIFY_AHEAD_MS = {1: 0.06, 32: 0.06, 128: 0.1}
 

@@ -80,9 +80,6 @@ class RetrievalConfig(BaseModel):
     exact_search_limit: Annotated[int, Field(ge=256)] = 20_000
     """Answers of one namespace searched one by one; beyond, they move into an HNSW graph."""
 
-    gpu_index: bool = False
-    """Beyond `exact_search_limit`, search one by one on the first GPU; without one, as usual."""
-
     index_snapshot: str | None = None
     """File in which the vector index outlives restarts; None: beside the SQLite file, if any."""
 

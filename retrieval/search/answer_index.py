@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.retrieval.api.answer import Answer, digest
-from reprise.retrieval.search.gpu_index import GpuIndexes
 from reprise.retrieval.search.vector_index import VectorIndex, VectorParts
 
 FloatArray = NDArray[np.float32]
@@ -63,11 +62,9 @@ class AnswerIndex:
     `claim` is called for it.
     """
 
-    def __init__(
-        self, dim: int, *, exact_search_limit: int = 20_000, gpu: GpuIndexes | None = None
-    ) -> None:
+    def __init__(self, dim: int, *, exact_search_limit: int = 20_000) -> None:
         self.dim = dim
-        self._exact_search_limit, self._gpu = exact_search_limit, gpu
+        self._exact_search_limit = exact_search_limit
         self._namespaces: dict[str, _Namespace] = {}
         # Those that changed since `maintain` last found nothing to do there.
         self._changed: dict[str, None] = {}
@@ -202,6 +199,4 @@ class AnswerIndex:
         return False
 
     def _new_vectors(self, parts: VectorParts | None) -> VectorIndex:
-        return VectorIndex(
-            self.dim, exact_search_limit=self._exact_search_limit, gpu=self._gpu, parts=parts
-        )
+        return VectorIndex(self.dim, exact_search_limit=self._exact_search_limit, parts=parts)

@@ -21,7 +21,6 @@ from reprise.retrieval.host.loop_errors import LoopErrors
 from reprise.retrieval.query.clauses import ClauseSplitter
 from reprise.retrieval.search.answer_index import AnswerIndex, prompt_mark
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.search.gpu_index import gpu_indexes
 from reprise.retrieval.search.known_words import LanguageWatch
 from reprise.retrieval.search.snapshot_writer import SnapshotWriter
 from reprise.retrieval.search.vector_index import GRAPH
@@ -83,16 +82,12 @@ class NearSearch:
         self._config, self._memory, self._splitter = config, memory, splitter
         self.embedder = embedder
         self._languages = LanguageWatch(embedder.words, model=embedder.name)
-        gpu = gpu_indexes(config.gpu_index)
-        self._index = AnswerIndex(
-            embedder.dim, exact_search_limit=config.exact_search_limit, gpu=gpu
-        )
+        self._index = AnswerIndex(embedder.dim, exact_search_limit=config.exact_search_limit)
         self._changes, self._has_dropped_unclaimed = 0, False
         self.num_embedded = self.num_restored = 0
         self._snapshots: SnapshotWriter | None = None
         if snapshot is not None:
-            identity = f"{embedder.identity}:{GRAPH if gpu is None else 'gpu'}"
-            self._snapshots = SnapshotWriter(snapshot, identity=identity)
+            self._snapshots = SnapshotWriter(snapshot, identity=f"{embedder.identity}:{GRAPH}")
             self._snapshots.restore(self._index)
         self._split_errors = LoopErrors("Finding the clauses of a question")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reprise-clauses")

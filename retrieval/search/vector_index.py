@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.retrieval.search.faiss_library import faiss
-from reprise.retrieval.search.gpu_index import GpuIndexes
 from reprise.retrieval.search.half_vectors import KIND, HalfVectors, codes_of
 
 FloatArray = NDArray[np.float32]
@@ -99,8 +98,7 @@ class _Tail:
 
 
 class _Graph:
-    """An HNSW graph, or a flat index on the GPU, that only grows; the dead are skipped, and gone
-    when it is rebuilt."""
+    """An HNSW graph that only grows; the dead are skipped, and gone when it is rebuilt."""
 
     def __init__(self, index: Any) -> None:
         self.index = index
@@ -123,10 +121,8 @@ class _Graph:
             self.ids.append(vector_id)
 
     def erase_dead(self) -> None:
-        """Overwrite the vectors of the dead, where they lie in this process's memory. Their links
-        stay, so that the living are found through them."""
-        if not hasattr(self.index, "hnsw"):
-            return
+        """Overwrite the vectors of the dead. Their links stay, so that the living are found through
+        them."""
         storage = faiss.downcast_index(self.index.storage)  # type: ignore[attr-defined, unused-ignore]
         dead = [p for p, i in enumerate(self.ids) if self.position_of.get(i, -1) != p]
         codes_of(storage)[dead] = 0
@@ -152,7 +148,7 @@ class _Graph:
 class VectorIndex:
     """L2-normalised vectors by non-negative 64-bit id, searched by cosine; not thread-safe.
 
-    They are held in float16, but on a GPU.
+    They are held in float16.
 
     Beyond `exact_search_limit` vectors, `maintain` moves them step by step into an HNSW graph;
     what it has not moved yet is searched one by one, so that every vector is found at once.
@@ -160,7 +156,6 @@ class VectorIndex:
     Args:
         dim: Length of each vector.
         exact_search_limit: Vectors up to which the search is exact.
-        gpu: Where vectors beyond are searched instead, one by one.
         parts: What it begins with.
     """
 
@@ -169,14 +164,13 @@ class VectorIndex:
         dim: int,
         *,
         exact_search_limit: int = 20_000,
-        gpu: GpuIndexes | None = None,
         parts: VectorParts | None = None,
     ) -> None:
         # Of the calling thread, which is to use the index: more would fight with the engine for
         # its cores, and single vectors gain nothing from them.
         faiss.omp_set_num_threads(1)
         self.dim = dim
-        self._limit, self._gpu = exact_search_limit, gpu
+        self._limit = exact_search_limit
         self._tail = _Tail(dim)
         self._graph: _Graph | None = None
         self._successor: _Graph | None = None
@@ -224,8 +218,7 @@ class VectorIndex:
         if graph is None:
             return VectorParts(None, [], list(self._tail.ids), self._tail.rows())
         live = [i if graph.position_of.get(i, -1) == p else -1 for p, i in enumerate(graph.ids)]
-        index = graph.index if self._gpu is None else self._gpu.to_cpu(graph.index)
-        return VectorParts(index, live, list(self._tail.ids), self._tail.rows())
+        return VectorParts(graph.index, live, list(self._tail.ids), self._tail.rows())
 
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
         """Return the `count` nearest (id, cosine) for each row of float32 [n, dim], nearest
@@ -260,17 +253,11 @@ class VectorIndex:
         for vector_id, vector in zip(parts.tail_ids, parts.tail, strict=True):
             self._tail.add(vector_id, vector)
         if parts.graph is not None:
-            index = parts.graph
-            if self._gpu is not None:
-                index = self._gpu.from_cpu(index)
-            else:
-                index.hnsw.efSearch = _SEARCH_BREADTH
-            self._graph = _Graph(index)
+            parts.graph.hnsw.efSearch = _SEARCH_BREADTH
+            self._graph = _Graph(parts.graph)
             self._graph.name(parts.graph_ids)
 
     def _new_graph(self) -> _Graph:
-        if self._gpu is not None:
-            return _Graph(self._gpu.empty(self.dim))
         hnsw = faiss.IndexHNSWSQ(
             self.dim,
             KIND,  # type: ignore[arg-type, unused-ignore]

@@ -1,13 +1,35 @@
-"""Every variable of a module that can change is listed in one place."""
+"""Every variable of a module that can change is listed in one place.
+
+A process may hold several engines. What can be is kept by engine or by task; the rest is here, with
+the reason why one value for all of them is right.
+"""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 import reprise.engine_ext
-from reprise.engine_ext.core.process_state import BY_ENGINE_OR_TASK, OF_THE_PROCESS
 
 ENGINE_EXT = Path(reprise.engine_ext.__file__).parent
+
+BY_ENGINE_OR_TASK = {
+    "compat.model_runner._drafters": "by drafter, with its engine's config; weak",
+    "engine_client.answering._current_policy": "of the task that adds a request",
+    "engine_client.answering._is_admitted": "of the task that adds a request",
+    "frontend.info_reporter.current_info": "of the task that generates a request",
+    "request.http_context.current_http_context": "of the task that answers an HTTP request",
+}
+
+OF_THE_PROCESS = {
+    "checks.start_up._checked_pids": "a process has one command line, which is checked once",
+    "compat.guarded.step_errors": "counts of errors in hooks, which are of vLLM's classes",
+    "compat.registry.registry": "what is patched in vLLM's classes, which a process has once",
+    "instances._running": "the engines themselves; weak",
+    "kv_pins.system_prefix.errors": "counts of errors in hooks, which are of vLLM's classes",
+    "outputs.one_token_outputs._parsers_built": "a server is one per process",
+    "request.tenants._warned": "one log line each",
+    "worker.prompt_ranks._compiled_for": "what torch.compile has made, which a process has once",
+}
 
 UNCHANGING = {
     "APIRouter", "Patch", "RequestControl", "Table", "TypeVar", "frozenset", "init_logger",

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from reprise.engine_ext.cli import proof
+from reprise.engine_ext.cli.answer_difference import Gap
 from reprise.engine_ext.cli.proof import (
     ASKED,
     LEARNED,
@@ -21,9 +22,9 @@ from reprise.engine_ext.cli.proof import (
     recommendation,
     report_lines,
 )
-from reprise.engine_ext.cli.proof_worker import PartingLogits, ProofOutcome
+from reprise.engine_ext.cli.proof_worker import ProofOutcome
 
-TIE = PartingLogits(15.95, (15.95, 15.9))
+TIE = Gap((15.95, 15.9), 15.95)
 
 
 def outcome(took_s: float, dtype: str = "bfloat16", **drafts: int) -> ProofOutcome:
@@ -32,7 +33,7 @@ def outcome(took_s: float, dtype: str = "bfloat16", **drafts: int) -> ProofOutco
     )
 
 
-def of(took_s: float, *gaps: PartingLogits, dtype: str = "bfloat16") -> Proof:
+def of(took_s: float, *gaps: Gap, dtype: str = "bfloat16") -> Proof:
     """A proof in which drafts take so long, and no drafts 1 s."""
     partings = [Parting(2, 4, each) for each in gaps]
     drafted = outcome(took_s, dtype, drafted=40, accepted=10)
@@ -51,14 +52,14 @@ def test_twenty_questions_that_resemble_others() -> None:
         (of(1.0), "no difference in speed", "serve with"),
         (of(2.0), "REPRISE_FEATURES__DRAFTS=false", "tie"),
         (of(0.5, TIE), "nearly tie", "report"),
-        (of(0.5, PartingLogits(16.0, (16.0, 15.0))), "Please report", "serve with drafts:"),
+        (of(0.5, Gap((16.0, 15.0), 16.0)), "Please report", "serve with drafts:"),
         # A third token is as good, and each engine has taken another one.
-        (of(0.5, PartingLogits(15.97, (15.95, 15.9))), "nearly tie", "report"),
-        (of(0.5, PartingLogits(17.0, (15.95, 15.9))), "Please report", "serve with drafts:"),
+        (of(0.5, Gap((15.95, 15.9), 15.97)), "nearly tie", "report"),
+        (of(0.5, Gap((15.95, 15.9), 17.0)), "Please report", "serve with drafts:"),
         (of(0.5, TIE, dtype="float32"), "Please report", "serve with drafts:"),
-        (of(0.5, PartingLogits(15.95, (15.95, 15.9499)), dtype="float32"), "nearly tie", "report"),
-        (of(0.5, PartingLogits(15.95, (15.95, 15.85)), dtype="float16"), "Please report", "nearly"),
-        (of(0.5, PartingLogits(0.0, (0.0, 0.0))), "nearly tie", "report"),
+        (of(0.5, Gap((15.95, 15.9499), 15.95), dtype="float32"), "nearly tie", "report"),
+        (of(0.5, Gap((15.95, 15.85), 15.95), dtype="float16"), "Please report", "nearly"),
+        (of(0.5, Gap((0.0, 0.0), 0.0)), "nearly tie", "report"),
     ],
 )  # fmt: skip
 def test_what_it_recommends(found: Proof, says: str, says_not: str) -> None:

@@ -75,6 +75,7 @@ def test_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str)
         ({"drafts": {"max_near_answers": 33}}, "drafts.max_near_answers: .*got 33"),
         ({"retrieval": {"near_answers": 33}}, "retrieval.near_answers: .*got 33"),
         ({"drafts": {"num_speculative_tokens": 8}}, "unknown setting"),
+        ({"retrieval": {"gpu_index": True}}, "unknown setting 'retrieval.gpu_index'$"),
         ({"retrieval": {"near_answers": "many"}}, "retrieval.near_answers: .*got 'many'"),
     ],
 )

@@ -14,8 +14,6 @@ from urllib.parse import urlencode
 import openai
 import pytest
 
-from reprise.engine_ext.admin.admin_routes import _STATS_EVERY_S
-
 # Defined in this folder's conftest.py, which pytest imports under a name of its own.
 Reply = Any
 Server = Any
@@ -233,41 +231,6 @@ def test_who_asks_is_told_of_drafts_and_retrieval(reprise_server: Server) -> Non
     assert "x-reprise-info" not in reprise_server.chat("tell me nothing").headers
 
 
-def test_tenants_do_not_share_exact_hits(reprise_server: Server) -> None:
-    one, another = reprise_server.api_keys
-    question = "a question of two tenants"
-    assert reprise_server.chat(question, key=one).generated
-    assert reprise_server.chat(question, key=another).generated
-    assert reprise_server.chat(question, key=one).cache == "exact"
-    assert reprise_server.chat(question, key=one, cache_salt="s").generated
-    assert reprise_server.chat(question, key=another, cache_salt="s").generated
-    assert reprise_server.chat(question, key=one, cache_salt="s").cache == "exact"
-    # A namespace that a client names is not honoured unless the operator says so.
-    named = {"headers": {"x_reprise_namespace": "mine"}}
-    assert reprise_server.chat(question, key=one, **named).cache == "exact"
-
-
-def test_tenants_do_not_share_drafts(reprise_server: Server) -> None:
-    """A tenant's first request drafts from its own context only, whatever others have asked."""
-    question = "a long question whose answer only one tenant has seen before"
-
-    before = _accepted_from_answers(reprise_server)
-
-    def accepted_from_answers(salt: str) -> int:
-        nonlocal before
-        asked = {"max_tokens": 200, "cache_salt": salt}
-        reprise_server.chat(question, headers={"x_reprise_cache": "refresh"}, **asked)
-        earlier, before = before, _accepted_from_answers(reprise_server)
-        return before - earlier
-
-    assert accepted_from_answers("first") == 0
-    # An answer joins its namespace's corpus beside the engine's steps.
-    deadline = time.monotonic() + 60
-    while not accepted_from_answers("first"):
-        assert time.monotonic() < deadline
-    assert accepted_from_answers("second") == 0
-
-
 def test_a_near_answer_is_told_in_the_reply(reprise_server: Server) -> None:
     question = "Could you please tell me how I can get my money back for this order?"
     reprise_server.chat(question)
@@ -280,19 +243,6 @@ def test_a_near_answer_is_told_in_the_reply(reprise_server: Server) -> None:
         time.sleep(0.2)
     assert "semantic" in kinds
     assert reprise_server.metric("reprise:near_answers_total", kind="semantic") > 0
-
-
-def _accepted_from_answers(server: Server) -> int:
-    """So far, of requests that have all been answered."""
-    deadline_s = time.monotonic() + 60
-    while True:
-        time.sleep(_STATS_EVERY_S + 0.1)  # they are asked for once in a while
-        (worker,) = server.send("/reprise/stats").json["workers"]
-        if not worker["live_requests"]:  # it hears of an end a step later
-            break
-        assert time.monotonic() < deadline_s
-    by_source = worker["provider"]["by_source"]
-    return sum(by_source[source]["accepted"] for source in ("near_answer", "corpus"))
 
 
 def requests_by_kind(server: Server) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Whose request it is: which keys and salts have one namespace, and which requests have none."""
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,11 +161,3 @@ def test_bytes_that_are_no_hints_end_drafting_and_sharing() -> None:
     for wrong in (b"", b"\xff", b"\x81\xa9namespace\x07"):
         hints = read_hints(SamplingParams(extra_args={EXTRA_ARGS_KEY: wrong}))
         assert (hints.namespace, hints.drafts, hints.store) == (None, False, False)
-
-
-def test_every_kind_of_namespace_is_apart_from_every_other() -> None:
-    names = [
-        isolation_of(tenant=tenant, cache_salt=salt).namespace
-        for tenant, salt in itertools.product((*TENANTS,), (None, "x", "y", "l" * 200, "a/b"))
-    ]
-    assert len(set(names)) == len(names)

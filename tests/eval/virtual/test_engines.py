@@ -27,11 +27,15 @@ PRICES = Prices(
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[TokenRow]:
+def all_rows() -> list[TokenRow]:
+    return tokenize_rows(make_demo_trace(), load_tokenizer(demo_tokenizer_path()))
+
+
+@pytest.fixture(scope="module")
+def rows(all_rows: list[TokenRow]) -> list[TokenRow]:
     """Few are timed: copies are made by their definition, row by row."""
-    made = tokenize_rows(make_demo_trace(), load_tokenizer(demo_tokenizer_path()))
-    timed = [row for row in made if not row.warm][:48]
-    return [row for row in made if row.warm] + timed
+    timed = [row for row in all_rows if not row.warm][:48]
+    return [row for row in all_rows if row.warm] + timed
 
 
 def serve(
@@ -100,3 +104,25 @@ def test_waiting_for_the_host_costs_its_gap(
     short = served("v1")
     long = serve("v1", rows, prices=replace(PRICES, gap=GAP._replace(drafted_ms={1: 6.0})))
     assert long.tokens_per_s < short.tokens_per_s < served("v2").tokens_per_s
+
+
+class DearDrafts(H200):
+    """A device that takes as long for a drafted token as for a step of its request."""
+
+    def step_s(self, batch: int, drafted: int = 0, prefilled: int = 0) -> float:
+        return super().step_s(batch, 0, prefilled) * (1.0 + drafted / batch)
+
+    def sent_ahead_s(
+        self, batch: int, drafted: int = 0, prefilled: int = 0, *, in_pieces: bool = False
+    ) -> float:
+        ahead_s = super().sent_ahead_s(batch, 0, prefilled, in_pieces=in_pieces)
+        return ahead_s * (1.0 + drafted / batch)
+
+
+def test_running_ahead_is_as_fast_as_no_drafts_where_none_pay(all_rows: list[TokenRow]) -> None:
+    dear = replace(PRICES, device=DearDrafts(prefill_ms=PREFILL_MS))
+    names = ("none", "v1", "v1-ahead")
+    none, waiting, ahead = (serve(name, all_rows, prices=dear) for name in names)
+    assert waiting.tokens_per_s < 0.85 * none.tokens_per_s
+    assert ahead.tokens_per_s > 0.87 * none.tokens_per_s  # finding out costs the rest
+    assert ahead.drafted_steps < 0.15 * ahead.steps

@@ -8,7 +8,6 @@ import sys
 import time
 import zlib
 
-import faiss
 import numpy as np
 import pytest
 
@@ -295,59 +294,6 @@ def test_without_a_place_there_is_no_file(start, tmp_path, monkeypatch):
     assert retriever.flush(200)
     retriever.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_gpu_is_one_line_and_the_search_goes_on(start, caplog):
-    if getattr(faiss, "get_num_gpus", int)():
-        pytest.skip("faiss sees a GPU here")
-    retriever = start({"gpu_index": True})
-    retriever.store(answer(1))
-    assert retriever.flush(200)
-    assert found(retriever, "question number 1") == ["id1"]
-    lines = [r.message for r in caplog.records if "No vector index on the GPU" in r.message]
-    assert len(lines) == 1
-    assert "built without GPU support" in lines[0] or "sees no GPU" in lines[0]
-
-
-class FlatOnCpu:
-    """Stands in for `GpuIndexes`: the same calls, the same kind of index, without a GPU."""
-
-    def __init__(self):
-        self.copies = 0
-
-    def empty(self, dim):
-        return faiss.IndexFlatIP(dim)
-
-    def from_cpu(self, index):
-        self.copies += 1
-        return faiss.clone_index(index)
-
-    to_cpu = from_cpu
-
-
-def test_with_a_flat_index_nothing_is_missed_and_it_comes_back(tmp_path):
-    generator = np.random.default_rng(0)
-    rows = generator.standard_normal((2000, DIM)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    gpu = FlatOnCpu()
-    index = AnswerIndex(DIM, exact_search_limit=256, gpu=gpu)
-    for number, row in enumerate(rows):
-        index.add("", f"id{number}", row)
-    while index.maintain():
-        pass
-    for number in range(0, 2000, 5):
-        index.remove("", f"id{number}")
-    path = tmp_path / "index"
-    write_snapshot(path, index.parts(), identity="model:24:gpu", dim=DIM)
-    again = AnswerIndex(DIM, exact_search_limit=256, gpu=gpu)
-    again.restore(read_snapshot(path, identity="model:24:gpu", dim=DIM))
-    assert gpu.copies == 2
-    live = np.array([n for n in range(2000) if n % 5])
-    for query in rows[:30]:
-        best = live[np.argsort(-(rows[live] @ query))[:8]]
-        for held in (index, again):
-            [found] = held.search("", query[None], 8)
-            assert [answer_id for answer_id, _ in found] == [f"id{n}" for n in best]
 
 
 def test_a_snapshot_is_written_while_serving(start, tmp_path, monkeypatch):

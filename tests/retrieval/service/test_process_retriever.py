@@ -5,28 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.host.owned_folder import remove_stale_folders
 from reprise.retrieval.host.owner_lock import owner_prefix
 from reprise.retrieval.service import retrieval_client
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
+from reprise.tests.retrieval import numbered_answers
 
 CONFIG = RetrievalConfig(embedding_model="lexical", clauses=False)
-
-
-def answer(number, *, namespace="acme"):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * 20,
-        prompt_text=f"question number {number}",
-        namespace=namespace,
-        answer_id=f"id{number}",
-    )
+answer = partial(numbered_answers.answer, namespace="acme", size=20)
 
 
 @pytest.fixture

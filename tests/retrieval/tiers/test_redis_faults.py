@@ -2,30 +2,23 @@
 
 import itertools
 import time
+from functools import partial
 
 import pytest
 import redis
 
-from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.record import encode_record
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.tier import TierError
+from reprise.tests.retrieval import numbered_answers
 
 pytestmark = pytest.mark.redis
+answer = partial(numbered_answers.answer, namespace="acme", size=20)
 # What a call that does not wait takes at most, but for a loaded machine that stands still.
 PATIENCE_S = 0.5
-
-
-def answer(number, *, namespace="acme", size=20):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * size,
-        prompt_text=f"question number {number}",
-        namespace=namespace,
-        answer_id=f"id{number}",
-    )
 
 
 @pytest.fixture

@@ -1,30 +1,22 @@
 """A Redis that may hold again what was removed is noticed, and looked through where that may be."""
 
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import redis
 
-from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.tiers.redis import redis_restores
 from reprise.retrieval.tiers.redis.redis_restores import RedisRestores
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
+from reprise.tests.retrieval import numbered_answers
 
 pytestmark = pytest.mark.redis
-
-
-def answer(number, *, namespace="acme"):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * 20,
-        prompt_text=f"question number {number}",
-        namespace=namespace,
-        answer_id=f"id{number}",
-    )
+answer = partial(numbered_answers.answer, namespace="acme", size=20)
 
 
 @pytest.fixture

@@ -1,29 +1,22 @@
 """What answers were good for reaches the tier, so that a restart evicts by it."""
 
 import time
+from functools import partial
 
 import pytest
 import redis
 
-from reprise.retrieval import Answer, RetrievalConfig
+from reprise.retrieval import RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.tiers.sync.pending_usage import PendingUsage
 from reprise.retrieval.tiers.tier import UsageCounts
+from reprise.tests.retrieval import numbered_answers
 
 pytestmark = pytest.mark.redis
-
-
-def answer(number, *, namespace="acme"):
-    return Answer.create(
-        prompt_token_ids=[number],
-        response_token_ids=[number] * 20,
-        prompt_text=f"question number {number}",
-        namespace=namespace,
-        answer_id=f"id{number}",
-    )
+answer = partial(numbered_answers.answer, namespace="acme", size=20)
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -71,7 +71,7 @@ def _once_a_launch(interpreter: ModuleType) -> Callable[..., Any]:
     def patch_lang(function: Any) -> Any:
         wanted = languages_of(function)
         if wanted and wanted <= patched:
-            return None  # a function that a kernel calls: nobody asks for it
+            return Scope()  # a function that a kernel calls
         scope = patch(function)
         patched.update(wanted)
         return scope

@@ -4,6 +4,7 @@
   objects meanwhile, all of which stay: it runs less often. transformers reads what every installed
   package consists of: that is kept in a file for the next process.
 * What vLLM spawns is forked instead of a process that has imported it already (`warm_starts.py`).
+* Triton's interpreter does what it does at each call once (`quick_interpreter.py`).
 * While an engine is busy, its engine core and its worker wait for one another in a loop that takes
   a core each: they sleep between looks.
 
@@ -30,6 +31,7 @@ FILE = "LIGHT_PROCESSES_FILE"
 ALLOCATIONS = 50_000  # before new objects are looked through; Python's own number: 700
 QUEUES = "vllm.distributed.device_communicators.shm_broadcast"
 SPAWNING = "vllm.utils.system_utils"  # asks Python to spawn what vLLM starts
+INTERPRETER = "triton.runtime.interpreter"
 PATIENT = "LIGHT_PROCESSES_PATIENT"
 WAITS: dict[str, dict[str, float]] = {
     "reprise.engine_ext.request.draft_counts_fetcher": {"_TIMEOUT_S": 60.0},
@@ -47,7 +49,8 @@ def begin() -> None:
     gc.set_threshold(ALLOCATIONS, 20, 20)
     if FILE in os.environ:
         importlib.metadata.packages_distributions = packages_distributions
-    for name, change in ((QUEUES, _sleep_between_looks), (SPAWNING, _fork)):
+    changes = {QUEUES: _sleep_between_looks, SPAWNING: _fork, INTERPRETER: _interpret_quickly}
+    for name, change in changes.items():
         if name not in sys.modules:
             sys.meta_path.insert(0, _Change(name, change))
     for name in WAITS:
@@ -83,6 +86,12 @@ def _fork(_: ModuleType) -> None:
     import warm_starts
 
     warm_starts.begin()
+
+
+def _interpret_quickly(interpreter: ModuleType) -> None:
+    import quick_interpreter
+
+    quick_interpreter.begin(interpreter)
 
 
 def _wait_longer(module: ModuleType) -> None:

@@ -30,3 +30,4 @@ for _name in _MODULES:
 warm_starts.become_server(_before)
 gc.collect()
 gc.freeze()  # else each fork copies the pages of all objects when it looks through them
+gc.unfreeze = lambda: None  # type: ignore[assignment]  # vLLM looks through them before it ends

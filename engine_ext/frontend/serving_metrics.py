@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from reprise.engine_ext.core.error_counter import reported_errors
 from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
 from reprise.engine_ext.request.exact_hits import SAMPLED
 from reprise.retrieval.api.retriever import RetrievalStats
@@ -220,6 +221,7 @@ class ServingMetrics:
         """Count what the workers report, see `CacheHitProposer.report`; skip empty reports."""
         for rank, report in enumerate(report for report in reports if report):
             self._worker(str(rank), report)
+        self.errors("worker", reported_errors(reports))
 
     def _worker(self, rank: str, report: Mapping[str, Any]) -> None:
         provider = _mapping(report.get("provider"))
@@ -269,7 +271,6 @@ class ServingMetrics:
         )
         for quantile, field in (("0.5", "p50"), ("0.99", "p99")):
             gauge.labels(self._model, quantile).set(float(propose.get(field, 0)) / 1e6)
-        self.errors("worker", _mapping(report.get("errors")))
         self.features("worker", _mapping(report.get("compat")))
 
     def pins(self, reports: Sequence[Mapping[str, Any] | None]) -> None:

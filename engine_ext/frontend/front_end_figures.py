@@ -81,7 +81,7 @@ class FrontEndFigures:
             "shared": self._exact.shared.stats() if self._exact.shared is not None else None,
             "flights": len(self._flights),
             "errors": self._errors.counts(),
-            "near_answers": dict(self._near_answers.kinds) if self._near_answers else None,
+            "near_answers": None if (near := self._near_answers) is None else dict(near.kinds),
             "retrieval": self._near_answers.stats() if self._near_answers is not None else None,
         }
 

@@ -24,11 +24,16 @@ class ErrorCounter:
         self._clock = clock
         self._counts: Counter[str] = Counter()
         self._latest_s: dict[str, float] = {}
+        self._logged: set[str] = set()
         self._unwritten: set[Path] = set()
 
     def record(self, place: str, error: BaseException) -> None:
         """Count `error` under `place`; the first one of a place is logged with its traceback."""
-        if self._count(place) == 1:
+        with self._lock:
+            self._count(place)
+            is_first = place not in self._logged
+            self._logged.add(place)
+        if is_first:
             logger.error(
                 "Reprise: %s failed (%s: %s); requests go on without it, further failures here "
                 "are only counted.",
@@ -53,8 +58,8 @@ class ErrorCounter:
         try:
             yield
         except OSError as error:
-            self._count(place)
             with self._lock:
+                self._count(place)
                 is_first = path not in self._unwritten
                 self._unwritten.add(path)
             if is_first:
@@ -66,12 +71,10 @@ class ErrorCounter:
             with self._lock:
                 self._unwritten.discard(path)
 
-    def _count(self, place: str) -> int:
-        """Count an error; return how many there have been at its place."""
-        with self._lock:
-            self._counts[place] += 1
-            self._latest_s[place] = self._clock()
-            return self._counts[place]
+    def _count(self, place: str) -> None:
+        """Count an error; the caller holds the lock."""
+        self._counts[place] += 1
+        self._latest_s[place] = self._clock()
 
     def counts(self) -> dict[str, int]:
         """Return the number of errors by place so far."""

@@ -51,6 +51,7 @@ def test_a_file_that_cannot_be_written_is_one_line_for_a_row_of_failures(
     with errors.writing("save", Path("a")):
         raise AssertionError("of another kind")
     assert errors.counts() == {"save": 5}
+    assert caplog.records[-1].exc_info  # that is no full disk
 
 
 def test_errors_of_workers_speak_against_health_since_they_were_reported() -> None:

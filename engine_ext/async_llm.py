@@ -1,6 +1,7 @@
 """Extends vLLM's engine client with the cache in front of the engine: `EnhancedAsyncLLM`."""
 
 import asyncio
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator
@@ -84,6 +85,8 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             ...         print(output.outputs[0].text)
             ...     engine.shutdown()
         """
+        # A signal's handler may interrupt who holds it, and end this engine too.
+        self._shutting_down = threading.RLock()
         is_programs = vllm_config is None
         if vllm_config is None:
             vllm_config, kwargs = _from_arguments(kwargs)
@@ -106,7 +109,6 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
                 "replies report miss in place of semantic.",
                 self._num_api_servers,
             )
-        self._starting_s = time.monotonic()
         with announced_retrieval(wanted=starts_workers) as self._retrieval_folder:
             super().__init__(vllm_config, *args, **kwargs)
             self._attach_front_end()
@@ -138,9 +140,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             self._report_task = asyncio.create_task(keep_reporting(weakref.ref(self), interval_s))
         uses_near = self._config is not None and self._config.drafts.max_near_answers > 0
         if self._retriever is not None and uses_near and self._announcing is None:
-            self._announcing = asyncio.create_task(
-                announce_near_answers(self._retriever, began_s=self._starting_s)
-            )
+            self._announcing = asyncio.create_task(announce_near_answers(self._retriever))
         if front_end is not None and front_end.exact.shared is not None and self._learning is None:
             self._learning = asyncio.create_task(self.learn_weight_version())
         has_prefixes = (
@@ -200,7 +200,15 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
         self.front_end.find_retrieval = lambda: forgetting.clients
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """As `AsyncLLM.shutdown`."""
+        """As `AsyncLLM.shutdown`, from several threads at once too.
+
+        A server calls it in a thread when it is told to end, and again from the main thread as its
+        context ends: whoever comes second returns once all has ended.
+        """
+        with self._shutting_down:
+            self._shut_down(timeout)
+
+    def _shut_down(self, timeout: float | None) -> None:
         instances.ended(self)
         if self.exact_forgetting is not None:
             self.exact_forgetting.close()

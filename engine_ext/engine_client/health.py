@@ -1,9 +1,10 @@
 """Reports the health of engine and cache for `/reprise/health`, without asking the workers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.core.error_counter import ErrorCounter, ReportedErrors
 from reprise.retrieval.api.retriever import RetrievalHealth
 
 
@@ -13,6 +14,7 @@ def health_report(
     errors: ErrorCounter | None,
     retrieval: Sequence[RetrievalHealth],
     num_pending: int,
+    worker_errors: ReportedErrors | None = None,
 ) -> dict[str, Any]:
     """Return the state of the whole and of its parts.
 
@@ -21,15 +23,18 @@ def health_report(
         errors: Of the front end; what failed long ago does not count.
         retrieval: Of each retrieval process that is known.
         num_pending: Invalidations that some store has yet to carry out.
+        worker_errors: Of the workers, as they last reported to this process; None: they do not.
 
     Returns:
         `state` is `dead`, `degraded` (requests are answered, something of ours does not work) or
         `ready`; `components` holds the state of each part, `errors` the recent ones by place.
     """
     recent = {} if errors is None else errors.recent()
+    of_workers = {} if worker_errors is None else worker_errors.recent()
     components: dict[str, dict[str, Any]] = {
         "engine": {"state": "dead" if is_dead else "ready"},
         "front_end": {"state": "degraded" if recent else "ready"},
+        "workers": {"state": "degraded" if of_workers else "ready"},
         "forgetting": {"state": "degraded" if num_pending else "ready", "pending": num_pending},
     }
     for number, health in enumerate(retrieval):
@@ -50,4 +55,8 @@ def health_report(
     works = ("ready", "starting")
     is_degraded = any(part["state"] not in works for part in components.values())
     state = "dead" if is_dead else "degraded" if is_degraded else "ready"
-    return {"state": state, "components": components, "errors": recent}
+    return {
+        "state": state,
+        "components": components,
+        "errors": dict(Counter(recent) + Counter(of_workers)),
+    }

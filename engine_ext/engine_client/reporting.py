@@ -38,10 +38,11 @@ class ReportingAsyncLLM(PinningAsyncLLM):
 
     async def health_check(self) -> dict[str, Any]:
         """Return the health of engine and cache, see `health_report`; calls no worker."""
-        forgetting = self.exact_forgetting
+        front_end, forgetting = self.front_end, self.exact_forgetting
         return health_report(
             is_dead=self.errored,
-            errors=self.front_end.errors if self.front_end is not None else None,
+            errors=front_end.errors if front_end is not None else None,
+            worker_errors=front_end.figures.worker_errors if front_end is not None else None,
             retrieval=forgetting.health() if forgetting is not None else [],
             num_pending=forgetting.num_pending if forgetting is not None else 0,
         )

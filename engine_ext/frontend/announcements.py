@@ -1,7 +1,6 @@
 """The lines that say what is on: at the start, when near answers are ready, and at the end."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +58,17 @@ def runner_of(vllm_config: "VllmConfig") -> str:
     return "V2" if runs_on_v2(vllm_config) else "V1"
 
 
-async def announce_near_answers(retriever: "Retriever", *, began_s: float) -> None:
-    """Log when near answers are ready, and how long that took since `began_s` (monotonic)."""
-    while (health := retriever.health()).state == "starting":
+async def announce_near_answers(retriever: "Retriever") -> None:
+    """Log when near answers are ready, and how long retrieval took to start."""
+    while (health := retriever.health()).ready_after_s is None:
+        if health.state == "closed":
+            return
         await asyncio.sleep(_LOOK_S)
-    if health.state == "closed":
-        return
-    took_s = time.monotonic() - began_s
     held = retriever.stats().answers
     without = f", {health.detail}" if health.detail else ""
     logger.info(
         "Reprise: near answers are ready after %.1f s (%s, %d answers held%s).",
-        took_s,
+        health.ready_after_s,
         health.embedder,
         held,
         without,
@@ -84,12 +82,15 @@ def end_line(stats: Mapping[str, Any]) -> str | None:
     total = num_exact + num_followed + counts.get("miss", 0)
     if not total:
         return None
-    near = stats.get("retrieval") or {}
-    found = f", {near['found']} had near answers" if near else ""
-    return (
-        f"Reprise: of {total} requests {num_exact} were exact hits, {num_followed} followed an "
-        f"identical one{found}; {counts.get('tokens_saved', 0)} tokens were not generated."
-    )
+    parts = [f"{num_exact} were exact hits", f"{num_followed} followed an identical one"]
+    tokens = [f"{counts.get('tokens_saved', 0)} tokens were not generated"]
+    if counts.get("checked"):
+        parts.append(f"{counts.get('verified', 0)} began with a stored answer that was verified")
+        tokens.append(f"{counts.get('tokens_verified', 0)} were verified, not generated one by one")
+    near: Mapping[str, int] | None = stats["near_answers"]
+    if near is not None:
+        parts.append(f"{near.get('semantic', 0) + near.get('clause', 0)} had near answers")
+    return f"Reprise: of {total} requests {', '.join(parts)}; {', '.join(tokens)}."
 
 
 def _exact_hits(config: "RepriseConfig") -> str:

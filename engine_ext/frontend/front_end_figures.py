@@ -4,7 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.compat.registry import registry
-from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.core.error_counter import ErrorCounter, ReportedErrors
 from reprise.engine_ext.frontend.exact_answers import ExactAnswers
 from reprise.engine_ext.frontend.hit_rates import hit_rates
 from reprise.engine_ext.frontend.near_answers import NearAnswers
@@ -40,6 +40,7 @@ class FrontEndFigures:
         self._exact, self._flights, self._near_answers = exact, flights, near_answers
         self._metrics, self._counts = metrics, counts
         self._refusals, self._errors = refusals, errors
+        self.worker_errors = ReportedErrors()
 
     def progress(self) -> tuple[Any, ...]:
         """Return what changes with every request, every answer stored, and what works."""
@@ -59,6 +60,7 @@ class FrontEndFigures:
             self._metrics.retrieval(self._near_answers.stats())
         if workers is not None:
             self._metrics.workers(workers)
+            self.worker_errors.take(workers)
         if pins is not None:
             self._metrics.pins(pins)
 
@@ -79,6 +81,7 @@ class FrontEndFigures:
             "shared": self._exact.shared.stats() if self._exact.shared is not None else None,
             "flights": len(self._flights),
             "errors": self._errors.counts(),
+            "near_answers": None if (near := self._near_answers) is None else dict(near.kinds),
             "retrieval": self._near_answers.stats() if self._near_answers is not None else None,
         }
 

@@ -67,7 +67,7 @@ class HitKeeper:
     def _restore(self) -> None:
         try:
             check_ours(self._path)
-            counts = np.load(self._path, allow_pickle=False)
+            counts = self._read()
             if counts.shape != self._state.hit_counts.shape or counts.dtype != np.float32:
                 raise ValueError(f"{self._path} has {counts.dtype} of shape {counts.shape}")
             tried, right = counts[..., 0], counts[..., 1]
@@ -81,8 +81,24 @@ class HitKeeper:
         self._state.hit_counts.copy_(torch.from_numpy(counts))
         self._state.hit_chances.copy_(torch.from_numpy(right / tried))
 
+    def _read(self) -> NDArray[Any]:
+        """Return the file's array.
+
+        Raises:
+            ValueError: It is none.
+            OSError: It cannot be read.
+        """
+        with self._path.open("rb") as file:
+            try:
+                counts: NDArray[Any] = np.load(file, allow_pickle=False)
+            except OSError:
+                raise
+            except Exception as error:  # numpy's, of many kinds
+                raise ValueError(f"{self._path}: expected counts, came other bytes") from error
+        return counts
+
     def _write(self, values: list[NDArray[Any]]) -> None:
-        with self._errors.recording("save hits"):
+        with self._errors.writing("save hits", self._path):
             check_ours(self._path)
             with replacing(self._path) as file:
                 np.save(file, values[0])

@@ -61,11 +61,8 @@ class WeightsKeeper:
 
     def save(self) -> None:
         """Write the file now, if there was anything to learn from since it was written."""
-        with self._lock:
-            try:
-                num_emitted = self._provider.stats().emitted
-                if num_emitted != self._num_saved:
-                    self._provider.save(self._path)
-                    self._num_saved = num_emitted
-            except Exception as error:
-                self._errors.record("save weights", error)
+        with self._lock, self._errors.writing("save weights", self._path):
+            num_emitted = self._provider.stats().emitted
+            if num_emitted != self._num_saved:
+                self._provider.save(self._path)
+                self._num_saved = num_emitted

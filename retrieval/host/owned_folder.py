@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from reprise.retrieval.host.owner_lock import hold, owner_prefix, remove_abandoned
@@ -25,6 +26,7 @@ class OwnedFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = -1
+        self._lock = threading.Lock()
 
     def claim(self) -> None:
         """Make it, if it is not there or not there any more, and hold it until `remove`.
@@ -39,26 +41,27 @@ class OwnedFolder:
 
     def share(self) -> bool:
         """Hold it too, where another process has made it; returns whether it is there."""
-        before, self._descriptor = self._descriptor, -1
+        descriptor = -1
         try:
             with contextlib.suppress(FileNotFoundError):
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                return hold(self._descriptor, self.path)
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                return hold(descriptor, self.path)
             return False
         finally:
             # Only now: in between it would be taken for one that was left behind.
-            if before >= 0:
-                os.close(before)
+            self._release(descriptor)
 
     def remove(self) -> None:
-        """Remove it with all that is in it. Idempotent."""
+        """Remove it with all that is in it. Idempotent, also from several threads at once."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
-    def _release(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def _release(self, successor: int = -1) -> None:
+        """Close the descriptor that holds it, once whoever asks, and hold it by another."""
+        with self._lock:
+            before, self._descriptor = self._descriptor, successor
+        if before >= 0:
+            os.close(before)
 
 
 def make_folder() -> OwnedFolder:

@@ -219,10 +219,11 @@ class LocalRetriever(Retriever):
 
     def stats(self) -> RetrievalStats:
         search = self._worker.search
+        num_failed = 0 if search is None else search.num_failed_snapshots
         with self._changed:
             return replace(
                 self._stats,
-                errors=self._worker.errors.num + self._behind.num_errors,
+                errors=self._worker.errors.num + self._behind.num_errors + num_failed,
                 embedded=0 if search is None else search.num_embedded,
                 restored=0 if search is None else search.num_restored,
                 refused_snapshots=0 if search is None else search.num_refused_snapshots,
@@ -240,7 +241,7 @@ class LocalRetriever(Retriever):
         if search is None:
             return RetrievalHealth("starting")
         embedder = search.embedder
-        troubles = self._behind.troubles
+        troubles = self._behind.troubles + search.troubles
         if embedder.name == LEXICAL and self._config.embedding_model != LEXICAL:
             troubles.append(f"{self._config.embedding_model} is unavailable")
         detail = "; ".join(troubles)

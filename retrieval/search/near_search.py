@@ -214,6 +214,17 @@ class NearSearch:
         return 0 if self._snapshots is None else self._snapshots.num_refused
 
     @property
+    def num_failed_snapshots(self) -> int:
+        """Times that a snapshot could not be written."""
+        return 0 if self._snapshots is None else self._snapshots.num_failed
+
+    @property
+    def troubles(self) -> list[str]:
+        """What of it does not work now."""
+        is_failing = self._snapshots is not None and self._snapshots.is_failing
+        return ["the index snapshot cannot be written"] if is_failing else []
+
+    @property
     def num_waiting(self) -> int:
         """Answers that upkeep has yet to move into the graph."""
         return self._index.num_waiting

@@ -39,10 +39,11 @@ class SnapshotWriter:
         self._thread: threading.Thread | None = None
         self._pause_s, self._wrote_s = _FIRST_WRITE_S, time.monotonic()
         self._num_hurried = self._num_hurried_written = 0
-        self.num_refused = 0
+        self.num_refused = self.num_failed = 0
         self.is_behind = False
         """Whether the last file to be written was not, or not yet."""
-        self._is_failing = False
+        self.is_failing = False
+        """Whether it could not be written last time, as on a full disk; it is tried again."""
 
     def restore(self, index: AnswerIndex) -> None:
         """Fill an empty index, if there is a snapshot that fits; one log line if it does not."""
@@ -65,7 +66,7 @@ class SnapshotWriter:
         """Whether enough time has passed since the file was last written, or could not be."""
         pause_s = self._pause_s
         if self._num_hurried > self._num_hurried_written:
-            pause_s = min(pause_s, _RETRY_S if self._is_failing else _HURRIED_S)
+            pause_s = min(pause_s, _RETRY_S if self.is_failing else _HURRIED_S)
         return not self.writing and time.monotonic() - self._wrote_s >= pause_s
 
     def hurry(self) -> None:
@@ -96,11 +97,12 @@ class SnapshotWriter:
         try:
             write_snapshot(self._path, parts, identity=self._identity, dim=dim)
         except Exception as error:  # a full disk, say: it is tried again
-            if not self._is_failing:
+            if not self.is_failing:
                 logger.warning("The index snapshot %s was not written: %s.", self._path, error)
-            self._is_failing, self._wrote_s = True, time.monotonic()
+            self.num_failed += 1
+            self.is_failing, self._wrote_s = True, time.monotonic()
         else:
-            self._is_failing = self.is_behind = False
+            self.is_failing = self.is_behind = False
             self._num_hurried_written = num_hurried
         took_s = time.monotonic() - began_s
         self._pause_s = max(_FIRST_WRITE_S, took_s / _WRITING_SHARE)

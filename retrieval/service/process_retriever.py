@@ -104,6 +104,9 @@ class ProcessRetriever(RetrievalClient):
         self._watchdog = Watchdog()
         self._process: subprocess.Popen[bytes] | None = None
         self._pause_s, self._is_first = _LOOK_S, True
+        self._lost: tuple[int, float] | None = None
+        """Id of a process whose end the log has told of, and when that was; until another one is
+        ready."""
         self._ending = threading.Event()
         self._keeper_errors = LoopErrors("Starting the retrieval process")
         self._keeper = threading.Thread(
@@ -156,6 +159,12 @@ class ProcessRetriever(RetrievalClient):
     def _heard(self, pid: int, response: Response) -> None:
         is_loaded = isinstance(response, Status) and response.health.state != "starting"
         self._watchdog.heard(pid, is_loaded=is_loaded)
+        # What the lost one has said may be read only now.
+        if is_loaded and (lost := self._lost) is not None and lost[0] != pid:
+            self._lost = None
+            if self._was_ready:
+                took_s = time.monotonic() - lost[1]
+                logger.warning("The retrieval process is ready again, after %.1f s.", took_s)
 
     def _keep(self) -> None:
         """Start the process, and again whenever it ends or hangs, with growing pauses."""
@@ -176,6 +185,7 @@ class ProcessRetriever(RetrievalClient):
             # One line for a row of starts that come to nothing; the process says why.
             if lasted or self.restarts == 0:
                 _log_end(process.returncode, hung)
+                self._lost = (process.pid, time.monotonic())
             if self._ending.wait(self._pause_s):
                 return
             self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -24,13 +25,48 @@ from reprise.retrieval.service.wire import LaunchConfig
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Serve until the owner is gone."""
+def main() -> NoReturn:
+    """Serve until the owner is gone, or wishes this to end."""
     multiprocessing.current_process().name = "Retrieval"
     os.umask(0o077)  # all that is written here holds prompts and answers
-    # The owner's wish to end is an orderly one: answers on their way are written first.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = 1
+    try:
+        status = _serve()
+    except SystemExit:  # by `_leave`
+        status = 0
+    except BaseException:
+        logger.exception("The retrieval process ends.")
+    finally:
+        _end(status)
+
+
+def _leave(*_: object) -> None:
+    """End in order, which the owner wishes: answers on their way are written first."""
+    _no_more_signals()
+    sys.exit(0)
+
+
+def _no_more_signals() -> None:
+    """Let no wish to end interrupt an end that has begun."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end(status: int) -> NoReturn:
+    """End at once: all has been written and closed, and to take torch apart takes seconds, in which
+    the owner would kill this process."""
+    try:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+    finally:
+        os._exit(status)
+
+
+def _serve() -> int:
+    """Serve until the owner is gone; return the exit status."""
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchConfig)
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(as_json=launch.json_logs))
@@ -48,16 +84,18 @@ def main() -> None:
             logger.warning(
                 "Retrieval cannot start, near answers are missing until it can: %s", error
             )
-        sys.exit(1)
+        return 1
     try:
         server.serve(launch.owner_pid)
     finally:
+        _no_more_signals()
         server.close()
         with contextlib.suppress(OSError):
             Path(launch.address).unlink()
         if os.getppid() != launch.owner_pid:
             # Nobody is left to start another process with what lies there.
             folder.remove()
+    return 0
 
 
 if __name__ == "__main__":

@@ -192,14 +192,17 @@ class Sender:
         return self._errors.num
 
     def close(self) -> None:
-        """Drop what is queued and close the socket. Idempotent."""
+        """Drop what is queued and shut the connection down. Idempotent."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._queue.clear()
             self._num_bytes = 0
             self._changed.notify_all()
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+            # Under the lock: whoever reads closes the connection next, and its number is another's.
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
 
     def _run(self) -> None:
         while True:

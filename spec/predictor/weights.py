@@ -114,7 +114,8 @@ def load_weights(weights: Weights, path: str | Path) -> bytes:
     except OSError:
         raise
     except Exception as error:  # zipfile's, zlib's and numpy's, of many kinds
-        raise ValueError(f"{path}: expected a file of weights: {error}") from None
+        # Not their words: of any bytes numpy says that they could be loaded unsafely.
+        raise ValueError(f"{path}: expected a file of weights, came other bytes") from error
     found = int(stored["format"]) if "format" in stored else None
     if found != FORMAT:
         raise ValueError(f"{path}: expected weights of format {FORMAT}, came {found}")

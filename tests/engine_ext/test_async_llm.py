@@ -3,6 +3,7 @@
 import asyncio
 import os
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -48,6 +49,39 @@ async def test_the_workers_of_every_data_parallel_engine_are_asked() -> None:
     assert (await engine.get_stats())["workers"] == ["a", "b", "c", "d"]
     (asked,) = engine.engine_core.asked
     assert asked[:2] == ("collective_rpc", "reprise_stats")
+
+
+@pytest.mark.usefixtures("never_started")
+def test_two_threads_may_end_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM's server does: told to end, in a thread; and from the main thread, as that leaves."""
+    inside, most, closed = 0, 0, []
+
+    def shutdown(_self: Any, **_named: Any) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.2)
+        inside -= 1
+
+    monkeypatch.setattr(AsyncLLM, "__init__", lambda *_arguments, **_named: None)
+    monkeypatch.setattr(AsyncLLM, "shutdown", shutdown)
+    monkeypatch.setattr(EnhancedAsyncLLM, "_attach_front_end", lambda _self: None)
+    monkeypatch.setattr(async_llm, "engine_config", lambda _: None)
+    monkeypatch.setattr(async_llm, "end_line", lambda _: "what was saved")
+    engine = EnhancedAsyncLLM(SimpleNamespace(), client_addresses={"input_address": "nowhere"})
+    engine.front_end = SimpleNamespace(
+        close=lambda: closed.append("front end"), figures=SimpleNamespace(stats=dict)
+    )
+    said: list[str] = []
+    monkeypatch.setattr(async_llm.logger, "info", lambda *words: said.append(words[0]))
+    threads = [threading.Thread(target=engine.shutdown) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert said == ["what was saved"]
+    assert closed
 
 
 @pytest.mark.usefixtures("never_started")

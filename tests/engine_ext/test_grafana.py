@@ -92,7 +92,7 @@ def test_they_exist_from_the_start_at_0(tier: str) -> None:
 
 def test_the_places_of_errors_are_those_in_the_code() -> None:
     root = DASHBOARD.parents[1] / "engine_ext"
-    record = re.compile(r"(?:errors|own)\.record(?:ing)?\(\s*\"([^\"]+)\"")
+    record = re.compile(r"(?:errors|own)\.(?:record(?:ing)?|writing)\(\s*\"([^\"]+)\"")
     recorded = {place for path in root.rglob("*.py") for place in record.findall(path.read_text())}
     assert recorded == {place for places in _ERROR_PLACES.values() for place in places}
 

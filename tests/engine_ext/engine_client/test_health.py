@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter
+from reprise.engine_ext.core.error_counter import RECENT_S, ErrorCounter, ReportedErrors
 from reprise.engine_ext.engine_client.health import health_report
 from reprise.retrieval.api.retriever import RetrievalHealth
 
@@ -27,9 +27,15 @@ def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
     assert report(good, gone)["components"]["retrieval_1"]["detail"] == "no retrieval process"
     assert report(good, num_pending=1)["state"] == "degraded"
     assert report(good, is_dead=True)["state"] == "dead"
+    of_workers = ReportedErrors(clock=lambda: now[0])
+    of_workers.take([{"errors": {"save weights": 2}}])
+    told = report(good, worker_errors=of_workers)
+    assert told["state"] == told["components"]["workers"]["state"] == "degraded"
+    assert told["components"]["front_end"]["state"] == "ready"
+    assert told["errors"] == {"save weights": 2}
     errors.record("watch", ValueError("once"))
     assert report(good)["errors"] == {"watch": 1}
     assert report(good)["state"] == "degraded"
     now[0] += RECENT_S + 1
-    assert report(good)["state"] == "ready"
+    assert report(good, worker_errors=of_workers)["state"] == "ready"
     assert errors.counts() == {"watch": 1}

@@ -1,6 +1,5 @@
 """The lines at the start, when near answers are ready, and at the end."""
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.frontend.announcements import announce_near_answers, end_line, start_line
 from reprise.retrieval import RetrievalConfig
+from reprise.retrieval.api.retriever import RetrievalHealth
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 
 
@@ -54,18 +54,50 @@ async def test_near_answers_are_announced_once_they_are_there(
     retriever = LocalRetriever(RetrievalConfig(embedding_model="lexical", clauses=False))
     try:
         with caplog.at_level("INFO"):
-            await announce_near_answers(retriever, began_s=time.monotonic())
+            await announce_near_answers(retriever)
+        took_s = retriever.health().ready_after_s
     finally:
         retriever.close()
     # Other tests' threads may have had something to say too.
     (line,) = [each for each in caplog.messages if "near answers are ready after" in each]
-    assert "lexical:512, 0 answers held" in line
+    assert f"ready after {took_s:.1f} s (lexical:512, 0 answers held" in line
+
+
+async def test_no_near_answers_are_announced_while_there_is_no_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = iter(
+        [
+            RetrievalHealth("starting"),
+            RetrievalHealth("degraded", detail="no retrieval process"),
+            RetrievalHealth("ready", "lexical:512", ready_after_s=7.25),
+        ]
+    )
+    retriever: Any = SimpleNamespace(health=told.__next__, stats=lambda: SimpleNamespace(answers=3))
+    with caplog.at_level("INFO"):
+        await announce_near_answers(retriever)
+    assert next(told, None) is None
+    (line,) = [each for each in caplog.messages if "near answers are ready after" in each]
+    # As `/reprise/health` and the metric say it.
+    assert "ready after 7.2 s (lexical:512, 3 answers held)" in line
 
 
 def test_the_last_line_says_what_was_saved() -> None:
-    assert end_line({"counts": {}, "retrieval": None}) is None
+    assert end_line({"counts": {}, "near_answers": None}) is None
     counts = {"exact": 3, "followed": 1, "miss": 6, "tokens_saved": 40}
-    said = end_line({"counts": counts, "retrieval": {"found": 5}})
-    assert said is not None
-    assert said.startswith("Reprise: of 10 requests 3 were exact hits, 1 followed")
-    assert "5 had near answers; 40 tokens were not generated" in said
+    # Another retrieval process has begun to count anew.
+    near = {"semantic": 4, "clause": 1, "miss": 1}
+    said = end_line({"counts": counts, "near_answers": near, "retrieval": {"found": 2}})
+    assert said == (
+        "Reprise: of 10 requests 3 were exact hits, 1 followed an identical one, "
+        "5 had near answers; 40 tokens were not generated."
+    )
+
+
+def test_the_last_line_tells_of_answers_that_were_verified() -> None:
+    counts = {"miss": 8, "checked": 8, "verified": 7, "tokens_verified": 352}
+    assert end_line({"counts": counts, "near_answers": None}) == (
+        "Reprise: of 8 requests 0 were exact hits, 0 followed an identical one, 7 began with a "
+        "stored answer that was verified; 0 tokens were not generated, 352 were verified, not "
+        "generated one by one."
+    )

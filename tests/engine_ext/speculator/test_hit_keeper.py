@@ -47,7 +47,9 @@ def test_they_are_saved_once_a_minute_and_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["shape", "values", "noise"])
-def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, content: str) -> None:
+def test_a_file_that_cannot_be_used_is_replaced(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "hits"
     if content == "noise":
         path.write_bytes(b"no counts")
@@ -56,6 +58,9 @@ def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, content: str) ->
         with path.open("wb") as file:
             np.save(file, good[:1] if content == "shape" else -good)
     worker = Worker(path)
+    (line,) = [each for each in caplog.messages if "begins with start values" in each]
+    assert str(path) in line
+    assert "pickle" not in line
     fresh = DraftState.create(num_slots=1, max_draft=2)
     assert torch.equal(worker.state.hit_counts, fresh.hit_counts)
     worker.keeper.save()
@@ -63,9 +68,15 @@ def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, content: str) ->
     assert np.array_equal(np.load(path), fresh.hit_counts.numpy())
 
 
-def test_a_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     worker = Worker(tmp_path / "hits")
     (tmp_path / "hits").mkdir()
-    worker.keeper.save()
-    assert worker.read_back.flush(60)
-    assert worker.errors.counts() == {"save hits": 1}
+    for _ in range(2):
+        worker.keeper.save()
+        assert worker.read_back.flush(60)
+    assert worker.errors.counts() == {"save hits": 2}
+    (line,) = [each for each in caplog.messages if "was not written" in each]
+    assert str(tmp_path / "hits") in line
+    assert "Traceback" not in caplog.text

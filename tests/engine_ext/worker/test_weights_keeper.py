@@ -69,11 +69,15 @@ def test_what_one_worker_learned_the_next_one_goes_on_from(
     assert errors.counts() == {}
 
 
-def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, errors: ErrorCounter) -> None:
+def test_a_file_that_cannot_be_used_is_replaced(
+    tmp_path: Path, errors: ErrorCounter, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"no weights")
     provider = a_provider()
     keeper = WeightsKeeper(provider, path, errors=errors)
+    (line,) = [each for each in caplog.messages if "begins with the shipped weights" in each]
+    assert line.endswith(f"{path}: expected a file of weights, came other bytes")
     learn(provider)
     keeper.save()
     assert (kept(path).mixture != start_weights().mixture).any()
@@ -81,7 +85,7 @@ def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, errors: ErrorCou
 
 
 def test_a_file_that_cannot_be_written_is_counted_and_drafting_goes_on(
-    tmp_path: Path, errors: ErrorCounter
+    tmp_path: Path, errors: ErrorCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = a_provider()
     keeper = WeightsKeeper(provider, tmp_path / "no folder" / "weights", errors=errors)
@@ -89,4 +93,7 @@ def test_a_file_that_cannot_be_written_is_counted_and_drafting_goes_on(
     keeper.save()
     keeper.save()
     assert errors.counts() == {"save weights": 2}
+    (line,) = [each for each in caplog.messages if "was not written" in each]
+    assert str(tmp_path / "no folder" / "weights") in line
+    assert "Traceback" not in caplog.text
     learn(provider)

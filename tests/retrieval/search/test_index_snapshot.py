@@ -368,6 +368,28 @@ def test_a_file_that_could_not_be_written_is_once_it_can_be(
     assert len(writes.tried_s) == 4
 
 
+def test_health_and_figures_tell_of_a_file_that_cannot_be_written(
+    start, tmp_path, monkeypatch, wait_until
+):
+    writes = FailingWrites(monkeypatch)
+    monkeypatch.setattr(snapshot_writer, "_RETRY_S", 0.01)
+    config = {"url": f"sqlite:///{tmp_path}/a.sqlite"}
+    first = start(config)
+    first.store(answer(1))
+    assert first.flush(200)
+    first.close()
+    second = start(config)
+    assert second.flush(200)
+    assert (second.health().state, second.stats().errors) == ("ready", 0)
+    writes.fail(1 << 30)
+    second.forget(Invalidation.create(answer_id="id1"), timeout_s=60)
+    wait_until(lambda: second.health().detail == "the index snapshot cannot be written")
+    assert second.health().state == "degraded"
+    assert second.stats().errors > 0
+    writes.fail(0)
+    wait_until(lambda: second.health().state == "ready")
+
+
 @pytest.mark.parametrize("is_erased", [True, False])
 def test_the_last_chance_to_write_the_file_is_taken(
     start, tmp_path, monkeypatch, wait_until, is_erased

@@ -86,7 +86,10 @@ def test_killed_it_comes_back_with_its_answers(retriever, client, may_start, wai
     assert len(ask(client, "after", "question number 7", wait_until)) >= 30
     assert not [u for u in client.updates() if not u.added]
     assert retriever.restarts == 1
-    assert "is started again" in caplog.text
+    wait_until(lambda: "The retrieval process is ready again, after" in caplog.text)
+    told = [each for each in caplog.messages if each.startswith("The retrieval process")]
+    assert len(told) == 2
+    assert told[0] == "The retrieval process ended (status -9) and is started again."
 
 
 def test_nothing_is_left_behind(wait_until):

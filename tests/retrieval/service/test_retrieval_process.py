@@ -1,12 +1,15 @@
-"""Where the retrieval process runs."""
+"""Where the retrieval process runs, and how it ends."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import msgspec
 import pytest
 
+from reprise.retrieval import RetrievalConfig
+from reprise.retrieval.host.owned_folder import folder_name
 from reprise.retrieval.service.wire import LaunchConfig
 
 _CORES = """
@@ -111,3 +114,48 @@ def test_without_faiss_it_says_what_to_install_in_one_line(tmp_path):
     assert ended.returncode == 1
     [line] = ended.stderr.decode().splitlines()
     assert "vector search needs faiss: pip install 'reprise[cpu]' or 'reprise[gpu]'" in line
+
+
+# What takes seconds at the end of an interpreter that has imported torch, and a second wish to end.
+_ENDING = """
+import atexit, os, signal, time
+from reprise.retrieval.service.retrieval_process import main
+from reprise.retrieval.service.retrieval_server import RetrievalServer
+close = RetrievalServer.close
+def interrupted(server):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    close(server)
+    print("closed")
+RetrievalServer.close = interrupted
+atexit.register(time.sleep, 600)
+main()
+"""
+
+
+def test_told_to_end_it_writes_and_closes_all_and_is_gone(tmp_path, wait_until):
+    config = RetrievalConfig(embedding_model="lexical", clauses=False)
+    launch = LaunchConfig(
+        config=config.model_dump(),
+        address=str(tmp_path / "socket"),
+        block_prefix=folder_name(),
+        owner_pid=os.getpid(),
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", _ENDING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            process.stdin.write(msgspec.json.encode(launch))
+            process.stdin.close()
+            wait_until((tmp_path / "socket").exists)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
+        # It was buffered.
+        assert process.stdout.read() == b"closed\n"
+        assert process.stderr.read() == b""
+    assert list(tmp_path.iterdir()) == []

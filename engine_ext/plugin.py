@@ -19,8 +19,8 @@ def register() -> None:
     Never raises an `Exception`: what a plugin raises keeps vLLM from starting at all.
 
     Raises:
-        SystemExit: the command line names our proposer and asks for what `unsupported_start`
-            names, or for what `check_start` says will not work.
+        SystemExit: the command line names our proposer and asks for what `check_start` says will
+            not work.
     """
     try:
         _register()
@@ -36,13 +36,11 @@ def register() -> None:
 def _register() -> None:
     from reprise.engine_ext.compat.registry import registry
     from reprise.engine_ext.core import logs
-    from reprise.engine_ext.core.identity import PROPOSER_PATH, unsupported_start
+    from reprise.engine_ext.core.identity import PROPOSER_PATH
 
     logs.install()
     # The speculative config may also stand in a file; then the workers refuse.
     if any(PROPOSER_PATH in word for word in sys.argv):
-        if (refused := unsupported_start()) is not None:
-            raise SystemExit(refused)
         from reprise.engine_ext.checks import start_up
 
         start_up.check_once()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,9 +42,10 @@ from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, save_plot
 from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.progress import Stage, progress_stages
+from reprise.eval.report.progress import progress_stages
 from reprise.eval.report.results_table import print_results
 from reprise.eval.report.runs_csv import append_runs
+from reprise.retrieval.chat_logs.exchanges import left_out_in_words
 
 DEMO_TRACE = "demo"
 
@@ -157,7 +158,7 @@ def _measure(options: RunOptions) -> None:
         _check_outputs(options)
         traces = _load_traces(options)
         _quieten_libraries()
-        frontiers: Frontiers | None = None
+        frontiers_of: Callable[[], Frontiers | None] | None = None
         # To be shown on a page; without one nothing is recorded.
         recorded = {name: recorded_trace(rows) for name, rows in traces.items() if options.html}
         if options.engine == "vllm":
@@ -167,22 +168,19 @@ def _measure(options: RunOptions) -> None:
             config = {**_config(options, methods, traces), **engine_config}
         else:
             refuse_live_only(methods)
-            config, runs, frontiers = _run_replay(options, methods, traces, recorded)
+            config, runs, frontiers_of = _run_replay(options, methods, traces, recorded)
     except (TraceError, MethodError, PlotError, TokenizerError, LiveError) as error:
         raise InputError(str(error)) from error
     try:
-        _hand_over(options, config, runs, frontiers, recorded)
+        # Before the frontiers, which take as long again: who stops them keeps these.
+        _hand_over(options, config, runs)
+        frontiers = None if frontiers_of is None else frontiers_of()
+        _draw(options, config, runs, frontiers, recorded)
     except OSError as error:
         raise InputError(f"the results cannot be written: {error}") from error
 
 
-def _hand_over(
-    options: RunOptions,
-    config: dict[str, Any],
-    runs: list[Run],
-    frontiers: Frontiers | None,
-    recorded: dict[str, RecordedTrace],
-) -> None:
+def _hand_over(options: RunOptions, config: dict[str, Any], runs: list[Run]) -> None:
     """Print and write what came out.
 
     Raises:
@@ -194,6 +192,20 @@ def _hand_over(
         write_results(options.output, config, runs)
     if options.csv:
         append_runs(options.csv, config, runs)
+
+
+def _draw(
+    options: RunOptions,
+    config: dict[str, Any],
+    runs: list[Run],
+    frontiers: Frontiers | None,
+    recorded: dict[str, RecordedTrace],
+) -> None:
+    """Write the plot and the page.
+
+    Raises:
+        OSError: something cannot be written.
+    """
     if options.plot and frontiers is not None:
         save_plot(options.plot, frontiers, runs)
     if options.html:
@@ -218,7 +230,7 @@ def _run_replay(
     methods: Sequence[str],
     traces: dict[str, list[TraceRow]],
     recorded: dict[str, RecordedTrace],
-) -> tuple[dict[str, Any], list[Run], Frontiers | None]:
+) -> tuple[dict[str, Any], list[Run], Callable[[], Frontiers | None]]:
     tokenizer_name = options.tokenizer or str(demo_tokenizer_path())
     tokenizer = load_tokenizer(tokenizer_name)
     settings = ReplaySettings(
@@ -228,16 +240,14 @@ def _run_replay(
     )
     config = {**_config(options, methods, traces), "tokenizer": tokenizer_name}
     runs: list[Run] = []
-    frontiers: Frontiers = {}
+    rows_of = {trace: tokenize_rows(rows, tokenizer) for trace, rows in traces.items()}
     with progress_stages(quiet=options.quiet) as stage:
         if needs_embedder(methods):
             with stage("loading the embedding model", 1):
                 config["embedding_model"] = settings.embedder.name
-        for trace, trace_rows in traces.items():
-            rows = tokenize_rows(trace_rows, tokenizer)
-            timed = sum(not row.warm for row in rows)
+        for trace, rows in rows_of.items():
             for method in methods:
-                with stage(f"{trace}: {method}", timed * num_replays(method)) as tick:
+                with stage(f"{trace}: {method}", _num_timed(rows) * num_replays(method)) as tick:
                     run, setting = replay_method(
                         method,
                         trace,
@@ -249,21 +259,29 @@ def _run_replay(
                 runs.append(run)
                 if setting is not None:
                     config.setdefault("suffix_best", {})[trace] = setting._asdict()
-            if options.plot or options.html:
-                frontiers[trace] = _frontiers_of(trace, rows, timed, methods, settings, stage)
-    return config, runs, frontiers if any(frontiers.values()) else None
+    return config, runs, partial(_frontiers_of, options, rows_of, methods, settings)
 
 
 def _frontiers_of(
-    trace: str,
-    rows: Sequence[TokenRow],
-    timed: int,
+    options: RunOptions,
+    rows_of: Mapping[str, Sequence[TokenRow]],
     methods: Sequence[str],
     settings: ReplaySettings,
-    stage: Stage,
-) -> dict[str, Any]:
-    with stage(f"{trace}: frontier", timed * num_frontier_replays(methods)) as tick:
-        return trace_frontiers(trace, rows, methods, settings, on_request=tick)
+) -> Frontiers | None:
+    """Return the frontiers of all traces; None: there are none, or nothing shows them."""
+    if not (options.plot or options.html):
+        return None
+    frontiers: Frontiers = {}
+    with progress_stages(quiet=options.quiet) as stage:
+        for trace, rows in rows_of.items():
+            num_requests = _num_timed(rows) * num_frontier_replays(methods)
+            with stage(f"{trace}: frontier", num_requests) as tick:
+                frontiers[trace] = trace_frontiers(trace, rows, methods, settings, on_request=tick)
+    return frontiers if any(frontiers.values()) else None
+
+
+def _num_timed(rows: Sequence[TokenRow]) -> int:
+    return sum(not row.warm for row in rows)
 
 
 def _load_traces(options: RunOptions) -> dict[str, list[TraceRow]]:
@@ -283,8 +301,7 @@ def _load_trace(path: str, *, quiet: bool) -> list[TraceRow]:
     empty: list[None] = []
     rows = load_trace(path, on_empty=partial(empty.append, None))
     if empty and not quiet:
-        left_out = f"{len(empty)} rows without a question or an answer left out"
-        print(f"{path}: {left_out}", file=sys.stderr)
+        print(f"{path}: {left_out_in_words(len(empty))}", file=sys.stderr)
     return rows
 
 

@@ -70,6 +70,17 @@ def check_settings() -> Iterator[Finding]:
         yield Finding("settings", None, "REPRISE_* and REPRISE_CONFIG make sense")
 
 
+def check_front_end() -> Iterator[Finding]:
+    """Check that vLLM is to use the front end that carries namespaces to the workers."""
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        yield Finding(
+            "front end",
+            "Reprise needs vLLM's Python front end, and VLLM_USE_RUST_FRONTEND asks for the other "
+            "one",
+            "Unset it.",
+        )
+
+
 def check_embedding_model(config: RepriseConfig | None = None) -> Iterator[Finding]:
     """Check, without loading it, that the embedding model is on this machine."""
     from reprise.retrieval.search.embedding import LEXICAL, find_model
@@ -238,6 +249,7 @@ def check_disk(config: RepriseConfig | None = None) -> Iterator[Finding]:
 def check_store(config: RepriseConfig | None = None) -> Iterator[Finding]:
     """Check the SQLite file that the settings name, if they name one."""
     from reprise.retrieval.api.tier_url import sqlite_path
+    from reprise.retrieval.host.private_files import unwritable
     from reprise.retrieval.in_process.open_tier import open_tier
     from reprise.retrieval.tiers.tier import TierError
 
@@ -249,13 +261,13 @@ def check_store(config: RepriseConfig | None = None) -> Iterator[Finding]:
     try:
         if not path.parent.is_dir():
             raise TierError(f"there is no folder {path.parent}")
+        if (locked := unwritable(path)) is not None:
+            raise TierError(f"{locked} cannot be written to")
         # Only what is there: to look must not make a file.
         tier = open_tier(url) if path.exists() else None
         if tier is not None:
             tier.namespaces()
             tier.close()
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise TierError(f"{path.parent} cannot be written to")
     except TierError as error:
         yield Finding("cache file", str(error), "Correct REPRISE_RETRIEVAL__URL, or mend it.")
     else:

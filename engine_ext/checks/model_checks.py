@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from reprise.engine_ext.checks.machine_checks import Finding, looks_like_path
 
@@ -19,6 +23,7 @@ _TOKENIZERS = (
 _PLAIN_FORMATS = ("auto", "hf", "safetensors", "pt", "mistral")
 _POINTER = b"version https://git-lfs"
 _MAX_POINTER_BYTES = 1024
+_LOOK_UP_WITHIN_S = 1.0
 
 
 def check_model(model: str, options: Mapping[str, str]) -> Iterator[Finding]:
@@ -29,6 +34,8 @@ def check_model(model: str, options: Mapping[str, str]) -> Iterator[Finding]:
         return
     folder = Path(model)
     if not folder.is_dir():
+        if not os.path.exists(model):
+            yield from _check_hub(model, options)
         return
     config = next((folder / name for name in _CONFIGS if (folder / name).exists()), None)
     has_gguf = any(folder.glob("*.gguf"))
@@ -98,8 +105,49 @@ def _unfound(name: str, options: Mapping[str, str]) -> str | None:
     if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
         return None
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return _not_cached(name, options)
+        problem = _not_cached(name, options)
+        return None if problem is None else f"{problem}, and HF_HUB_OFFLINE is set"
     return None
+
+
+def _check_hub(name: str, options: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that the hub can be found, where the model has to be fetched from it.
+
+    A network that is down may come up while vLLM tries, so that ends no start; a name server that
+    does not know the hub does.
+    """
+    if "://" in name or options.get("config-format", "auto") not in _PLAIN_FORMATS:
+        return
+    if "hf-config-path" in options or getproxies():  # a proxy has a name server of its own
+        return
+    if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
+        return
+    if _not_cached(name, options) is None:
+        return
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    errors: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            errors.append(error)
+
+    # In a thread: a name server may take longer to say nothing than anybody wants to wait.
+    asking = threading.Thread(target=look_up, daemon=True)
+    asking.start()
+    asking.join(_LOOK_UP_WITHIN_S)
+    if not errors:
+        return
+    (error,) = errors
+    yield Finding(
+        "model",
+        f"{name} is neither a folder here nor in the hub's cache, and {host} cannot be found: "
+        f"{error.strerror}",
+        is_fatal=error.errno == socket.EAI_NONAME,
+    )
 
 
 def _not_cached(name: str, options: Mapping[str, str]) -> str | None:
@@ -116,7 +164,7 @@ def _not_cached(name: str, options: Mapping[str, str]) -> str | None:
                 return None
     except ValueError as error:
         return f"{name}: {str(error).splitlines()[0]}"
-    return f"{name} is not in the hub's cache, and HF_HUB_OFFLINE is set"
+    return f"{name} is not in the hub's cache"
 
 
 def _bad_json(file: Path) -> str | None:

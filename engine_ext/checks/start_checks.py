@@ -15,6 +15,7 @@ from reprise.engine_ext.checks.machine_checks import (
     Finding,
     check_disk,
     check_embedding_model,
+    check_front_end,
     check_redis,
     check_shared_memory,
     check_socket,
@@ -49,7 +50,7 @@ def check_start(
         config = config_with(_json_option(options, "additional-config"))
     except ValueError as error:
         return [Finding("settings", str(error).removeprefix("Reprise configuration: "))]
-    findings = [*check_socket(), *_vllm_sockets(options)]
+    findings = [*check_front_end(), *check_socket(), *_vllm_sockets(options)]
     findings += check_store(config)
     findings += check_embedding_model(config)
     if model is not None:

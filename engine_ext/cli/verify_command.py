@@ -78,7 +78,7 @@ def verify(
     """
     if report is not None:
         check_output(report, url)
-    with opened(url) as tier:
+    with opened(url, only_reads=True) as tier:
         found = [a for name in namespaces_of(tier, namespace) for a in tier.exact_answers(name)]
     wanted = [answer for answer in found if answer.verifiable and answer.response_tokens]
     key = vocabulary_key(model)

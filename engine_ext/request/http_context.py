@@ -99,7 +99,7 @@ class HttpContextMiddleware:
         for raw_name, raw_value in scope["headers"]:
             name = raw_name.decode("latin-1").lower()
             if name.startswith(HEADER_PREFIX):
-                value = raw_value.decode("latin-1")
+                value = _text_of(raw_value)
                 # As HTTP has it: a header that comes twice is one list.
                 headers[name] = f"{headers[name]}, {value}" if name in headers else value
             elif name == "authorization" and authorization is None:  # vLLM takes the first too
@@ -109,6 +109,14 @@ class HttpContextMiddleware:
 
     def _tenants_of(self, scope: Scope) -> ServerTenants:  # noqa: ARG002 - a server's own may ask
         return self._tenants
+
+
+def _text_of(value: bytes) -> str:
+    """Return a header's value: UTF-8, as most clients send what is not ASCII, or Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 class _Reply:

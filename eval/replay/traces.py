@@ -54,7 +54,7 @@ def load_trace(path: str | Path, *, on_empty: Callable[[], None] = lambda: None)
 
     Args:
         path: see `read_log`.
-        on_empty: called for each row of a chat log that holds no answer.
+        on_empty: called for each row without a question or an answer; it is left out.
 
     Raises:
         TraceError: one line that names file and line number, for a file that cannot be read, a row
@@ -65,7 +65,7 @@ def load_trace(path: str | Path, *, on_empty: Callable[[], None] = lambda: None)
     try:
         for number, fields in read_log(path):
             try:
-                found = _chat_rows(fields) if is_chat_row(fields) else [_row(fields)]
+                found = _chat_rows(fields) if is_chat_row(fields) else _rows(fields)
             except ValueError as error:
                 raise TraceError(f"{path}, line {number}: {error}") from None
             if not found:
@@ -96,15 +96,16 @@ def limit_rows(rows: Sequence[TraceRow], limit: int | None) -> list[TraceRow]:
     return kept
 
 
-def _row(fields: Mapping[str, Any]) -> TraceRow:
-    """Return a row that has the fields of a trace."""
+def _rows(fields: Mapping[str, Any]) -> list[TraceRow]:
+    """Return the row that has the fields of a trace; none without a question or an answer."""
     for name in _REQUIRED:
         if name not in fields:
             hint = "; it has token ids, not text" if f"{name}_token_ids" in fields else ""
             raise ValueError(f"the row has no {name!r}{hint}")
-        if not isinstance(fields[name], str) or not fields[name]:
-            raise ValueError(f"{name!r} must be a non-empty string")
-    return TraceRow(**{name: fields[name] for name in _REQUIRED}, **_labels(fields))
+        if not isinstance(fields[name], str | None):
+            raise ValueError(f"{name!r} must be a string")
+    texts = {name: fields[name] for name in _REQUIRED}
+    return [TraceRow(**texts, **_labels(fields))] if all(texts.values()) else []
 
 
 def _chat_rows(fields: Mapping[str, Any]) -> list[TraceRow]:

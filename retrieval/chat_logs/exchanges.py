@@ -49,7 +49,7 @@ def is_chat_row(row: Mapping[str, Any]) -> bool:
 
 
 def exchanges_of(row: Mapping[str, Any]) -> list[Exchange]:
-    """Return the answers in a row; none where nothing was answered, as after an error.
+    """Return the answers in a row; none where nothing was asked or answered, as after an error.
 
     Raises:
         ValueError: The row is not what it looks like; says what was expected.
@@ -62,7 +62,16 @@ def exchanges_of(row: Mapping[str, Any]) -> list[Exchange]:
         asked = [message["content"] for message in each.messages or ()]
         if _REDACTED in (*asked, each.prompt, each.response):
             raise ValueError("LiteLLM was to leave the texts out (turn_off_message_logging)")
-    return exchanges
+    return [each for each in exchanges if _asks(each)]
+
+
+def left_out_in_words(count: int) -> str:
+    """Say how many rows hold nothing to use."""
+    return f"{count} {'row' if count == 1 else 'rows'} without a question or an answer left out"
+
+
+def _asks(exchange: Exchange) -> bool:
+    return bool(exchange.prompt) or any(each["content"] for each in exchange.messages or ())
 
 
 def _of_chat(row: Mapping[str, Any], key: str) -> list[Exchange]:

@@ -7,7 +7,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -87,7 +87,7 @@ def read_rows(
         tokenizer: For rows of text.
         namespace: Instead of the rows' own.
         tokenizer_key: Instead of the rows' own.
-        on_empty: Called for each row of a chat log that holds no answer.
+        on_empty: Called for each row without a question or an answer; it is left out.
 
     Raises:
         ValueError: The file, or a row of it, cannot be read; names the line and what was expected.
@@ -117,7 +117,8 @@ def _answers(
         row.namespace = namespace
     if tokenizer_key is not None:
         row.tokenizer_key = tokenizer_key
-    yield _answer(row, tokenizer)
+    if (answer := _answer(row, fields.keys(), tokenizer)) is not None:
+        yield answer
 
 
 def _answer_of(
@@ -142,13 +143,17 @@ def _answer_of(
     )
 
 
-def _answer(row: _Row, tokenizer: TextTokenizer | None) -> Answer:
-    prompt_ids = row.prompt_token_ids
-    response_ids = row.response_token_ids
-    if prompt_ids is None or response_ids is None:
-        if row.prompt is None or row.response is None:
+def _answer(row: _Row, given: Set[str], tokenizer: TextTokenizer | None) -> Answer | None:
+    """Return the answer of a row that has these fields; None: it has no question or no answer."""
+    asked: str | list[int] | None = row.prompt_token_ids
+    answered: str | list[int] | None = row.response_token_ids
+    if asked is None or answered is None:
+        if not given >= {"prompt", "response"}:
             raise ValueError(f"expected {_EXPECTED}")
-        prompt_ids, response_ids = _ids(row.prompt, tokenizer), _ids(row.response, tokenizer)
+        asked, answered = row.prompt, row.response
+    if not asked or not answered:
+        return None
+    prompt_ids, response_ids = _ids(asked, tokenizer), _ids(answered, tokenizer)
     prompt, response = (
         text if isinstance(text, str) else "" for text in (row.prompt, row.response)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ from reprise.retrieval.cli.tier_access import (
     check_output,
     embedder_of,
     namespaces_of,
+    no_answers_in,
     opened,
     seconds_of,
     tokenizer_at,
@@ -67,8 +69,12 @@ def export(
     to_stdout = str(file) == "-"
     if not to_stdout:
         check_output(file, url)
-    with opened(url) as tier:
+    with opened(url, only_reads=True) as tier:
         answers = all_answers(tier, namespace)
+        # What was exported before is not lost to an empty cache.
+        if (first := next(answers, None)) is None:
+            raise ValueError(f"no answers to export in {redact(url)}")
+        answers = chain([first], answers)
         if to_stdout:
             if sys.stdout is None:
                 raise ValueError("standard output is closed")
@@ -99,10 +105,11 @@ def warm(
     Example: reprise cache warm --url redis://localhost:6379/0
     """
     with opened(url) as tier:
+        answers = all_answers(tier, namespace)
         embedder = embedder_of(embedding_model)
         count = without = 0
         missing: list[tuple[str, str]] = []
-        for answer in all_answers(tier, namespace):
+        for answer in answers:
             count += 1
             without += not answer.prompt_text
             if answer.prompt_text and answer.embedder != embedder.identity:
@@ -146,7 +153,7 @@ def stats(url: Url, namespace: Namespace = None) -> None:
     """
     columns = ("namespace", "answers", "embedded", "tokens", "MiB", "oldest", "newest", "tokenizer")
     rows = []
-    with opened(url) as tier:
+    with opened(url, only_reads=True) as tier:
         names = namespaces_of(tier, namespace)
         for name in sorted(names):
             count = embedded = tokens = num_bytes = 0
@@ -225,6 +232,8 @@ def invalidate(
     gone: dict[tuple[str, str], None] = {}
     try:
         with opened(url) as tier:
+            is_known = any(map(invalidation.covers, tier.namespaces()))
+            # Also where it holds nothing: replicas may hold it in memory.
             tier.forget(invalidation, text_of=text_of, removed=gone)
             num_damaged = tier.num_damaged
     finally:  # also of what was removed before the tier failed
@@ -234,6 +243,8 @@ def invalidate(
         # It holds vectors of what was removed. A running engine writes it anew.
         index.unlink(missing_ok=True)
     typer.echo(f"{answers_in_words(removed)} removed")
+    if not is_known and (named := tenant if namespace is None else namespace) is not None:
+        typer.echo(no_answers_in(named))
     if answer_id is not None and not removed:
         typer.echo("--id takes a whole id: reprise cache show prints it")
     if prompt is not None and textless:
@@ -248,7 +259,7 @@ def check(url: Url) -> None:
 
     Example: reprise cache check --url redis://localhost:6379/0
     """
-    with opened(url) as tier:
+    with opened(url, only_reads=True) as tier:
         began_s = time.perf_counter()
         count = sum(1 for _ in all_answers(tier, None))
         took_s = time.perf_counter() - began_s

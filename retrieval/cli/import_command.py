@@ -12,6 +12,7 @@ import typer
 from reprise.retrieval.api.answer import Answer, content_id
 from reprise.retrieval.api.namespace import check_namespace
 from reprise.retrieval.api.tier_url import redact
+from reprise.retrieval.chat_logs.exchanges import left_out_in_words
 from reprise.retrieval.cli.answer_rows import read_rows
 from reprise.retrieval.cli.tier_access import (
     Url,
@@ -76,6 +77,9 @@ def import_(
         on_empty=lambda: empty.append(None),
     )
     answers = list(tracked(rows, "Reading"))
+    without = f"; {left_out_in_words(len(empty))}" if empty else ""
+    if not answers:
+        raise ValueError(f"{file} holds no answers{without}")
     if tokenizer_key is None:
         answers = _named(answers, None if tokenizer is None else vocabulary_key(tokenizer))
     distinct = {(answer.namespace, answer.answer_id): answer for answer in answers}
@@ -87,7 +91,6 @@ def import_(
                 tier.put(missing)
             new += len(batch) - len(held)
     counts = f"{new} new, {len(answers) - new} already known"
-    without = f"; {len(empty)} rows without a question or an answer left out" if empty else ""
     typer.echo(f"{answers_in_words(len(answers))} imported into {redact(url)}: {counts}{without}")
     for key in sorted({answer.tokenizer_key for answer in answers} - {""}):
         typer.echo(

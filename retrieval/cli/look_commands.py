@@ -40,7 +40,7 @@ def list_(url: Url, namespace: Namespace = None, limit: Limit = 20) -> None:
 
     Example: reprise cache list --url redis://localhost:6379/0 --limit 50
     """
-    with opened(url) as tier:
+    with opened(url, only_reads=True) as tier:
         count = 0
 
         def counted() -> Iterator[Answer]:
@@ -67,7 +67,9 @@ def show(
 
     Example: reprise cache show 3f2a91c07b44 --url redis://localhost:6379/0
     """
-    with opened(url) as tier:
+    if not answer_id:
+        raise ValueError("show needs an id, or how it begins: reprise cache list has them")
+    with opened(url, only_reads=True) as tier:
         found = [a for a in all_answers(tier, namespace) if a.answer_id.startswith(answer_id)]
     exact = [answer for answer in found if answer.answer_id == answer_id]
     chosen = exact or found
@@ -105,13 +107,16 @@ def search(
 
     Example: reprise cache search "How do I cancel?" --url redis://localhost:6379/0
     """
-    with opened(url) as tier:
+    if not text.strip():
+        raise ValueError("search needs a question")
+    with opened(url, only_reads=True) as tier:
+        answers = all_answers(tier, namespace)
         embedder = embedder_of(embedding_model)
         [wanted] = embedder.encode([clip(text)])
         best: list[tuple[float, int, Answer]] = []
         order = 0
         is_told = False
-        for batch in batches(tracked(all_answers(tier, namespace), "Comparing")):
+        for batch in batches(tracked(answers, "Comparing")):
             rows = np.zeros((len(batch), embedder.dim), dtype=np.float32)
             bare = []
             for i, answer in enumerate(batch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -19,9 +18,11 @@ from rich.progress import track
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.namespace import check_namespace
 from reprise.retrieval.api.tier_url import INDEX_ENDING, redact, sqlite_path
+from reprise.retrieval.host.private_files import unwritable
 from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
 from reprise.retrieval.search.embedding import LEXICAL, Embedder
+from reprise.retrieval.tiers.sqlite_reader import SqliteReader
 from reprise.retrieval.tiers.tier import Tier, TierError
 
 Item = TypeVar("Item")
@@ -50,14 +51,26 @@ EmbeddingModel = Annotated[
 
 
 @contextmanager
-def opened(url: str, *, may_create: bool = False) -> Iterator[Tier]:
-    """Yield the tier of a URL; what goes wrong with it is one line."""
+def opened(url: str, *, may_create: bool = False, only_reads: bool = False) -> Iterator[Tier]:
+    """Yield the tier of a URL; what goes wrong with it is one line.
+
+    Args:
+        url: Names the tier.
+        may_create: Whether an SQLite file may be made.
+        only_reads: Whether an SQLite file will do that cannot be written to.
+    """
     try:
+        tier: Tier | None = None
         path = sqlite_path(url) if url.startswith("sqlite:") else None
+        if path is not None and path.exists() and (locked := unwritable(path)) is not None:
+            if not only_reads:
+                raise TierError(f"{locked} cannot be written to")
+            tier = SqliteReader(path)
         # A mistyped path would read as an empty cache.
-        if path is not None and not may_create and not path.exists():
+        elif path is not None and not may_create and not path.exists():
             raise ValueError(f"there is no SQLite file {path}")
-        tier = open_tier(url)
+        else:
+            tier = open_tier(url)
         if tier is None:
             raise ValueError("memory:// lives in a running engine; name sqlite:// or redis://")
         try:
@@ -74,7 +87,7 @@ def check_reachable(url: str) -> None:
     if path is not None and not path.exists():
         if not path.parent.is_dir():
             raise ValueError(f"{redact(url)}: there is no folder {path.parent}")
-        if not os.access(path.parent, os.W_OK | os.X_OK):
+        if unwritable(path) is not None:
             raise ValueError(f"{redact(url)}: {path.parent} cannot be written to")
         return
     with opened(url) as tier:
@@ -95,14 +108,34 @@ def check_output(path: Path, url: str) -> None:
 
 
 def namespaces_of(tier: Tier, namespace: str | None) -> list[str]:
-    """Return the namespaces of a tier, or the one that is asked for."""
-    return tier.namespaces() if namespace is None else [check_namespace(namespace)]
+    """Return the namespaces of a tier, or the one that is asked for.
+
+    Raises:
+        ValueError: It holds no answers: a mistyped name would read as an empty cache.
+    """
+    names = tier.namespaces()
+    if namespace is None:
+        return names
+    if check_namespace(namespace) not in names:
+        raise ValueError(no_answers_in(namespace))
+    return [namespace]
+
+
+def no_answers_in(namespace: str) -> str:
+    """Say that a namespace holds no answers."""
+    return (
+        f"no answers in the namespace {namespace!r}: reprise cache stats shows those with answers"
+    )
 
 
 def all_answers(tier: Tier, namespace: str | None) -> Iterator[Answer]:
-    """Yield the answers of a tier, of one namespace or of all."""
-    for name in namespaces_of(tier, namespace):
-        yield from tier.answers(name)
+    """Return the answers of a tier, of one namespace or of all, read in pages.
+
+    Raises:
+        ValueError: See `namespaces_of`.
+    """
+    names = namespaces_of(tier, namespace)
+    return (answer for name in names for answer in tier.answers(name))
 
 
 def answers_at(tier: Tier, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Answer]:

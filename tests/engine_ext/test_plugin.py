@@ -14,6 +14,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from reprise.engine_ext import plugin, proposer
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
+from reprise.engine_ext.checks import start_up
 from reprise.engine_ext.compat import versions
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
@@ -100,11 +101,17 @@ def test_what_isolates_tenants_is_needed_unless_there_is_one(
 
 
 @pytest.mark.usefixtures("not_applied")
-def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rust_front_end_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     monkeypatch.setattr(sys, "argv", ["serve", f'{{"model": "{PROPOSER_PATH}"}}'])
-    with pytest.raises(SystemExit, match="unset it"):
+    monkeypatch.setattr(start_up, "_checked_pids", set())
+    with pytest.raises(SystemExit) as ended:
         plugin.register()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("reprise: front end: Reprise needs vLLM's Python front end")
     monkeypatch.setattr(sys, "argv", ["serve"])
     assert is_applied()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from reprise.eval import acceptance_rate
 from reprise.eval.acceptance_rate import main
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live import engine_turns
@@ -96,6 +97,21 @@ def test_table_page_and_progress(
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
+def test_results_are_there_before_the_frontiers(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(acceptance_rate, "trace_frontiers", stopped)
+    output, plot = tmp_path / "runs.json", tmp_path / "plot.svg"
+    arguments = ["--trace", str(trace), "--methods", "none", "--limit", "1", "--quiet"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--output", str(output), "--plot", str(plot)])
+    assert len(json.loads(output.read_text())["runs"]) == 1
+    assert not plot.exists()
+
+
 def test_runs_are_appended_as_rows(trace: Path, tmp_path: Path) -> None:
     csv = tmp_path / "runs.csv"
     for cost in ("0.02", "0.5"):
@@ -165,7 +181,7 @@ def test_chat_logs_are_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     log.write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
     arguments = ("--trace", str(log), "--methods", "none", "--output", str(output))
     assert main(arguments) == 0
-    assert "1 rows without a question or an answer left out" in capsys.readouterr().err
+    assert "1 row without a question or an answer left out" in capsys.readouterr().err
     (run,) = json.loads(output.read_text())["runs"]
     assert run["requests"] == 2
     assert main([*arguments, "--quiet"]) == 0

@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -100,12 +102,54 @@ def test_a_folder_that_is_no_whole_model(folder: Path) -> None:
     assert "has no config.json" not in refusal(folder, *FREE, "--hf-config-path", "owner/name")
 
 
+def hub_is_found(monkeypatch: pytest.MonkeyPatch, error: socket.gaierror | None) -> None:
+    """Have the hub's name looked up with this outcome, and others as they are."""
+    from huggingface_hub import constants
+
+    look_up = socket.getaddrinfo
+
+    def looked_up(host: str, *rest: Any, **more: Any) -> Any:
+        if host != urlsplit(constants.ENDPOINT).hostname:
+            return look_up(host, *rest, **more)
+        if error is not None:
+            raise error
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+
+
+def test_a_name_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HF_HUB_OFFLINE", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    hub_is_found(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    line = refusal("nosuchmodel")
+    assert line.startswith("model: nosuchmodel is neither a folder here nor in the hub's cache")
+    assert "cannot be found: Name or service not known" in line
+    for option in ("--hf-config-path=x/y", "--config-format=my_own"):
+        assert refusal("nosuchmodel", *FREE, option) == ""
+    # The network may come up while vLLM tries.
+    hub_is_found(monkeypatch, socket.gaierror(socket.EAI_AGAIN, "Temporary failure"))
+    findings = check_start("nosuchmodel", FREE)
+    assert refusal_of(findings) is None
+    assert any("cannot be found: Temporary failure" in each for each in warnings_of(findings))
+    monkeypatch.setenv("https_proxy", "http://proxy:1")  # whose network is another
+    assert not any("nosuchmodel" in each for each in warnings_of(check_start("nosuchmodel", FREE)))
+
+
+def test_the_rust_front_end_ends_the_start(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    assert "Reprise needs vLLM's Python front end" in refusal(demo_model)
+
+
 def test_a_model_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no folder /no/such" in refusal("/no/such")
     assert "neither a folder here nor a name on the hub" in refusal("a/b/c")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "not in the hub's cache" in refusal("nobody/nothing")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    hub_is_found(monkeypatch, None)
     assert refusal("nobody/nothing") == ""  # it may be downloaded
     assert refusal("s3://bucket/model") == ""
     assert "there is no folder /no/such" in refusal(
@@ -319,6 +363,11 @@ def test_offline_a_model_is_looked_for_where_vllm_does(
     (tmp_path / "models--owner--model" / "refs").mkdir()
     (tmp_path / "models--owner--model" / "refs" / "main").write_text("a1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    # What is there needs no hub.
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    hub_is_found(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    assert refusal("owner/model") == ""
+    assert "cannot be found" in refusal("owner/other")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert refusal("owner/model", *FREE, "--download-dir", str(tmp_path / "other")) == ""
     assert "not in the hub's cache" in refusal("owner/model", *FREE, "--revision", "b2")

@@ -57,6 +57,20 @@ async def test_headers_and_key_reach_the_engine_client_and_the_outcome_the_reply
     assert current_http_context.get() is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+async def test_headers_are_read_as_they_were_written(encoding: str) -> None:
+    seen: list[Any] = []
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        http_context = current_http_context.get()
+        assert http_context is not None
+        seen.append(http_context.headers)
+
+    raw = [(b"x-reprise-namespace", "münchen".encode(encoding))]
+    await HttpContextMiddleware(app)({"type": "http", "headers": raw}, AsyncMock(), AsyncMock())
+    assert seen == [{"x-reprise-namespace": "münchen"}]
+
+
 async def test_outcomes_of_several_requests_are_one_header_and_none_is_no_header() -> None:
     async def several(_scope: Any, _receive: Any, send: Any) -> None:
         http_context = current_http_context.get()

@@ -65,6 +65,17 @@ def test_a_rendered_prompt_stays_one(tmp_path: Path) -> None:
     assert load_trace(tmp_path / "again.jsonl") == rows
 
 
+def test_rows_without_a_question_or_an_answer_are_left_out(tmp_path: Path) -> None:
+    empty: list[None] = []
+    texts = [("p", ""), ("", "r"), ("p", None), (None, "r"), ("p", "r")]
+    rows = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in texts]
+    trace = write(tmp_path, "\n".join(rows))
+    assert load_trace(trace, on_empty=lambda: empty.append(None)) == [
+        TraceRow(prompt="p", response="r")
+    ]
+    assert len(empty) == 4
+
+
 def test_query_text_is_the_prompt_unless_there_is_a_query() -> None:
     assert TraceRow(prompt="p", response="r").query_text == "p"
     assert TraceRow(prompt="p", response="r", query="q").query_text == "q"
@@ -78,7 +89,8 @@ def test_query_text_is_the_prompt_unless_there_is_a_query() -> None:
         ('{"messages": 5}', r"t\.jsonl, line 1: expected a list in messages"),
         ('{"prompt_token_ids": [1]}', "no 'prompt'; it has token ids, not text"),
         (
-            '{"query": "q", "messages": [{"role": "user"}, {"role": "assistant", "content": "a"},'
+            '{"query": "q", "messages": [{"role": "user", "content": "u"},'
+            ' {"role": "assistant", "content": "a"},'
             ' {"role": "assistant", "content": "b"}]}',
             "'query' are of one answer",
         ),
@@ -88,8 +100,9 @@ def test_query_text_is_the_prompt_unless_there_is_a_query() -> None:
         ("[1]", r"t\.jsonl, line 1: expected a JSON object, got int"),
         ('{"response": "r"}', r"t\.jsonl, line 1: the row has no 'prompt'"),
         ('\n{"prompt": "p"}', r"t\.jsonl, line 2: the row has no 'response'"),
-        ('{"prompt": "", "response": "r"}', "'prompt' must be a non-empty string"),
-        ('{"prompt": "p", "response": 3}', "'response' must be a non-empty string"),
+        ('{"prompt": "", "response": "r"}', "the trace is empty"),
+        ('{"prompt": 3, "response": ""}', "'prompt' must be a string"),
+        ('{"prompt": "p", "response": 3}', "'response' must be a string"),
         ('{"prompt": "p", "response": "r", "cached": 3}', "'cached' must be a string"),
         ('{"prompt": "p", "response": "r", "warm": 1}', "'warm' must be true or false"),
         ("[" * 100_000, "nested too deeply"),

@@ -247,6 +247,32 @@ def test_an_export_is_for_its_owner_alone(url, fill, tmp_path):
         os.umask(before)
 
 
+@pytest.mark.parametrize("before", ["kept", None])
+def test_nothing_to_export_leaves_the_file_as_it_is(url, fill, tmp_path, before):
+    exported = tmp_path / "a.jsonl"
+    if before is not None:
+        exported.write_text(before)
+    fill()
+    assert "no answers to export in sqlite://" in refused("export", exported, "--url", url)
+    fill(answer(1))
+    message = refused("export", exported, "--url", url, "--namespace", "acmee")
+    assert "no answers in the namespace 'acmee'" in message
+    assert (exported.read_text() if exported.exists() else None) == before
+
+
+def test_a_namespace_without_answers_is_not_an_empty_cache(url, fill):
+    fill(answer(1))
+    given = ("--url", url, "--namespace", "acmee")
+    for command in (["stats"], ["list"], ["warm"], ["show", "id1"], ["search", "question"]):
+        assert "no answers in the namespace 'acmee'" in refused(*command, *given)
+    told = run("invalidate", *given)  # replicas may hold it in memory: they are told
+    assert told.startswith("0 answers removed\nno answers in the namespace 'acmee'")
+    assert "no answers in the namespace 'zeta'" in run(
+        "invalidate", "--url", url, "--tenant", "zeta"
+    )
+    assert "no answers" not in run("invalidate", "--url", url, "--namespace", "acme", "--id", "x")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not is_milvus_installed(), reason="no Milvus: pip install 'reprise[milvus]'")
 def test_an_index_in_milvus_is_filled_and_rid_of_what_is_removed(url, fill, tmp_path):

@@ -138,9 +138,34 @@ def test_a_conversation_gives_an_answer_for_each_reply(url, tmp_path, chat_token
     log.write_text(json.dumps([row, unanswered], indent=1))
     output = run("import", log, "--url", url, "--tokenizer", chat_tokenizer)
     assert "2 answers imported" in output
-    assert "1 rows without a question or an answer left out" in output
+    assert "; 1 row without a question or an answer left out" in output
     first, second = (9, 7, 8, 1, 3, 2), (9, 7, 8, 1, 3, 2, 4, 1, 5, 2)
     assert imported(tmp_path) == {(first, (4,)), (second, (6,))}
+
+
+EMPTY_ROWS = [
+    {"prompt": "hi", "response": ""},
+    {"prompt": "", "response": "there"},
+    {"prompt": "hi", "response": None},
+    {"prompt": [], "response": [1]},
+    {"prompt_token_ids": [1], "response_token_ids": []},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]},
+    {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "there"}]},
+    {"request": {"prompt": ""}, "response": {"choices": [{"text": "there"}]}},
+]
+
+
+def test_rows_without_a_question_or_an_answer_are_left_out(url, tmp_path, chat_tokenizer):
+    log = tmp_path / "rows.jsonl"
+    given = ("import", log, "--url", url, "--model", chat_tokenizer)
+    log.write_text("\n".join(map(json.dumps, [*EMPTY_ROWS, {"prompt": "hi", "response": "now"}])))
+    output = run(*given)
+    assert "1 new, 0 already known; 8 rows without a question or an answer left out" in output
+    assert imported(tmp_path) == {((3,), (6,))}
+    log.write_text("\n".join(map(json.dumps, EMPTY_ROWS)))
+    assert f"{log} holds no answers; 8 rows without" in refused(*given)
+    log.write_text("\n")
+    assert refused(*given) == f"{log} holds no answers"
 
 
 def test_what_was_known_already_is_told_apart(url, tmp_path):

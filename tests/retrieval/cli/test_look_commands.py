@@ -53,6 +53,8 @@ def test_one_answer_is_shown_whole(url: str) -> None:
     assert (shown["namespace"], shown["tokenizer_key"]) == ("acme", "k")
     assert "3 answers have ids that begin with id" in refused("show", "id", "--url", url)
     assert "no answer whose id begins with x" in refused("show", "x", "--url", url)
+    assert "show needs an id" in refused("show", "", "--url", url)
+    assert "search needs a question" in refused("search", " ", "--url", url)
 
 
 @pytest.mark.parametrize("warmed", [False, True])

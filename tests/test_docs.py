@@ -165,6 +165,7 @@ def metric_names() -> frozenset[str]:
     metrics.memory(ExactMemoryStats(answers=1, bytes=1, evicted=1, expired=1))
     metrics.shared({"hit": 1, "written": 1})
     metrics.errors("front_end", {"replay": 1})
+    metrics.features("front_end", {"exact hits": "applied"})
     source = {"corpus": {"drafted": 1, "accepted": 1}}
     report = _Everything(
         provider=_Everything(by_source=source),

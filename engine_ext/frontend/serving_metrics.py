@@ -30,10 +30,9 @@ _ERROR_PLACES = {
     "worker": (
         *("AsyncScheduler.__init__", "Scheduler.__init__", "before_propose", "before_serving"),
         *("begin request", "corpora", "drop request", "end request", "learn"),
-        *("learn weights", "learn: queue full", "near answers", "observe end", "on_arrival"),
+        *("learn: queue full", "near answers", "observe end", "on_arrival"),
         *("preempt request", "propose", "read back", "read back: queue full", "record"),
         *("save hits", "save weights", "start request", "store drafts", "system_prefix"),
-        "write weights",
     ),
 }
 _LOOKUP_BUCKETS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3)

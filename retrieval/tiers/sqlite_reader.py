@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from reprise.retrieval.tiers.record import RecordReader
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 from reprise.retrieval.tiers.tier import TierError
 
@@ -27,36 +25,38 @@ class SqliteReader(SqliteTier):
     """
 
     def __init__(self, path: Path) -> None:
-        self._ttl_s = None
-        self._path = path
-        self._reader = RecordReader(str(path))
-        self._lock = threading.Lock()
-        log = path.with_name(path.name + "-wal")
+        super().__init__(path)
+        self._log_path = path.with_name(path.name + "-wal")
         # SQLite reads a file with a log only beside a file of locks, which it would have to make.
         # Without a log nobody has the file open: it can be read as it is.
-        self._has_log = log.exists() and log.stat().st_size > 0
-        options = "mode=ro" if self._has_log else "mode=ro&immutable=1"
+        self._has_log = self._log_path.exists() and self._log_path.stat().st_size > 0
         self._version = self._stat()
-        self._db = sqlite3.connect(
-            f"file:{quote(str(path))}?{options}", uri=True, check_same_thread=False
+        with self._session():
+            pass  # opens it
+
+    def _open(self) -> sqlite3.Connection:
+        options = "mode=ro" if self._has_log else "mode=ro&immutable=1"
+        db = sqlite3.connect(
+            f"file:{quote(str(self._path))}?{options}", uri=True, check_same_thread=False
         )
         try:
-            names = {row[0] for row in self._db.execute("select name from sqlite_master")}
+            names = {row[0] for row in db.execute("select name from sqlite_master")}
         except sqlite3.Error as error:
-            self._db.close()
-            reason = f"sqlite file {path}: {error}"
+            db.close()
+            reason = f"sqlite file {self._path}: {error}"
             if self._has_log:
                 reason += (
-                    f"; {path.parent} cannot be written to, and what {log.name} holds can only be "
-                    "read where it can: copy both files to another folder"
+                    f"; {self._path.parent} cannot be written to, and what {self._log_path.name} "
+                    "holds can only be read where it can: copy both files to another folder"
                 )
             raise TierError(reason) from error
         if not names >= _TABLES:
-            self._db.close()
+            db.close()
             raise TierError(
-                f"sqlite file {path}: an earlier version's, or none of ours, and it cannot be "
-                "written to: copy it to another folder"
+                f"sqlite file {self._path}: an earlier version's, or none of ours, and it cannot "
+                "be written to: copy it to another folder"
             )
+        return db
 
     def _stat(self) -> tuple[int, int, int] | None:
         """Return what tells the file from one that was written to; None: it is gone."""

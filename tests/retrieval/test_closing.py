@@ -18,7 +18,6 @@ from reprise.retrieval.service.process_retriever import ProcessRetriever
 from reprise.retrieval.service.retrieval_client import RetrievalClient
 from reprise.retrieval.service.shared_results import ResultReader, ResultWriter
 from reprise.retrieval.service.wire import Sender
-from reprise.retrieval.tiers.late_tier import LateTier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
@@ -40,8 +39,8 @@ def reader(_):
     return read.close
 
 
-def late_tier(path):
-    tier = LateTier("sqlite", lambda: SqliteTier(path))
+def opened_tier(path):
+    tier = SqliteTier(path)
     tier.namespaces()
     return tier.close
 
@@ -67,8 +66,7 @@ CLOSERS = {
     "Sender": (sender, _ROUNDS),
     "RetrievalClient": (lambda path: RetrievalClient(str(path)).close, 5),
     "MemoryTier": (lambda _: MemoryTier(max_bytes=1 << 20).close, _ROUNDS),
-    "SqliteTier": (lambda path: SqliteTier(path).close, 10),
-    "LateTier": (late_tier, 10),
+    "SqliteTier": (opened_tier, 10),
     # With all that writes behind memory.
     "LocalRetriever": (
         lambda path: LocalRetriever(CONFIG.model_copy(update={"url": f"sqlite://{path}"})).close,
@@ -85,7 +83,7 @@ PARTS = {
     "RemoteSearch": "LocalRetriever",
     "RemoteIndex": "RemoteSearch",
     "MilvusRemoval": "RemoteSearch, taken under its lock",
-    "RedisTier": "LateTier",
+    "RedisTier": "LocalRetriever",
     "RedisConnection": "RedisTier, taken under its lock",
     "RetrievalServer": "the main thread of the retrieval process",
     "Retriever": "an interface",

@@ -42,6 +42,7 @@ THREADS = {
     "retrieval/service/wire.py": "test_the_sender",
     "engine_ext/cli/proof_worker.py": "waits for lines, and ends the process",
     "engine_ext/cli/worker_process.py": "of a command that starts an engine",
+    "engine_ext/checks/model_checks.py": "one name looked up, whose errors are findings",
     "engine_ext/checks/machine_checks.py": "one question to Redis, which catches all",
     "engine_ext/cli/doctor.py": "one check, whose errors are findings",
     "engine_ext/frontend/shared_exact.py": "one fingerprint, which catches all, and look-ups",

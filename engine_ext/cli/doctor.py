@@ -118,7 +118,7 @@ def check_search() -> Iterator[Finding]:
     try:
         importlib.import_module("faiss")
     except ImportError as error:
-        yield Finding("FAISS", str(error), "pip install faiss-cpu (or faiss-gpu-cu12).")
+        yield Finding("FAISS", str(error), "pip install faiss-cpu.")
     else:
         yield Finding("FAISS", None, "imports")
 

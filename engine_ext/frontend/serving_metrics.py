@@ -190,9 +190,11 @@ class ServingMetrics:
             gauge.set(state == "applied")
 
     def workers(self, reports: Sequence[Mapping[str, Any]]) -> None:
-        """Count what the workers report, see `CacheHitProposer.report`; skip empty reports."""
-        for rank, report in enumerate(report for report in reports if report):
-            self._worker(str(rank), report)
+        """Count what the workers report, by rank, see `CacheHitProposer.report`; skip empty
+        reports."""
+        for rank, report in enumerate(reports):
+            if report:
+                self._worker(str(rank), report)
 
     def _worker(self, rank: str, report: Mapping[str, Any]) -> None:
         provider = _mapping(report.get("provider"))

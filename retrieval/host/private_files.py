@@ -65,7 +65,8 @@ def check_ours(path: Path) -> None:
 
 def unwritable(path: Path) -> Path | None:
     """Return what of a file and its folder this user cannot write to: the folder, or the file;
-    None: both can be written to, and the file may be absent."""
+    None: both can be written to, and the file may be absent. Of a link, what it leads to."""
+    path = path.resolve()
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return path.parent
     return path if path.exists() and not os.access(path, os.W_OK) else None

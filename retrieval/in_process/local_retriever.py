@@ -289,7 +289,8 @@ class LocalRetriever(Retriever):
                 return
             self._closing.set()
             self._changed.notify_all()
-        self._worker.join(10.0)
+        # Until its models are loaded it writes nothing, and nothing ends that.
+        self._worker.join(10.0 if self._worker.search is not None else 1.0)
         self._behind.close()
 
     def _wait_for_room(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""faiss, which comes from one of two packages: for CPUs, or for GPUs too."""
+"""faiss, or one line that says how to install it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ try:
     import faiss
 except ImportError as error:
     raise ImportError(
-        "vector search needs faiss: pip install 'reprise[cpu]' or 'reprise[gpu]' "
-        f"(faiss-cpu or faiss-gpu-cu12): {error}"
+        f"vector search needs faiss-cpu: pip install 'reprise[cpu]' or 'reprise[gpu]': {error}"
     ) from error
 
 __all__ = ["faiss"]

@@ -25,6 +25,10 @@ from reprise.retrieval.service.wire import LaunchConfig
 logger = logging.getLogger(__name__)
 
 
+class _Told(BaseException):
+    """The owner wishes this to end."""
+
+
 def main() -> NoReturn:
     """Serve until the owner is gone, or wishes this to end."""
     multiprocessing.current_process().name = "Retrieval"
@@ -34,7 +38,7 @@ def main() -> NoReturn:
     status = 1
     try:
         status = _serve()
-    except SystemExit:  # by `_leave`
+    except _Told:
         status = 0
     except BaseException:
         logger.exception("The retrieval process ends.")
@@ -45,7 +49,7 @@ def main() -> NoReturn:
 def _leave(*_: object) -> None:
     """End in order, which the owner wishes: answers on their way are written first."""
     _no_more_signals()
-    sys.exit(0)
+    raise _Told
 
 
 def _no_more_signals() -> None:

@@ -25,6 +25,7 @@ class SqliteReader(SqliteTier):
     """
 
     def __init__(self, path: Path) -> None:
+        path = path.resolve()  # beside what a link leads to SQLite has its log
         super().__init__(path)
         self._log_path = path.with_name(path.name + "-wal")
         # SQLite reads a file with a log only beside a file of locks, which it would have to make.

@@ -95,6 +95,15 @@ def open_database(path: Path, *, timeout_s: float) -> sqlite3.Connection:
     # Also its -wal and -shm, which SQLite gives the same mode.
     claim_file(path)
     db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
+    try:
+        _prepare(db)
+    except BaseException:
+        db.close()  # or what it has begun would lock others out
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection) -> None:
     # Before there are tables: pages that become free can be given back.
     db.execute("pragma auto_vacuum=incremental")
     db.execute("pragma journal_mode=wal")
@@ -108,7 +117,6 @@ def open_database(path: Path, *, timeout_s: float) -> sqlite3.Connection:
     # What is removed is overwritten, not only no longer found.
     db.execute("pragma secure_delete=on")
     db.executescript(_SCHEMA)
-    return db
 
 
 def _upgrade(db: sqlite3.Connection) -> None:

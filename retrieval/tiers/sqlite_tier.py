@@ -274,7 +274,7 @@ class SqliteTier(Tier):
         with self._lock:
             try:
                 busy = self._db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
-            except sqlite3.Error:
+            except (sqlite3.Error, TierError):
                 busy = 1
             self._wal_holds_forgotten = bool(busy)
 
@@ -393,16 +393,21 @@ class SqliteTier(Tier):
 
     def _open(self) -> sqlite3.Connection:
         db = open_database(self._path, timeout_s=self._timeout_s)
-        if self._ttl_s is not None:
-            # What was written by a clock that was ahead would outlive the others.
-            db.execute(
-                "update answers set created_s = ?1 where created_s > ?1", (steady_clock.now_s(),)
-            )
-            self._delete_expired(db)
-        db.commit()
-        self._bound.limit_log(db)
-        if self._bound.is_exceeded(db):
-            self._make_room(db, self._bound.batch_bytes)
-            self._bound.shrink(db)
-        self._bound.limit_file(db)
+        try:
+            if self._ttl_s is not None:
+                # What was written by a clock that was ahead would outlive the others.
+                db.execute(
+                    "update answers set created_s = ?1 where created_s > ?1",
+                    (steady_clock.now_s(),),
+                )
+                self._delete_expired(db)
+            db.commit()
+            self._bound.limit_log(db)
+            if self._bound.is_exceeded(db):
+                self._make_room(db, self._bound.batch_bytes)
+                self._bound.shrink(db)
+            self._bound.limit_file(db)
+        except BaseException:
+            db.close()  # or what it has begun would lock others out
+            raise
         return db

@@ -225,7 +225,9 @@ class TierSync:
             self._queue.lose_all()
             self._usage.lost += len(self._usage)
             self._usage.take()
-        self._tier.close()
+        # One that still opens a file, or waits for Redis, would be waited for.
+        if not any(thread.is_alive() for thread in self._threads):
+            self._tier.close()
 
     def _pause(self, seconds: float) -> bool:
         """Wait; returns whether the threads are to end."""

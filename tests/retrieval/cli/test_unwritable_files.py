@@ -109,6 +109,29 @@ def test_what_a_log_still_holds_is_read_too(folder: Path) -> None:
     tier.close()
 
 
+def test_a_link_is_what_it_leads_to(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access, links = os.access, tmp_path / "links"
+    links.mkdir()
+    link = links / "b.sqlite"
+    link.symlink_to(folder / "a.sqlite")
+    tier = SqliteTier(folder / "a.sqlite")
+    tier.put([answer(3)])
+    tier.remove("acme", ["id1"])
+    reader = SqliteReader(link)
+    assert {each.answer_id for each in reader.answers("acme")} == {"id3"}
+    reader.close()
+    tier.close()
+    # Nothing is written where the link lies.
+    monkeypatch.setattr(
+        private_files.os, "access", lambda path, mode: Path(path) != links and access(path, mode)
+    )
+    folder.chmod(0o700)
+    removed = run("invalidate", "--everything", "--url", f"sqlite:///{link}")
+    assert "2 answers removed" in removed
+
+
 def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     sqlite3.connect(path).close()

@@ -1,6 +1,7 @@
 """Between memory and a tier that hangs or fails, without one that really does."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 from reprise.retrieval import Answer
@@ -338,3 +339,28 @@ def test_nothing_is_dropped_before_the_tier_was_read(monkeypatch, wait_until):
     wait_until(lambda: sync.breakers["read"] != "closed" and tier.num_reads > 3)
     assert tier.num_expiries == 0
     sync.close()
+
+
+def test_an_end_waits_for_no_thread_that_is_stuck():
+    go_on = threading.Event()
+
+    class Stuck(MemoryTier):
+        name = "stuck"
+
+        def put(self, answers):
+            with self.lock:
+                go_on.wait(60)
+            return super().put(answers)
+
+        def close(self):
+            with self.lock:
+                super().close()
+
+    tier = Stuck(max_bytes=1 << 20)
+    tier.lock = threading.Lock()
+    sync = sync_of(tier)
+    sync.write([answer(1)])
+    began_s = time.monotonic()
+    sync.close(timeout_s=0.1)
+    assert time.monotonic() - began_s < 30
+    go_on.set()

@@ -61,6 +61,7 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
 
     _has_announced = False
     _has_ended = False
+    _shutting_down: "threading.RLock | None" = None
     _report_task: asyncio.Task[None] | None = None
     _announcing: asyncio.Task[None] | None = None
     _pinning: asyncio.Task[None] | None = None
@@ -205,7 +206,9 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
         A server calls it in a thread when it is told to end, and again from the main thread as its
         context ends: whoever comes second returns once all has ended.
         """
-        with self._shutting_down:
+        if (shutting_down := self._shutting_down) is None:
+            return  # nothing was started
+        with shutting_down:
             self._shut_down(timeout)
 
     def _shut_down(self, timeout: float | None) -> None:

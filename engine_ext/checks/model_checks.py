@@ -118,6 +118,8 @@ def _check_hub(name: str, options: Mapping[str, str]) -> Iterator[Finding]:
     """
     if "://" in name or options.get("config-format", "auto") not in _PLAIN_FORMATS:
         return
+    if ":" in name or name.endswith(".gguf"):  # what of those is cached has no config.json
+        return
     if "hf-config-path" in options or getproxies():  # a proxy has a name server of its own
         return
     if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):

@@ -92,29 +92,26 @@ class ErrorCounter:
             }
 
 
-def reported_errors(reports: Iterable[Mapping[str, Any] | None]) -> Counter[str]:
-    """Return the number of errors by place of all workers that have reported."""
-    counts: Counter[str] = Counter()
-    for report in reports:
-        counts.update((report or {}).get("errors") or {})
-    return counts
-
-
 class ReportedErrors:
     """What the workers of an engine have counted, as far as they have reported it."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: Mapping[str, int] = {}
+        self._counts: Counter[str] = Counter()
         self._latest_s: dict[str, float] = {}
+        self.has_reports = False
+        """Whether this process was ever told anything."""
 
     def take(self, reports: Iterable[Mapping[str, Any] | None]) -> None:
-        """Note what all workers report."""
-        counts = reported_errors(reports)
+        """Note what all workers report; one that says nothing once has forgotten nothing."""
+        self.has_reports = True
+        counts: Counter[str] = Counter()
+        for report in reports:
+            counts.update((report or {}).get("errors") or {})
         for place, count in counts.items():
-            if count > self._counts.get(place, 0):
+            if count > self._counts[place]:
+                self._counts[place] = count
                 self._latest_s[place] = self._clock()
-        self._counts = counts
 
     def recent(self) -> dict[str, int]:
         """Return the number of errors of the places that had one reported within `RECENT_S`."""

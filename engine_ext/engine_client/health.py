@@ -23,18 +23,20 @@ def health_report(
         errors: Of the front end; what failed long ago does not count.
         retrieval: Of each retrieval process that is known.
         num_pending: Invalidations that some store has yet to carry out.
-        worker_errors: Of the workers, as they last reported to this process; None: they do not.
+        worker_errors: Of the workers, as they last reported to this process; None, or none has yet:
+            nothing is said of them.
 
     Returns:
         `state` is `dead`, `degraded` (requests are answered, something of ours does not work) or
         `ready`; `components` holds the state of each part, `errors` the recent ones by place.
     """
     recent = {} if errors is None else errors.recent()
-    of_workers = {} if worker_errors is None else worker_errors.recent()
+    tells = worker_errors is not None and worker_errors.has_reports
+    of_workers = worker_errors.recent() if worker_errors is not None else {}
     components: dict[str, dict[str, Any]] = {
         "engine": {"state": "dead" if is_dead else "ready"},
         "front_end": {"state": "degraded" if recent else "ready"},
-        "workers": {"state": "degraded" if of_workers else "ready"},
+        **({"workers": {"state": "degraded" if of_workers else "ready"}} if tells else {}),
         "forgetting": {"state": "degraded" if num_pending else "ready", "pending": num_pending},
     }
     for number, health in enumerate(retrieval):

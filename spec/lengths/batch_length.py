@@ -219,6 +219,8 @@ class BatchDraftLength:
         prefilled: int,
     ) -> None:
         """Record what a step took: for the budget, and for what lengths cost."""
+        if not seconds > 0.0:
+            return  # no clock says that
         batch, drafted = len(lengths), int(lengths.sum())
         follow = drafted > 0 if drafts_follow is None else drafts_follow
         if drafted or follow:

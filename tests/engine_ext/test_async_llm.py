@@ -51,6 +51,10 @@ async def test_the_workers_of_every_data_parallel_engine_are_asked() -> None:
     assert asked[:2] == ("collective_rpc", "reprise_stats")
 
 
+def test_what_never_began_ends_without_a_word() -> None:
+    EnhancedAsyncLLM.__new__(EnhancedAsyncLLM).shutdown()
+
+
 @pytest.mark.usefixtures("never_started")
 def test_two_threads_may_end_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM's server does: told to end, in a thread; and from the main thread, as that leaves."""

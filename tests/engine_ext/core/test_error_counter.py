@@ -62,5 +62,8 @@ def test_errors_of_workers_speak_against_health_since_they_were_reported() -> No
     now_s = RECENT_S
     errors.take([{"errors": {"a": 1}}, {"errors": {"a": 2, "b": 2}}])
     assert errors.recent() == {"b": 2}
+    errors.take([None, {}])  # nothing new, and nothing forgotten
+    errors.take([{"errors": {"a": 1}}, {"errors": {"a": 2, "b": 2}}])
+    assert errors.recent() == {"b": 2}
     now_s = 2 * RECENT_S
     assert errors.recent() == {}

@@ -28,6 +28,9 @@ def test_health_asks_nobody_shows_its_parts_and_recovers() -> None:
     assert report(good, num_pending=1)["state"] == "degraded"
     assert report(good, is_dead=True)["state"] == "dead"
     of_workers = ReportedErrors(clock=lambda: now[0])
+    # Nothing is said of workers that this process has not heard of.
+    for untold in (None, of_workers):
+        assert "workers" not in report(good, worker_errors=untold)["components"]
     of_workers.take([{"errors": {"save weights": 2}}])
     told = report(good, worker_errors=of_workers)
     assert told["state"] == told["components"]["workers"]["state"] == "degraded"

@@ -113,7 +113,7 @@ def test_without_faiss_it_says_what_to_install_in_one_line(tmp_path):
     )
     assert ended.returncode == 1
     [line] = ended.stderr.decode().splitlines()
-    assert "vector search needs faiss: pip install 'reprise[cpu]' or 'reprise[gpu]'" in line
+    assert "vector search needs faiss-cpu: pip install 'reprise[cpu]' or 'reprise[gpu]'" in line
 
 
 # What takes seconds at the end of an interpreter that has imported torch, and a second wish to end.

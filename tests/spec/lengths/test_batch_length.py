@@ -1,5 +1,6 @@
 """One draft length for a batch: what it settles on, how soon, and what finding out costs."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -321,3 +322,11 @@ def test_the_schedule_names_every_length_once(max_num_seqs: int) -> None:
     lengths = [length for _, _, length in schedule]
     longest = [7, 3, 1]
     assert lengths == [*longest[: max_num_seqs - 1], 0]
+
+
+def test_a_time_that_no_clock_says_is_not_counted() -> None:
+    length = BatchDraftLength([1, 3, 7, 15])
+    for seconds in (0.0, -1.0, math.nan):
+        for drafts_follow in (False, True):
+            length.observe([0] * 4, [0] * 4, step_time_s=seconds, drafts_follow=drafts_follow)
+    assert length.budget.undrafted_s(4) is None

@@ -79,15 +79,23 @@ def _connectors(
         )
 
 
-def unsupported_start() -> str | None:
+def unsupported_start(vllm_config: "VllmConfig") -> str | None:
     """Return why our proposer must not run as vLLM was started here; None if it may.
 
     The Rust front end would carry no namespaces to the workers: one tenant's answers would draft
-    for another.
+    for another. With ranks that schedule by themselves, each would choose other lengths, and they
+    would wait for one another for ever.
     """
     if envs.VLLM_USE_RUST_FRONTEND:
         return (
             "Reprise needs vLLM's Python front end, and VLLM_USE_RUST_FRONTEND asks for the other "
             "one: unset it."
+        )
+    parallel = vllm_config.parallel_config
+    num_ranks = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    if parallel.distributed_executor_backend == "external_launcher" and num_ranks > 1:
+        return (
+            "Reprise cannot draft with --distributed-executor-backend external_launcher and "
+            "several ranks, which schedule each by itself: use mp or ray."
         )
     return None

@@ -67,7 +67,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             ValueError: a setting is unknown or out of bounds, or vLLM was started in a way that
                 cannot be served (it then refuses to start).
         """
-        if (refused := unsupported_start()) is not None:
+        if (refused := unsupported_start(vllm_config)) is not None:
             raise ValueError(refused)
         config = engine_config(vllm_config)
         if config.engine.runner == "v1":

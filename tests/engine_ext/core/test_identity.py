@@ -1,4 +1,4 @@
-"""Which KV connectors hand requests to other engines, and which only keep blocks for later."""
+"""Which KV connectors hand requests to other engines, and how an engine must not be started."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-from reprise.engine_ext.core.identity import _HAND_OVER, hand_over
+from reprise.engine_ext.core.identity import _HAND_OVER, hand_over, unsupported_start
 
 
 def engine(connector: str | None, role: Any = "kv_both", **extra: Any) -> Any:
@@ -53,3 +53,14 @@ def test_one_of_several_is_enough() -> None:
         },
     ):
         assert hand_over(engine("MultiConnector", connectors=[keeps, other])) is not None
+
+
+@pytest.mark.parametrize(("backend", "tp", "pp"), [("external_launcher", 2, 1), ("mp", 2, 2)])
+def test_ranks_that_schedule_by_themselves_are_refused(backend: str, tp: int, pp: int) -> None:
+    parallel = SimpleNamespace(
+        distributed_executor_backend=backend, tensor_parallel_size=tp, pipeline_parallel_size=pp
+    )
+    refused = unsupported_start(SimpleNamespace(parallel_config=parallel))
+    assert ("schedule each by itself" in str(refused)) == (backend == "external_launcher")
+    parallel.tensor_parallel_size = parallel.pipeline_parallel_size = 1
+    assert unsupported_start(SimpleNamespace(parallel_config=parallel)) is None

@@ -16,7 +16,7 @@ from reprise.engine_ext.core.identity import unsupported_start
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of, vocabulary_size_of
 from reprise.engine_ext.core.placeholders import num_known
 from reprise.engine_ext.core.same_samples import promises_a_sample
-from reprise.engine_ext.request.request_info import DraftCountsStore, no_draft_counts
+from reprise.engine_ext.request.request_info import DraftCountsStore, counts_id, no_draft_counts
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.request.verifiable import may_verify
 from reprise.engine_ext.scheduling import resolve_drafts, step_exchange
@@ -353,9 +353,9 @@ class CacheHitProposer(DrafterHooks):
         if live is None:
             return
         with self._errors.recording("end request"):
-            if live.hints.info or live.recorder is not None:
+            if (nonce := live.hints.counts_nonce) is not None:
                 record = live.recorder.record() if live.recorder is not None else None
-                self._draft_counts.put(request_id, stats, record)
+                self._draft_counts.put(counts_id(nonce, request_id), stats, record)
         with self._errors.recording("end request"):
             self._hand_on(request_id, live, output_token_ids, stats)
 
@@ -417,11 +417,11 @@ class CacheHitProposer(DrafterHooks):
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 
-    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Return, once, counts of those of these requests that are over and asked for them."""
+    def take_draft_counts(self, counts_ids: Sequence[str]) -> dict[str, Any]:
+        """Return, once, the counts under these ids, of requests that are over."""
         if self._says_no_drafts:
-            return no_draft_counts(request_ids)
-        return self._draft_counts.take(request_ids)
+            return no_draft_counts(counts_ids)
+        return self._draft_counts.take(counts_ids)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every finished request so far is learned, and saved; return whether it is."""

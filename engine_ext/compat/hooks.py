@@ -20,8 +20,8 @@ class WorkerReports(ABC):
         """Return figures of this worker, plain values only."""
 
     @abstractmethod
-    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Return, once, counts of those of these requests that are over and asked for them."""
+    def take_draft_counts(self, counts_ids: Sequence[str]) -> dict[str, Any]:
+        """Return, once, the counts under these ids, of requests that are over."""
 
     @abstractmethod
     def flush(self, timeout_s: float) -> bool:

@@ -76,10 +76,10 @@ def reprise_stats(worker: Any) -> dict[str, Any]:
     return reports.report() if reports is not None else {}
 
 
-def reprise_draft_counts(worker: Any, request_ids: Sequence[str]) -> dict[str, Any]:
+def reprise_draft_counts(worker: Any, counts_ids: Sequence[str]) -> dict[str, Any]:
     """Return `WorkerReports.take_draft_counts`."""
     reports = _reports_of(worker)
-    return reports.take_draft_counts(request_ids) if reports is not None else {}
+    return reports.take_draft_counts(counts_ids) if reports is not None else {}
 
 
 def reprise_flush(worker: Any, timeout_s: float = 30.0) -> bool:

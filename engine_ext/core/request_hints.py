@@ -33,8 +33,9 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     store: bool = True
     """False: the answer to this request is stored in no cache."""
 
-    info: bool = False
-    """True: the front end will fetch this request's counts."""
+    counts_nonce: str | None = None
+    """Set where the front end will fetch this request's counts: they wait under this and its id,
+    which other requests may have as well."""
 
     record: bool = False
     """True: this request's steps are recorded, and will be fetched with its counts."""

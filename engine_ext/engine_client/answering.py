@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreRequest
@@ -138,6 +138,10 @@ class AnsweringAsyncLLM(ReportingAsyncLLM):
                 policy.info.generates(request.request_id)
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
+        if front_end.is_live(request.request_id):
+            # vLLM would take it for input of that request, and the engine would end.
+            message = "a request of this id is not over"
+            raise VLLMValidationError(message, parameter="request_id", value=request.request_id)
         stored, waited = None, front_end.waits_for_others(request, policy)
         if waited:
             self.check_admission(request_id=request.request_id)

@@ -53,8 +53,8 @@ class ReportingAsyncLLM(PinningAsyncLLM):
         addresses = [report.get("retrieval_address") for report in reports]
         return [address for address in addresses if address]
 
-    async def _ask_for_draft_counts(self, request_ids: Sequence[str]) -> list[Any]:
-        return await self._ask_workers("reprise_draft_counts", list(request_ids))
+    async def _ask_for_draft_counts(self, counts_ids: Sequence[str]) -> list[Any]:
+        return await self._ask_workers("reprise_draft_counts", list(counts_ids))
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
         """Return what each worker of every data parallel engine returns.

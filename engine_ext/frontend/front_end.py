@@ -97,6 +97,7 @@ class FrontEnd:
                 retriever,
                 model_key=model_key_of(vllm_config),
                 tokenizer_key=tokenizer_key_of(vllm_config),
+                errors=self.errors,
             )
             if retriever is not None
             else None
@@ -153,12 +154,17 @@ class FrontEnd:
         """Look for the answer to `request` beyond this process, see `OthersAnswers.fetch`."""
         return None if self.is_paused else await self.others.fetch(request, policy)
 
+    def is_live(self, request_id: str) -> bool:
+        """Return whether a request of this id is not over: vLLM knows it, or the engine goes on for
+        those that follow it."""
+        return (
+            self._processor.has_request(request_id)
+            or self.flights.watcher_of(request_id) is not None
+        )
+
     def waits_for_others(self, request: "EngineCoreRequest", policy: RequestPolicy) -> bool:
-        """Return whether a request waits in `fetch`; not one that vLLM's processor knows already,
-        which it takes for a piece of streamed input."""
-        if self.is_paused or self._processor.has_request(request.request_id):
-            return False
-        return self.others.may_answer(request, policy)
+        """Return whether a request waits in `fetch`."""
+        return not self.is_paused and self.others.may_answer(request, policy)
 
     async def fetch_as_known(
         self,
@@ -185,7 +191,8 @@ class FrontEnd:
         queue: "RequestOutputCollector",
         policy: RequestPolicy,
     ) -> bool:
-        """Answer `request` without the engine if that can be done exactly.
+        """Answer `request`, of whose id none is live, without the engine if that can be done
+        exactly.
 
         Returns:
             False: the engine has to generate. The search for near answers has begun then, and
@@ -197,8 +204,6 @@ class FrontEnd:
         started_s = time.perf_counter()
         tracked: TrackedRequest | None = None
         kind = "miss"
-        # Of streaming input, each piece comes here.
-        is_new = not self._processor.has_request(request.request_id)
         try:
             tracked = TrackedRequest(
                 request,
@@ -214,8 +219,7 @@ class FrontEnd:
             kind = self._take(request, prompt, queue, tracked)
         except Exception as error:
             self.errors.record("exact_hit", error)
-            if is_new:
-                self._withdraw(request.request_id, queue)
+            self._withdraw(request.request_id, queue)
         try:
             self._record(request, policy, tracked, kind, time.perf_counter() - started_s)
         except Exception as error:
@@ -329,12 +333,12 @@ class FrontEnd:
         if promises_a_sample(request.sampling_params):
             may_draft = may_draft and self._drafts_keep_samples
         if self.near_answers is not None and may_draft and not request.resumable:
-            tracked.retrieves = self.near_answers.begin(request, tracked.policy.namespace)
-            if tracked.retrieves:
-                hints = msgspec.structs.replace(hints, retrieval_id=request.request_id)
+            tracked.search_id = self.near_answers.begin(request, tracked.policy.namespace)
+            if tracked.search_id is not None:
+                hints = msgspec.structs.replace(hints, retrieval_id=tracked.search_id)
                 attach_hints(request.sampling_params, hints)
         keys = tracked.keys
-        if keys is None and not tracked.retrieves:
+        if keys is None and tracked.search_id is None:
             return
         may_be_followed = (
             keys is not None
@@ -385,7 +389,7 @@ class FrontEnd:
         control = tracked.policy.control
         if not control.store:
             return
-        if tracked.retrieves and self.near_answers is not None:
+        if tracked.search_id is not None and self.near_answers is not None:
             self.near_answers.store(tracked.prompt_token_ids, finished, tracked.policy.namespace)
         if self.exact.store(tracked, finished, weight_version=self.flights.weight_version):
             self.counts["stored"] += 1

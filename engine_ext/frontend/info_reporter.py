@@ -34,7 +34,7 @@ class InfoReporter:
     those requests whose clients ask for that.
 
     Args:
-        ask_workers: From request ids to what each worker has counted for them.
+        ask_workers: From ids of counts to what each worker keeps under them.
         recorded: Where steps are kept; None: nowhere.
         errors: Where failures are counted; a request goes on without the information.
     """
@@ -119,7 +119,7 @@ class InfoReporter:
         finally:
             if not collector.has_collected:
                 try:
-                    self._draft_counts.drop(collector.request_ids)
+                    self._draft_counts.drop(collector.counts_ids)
                 except Exception as error:
                     self._errors.record("info", error)
 

@@ -60,8 +60,8 @@ class TrackedRequest:
         """What its answer will be stored under; None: not for exact hits."""
         self.shared: SharedKeys | None = None
         """What it will be stored under in the tier; None: not there."""
-        self.retrieves = False
-        """Whether near answers are searched for here."""
+        self.search_id: str | None = None
+        """What its near answers are found under; None: they are not searched for here."""
         self.kind = "miss"
         """What the reply reports: exact, verified, semantic, clause or miss."""
         self.similarity: float | None = None
@@ -77,8 +77,10 @@ class TrackedRequest:
 
     def on_first_token(self) -> None:
         """Note which near answers are there: those help from the first decode step on."""
-        if self.retrieves and self._near_answers is not None:
-            self.kind, self.similarity = self._near_answers.nearest(self.request_id)
+        if self.search_id is not None and self._near_answers is not None:
+            self.kind, self.similarity = self._near_answers.nearest(
+                self.search_id, self.policy.namespace
+            )
             if self.kind == "miss" and self.reason is None and self._near_answers.are_warming:
                 self.reason = "warming"
             self._near_answers.kinds[self.kind] += 1
@@ -93,28 +95,28 @@ class TrackedRequest:
     def on_end(self) -> None:
         """Release the near answers, and whatever else was taken for it."""
         self._on_end(self.request_id)
-        if self.retrieves and self._near_answers is not None:
+        if self.search_id is not None and self._near_answers is not None:
             self._spans.retrieval(
                 self._trace_headers,
                 kind=self.kind,
                 begun_s=self._begun_s,
-                found_s=self._near_answers.found_s(self.request_id),
+                found_s=self._near_answers.found_s(self.search_id),
             )
-            self._near_answers.end(self.request_id)
+            self._near_answers.end(self.search_id)
 
     def retrieval_ms(self) -> float | None:
         """Return the time from here until near answers were there, in milliseconds.
 
         None: they are not searched for here, or the search has not ended.
         """
-        if not self.retrieves or self._near_answers is None:
+        if self.search_id is None or self._near_answers is None:
             return None
-        found_s = self._near_answers.found_s(self.request_id)
+        found_s = self._near_answers.found_s(self.search_id)
         return (found_s - self._begun_s) * 1e3 if found_s is not None else None
 
     def clauses(self) -> "list[FoundClause]":
         """Return the clauses that the question was found to have; none where it asks one thing, or
         where that is not known here."""
-        if not self.retrieves or self._near_answers is None:
+        if self.search_id is None or self._near_answers is None:
             return []
-        return self._near_answers.clauses(self.request_id)
+        return self._near_answers.clauses(self.search_id)

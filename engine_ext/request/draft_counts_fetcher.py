@@ -15,7 +15,7 @@ from reprise.engine_ext.request.request_info import DraftCounts, RecordedCounts
 from reprise.retrieval.host import steady_clock
 
 AskWorkers = Callable[[Sequence[str]], Awaitable[Iterable[Any]]]
-"""From request ids to what each worker's `DraftCountsStore.take` returns."""
+"""From ids of counts to what each worker's `DraftCountsStore.take` returns."""
 
 # The worker drops a request one step after its last output, or after the abort at a stop
 # string: until then there is nothing to fetch.
@@ -40,33 +40,34 @@ class DraftCountsFetcher:
         """A client waits that the workers were not asked for yet."""
         self._task: asyncio.Task[None] | None = None
 
-    def drop(self, request_ids: Sequence[str]) -> None:
-        """Have the workers keep no counts of requests whose clients have left; returns at once."""
-        if request_ids:
-            self._left |= dict.fromkeys(request_ids, steady_clock.now_s() + _LEFT_TIMEOUT_S)
+    def drop(self, counts_ids: Sequence[str]) -> None:
+        """Have the workers keep no counts under these ids, of requests whose clients have left;
+        returns at once."""
+        if counts_ids:
+            self._left |= dict.fromkeys(counts_ids, steady_clock.now_s() + _LEFT_TIMEOUT_S)
             self._start()
 
-    async def fetch(self, request_ids: Sequence[str]) -> dict[str, DraftCounts]:
-        """Wait for the counts of these requests, up to a second or so long.
+    async def fetch(self, counts_ids: Sequence[str]) -> dict[str, DraftCounts]:
+        """Wait for the counts under these ids, up to a second or so long.
 
         Returns:
-            By request id, what the workers have reported by then.
+            By id, what the workers have reported by then.
 
         Raises:
             Exception: the call failed.
         """
-        if not request_ids:
+        if not counts_ids:
             return {}
         loop = asyncio.get_running_loop()
-        futures = {request_id: loop.create_future() for request_id in request_ids}
+        futures = {counts_id: loop.create_future() for counts_id in counts_ids}
         self._waiting |= futures
         self._arrived.set()
         self._start()
         try:
             done, _ = await asyncio.wait(futures.values(), timeout=_TIMEOUT_S)
         finally:
-            for request_id in futures:
-                self._waiting.pop(request_id, None)
+            for counts_id in futures:
+                self._waiting.pop(counts_id, None)
         return {id_: future.result() for id_, future in futures.items() if future in done}
 
     def _start(self) -> None:
@@ -98,22 +99,22 @@ class DraftCountsFetcher:
                 await self._arrived.wait()
         return self._arrived.is_set()
 
-    async def _ask(self, request_ids: list[str]) -> bool:
-        """Ask once; return whether the workers had counts of any of these requests."""
+    async def _ask(self, counts_ids: list[str]) -> bool:
+        """Ask once; return whether the workers had counts under any of these ids."""
         found: dict[str, DraftCounts] = {}
         try:
-            for counts_of in await self._ask_workers(request_ids):
+            for counts_of in await self._ask_workers(counts_ids):
                 found.update(msgspec.convert(counts_of or {}, dict[str, RecordedCounts]))
         except Exception as error:
-            for request_id in request_ids:
-                self._left.pop(request_id, None)  # an engine that is dead keeps nothing
-                future = self._waiting.pop(request_id, None)
+            for counts_id in counts_ids:
+                self._left.pop(counts_id, None)  # an engine that is dead keeps nothing
+                future = self._waiting.pop(counts_id, None)
                 if future is not None and not future.done():
                     future.set_exception(error)
             return False
-        for request_id, counts in found.items():
-            self._left.pop(request_id, None)
-            future = self._waiting.pop(request_id, None)
+        for counts_id, counts in found.items():
+            self._left.pop(counts_id, None)
+            future = self._waiting.pop(counts_id, None)
             if future is not None and not future.done():
                 future.set_result(counts)
         return bool(found)

@@ -6,6 +6,7 @@ the engine client fetches them when the last output is there, and delivers that 
 """
 
 import json
+import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -62,7 +63,17 @@ class ClauseInfo(msgspec.Struct, frozen=True):
 
 
 FetchCounts = Callable[[Sequence[str]], Awaitable[dict[str, DraftCounts]]]
-"""From request ids to the counts of those that the workers have reported."""
+"""From ids of counts to those that the workers have reported."""
+
+
+def counts_id(nonce: str, request_id: str) -> str:
+    """Return what a request's counts are kept under: its own id may come again.
+
+    Args:
+        nonce: of the `InfoCollector` that will fetch them.
+        request_id: the engine's.
+    """
+    return f"{nonce}-{request_id}"
 
 
 class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -111,6 +122,8 @@ class InfoCollector:
     """Collects the information on one request."""
 
     def __init__(self) -> None:
+        self.nonce = secrets.token_hex(8)
+        """No other request's counts are kept under what begins with this."""
         self._began_s = time.monotonic()
         self._generations: list[InfoSource] = []
         self._ids: dict[str, None] = {}  # of streamed input, each piece has the same one
@@ -134,14 +147,14 @@ class InfoCollector:
         self._ids.pop(request_id, None)
 
     @property
-    def request_ids(self) -> Sequence[str]:
-        """Under which the engine generates, or has."""
-        return list(self._ids)
+    def counts_ids(self) -> Sequence[str]:
+        """Under which the workers keep the counts of what the engine generates, or has."""
+        return [counts_id(self.nonce, request_id) for request_id in self._ids]
 
     async def collect(self, fetch: FetchCounts) -> RequestInfo:
         """Return the information on a request that is over, as soon as `fetch` has returned."""
         took_ms = (time.monotonic() - self._began_s) * 1e3
-        found = await fetch(list(self._ids))
+        found = await fetch(self.counts_ids)
         self.has_collected = True
         self.records = [
             each.record
@@ -174,7 +187,8 @@ class _Stored(NamedTuple):
 
 
 class DraftCountsStore:
-    """Stores counts of finished requests in the worker, each until it is fetched. Thread-safe.
+    """Stores counts of finished requests in the worker, each under its `counts_id` until it is
+    fetched. Thread-safe.
 
     Those of a client that has left are fetched as well (`DraftCountsFetcher.drop`). What is not, of
     an API server that died say, is dropped by the next call a minute later, or to make room.
@@ -182,12 +196,12 @@ class DraftCountsStore:
 
     def __init__(self) -> None:
         self._stored: OrderedDict[str, _Stored] = OrderedDict()  # the oldest first
-        self._recorded: deque[str] = deque()  # ids whose steps are stored, the oldest first
+        self._recorded: deque[str] = deque()  # those with steps, the oldest first
         self._lock = threading.Lock()
 
     def put(
         self,
-        request_id: str,
+        id_: str,
         stats: "RequestStats | None",
         record: RecordedRequest | None = None,
     ) -> None:
@@ -204,9 +218,9 @@ class DraftCountsStore:
             if record is not None:
                 counts = RecordedCounts(counts.steps, counts.by_source, record)
                 self._drop_records(_MAX_RECORDED - 1)
-                self._recorded.append(request_id)
-            self._stored.pop(request_id, None)
-            self._stored[request_id] = _Stored(time.monotonic(), counts)
+                self._recorded.append(id_)
+            self._stored.pop(id_, None)
+            self._stored[id_] = _Stored(time.monotonic(), counts)
             self._expire()
 
     def _expire(self) -> None:
@@ -221,25 +235,23 @@ class DraftCountsStore:
     def _drop_records(self, num_kept: int) -> None:
         """Leave the counts of the oldest recorded requests, and drop their steps."""
         while len(self._recorded) > num_kept:
-            request_id = self._recorded.popleft()
-            if (stored := self._stored.get(request_id)) is not None:
+            id_ = self._recorded.popleft()
+            if (stored := self._stored.get(id_)) is not None:
                 counts = DraftCounts(stored.counts.steps, stored.counts.by_source)
-                self._stored[request_id] = stored._replace(counts=counts)
+                self._stored[id_] = stored._replace(counts=counts)
 
-    def take(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Remove and return the counts of these requests, of those that are over."""
+    def take(self, counts_ids: Sequence[str]) -> dict[str, Any]:
+        """Remove and return the counts under these ids, of those requests that are over."""
         with self._lock:
-            found = {
-                id_: self._stored.pop(id_).counts for id_ in request_ids if id_ in self._stored
-            }
+            found = {id_: self._stored.pop(id_).counts for id_ in counts_ids if id_ in self._stored}
             self._expire()
         plain: dict[str, Any] = msgspec.to_builtins(found)
         return plain
 
 
-def no_draft_counts(request_ids: Sequence[str]) -> dict[str, Any]:
+def no_draft_counts(counts_ids: Sequence[str]) -> dict[str, Any]:
     """Return what a worker says of requests where the settings have drafts off."""
-    plain: dict[str, Any] = msgspec.to_builtins(dict.fromkeys(request_ids, DraftCounts()))
+    plain: dict[str, Any] = msgspec.to_builtins(dict.fromkeys(counts_ids, DraftCounts()))
     return plain
 
 

@@ -138,7 +138,7 @@ def with_policy(
             drafts=control.drafts,
             max_draft=control.max_draft,
             store=control.store,
-            info=policy.info is not None,
+            counts_nonce=policy.info.nonce if policy.info is not None else None,
             record=control.record and policy.info is not None and policy.shares,
             pins=control.pin_tokens != 0,
             pin_tokens=control.pin_tokens or num_system_tokens,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.model_key import model_key_of, tokenizer_key_of, vocabulary_size_of
-from reprise.engine_ext.request.request_info import DraftCountsStore
+from reprise.engine_ext.request.request_info import DraftCountsStore, counts_id
 from reprise.engine_ext.request.tenants import is_private, namespace_of_request
 from reprise.engine_ext.speculator import page_locked
 from reprise.engine_ext.speculator.device_corpora import DeviceCorpora
@@ -207,9 +207,9 @@ class DeviceRequests:
             "live_requests": len(self._requests),
         }
 
-    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Return, once, counts of those of these requests that are over and asked for them."""
-        return self._draft_counts.take(request_ids)
+    def take_draft_counts(self, counts_ids: Sequence[str]) -> dict[str, Any]:
+        """Return, once, the counts under these ids, of requests that are over."""
+        return self._draft_counts.take(counts_ids)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every finished request so far is learned, and saved; return whether it is."""
@@ -330,8 +330,8 @@ class DeviceRequests:
         """In the thread that reads back: hand on what a request that is over leaves behind."""
         if values:
             self._add_stats(request, values)
-        if request.live.hints.info:
-            self._draft_counts.put(request_id, request.stats)
+        if (nonce := request.live.hints.counts_nonce) is not None:
+            self._draft_counts.put(counts_id(nonce, request_id), request.stats)
         accepted = request.stats.by_source["near_answer"].accepted
         if nearest is not None and accepted:
             # Which of its near answers was copied is not told apart: mostly it is the nearest.

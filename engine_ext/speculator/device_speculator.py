@@ -240,11 +240,11 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             "errors": {**step_errors.counts(), **self._errors.counts()},
         }
 
-    def take_draft_counts(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """Return, once, counts of those of these requests that are over and asked for them."""
+    def take_draft_counts(self, counts_ids: Sequence[str]) -> dict[str, Any]:
+        """Return, once, the counts under these ids, of requests that are over."""
         if self._retriever is not None:
-            return no_draft_counts(request_ids)
-        return self._requests.take_draft_counts(request_ids) if self._requests is not None else {}
+            return no_draft_counts(counts_ids)
+        return self._requests.take_draft_counts(counts_ids) if self._requests is not None else {}
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every finished request so far is learned; return whether it is."""

@@ -60,7 +60,7 @@ _ELSEWHERE = {
     (AdapterEpochs, "loaded_since_s"),
     (ExactAnswers, "model_changed missing fetch _take_in"),
     (ExactMemory, "clear namespaces"),
-    (FrontEnd, "close fetch fetch_as_known model_changed open_others waits_for_others"),
+    (FrontEnd, "close fetch fetch_as_known is_live model_changed open_others waits_for_others"),
     (HttpRequestContext, "add_info outcome take_info"),
     (InfoCollector, "collect generates generates_nothing"),
     (TrackedRequest, "retrieval_ms clauses"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -16,7 +16,7 @@ from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.engine_client import answering
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.request.request_control import RequestControl
-from reprise.engine_ext.request.request_info import InfoCollector
+from reprise.engine_ext.request.request_info import InfoCollector, counts_id
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.engine_ext.request.shared_keys import SharedKeys
 from reprise.tests.engine_ext.front_ends import core_request, vllm_config
@@ -84,18 +84,29 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
     def __del__(self) -> None: ...
 
     def ask(
-        self, name: str, info: InfoCollector | None = None
+        self,
+        name: str,
+        info: InfoCollector | None = None,
+        *,
+        prompt: tuple[int, ...] = (),
+        namespace: str = "",
+        streams_input: bool = False,
     ) -> tuple[asyncio.Task[None], RequestOutputCollector]:
         """Have a request added under `name`, by its client; of a prompt of its own."""
         kind = RequestOutputKind.FINAL_ONLY
         params = SamplingParams(temperature=0, detokenize=False, output_kind=kind)
         request = core_request(
-            name, params, (1, 2, sum(name.encode())), external_req_id=f"of-{name}"
+            name,
+            params,
+            prompt or (1, 2, sum(name.encode())),
+            external_req_id=f"of-{name}",
+            resumable=streams_input,
         )
+        policy = RequestPolicy(RequestControl(), namespace, info=info, streams_input=streams_input)
         queue = RequestOutputCollector(kind, name)
 
         async def add() -> None:
-            answering._current_policy.set(RequestPolicy(RequestControl(), "", info=info))
+            answering._current_policy.set(policy)
             await self._add_request(request, None, None, 0, queue)
 
         return asyncio.create_task(add()), queue
@@ -205,7 +216,7 @@ async def test_workers_are_not_asked_about_what_the_engine_was_not_given() -> No
     refused, _ = engine.ask("b", info)
     with pytest.raises(GracefulHTTPError):
         await refused
-    assert info.request_ids == ["a"]
+    assert info.counts_ids == [counts_id(info.nonce, "a")]
     engine.generate_one("a")
     is_sending = asyncio.Event()
 
@@ -220,7 +231,7 @@ async def test_workers_are_not_asked_about_what_the_engine_was_not_given() -> No
     left.cancel()
     with pytest.raises(asyncio.CancelledError):
         await left
-    assert info.request_ids == ["a"]
+    assert info.counts_ids == [counts_id(info.nonce, "a")]
 
 
 async def test_a_front_end_that_closes_lets_go_of_what_waits() -> None:
@@ -233,3 +244,44 @@ async def test_a_front_end_that_closes_lets_go_of_what_waits() -> None:
     adding, _ = engine.ask("a")
     await adding
     assert engine.engine_core.given == ["a"]
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+async def test_a_request_whose_id_is_live_is_refused_and_changes_nothing(has_left: bool) -> None:
+    """vLLM would take it for input of the live one, whose answer would be stored as its own."""
+    engine = Engine()
+    engine.tier.may_answer.set()
+    front_end = engine.front_end
+    assert front_end is not None
+    adding, queue = engine.ask("a")
+    await adding
+    if has_left:  # and the engine goes on under its id, for one that follows
+        adding, queue = engine.ask("b", prompt=(1, 2, ord("a")))
+        await adding
+        await engine.abort("a", internal=True)
+    watcher = front_end.flights.watcher_of("a")
+    assert watcher is not None
+    for prompt in ((), (4, 5)):
+        for namespace in ("", "another"):
+            again, _ = engine.ask("a", prompt=prompt, namespace=namespace)
+            with pytest.raises(VLLMValidationError, match="a request of this id is not over"):
+                await again
+    assert front_end.flights.watcher_of("a") is watcher
+    assert engine.engine_core.given == ["a"]
+    engine.generate_one("a")
+    assert await tokens_in(queue) == [5, 6]
+    assert front_end.exact.memory.stats().answers == 1
+    assert not front_end.is_live("a")
+    again, queue = engine.ask("a", prompt=(4, 5), namespace="another")
+    await again
+    assert engine.engine_core.given == ["a", "a"]
+    assert front_end.errors.counts() == {}
+
+
+async def test_pieces_of_streaming_input_are_vllms() -> None:
+    engine = Engine()
+    for _ in range(2):
+        await engine.ask("a", streams_input=True)[0]
+    assert engine.engine_core.given == ["a", "a"]
+    assert engine.output_processor.has_request("a")
+    assert len(engine.front_end.flights) == 0  # type: ignore[union-attr]

@@ -6,18 +6,16 @@ from typing import Any
 
 import pytest
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import FinishReason
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from reprise.engine_ext.core.config import load_config
-from reprise.engine_ext.frontend import exact_answers
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.request.http_context import HttpRequestContext
 from reprise.engine_ext.request.request_control import NotCachedError, RequestControl
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.engine_ext.request.shared_keys import SharedKeys
-from reprise.tests.engine_ext.front_ends import Client, core_request, vllm_config
+from reprise.tests.engine_ext.front_ends import Client, vllm_config
 
 
 def make_front_end(*, num_api_servers: int = 1, **serving: Any) -> FrontEnd:
@@ -294,21 +292,6 @@ def test_an_error_of_ours_becomes_a_generation(
     monkeypatch.setattr(client.front_end.exact.memory, "get", broken)
     assert client.ask(emits=(4,)) == ("miss", [4])
     assert client.front_end.figures.stats()["errors"] == {"exact_hit": 1}
-
-
-def test_an_error_of_ours_does_not_end_streaming_input(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    processor = client.front_end._processor
-    params = SamplingParams(output_kind=RequestOutputKind.DELTA, detokenize=False)
-    request = core_request("r", params, prompt=(1, 2), resumable=True)
-    queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
-    processor.add_request(request, None, None, 0, queue)
-    monkeypatch.setattr(exact_answers, "refusal", None)
-    assert not client.front_end.answer(request, None, queue, RequestPolicy(RequestControl(), ""))
-    assert client.front_end.figures.stats()["errors"] == {"exact_hit": 1}
-    assert processor.has_request("r")
-    assert processor.request_states["r"].queue is queue
 
 
 def test_a_paused_engine_decides_on_every_request(client: Client) -> None:

@@ -12,7 +12,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.info_reporter import InfoReporter, current_info
 from reprise.engine_ext.request import draft_counts_fetcher
 from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
-from reprise.engine_ext.request.request_info import DraftCountsStore
+from reprise.engine_ext.request.request_info import DraftCountsStore, counts_id
 from reprise.spec.api.recorded_steps import RecordedRequest, RecordedStep
 
 
@@ -68,6 +68,7 @@ async def test_workers_keep_nothing_of_a_request_whose_client_left(
     monkeypatch.setattr(draft_counts_fetcher, "_LEFT_TIMEOUT_S", 60.0)  # machines stand still
     monkeypatch.setattr(draft_counts_fetcher, "_LEFT_PAUSE_S", 0.02)
     worker, asked, errors = DraftCountsStore(), asyncio.Event(), ErrorCounter()
+    nonces: list[str] = []
 
     async def ask(request_ids: Sequence[str]) -> list[Any]:
         asked.set()
@@ -77,6 +78,7 @@ async def test_workers_keep_nothing_of_a_request_whose_client_left(
         collector = current_info.get()
         assert collector is not None
         collector.generates("r")
+        nonces.append(collector.nonce)
         while True:
             yield SimpleNamespace(finished=leaves_at_last_output, outputs=[])
 
@@ -91,7 +93,7 @@ async def test_workers_keep_nothing_of_a_request_whose_client_left(
         await anext(given)
         await given.aclose()
     # The worker hears of it a step later.
-    worker.put("r", None, RecordedRequest([RecordedStep(1, 0)]))
+    worker.put(counts_id(nonces[0], "r"), None, RecordedRequest([RecordedStep(1, 0)]))
     async with asyncio.timeout(60.0):
         while worker._stored:
             await asyncio.sleep(0.01)

@@ -18,6 +18,7 @@ from reprise.engine_ext.request.request_info import (
     InfoCollector,
     RequestInfo,
     SourceCounts,
+    counts_id,
     merged,
 )
 from reprise.retrieval.api.found_clause import FoundClause
@@ -49,9 +50,10 @@ def stats(steps: int, drafted: int, accepted: int) -> RequestStats:
 
 
 class Workers:
-    """Two workers, of which the second drafts; a request is over at the n-th time of asking."""
+    """Two workers, of which the second drafts; two requests are over at the n-th time of asking."""
 
-    def __init__(self, over_at: int = 1) -> None:
+    def __init__(self, over_at: int = 1, ids: Sequence[str] = ("a", "b")) -> None:
+        self._ids = ids
         self.store = DraftCountsStore()
         self.asked: list[list[str]] = []
         self._over_at = over_at
@@ -59,8 +61,8 @@ class Workers:
     async def ask(self, request_ids: Sequence[str]) -> list[Any]:
         self.asked.append(list(request_ids))
         if len(self.asked) == self._over_at:
-            self.store.put("a", stats(5, 20, 9))
-            self.store.put("b", None)
+            for id_, counts in zip(self._ids, (stats(5, 20, 9), None), strict=False):
+                self.store.put(id_, counts)
         return [{}, self.store.take(request_ids)]
 
 
@@ -68,12 +70,13 @@ async def test_counts_come_from_whichever_worker_has_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
-    collector, workers = InfoCollector(), Workers()
+    collector = InfoCollector()
     known = Known("semantic", 2.5)
     known.similarity = 0.75
     collector.add(known)
     collector.generates("a")
     collector.generates("b")
+    workers = Workers(ids=collector.counts_ids)
     told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
     assert told.cache == ("semantic",)
     assert told.retrieval_ms == 2.5
@@ -83,18 +86,33 @@ async def test_counts_come_from_whichever_worker_has_them(
     assert told.drafts is not None
     assert told.drafts.steps == 5
     assert told.drafts.by_source["near_answer"] == SourceCounts(20, 9)
-    assert workers.store.take(["a", "b"]) == {}
+    assert workers.store.take(collector.counts_ids) == {}
 
 
 async def test_the_worker_is_asked_again_until_it_is_done_with_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
-    collector, workers = InfoCollector(), Workers(over_at=3)
+    collector = InfoCollector()
     collector.generates("a")
+    workers = Workers(over_at=3, ids=collector.counts_ids)
     told = await collector.collect(DraftCountsFetcher(workers.ask).fetch)
     assert told.drafts is not None
-    assert workers.asked == [["a"]] * 3
+    assert workers.asked == [collector.counts_ids] * 3
+
+
+async def test_of_two_requests_of_one_id_each_gets_its_own_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the first were not there in time, and wait for whoever asks for them."""
+    monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
+    first, second = InfoCollector(), InfoCollector()
+    for collector in (first, second):
+        collector.generates("a")
+    workers = Workers(ids=[*first.counts_ids, *second.counts_ids])
+    fetcher = DraftCountsFetcher(workers.ask)
+    told = await asyncio.gather(*(each.collect(fetcher.fetch) for each in (second, first)))
+    assert [each.drafts.steps for each in told if each.drafts is not None] == [0, 5]
 
 
 async def test_a_worker_that_never_tells_costs_a_second_at_most(
@@ -273,5 +291,5 @@ async def test_pieces_of_streamed_input_are_one_request() -> None:
         collector.generates(request_id)
     collector.generates_nothing("b")
     info = await collector.collect(fetch)
-    assert asked == [["a"]]
+    assert asked == [[counts_id(collector.nonce, "a")]]
     assert info.drafts is not None

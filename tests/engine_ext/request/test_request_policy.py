@@ -222,7 +222,9 @@ def test_a_request_is_recorded_for_its_own_namespace_or_not_at_all(
     asks = {"x-reprise-record": "on"}
     policy = policy_of(server, authorization, headers=asks, info=info)
     assert info.namespace == namespace
-    assert read_hints(with_policy(SamplingParams(), policy)).record == (namespace is not None)
+    hints = read_hints(with_policy(SamplingParams(), policy))
+    assert hints.record == (namespace is not None)
+    assert hints.counts_nonce == info.nonce != InfoCollector().nonce
     # Nobody would fetch the steps, or nobody wants them.
     for headers, collector in ((asks, None), ({}, InfoCollector())):
         policy = policy_of(server, authorization, headers=headers, info=collector)

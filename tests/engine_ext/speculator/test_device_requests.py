@@ -15,6 +15,7 @@ from vllm import SamplingParams
 from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
+from reprise.engine_ext.request.request_info import counts_id
 from reprise.engine_ext.speculator import device_requests, slot_rows
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.slot_counts import SlotCounts
@@ -342,7 +343,7 @@ def test_what_is_to_be_forgotten_before_it_was_read_back_is_not_kept(world: Worl
 
 def test_counts_are_of_the_request_that_asked(world: World) -> None:
     world.learn("first", "mine")
-    world.step(begin=[world.request("asks", "mine", info=True)])
+    world.step(begin=[world.request("asks", "mine", counts_nonce="c")])
     world.emit("asks", ANSWER[:1])
     assert world.drafted("asks") == ANSWER[1:5]
     # All four were right, and the model has added one.
@@ -356,14 +357,26 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     world.counts.add_step(slots, sampled, rejected)
     world.step(end=["asks"])
     assert world.requests.flush(60)
-    (found,) = world.requests.take_draft_counts(["asks", "first"]).values()
+    own = counts_id("c", "asks")
+    (found,) = world.requests.take_draft_counts([own, "asks", "first"]).values()
     assert found["steps"] == 2
     sources = found["by_source"].values()
     assert sum(each["drafted"] for each in sources) == 7
     assert sum(each["accepted"] for each in sources) == 4
-    assert world.requests.take_draft_counts(["asks"]) == {}
+    assert world.requests.take_draft_counts([own]) == {}
     total = world.requests.report()["provider"]
     assert (total.steps, total.emitted, total.drafted, total.accepted) == (2, 6, 7, 4)
+
+
+def test_counts_that_nobody_fetched_are_not_for_the_next_request_of_that_id(world: World) -> None:
+    for nonce, namespace in (("c", "mine"), ("d", "others")):
+        world.step(begin=[world.request("asks", namespace, counts_nonce=nonce)])
+        assert world.requests.take_draft_counts([counts_id("d", "asks")]) == {}
+        world.emit("asks", ANSWER[:1])
+        world.step(end=["asks"])
+        assert world.requests.flush(60)
+    ids = [counts_id(nonce, "asks") for nonce in "cd"]
+    assert list(world.requests.take_draft_counts(ids)) == ids
 
 
 def test_chances_follow_what_becomes_of_near_answers(

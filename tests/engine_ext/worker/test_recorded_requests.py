@@ -9,11 +9,11 @@ pytest.importorskip("vllm")
 
 from reprise.engine_ext.core.request_hints import RequestHints
 from reprise.engine_ext.request import request_info
-from reprise.engine_ext.request.request_info import DraftCounts, DraftCountsStore
+from reprise.engine_ext.request.request_info import DraftCounts, DraftCountsStore, counts_id
 from reprise.spec.api.recorded_steps import DraftedToken, RecordedRequest, RecordedStep
 from reprise.tests.engine_ext.worker.proposer_world import World
 
-RECORD = RequestHints(namespace="n", record=True)
+RECORD = RequestHints(namespace="n", counts_nonce="c", record=True)
 
 
 def record_of(counts: dict[str, Any]) -> RecordedRequest:
@@ -28,7 +28,7 @@ def test_steps_are_those_that_the_counters_have(world: World) -> None:
     said = {name: list(outputs) for name, outputs in world.outputs.items()}
     live = world.proposer._provider.stats()
     world.step(finished=("a", "b"))
-    counts = world.proposer.take_draft_counts(["a", "b"])
+    counts = world.proposer.take_draft_counts([counts_id("c", name) for name in "ab"])
     steps = [step for each in counts.values() for step in record_of(each).steps]
     assert sum(step.num_emitted for step in steps) == sum(map(len, said.values())) - len(said)
     assert sum(step.num_accepted for step in steps) == live.accepted > 0
@@ -42,15 +42,30 @@ def test_steps_are_those_that_the_counters_have(world: World) -> None:
 
 @pytest.mark.engine
 def test_who_does_not_ask_is_not_recorded(world: World) -> None:
-    world.step(new=("a",), hints=RequestHints(namespace="n", info=True))
+    world.step(new=("a",), hints=RequestHints(namespace="n", counts_nonce="c"))
     world.step(new=("b",), hints=RequestHints(namespace="n"))
     for _ in range(6):
         world.step()
     assert [live.recorder for live in world.proposer._live.values()] == [None, None]
     world.step(finished=("a", "b"))
-    counts = world.proposer.take_draft_counts(["a", "b"])
-    assert set(counts) == {"a"}
-    assert "record" not in counts["a"]
+    counts = world.proposer.take_draft_counts([counts_id("c", name) for name in "ab"])
+    assert set(counts) == {counts_id("c", "a")}
+    assert "record" not in counts[counts_id("c", "a")]
+
+
+@pytest.mark.engine
+def test_what_nobody_fetched_is_not_for_the_next_request_of_that_id(world: World) -> None:
+    world.step(new=("a",), hints=RECORD)
+    for _ in range(6):
+        world.step()
+    world.step(finished=("a",), new=("a",), hints=RequestHints(namespace="m", counts_nonce="d"))
+    assert world.proposer.take_draft_counts([counts_id("d", "a"), "a"]) == {}
+    world.step(finished=("a",))
+    (own,) = world.proposer.take_draft_counts([counts_id("d", "a")]).values()
+    assert "record" not in own
+    (kept,) = world.proposer.take_draft_counts([counts_id("c", "a")]).values()
+    assert kept["steps"] > own["steps"]
+    assert record_of(kept).steps
 
 
 @pytest.mark.engine

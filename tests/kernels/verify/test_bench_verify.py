@@ -81,9 +81,9 @@ def test_on_the_cpu_it_times_ours_vllms_and_torch():
     fewer = "bench.SHAPES = bench.SHAPES[::9]\ncommand()"
     done = run_on_cpu(fewer, "--repeats", "2")
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    rows = [line for line in map(str.strip, done.stdout.splitlines()) if line[:1].isdigit()]
     assert len(rows) == 2
-    assert all(row.rstrip("│ ").endswith("x") for row in rows)
+    assert all(row.endswith("x") for row in rows)
 
 
 @pytest.mark.slow

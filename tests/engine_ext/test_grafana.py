@@ -100,13 +100,13 @@ def test_the_places_of_errors_are_those_in_the_code() -> None:
 def test_reports_are_totals_and_become_increments(metrics: ServingMetrics) -> None:
     accepted = value("accepted_tokens_total", source="corpus")
     assert accepted is not None
-    metrics.workers([REPORT])
+    metrics.workers([{}, REPORT])
     assert value("accepted_tokens_total", source="corpus") == accepted
     more = {**REPORT["provider"], "by_source": {"corpus": {"drafted": 50, "accepted": 30}}}  # type: ignore[dict-item]
-    metrics.workers([{**REPORT, "provider": more}])
+    metrics.workers([{}, {**REPORT, "provider": more}])
     assert value("accepted_tokens_total", source="corpus") == accepted + 5
     # The worker was started again: its totals begin anew.
-    metrics.workers([REPORT])
+    metrics.workers([{}, REPORT])
     assert value("accepted_tokens_total", source="corpus") == accepted + 5 + 25
     assert value("mean_acceptance_length") == 3.5
 

@@ -74,7 +74,7 @@ def drafts(_: Any) -> list[dict[str, Any]]:
 
 
 def draft_counts(worker: Any, names: list[str]) -> dict[str, Any]:
-    """Return the counts of requests that are over and asked for them; on the first rank."""
+    """Return the counts under these ids, of requests that are over; on the first rank."""
     counts: dict[str, Any] = msgspec.to_builtins(worker.reprise_draft_counts(names))
     return counts
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from reprise.tests.engine_ext.speculator.conftest import TWO_RANKS
-
 pytest.importorskip("vllm")
+
+from reprise.engine_ext.request.request_info import counts_id
+from reprise.tests.engine_ext.speculator.conftest import TWO_RANKS
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -23,6 +24,8 @@ MAX_TOKENS = 10
 LATE = (1, 2, 5, 9, 10, 11, 15)
 """Steps: without drafts the answer is whole with the ninth, and the one after it ten later."""
 OFF = {"drafts": False, "store": False}
+NONCE = "test"
+"""Of those who fetch counts."""
 
 
 class Engine:
@@ -37,7 +40,7 @@ class Engine:
         prompts, samplings = [], []
         for tenant, sampling, length, hints in requests.values():
             prompts.append({"tokens": QUESTION, "cache_salt": tenant or "nobody"})
-            given = {"namespace": tenant, "info": True, **hints}
+            given = {"namespace": tenant, "counts_nonce": NONCE, **hints}
             samplings.append({**sampling, "max_tokens": length, "hints": given})
         names = list(requests)
         answers = self._engine.generate_as(names=names, prompts=prompts, samplings=samplings)
@@ -49,8 +52,9 @@ class Engine:
 
     def counts(self, name: str) -> dict[str, dict[str, int]]:
         """Drafted and accepted tokens of a request that is over, by source."""
-        first, _ = self.in_workers("draft_counts", names=[name])
-        by_source: dict[str, dict[str, int]] = first[name]["by_source"]
+        kept = counts_id(NONCE, name)
+        first, _ = self.in_workers("draft_counts", names=[kept])
+        by_source: dict[str, dict[str, int]] = first[kept]["by_source"]
         return by_source
 
 

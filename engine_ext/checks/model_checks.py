@@ -102,7 +102,7 @@ def _unfound(name: str, options: Mapping[str, str]) -> str | None:
         return f"there is no folder {name}"
     if name.count("/") > 1 and not name.endswith(".gguf"):
         return f"{name} is neither a folder here nor a name on the hub (owner/name)"
-    if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
+    if _uses_modelscope():
         return None
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         problem = _not_cached(name, options)
@@ -122,7 +122,7 @@ def _check_hub(name: str, options: Mapping[str, str]) -> Iterator[Finding]:
         return
     if "hf-config-path" in options or getproxies():  # a proxy has a name server of its own
         return
-    if os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
+    if _uses_modelscope():
         return
     if _not_cached(name, options) is None:
         return
@@ -150,6 +150,11 @@ def _check_hub(name: str, options: Mapping[str, str]) -> Iterator[Finding]:
         f"{error.strerror}",
         is_fatal=error.errno == socket.EAI_NONAME,
     )
+
+
+def _uses_modelscope() -> bool:
+    """Return whether models come from another hub, of which nothing is known here."""
+    return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true")
 
 
 def _not_cached(name: str, options: Mapping[str, str]) -> str | None:

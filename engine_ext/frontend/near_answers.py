@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.near_answer import require_namespace
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -55,8 +56,9 @@ class NearAnswers:
         found = self._retriever.poll(search_id)
         if not found:
             return "miss", None
-        if any(each.namespace != namespace for each in found):
-            error = ValueError("a near answer is of another namespace than its request")
+        try:
+            require_namespace(found, namespace)
+        except ValueError as error:
             self._errors.record("near answers", error)
             return "miss", None
         similarity = round(float(max(answer.similarity for answer in found)), 4)

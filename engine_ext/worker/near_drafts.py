@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.worker.live_request import LiveRequest
-from reprise.retrieval.api.near_answer import NearAnswer
+from reprise.retrieval.api.near_answer import NearAnswer, require_namespace
 from reprise.retrieval.api.retriever import Retriever
 from reprise.retrieval.search.token_overlap import TokenOverlap
 from reprise.spec.api.near_answer import are_tokens
@@ -155,8 +155,7 @@ class NearDrafts:
         if near_answers is None:
             return None
         del self._awaiting[request_id]
-        if any(each.namespace != namespace for each in near_answers):
-            raise ValueError("a near answer is of another namespace than its request")
+        require_namespace(near_answers, namespace)
         return near_answers
 
     def _found_by_tokens(self, live: LiveRequest, namespace: str) -> list[NearAnswer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,3 +29,13 @@ class NearAnswer:
     def kind(self) -> Literal["whole", "clause"]:
         """Whether the whole prompt or one of its clauses found it."""
         return "whole" if self.clause == 0 else "clause"
+
+
+def require_namespace(near_answers: Iterable[NearAnswer], namespace: str) -> None:
+    """Let near answers pass that are of the namespace of the request they were found for.
+
+    Raises:
+        ValueError: One is of another.
+    """
+    if any(each.namespace != namespace for each in near_answers):
+        raise ValueError("a near answer is of another namespace than its request")

@@ -53,6 +53,10 @@ class RequestHints(msgspec.Struct, frozen=True, omit_defaults=True):
     """Set where the front end has started retrieval: near answers wait under this id, and the
     front end stores the answer."""
 
+    def __post_init__(self) -> None:
+        if self.record and self.counts_nonce is None:
+            raise ValueError("steps are recorded that nobody fetches: counts_nonce is missing")
+
 
 _decoder = msgspec.msgpack.Decoder(RequestHints)
 _encode = msgspec.msgpack.Encoder().encode

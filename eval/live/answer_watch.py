@@ -6,6 +6,7 @@ each step emitted is seen from outside, all but the last of which were drafted.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from reprise.engine_ext.answer_page.records import AnswerRecord, SeenAnswer
 from reprise.engine_ext.core.request_hints import RequestHints, attach_hints
+from reprise.engine_ext.request.request_info import counts_id
 from reprise.eval.replay.drafter import unknown_origins
 from reprise.spec.api.recorded_steps import MAX_NEAR_PROMPT, RecordedRequest, RecordedStep
 
@@ -32,6 +34,7 @@ class AnswerWatch:
 
     def __init__(self, limit: int, *, asks_worker: bool, source: str) -> None:
         self._limit, self._asks_worker, self._source = limit, asks_worker, source
+        self._nonce = secrets.token_hex(8)
         self._ids: dict[int, str] = {}
         self._sizes: dict[int, list[int]] = {}
 
@@ -39,7 +42,8 @@ class AnswerWatch:
         """Have the worker record a request, by its number, if it is one of the first."""
         if self._asks_worker and number < self._limit:
             # As of any request to an engine of one program, but for the recording.
-            attach_hints(params, RequestHints(namespace="", record=True))
+            hints = RequestHints(namespace="", counts_nonce=self._nonce, record=True)
+            attach_hints(params, hints)
 
     def begin(self, number: int, request_id: str) -> None:
         """Note the id under which the engine knows a request."""
@@ -63,17 +67,17 @@ class AnswerWatch:
         """
         recorded: dict[str, RecordedRequest] = {}
         if self._asks_worker:
-            ids = list(self._ids.values())
+            ids = [counts_id(self._nonce, request_id) for request_id in self._ids.values()]
             found = llm.collective_rpc("reprise_draft_counts", args=(ids,))[0]
             recorded = {
-                request_id: msgspec.convert(counts["record"], RecordedRequest)
-                for request_id, counts in found.items()
+                id_: msgspec.convert(counts["record"], RecordedRequest)
+                for id_, counts in found.items()
                 if "record" in counts
             }
         records = []
         for number, request_id in sorted(self._ids.items()):
             tokens = list(outputs[number])
-            record = recorded.get(request_id)
+            record = recorded.get(counts_id(self._nonce, request_id))
             if record is not None and sum(s.num_emitted for s in record.steps) == len(tokens) - 1:
                 records.append(_of_worker(tokens, record, questions))
             else:

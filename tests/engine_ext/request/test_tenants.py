@@ -147,6 +147,12 @@ def test_hints_survive_the_way_to_the_worker() -> None:
     assert params.extra_args == {EXTRA_ARGS_KEY: {"namespace": "forged"}, "theirs": 1}
 
 
+def test_no_steps_are_recorded_that_nobody_could_fetch() -> None:
+    with pytest.raises(ValueError, match="counts_nonce is missing"):
+        RequestHints(namespace="n", record=True)
+    assert RequestHints(namespace="n", record=True, counts_nonce="c").record
+
+
 def test_clones_do_not_share_hints() -> None:
     params = SamplingParams(extra_args={})
     params.skip_clone = True

@@ -24,8 +24,13 @@ from reprise.engine_ext.answer_page.shown import shown_traces
 from reprise.engine_ext.cli.answer_difference import TIE_STEPS, Difference, Gap, first_difference
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
-from reprise.eval.live.live import LEARN_FROM_ANSWERS, method_groups, run_of_outcome
+from reprise.eval.live.engine_turns import LiveError, serve_in_stages
+from reprise.eval.live.live import (
+    LEARN_FROM_ANSWERS,
+    method_groups,
+    run_of_outcome,
+    say_what_is_unrecorded,
+)
 from reprise.eval.live.live_worker import (
     MAX_OUTPUT_TOKENS,
     LiveJob,
@@ -35,7 +40,7 @@ from reprise.eval.live.live_worker import (
 from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
-from reprise.eval.replay.peer_drafters import suffix_installed
+from reprise.eval.replay.peer_drafters import SUFFIX_MISSING, suffix_installed
 from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.semantic_cache import cached_replies, cached_rows
@@ -98,7 +103,10 @@ def demo(
         raise InputError("vLLM is not installed")
     if not html.resolve().parent.is_dir():
         raise InputError(f"{html}: its folder does not exist")
-    methods = ["none", "ngram", *(["suffix"] if suffix_installed() else []), "reprise"]
+    methods = ["none", "ngram", "suffix", "reprise"]
+    if not suffix_installed():
+        methods.remove("suffix")
+        print(f"SuffixDecoding is left out: {SUFFIX_MISSING}", file=sys.stderr)
     try:
         scene = _small_scene(limit) if small else _real_scene(limit)
         page = recorded_trace(scene.rows)
@@ -162,11 +170,9 @@ def _serve_all(
                 for method in group
             ]
             name = f"vLLM with {', '.join(_LABELS[method] for method in group)}"
-            # An engine that has started counts as a request does: the first minute is theirs.
-            with stage(name, len(group) * (1 + len(scene.rows))) as tick:
-                outcomes += serve(
-                    jobs, on_request=tick, on_start=tick, start_at_once=engines_at_once()
-                )
+            outcomes += serve_in_stages(stage, name, jobs)
+    for method, outcome in zip(methods, outcomes, strict=True):
+        say_what_is_unrecorded(method, outcome)
     page.answers = {m: outcome.records for m, outcome in zip(methods, outcomes, strict=True)}
     page.cached = _cached_replies(scene.rows, outcomes[-1])[: len(page.questions)]
     reference = outcomes[0].output_token_ids

@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from reprise.engine_ext.cli.answer_difference import Difference, Gap, first_difference
-from reprise.eval.live.engine_turns import LiveError, serve
+from reprise.eval.live.engine_turns import LiveError, serve_in_stages
 from reprise.eval.live.live import LEARN_FROM_ANSWERS, model_path
 from reprise.eval.live.live_worker import NO_DRAFTS, LiveJob, speculative_config
 from reprise.eval.real_model.first_differences import JudgeError, judge
@@ -126,7 +126,6 @@ def _answers(
     """Token ids of the prompts, and of each pass's answers."""
     prompts: list[list[int]] = []
     answers: dict[Pass, list[list[int]]] = {}
-    timed = sum(not row.warm for row in rows)
     with progress_stages(quiet=quiet) as stage:
         for method in methods:
             job = LiveJob(
@@ -141,8 +140,7 @@ def _answers(
                 seed=0,
                 dtype=dtype,
             )
-            with stage(method, len(rows) + timed * (len(passes) - 1)) as tick:
-                (outcome,) = serve([job], on_request=tick)
+            (outcome,) = serve_in_stages(stage, method, [job])
             prompts = outcome.prompt_token_ids
             outputs = [outcome.output_token_ids, *outcome.more_output_token_ids]
             for at_once, said in zip(passes, outputs, strict=True):

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reprise.eval.live.multi_round import Answered, Workload, counters, run
+from reprise.eval.live.multi_round import Answered, Counted, Workload, counters, run
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.frontier_plot import PlotError, check_plot
 from reprise.eval.report.progress import progress_stages
@@ -139,8 +139,13 @@ def measure(
             answered, counted = asyncio.run(_run(workload, tick))
         except RuntimeError as error:
             raise InputError(str(error)) from error
-    report = report_of(workload, answered, counted)
+    report = report_of(workload, answered, counted.counts)
     _print(report)
+    if counted.problem:
+        print(
+            f"nothing is known of the server's caches and drafts: {counted.problem}",
+            file=sys.stderr,
+        )
     if output is not None:
         output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
@@ -148,11 +153,13 @@ def measure(
     return 0
 
 
-async def _run(workload: Workload, tick: Any) -> tuple[list[Answered], dict[str, float]]:
+async def _run(workload: Workload, tick: Any) -> tuple[list[Answered], Counted]:
     before = await counters(workload.base_url)
     answered = await run(workload, tick)
     after = await counters(workload.base_url)
-    return answered, {name: after[name] - before.get(name, 0.0) for name in after}
+    # A counter that had counted nothing may not have been there.
+    more = {name: count - before.counts.get(name, 0.0) for name, count in after.counts.items()}
+    return answered, Counted(more, after.problem)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from reprise.eval.live.live_worker import speculative_config
 from reprise.eval.live.sampled_worker import SampledJob, SampledMessage, SampledOutcome
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.progress import progress_stages
+from reprise.eval.report.progress import Stage, progress_stages
 from reprise.eval.report.results_csv import append_rows
 from reprise.eval.report.tables import table_console, table_of
 
@@ -117,8 +117,7 @@ def measure(
                     passes=_PASSES,
                     at_once=at_once,
                 )
-                with stage(method, _PASSES * len(asked)) as tick:
-                    outcomes[method] = _outcome(job, tick)
+                outcomes[method] = _outcome(stage, method, job)
     except LiveError as error:
         raise InputError(str(error)) from error
     none, ours = outcomes["none"], outcomes["reprise"]
@@ -131,7 +130,7 @@ def measure(
     _print(rows, f"{Path(folder).name} in {dtype}, runner {ours.runner}, on {describe_machine()}")
 
 
-def _outcome(job: SampledJob, tick: Callable[[], None]) -> SampledOutcome:
+def _outcome(stage: Stage, method: str, job: SampledJob) -> SampledOutcome:
     """Have an engine of its own answer.
 
     Raises:
@@ -146,15 +145,33 @@ def _outcome(job: SampledJob, tick: Callable[[], None]) -> SampledOutcome:
         engine_environment(environment, with_reprise=with_reprise),
     )
     try:
-        while (message := worker.messages.get()) is not None:
-            if message.outcome is not None:
-                return message.outcome
-            if message.failure is not None:
-                raise LiveError(cause_of(message.failure, worker.log_file))
-            tick()
-        raise LiveError("an engine ended without a word")
+        with stage(f"{method}, engine that has started", 1) as tick:
+            _take_in(worker, tick, lambda message: message.has_started)
+        with stage(method, job.passes * len(job.questions)) as tick:
+            ended = _take_in(worker, tick, lambda message: message.outcome is not None)
     finally:
         end_workers([worker])
+    assert ended.outcome is not None
+    return ended.outcome
+
+
+def _take_in(
+    worker: WorkerProcess[SampledMessage],
+    tick: Callable[[], None],
+    is_last: Callable[[SampledMessage], bool],
+) -> SampledMessage:
+    """Take in what a worker says, up to a message, which is returned.
+
+    Raises:
+        LiveError: it failed.
+    """
+    while (message := worker.messages.get()) is not None:
+        if message.failure is not None:
+            raise LiveError(cause_of(message.failure, worker.log_file))
+        if is_last(message):
+            return message
+        tick()
+    raise LiveError("an engine ended without a word")
 
 
 def rows_of(

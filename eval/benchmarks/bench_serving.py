@@ -82,7 +82,11 @@ def bench_exact(settings: Settings, rows: list[TraceRow]) -> list[dict[str, Any]
         generated, _ = asyncio.run(
             ask_all(server, questions, **asked, headers=_GENERATE_WITHOUT_DRAFTS)
         )
+        before = server.hit_counts().get("exact", 0)
         hits, _ = asyncio.run(ask_all(server, questions, **asked, headers={}))
+        num_exact = server.hit_counts().get("exact", 0) - before
+    if num_exact != len(questions):
+        raise RuntimeError(f"expected {len(questions)} exact hits, came {num_exact}")
     changed = sum(hit.text != made.text for hit, made in zip(hits, generated, strict=True))
     if changed:
         raise RuntimeError(f"{changed} of {len(hits)} exact hits differ from what was generated")

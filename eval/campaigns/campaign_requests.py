@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from reprise.engine_ext.request.http_context import INFO_HEADER, REPLY_HEADER
 from reprise.eval.demo_data.demo_topics import TOPICS
 
 TENANTS = ("key-of-one", "key-of-another")
 """API keys; each tenant asks of its own half of the questions."""
 REPLY_WITHIN_S = 120.0
+_CACHE, _INFO = REPLY_HEADER.decode(), INFO_HEADER.decode()
 _MAX_TOKENS = 48
 _MAX_LONG_TOKENS = 160
 
@@ -65,14 +67,16 @@ class Asked(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How one request went; at most one of these holds."""
+    """How one request went; at most one of the first three holds."""
 
     lost: str | None = None
     """Why there is no reply."""
     wrong: tuple[Outcome, Outcome] | None = None
     """Wanted and given."""
     crossed: str | None = None
-    """What of another tenant's answers was used."""
+    """What of another tenant's answers was used, or that a reply does not tell."""
+    tells_drafts: bool | None = None
+    """Whether the reply told what was drafted from; None: it was not asked to."""
 
     @property
     def is_good(self) -> bool:
@@ -183,33 +187,41 @@ async def _judge(
     stream: bool,
 ) -> Verdict:
     try:
-        outcome, crossed = await _ask(session, url, model, asked, stream=stream)
+        outcome, told = await _ask(session, url, model, asked, stream=stream)
     except Exception as error:  # whatever it is, the client has no reply
         return Verdict(lost=f"{type(error).__name__}: {error}")
     if outcome != wanted[asked.question]:
         return Verdict(wrong=(wanted[asked.question], outcome))
-    return Verdict(crossed=crossed)
+    if told is None:
+        return Verdict()
+    return Verdict(crossed=_crossing(told), tells_drafts=told.info.get("drafts") is not None)
+
+
+class _Told(NamedTuple):
+    """What a reply tells of the cache and the drafts."""
+
+    cache: str | None
+    info: dict[str, Any]
 
 
 async def _ask(
     session: aiohttp.ClientSession, url: str, model: str, asked: Asked, *, stream: bool
-) -> tuple[Outcome, str | None]:
+) -> tuple[Outcome, _Told | None]:
     body = {"model": model, **asked.question.fields(), "stream": stream}
     headers = {"Authorization": f"Bearer {asked.tenant}"}
     if stream:
         body["stream_options"] = {"include_usage": True}
     if asked.cache_salt is not None:
         body["cache_salt"] = asked.cache_salt
-        headers["x-reprise-info"] = "on"
+        headers[_INFO] = "on"
     async with session.post(url + asked.question.path, json=body, headers=headers) as reply:
         text = await reply.text()
         if reply.status != 200:
             raise _RefusedError(f"status {reply.status}: {text[:300]}")
         outcome = _of_stream(text) if stream else _of_body(json.loads(text))
-        crossed = None
-        if asked.cache_salt is not None:
-            crossed = _crossing(reply.headers.get("x-reprise-cache"), _info(reply, text))
-        return outcome, crossed
+        if asked.cache_salt is None:
+            return outcome, None
+        return outcome, _Told(reply.headers.get(_CACHE), _info(reply, text))
 
 
 def _of_body(body: dict[str, Any]) -> Outcome:
@@ -246,21 +258,27 @@ def _of_stream(text: str) -> Outcome:
 
 def _info(reply: aiohttp.ClientResponse, text: str) -> dict[str, Any]:
     """What the server tells of the drafts: in a header, or in a comment line of a stream."""
-    reported = reply.headers.get("x-reprise-info")
+    reported = reply.headers.get(_INFO)
     for line in text.splitlines():
-        if line.startswith(": x-reprise-info "):
-            reported = line.removeprefix(": x-reprise-info ")
+        if line.startswith(f": {_INFO} "):
+            reported = line.removeprefix(f": {_INFO} ")
     return json.loads(reported) if reported else {}
 
 
-def _crossing(cache: str | None, info: dict[str, Any]) -> str | None:
-    """Tell what a request that has nothing to draw on has drawn on all the same."""
-    said = (cache or "").partition(";")[0]
-    kinds = {kind.strip() for kind in said.split(",")} | set(info.get("cache", ()))
-    if found := kinds & {"exact", "verified", "semantic", "clause"}:
+def _crossing(told: _Told) -> str | None:
+    """Tell what a request that has nothing to draw on has drawn on all the same, or that its reply
+    does not tell: what is not known may be a crossing."""
+    if told.cache is None or "cache" not in told.info or "drafts" not in told.info:
+        return f"a reply does not tell what was drawn on: {_CACHE} {told.cache}, {told.info}"
+    kinds = {kind.strip() for kind in told.cache.partition(";")[0].split(",")}
+    if found := (kinds | set(told.info["cache"])) - {"miss"}:
         return f"{', '.join(sorted(found))} for a namespace that has seen nothing"
-    by_source = (info.get("drafts") or {}).get("by_source", {})
-    for source in ("near_answer", "corpus"):
-        if drafted := by_source.get(source, {}).get("drafted", 0):
-            return f"{drafted} tokens drafted from {source} in a namespace that has seen nothing"
+    if told.info["drafts"] is None:  # the workers did not report in time
+        return None
+    for source, count in told.info["drafts"]["by_source"].items():
+        if source != "context" and count["drafted"]:
+            return (
+                f"{count['drafted']} tokens drafted from {source} in a namespace that has seen "
+                "nothing"
+            )
     return None

@@ -79,6 +79,10 @@ class Report(NamedTuple):
 
     by_kind: dict[str, Count]
     leftovers: list[str]
+    fresh: int = 0
+    """Replies of namespaces that have seen nothing."""
+    told: int = 0
+    """Those of them that told what was drafted from."""
 
     @property
     def total(self) -> Count:
@@ -87,8 +91,8 @@ class Report(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was wrong, lost, crossed or left."""
-        return not (any(self.total[2:]) or self.leftovers)
+        """Whether nothing was wrong, lost, crossed or left, and crossings would have been seen."""
+        return not (any(self.total[2:]) or self.leftovers) and (not self.fresh or self.told > 0)
 
 
 class Options(NamedTuple):
@@ -127,6 +131,7 @@ class Campaign:
         self._random = random.Random(seed)
         self._log = log
         self._num_salts = 0
+        self.fresh = self.told = 0
         self._long = [each for each in wanted if each.is_long]
         self._short = [each for each in wanted if not each.is_long]
 
@@ -151,6 +156,8 @@ class Campaign:
         with kind.begin(target, self._random):
             verdicts = asyncio.run(self._ask(server, kind, asked))
         self.by_kind[kind.name] = self.by_kind.get(kind.name, Count()).plus(verdicts)
+        self.fresh += sum(each.tells_drafts is not None for each in verdicts)
+        self.told += sum(each.tells_drafts is True for each in verdicts)
         for each, verdict in zip(asked, verdicts, strict=True):
             if not verdict.is_good:
                 self._log(f"{kind.name}, {target.name}: {verdict} for {each}")
@@ -229,7 +236,7 @@ def run(options: Options, kinds: Sequence[FaultKind], log: ProgressLog) -> Repor
                     f"{total.wrong} wrong, {total.lost} lost, {total.crossed} crossed"
                 )
         log("stopping the servers")
-        return Report(campaign.by_kind, ground.stop())
+        return Report(campaign.by_kind, ground.stop(), campaign.fresh, campaign.told)
 
 
 def show(report: Report) -> None:
@@ -240,6 +247,10 @@ def show(report: Report) -> None:
     table.add_row("all", *map(str, report.total), style="bold")
     console = Console()
     console.print(table)
+    console.print(
+        f"of {report.fresh} replies in namespaces that have seen nothing {report.told} told what "
+        "was drafted from"
+    )
     console.print(f"left behind after shutdown: {len(report.leftovers)}")
     for each in report.leftovers:
         console.print(f"  {each}", soft_wrap=True)

@@ -291,6 +291,8 @@ def run_way(
         outcome.errors += [f"{name}: {times}" for name, times in report["errors"].items()]
         outcome.lost += report["live_requests"]
         outcome.accepted = report["provider"]["accepted"]
+        if not outcome.accepted:
+            outcome.errors.append("no drafted token was accepted: nothing was put to the test")
         metrics = {one.name: one.value for one in llm.get_metrics() if hasattr(one, "value")}
         outcome.preemptions = int(metrics["vllm:num_preemptions"])
     outcome.seconds = time.perf_counter() - began_s

@@ -32,8 +32,9 @@ class GpuEngine:
         self.method = method
         self.runner = ""
         self.failure: str | None = None
+        self.has_ended = False
         self._job = job
-        self._step_log = step_log
+        self.step_log = step_log
         """Where its steps go, a row each; None: they are not recorded."""
 
     def start(self) -> None:
@@ -48,10 +49,10 @@ class GpuEngine:
         given = {**_ENVIRONMENT, **os.environ, **self.method.environment}
         with_reprise = uses_reprise(self.method.speculative_config)
         environment = engine_environment(given, with_reprise=with_reprise)
-        if self._step_log is None:
+        if self.step_log is None:
             return environment
         folder = Path(self.plugin.name)
-        return environment_with_step_log(environment, folder, self._step_log)
+        return environment_with_step_log(environment, folder, self.step_log)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until the engine is up.
@@ -60,6 +61,12 @@ class GpuEngine:
             GpuEngineError: it failed, or takes longer.
         """
         self.runner = self._next(seconds).runner
+
+    @property
+    def note(self) -> str:
+        """What is other than was asked for; empty if nothing is."""
+        wanted = self.method.runner
+        return f"asked for runner {wanted}" if wanted not in ("", self.runner) else ""
 
     def serve(self, order: GpuOrder, seconds: float) -> GpuReply:
         """Serve a workload.
@@ -90,7 +97,10 @@ class GpuEngine:
 
 
 def end_engines(engines: Sequence[GpuEngine]) -> None:
-    """End their processes side by side, with all that these have started."""
-    end_workers([engine.worker for engine in engines])
-    for engine in engines:
+    """End their processes side by side, with all that these have started; twice is as good as
+    once."""
+    left = [engine for engine in engines if not engine.has_ended]
+    end_workers([engine.worker for engine in left])
+    for engine in left:
         engine.plugin.cleanup()
+        engine.has_ended = True

@@ -18,7 +18,8 @@ FIELDS = (
 
 
 class GpuRows:
-    """The file of a run, and which of its rows are there already.
+    """The file of a run, and which of its rows are there already: those of the same model on the
+    same machine, not those of a dry run before.
 
     A row whose engine failed has a note and no speed; a run that goes on tries it again.
     """
@@ -29,7 +30,8 @@ class GpuRows:
         self._none_speeds: dict[str, float] = {}
         self._done: set[tuple[str, str]] = set()
         for row in found:
-            if row["model"] == about["model"] and row["tokens_per_s"]:
+            is_of_this = all(row[name] == about[name] for name in ("machine", "model"))
+            if is_of_this and row["tokens_per_s"]:
                 self._note(row["method"], row["workload"], float(row["tokens_per_s"]))
 
     def is_done(self, method: str, workload: Workload) -> bool:
@@ -43,8 +45,10 @@ class GpuRows:
         workload: Workload,
         reply: GpuReply,
         reference: Sequence[Sequence[int]] | None,
+        note: str = "",
     ) -> dict[str, Any]:
-        """Append what a workload came to; `reference`: outputs of none, if it ran in this run."""
+        """Append what a workload came to; `reference`: outputs of none, if it ran in this run;
+        `note`: of the engine."""
         outputs = reply.output_token_ids
         speed = sum(map(len, outputs)) / reply.wall_s
         self._note(method, workload.name, speed)
@@ -56,7 +60,7 @@ class GpuRows:
             "mean_acceptance_length": round(1 + reply.accepted_tokens / max(1, reply.steps), 3),
             "drafted_per_step": round(reply.drafted_tokens / max(1, reply.steps), 2),
             "wall_s": round(reply.wall_s, 2),
-            "note": reply.note,
+            "note": "; ".join(filter(None, (note, reply.note))),
         }
         if reference is not None:
             same = sum(a == b for a, b in zip(outputs, reference, strict=True))

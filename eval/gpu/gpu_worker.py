@@ -75,9 +75,8 @@ class GpuReply(msgspec.Struct, omit_defaults=True, kw_only=True):
     failure: str | None = None
 
 
-def _build(job: GpuJob) -> LLM:
-    from vllm import LLM
-
+def engine_options(job: GpuJob) -> dict[str, Any]:
+    """Return what `vllm.LLM` gets."""
     options: dict[str, Any] = {}
     if job.kv_cache_bytes is None:
         options["enforce_eager"] = True
@@ -89,15 +88,15 @@ def _build(job: GpuJob) -> LLM:
         options["compilation_config"] = {"cudagraph_mode": "FULL"}
     if job.profile_folder is not None:
         options["profiler_config"] = _profiler_config(job.profile_folder)
-    return LLM(
-        model=job.model,
-        dtype=job.dtype,
-        max_num_seqs=job.max_num_seqs,
-        seed=0,
-        disable_log_stats=False,
-        speculative_config=job.speculative_config,
+    return {
+        "model": job.model,
+        "dtype": job.dtype,
+        "max_num_seqs": job.max_num_seqs,
+        "seed": 0,
+        "disable_log_stats": False,
+        "speculative_config": job.speculative_config,
         **options,
-    )
+    }
 
 
 def _profiler_config(folder: str) -> dict[str, Any]:
@@ -117,8 +116,9 @@ def _profiler_config(folder: str) -> dict[str, Any]:
 
 def _serve(llm: LLM, order: GpuOrder, *, is_learned: bool) -> GpuReply:
     prompts = [prompt_token_ids(llm, row) for row in order.rows]
-    note = _settle(llm) if is_learned else ""
-    before = draft_counters(llm)
+    notes: list[str] = []
+    reported = _settled(llm, notes) if is_learned else None
+    before = _counters(llm, notes)
     if order.is_profiled:
         llm.start_profile()
     began_s = time.perf_counter()
@@ -132,24 +132,60 @@ def _serve(llm: LLM, order: GpuOrder, *, is_learned: bool) -> GpuReply:
     wall_s = time.perf_counter() - began_s
     if order.is_profiled:
         llm.stop_profile()
-    after = draft_counters(llm)
+    after = _counters(llm, notes)
+    if reported is not None:
+        # As it is now: to wait for what is learned is for the next workload.
+        (report,) = llm.collective_rpc("reprise_stats")
+        notes += said_of_reports(reported, report)
     return GpuReply(
         output_token_ids=outputs,
         steps=steps,
         drafted_tokens=after["drafted"] - before["drafted"],
         accepted_tokens=after["accepted"] - before["accepted"],
         wall_s=wall_s,
-        note=note,
+        note="; ".join(dict.fromkeys(notes)),
     )
 
 
-def _settle(llm: LLM) -> str:
-    """Wait until what was answered before is learned; returns why that is not known."""
+def _settled(llm: LLM, notes: list[str]) -> dict[str, Any] | None:
+    """Wait until what was answered before is learned; our worker's report, or None and a note why
+    there is none."""
     try:
-        settled_report(llm, timeout_s=_SETTLE_S)
+        return settled_report(llm, timeout_s=_SETTLE_S)
     except Exception as error:  # no reason to lose a machine's time
-        return f"not settled: {reason_of(error)}"
-    return ""
+        notes.append(f"not settled: {reason_of(error)}")
+        return None
+
+
+def _counters(llm: LLM, notes: list[str]) -> dict[str, int]:
+    try:
+        return draft_counters(llm)
+    except LookupError as error:
+        notes.append(reason_of(error))
+        return {"drafted": 0, "accepted": 0}
+
+
+def said_of_reports(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Say what our worker reports of a workload: near answers, what there is to draft from, and
+    errors that it went on without, so that no engine is measured that did less than it can."""
+    names = ("near_answers_in_time", "near_answers_late", "provider", "errors")
+    if lacking := [name for name in names if name not in before or name not in after]:
+        return [f"our worker does not report {', '.join(lacking)}"]
+    found = {
+        name: after["near_answers_in_time"][name] - count
+        for name, count in before["near_answers_in_time"].items()
+    }
+    late = after["near_answers_late"] - before["near_answers_late"]
+    said = [
+        f"near answers in time for {sum(found.values())} requests ("
+        + "".join(f"{count} by {name}, " for name, count in found.items())
+        + f"{late} late), {after['provider']['answers']} answers in the corpus"
+    ]
+    errors = {
+        place: count - before["errors"].get(place, 0) for place, count in after["errors"].items()
+    }
+    said += [f"{count} x {place} failed" for place, count in errors.items() if count]
+    return said
 
 
 def _runner_of(llm: LLM) -> str:
@@ -163,7 +199,9 @@ def main() -> None:
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=GpuJob)
     with message_pipe(int(sys.argv[2])) as send:
         try:
-            llm = _build(job)
+            from vllm import LLM
+
+            llm = LLM(**engine_options(job))
             send_first_request(llm)
             send(GpuReply(runner=_runner_of(llm)))
             for order in _orders():

@@ -82,7 +82,8 @@ def main(
         raise InputError(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     run_model = model or demo_model_path()
-    rows = GpuRows(out / ROWS_FILE, _about(pad_to or run_model, on_gpu=not dry_run))
+    about = _about(pad_to or run_model, on_gpu=not dry_run)
+    rows = GpuRows(out / ROWS_FILE, about)
     run = GpuRun(
         out=out.resolve(),
         rows=rows,
@@ -109,7 +110,8 @@ def main(
         for method in chosen
     ]
     with contextlib.ExitStack() as stack:
-        with run.checking_kernels([_VERIFY_CHECK] if dry_run else [_VERIFY_CHECK, _COMPILED_TESTS]):
+        checks = [_VERIFY_CHECK] if dry_run else [_VERIFY_CHECK, _COMPILED_TESTS]
+        with run.checking_kernels(checks, machine=about["machine"]):
             engines = stack.enter_context(run.engines(chosen, jobs))
         run.measure(engines, plan)
         run.trace_step(engines, plan.warm_rows[:_TRACED_REQUESTS])
@@ -119,6 +121,10 @@ def main(
                 "kernels.log",
                 run.left_s,
             )
+    if run.missing:
+        missing = ", ".join(f"{number} of {name}" for name, number in run.missing.items())
+        run.say(f"workloads that are missing: {missing}")
+        return 1
     run.say("done")
     return 0
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
+from reprise.eval.live.live_worker import uses_reprise
 from reprise.eval.report.command_line import InputError, names_of
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+_RUNNERS = {"0": "v1", "1": "v2"}
 
 
 class GpuMethod(NamedTuple):
@@ -25,6 +27,16 @@ class GpuMethod(NamedTuple):
     full_graphs: bool = False
     """Asked for, as our own engine does by itself: steps with drafts of any lengths as one graph,
     without which a drafter on V1 is not compared at its best."""
+
+    @property
+    def runner(self) -> str:
+        """The model runner that it asks for, v1 or v2; empty where vLLM chooses."""
+        return _RUNNERS.get(self.environment.get(_RUNNER, ""), "")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether Reprise drafts."""
+        return uses_reprise(self.speculative_config)
 
 
 METHODS = (

@@ -7,6 +7,7 @@ each step emitted is seen from outside, all but the last of which were drafted.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
 _ELSEWHERE = "(a question that is not of this trace)"
+# A worker drops what nobody has fetched for a minute; a run may take longer than that.
+_FETCH_EVERY_S = 20.0
 
 
 class AnswerWatch:
@@ -37,6 +40,11 @@ class AnswerWatch:
         self._nonce = secrets.token_hex(8)
         self._ids: dict[int, str] = {}
         self._sizes: dict[int, list[int]] = {}
+        self._recorded: dict[str, RecordedRequest] = {}
+        self._fetched_s = time.monotonic()
+        self.num_unrecorded = 0
+        """Of the answers that `records` returned: those that our drafter drafted for, and whose
+        steps are seen from outside all the same."""
 
     def prepare(self, number: int, params: SamplingParams) -> None:
         """Have the worker record a request, by its number, if it is one of the first."""
@@ -56,6 +64,21 @@ class AnswerWatch:
         if number in self._sizes and num_tokens:
             self._sizes[number].append(num_tokens)
 
+    def keep_up(self, llm: LLM) -> None:
+        """Now and then, fetch what the worker has recorded of requests that are over."""
+        if self._asks_worker and time.monotonic() - self._fetched_s > _FETCH_EVERY_S:
+            self._fetch(llm)
+
+    def _fetch(self, llm: LLM) -> None:
+        ids = [counts_id(self._nonce, request_id) for request_id in self._ids.values()]
+        found = llm.collective_rpc("reprise_draft_counts", args=(ids,))[0]
+        self._recorded |= {
+            id_: msgspec.convert(counts["record"], RecordedRequest)
+            for id_, counts in found.items()
+            if "record" in counts
+        }
+        self._fetched_s = time.monotonic()
+
     def records(
         self, llm: LLM, outputs: Sequence[Sequence[int]], questions: Mapping[tuple[int, ...], str]
     ) -> list[AnswerRecord]:
@@ -65,22 +88,16 @@ class AnswerWatch:
             outputs: token ids of all answers.
             questions: of prompts, by their last `MAX_NEAR_PROMPT` token ids.
         """
-        recorded: dict[str, RecordedRequest] = {}
         if self._asks_worker:
-            ids = [counts_id(self._nonce, request_id) for request_id in self._ids.values()]
-            found = llm.collective_rpc("reprise_draft_counts", args=(ids,))[0]
-            recorded = {
-                id_: msgspec.convert(counts["record"], RecordedRequest)
-                for id_, counts in found.items()
-                if "record" in counts
-            }
+            self._fetch(llm)
         records = []
         for number, request_id in sorted(self._ids.items()):
             tokens = list(outputs[number])
-            record = recorded.get(counts_id(self._nonce, request_id))
+            record = self._recorded.get(counts_id(self._nonce, request_id))
             if record is not None and sum(s.num_emitted for s in record.steps) == len(tokens) - 1:
                 records.append(_of_worker(tokens, record, questions))
             else:
+                self.num_unrecorded += self._asks_worker
                 records.append(self._seen_from_outside(tokens, self._sizes[number]))
         return records
 

@@ -19,6 +19,7 @@ import msgspec
 from reprise.engine_ext.cli.worker_process import WorkerProcess, cause_of, end_workers
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, LiveMessage, LiveOutcome
+from reprise.eval.report.progress import Stage
 
 _TURN_S = 1.0
 _LOOK_EVERY_S = 0.1
@@ -81,6 +82,36 @@ def serve(
         return [engine.outcome() for engine in engines]
     finally:
         end_workers([engine.worker for engine in engines if engine.worker is not None])
+
+
+def serve_in_stages(stage: Stage, name: str, jobs: Sequence[LiveJob]) -> list[LiveOutcome]:
+    """Serve each job as `serve` does, with progress: engines that start, and then requests.
+
+    Raises:
+        LiveError: An engine failed.
+    """
+    waiting = len(jobs)
+    num_requests = sum(
+        len(job.rows) + len(job.more_passes) * sum(not row.warm for row in job.rows) for job in jobs
+    )
+    with contextlib.ExitStack() as shown:
+        tick = shown.enter_context(stage(f"{name}, engines that have started", waiting))
+
+        def on_start() -> None:
+            nonlocal tick, waiting
+            tick()
+            waiting -= 1
+            if not waiting:
+                shown.close()
+                tick = shown.enter_context(stage(name, num_requests))
+
+        # The function of the stage that it is called in.
+        return serve(
+            jobs,
+            on_request=lambda: tick(),
+            on_start=on_start,
+            start_at_once=engines_at_once(),
+        )
 
 
 def engines_at_once() -> int:

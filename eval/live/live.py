@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from reprise.engine_ext.answer_page.records import CachedReply, RecordedTrace
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
-from reprise.eval.live.engine_turns import LiveError, engines_at_once, serve
+from reprise.eval.live.engine_turns import LiveError, serve_in_stages
 from reprise.eval.live.live_worker import (
     MAX_OUTPUT_TOKENS,
     LiveJob,
@@ -24,7 +25,7 @@ from reprise.eval.replay.results import Percentiles, Run
 from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.semantic_cache import cached_replies, cached_rows
 from reprise.eval.replay.traces import TraceRow
-from reprise.eval.report.progress import progress_stages
+from reprise.eval.report.progress import Stage, progress_stages
 from reprise.retrieval.search.embedding import Embedder
 
 LIVE_METHODS = (*METHODS, *LIVE_ONLY_METHODS)
@@ -64,24 +65,23 @@ def run_live(
             page = recorded.get(trace)
             for group in method_groups(methods, take_turns=options.take_turns):
                 name = f"{trace}: {', '.join(group)} (vLLM)"
-                with stage(name, len(group) * len(rows)) as tick:
-                    if group == ["semantic-cache"]:
-                        run, replies = _run_semantic_cache(
-                            options, model, trace, rows, reference, tick
-                        )
-                        runs.append(run)
-                        if page is not None:
-                            page.cached = replies[: len(page.questions)]
-                        continue
-                    jobs = [
-                        msgspec.structs.replace(
-                            _live_job(options, model, method, rows),
-                            learns_from_warm=method in LEARN_FROM_ANSWERS,
-                            num_recorded=len(page.questions) if page is not None else 0,
-                        )
-                        for method in group
-                    ]
-                    outcomes = serve(jobs, on_request=tick, start_at_once=engines_at_once())
+                if group == ["semantic-cache"]:
+                    run, replies = _run_semantic_cache(
+                        options, model, trace, rows, reference, stage, name
+                    )
+                    runs.append(run)
+                    if page is not None:
+                        page.cached = replies[: len(page.questions)]
+                    continue
+                jobs = [
+                    msgspec.structs.replace(
+                        _live_job(options, model, method, rows),
+                        learns_from_warm=method in LEARN_FROM_ANSWERS,
+                        num_recorded=len(page.questions) if page is not None else 0,
+                    )
+                    for method in group
+                ]
+                outcomes = serve_in_stages(stage, name, jobs)
                 for method, outcome in zip(group, outcomes, strict=True):
                     if method == "none":
                         reference = outcome.output_token_ids
@@ -89,12 +89,24 @@ def run_live(
                     runs.append(run)
                     if page is not None:
                         page.answers[method] = outcome.records
+                        say_what_is_unrecorded(method, outcome)
     settings = {
         "model": model,
         "concurrency": options.concurrency,
         "take_turns": options.take_turns,
     }
     return settings, runs
+
+
+def say_what_is_unrecorded(method: str, outcome: LiveOutcome) -> None:
+    """Say on standard error of how many answers a page cannot tell where tokens came from."""
+    if outcome.num_unrecorded:
+        print(
+            f"the page does not tell where the tokens of {outcome.num_unrecorded} of "
+            f"{len(outcome.records)} answers with {method} came from: the engine has not recorded "
+            "their steps",
+            file=sys.stderr,
+        )
 
 
 def model_path(name: str | None, *, quiet: bool) -> str:
@@ -143,7 +155,8 @@ def _run_semantic_cache(
     trace: str,
     rows: Sequence[TraceRow],
     reference: Sequence[Sequence[int]] | None,
-    tick: Callable[[], None],
+    stage: Stage,
+    name: str,
 ) -> tuple[Run, list[CachedReply | None]]:
     """An engine without speculation behind a semantic cache: it is sent what misses. The run, and
     what the cache replied to each request."""
@@ -157,7 +170,7 @@ def _run_semantic_cache(
     sent = {*warm, *missed}
     kept = [row for number, row in enumerate(rows) if number in sent]
     job = _live_job(options, model, "none", kept)
-    (outcome,) = serve([job], on_request=tick)
+    (outcome,) = serve_in_stages(stage, f"{name}, what misses", [job])
     answers = dict(zip(warm, outcome.warm_output_token_ids, strict=True))
     answers.update(zip(missed, outcome.output_token_ids, strict=True))
     outcome.output_token_ids = [
@@ -165,8 +178,6 @@ def _run_semantic_cache(
         for number, found in zip(timed, served_from, strict=True)
     ]
     outcome.wall_s += embedding_s
-    for _ in range(len(timed) - len(missed)):
-        tick()
     run = run_of_outcome(trace, "semantic-cache", outcome, reference, cost=options.cost)
     hits = run.requests - len(missed)
     run.hit_rate = hits / run.requests if run.requests else 0.0

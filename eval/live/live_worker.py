@@ -87,6 +87,8 @@ class LiveOutcome(msgspec.Struct, kw_only=True):
     """Of the timed requests; measured by who gave them, who may have stopped the engine between."""
     records: list[AnswerRecord] = []
     """Of the timed requests that were to be recorded, in order."""
+    num_unrecorded: int = 0
+    """Of `records`: those of our drafter of which it is not known where tokens came from."""
     by_source: dict[str, dict[str, int]] = {}
     propose_us: dict[str, float] | None = None
     bytes_per_cached_token: float | None = None
@@ -186,6 +188,7 @@ def _serve(
             settled_report(llm, timeout_s=_FLUSH_S)
         questions = questions_by_prompt(prompts, [row.query_text for row in job.rows])
         outcome.records = watch.records(llm, outputs, questions)
+        outcome.num_unrecorded = watch.num_unrecorded
     for concurrency in job.more_passes:
         llm.reset_prefix_cache()
         outputs, _ = generate(
@@ -291,19 +294,30 @@ def generate(
             if output.finished:
                 finished += 1
                 tick()
+        if watch is not None:
+            watch.keep_up(llm)
     return outputs, steps
 
 
 def draft_counters(llm: LLM) -> dict[str, int]:
-    """vLLM's own counters of speculation."""
+    """vLLM's own counters of speculation; zeros of an engine without.
+
+    Raises:
+        LookupError: it has speculation, and not these counters.
+    """
     names = {
         "vllm:spec_decode_num_draft_tokens": "drafted",
         "vllm:spec_decode_num_accepted_tokens": "accepted",
     }
-    counts = {"drafted": 0, "accepted": 0}
+    counts: dict[str, int] = {}
     for metric in llm.get_metrics():
         if metric.name in names:
-            counts[names[metric.name]] += int(metric.value)
+            name = names[metric.name]
+            counts[name] = counts.get(name, 0) + int(metric.value)
+    if llm.llm_engine.vllm_config.speculative_config is None:
+        return {"drafted": 0, "accepted": 0}
+    if len(counts) < len(names):
+        raise LookupError(f"this vLLM does not count drafts: expected {', '.join(names)}")
     return counts
 
 

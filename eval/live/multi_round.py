@@ -92,15 +92,25 @@ async def run(workload: Workload, tick: Callable[[], None]) -> list[Answered]:
     return sorted((one for user in per_user for one in user), key=lambda one: one.began_s)
 
 
-async def counters(base_url: str) -> dict[str, float]:
-    """Return what the server has counted so far, where it has the metrics of vLLM; else nothing."""
+class Counted(NamedTuple):
+    """What a server has counted so far."""
+
+    counts: dict[str, float]
+    problem: str = ""
+    """Why there are none; empty if there are some."""
+
+
+async def counters(base_url: str) -> Counted:
+    """Return what the server has counted so far, where it has the metrics of vLLM."""
     url = base_url.rstrip("/").removesuffix("/v1") + "/metrics"
     try:
         async with aiohttp.ClientSession() as session, session.get(url) as reply:
-            text = await reply.text() if reply.status == 200 else ""
-    except (aiohttp.ClientError, TimeoutError):
-        return {}
-    return parse_counters(text)
+            if reply.status != 200:
+                return Counted({}, f"{url}: {reply.status}")
+            counts = parse_counters(await reply.text())
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return Counted({}, f"{url}: {error!r}")
+    return Counted(counts, "" if counts else f"{url}: none of vLLM's metrics")
 
 
 def parse_counters(text: str) -> dict[str, float]:
@@ -172,13 +182,17 @@ async def _ask(
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
+            if "error" in event:
+                raise RuntimeError(f"{url}: in a stream: {event['error']}")
             if event.get("choices") and (piece := event["choices"][0]["delta"].get("content")):
                 last_s = time.perf_counter()
                 first_s = first_s or last_s
                 pieces.append(piece)
             usage = event.get("usage") or usage
     ended_s = time.perf_counter()
-    num_tokens = int(usage.get("completion_tokens", len(pieces)))
+    if not usage:
+        raise RuntimeError(f"{url}: a stream without usage, which was asked for")
+    num_tokens = int(usage["completion_tokens"])
     return Answered(
         user=user,
         round=number,
@@ -186,7 +200,7 @@ async def _ask(
         first_token_s=(first_s or ended_s) - asked_s,
         token_s=(last_s - first_s) / (num_tokens - 1) if num_tokens > 1 else 0.0,
         whole_s=ended_s - asked_s,
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
+        prompt_tokens=int(usage["prompt_tokens"]),
         output_tokens=num_tokens,
         text="".join(pieces),
     )

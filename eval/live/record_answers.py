@@ -16,7 +16,7 @@ import msgspec
 import typer
 from tokenizers import Tokenizer
 
-from reprise.eval.live.engine_turns import LiveError, serve
+from reprise.eval.live.engine_turns import LiveError, serve_in_stages
 from reprise.eval.live.live_worker import LiveJob
 from reprise.eval.replay.token_rows import TokenizerError, load_tokenizer
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace, save_trace
@@ -43,8 +43,8 @@ def record_answers(
         seed=0,
         dtype=dtype,
     )
-    with progress_stages(quiet=quiet) as stage, stage("answering", len(rows)) as tick:
-        (outcome,) = serve([job], on_request=tick)
+    with progress_stages(quiet=quiet) as stage:
+        (outcome,) = serve_in_stages(stage, "answering", [job])
     answers = [tokenizer.decode(token_ids) for token_ids in outcome.output_token_ids]
     return [
         msgspec.structs.replace(row, response=answer)

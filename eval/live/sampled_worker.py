@@ -55,6 +55,8 @@ class SampledOutcome(msgspec.Struct, kw_only=True):
 class SampledMessage(msgspec.Struct, omit_defaults=True):
     """One line from the process."""
 
+    has_started: bool = False
+    """The engine is there, and has answered one request."""
     has_answered: bool = False
     outcome: SampledOutcome | None = None
     failure: str | None = None
@@ -74,6 +76,7 @@ def _serve(job: SampledJob, send: Callable[[SampledMessage], None]) -> None:
         speculative_config=job.speculative_config,
     )
     send_first_request(llm)
+    send(SampledMessage(has_started=True))
     outcome = SampledOutcome(answers=[], drafted=[], accepted=[], runner=_runner(llm))
     for number in range(job.passes):
         llm.reset_prefix_cache()

@@ -196,6 +196,10 @@ def find_ngram(context: IntArray, draft_length: int) -> list[int]:
     return found
 
 
+SUFFIX_MISSING = "it is not installed (pip install -e '.[peers]')"
+"""Why it cannot be run where it is not."""
+
+
 def suffix_installed() -> bool:
     """Whether SuffixDecoding can be run here."""
     return importlib.util.find_spec("arctic_inference") is not None

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from reprise.eval import multi_round_qa
-from reprise.eval.live.multi_round import parse_counters, words
+from reprise.eval.live.multi_round import _COUNTERS, parse_counters, words
 
 
 class Server:
@@ -20,6 +20,11 @@ class Server:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.url = ""
+        self.ending: list[Any] = [
+            {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+        ]
+        """What a stream ends with."""
+        self.metrics_status = 200
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -30,14 +35,15 @@ class Server:
         for piece in ("one", " two", f" {number}"):
             await reply.write(_event({"choices": [{"delta": {"content": piece}}]}))
             await asyncio.sleep(0.01)
-        usage = {"prompt_tokens": 9, "completion_tokens": 3}
-        await reply.write(_event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
+        for event in self.ending:
+            await reply.write(_event(event))
+        await reply.write(b"data: [DONE]\n\n")
         return reply
 
     async def metrics(self, _: web.Request) -> web.Response:
         found = 5 * len(self.asked)
         text = f'# HELP x y\nvllm:prefix_cache_hits_total{{engine="0"}} {found}.0\nother 1\n'
-        return web.Response(text=text)
+        return web.Response(text=text, status=self.metrics_status)
 
 
 def _event(value: Any) -> bytes:
@@ -100,6 +106,37 @@ def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
     given = ["--base-url", "http://127.0.0.1:9", "--model", "m", "--num-users", "1", "--quiet"]
     assert multi_round_qa.main(given) == 2
     assert "a request failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [([], "a stream without usage"), ([{"error": {"message": "died"}}], "in a stream: ")],
+)
+def test_a_stream_that_does_not_say_all_is_no_answer(
+    server: Server, capsys: pytest.CaptureFixture[str], ending: list[Any], said: str
+) -> None:
+    server.ending = ending
+    given = ["--base-url", server.url, "--model", "m", "--num-users", "1", "--quiet"]
+    assert multi_round_qa.main(given) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_server_that_tells_nothing_of_its_caches_is_named(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.metrics_status = 404
+    given = ["--base-url", server.url, "--model", "m", "--num-users", "1", "--num-rounds", "1"]
+    assert multi_round_qa.main([*given, "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"caches and drafts: {server.url}/metrics: 404")
+
+
+def test_our_counters_are_those_of_a_server() -> None:
+    documented = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    asked = {name for names in _COUNTERS.values() for name in names}
+    assert {name for name in asked if f"`{name}`" in documented} >= {
+        name for name in asked if name.startswith("reprise:")
+    }
 
 
 def test_counters_are_summed_over_labels() -> None:

@@ -13,7 +13,6 @@ from reprise.eval.benchmarks.exact_hits.rows import figure_row
 from reprise.eval.benchmarks.exact_hits.servers import (
     WITHOUT_DRAFTS,
     ask_alone,
-    hit_counts,
     serving,
 )
 from reprise.eval.benchmarks.serving.load import Server, Timing, alone
@@ -111,7 +110,7 @@ def _other_server(
     )  # warm up
     source = f"{kind}, {whose}"
     found = ask_alone(server, questions, max_tokens)
-    counts = hit_counts(server)
+    counts = server.hit_counts()
     _check(made, found, server, num_exact=0)
     tick()
     # What an engine would only make for the first answer that it verifies shows here.
@@ -119,9 +118,11 @@ def _other_server(
     rows = [figure_row("hits", source, found[:1], f"the very first {how}", first_ms, "ms")]
     rows += _rows(source, found[1:], note=f"first repeat {how}")
     name = "exact" if whose == "trusted" else "verified"
-    rows.append(figure_row("hits", source, found, f"{name} {how}", counts.get(name, 0), "requests"))
+    if name not in counts:
+        raise RuntimeError(f"expected {name} hits {how}, came {counts}")
+    rows.append(figure_row("hits", source, found, f"{name} {how}", counts[name], "requests"))
     if whose == "verified":
-        tokens = counts.get("tokens_verified", 0)
+        tokens = counts["tokens_verified"]
         share = tokens / max(1, sum(timing.output_tokens for timing in found))
         rows.append(figure_row("hits", source, found, "share of tokens verified", share, ""))
         drafted = ask_alone(server, questions, max_tokens, {"x-reprise-cache": "off"})
@@ -142,7 +143,7 @@ def _check(
     changed = sum(hit.text != one.text for hit, one in zip(found, made, strict=True))
     if changed:
         raise RuntimeError(f"{changed} of {len(made)} answers differ from what was generated")
-    if (exact := hit_counts(server).get("exact", 0)) < num_exact:
+    if (exact := server.hit_counts().get("exact", 0)) < num_exact:
         raise RuntimeError(f"expected {num_exact} exact hits, came {exact}")
 
 

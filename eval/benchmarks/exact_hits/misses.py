@@ -66,6 +66,8 @@ def bench_miss(
             raise RuntimeError(f"expected misses alone, came {hits}")
         shared = shared_counts(servers["redis"])
     looked_up = {name: shared.get(name, 0) for name in ("miss", "late", "busy", "failed", "hit")}
+    if not any(looked_up.values()):
+        raise RuntimeError(f"expected look-ups in Redis, came {shared}")
     note = ", ".join(f"{count} {name}" for name, count in looked_up.items())
     row = figure_row("miss", "redis", questions, "look-ups", sum(looked_up.values()), "requests")
     return [*_miss_rows(speeds, questions, concurrency), {**row, "note": note}]

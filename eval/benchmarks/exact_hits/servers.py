@@ -52,21 +52,22 @@ def ask_alone(
     return timings
 
 
-def hit_counts(server: Server) -> dict[str, Any]:
-    """Return what the server counts by kind of hit."""
-    counts: dict[str, Any] = server.stats()["front_end"]["counts"]
-    return counts
-
-
 def num_hits(server: Server) -> int:
     """Return how many requests were hits of any kind."""
-    counts = hit_counts(server)
+    counts = server.hit_counts()
     return sum(int(counts.get(name, 0)) for name in ("exact", "verified", "followed"))
 
 
 def shared_counts(server: Server) -> dict[str, Any]:
-    """Return what the server counts of answers that others generated."""
-    return server.stats()["front_end"]["shared"] or {}
+    """Return what the server counts of answers that others generated.
+
+    Raises:
+        RuntimeError: it shares none.
+    """
+    shared: dict[str, Any] | None = server.stats()["front_end"]["shared"]
+    if shared is None:
+        raise RuntimeError("this server shares no exact hits with others")
+    return shared
 
 
 def _wait(condition: Any, within_s: float) -> None:

@@ -126,12 +126,20 @@ class Server:
         return self._log.read().decode(errors="replace")
 
     def wait_for_retrieval(self) -> None:
-        """Of a server of ours: until its embedding model is loaded, or known not to be."""
+        """Of a server of ours: until near answers can be found.
+
+        Raises:
+            RuntimeError: they cannot, in the end; without them less would be measured.
+        """
         deadline_s = time.monotonic() + _STARTS_WITHIN_S
-        while time.monotonic() < deadline_s:
-            if self.stats()["front_end"]["retrieval"]["state"] != "starting":
-                return
+        while (retrieval := self.stats()["front_end"]["retrieval"])["state"] == "starting":
+            if time.monotonic() > deadline_s:
+                break
             time.sleep(0.3)
+        if retrieval["state"] != "ready":
+            raise RuntimeError(
+                f"near answers cannot be found: {retrieval['state']}: {retrieval['detail']}"
+            )
 
     def stand_still(self) -> None:
         """Stop all its processes where they are."""
@@ -161,6 +169,11 @@ class Server:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+    def hit_counts(self) -> dict[str, int]:
+        """How many requests a server of ours has taken in which way: by kind."""
+        counts: dict[str, int] = self.stats()["front_end"]["counts"]
+        return counts
 
     def worker(self) -> dict[str, Any]:
         """The first worker's figures, of a server of ours."""
@@ -251,7 +264,11 @@ async def ask(
                 pieces.append(piece)
             if event.get("usage"):
                 tokens = event["usage"]["completion_tokens"]
-    return Timing(first_token_s, time.perf_counter() - started_s, tokens, "".join(pieces))
+    whole_s = time.perf_counter() - started_s
+    if not tokens:
+        raise RuntimeError(f"{url}: a stream without usage: {''.join(pieces)[:200]!r}")
+    # An answer of no text has its end for a beginning.
+    return Timing(first_token_s or whole_s, whole_s, tokens, "".join(pieces))
 
 
 async def ask_all(

@@ -11,7 +11,7 @@ import pytest
 from reprise.eval.benchmarks import bench_serving
 from reprise.eval.benchmarks.bench_serving import Contender, Settings, main
 from reprise.eval.benchmarks.serving import rounds
-from reprise.eval.benchmarks.serving.load import Timing, load_of
+from reprise.eval.benchmarks.serving.load import Server, Timing, load_of
 from reprise.eval.benchmarks.serving.rounds import alternate, figures_of
 from reprise.eval.report import serving_report
 from reprise.eval.report.results_csv import read_rows
@@ -212,3 +212,45 @@ def test_what_is_asked_for_is_measured_and_recorded(
     (row,) = read_rows(csv)
     assert (row["requests"], row["name"], row["value"]) == ("8", "tokens_per_s", "100")
     assert row["model"].startswith("demo_model")
+
+
+class Ours:
+    """A server of ours as far as its figures are read."""
+
+    def __init__(self, *, exact: int, state: str = "ready") -> None:
+        self._exact, self._state = exact, state
+        self.num_asked = 0
+
+    def stats(self) -> Any:
+        self.num_asked += 1
+        retrieval = {"state": self._state, "detail": "no embedding model"}
+        counts = {"exact": self._exact * (self.num_asked > 1)}
+        return {"front_end": {"retrieval": retrieval, "counts": counts}}
+
+    hit_counts = Server.hit_counts
+    wait_for_retrieval = Server.wait_for_retrieval
+
+
+@pytest.mark.parametrize("exact", [0, 3, 4])
+def test_hits_are_timed_only_if_they_were_hits(monkeypatch: pytest.MonkeyPatch, exact: int) -> None:
+    async def ask_all(_server: Any, questions: list[str], **_how: Any) -> Any:
+        return [Timing(0.1, 0.2, 10, "a") for _ in questions], 1.0
+
+    @contextlib.contextmanager
+    def running(*_: str, dtype: str) -> Any:  # noqa: ARG001
+        yield (Ours(exact=exact),)
+
+    monkeypatch.setattr(bench_serving, "ask_all", ask_all)
+    monkeypatch.setattr(bench_serving, "running", running)
+    rows: list[Any] = [SimpleNamespace(prompt=str(n)) for n in range(9)]
+    if exact == SETTINGS.requests:
+        assert bench_serving.bench_exact(SETTINGS, rows)
+        return
+    with pytest.raises(RuntimeError, match=f"expected 4 exact hits, came {exact}"):
+        bench_serving.bench_exact(SETTINGS, rows)
+
+
+def test_a_server_without_near_answers_is_not_measured() -> None:
+    Ours(exact=0).wait_for_retrieval()  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="cannot be found: degraded: no embedding model"):
+        Ours(exact=0, state="degraded").wait_for_retrieval()  # type: ignore[arg-type]

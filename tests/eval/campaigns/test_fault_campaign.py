@@ -5,16 +5,19 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from reprise.engine_ext.request.request_info import DraftCounts, RequestInfo, SourceCounts
 from reprise.eval.campaigns.campaign_requests import (
     TENANTS,
     Outcome,
     Verdict,
     _crossing,
     _of_stream,
+    _Told,
     long_question,
     make_questions,
 )
@@ -43,21 +46,36 @@ def test_questions_depend_on_the_seed_alone() -> None:
     assert "seed" not in long.fields()
 
 
+def told(cache: str, **drafted: int) -> dict[str, Any]:
+    """What the product says of a request, in plain types."""
+    by_source = {source: SourceCounts(number, 0) for source, number in drafted.items()}
+    info = RequestInfo(cache=(cache,), drafts=DraftCounts(1, by_source), retrieval_ms=None)
+    plain: dict[str, Any] = json.loads(info.as_json())
+    return plain
+
+
 @pytest.mark.parametrize(
     ("cache", "info", "is_crossing"),
     [
-        ("miss", {}, False),
-        (None, {}, False),
-        ("miss", {"drafts": {"by_source": {"context": {"drafted": 3, "accepted": 1}}}}, False),
-        ("exact", {}, True),
-        ("semantic", {}, True),
-        ("miss", {"cache": ["clause"]}, True),
-        ("miss", {"drafts": {"by_source": {"near_answer": {"drafted": 1, "accepted": 0}}}}, True),
-        ("miss", {"drafts": {"by_source": {"corpus": {"drafted": 2, "accepted": 0}}}}, True),
+        ("miss", told("miss"), False),
+        ("miss; reason=sampled", told("miss"), False),
+        ("miss", told("miss", context=3), False),
+        ("miss", {**told("miss"), "drafts": None}, False),
+        ("exact", told("exact"), True),
+        ("semantic", told("miss"), True),
+        ("miss", told("clause"), True),
+        ("miss", told("a kind of later"), True),
+        ("miss", told("miss", near_answer=1), True),
+        ("miss", told("miss", corpus=2), True),
+        ("miss", told("miss", a_source_of_later=2), True),
+        # A reply that does not tell may hide one.
+        ("miss", {}, True),
+        (None, told("miss"), True),
+        ("miss", {"cache": ["miss"]}, True),
     ],
 )
 def test_a_crossing_is_seen(cache: str | None, info: dict[str, object], is_crossing: bool) -> None:
-    assert (_crossing(cache, info) is not None) == is_crossing
+    assert (_crossing(_Told(cache, info)) is not None) == is_crossing
 
 
 def event(choice: dict[str, object] | None, usage: dict[str, int] | None = None) -> str:
@@ -93,6 +111,9 @@ def test_counts_add_up() -> None:
     assert Report({"one": good, "two": good}, []).total == (2, 2, 0, 0, 0)
     assert Report({"one": good}, []).is_good
     assert not Report({"one": good}, ["process 1"]).is_good
+    # No crossing was seen because no reply told of drafts.
+    assert not Report({"one": good}, [], fresh=3, told=0).is_good
+    assert Report({"one": good}, [], fresh=3, told=2).is_good
 
 
 def test_what_is_left_is_named(tmp_path: Path) -> None:
@@ -140,6 +161,7 @@ def test_no_reply_notices_a_fault(demo_model: Path, capfd: pytest.CaptureFixture
         for kind, target in faults:
             campaign.live_through(kind, target)
         report = Report(campaign.by_kind, [])
+        assert campaign.told > campaign.fresh / 2
         assert report.is_good, capfd.readouterr().err
         assert report.by_kind.keys() == {kind.name for kind in kinds}
         # It can fail: another answer is wanted than is given.

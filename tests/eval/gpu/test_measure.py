@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,8 @@ from reprise.eval.gpu import measure
 from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError, end_engines
 from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_run import GpuRun
-from reprise.eval.gpu.gpu_worker import GpuJob, GpuReply
-from reprise.eval.gpu.methods import METHODS, methods_named
+from reprise.eval.gpu.gpu_worker import GpuJob, GpuReply, engine_options, said_of_reports
+from reprise.eval.gpu.methods import METHODS, GpuMethod, methods_named
 from reprise.eval.gpu.step_log import HEAD
 from reprise.eval.gpu.workloads import SHARES, Workload, make_plan
 from reprise.eval.replay.traces import TraceRow
@@ -91,6 +92,11 @@ def test_rows_are_written_at_once_and_read_by_the_next_run(tmp_path: Path) -> No
     assert not again.is_done("y", workload())  # what failed is tried again
     assert not again.is_done("x", workload("cold"))
     assert not GpuRows(file, ABOUT | {"model": "another"}).is_done("x", workload())
+    # A dry run on a CPU before is no measurement of a GPU.
+    on_gpu = GpuRows(file, ABOUT | {"machine": "another"})
+    assert not on_gpu.is_done("x", workload())
+    assert on_gpu.add("v", "v1", workload(), reply([[1]]), None, "a word")["to_none"] == ""
+    assert read_rows(file)[-1]["note"] == "a word"
     assert again.add("z", "v1", workload(), reply([[1, 2], [3]]), None)["to_none"] == 0.75
 
 
@@ -107,9 +113,21 @@ def test_an_engine_that_does_not_start_is_left_out(tmp_path: Path, capsys: Any) 
         full_graphs=False,
     )
     with run.engines([METHODS[0]], [job]) as engines:
-        assert engines == []
-    assert "no engine: none: " in capsys.readouterr().out
+        (engine,) = engines
+        assert engine.failure is not None
+        # It does not go on while others are measured.
+        assert engine.has_ended
+        run.measure(engines, make_plan(trace(9), trace(9), dry_run=True))
+        run.trace_step(engines, trace(2))
+    said = capsys.readouterr().out
+    assert "starting engines: none" in said
+    assert "no engine: none: " in said
+    assert "no step of Reprise is traced" in said
     assert (tmp_path / "none.log").read_text()
+    assert run.missing == {"none": 4}
+    failed = read_rows(tmp_path / "gpu.csv")
+    assert len(failed) == 4
+    assert all(row["note"] and not row["tokens_per_s"] for row in failed)
 
 
 @pytest.mark.slow
@@ -126,7 +144,7 @@ def test_a_run_that_is_late_waits_for_nothing(tmp_path: Path) -> None:
     )
     began = time.monotonic()
     with run.engines([METHODS[0]], [job]) as engines:
-        assert engines == []
+        assert [one.failure is not None for one in engines] == [True]
     assert time.monotonic() - began < 100.0
     engine = GpuEngine(METHODS[0], job)
     engine.start()
@@ -137,14 +155,90 @@ def test_a_run_that_is_late_waits_for_nothing(tmp_path: Path) -> None:
         end_engines([engine])
 
 
-def test_kernels_that_passed_are_not_checked_again(tmp_path: Path) -> None:
+def test_kernels_that_passed_are_not_checked_again(tmp_path: Path, capsys: Any) -> None:
     rows = GpuRows(tmp_path / "gpu.csv", ABOUT)
     run = GpuRun(out=tmp_path, rows=rows, deadline_s=100.0, max_tokens=4)
     for command, is_fine in (("exit(3)", False), ("print('fine')", True), ("exit('no!')", True)):
-        with run.checking_kernels([[sys.executable, "-c", command]]):
+        with run.checking_kernels([[sys.executable, "-c", command]], machine="a GPU"):
             pass
         assert (tmp_path / "kernels.passed").exists() == is_fine
     assert (tmp_path / "kernels.log").read_text() == "fine\n"
+    said = capsys.readouterr().out
+    assert "see kernels.log: fine" in said
+    assert "see kernels.log: no word" in said
+    assert "the kernels were found right on a GPU before" in said
+    # On another machine they are checked: a dry run says nothing of a GPU's.
+    with run.checking_kernels([[sys.executable, "-c", "print('again')"]], machine="another GPU"):
+        pass
+    assert (tmp_path / "kernels.log").read_text() == "fine\nagain\n"
+
+
+def test_what_an_engine_did_less_than_it_can_is_said() -> None:
+    before = {
+        "near_answers_in_time": {"meaning": 1, "tokens": 0},
+        "near_answers_late": 0,
+        "provider": {"answers": 0},
+        "errors": {"propose": 1},
+    }
+    after = {
+        **before,
+        "near_answers_in_time": {"meaning": 4, "tokens": 2},
+        "near_answers_late": 1,
+        "provider": {"answers": 9},
+        "errors": {"propose": 1, "record": 2},
+    }
+    assert said_of_reports(before, after) == [
+        "near answers in time for 5 requests (3 by meaning, 2 by tokens, 1 late), "
+        "9 answers in the corpus",
+        "2 x record failed",
+    ]
+    del after["near_answers_late"]
+    assert said_of_reports(before, after) == ["our worker does not report near_answers_late"]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_vllm_knows_all_that_an_engine_on_a_gpu_is_asked_for(method: GpuMethod) -> None:
+    pytest.importorskip("vllm")
+    from vllm import envs
+    from vllm.config import CompilationConfig, ProfilerConfig, SpeculativeConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    job = GpuJob(
+        model="m",
+        dtype="auto",
+        speculative_config=method.speculative_config,
+        max_num_seqs=2,
+        kv_cache_bytes=1,
+        full_graphs=method.full_graphs,
+        profile_folder="/trace",
+    )
+    options = engine_options(job)
+    assert options.keys() <= {field.name for field in dataclasses.fields(EngineArgs)}
+    for name, kind in (
+        ("speculative_config", SpeculativeConfig),
+        ("compilation_config", CompilationConfig),
+        ("profiler_config", ProfilerConfig),
+    ):
+        given = options.get(name) or {}
+        assert given.keys() <= {field.name for field in dataclasses.fields(kind)}
+    # Without these there is no trace.
+    assert {"profiler", "torch_profiler_dir", "max_iterations"} <= options["profiler_config"].keys()
+    assert method.environment.keys() <= envs.environment_variables.keys()
+    assert method.runner == {"1": "v2", "0": "v1"}.get("".join(method.environment.values()), "")
+
+
+def test_another_runner_than_was_asked_for_is_noted() -> None:
+    by_name = {method.name: method for method in METHODS}
+    job: Any = None
+    for name, runner, note in (
+        ("reprise-v2", "v1", "asked for runner v2"),
+        ("reprise-v2", "v2", ""),
+        ("suffix-v1", "v1", ""),
+        ("none", "v1", ""),
+    ):
+        engine = GpuEngine(by_name[name], job)
+        engine.runner = runner
+        assert engine.note == note
 
 
 @pytest.mark.parametrize(
@@ -182,6 +276,8 @@ def test_a_dry_run_measures_and_goes_on(tmp_path: Path, capsys: Any) -> None:
         assert float(row["tokens_per_s"]) > 0
         assert row["identical_outputs"] == row["requests"]
         assert row["runner"] == "v1"
+        assert ("near answers in time for " in row["note"]) == (row["method"] == "reprise-v1")
+        assert "fail" not in row["note"]
     drafted = [row for row in rows if row["method"] == "reprise-v1"]
     assert sum(float(row["drafted_per_step"]) for row in drafted) > 0
     for method in ("none", "reprise-v1"):
@@ -195,8 +291,14 @@ def test_a_dry_run_measures_and_goes_on(tmp_path: Path, capsys: Any) -> None:
         assert times == sorted(times)
     assert list((tmp_path / "trace").iterdir())
     assert len(make_demo_trace()) > 8
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "a step of reprise-v1 is traced" in said
+    assert "was logged" not in said  # that there is none of an engine
     # A run without time left changes nothing, and says what is missing of what it was asked for.
     assert run_command(measure.main, [*arguments, "--deadline-s", "10"], name="measure.py") == 0
     assert read_rows(tmp_path / measure.ROWS_FILE) == rows
     assert "no engine" in capsys.readouterr().out
+    # One that has measured nothing yet is asked for: what is missing is said.
+    other = ["--dry-run", "--out", str(tmp_path), "--methods", "suffix-v1", "--deadline-s", "10"]
+    assert run_command(measure.main, other, name="measure.py") == 1
+    assert "workloads that are missing: 4 of suffix-v1" in capsys.readouterr().out

@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from reprise.eval.live.engine_turns import _start
+from reprise.eval.live import engine_turns
+from reprise.eval.live.engine_turns import _start, serve_in_stages
+from reprise.eval.live.live_worker import LiveJob
+from reprise.eval.replay.traces import TraceRow
 
 # Stands in for vLLM, so that an engine is there at once: a process that starts another, as vLLM's
 # does, says so, and computes for ever.
@@ -113,3 +117,32 @@ def test_engines_start_side_by_side_and_ours_first(at_once: int, order: list[str
     started = [engine.name for engine in _start(engines, at_once=at_once)]
     assert started == order
     assert StartingEngine.most_at_once == at_once
+
+
+def test_progress_tells_engines_that_start_from_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, int, int]] = []
+
+    @contextlib.contextmanager
+    def stage(name: str, total: int) -> Iterator[Callable[[], None]]:
+        ticks: list[None] = []
+        yield lambda: ticks.append(None)
+        shown.append((name, total, len(ticks)))
+
+    def serve(jobs: Any, *, on_request: Any, on_start: Any, start_at_once: int) -> list[Any]:
+        assert start_at_once > 0
+        for _ in jobs:
+            on_start()
+        for _ in range(7):
+            on_request()
+        return []
+
+    monkeypatch.setattr(engine_turns, "serve", serve)
+    rows = [TraceRow(prompt="p", response="r", warm=warm) for warm in (True, False)]
+    job = LiveJob(model="m", speculative_config=None, rows=rows, concurrency=1, seed=0)
+    again = LiveJob(
+        model="m", speculative_config=None, rows=rows, concurrency=2, seed=0, more_passes=[1, 2]
+    )
+    assert serve_in_stages(stage, "t: none, ngram", [job, again]) == []
+    starting, serving = shown
+    assert starting == ("t: none, ngram, engines that have started", 2, 2)
+    assert serving == ("t: none, ngram", 2 + 2 + 2, 7)

@@ -1,4 +1,4 @@
-"""How a row of a trace becomes a prompt of a real model."""
+"""How a row of a trace becomes a prompt of a real model, and what an engine has counted."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reprise.eval.demo_data.demo_model import BUNDLED
-from reprise.eval.live.live_worker import prompt_token_ids
+from reprise.eval.live.live_worker import draft_counters, prompt_token_ids
 from reprise.eval.replay.traces import TraceRow
 
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
@@ -37,3 +37,22 @@ def tokenizer() -> Any:
 def test_a_prompt_goes_through_the_template_once(tokenizer: Any, row: TraceRow, text: str) -> None:
     llm: Any = SimpleNamespace(get_tokenizer=lambda: tokenizer)
     assert prompt_token_ids(llm, row) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def engine(speculative_config: object, **counted: int) -> Any:
+    metrics = [
+        SimpleNamespace(name=f"vllm:spec_decode_num_{name}_tokens", value=value)
+        for name, value in counted.items()
+    ]
+    config = SimpleNamespace(speculative_config=speculative_config)
+    return SimpleNamespace(
+        get_metrics=lambda: [SimpleNamespace(name="vllm:other"), *metrics],
+        llm_engine=SimpleNamespace(vllm_config=config),
+    )
+
+
+def test_drafts_that_vllm_does_not_count_are_no_zero() -> None:
+    assert draft_counters(engine({}, draft=7, accepted=3)) == {"drafted": 7, "accepted": 3}
+    assert draft_counters(engine(None)) == {"drafted": 0, "accepted": 0}
+    with pytest.raises(LookupError, match="does not count drafts"):
+        draft_counters(engine({}, draft=7))

@@ -141,11 +141,25 @@ def _answers(
                 dtype=dtype,
             )
             (outcome,) = serve_in_stages(stage, method, [job])
+            check_drafted(method, outcome.drafted_tokens)
             prompts = outcome.prompt_token_ids
             outputs = [outcome.output_token_ids, *outcome.more_output_token_ids]
             for at_once, said in zip(passes, outputs, strict=True):
                 answers[Pass(method, at_once)] = said
     return prompts, answers
+
+
+def check_drafted(method: str, num_drafted: int) -> None:
+    """See that an engine drafted as its name says, and say so where it did not.
+
+    Raises:
+        LiveError: it drafted, and was not to: what is compared with it would tell nothing.
+    """
+    if method in ("none", NO_DRAFTS):
+        if num_drafted:
+            raise LiveError(f"{method} drafted {num_drafted} tokens")
+    elif not num_drafted:
+        print(f"{method} drafted nothing: its answers put no draft to the test", file=sys.stderr)
 
 
 def pairs(methods: Sequence[str], passes: Sequence[int]) -> Iterator[tuple[Pass, Pass]]:

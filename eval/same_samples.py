@@ -125,6 +125,8 @@ def measure(
         {"model": Path(folder).name, "dtype": dtype, "runner": ours.runner, **row}
         for row in rows_of(asked, none, ours)
     ]
+    if not any(ours.accepted):
+        print("no drafted token was accepted: none was put to the test", file=sys.stderr)
     if csv:
         append_rows(csv, rows, fields=FIELDS)
     _print(rows, f"{Path(folder).name} in {dtype}, runner {ours.runner}, on {describe_machine()}")

@@ -71,7 +71,11 @@ class NearLookup:
         self._retriever.submit(row.request_id, namespace="", text=row.source.query_text)
         self._flush()
         updates = list(self._retriever.updates())
-        near_answers = self._retriever.poll(row.request_id) or []
+        near_answers = self._retriever.poll(row.request_id)
+        stats = self._retriever.stats()
+        # A search that fails finds nothing, and what drafts come to would be made of less.
+        if near_answers is None or stats.errors or stats.dropped:
+            raise RuntimeError(f"retrieval failed: {stats}")
         self._retriever.discard(row.request_id)
         return updates, near_answers
 

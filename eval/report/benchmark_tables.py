@@ -36,6 +36,15 @@ def pivot(
     return {key: groups[key] for key in sorted(groups, key=order)}
 
 
+def cell(by_name: dict[str, Row], name: str, column: str) -> str:
+    """Return a cell of the row of this name; empty where there is no such row.
+
+    Raises:
+        KeyError: the row has no such column.
+    """
+    return by_name[name][column] if name in by_name else ""
+
+
 def identity_table(rows: list[Row]) -> list[list[str]]:
     table = [["model", "answers of", "against", "differ", "per 1,000 tokens", "ties", "widest gap"]]
     table += [
@@ -143,8 +152,8 @@ def step_table(rows: list[Row]) -> list[list[str]]:
     names |= {"suffix": "SuffixDecoding", "ngram": "n-gram"}
     table = [["batch", "context", *names.values(), "drafted (Reprise)"]]
     for key, methods in pivot(rows, keys=("batch", "context"), column="method").items():
-        times = [number(methods.get(name, {}).get("us_per_request_p50")) for name in names]
-        table.append([*key, *times, number(methods.get("reprise", {}).get("drafted_per_step"))])
+        times = [number(cell(methods, name, "us_per_request_p50")) for name in names]
+        table.append([*key, *times, number(cell(methods, "reprise", "drafted_per_step"))])
     return table
 
 
@@ -154,7 +163,7 @@ def corpus_table(rows: list[Row]) -> list[list[str]]:
     table = [["cached tokens", *head]]
     for (tokens,), methods in pivot(rows, keys=("tokens",), column="method").items():
         cells = [
-            number(methods.get(name, {}).get(column))
+            number(cell(methods, name, column))
             for column in ("bytes_per_token", "tokens_per_s")
             for name in names
         ]
@@ -178,8 +187,8 @@ def verification_table(rows: list[Row]) -> list[list[str]]:
         ["batch", "drafts each", "vocabulary", "sampling", "Reprise", "torch", "vLLM", "ratio"]
     ]
     for key, by_name in pivot(rows, keys=names, column="implementation").items():
-        times = [number(by_name.get(n, {}).get("p50_us")) for n in ("triton", "torch", "vllm")]
-        table.append([*key, *times, number(by_name.get("triton", {}).get("times_vllm"), 2)])
+        times = [number(cell(by_name, n, "p50_us")) for n in ("triton", "torch", "vllm")]
+        table.append([*key, *times, number(cell(by_name, "triton", "times_vllm"), 2)])
     return table
 
 
@@ -196,14 +205,13 @@ def forecast_table(rows: list[Row]) -> list[list[str]]:
     table = [["trace", "warm rows", "at once", "none, tokens/s", *names, "v2, all busy", "MAL, v2"]]
     keys = ("trace", "warm_rows", "concurrency")
     for key, engines in pivot(rows, keys=keys, column="engine").items():
-        v2 = engines.get("v2", {})
         table.append(
             [
                 *key,
-                number(engines.get("none", {}).get("tokens_per_s"), 0),
-                *(number(engines.get(name, {}).get("to_none"), 2) for name in names),
-                number(v2.get("busy_to_none"), 2),
-                number(v2.get("mean_acceptance_length"), 2),
+                number(cell(engines, "none", "tokens_per_s"), 0),
+                *(number(cell(engines, name, "to_none"), 2) for name in names),
+                number(cell(engines, "v2", "busy_to_none"), 2),
+                number(cell(engines, "v2", "mean_acceptance_length"), 2),
             ]
         )
     return table
@@ -228,16 +236,15 @@ def gpu_table(rows: list[Row]) -> list[list[str]]:
     measured = pivot(rows, keys=("model", "workload", "concurrency"), column="method")
     for key in sorted(measured, key=lambda key: (key[0], key[1].split()[0], int(key[2]))):
         by_name = measured[key]
-        none, first = by_name.get("none", {}), by_name.get(ours, {})
         table.append(
             [
                 key[0],
-                f"{none.get('requests', '')} {key[1].split()[0]}",
+                f"{cell(by_name, 'none', 'requests')} {key[1].split()[0]}",
                 key[2],
-                number(none.get("tokens_per_s"), 0),
-                *(number(by_name.get(name, {}).get("to_none"), 2) for name in names),
-                number(first.get("mean_acceptance_length"), 2),
-                first.get("identical_outputs") or first.get("note", ""),
+                number(cell(by_name, "none", "tokens_per_s"), 0),
+                *(number(cell(by_name, name, "to_none"), 2) for name in names),
+                number(cell(by_name, ours, "mean_acceptance_length"), 2),
+                cell(by_name, ours, "identical_outputs") or cell(by_name, ours, "note"),
             ]
         )
     return table

@@ -31,11 +31,12 @@ def append_runs(path: Path, config: Mapping[str, Any], runs: Sequence[Run]) -> N
         "cost": config["cost"],
         "concurrency": config.get("concurrency", ""),
     }
-    append_rows(path, [common | _cells(run) for run in runs], fields=FIELDS)
+    names = [name for name in FIELDS if name not in common and name != "tokens_per_s"]
+    append_rows(path, [common | _cells(run, names) for run in runs], fields=FIELDS)
 
 
-def _cells(run: Run) -> dict[str, Any]:
-    values = {name: getattr(run, name, None) for name in FIELDS}
+def _cells(run: Run, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(run, name) for name in names}
     values["tokens_per_s"] = run.output_tokens_per_s
     cells = {name: value for name, value in values.items() if value is not None}
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in cells.items()}

@@ -10,7 +10,8 @@ from prometheus_client import REGISTRY
 from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
 from reprise.engine_ext.frontend.serving_metrics import _ERROR_PLACES, ServingMetrics
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DASHBOARD = DOCS / "grafana.json"
 REPORT = {
     "provider": {
         "steps": 10,
@@ -72,6 +73,43 @@ def test_every_metric_of_the_dashboard_exists() -> None:
     assert asked <= exist
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def expressions() -> list[str]:
+    """All of PromQL that users get: the dashboard's, and those of the page of metrics."""
+    panels = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', DASHBOARD.read_text())
+    page = (DOCS / "metrics.md").read_text()
+    # In the cells of a table a bar is written with a backslash.
+    cells = [cell.replace("\\|", "|") for cell in re.findall(r"`([^`]*reprise:[^`]*)`", page)]
+    alerts = re.findall(r"expr: (.*)", page)
+    return [*map(json.loads, panels), *cells, *alerts]
+
+
+def labels_asked_for(expression: str) -> dict[str, set[str]]:
+    """Labels by which an expression chooses and groups, each with the values that it names."""
+    asked: dict[str, set[str]] = {}
+    for names in re.findall(r"\b(?:by|ignoring) \(([^)]+)\)", expression):
+        asked |= {name.strip(): set() for name in names.split(",")}
+    for name, values in re.findall(r'(\w+)=~?"([^"]*)"', expression):
+        asked[name] = asked.get(name, set()) | set(values.split("|"))
+    return asked
+
+
+@pytest.mark.usefixtures("metrics")
+def test_every_label_of_an_expression_exists() -> None:
+    """One that does not leaves a panel empty, and an alert silent."""
+    there: dict[str, dict[str, set[str]]] = {}
+    for sample in (sample for metric in REGISTRY.collect() for sample in metric.samples):
+        labels = there.setdefault(sample.name, {})
+        for name, text in sample.labels.items():
+            labels.setdefault(name, set()).add(text)
+    assert len(expressions()) > 35
+    for expression in expressions():
+        names = re.findall(r"reprise:\w+", expression)
+        known = {label: values for name in names for label, values in there.get(name, {}).items()}
+        for label, values in labels_asked_for(expression).items():
+            assert label in known, expression
+            assert values - {"$model"} <= known[label], expression
 
 
 @pytest.mark.parametrize("tier", ["sqlite", "redis"])

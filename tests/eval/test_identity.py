@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from reprise.engine_ext.cli.answer_difference import Difference, Gap
-from reprise.eval.identity import FIELDS, Pass, cells, compare, main, pairs
+from reprise.eval.identity import FIELDS, Pass, cells, check_drafted, compare, main, pairs
+from reprise.eval.live.engine_turns import LiveError
 from reprise.eval.live.live_worker import NO_DRAFTS
 from reprise.eval.report.results_csv import RESULTS, read_header
 
@@ -47,6 +48,16 @@ def test_answers_that_are_the_same() -> None:
     compared = compare(PROMPTS, {one: [[5], [6]], other: [[5], [6]]}, one, other)
     row = cells(compared, [])
     assert (row["differing"], row["tokens"], row["widest_steps"]) == (0, 2, "")
+
+
+def test_engines_draft_as_their_names_say(capsys: pytest.CaptureFixture[str]) -> None:
+    for method, num_drafted in (("none", 0), (NO_DRAFTS, 0), ("reprise", 3)):
+        check_drafted(method, num_drafted)
+    assert capsys.readouterr().err == ""
+    check_drafted("reprise", 0)
+    assert "reprise drafted nothing" in capsys.readouterr().err
+    with pytest.raises(LiveError, match="drafted 3 tokens"):
+        check_drafted(NO_DRAFTS, 3)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def _reprise_answers(
         retriever.submit(str(number), namespace="", text=_query(row))
         wait_for(retriever, [str(number)])
         took.append(time.perf_counter() - began_s)
-        found.append([by_id[near.answer_id] for near in retriever.poll(str(number)) or []])
+        near_answers = retriever.poll(str(number))
+        assert near_answers is not None
+        found.append([by_id[near.answer_id] for near in near_answers])
     retriever.close()
     return found, took
 

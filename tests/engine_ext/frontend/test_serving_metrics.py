@@ -1,14 +1,17 @@
 """Metrics: totals that are counted elsewhere become increments, each under its own labels."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from reprise.engine_ext.frontend import shared_exact
 from reprise.engine_ext.frontend.exact_memory import ExactMemoryStats
-from reprise.engine_ext.frontend.serving_metrics import ServingMetrics
+from reprise.engine_ext.frontend.serving_metrics import _LOOK_UPS, ServingMetrics
 
 
 @dataclass
@@ -121,3 +124,11 @@ def test_what_is_not_applied_to_vllm_is_zero(name: str) -> None:
     assert value("feature_applied", name, feature="front end", **labels) == 1
     assert value("feature_applied", name, feature="single flight", **labels) == 0
     assert value("feature_applied", name, feature="requests by id", where="worker") == 1
+
+
+def test_every_outcome_of_a_look_up_is_counted() -> None:
+    source = Path(shared_exact.__file__).read_text()
+    said = set(re.findall(r"outcomes\[([^\]]+)\]", source))
+    outcomes = {word for text in said for word in re.findall(r'"(\w+)"', text)}
+    assert len(outcomes) > 5
+    assert outcomes - {"written"} <= set(_LOOK_UPS)

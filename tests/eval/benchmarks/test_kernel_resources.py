@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
+
+KERNELS = Path(__file__).resolve().parents[3] / "kernels"
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
+def test_no_kernel_is_left_out():
+    from reprise.eval.benchmarks.kernel_resources import _variants
+
+    sources = [path.read_text() for path in KERNELS.rglob("*.py")]
+    kernels = {name for text in sources for name in re.findall(r"(?m)^def (\w+_kernel)\(", text)}
+    assert {kernel.__name__ for kernel, *_ in _variants()} == kernels
 
 
 @pytest.mark.slow

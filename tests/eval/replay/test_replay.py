@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from reprise.eval.replay.near_lookup import NearLookup
 from reprise.eval.replay.peer_drafters import NoDrafter
 from reprise.eval.replay.replay import ReplayCounts, accepted_length, replay, replay_request
 from reprise.eval.replay.results import run_of_counts
 from reprise.eval.replay.token_rows import IntArray, TokenRow
 from reprise.eval.replay.traces import TraceRow
+from reprise.retrieval.search.embedding import Embedder
 
 
 def ids(*tokens: int) -> IntArray:
@@ -141,3 +143,21 @@ def test_the_cache_is_filled_before_and_grows_as_it_goes() -> None:
         # Its cache stands for an earlier time, so that its answer does not join.
         *(("look_up", "c"), ("start", "c"), [6], ("finish", "c", False)),
     ]
+
+
+def test_a_search_that_fails_is_not_one_that_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder("lexical")
+    lookup = NearLookup(embedder=embedder, clauses=False)
+    try:
+        lookup.add(row([5, 6], name="one"), ids(5, 6))
+        _, (near,) = lookup.look_up(row([5, 6], name="two"))
+        assert near.similarity > 0.9
+
+        def fail(_: Sequence[str]) -> None:
+            raise OSError("the model's file is gone")
+
+        monkeypatch.setattr(embedder, "encode", fail)
+        with pytest.raises(RuntimeError, match=r"retrieval failed: .*errors=1"):
+            lookup.look_up(row([5, 6], name="three"))
+    finally:
+        lookup.close()

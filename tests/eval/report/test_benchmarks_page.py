@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from reprise.eval.report import benchmarks_page
+from reprise.eval.report.benchmark_tables import cell
 from reprise.eval.report.benchmarks_page import PAGE, SECTIONS, main, render_page
 from reprise.eval.report.results_csv import RESULTS, append_rows, read_header
 
@@ -55,3 +56,11 @@ def test_a_page_that_differs_is_told(tmp_path: Path) -> None:
     assert main(output=page, check=True) == 0
     page.write_text(page.read_text() + "More.\n")
     assert main(output=page, check=True) == 1
+
+
+def test_a_column_that_is_not_there_is_no_empty_cell() -> None:
+    rows = {"none": {"tokens_per_s": "3"}}
+    assert cell(rows, "none", "tokens_per_s") == "3"
+    assert cell(rows, "suffix", "tokens_per_s") == ""
+    with pytest.raises(KeyError, match="tokens_a_second"):
+        cell(rows, "none", "tokens_a_second")

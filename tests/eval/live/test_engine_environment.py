@@ -1,6 +1,7 @@
 """Baselines are vLLM as its users get it: our plugin is loaded into our own engines alone."""
 
 import tempfile
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from reprise.eval.benchmarks.serving import load as serving_load
 from reprise.eval.live import engine_turns
 from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.live_worker import LiveJob, speculative_config
+from reprise.eval.report.command_line import InputError
 from reprise.eval.report.machine import describe_machine
 
 BASELINES = ("none", "ngram", "suffix")
@@ -80,3 +82,10 @@ def test_a_figure_names_processor_and_instruction_set() -> None:
     assert describe_machine(epyc, {}).startswith("AMD EPYC; AVX-512 with bfloat16; ")
     assert "; oneDNN held to AVX2; " in describe_machine(epyc, held)
     assert describe_machine("", {}).startswith("unknown processor; ")
+
+
+def test_an_engine_without_our_plugin_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
+    with pytest.raises(InputError, match="vLLM finds no plugin 'reprise' here"):
+        engine_environment(with_reprise=True)
+    assert "reprise" not in engine_environment(with_reprise=False)["VLLM_PLUGINS"].split(",")

@@ -62,8 +62,10 @@ class Count(NamedTuple):
     wrong: int = 0
     lost: int = 0
     crossed: int = 0
+    idle: int = 0
+    """Of the faults: those that found nothing to break, so that nothing was lived through."""
 
-    def plus(self, verdicts: Sequence[Verdict]) -> Count:
+    def plus(self, verdicts: Sequence[Verdict], *, is_idle: bool = False) -> Count:
         """Return the count with one more fault."""
         return Count(
             self.faults + 1,
@@ -71,6 +73,7 @@ class Count(NamedTuple):
             self.wrong + sum(each.wrong is not None for each in verdicts),
             self.lost + sum(each.lost is not None for each in verdicts),
             self.crossed + sum(each.crossed is not None for each in verdicts),
+            self.idle + is_idle,
         )
 
 
@@ -92,7 +95,9 @@ class Report(NamedTuple):
     @property
     def is_good(self) -> bool:
         """Whether nothing was wrong, lost, crossed or left, and crossings would have been seen."""
-        return not (any(self.total[2:]) or self.leftovers) and (not self.fresh or self.told > 0)
+        total = self.total
+        is_well = not (total.wrong or total.lost or total.crossed or self.leftovers)
+        return is_well and (not self.fresh or self.told > 0)
 
 
 class Options(NamedTuple):
@@ -153,9 +158,10 @@ class Campaign:
         target = self._ground.targets[target_name]
         server = self._ground.servers[target.name]
         asked = self._requests(kind)
-        with kind.begin(target, self._random):
+        with kind.begin(target, self._random) as has_broken:
             verdicts = asyncio.run(self._ask(server, kind, asked))
-        self.by_kind[kind.name] = self.by_kind.get(kind.name, Count()).plus(verdicts)
+        count = self.by_kind.get(kind.name, Count())
+        self.by_kind[kind.name] = count.plus(verdicts, is_idle=not has_broken)
         self.fresh += sum(each.tells_drafts is not None for each in verdicts)
         self.told += sum(each.tells_drafts is True for each in verdicts)
         for each, verdict in zip(asked, verdicts, strict=True):
@@ -241,7 +247,8 @@ def run(options: Options, kinds: Sequence[FaultKind], log: ProgressLog) -> Repor
 
 def show(report: Report) -> None:
     """Print the table."""
-    table = table_of("fault", "faults", "replies", "wrong", "lost", "crossings")
+    headings = ("fault", "faults", "replies", "wrong", "lost", "crossings", "nothing to break")
+    table = table_of(*headings)
     for name, count in sorted(report.by_kind.items()):
         table.add_row(name, *map(str, count))
     table.add_row("all", *map(str, report.total), style="bold")

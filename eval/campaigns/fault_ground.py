@@ -11,7 +11,7 @@ import psutil
 
 from reprise.eval.benchmarks.serving.load import SPECULATIVE, Server, stop_all
 from reprise.eval.campaigns.campaign_requests import TENANTS
-from reprise.eval.campaigns.fault_kinds import Target, small_file_system
+from reprise.eval.campaigns.fault_kinds import SQLITE_FILE, Target, small_file_system
 from reprise.eval.live.redis_server import Proxy, RedisServer
 
 # A burst of long answers runs out of KV blocks.
@@ -44,7 +44,7 @@ class Ground:
         self._proxy = Proxy(self._redis.port)
         urls = {
             "redis": f"redis://127.0.0.1:{self._proxy.port}/0",
-            "sqlite": f"sqlite://{disk}/answers.sqlite",
+            "sqlite": f"sqlite://{disk}/{SQLITE_FILE}",
         }
         self.servers = {
             name: Server(

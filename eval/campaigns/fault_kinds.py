@@ -17,6 +17,7 @@ import psutil
 import redis
 
 from reprise.eval.live.redis_server import Proxy, RedisServer
+from reprise.retrieval.api.tier_url import INDEX_ENDING
 
 _PAGE_BYTES = 4096
 _FREED_BYTES = 256 << 10
@@ -35,7 +36,10 @@ class Target(NamedTuple):
     """Between the server and `redis`."""
 
 
-Fault = Callable[[Target, random.Random], AbstractContextManager[None]]
+Fault = Callable[[Target, random.Random], AbstractContextManager[bool]]
+"""Gives whether there was something to break; if not, requests live through nothing."""
+SQLITE_FILE = "answers.sqlite"
+"""In a target's folder; what Reprise puts beside it is called like it."""
 
 
 class FaultKind(NamedTuple):
@@ -60,96 +64,96 @@ def retrieval_processes(target: Target) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def no_fault(_target: Target, _random: random.Random) -> Iterator[None]:
+def no_fault(_target: Target, _random: random.Random) -> Iterator[bool]:
     """Do nothing: what requests themselves do is the fault."""
-    yield
+    yield True
 
 
 @contextlib.contextmanager
-def redis_killed(target: Target, _random: random.Random) -> Iterator[None]:
+def redis_killed(target: Target, _random: random.Random) -> Iterator[bool]:
     """Kill Redis; it comes back empty."""
     server = _redis(target)
     server.kill()
     try:
-        yield
+        yield True
     finally:
         server.start()
 
 
 @contextlib.contextmanager
-def redis_frozen(target: Target, _random: random.Random) -> Iterator[None]:
+def redis_frozen(target: Target, _random: random.Random) -> Iterator[bool]:
     """Stop Redis where it is: connections stay open."""
     server = _redis(target)
     server.freeze()
     try:
-        yield
+        yield True
     finally:
         server.thaw()
 
 
 @contextlib.contextmanager
-def redis_slow(target: Target, random: random.Random) -> Iterator[None]:
+def redis_slow(target: Target, random: random.Random) -> Iterator[bool]:
     """Delay each reply of Redis by 0.05 to 0.5 s."""
     proxy = _proxy(target)
     proxy.delay_s = random.uniform(0.05, 0.5)
     try:
-        yield
+        yield True
     finally:
         proxy.delay_s = 0.0
 
 
 @contextlib.contextmanager
-def redis_cut(target: Target, random: random.Random) -> Iterator[None]:
+def redis_cut(target: Target, random: random.Random) -> Iterator[bool]:
     """Close Redis's connections in the middle of a reply."""
     proxy = _proxy(target)
     proxy.cut_after = random.randrange(200)
     try:
-        yield
+        yield True
     finally:
         proxy.cut_after = None
 
 
 @contextlib.contextmanager
-def redis_out_of_memory(target: Target, _random: random.Random) -> Iterator[None]:
+def redis_out_of_memory(target: Target, _random: random.Random) -> Iterator[bool]:
     """Let Redis refuse every write."""
     with _configured(target, "maxmemory", "1", "0"):
-        yield
+        yield True
 
 
 @contextlib.contextmanager
-def redis_wrong_password(target: Target, _random: random.Random) -> Iterator[None]:
+def redis_wrong_password(target: Target, _random: random.Random) -> Iterator[bool]:
     """Ask for a password that the server does not have, of connections old and new."""
     with _configured(target, "requirepass", "another", ""):
-        yield
+        yield True
 
 
 @contextlib.contextmanager
-def redis_emptied(target: Target, _random: random.Random) -> Iterator[None]:
+def redis_emptied(target: Target, _random: random.Random) -> Iterator[bool]:
     """Remove every key of Redis."""
     with _admin(target) as client:
+        was_filled = client.dbsize() > 0
         client.flushall()
-    yield
+    yield was_filled
 
 
 @contextlib.contextmanager
-def retrieval_killed(target: Target, _random: random.Random) -> Iterator[None]:
+def retrieval_killed(target: Target, _random: random.Random) -> Iterator[bool]:
     """Kill the retrieval process."""
-    _signal_retrieval(target, signal.SIGKILL)
-    yield
+    yield _signal_retrieval(target, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def retrieval_frozen(target: Target, _random: random.Random) -> Iterator[None]:
+def retrieval_frozen(target: Target, _random: random.Random) -> Iterator[bool]:
     """Stop the retrieval process where it is."""
-    _signal_retrieval(target, signal.SIGSTOP)
+    is_frozen = _signal_retrieval(target, signal.SIGSTOP)
     try:
-        yield
+        yield is_frozen
     finally:
         _signal_retrieval(target, signal.SIGCONT)
 
 
 @contextlib.contextmanager
-def retrieval_out_of_memory(target: Target, _random: random.Random) -> Iterator[None]:
+def retrieval_out_of_memory(target: Target, _random: random.Random) -> Iterator[bool]:
     """Let the retrieval process have no more memory than it has."""
     limited = []
     for process in retrieval_processes(target):
@@ -159,7 +163,7 @@ def retrieval_out_of_memory(target: Target, _random: random.Random) -> Iterator[
             resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, before[1]))
             limited.append((process.pid, before))
     try:
-        yield
+        yield bool(limited)
     finally:
         for pid, before in limited:
             with contextlib.suppress(OSError):
@@ -167,41 +171,38 @@ def retrieval_out_of_memory(target: Target, _random: random.Random) -> Iterator[
 
 
 @contextlib.contextmanager
-def sqlite_corrupted(target: Target, random: random.Random) -> Iterator[None]:
+def sqlite_corrupted(target: Target, random: random.Random) -> Iterator[bool]:
     """Overwrite a page of the SQLite file, and of its write-ahead log, with noise."""
-    for path in target.folder.glob("answers.sqlite*"):
-        if not path.name.endswith("-shm"):
-            _spoil(path, random)
-    yield
+    is_spoilt = _spoil(target.folder / SQLITE_FILE, random)
+    _spoil(target.folder / f"{SQLITE_FILE}-wal", random)
+    yield is_spoilt
 
 
 @contextlib.contextmanager
-def snapshot_corrupted(target: Target, random: random.Random) -> Iterator[None]:
+def snapshot_corrupted(target: Target, random: random.Random) -> Iterator[bool]:
     """Overwrite a page of the index snapshot with noise and have it read again."""
-    for path in target.folder.iterdir():
-        if path.is_file() and not path.name.startswith("answers.sqlite"):
-            _spoil(path, random)
-    _signal_retrieval(target, signal.SIGKILL)
-    yield
+    is_spoilt = _spoil(target.folder / f"{SQLITE_FILE}{INDEX_ENDING}", random)
+    yield _signal_retrieval(target, signal.SIGKILL) and is_spoilt
 
 
 @contextlib.contextmanager
-def sqlite_removed(target: Target, _random: random.Random) -> Iterator[None]:
+def sqlite_removed(target: Target, _random: random.Random) -> Iterator[bool]:
     """Remove the SQLite file and all that is beside it."""
+    was_there = (target.folder / SQLITE_FILE).exists()
     for path in target.folder.iterdir():
         path.unlink(missing_ok=True)
-    yield
+    yield was_there
 
 
 @contextlib.contextmanager
-def disk_full(target: Target, _random: random.Random) -> Iterator[None]:
+def disk_full(target: Target, _random: random.Random) -> Iterator[bool]:
     """Fill the file system of the SQLite file."""
     filler = target.folder / "filler"
     try:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(64 << 10))
-        yield
+        yield filler.exists()
     finally:
         filler.unlink(missing_ok=True)
 
@@ -276,14 +277,20 @@ def _configured(target: Target, name: str, value: str, before: str) -> Iterator[
             client.config_set(name, before)
 
 
-def _signal_retrieval(target: Target, number: signal.Signals) -> None:
+def _signal_retrieval(target: Target, number: signal.Signals) -> bool:
+    """Send a signal to the retrieval processes; returns whether there was one."""
+    was_sent = False
     for process in retrieval_processes(target):
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
+            was_sent = True
+    return was_sent
 
 
-def _spoil(path: Path, random: random.Random) -> None:
+def _spoil(path: Path, random: random.Random) -> bool:
+    """Overwrite a page of a file; returns whether there was one."""
     with contextlib.suppress(OSError), path.open("r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(random.randrange(max(1, size // _PAGE_BYTES)) * _PAGE_BYTES)
-        file.write(random.randbytes(min(size, _PAGE_BYTES)))
+        return file.write(random.randbytes(min(size, _PAGE_BYTES))) > 0
+    return False

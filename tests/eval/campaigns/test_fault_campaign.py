@@ -1,6 +1,7 @@
 """The fault campaign: it sees what is wrong, and finds nothing wrong with real servers."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -29,8 +30,16 @@ from reprise.eval.campaigns.fault_campaign import (
     wanted_outcomes,
 )
 from reprise.eval.campaigns.fault_ground import leftovers, standing
-from reprise.eval.campaigns.fault_kinds import DISK_FULL, FAULT_KINDS, FaultKind, no_fault
+from reprise.eval.campaigns.fault_kinds import (
+    DISK_FULL,
+    FAULT_KINDS,
+    SQLITE_FILE,
+    FaultKind,
+    Target,
+    no_fault,
+)
 from reprise.eval.report.progress_log import ProgressLog
+from reprise.retrieval.api.tier_url import snapshot_path
 
 OUTCOME = Outcome("text", "stop", None, 3, 4)
 
@@ -104,11 +113,11 @@ def test_counts_add_up() -> None:
         Verdict(wrong=(OUTCOME, OUTCOME._replace(text="x"))),
         Verdict(crossed="exact"),
     ]
-    count = Count().plus(verdicts).plus([Verdict()])
-    assert count == (2, 5, 1, 1, 1)
+    count = Count().plus(verdicts).plus([Verdict()], is_idle=True)
+    assert count == (2, 5, 1, 1, 1, 1)
     assert not Report({"one": count}, []).is_good
     good = Count().plus([Verdict()])
-    assert Report({"one": good, "two": good}, []).total == (2, 2, 0, 0, 0)
+    assert Report({"one": good, "two": good}, []).total == (2, 2, 0, 0, 0, 0)
     assert Report({"one": good}, []).is_good
     assert not Report({"one": good}, ["process 1"]).is_good
     # No crossing was seen because no reply told of drafts.
@@ -130,6 +139,37 @@ def test_what_is_left_is_named(tmp_path: Path) -> None:
         stays.wait()
     (tmp_path / "reprise-1-socket").unlink()
     assert leftovers([process], tmp_path, ends_within_s=5) == []
+
+
+def test_a_fault_breaks_what_it_is_named_after(tmp_path: Path) -> None:
+    kinds = {kind.name: kind for kind in FAULT_KINDS}
+    snapshot = snapshot_path(f"sqlite://{tmp_path}/{SQLITE_FILE}", None)
+    assert snapshot is not None
+    files = [tmp_path / SQLITE_FILE, tmp_path / f"{SQLITE_FILE}-wal", snapshot]
+    target = Target("sqlite", os.getpid(), tmp_path, None, None)
+
+    def spoilt_by(name: str) -> tuple[bool, list[bool]]:
+        for path in files:
+            path.write_bytes(bytes(64))
+        with kinds[name].begin(target, random.Random(1)) as has_broken:
+            return has_broken, [path.read_bytes() != bytes(64) for path in files]
+
+    assert spoilt_by("SQLite corrupted") == (True, [True, True, False])
+    # There is no retrieval process that would read it again.
+    assert spoilt_by("snapshot corrupted") == (False, [False, False, True])
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "retrieval_process"]
+    retrieval = subprocess.Popen(command)
+    try:
+        assert spoilt_by("snapshot corrupted") == (True, [False, False, True])
+        assert retrieval.wait(60) < 0
+    finally:
+        retrieval.kill()
+        retrieval.wait()
+    for path in files:
+        path.unlink()
+    for name in ("SQLite corrupted", "snapshot corrupted", "SQLite removed", "retrieval killed"):
+        with kinds[name].begin(target, random.Random(1)) as has_broken:
+            assert not has_broken, name
 
 
 @pytest.mark.parametrize(
@@ -162,6 +202,7 @@ def test_no_reply_notices_a_fault(demo_model: Path, capfd: pytest.CaptureFixture
             campaign.live_through(kind, target)
         report = Report(campaign.by_kind, [])
         assert campaign.told > campaign.fresh / 2
+        assert report.total.idle < report.total.faults / 2
         assert report.is_good, capfd.readouterr().err
         assert report.by_kind.keys() == {kind.name for kind in kinds}
         # It can fail: another answer is wanted than is given.

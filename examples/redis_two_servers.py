@@ -26,12 +26,13 @@ def ask(url: str, question: str) -> None:
 
 
 def wait_for_answers(url: str) -> None:
-    """Wait until a server's cache holds something to draft from, a minute at most."""
+    """Wait until a server's cache holds something to draft from; ends the program if not."""
     for _ in range(120):
         metrics = httpx.get(f"{url}/metrics").text
         if re.search(r"(?m)^reprise:retrieval_answers\{.* [1-9]", metrics):
             return
         time.sleep(0.5)
+    sys.exit(f"{url} still has no answer of the other server after a minute")
 
 
 def main() -> None:

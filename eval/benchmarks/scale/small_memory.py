@@ -44,10 +44,22 @@ def small_memory_figures(
                 with tempfile.TemporaryDirectory() as folder:
                     config = _config(folder, num_bytes, searches=behind == "with Milvus")
                     speedup, held = _replayed(rows, embedder, config)
+                if behind == "with Milvus":
+                    check_searched(held)
                 name = f"{path.stem}, {share:.0%} ({held.answers}), {behind}"
                 print(f"{name}: {speedup:.3f}x {held}", file=sys.stderr, flush=True)
                 figures.append(Figure("share", name, (speedup - 1) / gain, "of gain"))
     return figures
+
+
+def check_searched(stats: RetrievalStats) -> None:
+    """See that what is beyond memory was looked up there.
+
+    Raises:
+        RuntimeError: it was not, or not always: the figure would be of memory alone.
+    """
+    if not stats.remote_searches or stats.remote_failed:
+        raise RuntimeError(f"expected look-ups in Milvus, came {stats}")
 
 
 def duplicate_figures(

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from reprise.eval.benchmarks.scale.paper_model import MEASURED, Fleet, model_figures
+from reprise.eval.benchmarks.scale.small_memory import check_searched
 from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.live.redis_server import redis_executable
+from reprise.retrieval.api.retriever import RetrievalStats
 
 NEEDED = pytest.mark.skipif(
     not is_milvus_installed() or redis_executable() is None,
@@ -52,3 +54,10 @@ def test_a_small_store():
     assert found["recall@8, 1000 answers", "share"] > 0.95
     assert found["one record, 1000 answers", "bytes"] > 600
     assert found["deletion of a tenant with 100 answers, Redis", "s"] < 20
+
+
+@pytest.mark.parametrize(("searches", "failed"), [(0, 0), (5, 1)])
+def test_memory_alone_is_not_taken_for_milvus(searches, failed):
+    check_searched(RetrievalStats(remote_searches=5))
+    with pytest.raises(RuntimeError, match="expected look-ups in Milvus"):
+        check_searched(RetrievalStats(remote_searches=searches, remote_failed=failed))

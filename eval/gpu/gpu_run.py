@@ -209,7 +209,8 @@ class GpuRun:
         self.say(
             f"{workload.name}, {name}: {row['tokens_per_s']} tokens/s, {row['to_none']} to none, "
             f"MAL {row['mean_acceptance_length']}, drafted {row['drafted_per_step']}, identical "
-            f"{row.get('identical_outputs', '?')} of {row['requests']} {row['note']}"
+            f"{row.get('identical_outputs', '?')} of {row['requests']}{row['note'] and '; '}"
+            f"{row['note']}"
         )
 
     def trace_step(self, engines: Sequence[GpuEngine], rows: Sequence[TraceRow]) -> None:

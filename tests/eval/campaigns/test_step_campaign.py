@@ -88,6 +88,27 @@ def test_what_makes_no_sense_is_named(
     assert complaint in line
 
 
+COMPLAINT = """
+from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.eval.campaigns.step_campaign import Outcome, _complaints
+
+outcome = Outcome()
+with _complaints(outcome):
+    ErrorCounter().record("a place", ValueError("injected"))
+print(outcome.errors[0])
+"""
+
+
+def test_an_error_that_is_only_logged_is_found() -> None:
+    """As of an engine core: its counts are in no worker's report."""
+    log = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+    command = [sys.executable, "-c", COMPLAINT]
+    done = subprocess.run(
+        command, env=os.environ | log, capture_output=True, text=True, timeout=300
+    )
+    assert "Reprise: a place failed (ValueError: injected)" in done.stdout, done.stderr
+
+
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

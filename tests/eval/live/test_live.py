@@ -1,14 +1,24 @@
 """What a live run reports, and the demo's sentence, from outcomes made up by hand."""
 
+import time
+from collections.abc import Sequence
+
 import pytest
 
 from reprise.engine_ext.cli.answer_difference import Gap
 from reprise.eval import demo
 from reprise.eval.demo import said_of_gaps, summary
-from reprise.eval.live.live import live_methods, method_groups, run_of_outcome
+from reprise.eval.live.live import (
+    embedding_seconds,
+    live_methods,
+    method_groups,
+    run_of_outcome,
+)
 from reprise.eval.live.live_worker import LiveOutcome, speculative_config
 from reprise.eval.replay.methods import MethodError
 from reprise.eval.replay.results import Run
+from reprise.eval.replay.traces import TraceRow
+from reprise.retrieval.search.embedding import Embedder, FloatArray
 
 
 def outcome(outputs: list[list[int]], *, steps: int, drafted: int, accepted: int) -> LiveOutcome:
@@ -109,3 +119,14 @@ def test_the_demo_fits_into_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_small_demo_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "smollm2_path", lambda: pytest.fail("no download"))
     assert demo._small_scene(3).dtype == "float32"
+
+
+def test_a_semantic_cache_is_not_charged_for_what_it_holds() -> None:
+    class Slow(Embedder):
+        def encode(self, texts: Sequence[str], namespaces: Sequence[str] = ()) -> FloatArray:
+            time.sleep(0.01 * len(texts))
+            return super().encode(texts, namespaces)
+
+    embedder = Slow("lexical")
+    rows = [TraceRow(prompt=f"question {n}", response="r", warm=n >= 2) for n in range(300)]
+    assert 0.02 <= embedding_seconds(embedder, rows) < 1.5

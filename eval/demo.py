@@ -40,7 +40,7 @@ from reprise.eval.live.live_worker import (
 from reprise.eval.real_model.first_differences import JudgeError, judge
 from reprise.eval.real_model.policy_desk import make_policy_desk
 from reprise.eval.real_model.smollm2 import SMOLLM2_DTYPE, ModelError, smollm2_path
-from reprise.eval.replay.peer_drafters import SUFFIX_MISSING, suffix_installed
+from reprise.eval.replay.peer_drafters import all_but_missing
 from reprise.eval.replay.recording import recorded_trace
 from reprise.eval.replay.results import Run
 from reprise.eval.replay.semantic_cache import cached_replies, cached_rows
@@ -103,10 +103,7 @@ def demo(
         raise InputError("vLLM is not installed")
     if not html.resolve().parent.is_dir():
         raise InputError(f"{html}: its folder does not exist")
-    methods = ["none", "ngram", "suffix", "reprise"]
-    if not suffix_installed():
-        methods.remove("suffix")
-        print(f"SuffixDecoding is left out: {SUFFIX_MISSING}", file=sys.stderr)
+    methods = all_but_missing(["none", "ngram", "suffix", "reprise"])
     try:
         scene = _small_scene(limit) if small else _real_scene(limit)
         page = recorded_trace(scene.rows)

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from reprise.eval.demo_data.demo_model import demo_tokenizer_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.eval.replay.peer_drafters import suffix_installed
+from reprise.eval.replay.peer_drafters import all_but_missing, suffix_installed
 from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokenizer, tokenize_rows
 from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
@@ -165,7 +165,7 @@ def _load(
 
 def _engines(text: str | None) -> list[str]:
     if text is None:
-        return [name for name in ENGINES if name != "suffix" or suffix_installed()]
+        return all_but_missing(ENGINES)
     names = names_of("--engines", text, ENGINES)
     if "suffix" in names and not suffix_installed():
         raise InputError("engine 'suffix' is not installed: pip install -e '.[peers]'")
@@ -185,6 +185,12 @@ def _compare(
     cached = [row for row in rows if row.warm]
     timed = [row for row in rows if not row.warm]
     found = []
+    if fewer := [number for number in numbers if number > len(timed)]:
+        print(
+            f"{trace} has {len(timed)} requests to time: as many are there at a time at "
+            f"{', '.join(map(str, fewer))}",
+            file=sys.stderr,
+        )
     with stage(f"{trace}: {', '.join(names)}", len(numbers) * len(names)) as tick:
         for number in numbers:
             none: Outcome | None = None

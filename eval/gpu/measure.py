@@ -113,6 +113,9 @@ def main(
         checks = [_VERIFY_CHECK] if dry_run else [_VERIFY_CHECK, _COMPILED_TESTS]
         with run.checking_kernels(checks, machine=about["machine"]):
             engines = stack.enter_context(run.engines(chosen, jobs))
+        for workload in (*plan.cold, *plan.warm):
+            if len(workload.rows) < workload.concurrency:
+                run.say(f"{workload.name}: the trace has {len(workload.rows)} requests for it")
         run.measure(engines, plan)
         run.trace_step(engines, plan.warm_rows[:_TRACED_REQUESTS])
         if not dry_run:

@@ -16,6 +16,7 @@ from reprise.eval.replay.peer_drafters import (
     NoDrafter,
     SuffixDrafter,
     SuffixSetting,
+    all_but_missing,
     suffix_installed,
 )
 from reprise.eval.replay.recording import ReplayRecorder
@@ -58,7 +59,7 @@ def parse_methods(names: str | None) -> list[str]:
     Raises MethodError for one that is unknown, or that is named but not installed.
     """
     if names is None:
-        return [m for m in METHODS if _suffix_ready(m)]
+        return all_but_missing(METHODS)
     methods = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not methods:
         raise MethodError("--methods names no method")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,10 +197,16 @@ def find_ngram(context: IntArray, draft_length: int) -> list[int]:
     return found
 
 
-SUFFIX_MISSING = "it is not installed (pip install -e '.[peers]')"
-"""Why it cannot be run where it is not."""
-
-
 def suffix_installed() -> bool:
     """Whether SuffixDecoding can be run here."""
     return importlib.util.find_spec("arctic_inference") is not None
+
+
+def all_but_missing(names: Iterable[str]) -> list[str]:
+    """Return all methods of a comparison that can be run here; what is left out is said on standard
+    error."""
+    every = list(names)
+    kept = [name for name in every if not name.startswith("suffix") or suffix_installed()]
+    if len(kept) < len(every):
+        print("SuffixDecoding is left out: pip install -e '.[peers]'", file=sys.stderr)
+    return kept

@@ -14,7 +14,7 @@ from reprise.eval import acceptance_rate
 from reprise.eval.acceptance_rate import main
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.live import engine_turns
-from reprise.eval.replay import methods
+from reprise.eval.replay import methods, peer_drafters
 from reprise.eval.replay.traces import save_trace
 from reprise.eval.report.results_csv import read_rows
 
@@ -215,9 +215,13 @@ def test_a_broken_tokenizer(fails: Fails, tmp_path: Path) -> None:
     assert "cannot be loaded" in fails("--tokenizer", str(broken))
 
 
-def test_a_peer_that_is_not_installed(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "suffix_installed", lambda: False)
+def test_a_peer_that_is_not_installed(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (methods, peer_drafters):
+        monkeypatch.setattr(module, "suffix_installed", lambda: False)
     assert methods.parse_methods(None) == ["none", "ngram", "semantic-cache", "reprise"]
+    assert "SuffixDecoding is left out" in capsys.readouterr().err
     assert "pip install -e '.[peers]'" in fails("--methods", "suffix")
 
 

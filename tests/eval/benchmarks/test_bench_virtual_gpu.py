@@ -19,6 +19,8 @@ def test_a_forecast_is_printed_and_written(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "rows.csv"
     arguments = ["--limit", "12", "--concurrency", "1,4", "--engines", "v1,v2", "--csv", str(file)]
     assert run_command(bench_virtual_gpu.main, arguments, name=NAME) == 0
+    said = capsys.readouterr()
+    assert "requests to time" not in said.err
     rows = read_rows(file)
     assert [(row["engine"], row["concurrency"]) for row in rows] == [
         (engine, number) for number in ("1", "4") for engine in ("none", "v1", "v2")
@@ -27,9 +29,16 @@ def test_a_forecast_is_printed_and_written(tmp_path: Path, capsys: Any) -> None:
     assert {row["requests"] for row in rows} == {"12"}
     assert [float(row["to_none"]) for row in rows if row["engine"] == "none"] == [1.0, 1.0]
     assert all(float(row["to_none"]) > 1.3 for row in rows if row["engine"] == "v2")
-    printed = capsys.readouterr().out
+    printed = said.out
     assert "no figure of a device" in printed
     assert all(row["to_none"] in printed for row in rows)
+
+
+def test_more_at_a_time_than_there_are_is_said(capsys: Any) -> None:
+    arguments = ["--limit", "2", "--concurrency", "1,4", "--engines", "none", "--quiet"]
+    assert run_command(bench_virtual_gpu.main, arguments, name=NAME) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "demo has 2 requests to time: as many are there at a time at 4"
 
 
 @pytest.mark.parametrize(

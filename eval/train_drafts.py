@@ -25,7 +25,7 @@ import tokenizers
 import typer
 
 from reprise.eval.demo_data.demo_trace import make_demo_trace
-from reprise.eval.report.command_line import run_command
+from reprise.eval.report.command_line import InputError, run_command
 from reprise.retrieval.search.embedding import Embedder
 from reprise.spec import DraftConfig, DraftProvider
 from reprise.spec.api.near_answer import PlainNearAnswer
@@ -59,8 +59,12 @@ def source_files() -> Iterator[Path]:
     for source in SOURCES:
         package, _, rest = source.partition("/")
         spec = importlib.util.find_spec(package)
+        found: list[Path] = []
         if spec is not None and spec.origin is not None:
-            yield from sorted((Path(spec.origin).parent / rest).rglob("*.py"))
+            found = sorted((Path(spec.origin).parent / rest).rglob("*.py"))
+        if not found:  # weights would be learned from less, and nobody would see it
+            raise InputError(f"no source of {source} is installed here")
+        yield from found
 
 
 def docstrings_and_functions() -> tuple[list[Pair], list[Pair]]:

@@ -162,13 +162,13 @@ class InfoCollector:
             if isinstance(each, RecordedCounts) and each.record is not None
         ]
         counts = list(found.values()) if len(found) == len(self._ids) else None
-        times_ms = [generation.retrieval_ms() for generation in self._generations]
+        retrieval_ms = _largest(generation.retrieval_ms() for generation in self._generations)
         return merged(
             [
                 RequestInfo(
                     cache=tuple(each.kind for each in self._generations) or ("miss",),
                     drafts=_sum(counts) if counts is not None else None,
-                    retrieval_ms=_largest(times_ms),
+                    retrieval_ms=None if retrieval_ms is None else round(retrieval_ms, 3),
                     clauses=tuple(
                         ClauseInfo(_shortened(clause.text), clause.connective)
                         for generation in self._generations

@@ -134,9 +134,7 @@ def _serve(llm: LLM, order: GpuOrder, *, is_learned: bool) -> GpuReply:
         llm.stop_profile()
     after = _counters(llm, notes)
     if reported is not None:
-        # As it is now: to wait for what is learned is for the next workload.
-        (report,) = llm.collective_rpc("reprise_stats")
-        notes += said_of_reports(reported, report)
+        notes += _said_since(llm, reported)
     return GpuReply(
         output_token_ids=outputs,
         steps=steps,
@@ -163,6 +161,16 @@ def _counters(llm: LLM, notes: list[str]) -> dict[str, int]:
     except LookupError as error:
         notes.append(reason_of(error))
         return {"drafted": 0, "accepted": 0}
+
+
+def _said_since(llm: LLM, before: dict[str, Any]) -> list[str]:
+    """Say what our worker reports now; what is not learned yet is waited for by the next workload,
+    and nothing that fails here loses this one's figures."""
+    try:
+        (after,) = llm.collective_rpc("reprise_stats")
+        return said_of_reports(before, after)
+    except Exception as error:
+        return [f"not reported: {reason_of(error)}"]
 
 
 def said_of_reports(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -88,7 +88,8 @@ async def run(workload: Workload, tick: Callable[[], None]) -> list[Answered]:
                 )
             )
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise RuntimeError(f"{workload.base_url}: a request failed: {error!r}") from error
+            reason = str(error) or type(error).__name__
+            raise RuntimeError(f"{workload.base_url}: a request failed: {reason}") from error
     return sorted((one for user in per_user for one in user), key=lambda one: one.began_s)
 
 

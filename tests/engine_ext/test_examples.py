@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,32 @@ def test_preload_from_logs(
         if re.search(r"(?m)^semantic +How can I cancel an order\?$", output):
             return
     pytest.fail(output[-3000:])
+
+
+def test_a_server_that_checks_no_keys_tells_no_tenants_apart() -> None:
+    class Open(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"object": "list", "data": []}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Open)
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        done = subprocess.run(
+            [sys.executable, str(FOLDER / "tenants.py"), f"http://127.0.0.1:{http.server_port}"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        http.shutdown()
+        http.server_close()
+    assert done.returncode == 1
+    assert "checks no API keys" in done.stderr
+    assert done.stdout == ""

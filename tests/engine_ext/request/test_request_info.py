@@ -71,7 +71,7 @@ async def test_counts_come_from_whichever_worker_has_them(
 ) -> None:
     monkeypatch.setattr(draft_counts_fetcher, "_TIMEOUT_S", 60.0)  # a busy machine stands still
     collector = InfoCollector()
-    known = Known("semantic", 2.5)
+    known = Known("semantic", 2.5000000371)
     known.similarity = 0.75
     collector.add(known)
     collector.generates("a")

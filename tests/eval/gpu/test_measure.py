@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from reprise.eval.gpu import measure
 from reprise.eval.gpu.gpu_engine import GpuEngine, GpuEngineError, end_engines
 from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_run import GpuRun
-from reprise.eval.gpu.gpu_worker import GpuJob, GpuReply, engine_options, said_of_reports
+from reprise.eval.gpu.gpu_worker import (
+    GpuJob,
+    GpuReply,
+    _said_since,
+    engine_options,
+    said_of_reports,
+)
 from reprise.eval.gpu.methods import METHODS, GpuMethod, methods_named
 from reprise.eval.gpu.step_log import HEAD
 from reprise.eval.gpu.workloads import SHARES, Workload, make_plan
@@ -194,6 +201,10 @@ def test_what_an_engine_did_less_than_it_can_is_said() -> None:
     ]
     del after["near_answers_late"]
     assert said_of_reports(before, after) == ["our worker does not report near_answers_late"]
+    after["near_answers_late"] = None
+    llm: Any = SimpleNamespace(collective_rpc=lambda _: [after])
+    (note,) = _said_since(llm, before)
+    assert note.startswith("not reported: ")
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

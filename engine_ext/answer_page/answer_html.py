@@ -148,7 +148,7 @@ def _counts(answer: ShownAnswer) -> str:
     )
     free, steps = _num_free(answer), len(answer.steps) - 1
     return (
-        f"<p class=sum>{answer.num_tokens} tokens in {steps} step{'' if steps == 1 else 's'}; "
+        f"<p class=sum>{_plural(answer.num_tokens, 'token')} in {_plural(steps, 'step')}; "
         f"<b>{free} came for free</b>{f' ({sources})' if sources else ''}</p>"
     )
 
@@ -202,7 +202,7 @@ def _reply(answer: ShownAnswer, threshold: float) -> str:
     return (
         f"<div><h4>A semantic cache at {threshold:g} would have said</h4>"
         f"<p class=reply dir=auto>{pieces}</p>"
-        f"<p class=sum>To “{escaped(answer.cached.question, _MAX_NEAR)}”, similarity"
+        f"<p class=sum>To <bdi>“{escaped(answer.cached.question, _MAX_NEAR)}”</bdi>, similarity"
         f" {answer.cached.similarity:.2f}: {verdict}.</p></div>"
     )
 
@@ -211,13 +211,12 @@ def _near(near: Sequence[SeenAnswer]) -> str:
     if not near:
         return ""
     rows = "".join(
-        f"<li dir=auto>“{escaped(one.question, _MAX_NEAR)}” <small>similarity"
+        f"<li><bdi>“{escaped(one.question, _MAX_NEAR)}”</bdi> <small>similarity"
         f" {one.similarity:.2f}{_part(one)}</small></li>"
         for one in near
     )
-    number = f"{len(near)} near answer{'' if len(near) == 1 else 's'}"
     return (
-        f"<details><summary>{number} it was drafted from</summary>"
+        f"<details><summary>{_plural(len(near), 'near answer')} it was drafted from</summary>"
         f"<ol class=near-list>{rows}</ol></details>"
     )
 

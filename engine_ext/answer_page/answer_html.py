@@ -216,7 +216,7 @@ def _near(near: Sequence[SeenAnswer]) -> str:
         for one in near
     )
     return (
-        f"<details><summary>{_plural(len(near), 'near answer')} it was drafted from</summary>"
+        f"<details><summary>{_plural(len(near), 'near answer')} to draft from</summary>"
         f"<ol class=near-list>{rows}</ol></details>"
     )
 

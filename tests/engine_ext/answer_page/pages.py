@@ -102,7 +102,7 @@ def write_unbroken_page(path: Path) -> None:
     steps = in_steps(ids(word), [("near_answer", "a"), ("context", None)], 3, word)
     answer = AnswerRecord(ids(word), steps, {"a": SeenAnswer(word, 0.9)})
     trace = RecordedTrace(
-        [word], [f"{word} {word}"], {word: [answer]}, [CachedReply(word, 0.9, ids(word[:-9]))]
+        [word], [f"{word} {word}"], {"reprise": [answer]}, [CachedReply(word, 0.9, ids(word[:-9]))]
     )
     config = CONFIG | {"machine": word, "traces": [word]}
     write_html(path, config, [], plot_svg=None, answers=shown_traces({word: trace}, tokenizer))

@@ -95,6 +95,7 @@ def test_no_text_makes_the_page_wider_than_the_window(page: Page, tmp_path: Path
     for width in (1280, 390):
         page.open(path, width=width)
         page.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+        assert shown(page) == 1
         assert page.run("document.documentElement.scrollWidth") <= width
 
 

@@ -118,7 +118,9 @@ def warm(
             _embed(tier, batch, embedder) for batch in batches(tracked(missing, "Embedding"))
         )
         indexed = fill_index(search_index, all_answers(tier, namespace), embedder)
-    note = f"; {without} have no text to embed" if without else ""
+    held = count - without - len(missing)
+    note = f"; {held} had been already" if held else ""
+    note += f"; {without} have no text to embed" if without else ""
     note += f"; {answers_in_words(indexed)} in the search index" if indexed else ""
     typer.echo(f"{embedded} of {answers_in_words(count)} embedded by {embedder.identity}{note}")
 

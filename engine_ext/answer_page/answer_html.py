@@ -98,13 +98,18 @@ def _summary(trace: ShownTrace, threshold: float) -> str:
     free = sum(_num_free(answer) for answer in answers)
     steps = sum(len(answer.steps) - 1 for answer in answers)
     number = f"these {len(answers)} answers" if len(answers) > 1 else "this answer"
+    why = (
+        f"they were drafted by {escaped(trace.method)} and what the model would have said, and took"
+        " no step of their own"
+        if free
+        else f"none that {escaped(trace.method)} drafted is what the model says"
+    )
     text = (
         f"In {number}, {escaped(trace.which)}, <b>{free:,} of {tokens:,} tokens"
-        f" ({free / max(tokens, 1):.0%}) came for free</b>: they were drafted by"
-        f" {escaped(trace.method)} and what the model would have said, and took no step of their"
-        f" own. {steps:,} step{' was' if steps == 1 else 's were'} taken, where every token but the"
-        " first takes one without drafts. Brackets are steps. Point at a token, tap it, or reach it"
-        " with Tab and the arrow keys (left and right by token, up and down by step)."
+        f" ({free / max(tokens, 1):.0%}) came for free</b>: {why}. {steps:,}"
+        f" step{' was' if steps == 1 else 's were'} taken, where every token but the first takes"
+        " one without drafts. Brackets are steps. Point at a token, tap it, or reach it with Tab"
+        " and the arrow keys (left and right by token, up and down by step)."
     )
     if trace.has_cache:
         replies = [answer for answer in answers if answer.cached is not None]

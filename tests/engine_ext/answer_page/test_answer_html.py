@@ -154,6 +154,7 @@ def test_one_token_is_no_plural_and_a_question_turns_no_direction_but_its_own() 
     brief = RecordedTrace(["q"], ["q"], {"none": [plain([tokenizer.end_token_id])]}, cached=None)
     shown = render_html(CONFIG, [], plot_svg=None, answers=shown_traces({"t": brief}, tokenizer))
     assert ">1 token in 0 steps; <" in shown
+    assert "came for free</b>: none that none drafted is what the model says. 0 steps" in shown
     wrong, _, right = articles()
     assert "<p class=sum>To <bdi>“" in wrong
     assert "<li><bdi>“Where is my parcel?”</bdi> <small>similarity 0.73" in right

@@ -96,6 +96,7 @@ def test_no_text_makes_the_page_wider_than_the_window(page: Page, tmp_path: Path
         page.open(path, width=width)
         page.run("document.querySelectorAll('details').forEach(e => e.open = true)")
         assert shown(page) == 1
+        assert page.run("document.querySelector('.found').textContent") == "1 of 1 answer"
         assert page.run("document.documentElement.scrollWidth") <= width
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from reprise.engine_ext.cli.verify_command import Shown
+from reprise.engine_ext.cli.verify_command import _page as verified_page
 from reprise.tests.engine_ext.answer_page.browser import Page, browser, browser_path
 from reprise.tests.engine_ext.answer_page.pages import (
     write_page,
@@ -98,6 +100,15 @@ def test_no_text_makes_the_page_wider_than_the_window(page: Page, tmp_path: Path
         assert shown(page) == 1
         assert page.run("document.querySelector('.found').textContent") == "1 of 1 answer"
         assert page.run("document.documentElement.scrollWidth") <= width
+
+
+def test_stored_answers_that_changed_fit_a_phone(page: Page, tmp_path: Path) -> None:
+    path, word = tmp_path / "verified.html", "Q" * 120
+    for changed in ([], [Shown(word, 3, 9, word, word, word)]):
+        path.write_text(verified_page(f"/models/{word}", [f"{word} of 2"], changed))
+        page.open(path, width=390)
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert page.run("document.querySelectorAll('table').length") == len(changed)
 
 
 def test_text_from_right_to_left_keeps_its_numbers_where_they_belong(

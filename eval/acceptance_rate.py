@@ -211,7 +211,8 @@ def _draw(
     if options.html:
         svg = plot_svg(frontiers, runs) if frontiers else None
         answers = _shown_answers(recorded, config.get("tokenizer") or config["model"])
-        write_html(options.html, config, runs, plot_svg=svg, answers=answers)
+        typed = {**config, "traces": list(options.traces)}
+        write_html(options.html, typed, runs, plot_svg=svg, answers=answers)
 
 
 def _shown_answers(

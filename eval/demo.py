@@ -202,7 +202,6 @@ def _write_page(path: Path, scene: Scene, runs: Sequence[Run], page: RecordedTra
         "command": shlex.join(["python", "eval/demo.py", *sys.argv[1:]]),
         "answered_by": f"{scene.name} in {scene.dtype}",
         "machine": describe_machine(),
-        "cost": 0.0,
         "threshold": CACHE_THRESHOLD,
     }
     write_html(
@@ -267,17 +266,20 @@ def summary(runs: Sequence[Run]) -> str:
     none, reprise = by_method["none"], by_method["reprise"]
     peers = [run for run in runs if run.method not in ("none", "reprise")]
     speed = _ratio(reprise, none)
-    compared = "faster" if speed > 1 else "slower"
-    factor = speed if speed > 1 else 1 / speed
+    compared = f"{max(speed, 1 / speed):.2f} times {'faster' if speed > 1 else 'slower'} than"
+    if f"{speed:.2f}" == "1.00":
+        compared = "as fast as"
     sentence = (
-        f"With Reprise vLLM gave {_identical(reprise)} {factor:.2f} times {compared} than without"
-        f" speculation, in {_fewer(reprise, none)} steps"
+        f"With Reprise vLLM gave {_identical(reprise)} {compared} without speculation, in"
+        f" {_fewer(reprise, none)} steps"
     )
     if peers:
         best = max(peers, key=lambda run: run.output_tokens_per_s or 0.0)
-        margin = _ratio(reprise, best) - 1
-        verb = "ahead of" if margin > 0 else "behind"
-        sentence += f", and was {abs(margin):.0%} {verb} the best peer, {_LABELS[best.method]}"
+        margin = round(100 * (_ratio(reprise, best) - 1))
+        verb = (
+            f"{abs(margin)}% {'ahead of' if margin > 0 else 'behind'}" if margin else "as fast as"
+        )
+        sentence += f", and was {verb} the best peer, {_LABELS[best.method]}"
     return sentence + "."
 
 

@@ -19,6 +19,14 @@ from reprise.retrieval.query.prompt_tokenizer import PromptTokenizer
 
 _NAMESPACE_HEADER = f"{HEADER_PREFIX}namespace"
 _WHICH = "the last that asked to be recorded"
+_NOT_REQUESTS = {
+    "stored": "answers stored",
+    "tokens_saved": "output tokens not generated",
+    "checked": "stored answers checked by the model",
+    "verified": "stored answers that began as the model does",
+    "tokens_verified": "output tokens verified, not generated one by one",
+}
+"""Counts beside those of requests by kind."""
 
 
 def callers_namespace(config: RepriseConfig) -> str:
@@ -122,7 +130,10 @@ def answers_view(
 
 def live_figures(front_end: Mapping[str, Any], workers: Sequence[Any]) -> list[tuple[str, str]]:
     """Return names and values: how requests were answered, what drafts came to, what is broken."""
-    rows = [(f"requests: {kind}", f"{n:,}") for kind, n in (front_end.get("counts") or {}).items()]
+    counts = front_end.get("counts") or {}
+    rows = [(f"requests: {kind}", f"{counts[kind]:,}") for kind in counts.keys() - _NOT_REQUESTS]
+    rows.sort()
+    rows += [(text, f"{counts[name]:,}") for name, text in _NOT_REQUESTS.items() if name in counts]
     drafts = [w["provider"] for w in workers if isinstance(w, Mapping) and "provider" in w]
     steps = sum(each["steps"] for each in drafts)
     accepted = sum(each["accepted"] for each in drafts)

@@ -98,13 +98,18 @@ def _summary(trace: ShownTrace, threshold: float) -> str:
     free = sum(_num_free(answer) for answer in answers)
     steps = sum(len(answer.steps) - 1 for answer in answers)
     number = f"these {len(answers)} answers" if len(answers) > 1 else "this answer"
+    why = (
+        f"they were drafted by {escaped(trace.method)} and what the model would have said, and took"
+        " no step of their own"
+        if free
+        else f"none that {escaped(trace.method)} drafted is what the model says"
+    )
     text = (
         f"In {number}, {escaped(trace.which)}, <b>{free:,} of {tokens:,} tokens"
-        f" ({free / max(tokens, 1):.0%}) came for free</b>: they were drafted by"
-        f" {escaped(trace.method)} and what the model would have said, and took no step of their"
-        f" own. {steps:,} step{' was' if steps == 1 else 's were'} taken, where every token but the"
-        " first takes one without drafts. Brackets are steps. Point at a token, tap it, or reach it"
-        " with Tab and the arrow keys (left and right by token, up and down by step)."
+        f" ({free / max(tokens, 1):.0%}) came for free</b>: {why}. {steps:,}"
+        f" step{' was' if steps == 1 else 's were'} taken, where every token but the first takes"
+        " one without drafts. Brackets are steps. Point at a token, tap it, or reach it with Tab"
+        " and the arrow keys (left and right by token, up and down by step)."
     )
     if trace.has_cache:
         replies = [answer for answer in answers if answer.cached is not None]
@@ -148,7 +153,7 @@ def _counts(answer: ShownAnswer) -> str:
     )
     free, steps = _num_free(answer), len(answer.steps) - 1
     return (
-        f"<p class=sum>{answer.num_tokens} tokens in {steps} step{'' if steps == 1 else 's'}; "
+        f"<p class=sum>{_plural(answer.num_tokens, 'token')} in {_plural(steps, 'step')}; "
         f"<b>{free} came for free</b>{f' ({sources})' if sources else ''}</p>"
     )
 
@@ -202,7 +207,7 @@ def _reply(answer: ShownAnswer, threshold: float) -> str:
     return (
         f"<div><h4>A semantic cache at {threshold:g} would have said</h4>"
         f"<p class=reply dir=auto>{pieces}</p>"
-        f"<p class=sum>To “{escaped(answer.cached.question, _MAX_NEAR)}”, similarity"
+        f"<p class=sum>To <bdi>“{escaped(answer.cached.question, _MAX_NEAR)}”</bdi>, similarity"
         f" {answer.cached.similarity:.2f}: {verdict}.</p></div>"
     )
 
@@ -211,13 +216,12 @@ def _near(near: Sequence[SeenAnswer]) -> str:
     if not near:
         return ""
     rows = "".join(
-        f"<li dir=auto>“{escaped(one.question, _MAX_NEAR)}” <small>similarity"
+        f"<li><bdi>“{escaped(one.question, _MAX_NEAR)}”</bdi> <small>similarity"
         f" {one.similarity:.2f}{_part(one)}</small></li>"
         for one in near
     )
-    number = f"{len(near)} near answer{'' if len(near) == 1 else 's'}"
     return (
-        f"<details><summary>{number} it was drafted from</summary>"
+        f"<details><summary>{_plural(len(near), 'near answer')} to draft from</summary>"
         f"<ol class=near-list>{rows}</ol></details>"
     )
 

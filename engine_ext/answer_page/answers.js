@@ -22,6 +22,7 @@
   }
 
   const search = tools.querySelector("input"), kind = tools.querySelector("select");
+  const plural = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
   const found = tools.querySelector(".found");
   const texts = answers.map((answer) =>
     ["h3", ".said"].map((part) => answer.querySelector(part).textContent).join("\n").toLowerCase());
@@ -34,7 +35,7 @@
       answer.hidden = !fits;
       number += fits;
     });
-    found.textContent = `${number} of ${answers.length} answers`;
+    found.textContent = `${number} of ${plural(answers.length, "answer")}`;
   };
   search.addEventListener("input", filter);
   kind.addEventListener("change", filter);
@@ -48,7 +49,6 @@
     return paragraph;
   };
   const visible = (text) => `“${text.replaceAll("\n", "↵")}”`;
-  const plural = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
   let pointed = null;
 
   const show = (token) => {

@@ -196,10 +196,12 @@ def _page(model: str, lines: Sequence[str], changed: Sequence[Shown]) -> str:
     cells = "\n".join(
         "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
+    table = (
+        "<div class=card><table class=texts>\n"
+        f"<tr><th>question<th>token<th>after<th>stored<th>now</tr>\n{cells}\n</table></div>"
+    )
     return document(
         "Stored answers",
-        f"<h1>Stored answers, and {escaped(model)}</h1>\n{said}\n"
-        "<table class=texts>\n<tr><th>question<th>token<th>after<th>stored<th>now</tr>\n"
-        f"{cells}\n</table>",
+        f"<h1>Stored answers, and {escaped(model)}</h1>\n{said}\n{table if changed else ''}",
         has_answers=False,
     )

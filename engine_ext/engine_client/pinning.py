@@ -62,11 +62,16 @@ class PinningAsyncLLM(ChangeTrackingAsyncLLM):
             cache_salt: of these requests, where they have one.
 
         Raises:
-            ValueError: it is empty, or longer than a prompt may be.
+            ValueError: it is shorter than a block, or longer than a prompt may be.
         """
         longest = self.vllm_config.model_config.max_model_len - 1
-        if not 0 < len(token_ids) <= longest:
-            raise ValueError(f"a prefix has 1 to {longest} tokens, got {len(token_ids)}")
+        blocks = [stats["block_tokens"] for stats in await self.get_pin_stats() if stats]
+        shortest = max(blocks, default=1)
+        if not shortest <= len(token_ids) <= longest:
+            raise ValueError(
+                f"a prefix has {shortest} tokens, a block of the prefix cache, to {longest}, got"
+                f" {len(token_ids)}"
+            )
         assert self._config is not None
         isolation = isolation_of(
             operators=self._config.namespace,
@@ -113,15 +118,18 @@ async def pin_configured(engine_ref: "weakref.ref[PinningAsyncLLM]") -> None:
     engine = engine_ref()
     if engine is None or engine._config is None:
         return
-    prefixes = engine._config.kv_pins.prefixes
+    prefixes, num_pinned = engine._config.kv_pins.prefixes, 0
     for given in prefixes:
         try:
             await engine.pin_prefix(
                 await asyncio.to_thread(_token_ids, given, engine.get_tokenizer())
             )
+            num_pinned += 1
         except Exception as error:
             logger.warning("Reprise: the prefix %.60r is not pinned: %s", given, error)
-    logger.info("Reprise: %d prefixes of the settings are pinned.", len(prefixes))
+    logger.info(
+        "Reprise: %d of the %d prefixes of the settings are pinned.", num_pinned, len(prefixes)
+    )
 
 
 def _token_ids(given: str, tokenizer: Any) -> list[int]:

@@ -117,6 +117,7 @@ class EnginePins:
             "pins": len(self._table.pins(held=True)),
             "waiting_pins": len(self._table) - len(self._table.pins(held=True)),
             "pinned_blocks": self._order.num_resident(),
+            "block_tokens": self._hash_block_tokens,
             "max_blocks": int(self._table.max_blocks * self._blocks_a_hash),
             "released_blocks": self._order.num_released,
             "hits": self._counts["hits"],

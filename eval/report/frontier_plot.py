@@ -63,6 +63,7 @@ def _draw(frontiers: Frontiers, runs: Sequence[Run]) -> Any:
                 [point.drafted_per_step for point in points],
                 [point.mean_acceptance_length for point in points],
                 color=COLOURS[method],
+                clip_on=False,  # a method that drafts next to nothing is on the axis
                 **line_of(method),
             )
         axes.set_xlim(left=0)
@@ -90,6 +91,7 @@ def _mark_runs(axes: Any, runs: Sequence[Run]) -> None:
             markerfacecolor="none",
             markeredgecolor=colour,
             linestyle="none",
+            clip_on=False,
         )
         if not run.method.startswith("suffix"):
             continue  # its curve has its name from the legend

@@ -18,15 +18,19 @@ from reprise.eval.report.results_table import result_columns
 
 # What is read first, as far as it is there; the rest folds away, below.
 _FIRST = (
-    *("method", "tokens/s", "speedup", "changed answers", "identical"),
+    *("method", "tokens/s", "to none", "speedup", "changed answers", "identical"),
     *("MAL", "acceptance", "drafted a step"),
 )
 _GLOSSARY = (
     "MAL is the mean acceptance length: tokens emitted for each verification step, the one that the"
     " model adds itself included. Acceptance is the share of drafted tokens that the model agreed"
-    " with. Speedup counts emitted tokens against steps, where verifying one drafted token costs"
-    " the given fraction of a step; tokens/s, where shown, was measured instead."
+    " with."
 )
+_GLOSSARY_OF_COST = (
+    " Speedup counts emitted tokens against steps, where verifying one drafted token costs the"
+    " given fraction of a step."
+)
+_GLOSSARY_OF_TIME = " Tokens/s was measured, and so was how it compares to none."
 
 
 Answers = Sequence[tuple[str, ShownTrace]]
@@ -54,7 +58,7 @@ def render_html(
     answers: Answers = (),
 ) -> str:
     """The page: a table for each trace, answers, the frontier plot, and the settings."""
-    cost = float(config["cost"])
+    cost = config.get("cost")
     sections = [
         f"<h2>{escaped(trace)}</h2>\n<div class=card>{_table(list(group), cost=cost)}</div>"
         for trace, group in groupby(runs, key=lambda run: run.trace)
@@ -72,9 +76,13 @@ def render_html(
         for name, value in config.items()
         if value is not None and not _is_option(name) and name != "command"
     )
-    engine = "recorded answers" if config["engine"] == "replay" else "a real engine"
+    engine, glossary = "recorded answers", _GLOSSARY
+    if config["engine"] != "replay":
+        engine, glossary = "a real engine", glossary + _GLOSSARY_OF_TIME
+    if cost is not None:
+        glossary += _GLOSSARY_OF_COST
     body = (
-        f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {_GLOSSARY}</p>\n"
+        f"<h1>How much each method saves</h1>\n<p>Measured on {engine}. {glossary}</p>\n"
         + "\n".join(sections)
         + f"\n<h2>Settings</h2>\n<div class=card><code>{escaped(_command(config))}</code>"
         f"<dl>{others}</dl></div>"
@@ -109,12 +117,14 @@ def _as_text(value: Any, *, separator: str = ", ") -> str:
     return str(value)
 
 
-def _table(runs: Sequence[Run], *, cost: float) -> str:
+def _table(runs: Sequence[Run], *, cost: float | None) -> str:
     columns = result_columns(runs, cost=cost)
     del columns["trace"]
-    ranked = "tokens/s" if "tokens/s" in columns else f"speedup at {cost:g}"
-    best = _best_row(runs, by_speed="tokens/s" in columns)
     names = sorted(filter(_rank, columns), key=lambda name: _rank(name) or 0)
+    ranked = next(
+        (name for name in names if name == "tokens/s" or name.startswith("speedup")), "method"
+    )
+    best = _best_row(runs, by_speed=ranked == "tokens/s")
     others = [name for name in columns if _rank(name) is None]
     first = _rows(runs, {name: columns[name] for name in names}, ranked=ranked, best=best)
     if not others:

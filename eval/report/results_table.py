@@ -28,18 +28,28 @@ def print_results(runs: Sequence[Run], *, cost: float, machine: str) -> None:
     console.print(f"Measured on {machine}.", soft_wrap=True)
 
 
-def result_columns(runs: Sequence[Run], *, cost: float) -> dict[str, list[str]]:
-    """Column heading to one cell a run."""
+def result_columns(runs: Sequence[Run], *, cost: float | None) -> dict[str, list[str]]:
+    """Column heading to one cell a run.
+
+    Args:
+        cost: of verifying a drafted token; None: no speedup was computed by it.
+    """
+    plain = {run.trace: run.output_tokens_per_s for run in runs if run.method == "none"}
     columns: dict[str, list[str]] = {
         "trace": [run.trace for run in runs],
         "method": [run.method for run in runs],
         "requests": [str(run.requests) for run in runs],
         "tokens/s": [_number(run.output_tokens_per_s, 0) for run in runs],
+        "to none": [_ratio(run.output_tokens_per_s, plain.get(run.trace)) for run in runs],
         "wall s": [_number(run.wall_s, 2) for run in runs],
         "MAL": [_number(run.mean_acceptance_length, 3) for run in runs],
         "acceptance": [_number(run.acceptance_rate, 3) for run in runs],
         "drafted a step": [_number(run.drafted_per_step, 2) for run in runs],
-        f"speedup at {cost:g}": [_number(run.model_speedup, 3) for run in runs],
+        **(
+            {}
+            if cost is None
+            else {f"speedup at {cost:g}": [_number(run.model_speedup, 3) for run in runs]}
+        ),
         "propose us p50": [_time(run.propose_us, "p50") for run in runs],
         "p99": [_time(run.propose_us, "p99") for run in runs],
         "start us p50": [_time(run.start_us, "p50") for run in runs],
@@ -56,6 +66,10 @@ def result_columns(runs: Sequence[Run], *, cost: float) -> dict[str, list[str]]:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _ratio(value: float | None, to: float | None) -> str:
+    return f"{value / to:.2f}" if value is not None and to else ""
 
 
 def _time(times: Percentiles | None, name: str) -> str:

@@ -41,7 +41,7 @@ from reprise.retrieval.cli.tier_access import (
 from reprise.retrieval.host.private_files import replacing_file
 from reprise.retrieval.query.turns import clip
 from reprise.retrieval.search.embedding import DEFAULT_MODEL, Embedder
-from reprise.retrieval.tiers.tier import Tier
+from reprise.retrieval.tiers.tier import Tier, TierError
 
 app = typer.Typer(name="cache", help="Look at the cache of answers, fill it, clear it.")
 app.command("import")(import_)
@@ -118,7 +118,9 @@ def warm(
             _embed(tier, batch, embedder) for batch in batches(tracked(missing, "Embedding"))
         )
         indexed = fill_index(search_index, all_answers(tier, namespace), embedder)
-    note = f"; {without} have no text to embed" if without else ""
+    held = count - without - len(missing)
+    note = f"; {held} had been already" if held else ""
+    note += f"; {without} have no text to embed" if without else ""
     note += f"; {answers_in_words(indexed)} in the search index" if indexed else ""
     typer.echo(f"{embedded} of {answers_in_words(count)} embedded by {embedder.identity}{note}")
 
@@ -255,17 +257,24 @@ def invalidate(
 
 @app.command()
 def check(url: Url) -> None:
-    """Read every answer; exit status 1 if one is damaged.
+    """Read every answer; exit status 1 if one is damaged, or the file that they are in.
 
     Example: reprise cache check --url redis://localhost:6379/0
     """
+    harm = ""
     with opened(url, only_reads=True) as tier:
         began_s = time.perf_counter()
         count = sum(1 for _ in all_answers(tier, None))
         took_s = time.perf_counter() - began_s
         damaged = tier.num_damaged
+        try:
+            tier.check()
+        except TierError as error:
+            harm = str(error)
     typer.echo(
         f"{answers_in_words(count)} readable, {damaged} damaged, in {took_s:.2f} s: {redact(url)}"
     )
-    if damaged:
+    if harm:
+        typer.echo(f"{harm}: export what is readable, and import it into another file")
+    if damaged or harm:
         raise typer.Exit(1)

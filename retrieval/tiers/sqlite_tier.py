@@ -247,6 +247,14 @@ class SqliteTier(Tier):
     def num_damaged(self) -> int:
         return self._reader.num_damaged
 
+    def check(self) -> None:
+        """Raise TierError if SQLite finds a page of the file damaged, one of an index too: answers
+        may be readable without it, and still none can be written."""
+        with self._session() as db:
+            [found] = db.execute("pragma quick_check(1)").fetchone()
+        if found != "ok":
+            raise TierError(f"sqlite file {self._path}: {found.splitlines()[-1]}")
+
     def close(self) -> None:
         with self._lock:
             self._is_closed = True

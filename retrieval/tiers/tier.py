@@ -220,6 +220,9 @@ class Tier(ABC):
         """Records skipped because they could not be read."""
         return 0
 
+    def check(self) -> None:  # noqa: B027 - not every tier has something beside its answers
+        """Raise TierError if what the answers lie in is damaged, even where they can be read."""
+
     @abstractmethod
     def close(self) -> None:
         """Release what is held. Idempotent."""

@@ -50,6 +50,18 @@ def test_an_example_is_short_guarded_and_listed(path: Path) -> None:
     assert path.name in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "path", sorted({*FOLDER.glob("*.py")} - {FOLDER / "server.py"}), ids=lambda path: path.stem
+)
+def test_an_example_says_what_it_wants(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert f"python examples/{path.name} " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.engine
 def test_quickstart(reprise_server: Any) -> None:
     output = run("quickstart.py", reprise_server.url, OPENAI_API_KEY=reprise_server.api_keys[0])

@@ -112,6 +112,18 @@ def test_every_label_of_an_expression_exists() -> None:
             assert values - {"$model"} <= known[label], expression
 
 
+def test_axes_say_that_rates_are_per_second_and_legends_what_a_quantile_is() -> None:
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            is_rate = "rate(" in target["expr"] and " / " not in target["expr"]
+            is_time = "histogram_quantile" in target["expr"]
+            if is_rate and not is_time:
+                assert unit in ("reqps", "ops", "eps", "suffix: tokens/s"), panel["title"]
+            # The label is 0.5 and 0.99, which is no percentile.
+            assert "p{{quantile}}" not in target["legendFormat"]
+
+
 @pytest.mark.parametrize("tier", ["sqlite", "redis"])
 def test_they_exist_from_the_start_at_0(tier: str) -> None:
     name = f"just_started_{tier}"

@@ -97,6 +97,13 @@ def test_table_page_and_progress(
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
+def test_the_page_of_the_demo_trace_names_no_file_of_that_name(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert main(["--methods", "none", "--limit", "1", "--quiet", "--html", str(page)]) == 0
+    assert "--methods none" in page.read_text()
+    assert "--trace" not in page.read_text()
+
+
 def test_results_are_there_before_the_frontiers(
     trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

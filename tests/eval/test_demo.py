@@ -76,6 +76,8 @@ def test_the_page_shows_what_was_served(tmp_path: Path, monkeypatch: pytest.Monk
     assert "eval/demo.py" in text
     assert "A model in float32" in text
     assert text.count("the same words as the model's") == 1
+    assert "speedup" not in text
+    assert "<th>to none</th>" in text
 
 
 def test_where_it_cannot_be_written_is_said_at_once(

@@ -196,9 +196,16 @@ def test_without_answers_it_says_how_to_ask() -> None:
 
 
 def test_live_figures() -> None:
-    front_end = {"counts": {"miss": 3}, "retrieval": {"breakers": {"answers": "open"}}}
+    counts = {"miss": 3, "tokens_saved": 1200, "stored": 2, "exact": 1}
+    front_end = {"counts": counts, "retrieval": {"breakers": {"answers": "open"}}}
     figures = dict(live_figures(front_end, [WORKER, {}]))
+    assert [name for name in figures if name.startswith("requests")] == [
+        "requests: exact",
+        "requests: miss",
+    ]
     assert figures["requests: miss"] == "3"
+    assert figures["output tokens not generated"] == "1,200"
+    assert figures["answers stored"] == "2"
     assert figures["accepted tokens: near answer"] == "20"
     assert figures["circuit breaker: answers"] == "open"
     assert dict(live_figures({}, []))["mean acceptance length"] == "no steps"

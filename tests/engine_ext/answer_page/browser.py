@@ -76,8 +76,16 @@ class Page:
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
 
-    def open(self, file: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a file, as by a double click."""
+    def open(
+        self,
+        file: Path,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        medium: str = "screen",
+    ) -> None:
+        """Open a file, as by a double click; `print` is the other medium."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -86,7 +94,7 @@ class Page:
             mobile=width < 700,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.send("Emulation.setEmulatedMedia", media=medium, features=[scheme])
         self.send("Page.navigate", url=file.resolve().as_uri())
         deadline_s = time.monotonic() + _TIMEOUT_S
         while self.run("document.readyState") != "complete" or self.run("location.href") in (

@@ -96,6 +96,30 @@ def page(names: tuple[str, ...] = (f"desk {HOSTILE}",)) -> str:
     return render_html(CONFIG, [], plot_svg=None, answers=shown)
 
 
+def write_unbroken_page(path: Path) -> None:
+    """Write a page on which everything that a trace names is a long text without a space."""
+    word = "https://desk.example/" + "Q" * 400
+    steps = in_steps(ids(word), [("near_answer", "a"), ("context", None)], 3, word)
+    answer = AnswerRecord(ids(word), steps, {"a": SeenAnswer(word, 0.9)})
+    trace = RecordedTrace(
+        [word], [f"{word} {word}"], {"reprise": [answer]}, [CachedReply(word, 0.9, ids(word[:-9]))]
+    )
+    config = CONFIG | {"machine": word, "traces": [word]}
+    write_html(path, config, [], plot_svg=None, answers=shown_traces({word: trace}, tokenizer))
+
+
+def write_right_to_left_page(path: Path) -> None:
+    """Write a page of a question in Arabic, with near ones in Arabic and in English."""
+    question = "متى يصل طلبي رقم 4711؟"
+    said = ids("يصل يوم الاثنين.")
+    near = {"a": SeenAnswer(question, 0.9), "b": SeenAnswer("Where is my parcel?", 0.8)}
+    answer = AnswerRecord(
+        said, in_steps(said, [("near_answer", "a"), ("near_answer", "b")], 2), near
+    )
+    trace = RecordedTrace([question], [question], {"reprise": [answer]}, cached=None)
+    write_html(path, CONFIG, [], plot_svg=None, answers=shown_traces({"desk": trace}, tokenizer))
+
+
 def write_page(path: Path) -> None:
     shown = shown_traces({"desk": recorded()}, tokenizer)
     write_html(path, CONFIG, [], plot_svg=None, answers=shown)

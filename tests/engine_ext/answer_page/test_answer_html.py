@@ -7,7 +7,14 @@ from reprise.engine_ext.answer_page.document import answers_script, escaped
 from reprise.engine_ext.answer_page.records import RecordedTrace
 from reprise.engine_ext.answer_page.shown import shown_trace, shown_traces
 from reprise.eval.report.html_report import render_html
-from reprise.tests.engine_ext.answer_page.pages import CONFIG, HOSTILE, page, recorded, tokenizer
+from reprise.tests.engine_ext.answer_page.pages import (
+    CONFIG,
+    HOSTILE,
+    page,
+    plain,
+    recorded,
+    tokenizer,
+)
 
 VOID = {"meta", "input", "br"}
 
@@ -141,6 +148,16 @@ def test_another_answer_of_a_method_is_called_that() -> None:
     third = articles()[2]
     assert third.count("another answer") == 1
     assert "suffix<br><small>another answer" in third
+
+
+def test_one_token_is_no_plural_and_a_question_turns_no_direction_but_its_own() -> None:
+    brief = RecordedTrace(["q"], ["q"], {"none": [plain([tokenizer.end_token_id])]}, cached=None)
+    shown = render_html(CONFIG, [], plot_svg=None, answers=shown_traces({"t": brief}, tokenizer))
+    assert ">1 token in 0 steps; <" in shown
+    assert "came for free</b>: none that none drafted is what the model says. 0 steps" in shown
+    wrong, _, right = articles()
+    assert "<p class=sum>To <bdi>“" in wrong
+    assert "<li><bdi>“Where is my parcel?”</bdi> <small>similarity 0.73" in right
 
 
 def test_what_is_not_known_is_not_claimed() -> None:

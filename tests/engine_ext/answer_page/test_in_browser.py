@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from reprise.engine_ext.cli.verify_command import Shown
+from reprise.engine_ext.cli.verify_command import _page as verified_page
 from reprise.tests.engine_ext.answer_page.browser import Page, browser, browser_path
-from reprise.tests.engine_ext.answer_page.pages import write_page
+from reprise.tests.engine_ext.answer_page.pages import (
+    write_page,
+    write_right_to_left_page,
+    write_unbroken_page,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,6 +89,51 @@ def test_rendered_in_both_colour_schemes_and_widths(page: Page, file: Path) -> N
         assert len(colours) == 4
         papers.add(background(page, "body"))
     assert len(papers) == 2
+
+
+def test_no_text_makes_the_page_wider_than_the_window(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "unbroken.html"
+    write_unbroken_page(path)
+    for width in (1280, 390):
+        page.open(path, width=width)
+        page.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+        assert shown(page) == 1
+        assert page.run("document.querySelector('.found').textContent") == "1 of 1 answer"
+        assert page.run("document.documentElement.scrollWidth") <= width
+
+
+def test_stored_answers_that_changed_fit_a_phone(page: Page, tmp_path: Path) -> None:
+    path, word = tmp_path / "verified.html", "Q" * 120
+    for changed in ([], [Shown(word, 3, 9, word, word, word)]):
+        path.write_text(verified_page(f"/models/{word}", [f"{word} of 2"], changed))
+        page.open(path, width=390)
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert page.run("document.querySelectorAll('table').length") == len(changed)
+
+
+def test_text_from_right_to_left_keeps_its_numbers_where_they_belong(
+    page: Page, tmp_path: Path
+) -> None:
+    path = tmp_path / "right_to_left.html"
+    write_right_to_left_page(path)
+    page.open(path)
+    # The answer's number precedes the question on the right, and does not touch it.
+    assert page.run("getComputedStyle(document.querySelector('h3 .number')).marginLeft") == "8px"
+    # Near answers begin on one line, their numbers left of them, whatever their language.
+    page.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+    directions = "[...document.querySelectorAll('.near-list li')].map(e => getComputedStyle(e))"
+    assert page.run(f"{directions}.map(style => style.direction)") == ["ltr", "ltr"]
+    assert page.run("getComputedStyle(document.querySelector('.near-list bdi')).direction") == "rtl"
+
+
+def test_dark_colours_are_for_the_screen_and_not_for_paper(page: Page, file: Path) -> None:
+    page.open(file, dark=True)
+    dark = background(page, "body"), background(page, ".said i.n")
+    page.open(file, dark=True, medium="print")
+    paper = background(page, "body"), background(page, ".said i.n")
+    page.open(file)
+    assert paper == (background(page, "body"), background(page, ".said i.n"))
+    assert not set(dark) & set(paper)
 
 
 def test_text_has_contrast_in_both_schemes(page: Page, file: Path) -> None:

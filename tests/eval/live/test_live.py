@@ -95,6 +95,10 @@ def test_the_demos_sentence_says_good_and_bad() -> None:
         " without speculation, in 10% more steps, and was 75% behind the best peer,"
         " SuffixDecoding."
     )
+    same = summary([none, suffix, live_run("reprise", tokens_per_s=199.5, steps=400)])
+    assert same.endswith("60% fewer steps, and was as fast as the best peer, SuffixDecoding.")
+    slow = summary([none, suffix, live_run("reprise", tokens_per_s=99.9, steps=400)])
+    assert "the same 4 answers as fast as without speculation, in 60%" in slow
     assert summary([none, live_run("reprise", tokens_per_s=150.0, steps=500)]).endswith("steps.")
 
 

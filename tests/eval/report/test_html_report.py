@@ -62,6 +62,25 @@ def test_what_matters_comes_first_and_the_rest_folds_away() -> None:
     assert re.search(r"<details><summary>.*?</summary><table>", page())
 
 
+def test_a_speedup_that_was_measured_is_that_of_the_clock() -> None:
+    runs = [
+        run("none", output_tokens_per_s=200.0),
+        run("suffix", output_tokens_per_s=300.0),
+        run("reprise", output_tokens_per_s=250.0),
+    ]
+    config = {name: value for name, value in CONFIG.items() if name != "cost"}
+    measured = render_html(config | {"engine": "vllm"}, runs, plot_svg=None)
+    (first, _) = re.findall("<table>.*?</table>", measured)
+    assert headings(first) == ["method", "tokens/s", "to none", "MAL", "drafted a step"]
+    assert re.findall(r"<td>(\d\.\d\d)</td><td>3\.000", first) == ["1.00", "1.50", "1.25"]
+    assert "<td class=best>300</td>" in first
+    # Without a cost there is no computed speedup to explain, without a clock no tokens/s.
+    assert "Speedup" not in measured
+    assert "Tokens/s" in measured
+    assert "Speedup" in page()
+    assert "Tokens/s" not in page()
+
+
 def test_settings_are_written_as_they_are_typed() -> None:
     (command,) = re.findall("<code>(.*?)</code>", page())
     words = shlex.split(html.unescape(command))

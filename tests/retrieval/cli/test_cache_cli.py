@@ -2,7 +2,9 @@
 
 import json
 import os
+import sqlite3
 import time
+from contextlib import closing
 
 import msgspec
 import pytest
@@ -67,7 +69,9 @@ def test_one_namespace_is_exported_to_standard_output(url, fill):
 def test_warm_embeds_what_is_not_embedded_yet(url, fill):
     fill(answer(1), answer(2))
     assert "2 of 2 answers embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
-    assert "0 of 2 answers embedded" in run("warm", "--url", url, "--embedding-model", "lexical")
+    again = run("warm", "--url", url, "--embedding-model", "lexical")
+    assert "0 of 2 answers embedded" in again
+    assert again.endswith("; 2 had been already\n")
 
 
 def test_without_its_model_warm_leaves_embeddings_alone(url, fill, monkeypatch, caplog):
@@ -141,6 +145,25 @@ def test_check_finds_damage(url, fill, tmp_path):
     tier._db.commit()
     tier.close()
     assert "1 answer readable, 1 damaged" in run("check", "--url", url, status=1)
+
+
+def test_check_finds_a_damaged_index_behind_readable_answers(url, fill, tmp_path):
+    path = tmp_path / "answers.sqlite"
+    fill(answer(1), answer(2))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma journal_mode=delete")
+        [page] = db.execute(
+            "select rootpage from sqlite_master where type = 'index' and tbl_name = 'answers'"
+            " and sql is not null"
+        ).fetchone()
+        [size] = db.execute("pragma page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    output = run("check", "--url", url, status=1)
+    told, advice = output.splitlines()
+    assert told.startswith("2 answers readable, 0 damaged")
+    assert advice.endswith(": export what is readable, and import it into another file")
 
 
 def test_bad_input_is_one_line(url, fill, tmp_path):

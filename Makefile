@@ -58,7 +58,7 @@ lint: $(READY)  ## ruff: style and mistakes
 
 # The wheel leaves eval out: it is laid where an installed package would have it.
 types: $(READY)  ## mypy over the package as it is installed, and eval beside it
-	@rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/types . && \
+	@rm -rf build && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types . && \
 	  cp -R eval build/types/reprise/ && \
 	  MYPYPATH=build/types $(BIN)/mypy -p reprise; status=$$?; rm -rf build; exit $$status
 

@@ -40,9 +40,10 @@ test-fast: $(READY)  ## the tests that take seconds
 	@$(PYTEST) -m 'not slow'
 
 # Drafts change no answer on this processor, as `make test` shows, nor on one with AVX2 only.
+# Of the files that have such tests: to collect all takes as long as one of them.
 test-identity: $(READY)  ## answers with and without drafts, as on a processor with AVX2 only
 	@OTHER_PROCESSOR=avx2 PYTHONPATH=$(CURDIR)/tests/other_processor$(if $(PYTHONPATH),:$(PYTHONPATH)) \
-	  $(PYTEST) -m identity
+	  $(PYTEST) -m identity $$(grep -rl 'mark\.identity' tests --include='test_*.py')
 
 bench: $(READY)  ## micro-benchmarks; figures are kept in .benchmarks
 	@$(BIN)/python eval/micro_benchmarks.py
@@ -58,7 +59,7 @@ lint: $(READY)  ## ruff: style and mistakes
 
 # The wheel leaves eval out: it is laid where an installed package would have it.
 types: $(READY)  ## mypy over the package as it is installed, and eval beside it
-	@rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/types . && \
+	@rm -rf build && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types . && \
 	  cp -R eval build/types/reprise/ && \
 	  MYPYPATH=build/types $(BIN)/mypy -p reprise; status=$$?; rm -rf build; exit $$status
 

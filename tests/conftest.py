@@ -31,6 +31,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 # torch's threads wait for one another in a loop: where others run as well, that takes most cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One function is compiled here: no processes are started that import torch to compile more.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 # The processes that are started find its modules by the same names.
 sys.path.append(str(Path(__file__).with_name("light_processes")))
@@ -316,8 +318,7 @@ def build_llm(
     """A real vLLM engine on the CPU, in a process of its own, at most 8 requests at once.
 
     Without Reprise it is vLLM as its users get it: its processes do not load our plugin. With it,
-    questions are compared by their words unless `embeds`: an embedding model takes as long to load
-    as the engine takes to start.
+    questions are compared by their words, whole, unless `embeds`.
     """
     from vllm import LLM
     from vllm.config import ReasoningConfig
@@ -351,7 +352,8 @@ def build_llm(
         for name, value in engine_environment(with_reprise=with_reprise).items():
             monkeypatch.setenv(name, value)
         if with_reprise and not embeds:
-            monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
+            for name, value in light_processes.BY_WORDS.items():
+                monkeypatch.setenv(name, value)
         llm = LLM(**settings)
     # vLLM 0.32 gives an engine 5 s to end, waits as long for the worker, and kills both.
     core = llm.llm_engine.engine_core

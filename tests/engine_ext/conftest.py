@@ -97,13 +97,18 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self._is_ending = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
-        command = [str(model), "--served-model-name", MODEL_NAME]
+        command = [
+            "-m",
+            "reprise.engine_ext.cli.vllm_serve",
+            str(model),
+            "--served-model-name",
+            MODEL_NAME,
+        ]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
         command += ["--max-num-seqs", "32", "--max-model-len", "1024", "--dtype", DEMO_DTYPE]
         command += ["--kv-cache-memory-bytes", str(1 << 28)]
         command += [*(["--api-key", *api_keys] if api_keys else []), *arguments]
         self.process = start_program(
-            "reprise.engine_ext.cli.vllm_serve",
             command,
             environment={
                 **os.environ,
@@ -257,16 +262,14 @@ def build_server(
     model: Path, *arguments: str, with_reprise: bool, embeds: bool = False, **others: Any
 ) -> Server:
     """A server that is starting; one of ours has its admin routes on, and compares questions by
-    their words unless `embeds`."""
+    their words, whole, unless `embeds`."""
     given = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments]
     if "--data-parallel-size" in arguments:
         others.setdefault("VLLM_CPU_OMP_THREADS_BIND", "auto")  # else it wants a list for each rank
     if with_reprise:
         given += reprise_arguments()
         ours = {"VLLM_PLUGINS": "reprise", "REPRISE_SERVING__ADMIN_TOKEN": ADMIN_TOKEN}
-        if not embeds:
-            ours["REPRISE_RETRIEVAL__EMBEDDING_MODEL"] = "lexical"
-        others = ours | others
+        others = ours | ({} if embeds else light_processes.BY_WORDS) | others
     else:
         others = {"VLLM_PLUGINS": engine_environment(with_reprise=False)["VLLM_PLUGINS"], **others}
     return Server(model, *given, **others)

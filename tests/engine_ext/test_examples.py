@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import light_processes
 import pytest
 
 from reprise.eval.live.redis_server import RedisServer
@@ -21,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples"
 # As small as engines are made here: 1,024 tokens for each of a few requests.
 OPTIONS = ("--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 27))
 MAX_LINES = 60
-IN_TIME = {"REPRISE_RETRIEVAL__EMBEDDING_MODEL": "lexical"}
+IN_TIME = light_processes.BY_WORDS
 """Settings with which near answers are there before the reply begins."""
 MOST_RUNS = 3
 """Until they are, where others have the cores."""

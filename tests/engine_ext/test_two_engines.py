@@ -1,11 +1,11 @@
 """Two engines in one process: each drafter hears of the requests of its own engine only."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import light_processes
 import pytest
+from warm_starts import run_program
 
 pytest.importorskip("vllm")
 
@@ -63,17 +63,14 @@ print("each its own")
 
 
 def test_arrivals_reach_the_drafter_of_their_own_engine(demo_model: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(demo_model)],
-        env=os.environ
+    done = run_program(
+        ["-c", SCRIPT, str(demo_model)],
+        environment=os.environ
         | {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "OMP_NUM_THREADS": "1",
-            "REPRISE_RETRIEVAL__EMBEDDING_MODEL": "lexical",  # nothing to load
+            **light_processes.BY_WORDS,
         },
-        capture_output=True,
-        text=True,
-        timeout=1700,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "each its own" in done.stdout

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import light_processes
 import pytest
 
 from reprise.eval import acceptance_rate
@@ -249,7 +250,8 @@ def test_real_engines_give_identical_answers(
 ) -> None:
     # Six requests are too few to learn what drafts cost here, and here they may not pay.
     monkeypatch.setenv("REPRISE_DRAFTS__VERIFY_COST", "0.02")
-    monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")  # nothing to load
+    for name, value in light_processes.BY_WORDS.items():
+        monkeypatch.setenv(name, value)
     output = tmp_path / "out.json"
     arguments = ["--engine", "vllm", "--model", str(demo_model), "--trace", str(trace)]
     arguments += ["--methods", "reprise,none", "--take-turns", "--output", str(output)]

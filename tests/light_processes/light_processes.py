@@ -8,6 +8,9 @@
 * While an engine is busy, its engine core and its worker wait for one another in a loop that takes
   a core each: they sleep between looks.
 
+What tests start is meant to compare questions by their words (`BY_WORDS`) where it is not asked for
+more: an embedding model takes as long to load as an engine does, the rules for clauses half of it.
+
 Besides, a server under test waits longer, where it is started with `PATIENT` in its environment,
 for what a user's would rather go on without: the machine stands still for seconds.
 """
@@ -30,9 +33,15 @@ FILE = "LIGHT_PROCESSES_FILE"
 """The environment variable with the path of that file, which the first process writes."""
 ALLOCATIONS = 50_000  # before new objects are looked through; Python's own number: 700
 QUEUES = "vllm.distributed.device_communicators.shm_broadcast"
+WORKERS = "reprise.engine_ext.cli.worker_process"
 SPAWNING = "vllm.utils.system_utils"  # asks Python to spawn what vLLM starts
 INTERPRETER = "triton.runtime.interpreter"
 PATIENT = "LIGHT_PROCESSES_PATIENT"
+BY_WORDS = {
+    "REPRISE_RETRIEVAL__EMBEDDING_MODEL": "lexical",
+    "REPRISE_RETRIEVAL__CLAUSES": "false",
+}
+"""For the environment of what compares questions by their words, whole."""
 WAITS: dict[str, dict[str, float]] = {
     "reprise.engine_ext.request.draft_counts_fetcher": {"_TIMEOUT_S": 60.0},
     "reprise.engine_ext.frontend.exact_forgetting": {"_TIER_WITHIN_S": 60.0},
@@ -49,7 +58,12 @@ def begin() -> None:
     gc.set_threshold(ALLOCATIONS, 20, 20)
     if FILE in os.environ:
         importlib.metadata.packages_distributions = packages_distributions
-    changes = {QUEUES: _sleep_between_looks, SPAWNING: _fork, INTERPRETER: _interpret_quickly}
+    changes = {
+        QUEUES: _sleep_between_looks,
+        SPAWNING: _fork,
+        WORKERS: _fork_workers,
+        INTERPRETER: _interpret_quickly,
+    }
     for name, change in changes.items():
         if name not in sys.modules:
             sys.meta_path.insert(0, _Change(name, change))
@@ -86,6 +100,12 @@ def _fork(_: ModuleType) -> None:
     import warm_starts
 
     warm_starts.begin()
+
+
+def _fork_workers(workers: ModuleType) -> None:
+    import warm_starts
+
+    warm_starts.begin_with_workers(workers)
 
 
 def _interpret_quickly(interpreter: ModuleType) -> None:

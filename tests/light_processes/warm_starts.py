@@ -5,6 +5,9 @@ takes longer than all else of a start. Here Python's fork server starts them ins
 imports what they import, does nothing else, and forks whenever it is asked. What a spawned process
 knows comes to a forked one in the same way, and it has the environment of who starts it. Where that
 environment would have changed what is imported, processes are spawned as ever.
+
+Programs of tests that run vLLM are forked likewise (`start_program`, `run_program`), and so are
+workers of our commands (`WorkerProcess`) where a test's process, or such a program, is the command.
 """
 
 import atexit
@@ -12,6 +15,7 @@ import glob
 import io
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +36,8 @@ from multiprocessing import (
     util,
 )
 from multiprocessing.context import set_spawning_popen
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 SPAWN = "LIGHT_PROCESSES_SPAWN"
@@ -47,7 +53,9 @@ _READ_BY_IMPORTS = (
 _OF_EMBEDDING = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 _MOST_SERVERS = 2
 _V2 = "V2_ON_CPU"
-_LEADS = "leads a session"
+_PIPE = "the pipe that this process is given"
+_LEADS = "leads"
+_SESSION, _GROUP = "a session", "a group"
 _MainProcess = type(process.current_process())
 _spawned = popen_spawn_posix.Popen
 _servers: dict[str, forkserver.ForkServer] = {}
@@ -130,8 +138,10 @@ class _Preparation(dict[str, Any]):
 def _enter(environment: Mapping[str, str], preparation: dict[str, Any]) -> dict[str, Any]:
     """Take over an environment, in the process that was forked, before anything else."""
     atexit.unregister(os._exit)
-    if preparation.pop(_LEADS, False):
+    if (leads := preparation.pop(_LEADS, None)) == _SESSION:
         os.setsid()
+    elif leads == _GROUP:
+        os.setpgid(0, 0)
     for fd, given in enumerate(forkserver.get_inherited_fds()[:3]):
         os.dup2(given, fd)
         os.close(given)
@@ -179,8 +189,7 @@ class _Forked(popen_forkserver.Popen):
 
 
 def start_program(
-    module: str,
-    arguments: Sequence[str],
+    words: Sequence[str],
     *,
     environment: Mapping[str, str],
     folder: str,
@@ -188,15 +197,15 @@ def start_program(
     stderr: int,
     stdin: int | None = None,
 ) -> "subprocess.Popen[bytes] | Program":
-    """Start `python -m MODULE ARGUMENT ...`, which runs vLLM, in a session of its own.
+    """Start `python WORD ...`, which runs vLLM, in a session of its own. The words are a file, `-m`
+    and a module, or `-c` and code, and behind them what it is given.
 
     Its three files are file descriptors; without `stdin` it has nothing to read.
     """
     if stdin is None:
         with open(os.devnull, "rb") as nothing:
             return start_program(
-                module,
-                arguments,
+                words,
                 environment=environment,
                 folder=folder,
                 stdout=stdout,
@@ -205,9 +214,9 @@ def start_program(
             )
     fds = (stdin, stdout, stderr)
     if (server := _server_of(environment)) is not None:
-        return Program(server, module, arguments, environment, folder, fds)
+        return Program(server, words, environment, folder, fds)
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, *words],
         env=environment,
         cwd=folder,
         stdin=stdin,
@@ -217,20 +226,52 @@ def start_program(
     )
 
 
+def run_program(
+    words: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: str | None = None,
+    timeout_s: float = 800.0,
+) -> "subprocess.CompletedProcess[str]":
+    """Run such a program to its end, as `subprocess.run` does."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        program = start_program(
+            words,
+            environment=environment,
+            folder=folder or os.getcwd(),
+            stdout=output.fileno(),
+            stderr=errors.fileno(),
+        )
+        try:
+            status = program.wait(timeout_s)
+        except BaseException:
+            os.killpg(program.pid, signal.SIGKILL)
+            raise
+        said = []
+        for file in (output, errors):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess([*words], status, *said)
+
+
 class Program:
-    """What `start_program` has forked, with the methods of a `subprocess.Popen`."""
+    """What is forked in place of `python WORD ...`, with the methods of a `subprocess.Popen`."""
+
+    stdin: Any = None
 
     def __init__(
         self,
         server: forkserver.ForkServer,
-        module: str,
-        arguments: Sequence[str],
+        words: Sequence[str],
         environment: Mapping[str, str],
         folder: str,
         fds: Sequence[int],
+        leads: str = _SESSION,
     ) -> None:
-        data = {"sys_argv": [module, *arguments], "dir": folder, _LEADS: True}
-        about = get_context("spawn").Process(target=_run, args=(module,))
+        how, *given = words if words[0] in ("-m", "-c") else ("", *words)
+        arguments = ["-c", *given[1:]] if how == "-c" else given
+        data = {"sys_argv": arguments, "dir": folder, _LEADS: leads}
+        about = get_context("spawn").Process(target=_run, args=(how, given[0]))
         self._popen = _Forked(about, server, data, environment, fds)
         self.pid = self._popen.pid
 
@@ -251,16 +292,49 @@ class Program:
             os.kill(self.pid, number)
 
 
-def _run(module: str) -> None:
+def begin_with_workers(module: ModuleType) -> None:
+    """Have the module of `WorkerProcess`, which has just been imported, fork them too."""
+    others = {name: getattr(subprocess, name) for name in subprocess.__all__}
+    module.subprocess = SimpleNamespace(**{**others, "Popen": _worker})  # type: ignore[attr-defined]
+
+
+def _worker(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes] | Program":
+    """Start a worker: what it says goes into a pipe, whose descriptor is its last word."""
+    environment, (pipe,) = options["env"], options["pass_fds"]
+    can_fork = _servers or "pytest" in sys.modules  # other commands are started as by users
+    if not can_fork or (server := _server_of(environment)) is None:
+        return subprocess.Popen(command, **options)
+    assert command[-1] == str(pipe)
+    reads, writes = os.pipe()
+    log = options["stderr"].fileno()
+    fds = (reads, log, log, pipe)
+    words = [*command[1:-1], _PIPE]
+    program = Program(server, words, environment, os.getcwd(), fds, leads=_GROUP)
+    os.close(reads)
+    program.stdin = os.fdopen(writes, "wb")
+    return program
+
+
+def _run(how: str, program: str) -> None:
     """Be that program, in the process that was forked for it."""
     sys.stdin = os.fdopen(0, closefd=False)  # Python has closed that of a process's child
     # It is nobody's child, as far as it knows, and tracks what it shares itself.
     process._parent_process = None  # type: ignore[attr-defined]
     process._current_process = _MainProcess()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]
-    sys.path.insert(0, os.getcwd())
+    if sys.argv[-1] == _PIPE:
+        sys.argv[-1] = str(forkserver.get_inherited_fds()[3])
+    file = "" if how else os.path.abspath(program)
+    sys.path.insert(0, {"-m": os.getcwd(), "-c": ""}.get(how, os.path.dirname(file)))
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if how == "-m":
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+            return
+        code = Path(file).read_bytes() if file else program
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        if file:
+            main.__file__ = file
+        exec(compile(code, file or "<string>", "exec"), vars(main))
     finally:
         atexit._run_exitfuncs()
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import light_processes
 import psutil
 import pytest
+from warm_starts import run_program
 
 from reprise.engine_ext.cli import proof
 from reprise.engine_ext.cli.answer_difference import Gap
@@ -87,7 +89,7 @@ def test_without_drafts_it_is_vllm_as_it_comes() -> None:
 
 
 PROGRAM = "from reprise.engine_ext.cli.cli import main; main()"
-COMMAND = [sys.executable, "-c", PROGRAM, "doctor", "--prove"]
+COMMAND = ["-c", PROGRAM, "doctor", "--prove"]
 OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
 
 
@@ -95,7 +97,7 @@ OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
 def environment() -> dict[str, str]:
     return {
         **os.environ,
-        "REPRISE_RETRIEVAL__EMBEDDING_MODEL": "lexical",
+        **light_processes.BY_WORDS,
         "REPRISE_DRAFTS__VERIFY_COST": "0.02",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_PLUGINS": "reprise",
@@ -106,9 +108,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.engine
 @pytest.mark.timeout(1800)
 def test_with_a_real_model(demo_model: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [*COMMAND, str(demo_model), *OPTIONS], env=environment, capture_output=True, text=True
-    )
+    done = run_program([*COMMAND, str(demo_model), *OPTIONS], environment=environment)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
@@ -145,7 +145,7 @@ def test_sigterm_ends_all_that_it_has_started(
     demo_model: Path, environment: dict[str, str]
 ) -> None:
     process = subprocess.Popen(
-        [*COMMAND, str(demo_model), *OPTIONS],
+        [sys.executable, *COMMAND, str(demo_model), *OPTIONS],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,8 +1,6 @@
 """`reprise cache verify`: counts, first differences and the report."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from typer.testing import CliRunner
+from warm_starts import run_program
 
 from reprise.engine_ext.cli import verify_command
 from reprise.engine_ext.cli.cli import app
@@ -140,10 +139,9 @@ def test_a_model_gives_its_own_answers_again(
             response[5] += 1
         put(prompt, response, exact_key=bytes([number] * 16))
     source = "from reprise.engine_ext.cli.cli import main; main()"
-    command = [sys.executable, "-c", source, "cache", "verify"]
+    command = ["-c", source, "cache", "verify"]
     command += ["--url", url, "--model", str(demo_model), "--dtype", "float32"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1700, env=environment)
+    done = run_program(command, environment={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 of 3 answers would be given again" in done.stdout
     assert "token 6 of 20" in done.stdout

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import vllm
-from warm_starts import SPAWN
+from warm_starts import SPAWN, run_program
 
 from reprise.engine_ext import plugin
 from reprise.eval.live.engine_environment import engine_environment
@@ -88,7 +88,7 @@ def test_all_that_the_plugin_puts_into_vllms_place_is_known() -> None:
         "spec.loader.exec_module(probe)\n"
         "print(json.dumps(probe.everything_of_ours()))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = run_program(["-c", script], environment=os.environ)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found["functions"]) == GATED

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import light_processes
 import numpy as np
 import pytest
 
@@ -213,7 +214,8 @@ def engine(
         from reprise.engine_ext.scheduling import async_scheduling
 
         monkeypatch.setenv("STEP_FAULTS", str(folder))
-        monkeypatch.setenv("REPRISE_RETRIEVAL__EMBEDDING_MODEL", "lexical")
+        for name, value in light_processes.BY_WORDS.items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setenv("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # of the processes it starts
         monkeypatch.setattr(async_scheduling, "num_cores", lambda: 2)
         built = Engine(request.param, asked, folder)

@@ -33,7 +33,7 @@ class Asked:
             "kv_cache_memory_bytes": 1 << 28,
             "additional_config": {
                 "reprise": {
-                    "retrieval": {"url": url, "embedding_model": "lexical"},
+                    "retrieval": {"url": url, "embedding_model": "lexical", "clauses": False},
                     "serving": {"exact_budget_s": 1.0},
                 }
             },

@@ -182,7 +182,10 @@ QUESTIONS = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:3]
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_the_first_verified_answer_compiles_nothing(demo_model: Path, tmp_path: Path) -> None:
+async def test_the_first_verified_answer_compiles_nothing(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHT_PROCESSES_SPAWN", "1")  # what is forked has it made already
     one = VerifiedOnce(demo_model, tmp_path)
     try:
         await one.is_ready()

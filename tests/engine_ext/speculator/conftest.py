@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_processes import BY_WORDS
 from warm_starts import start_program
 
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
@@ -28,6 +29,7 @@ def environment_of_v2(*, with_reprise: bool) -> dict[str, str]:
     path = [str(V2_ON_CPU), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **engine_environment(with_reprise=with_reprise),
+        **(BY_WORDS if with_reprise else {}),
         "V2_ON_CPU": "1",
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join(path),
@@ -70,8 +72,7 @@ class Engine:
         answers, says = os.pipe()
         self._input, self._output = os.fdopen(writes, "w"), os.fdopen(answers)
         self._process = start_program(
-            PROGRAM.stem,
-            [],
+            ["-m", PROGRAM.stem],
             environment=variables,
             folder=str(PROGRAM.parent),
             stdin=reads,

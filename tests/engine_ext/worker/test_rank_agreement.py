@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from warm_starts import run_program
 
 pytest.importorskip("vllm")
 
@@ -107,13 +106,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int,
     with open(os.path.join(tests, "test_verification.py")) as source:
         (folder / "tests_of_ranks.py").write_text(source.read())
     (folder / "ranks.py").write_text(RANKS)
-    done = subprocess.run(
-        [sys.executable, str(folder / "ranks.py"), *CASES],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1100,
+    done = run_program(
+        [str(folder / "ranks.py"), *CASES],
+        environment=os.environ | {"OMP_NUM_THREADS": "1"},
+        folder=str(folder),
     )
     assert done.returncode == 0, done.stderr[-4000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from warm_starts import run_program
 
 pytest.importorskip("vllm", reason="needs vLLM")
 
@@ -305,13 +304,7 @@ print("RESULTS" + json.dumps(results))
 @pytest.mark.timeout(1800)  # may have to train the demo model first
 def test_a_live_engine_gives_the_same_greedy_output(demo_model: Any) -> None:
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", LIVE, str(demo_model)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1700,
-    )
+    done = run_program(["-c", LIVE, str(demo_model)], environment=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     line = next(one for one in done.stdout.splitlines() if one.startswith("RESULTS"))
     results = json.loads(line.removeprefix("RESULTS"))

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import light_processes
 import numpy as np
 import pytest
 
@@ -24,8 +25,7 @@ def run(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
         | {
             "NO_COLOR": "1",
             "OMP_NUM_THREADS": "1",
-            # It is soon there, other than a model.
-            "REPRISE_RETRIEVAL__EMBEDDING_MODEL": "lexical",
+            **light_processes.BY_WORDS,
         },
         capture_output=True,
         text=True,

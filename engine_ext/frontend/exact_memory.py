@@ -1,12 +1,12 @@
 """Stores answers for exact hits in this process, bounded by bytes, evicting by least recent use."""
 
 import heapq
-import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.host import steady_clock
 
 _MIN_EXPIRIES = 64
 
@@ -14,7 +14,7 @@ _MIN_EXPIRIES = 64
 class _Entry(NamedTuple):
     answer: Answer
     expires_s: float | None
-    """On the clock; None: never."""
+    """Seconds since 1970, by a clock that runs while the machine sleeps; None: never."""
 
 
 class ExactMemoryStats(NamedTuple):
@@ -35,21 +35,14 @@ class ExactMemory:
         True
     """
 
-    def __init__(
-        self,
-        *,
-        max_bytes: int,
-        ttl_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, *, max_bytes: int, ttl_s: float | None = None) -> None:
         self._max_bytes = max_bytes
         self._ttl_s = ttl_s
-        self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._keys_of: dict[tuple[str, str], tuple[bytes, ...]] = {}
         """Exact keys by (namespace, answer id): one answer may be that of several requests."""
         self._expiries: list[tuple[float, bytes]] = []
-        """A heap of (on the clock, exact key), in which dropped entries may linger."""
+        """A heap of (seconds since 1970, exact key), in which dropped entries may linger."""
         self._bytes = 0
         self._evicted = 0
         self._expired = 0
@@ -59,7 +52,7 @@ class ExactMemory:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires_s is not None and self._clock() >= entry.expires_s:
+        if entry.expires_s is not None and steady_clock.now_s() >= entry.expires_s:
             self._drop(key)
             self._expired += 1
             return None
@@ -82,7 +75,7 @@ class ExactMemory:
         if answer.num_bytes > self._max_bytes:
             return
         lives_s = min((ttl for ttl in (ttl_s, self._ttl_s) if ttl is not None), default=None)
-        expires_s = None if lives_s is None else self._clock() + lives_s
+        expires_s = None if lives_s is None else steady_clock.now_s() + lives_s
         self._entries[key] = _Entry(answer, expires_s)
         name = (answer.namespace, answer.answer_id)
         self._keys_of[name] = (*self._keys_of.get(name, ()), key)
@@ -125,7 +118,7 @@ class ExactMemory:
     def expire(self) -> int:
         """Drop expired answers, whether or not they are asked for; return how many."""
         before = len(self._entries)
-        while self._expiries and self._expiries[0][0] <= self._clock():
+        while self._expiries and self._expiries[0][0] <= steady_clock.now_s():
             expires_s, key = heapq.heappop(self._expiries)
             entry = self._entries.get(key)
             # The key may hold a later answer by now.

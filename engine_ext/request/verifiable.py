@@ -83,6 +83,9 @@ def unverifiable_engine(vllm_config: Any) -> str | None:
         return "a prompt of its model may be more than token ids"
     if getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False):
         return "it computes no logits for most of a prompt"
+    if getattr(vllm_config, "lora_config", None) is not None:
+        # Of all requests, those without an adapter too: vLLM ends on a CPU that is asked for more.
+        return "with LoRA the logits of a step have one row for each request"
     if getattr(vllm_config, "watermark_config", None) is not None:
         return "it has a watermark"
     return None

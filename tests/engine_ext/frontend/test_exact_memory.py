@@ -1,6 +1,7 @@
 """The memory of exact answers: bounds, time to live, look-up and invalidation."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -40,17 +41,17 @@ def test_an_answer_larger_than_the_memory_is_not_stored() -> None:
     assert memory.get(b"small") is not None
 
 
-def test_time_to_live_is_the_shorter_of_the_two() -> None:
-    now = [100.0]
-    memory = ExactMemory(max_bytes=1 << 20, ttl_s=50.0, clock=lambda: now[0])
-    memory.put(make_answer(b"short"), ttl_s=10.0)
-    memory.put(make_answer(b"long"), ttl_s=500.0)
-    now[0] = 109.0
+def test_time_to_live_is_the_shorter_of_the_two(advance_clock: Callable[[float], None]) -> None:
+    """By the clock of the tiers, which runs on while the machine sleeps."""
+    memory = ExactMemory(max_bytes=1 << 20, ttl_s=5000.0)
+    memory.put(make_answer(b"short"), ttl_s=1000.0)
+    memory.put(make_answer(b"long"), ttl_s=50_000.0)
+    advance_clock(900.0)
     assert memory.get(b"short") is not None
-    now[0] = 110.0
+    advance_clock(100.0)
     assert memory.get(b"short") is None
     assert memory.get(b"long") is not None
-    now[0] = 150.0
+    advance_clock(4000.0)
     assert memory.get(b"long") is None
     assert memory.stats().expired == 2
     assert memory.stats().bytes == 0
@@ -96,15 +97,14 @@ def test_an_id_names_its_answers_under_all_settings() -> None:
     assert memory.stats().bytes == memory.stats().answers == 0
 
 
-def test_answers_past_their_time_go_unasked() -> None:
-    now = [100.0]
-    memory = ExactMemory(max_bytes=1 << 20, clock=lambda: now[0])
-    memory.put(make_answer(b"a"), ttl_s=10.0)
-    memory.put(make_answer(b"b"), ttl_s=20.0)
+def test_answers_past_their_time_go_unasked(advance_clock: Callable[[float], None]) -> None:
+    memory = ExactMemory(max_bytes=1 << 20)
+    memory.put(make_answer(b"a"), ttl_s=1000.0)
+    memory.put(make_answer(b"b"), ttl_s=2000.0)
     memory.put(make_answer(b"b"))  # in place of it, for ever
-    now[0] = 111.0
+    advance_clock(1001.0)
     assert memory.expire() == 1
-    now[0] = 130.0
+    advance_clock(1500.0)
     assert memory.expire() == 0
     assert [answer.exact_key for answer in memory.answers()] == [b"b"]
     assert memory.stats().expired == 1
@@ -117,16 +117,17 @@ def test_an_answer_without_an_exact_key_is_refused() -> None:
         memory.put(answer)
 
 
-def test_the_times_of_dropped_answers_are_bounded_too() -> None:
-    now = [100.0]
+def test_the_times_of_dropped_answers_are_bounded_too(
+    advance_clock: Callable[[float], None],
+) -> None:
     one = make_answer(b"000").num_bytes
-    memory = ExactMemory(max_bytes=3 * one, clock=lambda: now[0])
+    memory = ExactMemory(max_bytes=3 * one)
     for number in range(1000):
-        memory.put(make_answer(b"%03d" % number), ttl_s=1e6 + number)
+        memory.put(make_answer(b"%03d" % number), ttl_s=1e6 + 1000.0 * number)
     assert memory.stats()[:3] == (3, 3 * one, 997)
     assert len(memory._expiries) <= 2 * 4 + 64
     # Those that are left expire at their time all the same.
-    now[0] += 1e6 + 998
+    advance_clock(1e6 + 998_500.0)
     assert [answer.exact_key for answer in memory.answers()] == [b"999"]
-    now[0] += 1
+    advance_clock(1000.0)
     assert memory.answers() == []

@@ -68,6 +68,7 @@ def test_no_adapter_is() -> None:
         ("model_config", "is_multimodal_model"),
         ("model_config", "is_encoder_decoder"),
         ("cache_config", "kv_sharing_fast_prefill"),
+        (None, "lora_config"),
         (None, "watermark_config"),
     ],
 )

@@ -208,7 +208,13 @@ def sampling_llm(demo_model: Path, llm_builder: Callable[..., Any]) -> Iterator[
         "verification": {"enabled": True, "backend": "torch"},
         "drafts": {"verify_cost": 0.0},
     }
-    llm = llm_builder(demo_model, with_reprise=True, additional_config={"reprise": settings})
+    # A thousand short samples for each law: many at once take few steps.
+    llm = llm_builder(
+        demo_model,
+        with_reprise=True,
+        additional_config={"reprise": settings},
+        max_num_seqs=32,
+    )
     yield llm
     llm.llm_engine.engine_core.shutdown()
 

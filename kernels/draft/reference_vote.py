@@ -106,26 +106,24 @@ def second_matches(
     places, matches, _ = voters
     floor = np.where(in_context & (places > begin), begin, 0)
     at, seen = places - 1 - matches, len(text) - 1 - matches
-    ends = symbols_at(source, at, at >= floor, END)
-    is_open = (ends >= 0) & (seen >= begin)
-    second = np.zeros(len(places), np.int64)
-    for skipped, passed in ((1, 1), (1, 0), (0, 1)):
-        alive, count = is_open.copy(), np.zeros(len(places), np.int64)
-        for back in range(MAX_SECOND):
-            here, there = at - skipped - back, seen - passed - back
-            symbol = symbols_at(text, there, there >= begin, _NOTHING)
-            if not in_context:
-                symbol = np.where(there == begin - 1, BOS, symbol)
-            alive &= symbols_at(source, here, here >= floor, _NOTHING - 1) == symbol
-            count += alive
-        second = np.maximum(second, count)
-    return np.where(matches == MAX_MATCH, MAX_SECOND, second)
+    differs = symbols_at(source, at, at >= floor, END)
+    back = np.arange(MAX_SECOND)
+    here = (at[:, None] - [1, 1, 0])[..., None] - back  # [n, 3, MAX_SECOND]
+    there = (seen[:, None] - [1, 0, 1])[..., None] - back
+    symbols = symbols_at(text, there, there >= begin, _NOTHING)
+    if not in_context:
+        symbols[there == begin - 1] = BOS
+    alike = symbols_at(source, here, here >= floor[:, None, None], _NOTHING - 1) == symbols
+    second = np.logical_and.accumulate(alike, axis=2).sum(axis=2).max(axis=1)
+    second[(differs < 0) | (seen < begin)] = 0
+    second[matches == MAX_MATCH] = MAX_SECOND
+    return second
 
 
 def symbols_at(
     source: npt.NDArray[np.int32], indices: Ints, wanted: npt.NDArray[np.bool_], other: int
 ) -> Ints:
     """What is at indices that are wanted, and `other` elsewhere."""
-    found: Ints = np.full(len(indices), other, np.int64)
+    found: Ints = np.full(indices.shape, other, np.int64)
     found[wanted] = source[indices[wanted]]
     return found

@@ -3,8 +3,9 @@
 # Kernels: compile-time constants are written in capitals, and their arguments have no Python types.
 """Drafting in Triton: one launch with a program per request, and a second, tiny one for the counts.
 
-1. `draft_kernel`: counts what the slot's last copies had right, finds each source's longest match,
-   takes the best source, and keeps all copies for the next time.
+1. `draft_kernel`: counts what the slot's last copies had right, finds each source's longest match
+   and the one that is voted for, drafts the copy that is worth most, and keeps all of them to learn
+   from.
 2. `fold_kernel`, one program: adds the new counts of all requests to the tables. New counts are
    integers added atomically, so that the order of programs does not matter: ranks that draft
    independently go on having the same tables, and therefore the same drafts.
@@ -13,10 +14,11 @@ Memory traffic of a program, in bytes: 4 for each token of the context, of its n
 the corpus's recent answers, read once, and 4 to 64 for each occurrence of the last token among
 them; in the suffix array log17(entries) rounds of 512 probes, each of 4 and up to 64 in one or two
 sectors of 32, so about 50 KB a round, most of it the same for all programs and thus from the L2
-cache; 512 entries and tokens to vote, 32 KB; the copies read and written, 8 * 4 * K. With 8,192
-tokens of context, 8,192 of near answers, 4,096 recent ones and a million sorted, 360 KB; for 32
-requests 12 MB, which is 2.5 us of an H200's bandwidth: it is latency that counts, 16 dependent
-loads of the search and 10 blocks of 2,048 tokens, one after the other.
+cache; 512 entries and tokens to vote, 32 KB; 64 places that vote, and 26 tokens before each, which
+were read already; the copies read and written, 10 * 4 * K. With 8,192 tokens of context, 8,192 of
+near answers, 4,096 recent ones and a million sorted, 360 KB; for 32 requests 12 MB, which is 2.5 us
+of an H200's bandwidth: it is latency that counts, 16 dependent loads of the search, 10 blocks of
+2,048 tokens, one after the other, and three dependent loads of the vote.
 """
 
 from __future__ import annotations

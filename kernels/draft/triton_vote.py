@@ -25,9 +25,10 @@ def _match_back(source_ptr, at, floor, context_ptr, begin, seen, wanted, WITH_BO
     alive = wanted
     count = tl.zeros_like(at)
     for back in tl.static_range(MAX_SECOND):
-        symbol = symbols_at(context_ptr, begin, seen - back, alive, WITH_BOS)
+        # What is read does not depend on what matches, so that all loads are under way at once.
+        symbol = symbols_at(context_ptr, begin, seen - back, wanted, WITH_BOS)
         token = tl.load(
-            source_ptr + at - back, mask=alive & (at - back >= floor), other=NOTHING - 1
+            source_ptr + at - back, mask=wanted & (at - back >= floor), other=NOTHING - 1
         )
         alive = alive & (token == symbol)
         count += alive.to(tl.int32)

@@ -114,7 +114,7 @@ def second_matches(
     if not in_context:
         symbols[there == begin - 1] = BOS
     alike = symbols_at(source, here, here >= floor[:, None, None], _NOTHING - 1) == symbols
-    second = np.logical_and.accumulate(alike, axis=2).sum(axis=2).max(axis=1)
+    second: Ints = np.logical_and.accumulate(alike, axis=2).sum(axis=2).max(axis=1)
     second[(differs < 0) | (seen < begin)] = 0
     second[matches == MAX_MATCH] = MAX_SECOND
     return second

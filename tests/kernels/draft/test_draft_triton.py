@@ -147,8 +147,9 @@ def test_steps_are_counted_alike(device, max_draft):
     for num_reqs in (1, 7, num_slots):
         state.slots.copy_(below(3, *state.slots.shape))
         state.pending.copy_(below(3, *state.pending.shape))
-        state.pending[:, PENDING_COPY] = below(NUM_COPIES, num_slots, least=-1)
-        state.pending[:, PENDING_SOURCE] = below(NUM_SOURCES, num_slots, least=-1)
+        copies = below(NUM_COPIES, num_slots, least=-1)
+        state.pending[:, PENDING_COPY] = copies
+        state.pending[:, PENDING_SOURCE] = below(NUM_SOURCES, num_slots).where(copies >= 0, -1)
         state.pending_token_ids.copy_(below(6, *state.pending_token_ids.shape, least=-3))
         step = {
             "idx_mapping": torch.randperm(num_slots, generator=draw)[:num_reqs].to(device),

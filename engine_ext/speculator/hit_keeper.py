@@ -14,7 +14,7 @@ from reprise.engine_ext.core.config import RepriseConfig
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.speculator.read_back import ReadBack
 from reprise.engine_ext.worker.weights_keeper import SAVE_EVERY_S, weights_path
-from reprise.kernels.draft.state import DraftState
+from reprise.kernels.draft.state import DraftState, worths_of
 from reprise.retrieval.host.private_files import check_ours, replacing
 
 logger = init_logger(__name__)
@@ -80,6 +80,7 @@ class HitKeeper:
             return
         self._state.hit_counts.copy_(torch.from_numpy(counts))
         self._state.hit_chances.copy_(torch.from_numpy(right / tried))
+        self._state.hit_worths.copy_(worths_of(self._state.hit_chances))
 
     def _read(self) -> NDArray[Any]:
         """Return the file's array.

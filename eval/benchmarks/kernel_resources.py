@@ -70,6 +70,7 @@ def _variants() -> list[Variant]:
     plain = {"SAMPLES": True, "RESTRICTED": False, "least_ptr": None, "min_p_ptr": None}
     bf16 = padded | {"SHIFT": 16}
     draft = {"WIDTH": 16, "BLOCK": draft_kernels.BLOCK}
+    fold = {"CELLS": 1800, "PADDED": 2048, "PADDED_ROWS": 256}
     stats, sample = triton_kernels.tile_stats_kernel, triton_kernels.sample_kernel
     restrict = triton_restrict.restrict_kernel
     return [
@@ -86,7 +87,7 @@ def _variants() -> list[Variant]:
         (triton_kernels.walk_kernel, "16 drafts", 1, {"WIDTH": 32}),
         (draft_kernels.draft_kernel, "16 drafts", draft_kernels.NUM_WARPS, draft),
         (triton_counts.count_kernel, "16 drafts", 1, {"WIDTH": 16}),
-        (draft_kernels.fold_kernel, "", 4, {"CELLS": 480, "PADDED": 512}),
+        (draft_kernels.fold_kernel, "", 4, fold),
         *_coupled_variants(),
     ]
 

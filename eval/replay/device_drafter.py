@@ -106,9 +106,8 @@ class DeviceDrafter:
             num_corpora=1,
             arena_tokens=arena_tokens,
         )
-        self._start_values = None
-        if not learns:
-            self._start_values = self._state.hit_counts.clone(), self._state.hit_chances.clone()
+        self._learned = (self._state.hit_counts, self._state.hit_chances, self._state.hit_worths)
+        self._start_values = None if learns else [table.clone() for table in self._learned]
         self._corpus = ArenaCorpus(self._state, arena_tokens=arena_tokens)
         self._near_answers: list[NearAnswer] = []
         self._generation = 0
@@ -158,9 +157,7 @@ class DeviceDrafter:
             backend=self._backend,
         )
         if self._start_values is not None:
-            for table, values in zip(
-                (self._state.hit_counts, self._state.hit_chances), self._start_values, strict=True
-            ):
+            for table, values in zip(self._learned, self._start_values, strict=True):
                 table.copy_(values)
         length = draft_length(self._chances[0].numpy(), self._cost)
         return self._drafts[0, :length].tolist()

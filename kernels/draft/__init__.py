@@ -27,20 +27,27 @@ def draft_tokens(
     For a row with `num_sampled`, whose slot's context is `all_token_ids[slot, :total_len[slot]]`:
 
         for each source: the longest match of the context's last tokens, up to MAX_MATCH
-        the source whose matches of that length have been right most often
-        the tokens that follow that match, to the end of the answer it is in
+        beside these, the longest match that the token follows which most matches vote for
+        of each, the tokens that follow it, to the end of the answer it is in: a copy
+        the copy that is worth most: by how many of the first tokens of such copies were right,
+        with matches of that length, and where as many others begin with the same token
 
     A match does not reach back beyond the beginning of an answer, neither of the request's own nor
     of the one it is found in; where both begin there, that counts as one more token. Of equally
-    long matches the context's last is taken, the near answers' first, the recent answers' last, and
-    in the sorted corpus the last of those with the commonest next token. A copy from the request's
-    own answer goes on into itself.
+    long matches the context's last is taken, the recent answers' last, in the sorted corpus the
+    last of those with the commonest next token, and in the near answers, of the first VOTING_PLACES
+    matches, the one that goes furthest beyond a difference, else the first. A copy from the
+    request's own answer goes on into itself.
+
+    The first VOTING_PLACES matches in the near answers vote, and as many last ones in the context,
+    with each symbol of the match and of what matches beyond one that is replaced, missing or too
+    many; a vote of the nearest answers and of the latest context weighs more.
 
     `chances[row, k]` is how often tokens in that place of such a copy have been right if those
     before them were. Where there is nothing to draft, and in all rows without `num_sampled`, tokens
     are the row's last one, with chance 0; they are never negative, so that a model can embed them.
 
-    Learning compares every source's copies, kept since the slot's last draft, with the tokens that
+    Learning compares all copies, kept since the slot's last draft, with the tokens that
     the context has got since; it needs nothing from the host. A row without `num_sampled` leaves
     alone what is kept. The host never waits, nothing is allocated, and launches depend on shapes
     only.

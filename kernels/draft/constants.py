@@ -10,6 +10,10 @@ REMOVED = -(1 << 31)
 CONTEXT, NEAR_ANSWER, CORPUS, RECENT = range(4)
 """Sources. RECENT: the part of the corpus that is not in its suffix array yet."""
 NUM_SOURCES = 4
+VOTED = 4
+"""A copy beside those of the sources: of the token that most matches in the near answers and the
+context vote for."""
+NUM_COPIES = 5
 
 MAX_MATCH = 16
 """Longest match that is told from longer ones."""
@@ -18,6 +22,19 @@ MATCH_BUCKETS = len(BUCKET_STARTS)
 """Buckets of match lengths."""
 OFFSETS = 12
 """Offsets in a copy that have cells of their own; the last is for all further ones."""
+AGREEMENTS = 3
+"""How many other copies begin with the same token is told apart: none, one, more."""
+WORTH_TOKENS = 8
+"""Of so many first tokens a copy is worth what it is expected to have right."""
+VOTING_PLACES = 32
+"""Matches that vote: so many first ones in the near answers, as many last ones in the context."""
+FIRST_VOTES, VOTES_HALVE = 64, 8
+"""The first of them has so many votes for each symbol that matches, the one that comes so many
+later half of that."""
+ENTRY = 2 * MAX_MATCH
+"""Where a match votes is kept as one number: the place times this, and the match, which is less."""
+MAX_SECOND = 8
+"""Longest match beyond a difference that is told from longer ones."""
 VOTES = 32
 """Entries of a suffix array's range that are asked for the next token."""
 MAX_DRAFT = 64

@@ -8,14 +8,16 @@ from typing import NamedTuple
 import torch
 
 from reprise.kernels.draft.constants import (
+    AGREEMENTS,
     BOS,
     CONTEXT,
     CORPUS,
+    ENTRY,
     GENERATION,
     MAX_MATCH,
     MAX_TRIES,
     NEAR_ANSWER,
-    NUM_SOURCES,
+    NUM_COPIES,
     OFFSETS,
     ORDER_BEGIN,
     ORDER_LENGTH,
@@ -24,21 +26,26 @@ from reprise.kernels.draft.constants import (
     REMOVED,
     TEXT_BEGIN,
     TEXT_LENGTH,
+    VOTED,
     VOTES,
     match_bucket,
 )
+from reprise.kernels.draft.reference_vote import best_beyond, find_voters, second_matches, vote
 from reprise.kernels.draft.state import (
-    PENDING_BUCKETS,
+    PENDING_COPY,
     PENDING_GENERATION,
     PENDING_LENGTH,
+    PENDING_ROWS,
     PENDING_SOURCE,
     DraftState,
+    worths_of,
 )
 
 
 class Copy(NamedTuple):
-    """What follows the longest match in a source."""
+    """What follows a match in a source."""
 
+    source: int = -1
     match: int = 0
     token_ids: torch.Tensor = torch.zeros(0, dtype=torch.int32)  # [<= K] int32
 
@@ -75,47 +82,60 @@ def draft_row(
     drafts: torch.Tensor,  # [room] int64: out
     chances: torch.Tensor,  # [room] float32: out
 ) -> None:
-    """Copy from the source that has been right most often; keep all copies to learn from."""
+    """Give out the copy that is worth most; keep all copies to learn from."""
     copies = find_copies(state, slot, text, len(drafts))
-    best, source = 0.0, -1
-    for kind, copy in enumerate(copies):
-        chance = float(state.hit_chances[kind, match_bucket(copy.match), 0])
-        if len(copy.token_ids) and chance > best:
-            best, source = chance, kind
-    if source >= 0:
-        copy = copies[source]
+    agreements = agreements_of(copies)
+    best, given = 0.0, -1
+    for kind, (copy, agreement) in enumerate(zip(copies, agreements, strict=True)):
+        worth = float(state.hit_worths[kind, match_bucket(copy.match), agreement])
+        if len(copy.token_ids) and worth > best:
+            best, given = worth, kind
+    if given >= 0:
+        copy = copies[given]
         length = len(copy.token_ids)
         drafts[:length] = copy.token_ids
         offsets = torch.arange(length).clamp(max=OFFSETS - 1)
-        cells = state.hit_chances[source, match_bucket(copy.match)]
+        cells = state.hit_chances[given, match_bucket(copy.match), agreements[given]]
         chances[:length] = cells[offsets.to(cells.device)]
     state.pending[slot, PENDING_GENERATION] = state.slots[slot, GENERATION]
     state.pending[slot, PENDING_LENGTH] = len(text)
-    state.pending[slot, PENDING_SOURCE] = source
+    state.pending[slot, PENDING_COPY] = given
+    state.pending[slot, PENDING_SOURCE] = copies[given].source if given >= 0 else -1
     state.pending_token_ids[slot] = -1
-    for kind, copy in enumerate(copies):
-        state.pending[slot, PENDING_BUCKETS + kind] = match_bucket(copy.match)
+    for kind, (copy, agreement) in enumerate(zip(copies, agreements, strict=True)):
+        row = match_bucket(copy.match) * AGREEMENTS + agreement
+        state.pending[slot, PENDING_ROWS + kind] = row
         state.pending_token_ids[slot, kind, : len(copy.token_ids)] = copy.token_ids.to(
             state.pending_token_ids.device
         )
 
 
+def agreements_of(copies: list[Copy]) -> list[int]:
+    """How many others begin with the same token as each copy, up to what is told apart."""
+    firsts = [int(copy.token_ids[0]) if len(copy.token_ids) else -1 for copy in copies]
+    return [min(firsts.count(first) - 1, AGREEMENTS - 1) if first >= 0 else 0 for first in firsts]
+
+
 def find_copies(state: DraftState, slot: int, text: torch.Tensor, length: int) -> list[Copy]:
-    """The copy of each source, up to `length` tokens each."""
+    """The copy of each source, and of what is voted for, up to `length` tokens each."""
     _, begin, near_length, corpus_row = state.slots[slot].tolist()
     begin = min(begin, len(text))
     tail = pattern_of(text, begin)
-    copies = [Copy()] * NUM_SOURCES
-    copies[CONTEXT] = copy_context(text, begin, tail, length)
+    copies = [Copy()] * NUM_COPIES
+    copies[CONTEXT] = copy_context(text, begin, *longest_in_context(text, begin, tail), length)
     near = state.near_token_ids[slot, :near_length].cpu()
-    copies[NEAR_ANSWER] = copy_answer(near, *longest(near, tail, last=False), length)
+    copies[NEAR_ANSWER], copies[VOTED] = copy_near_and_voted(
+        state, slot, text, begin, near, tail, length
+    )
     if corpus_row >= 0:
         row = state.corpora[corpus_row].tolist()
         stored = state.arena[row[TEXT_BEGIN] : row[TEXT_BEGIN] + row[TEXT_LENGTH]].cpu()
         order = state.arena[row[ORDER_BEGIN] : row[ORDER_BEGIN] + row[ORDER_LENGTH]].cpu()
-        copies[CORPUS] = copy_answer(stored, *commonest_longest(stored, order, tail), length)
+        copies[CORPUS] = copy_answer(
+            CORPUS, stored, *commonest_longest(stored, order, tail), length
+        )
         recent = stored[row[RECENT_BEGIN] :]
-        copies[RECENT] = copy_answer(recent, *longest(recent, tail, last=True), length)
+        copies[RECENT] = copy_answer(RECENT, recent, *longest(recent, tail, last=True), length)
     return copies
 
 
@@ -145,7 +165,11 @@ def matches(source: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
 
 def longest(source: torch.Tensor, tail: torch.Tensor, *, last: bool) -> tuple[int, int]:
     """Match and place of the next token of the first or last of the longest matches; 0, 0: none."""
-    found = matches(source, tail)
+    return longest_of(matches(source, tail), last=last)
+
+
+def longest_of(found: torch.Tensor, *, last: bool) -> tuple[int, int]:
+    """The same, from what `matches` has found."""
     if not len(found) or int(found.max()) == 0:
         return 0, 0
     return int(found.max()), int((found == found.max()).nonzero()[-1 if last else 0]) + 1
@@ -187,42 +211,80 @@ def commonest_longest(
     return match, place
 
 
-def copy_answer(source: torch.Tensor, match: int, place: int, length: int) -> Copy:
+def copy_answer(kind: int, source: torch.Tensor, match: int, place: int, length: int) -> Copy:
     """What follows from `place` on to the end of the answer."""
     if match == 0:
         return Copy()
     following = source[place : place + length]
     ends = (following < 0).nonzero()
-    return Copy(match, following[: int(ends[0])] if len(ends) else following)
+    return Copy(kind, match, following[: int(ends[0])] if len(ends) else following)
 
 
-def copy_context(text: torch.Tensor, begin: int, tail: torch.Tensor, length: int) -> Copy:
-    """From the prompt, to its end, or from the answer, again and again; its last match wins."""
-    prompt_match, prompt_place = longest(text[:begin], tail[tail >= 0], last=True)
-    match, place = longest(text[begin:], tail[tail >= 0], last=True)
-    if match and match >= prompt_match:
-        again = torch.arange(length) % (len(text) - begin - place)
-        return Copy(match, text[begin + place + again])
-    if prompt_match:
-        return Copy(prompt_match, text[prompt_place : min(begin, prompt_place + length)])
-    return Copy()
+def matches_in_context(text: torch.Tensor, begin: int, tail: torch.Tensor) -> torch.Tensor:
+    """`matches` in the prompt and in the answer, none across."""
+    tail = tail[tail >= 0]
+    return torch.cat((matches(text[:begin], tail), matches(text[begin:], tail)))
+
+
+def longest_in_context(text: torch.Tensor, begin: int, tail: torch.Tensor) -> tuple[int, int]:
+    """Match and place of the next token of the last of the longest matches; 0, 0: none."""
+    return longest_of(matches_in_context(text, begin, tail), last=True)
+
+
+def copy_context(text: torch.Tensor, begin: int, match: int, place: int, length: int) -> Copy:
+    """What follows from `place` on to the prompt's end, or in the answer, again and again."""
+    if match == 0:
+        return Copy()
+    if place <= begin:
+        return Copy(CONTEXT, match, text[place : min(begin, place + length)])
+    return Copy(CONTEXT, match, text[place + torch.arange(length) % (len(text) - place)])
+
+
+def copy_near_and_voted(
+    state: DraftState,
+    slot: int,
+    text: torch.Tensor,  # [n] int32
+    begin: int,
+    near: torch.Tensor,  # [near_length] int32
+    tail: torch.Tensor,
+    length: int,
+) -> tuple[Copy, Copy]:
+    """From the longest match in the near answers, of several the one that matches most beyond a
+    difference, and from the one that is voted for; keep who votes."""
+    near_found = matches(near, tail)
+    match, place = longest_of(near_found, last=False)
+    voters = find_voters(near_found, last=False)
+    others = find_voters(matches_in_context(text, begin, tail), last=True)
+    for kept, some in zip(state.voting_places[slot], (voters, others), strict=True):
+        entries = torch.from_numpy(some.places * ENTRY + some.matches).to(torch.int32)
+        kept[: len(entries)] = entries.to(kept.device)
+    source, context = near.numpy(), text.numpy()
+    second = second_matches(source, voters, context, begin, in_context=False)
+    others_second = second_matches(context, others, context, begin, in_context=True)
+    place = best_beyond(voters, second, match, place)
+    near_copy = copy_answer(NEAR_ANSWER, near, match, place, length)
+    match, place, in_context = vote(source, voters, second, context, others, others_second)
+    if in_context:
+        return near_copy, copy_context(text, begin, match, place, length)
+    return near_copy, copy_answer(NEAR_ANSWER, near, match, place, length)
 
 
 def learn(state: DraftState, slot: int, text: torch.Tensor) -> None:
     """Count what the copies kept for this request would have had right of the tokens since."""
-    generation, length, given, *buckets = state.pending[slot].tolist()
+    generation, length, given, origin, *rows = state.pending[slot].tolist()
     if generation != int(state.slots[slot, GENERATION]):
         return
     emitted = text[length:].tolist()
-    for source, copied in enumerate(state.pending_token_ids[slot].tolist()):
+    new_hits = state.new_hits.flatten(1, 2)  # [NUM_COPIES, rows, OFFSETS, 2]
+    for kind, copied in enumerate(state.pending_token_ids[slot].tolist()):
         for offset, (token, true) in enumerate(zip(copied, emitted, strict=False)):
             if token < 0:
                 break
             right = int(token == true)
             count = torch.tensor([1, right], dtype=torch.int32, device=state.new_hits.device)
-            state.new_hits[source, buckets[source], min(offset, OFFSETS - 1)] += count
-            if source == given:
-                state.new_totals[source] += count
+            new_hits[kind, rows[kind], min(offset, OFFSETS - 1)] += count
+            if kind == given:
+                state.new_totals[origin] += count
             if not right:
                 break
 
@@ -233,6 +295,7 @@ def fold_hits_torch(state: DraftState) -> None:
     kept = MAX_TRIES / counts[..., :1].clamp(min=MAX_TRIES)
     state.hit_counts.copy_(counts * kept)
     state.hit_chances.copy_(state.hit_counts[..., 1] / state.hit_counts[..., 0])
+    state.hit_worths.copy_(worths_of(state.hit_chances))
     state.totals.add_(state.new_totals)
     state.new_hits.zero_()
     state.new_totals.zero_()

@@ -7,16 +7,20 @@ from dataclasses import dataclass, fields
 import torch
 
 from reprise.kernels.draft.constants import (
+    AGREEMENTS,
     BUCKET_STARTS,
     CORPUS_FIELDS,
     CORPUS_ROW,
     MATCH_BUCKETS,
     MAX_DRAFT,
+    NUM_COPIES,
     NUM_SOURCES,
     OFFSETS,
     SLOT_FIELDS,
     START_RATES,
     START_TRIES,
+    VOTING_PLACES,
+    WORTH_TOKENS,
     match_bucket,
 )
 
@@ -44,13 +48,16 @@ class DraftState:
     from there at least, by their signed values; what removal marks counts as it was."""
 
     hit_counts: torch.Tensor
-    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] float32: copied tokens that were tried, and right,
-    fading; the host may save and load it."""
+    """[NUM_COPIES, MATCH_BUCKETS, AGREEMENTS, OFFSETS, 2] float32: copied tokens that were tried,
+    and right, fading; the host may save and load it."""
     hit_chances: torch.Tensor
-    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS] float32: their quotients."""
+    """[NUM_COPIES, MATCH_BUCKETS, AGREEMENTS, OFFSETS] float32: their quotients."""
+    hit_worths: torch.Tensor
+    """[NUM_COPIES, MATCH_BUCKETS, AGREEMENTS] float32: how many of a copy's first WORTH_TOKENS are
+    right, by these."""
     new_hits: torch.Tensor
-    """[NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] int32: counted since the counts were last
-    brought up to date."""
+    """[NUM_COPIES, MATCH_BUCKETS, AGREEMENTS, OFFSETS, 2] int32: counted since the counts were
+    last brought up to date."""
     totals: torch.Tensor
     """[NUM_SOURCES, 2] int64: of the drafts that were given out, tokens whose truth is known, and
     right ones, up to each draft's first wrong one. For metrics."""
@@ -59,9 +66,13 @@ class DraftState:
 
     pending: torch.Tensor
     """[num_slots, PENDING_FIELDS] int32: the request and the context's length when the slot's
-    copies were made, the source that was given out (-1: none), match bucket of each source."""
+    copies were made, the copy that was given out (-1: none), the source that it is from, and of
+    each copy match bucket and agreement, as one number."""
     pending_token_ids: torch.Tensor
-    """[num_slots, NUM_SOURCES, max_draft] int32: these copies, of each source; then -1."""
+    """[num_slots, NUM_COPIES, max_draft] int32: these copies; then -1."""
+    voting_places: torch.Tensor
+    """[num_slots, 2, VOTING_PLACES] int32: where in the near answers and in the context a token
+    follows a match, and the match, as one number; of the slot's last draft."""
 
     @classmethod
     def create(
@@ -88,20 +99,23 @@ class DraftState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        cells = (NUM_SOURCES, MATCH_BUCKETS, OFFSETS)
+        cells = (NUM_COPIES, MATCH_BUCKETS, AGREEMENTS, OFFSETS)
         counts = start_counts().to(device)
+        chances = counts[..., 1] / counts[..., 0]
         state = cls(
             slots=zeros(num_slots, SLOT_FIELDS),
             near_token_ids=zeros(num_slots, max_near_tokens),
             corpora=zeros(num_corpora, CORPUS_FIELDS),
             arena=zeros(arena_tokens),
             hit_counts=counts,
-            hit_chances=counts[..., 1] / counts[..., 0],
+            hit_chances=chances,
+            hit_worths=worths_of(chances),
             new_hits=zeros(*cells, 2),
             totals=zeros(NUM_SOURCES, 2, dtype=torch.int64),
             new_totals=zeros(NUM_SOURCES, 2),
             pending=zeros(num_slots, PENDING_FIELDS),
-            pending_token_ids=zeros(num_slots, NUM_SOURCES, max_draft).fill_(-1),
+            pending_token_ids=zeros(num_slots, NUM_COPIES, max_draft).fill_(-1),
+            voting_places=zeros(num_slots, 2, VOTING_PLACES),
         )
         state.slots[:, CORPUS_ROW] = -1
         return state
@@ -126,16 +140,26 @@ class DraftState:
 (
     PENDING_GENERATION,
     PENDING_LENGTH,
+    PENDING_COPY,
     PENDING_SOURCE,
-    PENDING_BUCKETS,  # one of each source, from here on
-) = range(4)
-PENDING_FIELDS = PENDING_BUCKETS + NUM_SOURCES
+    PENDING_ROWS,  # of the tables of hits, one of each copy, from here on
+) = range(5)
+PENDING_FIELDS = PENDING_ROWS + NUM_COPIES
 
 
 def start_counts() -> torch.Tensor:
-    """Counts before anything was tried, [NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2] float32."""
-    counts = torch.full((NUM_SOURCES, MATCH_BUCKETS, OFFSETS, 2), START_TRIES)
+    """Counts before anything was tried, float32; see `hit_counts`."""
+    counts = torch.full((NUM_COPIES, MATCH_BUCKETS, AGREEMENTS, OFFSETS, 2), START_TRIES)
     for bucket, start in enumerate(BUCKET_STARTS):
         for offset in range(OFFSETS):
-            counts[:, bucket, offset, 1] *= START_RATES[match_bucket(start + offset)]
+            counts[:, bucket, :, offset, 1] *= START_RATES[match_bucket(start + offset)]
     return counts
+
+
+def worths_of(chances: torch.Tensor) -> torch.Tensor:
+    """Return how many of a copy's first tokens are right, by their chances [..., OFFSETS]."""
+    survival, worths = torch.ones_like(chances[..., 0]), torch.zeros_like(chances[..., 0])
+    for offset in range(WORTH_TOKENS):  # in this order: sums are compared
+        survival = survival * chances[..., offset]
+        worths = worths + survival
+    return worths

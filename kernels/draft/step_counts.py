@@ -6,7 +6,12 @@ import torch
 
 from reprise.kernels.draft import Backend
 from reprise.kernels.draft.constants import GENERATION, NUM_SOURCES
-from reprise.kernels.draft.state import PENDING_GENERATION, PENDING_SOURCE, DraftState
+from reprise.kernels.draft.state import (
+    PENDING_COPY,
+    PENDING_GENERATION,
+    PENDING_SOURCE,
+    DraftState,
+)
 
 
 def count_step(
@@ -45,11 +50,11 @@ def count_step_torch(
     """Define `count_step`."""
     slots = idx_mapping.long()
     pending = state.pending[slots]
-    source = pending[:, PENDING_SOURCE]
+    copy, source = pending[:, PENDING_COPY], pending[:, PENDING_SOURCE]
     is_own = pending[:, PENDING_GENERATION] == state.slots[slots, GENERATION]
-    copies = state.pending_token_ids[slots, source.clamp(min=0).long()]
+    copies = state.pending_token_ids[slots, copy.clamp(min=0).long()]
     verified = (num_sampled + num_rejected - 1).clamp(min=0)
-    drafted = torch.minimum((copies >= 0).sum(1), verified) * (is_own & (source >= 0))
+    drafted = torch.minimum((copies >= 0).sum(1), verified) * (is_own & (copy >= 0))
     accepted = torch.minimum((num_sampled - 1).clamp(min=0), drafted)
     sources = torch.arange(NUM_SOURCES, dtype=torch.int32, device=counts.device)
     of_source = source[:, None] == sources

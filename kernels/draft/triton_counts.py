@@ -17,10 +17,11 @@ from reprise.kernels.draft import constants
 from reprise.kernels.draft import state as layout
 from reprise.kernels.draft.state import DraftState
 
-NUM_SOURCES = tl.constexpr(constants.NUM_SOURCES)
+NUM_COPIES = tl.constexpr(constants.NUM_COPIES)
 GENERATION = tl.constexpr(constants.GENERATION)
 SLOT_FIELDS = tl.constexpr(constants.SLOT_FIELDS)
 PENDING_GENERATION = tl.constexpr(layout.PENDING_GENERATION)
+PENDING_COPY = tl.constexpr(layout.PENDING_COPY)
 PENDING_SOURCE = tl.constexpr(layout.PENDING_SOURCE)
 PENDING_FIELDS = tl.constexpr(layout.PENDING_FIELDS)
 STEPS = tl.constexpr(constants.STEPS)
@@ -43,7 +44,7 @@ def count_kernel(
     num_rejected_ptr,  # [num_reqs] int32
     slots_ptr,  # [num_slots, SLOT_FIELDS] int32
     pending_ptr,  # [num_slots, PENDING_FIELDS] int32
-    pending_token_ids_ptr,  # [num_slots, NUM_SOURCES, max_draft] int32
+    pending_token_ids_ptr,  # [num_slots, NUM_COPIES, max_draft] int32
     max_draft,
     WIDTH: tl.constexpr,
 ):
@@ -53,15 +54,16 @@ def count_kernel(
     sampled = tl.load(num_sampled_ptr + row)
     rejected = tl.load(num_rejected_ptr + row)
     pending_ptr += slot * PENDING_FIELDS
+    copy = tl.load(pending_ptr + PENDING_COPY)
     source = tl.load(pending_ptr + PENDING_SOURCE)
     generation = tl.load(slots_ptr + slot * SLOT_FIELDS + GENERATION)
     is_own = (tl.load(pending_ptr + PENDING_GENERATION) == generation).to(tl.int32)
     offset = tl.arange(0, WIDTH)
-    begin = (slot * NUM_SOURCES + tl.maximum(source, 0)) * max_draft
+    begin = (slot * NUM_COPIES + tl.maximum(copy, 0)) * max_draft
     copies = tl.load(pending_token_ids_ptr + begin + offset, mask=offset < max_draft, other=-1)
     verified = tl.maximum(sampled + rejected - 1, 0)
     drafted = tl.minimum(tl.sum((copies >= 0).to(tl.int32), axis=0), verified)
-    drafted *= is_own * (source >= 0).to(tl.int32)
+    drafted *= is_own * (copy >= 0).to(tl.int32)
     accepted = tl.minimum(tl.maximum(sampled - 1, 0), drafted)
     counts_ptr += slot * COUNT_FIELDS
     _add(counts_ptr + STEPS, is_own * (verified > 0).to(tl.int32))

@@ -15,6 +15,8 @@ END = tl.constexpr(constants.END)
 REMOVED = tl.constexpr(constants.REMOVED)
 MAX_MATCH = tl.constexpr(constants.MAX_MATCH)
 VOTES = tl.constexpr(constants.VOTES)
+VOTING_PLACES = tl.constexpr(constants.VOTING_PLACES)
+ENTRY = tl.constexpr(constants.ENTRY)
 PROBES = tl.constexpr(16)  # of each search, at a time: a million entries take five rounds
 SPAN = tl.constexpr(1 << 26)  # more than there are positions in what is scanned
 NOTHING = tl.constexpr(-3)  # equals no token and no mark
@@ -40,10 +42,13 @@ def scan(
     WITH_BOS: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK: tl.constexpr,
+    voters_ptr=None,  # [VOTING_PLACES]: out
 ):
     """Longest match of the context's end in a source, and the index of the token that follows the
-    last of them, or the first; 0, 0: none."""
+    last of them, or the first; 0, 0: none. The last or first of all matches are kept as voters, if
+    these are asked for; last, how many matches there are then."""
     best = tl.zeros([BLOCK], tl.int32)
+    count = tl.full([], 0, tl.int32)
     newest = symbols_at(context_ptr, begin, length - 1, length > 0, WITH_BOS)
     for block in range(0, size - 1, BLOCK):
         index = block + tl.arange(0, BLOCK)
@@ -64,11 +69,20 @@ def scan(
                 back += 1
             order = index if LAST else SPAN - 1 - index
             best = tl.maximum(best, tl.where(match > 0, match * SPAN + order, 0))
+            if voters_ptr is not None:
+                found = (match > 0).to(tl.int32)
+                rank = count + tl.cumsum(found, axis=0) - 1
+                count += tl.sum(found, axis=0)
+                kept = (rank >= count - VOTING_PLACES) if LAST else (rank < VOTING_PLACES)
+                entry = (index + 1) * ENTRY + match
+                tl.store(voters_ptr + rank % VOTING_PLACES, entry, mask=(match > 0) & kept)
+                # Those of the next block may take their slots.
+                tl.debug_barrier()
     top = tl.max(best, axis=0)
     match = top // SPAN
     order = top - match * SPAN
     found = order if LAST else SPAN - 1 - order
-    return match, tl.where(match > 0, found + 1, 0)
+    return match, tl.where(match > 0, found + 1, 0), count
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import torch
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.speculator.hit_keeper import SAVE_EVERY_S, HitKeeper
 from reprise.engine_ext.speculator.read_back import ReadBack
-from reprise.kernels.draft.state import DraftState
+from reprise.kernels.draft.state import DraftState, worths_of
 
 
 class Worker:
@@ -32,7 +32,7 @@ class Worker:
 def test_they_are_saved_once_a_minute_and_restored(tmp_path: Path) -> None:
     path = tmp_path / "hits"
     first = Worker(path)
-    first.state.hit_counts[1, 2, 3] = torch.tensor([100.0, 75.0])
+    first.state.hit_counts[1, 2, 0, 3] = torch.tensor([100.0, 75.0])
     first.keeper.step()
     assert first.read_back.flush(60)
     assert not path.exists()
@@ -42,7 +42,9 @@ def test_they_are_saved_once_a_minute_and_restored(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     second = Worker(path)
     assert torch.equal(second.state.hit_counts, first.state.hit_counts)
-    assert second.state.hit_chances[1, 2, 3] == 0.75
+    assert second.state.hit_chances[1, 2, 0, 3] == 0.75
+    assert torch.equal(second.state.hit_worths, worths_of(second.state.hit_chances))
+    assert second.state.hit_worths[1, 2, 0] > second.state.hit_worths[1, 2, 1]
     assert first.errors.counts() == second.errors.counts() == {}
 
 

@@ -6,15 +6,24 @@ import pytest
 import torch
 
 from reprise.kernels.draft.constants import (
+    AGREEMENTS,
     CONTEXT,
     CORPUS,
     MAX_MATCH,
     MAX_TRIES,
     NEAR_ANSWER,
     RECENT,
+    VOTED,
+    VOTING_PLACES,
     match_bucket,
 )
-from reprise.kernels.draft.state import PENDING_SOURCE, DraftState
+from reprise.kernels.draft.state import (
+    PENDING_COPY,
+    PENDING_ROWS,
+    PENDING_SOURCE,
+    DraftState,
+    worths_of,
+)
 
 
 @pytest.fixture(params=["cpu"])
@@ -32,7 +41,8 @@ def test_a_near_answer_is_copied_from_its_longest_match_to_its_end(make_world):
     drafts, chances = world.draft([0])
     assert drafts.tolist() == [[3, 4, 2, 2, 2, 2, 2, 2]]  # then the last token
     assert source_of(world) == NEAR_ANSWER
-    cells = world.state.hit_chances[NEAR_ANSWER, match_bucket(3)]  # BOS, 1, 2
+    # BOS, 1, 2; most vote for that as well
+    cells = world.state.hit_chances[NEAR_ANSWER, match_bucket(3), 1]
     assert torch.equal(chances[0], torch.cat((cells[:2], torch.zeros(6))))
 
 
@@ -43,7 +53,7 @@ def test_the_beginning_of_an_answer_counts_as_a_token(make_world):
     # and nothing before it: the prompt's 8 is not in the answer
     world.begin(0, [9, 8], [1], near=[[8, 1, 5]])
     assert world.draft([0])[0][0, :1].tolist() == [5]
-    assert int(world.state.pending[0, PENDING_SOURCE + 1 + NEAR_ANSWER]) == 1
+    assert int(world.state.pending[0, PENDING_ROWS + NEAR_ANSWER]) // AGREEMENTS == 1
 
 
 def test_the_context_is_copied_from_its_last_match_and_goes_on_into_itself(make_world):
@@ -85,13 +95,77 @@ def test_recent_answers_are_searched_and_the_last_match_wins(make_world):
     assert source_of(world) == RECENT
 
 
-def test_the_source_that_was_right_most_often_is_taken(make_world):
+def test_the_copy_that_is_worth_most_is_taken(make_world):
     world = make_world()
     row = world.put_corpus("a", [[0, 1, 2, 3]])
     world.begin(0, [0], [0, 1], near=[[0, 1, 4]], corpus_row=row)
-    assert world.draft([0])[0][0, 0] == 4  # of equal chances the first source's
-    world.state.hit_chances[CORPUS, match_bucket(3), 0] += 0.01
+    assert world.draft([0])[0][0, 0] == 4  # of equal worths the first one
+    world.state.hit_worths[CORPUS, match_bucket(3), 0] += 0.01
     assert world.draft([0])[0][0, 0] == 2
+
+
+def test_a_copy_is_worth_what_is_expected_of_its_first_tokens(make_world):
+    state = make_world().state
+    chances = state.hit_chances[CORPUS, match_bucket(3), 1].tolist()
+    expected, survival = 0.0, 1.0
+    for chance in chances[:8]:
+        survival *= chance
+        expected += survival
+    assert float(state.hit_worths[CORPUS, match_bucket(3), 1]) == pytest.approx(expected)
+
+
+def test_how_many_other_copies_begin_alike_is_told_apart(make_world):
+    world = make_world()
+    row = world.put_corpus("a", [[0, 1, 4, 9]])
+    world.begin(0, [0], [0, 1], near=[[0, 1, 4, 5]], corpus_row=row)
+    world.draft([0])
+    rows = world.state.pending[0, PENDING_ROWS:].tolist()
+    agreements = [row % AGREEMENTS for row in rows]
+    assert [agreements[kind] for kind in (NEAR_ANSWER, CORPUS, VOTED)] == [2, 2, 2]
+    assert [agreements[kind] for kind in (CONTEXT, RECENT)] == [0, 0]
+
+
+def test_most_votes_choose_a_token_and_its_longest_match_the_copy(make_world):
+    world = make_world()
+    near = [[8, 2, 4, 0], [9, 2, 4, 5], [1, 2, 4, 6], [7, 1, 2, 3], [6, 2, 4]]
+    world.begin(0, [0], [7, 1, 2], near=near)
+    world.draft([0])
+    assert world.state.pending_token_ids[0, NEAR_ANSWER, :1].tolist() == [3]
+    assert world.state.pending_token_ids[0, VOTED, :2].tolist() == [4, 6]
+    world.state.hit_worths[VOTED] += 1.0
+    assert world.draft([0])[0][0, :2].tolist() == [4, 6]
+    pending = world.state.pending[0]
+    assert pending[[PENDING_COPY, PENDING_SOURCE]].tolist() == [VOTED, NEAR_ANSWER]
+
+
+def test_the_context_votes_too_and_what_it_gives_counts_as_its_own(make_world):
+    world = make_world()
+    world.begin(0, [2, 4, 5, 2, 4, 5], [2], near=[[8, 2, 3]])
+    world.state.hit_worths[VOTED] += 1.0
+    assert world.draft([0])[0][0, :2].tolist() == [4, 5]
+    assert source_of(world) == CONTEXT
+    world.emit(0, [4, 5])
+    world.draft([0])
+    assert world.state.totals.tolist() == [[2, 2], [0, 0], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("tokens", [[6, 7, 9, 1], [6, 7, 1], [6, 7, 8, 9, 1]])
+def test_a_match_that_goes_on_beyond_a_difference_is_preferred(make_world, tokens):
+    """One token is another, is missing, or is too many."""
+    world = make_world()
+    world.begin(0, [0], [6, 7, 8, 1], near=[[5, 5, 5, 1, 2], [*tokens, 3], [5, 5, 5, 1, 4]])
+    assert world.draft([0])[0][0, 0] == 3
+
+
+def test_so_many_places_vote_at_most(make_world):
+    world = make_world(max_model_len=256, max_near=512)
+    near = [[1, 2]] * VOTING_PLACES + [[1, 3]] * 60
+    world.begin(0, [0], [9, 1], near=near)
+    world.draft([0])
+    assert world.state.pending_token_ids[0, VOTED, 0] == 2
+    world.begin(1, [1, 3] * 60 + [1, 2] * VOTING_PLACES, [9, 1])
+    world.draft([1])
+    assert world.state.pending_token_ids[1, VOTED, 0] == 2
 
 
 def test_what_became_of_every_source_is_counted_up_to_its_first_wrong_token(make_world):
@@ -104,13 +178,15 @@ def test_what_became_of_every_source_is_counted_up_to_its_first_wrong_token(make
     world.draft([0])
     new = world.state.hit_counts - before
     bucket = match_bucket(2)
-    assert new[NEAR_ANSWER, bucket, :4].tolist() == [[1, 1], [1, 1], [1, 0], [0, 0]]
-    assert new[CORPUS, bucket, :4].tolist() == [[1, 1], [1, 0], [0, 0], [0, 0]]
-    assert new.sum() == 5 + 3
+    assert new[NEAR_ANSWER, bucket, 2, :4].tolist() == [[1, 1], [1, 1], [1, 0], [0, 0]]
+    assert new[CORPUS, bucket, 2, :4].tolist() == [[1, 1], [1, 0], [0, 0], [0, 0]]
+    assert torch.equal(new[VOTED], new[NEAR_ANSWER])
+    assert new.sum() == 5 + 3 + 5
     assert world.state.totals.tolist() == [[0, 0], [3, 2], [0, 0], [0, 0]]
     assert torch.equal(
         world.state.hit_chances, world.state.hit_counts[..., 1] / world.state.hit_counts[..., 0]
     )
+    assert torch.equal(world.state.hit_worths, worths_of(world.state.hit_chances))
 
 
 def test_counts_start_as_if_longer_matches_had_been_right_more_often(make_world):
@@ -118,7 +194,7 @@ def test_counts_start_as_if_longer_matches_had_been_right_more_often(make_world)
     chances = state.hit_chances
     assert torch.equal(chances, state.hit_counts[..., 1] / state.hit_counts[..., 0])
     assert bool((chances.diff(dim=1) >= 0).all())  # with the match
-    assert bool((chances.diff(dim=2) >= 0).all())  # and with what was copied rightly since
+    assert bool((chances.diff(dim=3) >= 0).all())  # and with what was copied rightly since
     assert [match_bucket(n) for n in (0, 1, 4, 5, 6, 7, 12, 13, 16, 40)] == [
         0, 1, 4, 5, 5, 6, 7, 8, 9, 9,
     ]  # fmt: skip
@@ -137,7 +213,7 @@ def test_a_slot_that_another_request_took_teaches_nothing(make_world):
 def test_counts_fade_to_a_bounded_weight(make_world):
     world = make_world()
     world.begin(0, [0], [1], near=[[1, 2]])
-    cell = (NEAR_ANSWER, match_bucket(2), 0)
+    cell = (NEAR_ANSWER, match_bucket(2), 1, 0)
     world.state.hit_counts[cell] = torch.tensor([MAX_TRIES, MAX_TRIES])
     for _ in range(3):
         world.draft([0])

@@ -11,10 +11,11 @@ from reprise.kernels.draft import triton_kernels
 from reprise.kernels.draft.constants import (
     ACCEPTED,
     COUNT_FIELDS,
+    NUM_COPIES,
     NUM_SOURCES,
     VOTES,
 )
-from reprise.kernels.draft.state import PENDING_SOURCE, DraftState
+from reprise.kernels.draft.state import PENDING_COPY, PENDING_SOURCE, DraftState
 from reprise.kernels.draft.step_counts import count_step
 from reprise.tests.kernels.draft_world import (
     answers,
@@ -146,7 +147,9 @@ def test_steps_are_counted_alike(device, max_draft):
     for num_reqs in (1, 7, num_slots):
         state.slots.copy_(below(3, *state.slots.shape))
         state.pending.copy_(below(3, *state.pending.shape))
-        state.pending[:, PENDING_SOURCE] = below(NUM_SOURCES, num_slots, least=-1)
+        copies = below(NUM_COPIES, num_slots, least=-1)
+        state.pending[:, PENDING_COPY] = copies
+        state.pending[:, PENDING_SOURCE] = below(NUM_SOURCES, num_slots).where(copies >= 0, -1)
         state.pending_token_ids.copy_(below(6, *state.pending_token_ids.shape, least=-3))
         step = {
             "idx_mapping": torch.randperm(num_slots, generator=draw)[:num_reqs].to(device),

@@ -57,6 +57,10 @@ CONCURRENCY = 8
 CACHE_THRESHOLD = 0.8
 """Cosine from which on the semantic cache that is compared with answers."""
 _ENGINE_BYTES = 4 << 30  # with a key-value cache of one GiB, and the processes around it
+_IN_ORDER = (
+    "There is no memory for all engines at once, so they ran one after the other: what slowed one"
+    " down, another may not have met."
+)
 _LABELS = {
     "none": "no speculation",
     "ngram": "n-gram (vLLM)",
@@ -104,16 +108,19 @@ def demo(
     if not html.resolve().parent.is_dir():
         raise InputError(f"{html}: its folder does not exist")
     methods = all_but_missing(["none", "ngram", "suffix", "reprise"])
+    take_turns = _available_bytes() >= len(methods) * _ENGINE_BYTES
     try:
         scene = _small_scene(limit) if small else _real_scene(limit)
         page = recorded_trace(scene.rows)
-        runs, differences = _serve_all(methods, scene, page)
+        runs, differences = _serve_all(methods, scene, page, take_turns=take_turns)
         gaps = [] if small else _judge(scene, differences)
     except (LiveError, ModelError, JudgeError) as error:
         raise InputError(str(error)) from error
     _print(runs, scene)
     console = table_console()
-    _write_page(html, scene, runs, page)
+    if not take_turns:
+        console.print(_IN_ORDER, soft_wrap=True)
+    _write_page(html, scene, runs, page, take_turns=take_turns)
     console.print(f"What came for free, token by token: {html.resolve()}", soft_wrap=True)
     if gaps:
         console.print(said_of_gaps(gaps), soft_wrap=True)
@@ -143,12 +150,11 @@ def _real_scene(limit: int | None) -> Scene:
 
 
 def _serve_all(
-    methods: Sequence[str], scene: Scene, page: RecordedTrace
+    methods: Sequence[str], scene: Scene, page: RecordedTrace, *, take_turns: bool
 ) -> tuple[list[Run], list[Difference]]:
     """Engines that take turns where there is memory for all of them, so that a slow minute of the
     machine meets them all; else one after the other. Runs, and where answers differ from those of
     the first; the page gets the first answers of all."""
-    take_turns = _available_bytes() >= len(methods) * _ENGINE_BYTES
     outcomes: list[LiveOutcome] = []
     with progress_stages(quiet=False) as stage:
         for group in method_groups(methods, take_turns=take_turns):
@@ -196,11 +202,14 @@ def _cached_replies(rows: Sequence[TraceRow], outcome: LiveOutcome) -> list[Cach
     return cached_replies(rows, served_from, answers)
 
 
-def _write_page(path: Path, scene: Scene, runs: Sequence[Run], page: RecordedTrace) -> None:
+def _write_page(
+    path: Path, scene: Scene, runs: Sequence[Run], page: RecordedTrace, *, take_turns: bool
+) -> None:
     config = {
         "engine": "vllm",
         "command": shlex.join(["python", "eval/demo.py", *sys.argv[1:]]),
         "answered_by": f"{scene.name} in {scene.dtype}",
+        "engines": "take turns" if take_turns else "run one after the other",
         "machine": describe_machine(),
         "threshold": CACHE_THRESHOLD,
     }

@@ -69,8 +69,9 @@ def test_the_page_shows_what_was_served(tmp_path: Path, monkeypatch: pytest.Monk
         for method in page.answers
     ]
     path = tmp_path / "demo.html"
-    demo._write_page(path, scene, runs, page)
+    demo._write_page(path, scene, runs, page, take_turns=False)
     text = path.read_text()
+    assert "run one after the other" in text
     assert text.count("<article") == 3
     assert "<mark>5</mark>" in text
     assert "eval/demo.py" in text

@@ -122,6 +122,43 @@ def _copied(source_ptr, at, until, offset, room, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _copied_corpus(
+    arena_ptr,
+    corpora_ptr,
+    corpus_row,  # -1: there is none
+    context_ptr,
+    length,
+    begin,
+    offset,  # [WIDTH]
+    room,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Match and copy from what is sorted of a corpus, and from its recent part."""
+    is_there = corpus_row >= 0
+    corpora_ptr += corpus_row * CORPUS_FIELDS
+    text_ptr = arena_ptr + tl.load(corpora_ptr + TEXT_BEGIN, mask=is_there, other=0)
+    text_length = tl.load(corpora_ptr + TEXT_LENGTH, mask=is_there, other=0)
+    order_ptr = arena_ptr + tl.load(corpora_ptr + ORDER_BEGIN, mask=is_there, other=0)
+    order_length = tl.load(corpora_ptr + ORDER_LENGTH, mask=is_there, other=0)
+    recent = tl.load(corpora_ptr + RECENT_BEGIN, mask=is_there, other=0)
+    match, place = commonest_longest(
+        text_ptr, text_length, order_ptr, order_length, context_ptr, length, begin
+    )
+    until = tl.where(match > 0, text_length, 0)
+    copied = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
+
+    text_ptr += recent
+    recent_length = text_length - recent
+    recent_match, place, _ = scan(
+        text_ptr, recent_length, 0, context_ptr, length, begin, True, True, BLOCK
+    )
+    until = tl.where(recent_match > 0, recent_length, 0)
+    recent_copy = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
+    return match, copied, recent_match, recent_copy
+
+
+@triton.jit
 def _first(copied, offset):
     """A copy's first token, -1 where there is none."""
     return tl.max(tl.where(offset == 0, copied, -1), axis=0)
@@ -257,32 +294,18 @@ def draft_kernel(
         until = tl.where(near_match > 0, near_length, 0)
         near_copy = _copied(near_ptr, near_place + offset, until, offset, room, WIDTH)
         match = tl.where(in_context, voted_match, 0)
-        voted_copy = _copied_context(context_ptr, match, place, length, begin, offset, room, WIDTH)
-        until = tl.where((voted_match > 0) & (match == 0), near_length, 0)
-        copied = _copied(near_ptr, place + offset, until, offset, room, WIDTH)
-        voted_copy = tl.where(in_context, voted_copy, copied)
+        in_near = tl.where(voted_match > match, near_length, 0)
+        voted_copy = tl.where(
+            in_context,
+            _copied_context(context_ptr, match, place, length, begin, offset, room, WIDTH),
+            _copied(near_ptr, place + offset, in_near, offset, room, WIDTH),
+        )
         voted_source = tl.where(in_context, CONTEXT, NEAR_ANSWER)
 
-        has_corpus = corpus_row >= 0
-        corpora_ptr += corpus_row * CORPUS_FIELDS
-        text_ptr = arena_ptr + tl.load(corpora_ptr + TEXT_BEGIN, mask=has_corpus, other=0)
-        text_length = tl.load(corpora_ptr + TEXT_LENGTH, mask=has_corpus, other=0)
-        order_ptr = arena_ptr + tl.load(corpora_ptr + ORDER_BEGIN, mask=has_corpus, other=0)
-        order_length = tl.load(corpora_ptr + ORDER_LENGTH, mask=has_corpus, other=0)
-        recent = tl.load(corpora_ptr + RECENT_BEGIN, mask=has_corpus, other=0)
-        corpus_match, place = commonest_longest(
-            text_ptr, text_length, order_ptr, order_length, context_ptr, length, begin
-        )
-        until = tl.where(corpus_match > 0, text_length, 0)
-        corpus_copy = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
-
-        text_ptr += recent
-        recent_length = text_length - recent
-        recent_match, place, _ = scan(
-            text_ptr, recent_length, 0, context_ptr, length, begin, True, True, BLOCK
-        )
-        until = tl.where(recent_match > 0, recent_length, 0)
-        recent_copy = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
+        corpus_match, corpus_copy, recent_match, recent_copy = _copied_corpus(
+            arena_ptr, corpora_ptr, corpus_row, context_ptr, length, begin, offset, room,
+            WIDTH, BLOCK,
+        )  # fmt: skip
 
         firsts = (
             _first(context_copy, offset), _first(near_copy, offset), _first(corpus_copy, offset),

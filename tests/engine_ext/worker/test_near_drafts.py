@@ -165,7 +165,7 @@ def test_what_is_not_near_is_neither_in_time_nor_late(world: World) -> None:
 def test_what_is_near_in_meaning_is_recorded_with_its_similarity(world: World) -> None:
     """Also where shared tokens had found it first."""
     world.embedder.go_on.clear()
-    live = world.arrive(QUESTION, text="please cancel my order", record=True)
+    live = world.arrive(QUESTION, text="please cancel my order", record=True, counts_nonce="c")
     assert live.recorder is not None
     noted: dict[str, float] = {}
     note_near = live.recorder.note_near

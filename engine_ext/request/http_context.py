@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
+from reprise.engine_ext.request.reply_headers import INFO_HEADER, REPLY_HEADER
 from reprise.engine_ext.request.request_control import HEADER_PREFIX
 from reprise.engine_ext.request.request_info import CACHE_KINDS, RequestInfo, merged
 from reprise.engine_ext.request.tenants import ServerTenants
@@ -14,9 +15,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-REPLY_HEADER = b"x-reprise-cache"
-INFO_HEADER = b"x-reprise-info"
 
 _HEADERS_THAT_ASK = frozenset({REPLY_HEADER.decode(), INFO_HEADER.decode()})
 _STREAM_END = b"data: [DONE]"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from reprise.engine_ext.request.http_context import INFO_HEADER, REPLY_HEADER
+from reprise.engine_ext.request.reply_headers import INFO_HEADER, REPLY_HEADER
 from reprise.eval.demo_data.demo_topics import TOPICS
 
 TENANTS = ("key-of-one", "key-of-another")

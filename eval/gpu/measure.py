@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +29,9 @@ from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.gpu.gpu_rows import GpuRows
 from reprise.eval.gpu.gpu_run import GpuRun
 from reprise.eval.gpu.gpu_worker import GpuJob
-from reprise.eval.gpu.methods import methods_named
+from reprise.eval.gpu.methods import GpuMethod, methods_named
 from reprise.eval.gpu.workloads import make_plan
+from reprise.eval.live.engine_environment import engine_environment
 from reprise.eval.live.padded_model import PaddedModelError, Shape, write_padded_model
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
 from reprise.eval.report.command_line import InputError, run_command
@@ -40,7 +42,7 @@ MAX_TOKENS = 512
 _DRY_TOKENS = 12
 _TRACED_REQUESTS = 8
 _VERIFY_CHECK = [sys.executable, "eval/benchmarks/bench_verify.py", "--check"]
-_COMPILED_TESTS = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "-n", "6"]
+_COMPILED_TESTS = [sys.executable, "-m", "pytest", "tests/kernels", "-m", "gpu", "-q", "-n", "6"]
 _TIME_DRAFTING = [sys.executable, "eval/benchmarks/bench_draft_kernel.py", "--quick"]
 
 
@@ -80,6 +82,7 @@ def main(
         plan = make_plan(_rows(cold), _rows(warm), dry_run=dry_run)
     except (ValueError, TraceError) as error:
         raise InputError(str(error)) from error
+    _require_plugin(chosen)
     out.mkdir(parents=True, exist_ok=True)
     run_model = model or demo_model_path()
     about = _about(pad_to or run_model, on_gpu=not dry_run)
@@ -134,6 +137,13 @@ def main(
 
 def _rows(trace: Path | None) -> list[TraceRow]:
     return make_demo_trace() if trace is None else load_trace(trace)
+
+
+def _require_plugin(methods: Sequence[GpuMethod]) -> None:
+    """Raise InputError before any time on a GPU is spent, where one of our engines would have none
+    of ours in it."""
+    if any(method.is_ours for method in methods):
+        engine_environment(with_reprise=True)
 
 
 def _about(model: Path, *, on_gpu: bool) -> dict[str, str]:

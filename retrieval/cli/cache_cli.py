@@ -41,7 +41,7 @@ from reprise.retrieval.cli.tier_access import (
 from reprise.retrieval.host.private_files import replacing_file
 from reprise.retrieval.query.turns import clip
 from reprise.retrieval.search.embedding import DEFAULT_MODEL, Embedder
-from reprise.retrieval.tiers.tier import Tier, TierError
+from reprise.retrieval.tiers.tier import Tier, TierDamagedError, TierError
 
 app = typer.Typer(name="cache", help="Look at the cache of answers, fill it, clear it.")
 app.command("import")(import_)
@@ -264,13 +264,19 @@ def check(url: Url) -> None:
     harm = ""
     with opened(url, only_reads=True) as tier:
         began_s = time.perf_counter()
-        count = sum(1 for _ in all_answers(tier, None))
-        took_s = time.perf_counter() - began_s
-        damaged = tier.num_damaged
         try:
             tier.check()
-        except TierError as error:
+        except TierDamagedError as error:
             harm = str(error)
+        count = 0
+        try:
+            for _ in all_answers(tier, None):
+                count += 1
+        except TierError:
+            if not harm:
+                raise
+        took_s = time.perf_counter() - began_s
+        damaged = tier.num_damaged
     typer.echo(
         f"{answers_in_words(count)} readable, {damaged} damaged, in {took_s:.2f} s: {redact(url)}"
     )

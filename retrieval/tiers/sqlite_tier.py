@@ -21,6 +21,7 @@ from reprise.retrieval.tiers.tier import (
     TextOf,
     Tier,
     TierChanges,
+    TierDamagedError,
     TierError,
     UsageCounts,
     with_usage,
@@ -248,12 +249,18 @@ class SqliteTier(Tier):
         return self._reader.num_damaged
 
     def check(self) -> None:
-        """Raise TierError if SQLite finds a page of the file damaged, one of an index too: answers
-        may be readable without it, and still none can be written."""
-        with self._session() as db:
-            [found] = db.execute("pragma quick_check(1)").fetchone()
+        """Raise TierDamagedError if SQLite finds a page of the file damaged, one of an index too:
+        answers may be readable without it, and still none can be written."""
+        try:
+            with self._session() as db:
+                [found] = db.execute("pragma quick_check(1)").fetchone()
+        except TierError as error:
+            code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+            if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
+            raise TierDamagedError(f"sqlite file {self._path}: {error.__cause__}") from error
         if found != "ok":
-            raise TierError(f"sqlite file {self._path}: {found.splitlines()[-1]}")
+            raise TierDamagedError(f"sqlite file {self._path}: {found.splitlines()[-1]}")
 
     def close(self) -> None:
         with self._lock:

@@ -20,6 +20,10 @@ class TierError(Exception):
     """The tier could not do it now; trying later may work."""
 
 
+class TierDamagedError(TierError):
+    """What the tier has its answers in is damaged; trying later does not help."""
+
+
 class UsageCounts(NamedTuple):
     """What an answer was good for."""
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import (
     forkserver,
@@ -231,7 +231,7 @@ def run_program(
     *,
     environment: Mapping[str, str],
     folder: str | None = None,
-    timeout_s: float = 800.0,
+    timeout_s: float = 1700.0,
 ) -> "subprocess.CompletedProcess[str]":
     """Run such a program to its end, as `subprocess.run` does."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -245,7 +245,8 @@ def run_program(
         try:
             status = program.wait(timeout_s)
         except BaseException:
-            os.killpg(program.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
             raise
         said = []
         for file in (output, errors):

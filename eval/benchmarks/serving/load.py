@@ -250,7 +250,7 @@ async def ask(
         body["cache_salt"] = cache_salt
     started_s = time.perf_counter()
     first_token_s = 0.0
-    tokens = 0
+    tokens: int | None = None
     pieces = []
     url = server.url + "/v1/chat/completions"
     async with session.post(url, json=body, headers=headers) as reply:
@@ -265,7 +265,7 @@ async def ask(
             if event.get("usage"):
                 tokens = event["usage"]["completion_tokens"]
     whole_s = time.perf_counter() - started_s
-    if not tokens:
+    if tokens is None:
         raise RuntimeError(f"{url}: a stream without usage: {''.join(pieces)[:200]!r}")
     # An answer of no text has its end for a beginning.
     return Timing(first_token_s or whole_s, whole_s, tokens, "".join(pieces))

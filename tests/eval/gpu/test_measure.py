@@ -108,7 +108,10 @@ def test_rows_are_written_at_once_and_read_by_the_next_run(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_an_engine_that_does_not_start_is_left_out(tmp_path: Path, capsys: Any) -> None:
+def test_an_engine_that_does_not_start_is_left_out(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHT_PROCESSES_SPAWN", "1")  # what vLLM says when it is imported, too
     rows = GpuRows(tmp_path / "gpu.csv", ABOUT)
     run = GpuRun(out=tmp_path, rows=rows, deadline_s=100.0, max_tokens=4)
     job = GpuJob(

@@ -147,14 +147,17 @@ def test_check_finds_damage(url, fill, tmp_path):
     assert "1 answer readable, 1 damaged" in run("check", "--url", url, status=1)
 
 
-def test_check_finds_a_damaged_index_behind_readable_answers(url, fill, tmp_path):
+@pytest.mark.parametrize(("what", "readable"), [("index", 2), ("table", 0)])
+def test_check_finds_a_damaged_page_of_the_file(url, fill, tmp_path, what, readable):
+    """Answers may be readable without what is damaged."""
     path = tmp_path / "answers.sqlite"
     fill(answer(1), answer(2))
     with closing(sqlite3.connect(path)) as db:
         db.execute("pragma journal_mode=delete")
         [page] = db.execute(
-            "select rootpage from sqlite_master where type = 'index' and tbl_name = 'answers'"
-            " and sql is not null"
+            "select rootpage from sqlite_master where type = ? and tbl_name = 'answers'"
+            " and sql is not null",
+            (what,),
         ).fetchone()
         [size] = db.execute("pragma page_size").fetchone()
     with path.open("r+b") as file:
@@ -162,8 +165,18 @@ def test_check_finds_a_damaged_index_behind_readable_answers(url, fill, tmp_path
         file.write(b"\xff" * size)
     output = run("check", "--url", url, status=1)
     told, advice = output.splitlines()
-    assert told.startswith("2 answers readable, 0 damaged")
+    assert told.startswith(f"{readable} answers readable, 0 damaged")
     assert advice.endswith(": export what is readable, and import it into another file")
+
+
+def test_a_file_that_cannot_be_checked_now_is_not_called_damaged(url, fill, monkeypatch):
+    fill(answer(1))
+
+    def busy(_: SqliteTier) -> None:
+        raise TierError("sqlite: database is locked")
+
+    monkeypatch.setattr(SqliteTier, "check", busy)
+    assert "database is locked" in refused("check", "--url", url)
 
 
 def test_bad_input_is_one_line(url, fill, tmp_path):

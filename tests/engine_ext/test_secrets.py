@@ -1,5 +1,7 @@
 """A real server whose Redis is not there prints its password nowhere."""
 
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 SECRET = "S3CR3T-w0rd"
+_GIVEN_UP = "fails, going on without it"
 
 
 def test_a_server_shows_no_password(
@@ -18,12 +21,17 @@ def test_a_server_shows_no_password(
     try:
         server.wait()
         server.wait_for_retrieval()
-        for _ in range(2):
-            assert server.chat("How do I return a parcel?").status == 200
+        # It is given up after a few failures, of which each takes its time.
+        deadline_s = time.monotonic() + 300.0
+        for number in itertools.count():
+            assert server.chat(f"How do I return parcel {number}?").status == 200
+            if _GIVEN_UP in server.log() or time.monotonic() > deadline_s:
+                break
+            time.sleep(0.2)
         told = [server.send(path).body for path in ("/reprise/stats", "/reprise/health")]
         told += [server.send("/metrics", key=None).body, server.log()]
     finally:
         server.stop()
-    assert "fails, going on without it" in told[-1]
+    assert _GIVEN_UP in told[-1]
     assert "Traceback" not in told[-1]
     assert not [text for text in told if SECRET in text]

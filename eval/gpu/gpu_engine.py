@@ -16,7 +16,6 @@ from reprise.eval.gpu.gpu_worker import GpuJob, GpuOrder, GpuReply
 from reprise.eval.gpu.methods import GpuMethod
 from reprise.eval.gpu.step_log import environment_with_step_log
 from reprise.eval.live.engine_environment import engine_environment
-from reprise.eval.live.live_worker import uses_reprise
 
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -47,8 +46,7 @@ class GpuEngine:
 
     def _environment(self) -> Mapping[str, str]:
         given = {**_ENVIRONMENT, **os.environ, **self.method.environment}
-        with_reprise = uses_reprise(self.method.speculative_config)
-        environment = engine_environment(given, with_reprise=with_reprise)
+        environment = engine_environment(given, with_reprise=self.method.is_ours)
         if self.step_log is None:
             return environment
         folder = Path(self.plugin.name)

@@ -24,8 +24,7 @@ def engine_environment(
         InputError: vLLM does not find our plugin here, as of a checkout that is on `PYTHONPATH`
             and not installed. It would say nothing, and load the rest.
     """
-    found = metadata.entry_points(group="vllm.general_plugins", name=OUR_PLUGIN)
-    if with_reprise and not found:
+    if with_reprise and not metadata.entry_points(group="vllm.general_plugins", name=OUR_PLUGIN):
         raise InputError(
             f"vLLM finds no plugin {OUR_PLUGIN!r} here: pip install --no-deps -e CHECKOUT"
         )

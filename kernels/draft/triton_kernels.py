@@ -38,7 +38,6 @@ NEAR_ANSWER = tl.constexpr(constants.NEAR_ANSWER)
 CORPUS = tl.constexpr(constants.CORPUS)
 RECENT = tl.constexpr(constants.RECENT)
 NUM_SOURCES = tl.constexpr(constants.NUM_SOURCES)
-VOTED = tl.constexpr(constants.VOTED)
 NUM_COPIES = tl.constexpr(constants.NUM_COPIES)
 AGREEMENTS = tl.constexpr(constants.AGREEMENTS)
 WORTH_TOKENS = tl.constexpr(constants.WORTH_TOKENS)
@@ -312,26 +311,16 @@ def draft_kernel(
             _first(recent_copy, offset), _first(voted_copy, offset),
         )  # fmt: skip
         best = tl.full([], 0.0, tl.float32)
-        best, kind, source, row_of_hits, copy = _keep(
-            context_copy, context_match, CONTEXT, firsts, best, kind, source, row_of_hits, copy,
-            pending_ptr, pending_token_ids_ptr, hit_worths_ptr, offset, max_draft, CONTEXT,
-        )  # fmt: skip
-        best, kind, source, row_of_hits, copy = _keep(
-            near_copy, near_match, NEAR_ANSWER, firsts, best, kind, source, row_of_hits, copy,
-            pending_ptr, pending_token_ids_ptr, hit_worths_ptr, offset, max_draft, NEAR_ANSWER,
-        )  # fmt: skip
-        best, kind, source, row_of_hits, copy = _keep(
-            corpus_copy, corpus_match, CORPUS, firsts, best, kind, source, row_of_hits, copy,
-            pending_ptr, pending_token_ids_ptr, hit_worths_ptr, offset, max_draft, CORPUS,
-        )  # fmt: skip
-        best, kind, source, row_of_hits, copy = _keep(
-            recent_copy, recent_match, RECENT, firsts, best, kind, source, row_of_hits, copy,
-            pending_ptr, pending_token_ids_ptr, hit_worths_ptr, offset, max_draft, RECENT,
-        )  # fmt: skip
-        best, kind, source, row_of_hits, copy = _keep(
-            voted_copy, voted_match, voted_source, firsts, best, kind, source, row_of_hits, copy,
-            pending_ptr, pending_token_ids_ptr, hit_worths_ptr, offset, max_draft, VOTED,
-        )  # fmt: skip
+        # Of each source by its number, and then the one that is voted for.
+        copies = (context_copy, near_copy, corpus_copy, recent_copy, voted_copy)
+        matches = (context_match, near_match, corpus_match, recent_match, voted_match)
+        sources = (CONTEXT, NEAR_ANSWER, CORPUS, RECENT, voted_source)
+        for each in tl.static_range(NUM_COPIES):
+            best, kind, source, row_of_hits, copy = _keep(
+                copies[each], matches[each], sources[each], firsts, best, kind, source,
+                row_of_hits, copy, pending_ptr, pending_token_ids_ptr, hit_worths_ptr, offset,
+                max_draft, each,
+            )  # fmt: skip
 
         tl.store(pending_ptr + PENDING_GENERATION, generation)
         tl.store(pending_ptr + PENDING_LENGTH, length)

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from reprise.retrieval.search.embedding import Embedder
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDERS = ("spec", "retrieval", "kernels", "engine_ext", "eval")
 MATCHING = {"compile", "match", "search", "fullmatch", "findall", "finditer", "sub", "split"}
-LENGTHS = (24, 36, 300, 3000)
+# In steps so small that an exponential pattern, just quick enough at one length, ends at the next.
+LENGTHS = (*range(8, 64, 4), *(int(64 * 1.1**step) for step in range(17)), 3000)
 LONG = 100_000
 # Some 200 ns a character: the patterns here take 2 to 40, a quadratic one 10 us at 3,000.
 LEAST_S, PER_CHARACTER_S = 0.02, 2e-7
@@ -161,7 +163,7 @@ def too_slow(pattern, methods):
         slowest = sorted(timed, reverse=True)[:3]
     for _, text in slowest:
         unit = text[: len(text) // 2]
-        longer = unit * (LONG // max(1, len(unit))) + text[-1:]
+        longer = unit * (20_000 // max(1, len(unit))) + text[-1:]  # a quadratic one takes 1 s
         if is_too_slow(compiled, longer, methods)[0]:
             return len(longer)
     return None
@@ -179,11 +181,19 @@ def test_no_pattern_takes_more_than_linear_time(where, pattern, methods):
         "(我|都|应该|应|该|要)*(如何|怎么)",  # exponential: one prompt stopped retrieval
         "(a+)+$",
         "^(ab|a|b)*$",
+        "^(abcd|ab|cd)*$",
+        "^(abcdefgh|abcd|efgh)*$",
+        "^(a|a|a)*$",
         r"\s+$",  # quadratic
     ],
 )
-def test_the_fuzz_finds_ambiguous_patterns(pattern):
+@pytest.mark.parametrize("times_as_quick", [1, 8])
+def test_the_fuzz_finds_ambiguous_patterns_and_ends(pattern, times_as_quick, monkeypatch):
+    """Whatever the speed of the machine: which length is the first to be too slow depends on it."""
+    monkeypatch.setattr(sys.modules[__name__], "LEAST_S", LEAST_S * times_as_quick)
+    began_s = time.thread_time()
     assert too_slow(pattern, ["search"]) is not None
+    assert time.thread_time() - began_s < 60
 
 
 def test_no_pattern_is_hidden_from_the_fuzz():

@@ -16,12 +16,12 @@ class ReportingAsyncLLM(PinningAsyncLLM):
     exact_forgetting: ExactForgetting | None = None
     _is_first_api_server: bool
 
-    async def report(self) -> None:
+    async def report(self, *, with_workers: bool = True) -> None:
         """Bring the metrics up to date; only the first API server process asks the workers."""
         if self.front_end is None:
             return
         workers = pins = None
-        if self._is_first_api_server:
+        if with_workers and self._is_first_api_server:
             workers = await self._ask_workers("reprise_stats")
             pins = await self.get_pin_stats()
         self.front_end.figures.report(workers, pins)
@@ -69,20 +69,21 @@ class ReportingAsyncLLM(PinningAsyncLLM):
 
 
 async def keep_reporting(engine_ref: "weakref.ref[ReportingAsyncLLM]", interval_s: float) -> None:
-    """Report while there is traffic, once after, and when another part works than before; this task
+    """Report; on workers while there is traffic or something changes, and once after. This task
     does not keep the engine alive."""
-    reported: tuple[Any, ...] | None = None
+    seen: tuple[Any, ...] | None = None
+    num_quiet = 0
     while True:
         await asyncio.sleep(interval_s)
         engine = engine_ref()
         if engine is None or engine.front_end is None or engine.errored:
             return
         progress = engine.front_end.figures.progress()
-        if progress == reported and not engine.get_num_unfinished_requests():
-            continue
+        is_quiet = progress == seen and not engine.get_num_unfinished_requests()
+        num_quiet = num_quiet + 1 if is_quiet else 0
+        seen = progress
         try:
-            await engine.report()
+            await engine.report(with_workers=num_quiet <= 1)
         except Exception as error:
             engine.front_end.errors.record("report", error)
-        reported = progress
         del engine

@@ -43,9 +43,10 @@ class FrontEndFigures:
         self.worker_errors = ReportedErrors()
 
     def progress(self) -> tuple[Any, ...]:
-        """Return what changes with every request, every answer stored, and what works."""
-        works = None if self._near_answers is None else self._near_answers.health()
-        return (self._counts.total(), works)
+        """Return what changes with every request, every answer that comes or goes, and what
+        works."""
+        retrieval = None if self._near_answers is None else self._near_answers.stats()
+        return (self._counts.total(), retrieval)
 
     def report(self, workers: list[Any] | None, pins: list[Any] | None = None) -> None:
         """Bring the metrics up to date; `workers` are their reports, and `pins` those of the

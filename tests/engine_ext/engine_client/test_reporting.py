@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from reprise.engine_ext.core.config import load_config
@@ -57,9 +58,7 @@ def front_end_with(retriever: LocalRetriever) -> FrontEnd:
     return FrontEnd(vllm_config(), load_config({}), processor, retriever=retriever)
 
 
-def held(engine: Engine) -> float:
-    from prometheus_client import REGISTRY
-
+def held() -> float:
     name = "reprise:retrieval_answers"
     [metric] = [each for each in REGISTRY.collect() if each.name == name]
     return sum(sample.value for sample in metric.samples)
@@ -72,13 +71,13 @@ def test_an_idle_servers_figures_follow_what_others_answer(retriever: LocalRetri
         reporting = asyncio.create_task(keep_reporting(weakref.ref(engine), INTERVAL_S))  # type: ignore[arg-type]
         await engine.next_reports(2)
         assert await engine.next_reports(2) == [False, False]  # nothing happens: no worker is asked
-        assert held(engine) == 0
+        assert held() == 0
         retriever.store(
             Answer.create(prompt_token_ids=[1, 2], response_token_ids=[3, 4], prompt_text="hello")
         )
         assert await asyncio.to_thread(retriever.flush, 30.0)
         assert True in await engine.next_reports(3)
-        assert held(engine) == 1
+        assert held() == 1
         await engine.next_reports(2)
         assert await engine.next_reports(2) == [False, False]
         engine.num_unfinished = 1

@@ -16,6 +16,11 @@ from reprise.retrieval.search.embedding import Embedder
 _FLUSH_S = 600.0
 
 
+def answer_id_of(row: TokenRow, answer_token_ids: IntArray) -> str:
+    """Name an answer to a row."""
+    return f"{row.request_id}-{len(answer_token_ids)}"
+
+
 class NearLookup:
     """A retriever in this process: every request has its near answers in time.
 
@@ -51,7 +56,7 @@ class NearLookup:
 
     def add(self, row: TokenRow, answer_token_ids: IntArray) -> None:
         """Let an answer join."""
-        answer_id = f"{row.request_id}-{len(answer_token_ids)}"
+        answer_id = answer_id_of(row, answer_token_ids)
         self._questions[answer_id] = row.source.query_text
         self._retriever.store(
             Answer.create(

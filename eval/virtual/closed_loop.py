@@ -38,9 +38,10 @@ class ClosedLoop:
 
     Args:
         provider: drafts, and keeps what it has learned from one workload to the next.
-        near: finds near answers.
+        near: finds near answers: those that share tokens at once, those near in meaning later.
         draft_length: most tokens of a draft.
-        retrieval_s: virtual seconds from a request's arrival until its near answers are there.
+        retrieval_s: virtual seconds from a request's prefill until it is drafted for from what is
+            near in meaning.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class ClosedLoop:
         """What was emitted in steps after which no draft could pay, and was not looked for."""
         self.has_looked = False
         """Whether drafts were looked for after the latest step, which takes its time."""
-        self._arriving: dict[str, tuple[float, Sequence[NearAnswer]]] = {}
+        self._arriving: dict[str, tuple[float, list[NearAnswer]]] = {}
 
     def has_requests(self) -> bool:
         """Whether any is left, once those that are due have come."""
@@ -210,9 +211,14 @@ class ClosedLoop:
         }
 
     def _begin(self, row: TokenRow) -> None:
+        """Start a request as `engine_ext/worker/near_drafts.py` does where meaning takes time."""
         self.provider.start(row.request_id, row.prompt_token_ids)
-        if near := self._near.find(row):
-            self._arriving[row.request_id] = self.spent_s + self._retrieval_s, near
+        by_tokens, by_meaning = self._near.by_tokens(row), self._near.by_meaning(row)
+        if by_tokens:
+            self.provider.attach(row.request_id, by_tokens)
+        if by_meaning:
+            due_s = self.spent_s + self._retrieval_s
+            self._arriving[row.request_id] = due_s, [*by_meaning, *by_tokens]
 
     def _attach_arrived(self) -> None:
         for request_id, (due_s, near) in list(self._arriving.items()):

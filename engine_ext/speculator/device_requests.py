@@ -3,6 +3,7 @@
 Host only, and in no step's way: writes are enqueued, reads come back in another thread.
 """
 
+import re
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
-_WARM_UP_IDS = ("_warmup_", "_v2_mixed_warmup")
+_is_of_warm_up = re.compile(r"_\w*warmup_").match
+"""Whether a request's id is one of vLLM's own, of the runs before it serves."""
 
 
 class _Request:
@@ -219,7 +221,7 @@ class DeviceRequests:
 
     def _begin(self, data: "NewRequestData", slot: int) -> None:
         """Give a request its slot, whether it is new or goes on after preemption."""
-        if data.req_id.startswith(_WARM_UP_IDS):
+        if _is_of_warm_up(data.req_id):
             return
         request = self._requests.get(data.req_id)
         if request is not None and request.slot is not None:

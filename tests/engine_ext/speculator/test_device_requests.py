@@ -1,7 +1,9 @@
 """What requests draft from on the device, and what they leave behind: real retrieval, no engine."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+import vllm
 from vllm import SamplingParams
 
 from reprise.engine_ext.core.config import RepriseConfig
@@ -260,8 +263,22 @@ def test_a_request_that_ends_while_preempted_is_forgotten(world: World) -> None:
     assert world.requests.report()["provider"].answers == 0
 
 
+def warm_up_ids() -> set[str]:
+    """How the ids of vLLM's own requests begin, by its sources."""
+    sources = Path(vllm.__file__).parent
+    text = "".join(
+        path.read_text()
+        for folder in ("v1/worker/gpu", "model_executor/warmup")
+        for path in (sources / folder).glob("*warmup*.py")
+    )
+    prefixes = re.findall(r'req_id_prefix(?:: str)? ?= ?"(\w+)"', text)
+    return {*prefixes, *re.findall(r'req_ids = \[f"(\w+){i}_"', text)}
+
+
 def test_warm_up_runs_are_no_requests(world: World) -> None:
-    for name in ("_warmup_0_", "_v2_mixed_warmup_decode_0"):
+    prefixes = warm_up_ids()
+    assert {"_warmup_", "_v2_mixed_warmup"} <= prefixes
+    for name in sorted(f"{prefix}_decode_" for prefix in prefixes):
         world.step(begin=[world.request(name, "mine")])
         world.emit(name, ANSWER)
         assert world.requests.report()["live_requests"] == 0

@@ -226,7 +226,7 @@ class DeviceRequests:
         request = self._requests.get(data.req_id)
         if request is not None and request.slot is not None:
             # A streaming session goes on with a longer prompt under the same id.
-            self._drop(data.req_id)
+            self._end(data.req_id, None)
             request = None
         if request is None:
             request = self._start(data)
@@ -273,14 +273,15 @@ class DeviceRequests:
             self._corpora.leave(request.namespace)
         request.leave_slot()
 
-    def _end(self, request_id: str, req_states: Any) -> None:
+    def _end(self, request_id: str, req_states: Any | None) -> None:
+        """Forget a request, and read back what became of it; its answer too if `req_states`, which
+        has its tokens, is given."""
         request = self._requests.get(request_id)
         if request is None:
             return
         request.end()
         slot = request.slot
         nearest = self._rows.nearest.get(request_id)
-        is_learned = slot is not None and self._is_to_be_learned(request)
         self._drop(request_id)
         self._num_ended += 1
         receiver = partial(self._receive, request_id, request, nearest)
@@ -288,7 +289,7 @@ class DeviceRequests:
             self._read_back.send([], receiver)
             return
         parts = [self._counts.counts[slot]]
-        if is_learned:
+        if req_states is not None and self._is_to_be_learned(request):
             # What was computed beyond the end, before the end was known, is cut off later.
             parts += [
                 req_states.total_len.gpu[slot : slot + 1],

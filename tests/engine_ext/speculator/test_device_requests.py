@@ -385,6 +385,25 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     assert (total.steps, total.emitted, total.drafted, total.accepted) == (2, 6, 7, 4)
 
 
+def test_each_turn_of_a_streaming_session_is_counted(world: World) -> None:
+    world.learn("first", "mine")
+    for nonce in "cd":
+        # The second one goes on with the first one's id, which has not ended.
+        world.step(begin=[world.request("asks", "mine", counts_nonce=nonce)])
+        world.emit("asks", ANSWER[:1])
+        assert world.drafted("asks") == ANSWER[1:5]
+        slots = torch.tensor([world.req_states.req_id_to_index["asks"]], dtype=torch.int32)
+        sampled, rejected = (torch.tensor([n], dtype=torch.int32) for n in (3, 2))
+        world.counts.add_step(slots, sampled, rejected)
+    world.step(end=["asks"])
+    assert world.requests.flush(60)
+    ids = [counts_id(nonce, "asks") for nonce in "cd"]
+    found = world.requests.take_draft_counts(ids)
+    assert [each["steps"] for each in found.values()] == [1, 1]
+    total = world.requests.report()["provider"]
+    assert (total.requests, total.steps, total.drafted, total.accepted) == (3, 2, 8, 4)
+
+
 def test_counts_that_nobody_fetched_are_not_for_the_next_request_of_that_id(world: World) -> None:
     for nonce, namespace in (("c", "mine"), ("d", "others")):
         world.step(begin=[world.request("asks", namespace, counts_nonce=nonce)])

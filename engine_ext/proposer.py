@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from vllm.logger import init_logger
 
 from reprise.engine_ext.compat import model_runner
@@ -98,6 +99,7 @@ class CacheHitProposer(DrafterHooks):
         self._is_drafting_rank = is_first_rank and config.features.drafts
         self._says_no_drafts = is_first_rank and not config.features.drafts
         self._rows = RowTracker()
+        self._vocabulary_size = vocabulary_size_of(vllm_config)
         worker_installs.apply_needed(config, _NEEDED)
         model_runner.register_drafter(self, vllm_config)
         self._verification = worker_installs.install(config, vllm_config, self._errors)
@@ -115,7 +117,7 @@ class CacheHitProposer(DrafterHooks):
             overlap = TokenOverlap()
             overlap.warm_up()
             retriever = worker_retriever(vllm_config, config.retrieval)
-            vocabulary_size = vocabulary_size_of(vllm_config)
+            vocabulary_size = self._vocabulary_size
             self._near = NearDrafts(
                 self._provider,
                 retriever,
@@ -251,7 +253,8 @@ class CacheHitProposer(DrafterHooks):
         namespace = namespace_of_request(self._namespace, live.hints.namespace)
         self._provider.start(
             row.request_id,
-            row.prompt_token_ids,
+            # What stands for an image may be no token that the model can look up.
+            np.minimum(row.prompt_token_ids, self._vocabulary_size - 1),
             namespace=namespace,
             max_draft=live.hints.max_draft if live.hints.drafts else 0,
         )

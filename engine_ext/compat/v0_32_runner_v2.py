@@ -51,6 +51,14 @@ _SLOTS = (
         hook="limit_slots",
         fallback="leave_no_slots",
     ),
+    Patch(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids",
+        Feature.DRAFT_SLOTS,
+        _CORE,
+        parameters=("self", "draft_token_ids"),
+        hook="limit_handed_over",
+        fallback="limit_handed_over",  # tried twice: requests that promise a sample must keep it
+    ),
 )
 
 _LENGTHS = (

@@ -8,6 +8,7 @@ no drafts then, and with a request that is capped none that are longer.
 The hooks of `Feature.DRAFT_SLOTS`, in the engine core.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reprise.engine_ext.compat.engine_state import (
@@ -47,17 +48,36 @@ def limit_slots(original: Original, scheduler: Any, scheduler_output: "Scheduler
         decoding = _max_slots_by_name(scheduler, scheduler_output)
         set_room_for_drafts(scheduler_output, lengths.choose(scheduler_output, decoding))
     result = original()
-    requests = [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens]
+    _limit(
+        [scheduler.requests[name] for name in scheduler_output.num_scheduled_tokens],
+        scheduler.vllm_config,
+    )
+    return result
+
+
+def limit_handed_over(original: Original, scheduler: Any, draft_token_ids: Any) -> Any:
+    """Run vLLM's, which gives requests slots once drafts are made where scheduling is synchronous,
+    and take them from those that must not have as many."""
+    result = original()
+    if _has_slots(scheduler):
+        found = map(scheduler.requests.get, draft_token_ids.req_ids)
+        requests = [request for request in found if request is not None]
+        _limit(requests, scheduler.vllm_config)
+    return result
+
+
+def _limit(requests: Sequence[Any], config: "VllmConfig") -> None:
+    """Leave requests with as many slots as each may have."""
     try:
+        has_drafts = _has_drafts(config)
         for request in requests:
             if request.spec_token_ids:
-                limit_drafts(request, _max_slots_of(request, scheduler.vllm_config))
+                limit_drafts(request, _max_slots_of(request, config) if has_drafts else 0)
     except Exception:
         # What each may have is not known: those that promise a sample must keep it.
         for request in requests:
             drop_drafts(request)
         raise
-    return result
 
 
 def leave_no_slots(original: Original, scheduler: Any, scheduler_output: "SchedulerOutput") -> Any:

@@ -3,6 +3,7 @@
 Host only, and in no step's way: writes are enqueued, reads come back in another thread.
 """
 
+import re
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
-_WARM_UP_IDS = ("_warmup_", "_v2_mixed_warmup")
+_is_of_warm_up = re.compile(r"_\w*warmup_").match
+"""Whether a request's id is one of vLLM's own, of the runs before it serves."""
 
 
 class _Request:
@@ -219,12 +221,12 @@ class DeviceRequests:
 
     def _begin(self, data: "NewRequestData", slot: int) -> None:
         """Give a request its slot, whether it is new or goes on after preemption."""
-        if data.req_id.startswith(_WARM_UP_IDS):
+        if _is_of_warm_up(data.req_id):
             return
         request = self._requests.get(data.req_id)
         if request is not None and request.slot is not None:
             # A streaming session goes on with a longer prompt under the same id.
-            self._drop(data.req_id)
+            self._end(data.req_id, None)
             request = None
         if request is None:
             request = self._start(data)
@@ -271,14 +273,15 @@ class DeviceRequests:
             self._corpora.leave(request.namespace)
         request.leave_slot()
 
-    def _end(self, request_id: str, req_states: Any) -> None:
+    def _end(self, request_id: str, req_states: Any | None) -> None:
+        """Forget a request, and read back what became of it; its answer too if `req_states`, which
+        has its tokens, is given."""
         request = self._requests.get(request_id)
         if request is None:
             return
         request.end()
         slot = request.slot
         nearest = self._rows.nearest.get(request_id)
-        is_learned = slot is not None and self._is_to_be_learned(request)
         self._drop(request_id)
         self._num_ended += 1
         receiver = partial(self._receive, request_id, request, nearest)
@@ -286,7 +289,7 @@ class DeviceRequests:
             self._read_back.send([], receiver)
             return
         parts = [self._counts.counts[slot]]
-        if is_learned:
+        if req_states is not None and self._is_to_be_learned(request):
             # What was computed beyond the end, before the end was known, is cut off later.
             parts += [
                 req_states.total_len.gpu[slot : slot + 1],

@@ -17,6 +17,7 @@ from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.config import draft_config, engine_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.core.identity import unsupported_start
+from reprise.engine_ext.core.model_key import vocabulary_size_of
 from reprise.engine_ext.request.request_info import no_draft_counts
 from reprise.engine_ext.speculator.device_requests import DeviceRequests
 from reprise.engine_ext.speculator.rank_drafts import RankDrafts
@@ -87,6 +88,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
         )
         self._drafts = torch.zeros((num_slots, num_tokens), dtype=torch.int64, device=device)
         self.draft_token_confidence_probs = torch.zeros((num_slots, num_tokens), device=device)
+        self._vocabulary_size = vocabulary_size_of(vllm_config)
         self._ranks = RankDrafts(self._drafts, self.draft_token_confidence_probs)
         self._state: DraftState | None = None
         self._counts: SlotCounts | None = None
@@ -214,6 +216,7 @@ class DeviceSpeculator(BaseSpeculator, SpeculatorHooks):  # type: ignore[misc]
             num_sampled=num_sampled,
             drafts=drafts,
             chances=chances,
+            vocab_size=self._vocabulary_size,
         )
         return True
 

@@ -18,6 +18,7 @@ class LiveRequest:
     """A request that a worker drafts for, from its arrival to its end."""
 
     __slots__ = (
+        "has_begun",
         "has_ended",
         "hints",
         "near_by_tokens",
@@ -43,6 +44,8 @@ class LiveRequest:
         """What its near answers are found under; None: they are not searched for."""
         self.near_by_tokens: list[NearAnswer] = []
         self.num_prompt_tokens = 0
+        self.has_begun = False
+        """Whether it is drafted for: its prompt has been computed once."""
         self.has_ended = False
 
     def within_answer(self, emitted: list[int], num_tokens: int) -> list[int]:

@@ -75,8 +75,9 @@ class NearDrafts:
 
     def attach_first(self, request_id: str, live: LiveRequest, namespace: str) -> None:
         """Attach what there is to a request whose drafts begin."""
-        if request_id not in self._awaiting:
+        if request_id not in self._awaiting or live.has_begun:
             return
+        live.has_begun = True
         with self._recording(request_id):
             near_answers = self._found_by_meaning(request_id, live, namespace)
             if near_answers:
@@ -100,7 +101,7 @@ class NearDrafts:
                 return
             self._seen_progress = progress
         for request_id, (live, namespace) in tuple(self._awaiting.items()):
-            if live.num_prompt_tokens:
+            if live.has_begun:
                 with self._recording(request_id):
                     near_answers = self._found_by_meaning(request_id, live, namespace)
                     if near_answers:

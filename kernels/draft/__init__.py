@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from reprise.kernels.draft.constants import ALL_TOKENS
 from reprise.kernels.draft.state import DraftState
 
 Backend = Literal["auto", "torch", "triton"]
@@ -20,6 +21,7 @@ def draft_tokens(
     num_sampled: torch.Tensor,  # [num_reqs] int32: in this step; 0: nothing is drafted
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
+    vocab_size: int = ALL_TOKENS,
     backend: Backend = "auto",
 ) -> None:
     """Draft K tokens for each row of the batch, and learn from what became of its last draft.
@@ -53,6 +55,8 @@ def draft_tokens(
     only.
 
     Args:
+        vocab_size: tokens that the model can look up. A prompt may have others, which stand for
+            images: a copy ends before them.
         backend: `auto` takes Triton for CUDA tensors, torch for all others.
 
     Raises:
@@ -74,6 +78,7 @@ def draft_tokens(
         num_sampled=num_sampled,
         drafts=drafts,
         chances=chances,
+        vocab_size=vocab_size,
     )
 
 

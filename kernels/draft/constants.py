@@ -39,6 +39,8 @@ VOTES = 32
 """Entries of a suffix array's range that are asked for the next token."""
 MAX_DRAFT = 64
 """Longest draft."""
+ALL_TOKENS = (1 << 31) - 1
+"""The size of a vocabulary that has every token."""
 
 GENERATION, ANSWER_BEGIN, NEAR_LENGTH, CORPUS_ROW, SLOT_FIELDS = range(5)
 """Fields of a slot: a number that no two requests share, from 1; index of the answer's first token

@@ -49,6 +49,12 @@ class Copy(NamedTuple):
     match: int = 0
     token_ids: torch.Tensor = torch.zeros(0, dtype=torch.int32)  # [<= K] int32
 
+    def within(self, vocab_size: int) -> Copy:
+        """The copy up to the first token that is none of the vocabulary."""
+        beyond = (self.token_ids >= vocab_size).nonzero()
+        end = int(beyond[0]) if len(beyond) else len(self.token_ids)
+        return self._replace(token_ids=self.token_ids[:end])
+
 
 def draft_tokens_torch(
     state: DraftState,
@@ -59,6 +65,7 @@ def draft_tokens_torch(
     num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
+    vocab_size: int,
 ) -> None:
     """See `draft_tokens`: row by row, then the counts of hits are brought up to date."""
     chances.zero_()
@@ -71,7 +78,7 @@ def draft_tokens_torch(
         if int(num_sampled[row]) > 0 and len(text):
             learn(state, slot, text)
             room = min(drafts.shape[1], all_token_ids.shape[1] - len(text))
-            draft_row(state, slot, text, drafts[row, :room], chances[row, :room])
+            draft_row(state, slot, text, drafts[row, :room], chances[row, :room], vocab_size)
     fold_hits_torch(state)
 
 
@@ -81,9 +88,11 @@ def draft_row(
     text: torch.Tensor,  # [n] int32
     drafts: torch.Tensor,  # [room] int64: out
     chances: torch.Tensor,  # [room] float32: out
+    vocab_size: int,
 ) -> None:
     """Give out the copy that is worth most; keep all copies to learn from."""
-    copies = find_copies(state, slot, text, len(drafts))
+    found = find_copies(state, slot, text, len(drafts))
+    copies = [copy.within(vocab_size) for copy in found]
     agreements = agreements_of(copies)
     best, given = 0.0, -1
     for kind, (copy, agreement) in enumerate(zip(copies, agreements, strict=True)):

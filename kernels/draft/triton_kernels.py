@@ -113,10 +113,11 @@ def _learn(
 
 
 @triton.jit
-def _copied(source_ptr, at, until, offset, room, WIDTH: tl.constexpr):
-    """Tokens of a source at these indices, before its end, the room and the first mark; then -1."""
+def _copied(source_ptr, at, until, offset, room, vocab_size, WIDTH: tl.constexpr):
+    """Tokens of a source at these indices, before its end, the room, the first mark and the first
+    that is none of the vocabulary; then -1."""
     token = tl.load(source_ptr + at, mask=(at < until) & (offset < room), other=-1)
-    end = tl.min(tl.where(token < 0, offset, WIDTH), axis=0)
+    end = tl.min(tl.where((token < 0) | (token >= vocab_size), offset, WIDTH), axis=0)
     return tl.where(offset < end, token, -1)
 
 
@@ -130,6 +131,7 @@ def _copied_corpus(
     begin,
     offset,  # [WIDTH]
     room,
+    vocab_size,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -145,7 +147,7 @@ def _copied_corpus(
         text_ptr, text_length, order_ptr, order_length, context_ptr, length, begin
     )
     until = tl.where(match > 0, text_length, 0)
-    copied = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
+    copied = _copied(text_ptr, place + offset, until, offset, room, vocab_size, WIDTH)
 
     text_ptr += recent
     recent_length = text_length - recent
@@ -153,7 +155,7 @@ def _copied_corpus(
         text_ptr, recent_length, 0, context_ptr, length, begin, True, True, BLOCK
     )
     until = tl.where(recent_match > 0, recent_length, 0)
-    recent_copy = _copied(text_ptr, place + offset, until, offset, room, WIDTH)
+    recent_copy = _copied(text_ptr, place + offset, until, offset, room, vocab_size, WIDTH)
     return match, copied, recent_match, recent_copy
 
 
@@ -164,12 +166,14 @@ def _first(copied, offset):
 
 
 @triton.jit
-def _copied_context(context_ptr, match, place, length, begin, offset, room, WIDTH: tl.constexpr):
+def _copied_context(
+    context_ptr, match, place, length, begin, offset, room, vocab_size, WIDTH: tl.constexpr
+):
     """The copy from the prompt, to its end, or from the answer, again and again."""
     in_answer = place > begin
     period = tl.where(in_answer, tl.maximum(length - place, 1), WIDTH)
     until = tl.where(match > 0, tl.where(in_answer, length, begin), 0)
-    return _copied(context_ptr, place + offset % period, until, offset, room, WIDTH)
+    return _copied(context_ptr, place + offset % period, until, offset, room, vocab_size, WIDTH)
 
 
 @triton.jit
@@ -211,7 +215,7 @@ def _keep(
 
 _SIZES = [
     "max_model_len", "context_stride", "max_near_tokens", "max_draft", "num_drafts",
-    "drafts_stride", "chances_stride",
+    "drafts_stride", "chances_stride", "vocab_size",
 ]  # fmt: skip
 _VIEWS = [
     "drafts_ptr", "chances_ptr", "all_token_ids_ptr", "total_len_ptr", "idx_mapping_ptr",
@@ -245,6 +249,7 @@ def draft_kernel(
     num_drafts,
     drafts_stride,
     chances_stride,
+    vocab_size,
     WIDTH: tl.constexpr,  # max_draft, rounded up
     BLOCK: tl.constexpr,
 ):
@@ -280,7 +285,7 @@ def draft_kernel(
             voters_ptr + VOTING_PLACES,
         )  # fmt: skip
         context_copy = _copied_context(
-            context_ptr, context_match, place, length, begin, offset, room, WIDTH
+            context_ptr, context_match, place, length, begin, offset, room, vocab_size, WIDTH
         )
 
         near_match, near_place, near_count = scan(
@@ -291,19 +296,21 @@ def draft_kernel(
             length, begin,
         )  # fmt: skip
         until = tl.where(near_match > 0, near_length, 0)
-        near_copy = _copied(near_ptr, near_place + offset, until, offset, room, WIDTH)
+        near_copy = _copied(near_ptr, near_place + offset, until, offset, room, vocab_size, WIDTH)
         match = tl.where(in_context, voted_match, 0)
         in_near = tl.where(voted_match > match, near_length, 0)
         voted_copy = tl.where(
             in_context,
-            _copied_context(context_ptr, match, place, length, begin, offset, room, WIDTH),
-            _copied(near_ptr, place + offset, in_near, offset, room, WIDTH),
+            _copied_context(
+                context_ptr, match, place, length, begin, offset, room, vocab_size, WIDTH
+            ),
+            _copied(near_ptr, place + offset, in_near, offset, room, vocab_size, WIDTH),
         )
         voted_source = tl.where(in_context, CONTEXT, NEAR_ANSWER)
 
         corpus_match, corpus_copy, recent_match, recent_copy = _copied_corpus(
             arena_ptr, corpora_ptr, corpus_row, context_ptr, length, begin, offset, room,
-            WIDTH, BLOCK,
+            vocab_size, WIDTH, BLOCK,
         )  # fmt: skip
 
         firsts = (
@@ -385,6 +392,7 @@ def draft_tokens_triton(
     num_sampled: torch.Tensor,  # [num_reqs] int32
     drafts: torch.Tensor,  # [num_reqs, K] int64: out
     chances: torch.Tensor,  # [num_reqs, K] float32: out
+    vocab_size: int,
 ) -> None:
     """See `draft_tokens`; two launches, whose grids depend on the number of rows alone."""
     with torch.cuda.device_of(drafts):
@@ -395,6 +403,7 @@ def draft_tokens_triton(
             state.pending, state.pending_token_ids, state.voting_places,
             all_token_ids.shape[1], all_token_ids.stride(0), state.near_token_ids.shape[1],
             state.max_draft, drafts.shape[1], drafts.stride(0), chances.stride(0),
+            vocab_size,
             WIDTH=triton.next_power_of_2(state.max_draft), BLOCK=BLOCK,
             num_warps=NUM_WARPS, enable_fp_fusion=True,
         )  # fmt: skip

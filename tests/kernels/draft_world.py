@@ -119,6 +119,7 @@ class DraftWorld:
         length: int | None = None,
         wanted: Sequence[bool] | None = None,
         backend: str = "auto",
+        **more: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Drafts and chances for these slots, in buffers that hold something else before."""
         device, width = self.state.slots.device, length or self.state.max_draft
@@ -133,6 +134,7 @@ class DraftWorld:
             drafts=drafts,
             chances=chances,
             backend=backend,
+            **more,
         )
         return drafts, chances
 

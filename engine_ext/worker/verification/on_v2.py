@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from reprise.engine_ext.compat.guarded import Original
+from reprise.engine_ext.worker.verification.rank_agreement import num_ranks
 from reprise.engine_ext.worker.verification.state import (
     Installation,
     init_sampler,
@@ -90,12 +91,14 @@ def verify(
     return _verify_by_vllm(original, rejection_sampler, idx_mapping_np, *rows)
 
 
-def verify_by_vllm(original: Original, rejection_sampler: Any, *_: Any, **__: Any) -> Any:
-    """Leave a batch, and all later ones, to vLLM."""
-    installed = installation_of(rejection_sampler)
-    if installed is not None and installed.active:
+def verify_by_vllm(original: Original, rejection_sampler: Any, *given: Any) -> Any:
+    """Leave a batch, and all later ones, to vLLM, without its drafts: those of a request with a
+    seed could change its sample."""
+    if (installed := installation_of(rejection_sampler)) is None:
+        return original()
+    if installed.active or num_ranks() > 1:
         installed.leave_to_vllm(RuntimeError("see the error above"))
-    return original()
+    return original.with_last(torch.full_like(given[-1], -1))
 
 
 def _verify_by_vllm(

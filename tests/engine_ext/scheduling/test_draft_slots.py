@@ -1,5 +1,6 @@
 """On model runner V2 a request is scheduled with the slots for drafts that it may have."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
+from vllm.v1.outputs import DraftTokenIds
 
 from reprise.engine_ext.compat.guarded import step_errors
 from reprise.engine_ext.compat.patches import Feature, Role
@@ -72,6 +74,29 @@ def test_other_engines_are_left_alone(scheduler: Any, other: str) -> None:
     else:
         scheduler.vllm_config.speculative_config.model = "ngram"
     assert set(slots_after(scheduler).values()) == {4}
+    assert set(slots_handed_over(scheduler).values()) == {4}
+
+
+def slots_handed_over(scheduler: Any) -> dict[str, int]:
+    """The same where scheduling is synchronous: vLLM hands drafts over once a step is known."""
+    valid = SimpleNamespace(validate_tokens=lambda _, tokens: tokens)
+    scheduler.structured_output_manager = valid
+    for request in scheduler.requests.values():
+        request.is_finished = lambda: False
+    names = [*scheduler.requests, "gone"]
+    scheduler.update_draft_token_ids(DraftTokenIds(names, [[-1] * 4 for _ in names]))
+    return {name: len(each.spec_token_ids) for name, each in scheduler.requests.items()}
+
+
+def test_so_it_is_where_scheduling_is_synchronous(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slots_handed_over(scheduler) == {"plain": 4, "seeded": 0, "off": 0, "capped": 2}
+    draft_slots.set_mark(scheduler.vllm_config.scheduler_config, draft_slots._HAS_DRAFTS, False)
+    assert slots_handed_over(scheduler) == dict.fromkeys(PARAMS, 0)
+    draft_slots.set_mark(scheduler.vllm_config.scheduler_config, draft_slots._HAS_DRAFTS, True)
+    monkeypatch.setattr(draft_slots, "_max_slots_of", None)
+    assert slots_handed_over(scheduler) == dict.fromkeys(PARAMS, 0)
 
 
 def test_nobody_is_drafted_for_where_it_fails(

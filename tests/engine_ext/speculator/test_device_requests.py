@@ -1,7 +1,9 @@
 """What requests draft from on the device, and what they leave behind: real retrieval, no engine."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+import vllm
 from vllm import SamplingParams
 
 from reprise.engine_ext.core.config import RepriseConfig
@@ -260,8 +263,22 @@ def test_a_request_that_ends_while_preempted_is_forgotten(world: World) -> None:
     assert world.requests.report()["provider"].answers == 0
 
 
+def warm_up_ids() -> set[str]:
+    """How the ids of vLLM's own requests begin, by its sources."""
+    sources = Path(vllm.__file__).parent
+    text = "".join(
+        path.read_text()
+        for folder in ("v1/worker/gpu", "model_executor/warmup")
+        for path in (sources / folder).glob("*warmup*.py")
+    )
+    prefixes = re.findall(r'req_id_prefix(?:: str)? ?= ?"(\w+)"', text)
+    return {*prefixes, *re.findall(r'req_ids = \[f"(\w+){i}_"', text)}
+
+
 def test_warm_up_runs_are_no_requests(world: World) -> None:
-    for name in ("_warmup_0_", "_v2_mixed_warmup_decode_0"):
+    prefixes = warm_up_ids()
+    assert {"_warmup_", "_v2_mixed_warmup"} <= prefixes
+    for name in sorted(f"{prefix}_decode_" for prefix in prefixes):
         world.step(begin=[world.request(name, "mine")])
         world.emit(name, ANSWER)
         assert world.requests.report()["live_requests"] == 0
@@ -366,6 +383,25 @@ def test_counts_are_of_the_request_that_asked(world: World) -> None:
     assert world.requests.take_draft_counts([own]) == {}
     total = world.requests.report()["provider"]
     assert (total.steps, total.emitted, total.drafted, total.accepted) == (2, 6, 7, 4)
+
+
+def test_each_turn_of_a_streaming_session_is_counted(world: World) -> None:
+    world.learn("first", "mine")
+    for nonce in "cd":
+        # The second one goes on with the first one's id, which has not ended.
+        world.step(begin=[world.request("asks", "mine", counts_nonce=nonce)])
+        world.emit("asks", ANSWER[:1])
+        assert world.drafted("asks") == ANSWER[1:5]
+        slots = torch.tensor([world.req_states.req_id_to_index["asks"]], dtype=torch.int32)
+        sampled, rejected = (torch.tensor([n], dtype=torch.int32) for n in (3, 2))
+        world.counts.add_step(slots, sampled, rejected)
+    world.step(end=["asks"])
+    assert world.requests.flush(60)
+    ids = [counts_id(nonce, "asks") for nonce in "cd"]
+    found = world.requests.take_draft_counts(ids)
+    assert [each["steps"] for each in found.values()] == [1, 1]
+    total = world.requests.report()["provider"]
+    assert (total.requests, total.steps, total.drafted, total.accepted) == (3, 2, 8, 4)
 
 
 def test_counts_that_nobody_fetched_are_not_for_the_next_request_of_that_id(world: World) -> None:

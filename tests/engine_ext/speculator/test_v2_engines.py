@@ -96,12 +96,13 @@ def test_requests_of_all_kinds_side_by_side(
         assert ours.generate(prompts=prompts[:6], samplings=samplings) == expected
 
 
+@pytest.mark.parametrize("is_async", [True, False])
 def test_nothing_is_drafted_where_drafts_are_off(
-    plain: Any, start_engine: Callable[..., Any], prompts: list[list[int]]
+    plain: Any, start_engine: Callable[..., Any], prompts: list[list[int]], is_async: bool
 ) -> None:
     expected = plain.generate(prompts=prompts[:6], samplings=[GREEDY])
     off = {"reprise": {"features": {"drafts": False}}}
-    engine = start_engine(with_reprise=True, additional_config=off)
+    engine = start_engine(with_reprise=True, additional_config=off, async_scheduling=is_async)
     for _ in range(2):
         assert engine.generate(prompts=prompts[:6], samplings=[GREEDY]) == expected
     assert engine.metrics().get("vllm:spec_decode_num_draft_tokens", 0) == 0

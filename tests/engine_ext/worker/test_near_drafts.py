@@ -137,6 +137,27 @@ def test_shared_tokens_stand_in_until_meaning_is_there(world: World) -> None:
     assert world.near.report()["near_answers_in_time"] == {"meaning": 0, "tokens": 1}
 
 
+def test_what_comes_while_a_prompt_is_computed_is_in_time(world: World) -> None:
+    """On model runner V2, where a request has a slot by then."""
+    live = world.arrive("please cancel my order")
+    live.num_prompt_tokens = len(live.prompt_token_ids)
+    assert world.retriever.flush(60)
+    world.near.attach_arrived()
+    world.start(live)
+    draft = world.draft()
+    assert draft == REPLY[1 : 1 + len(draft)] != []
+    assert world.near.report()["near_answers_in_time"] == {"meaning": 1, "tokens": 0}
+
+
+def test_a_request_that_begins_once_more_is_counted_once(world: World) -> None:
+    """It was preempted."""
+    world.embedder.go_on.clear()
+    live = world.arrive(QUESTION)
+    world.start(live)
+    world.near.attach_first("r", live, "n")
+    assert world.near.report()["near_answers_in_time"] == {"meaning": 0, "tokens": 1}
+
+
 def test_shared_tokens_stand_in_where_nothing_is_near_in_meaning(world: World) -> None:
     live = world.arrive(QUESTION, text="about something else altogether")
     assert world.retriever.flush(60)

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from reprise.engine_ext import proposer as proposer_module
+from reprise.tests.engine_ext.worker import proposer_world
 from reprise.tests.engine_ext.worker.proposer_world import PROMPT, SONG, World
 
 pytestmark = pytest.mark.engine
@@ -53,6 +54,18 @@ def test_one_that_cannot_start_gets_no_drafts_and_the_others_miss_nothing(
     world.step(new=("d",), finished=("a", "bad"))
     assert set(world.proposer._live) == {"c", "d"}
     assert world.errors == {"start request": 1}
+
+
+def test_what_the_model_cannot_look_up_is_not_drafted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt has such tokens where an image is, and looking one up would end the engine."""
+    size = world.proposer._vocabulary_size
+    monkeypatch.setattr(proposer_world, "PROMPT", [*SONG[:4], size, size + 5, *SONG[6:]])
+    world.step(new=("a",))
+    drafts = [world.step()["a"] for _ in range(8)]
+    assert any(drafts), "nothing is drafted: the test could not fail"
+    assert max(token for draft in drafts for token in draft) < size
 
 
 def test_one_that_cannot_end_takes_no_other_along(world: World) -> None:

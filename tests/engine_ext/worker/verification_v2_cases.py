@@ -346,6 +346,24 @@ def test_a_failing_kernel_is_left_to_vllm_from_then_on(
     assert installed.counts.fallen_through == {"error": 1}
 
 
+def test_a_seed_keeps_its_sample_where_all_of_ours_fails(
+    installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("injected")
+
+    monkeypatch.setattr(on_v2, "reason_to_fall_through", fail)
+    monkeypatch.setattr(on_v2, "_verify_by_vllm", fail)
+    batch = Batch([{"temperature": 1.5, "seed": seed} for seed in range(12)])
+    samples = batch.feed_samples()
+    batch.feed([[row[0] + 1, 0] for row in samples])
+    for _ in range(2):
+        assert batch.emitted() == [row[:1] for row in samples]
+    assert not installed.active
+    batch.feed_samples()
+    assert [row[:1] for row in batch.emitted()] == [row[:1] for row in samples]
+
+
 def test_a_vllm_that_draws_other_noise_verifies_by_itself(
     installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,19 @@ def test_a_copy_of_the_prompt_ends_with_the_prompt(make_world):
     assert world.draft([0])[1].tolist() == [[0.0] * 8]
 
 
+def test_a_copy_ends_before_what_is_no_token_of_the_vocabulary(make_world):
+    world = make_world()
+    world.begin(0, [4, 5, 6, 9, 7], [8, 5])  # the prompt's 9 stands for a part of an image
+    assert world.draft([0])[0].tolist() == [[6, 9, 7, 5, 5, 5, 5, 5]]
+    drafts, chances = world.draft([0], vocab_size=9)
+    assert drafts.tolist() == [[6, 5, 5, 5, 5, 5, 5, 5]]
+    assert int((chances > 0).sum()) == 1
+    world.emit(0, [6])
+    drafts, chances = world.draft([0], vocab_size=9)
+    assert drafts.tolist() == [[6] * 8]
+    assert not chances.any()
+
+
 def test_the_corpus_gives_the_commonest_successor_and_of_its_places_the_last(make_world):
     world = make_world()
     row = world.put_corpus("a", [[1, 2, 3, 4], [1, 2, 5, 6], [7, 2, 5, 8], [2, 9]])

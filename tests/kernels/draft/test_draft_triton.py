@@ -53,6 +53,17 @@ def test_random_requests_are_drafted_alike(make_world, vocab, max_draft):
     assert given > 0
 
 
+def test_what_is_no_token_of_the_vocabulary_is_not_drafted(make_world):
+    draw = random.Random(5)
+    world = make_world(max_model_len=150, max_near=200)
+    corpora = [-1, world.put_corpus("a", answers(draw, 30, 20, 9), recent=answers(draw, 12, 20, 9))]
+    for _ in range(6):
+        for slot in range(4):
+            begin_some(world, draw, slot, 9, corpora)
+        drafts, chances = world.draft_both([0, 1, 2, 3], vocab_size=7)
+        assert drafts[chances > 0].max() < 7
+
+
 def test_a_large_range_is_asked_at_even_distances(make_world):
     draw = random.Random(3)
     world = make_world()

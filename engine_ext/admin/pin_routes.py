@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from fastapi import HTTPException
 
+from reprise.retrieval.api.namespace import check_namespace
+
 _FIELDS = ("prompt", "prompt_token_ids", "namespace", "cache_salt")
 
 
@@ -49,6 +51,10 @@ async def add_pin(engine: PinningEngine, body: Any) -> dict[str, Any]:
     for name in ("prompt", "namespace", "cache_salt"):
         if not isinstance(body.get(name), str | None):
             raise HTTPException(400, f"{name} must be a text")
+    if body.get("namespace") is not None:
+        _check_namespace(body["namespace"])
+    if body.get("cache_salt") == "":
+        raise HTTPException(400, "cache_salt must not be empty")
     prompt, token_ids = body.get("prompt"), body.get("prompt_token_ids")
     if (prompt is None) == (token_ids is None):
         raise HTTPException(400, "give either prompt or prompt_token_ids")
@@ -71,6 +77,13 @@ async def remove_pins(engine: PinningEngine, given: Mapping[str, str]) -> dict[s
         raise HTTPException(400, "expected pin_id=ID or everything=true")
     removed = await engine.unpin(given.get("pin_id"))
     return {"removed": sum(len(of_engine or ()) for of_engine in removed)}
+
+
+def _check_namespace(namespace: str) -> None:
+    try:
+        check_namespace(namespace)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
 
 
 def _check_enabled(engine: PinningEngine) -> None:

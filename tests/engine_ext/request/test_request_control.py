@@ -34,6 +34,7 @@ def test_silence_asks_for_nothing() -> None:
         ("No-Cache, no-store", {"look_up": False, "store": False}),
         ("max-age=0", {"look_up": False}),
         ("max-age=60", {"max_age_s": 60}),
+        ("max-age=" + "9" * 5000, {"max_age_s": 1 << 31}),
         ('only-if-cached, max-age = "60", max-age=90', {"only_if_cached": True, "max_age_s": 60}),
     ],
 )
@@ -68,6 +69,8 @@ def test_every_other_wish() -> None:
         {"reprise_cache": "off, only-if-cached"},
         {"reprise_cache": "only-if-cached, max-age=0"},
         {"reprise_cache": "max-age"},
+        {"reprise_pin": "9" * 5000},
+        {"reprise_namespace": "\ud800"},
         {"reprise_cache": "max-age=-1"},
         {"reprise_cache": "max-age=1.5"},
         {"reprise_cache": "no-cache=60"},

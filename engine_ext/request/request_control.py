@@ -28,6 +28,8 @@ from reprise.engine_ext.request.tenants import key_namespace as key_namespace
 from reprise.retrieval.api.namespace import check_namespace
 
 HEADER_PREFIX = "x-reprise-"
+ADMIN_TOKEN_HEADER = f"{HEADER_PREFIX}admin-token"
+"""No control: whoever sends it with each request is not to be told so, nor shown it."""
 XARGS_PREFIX = "reprise_"
 
 _CACHE_WORDS = frozenset({"off", "refresh", "only-if-cached", "no-store", "no-cache"})
@@ -88,7 +90,7 @@ def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -
     given = {
         name.removeprefix(HEADER_PREFIX): value
         for name, value in headers.items()
-        if name.startswith(HEADER_PREFIX)
+        if name.startswith(HEADER_PREFIX) and name != ADMIN_TOKEN_HEADER
     }
     for name, value in (xargs or {}).items():
         if name.startswith(XARGS_PREFIX):

@@ -49,6 +49,12 @@ def test_arguments_win_over_headers() -> None:
     assert control == RequestControl(max_draft=7, drafts=False)
 
 
+def test_the_admin_token_is_no_control() -> None:
+    """A client may send it with all that it sends: refused, the reply would show it."""
+    headers = {"x-reprise-admin-token": "secret", "x-reprise-drafts": "off"}
+    assert parse_control(headers, None) == RequestControl(drafts=False)
+
+
 def test_every_other_wish() -> None:
     asked = {
         "reprise_ttl": 2.5,

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from fastapi import HTTPException
 
-from reprise.retrieval.api.namespace import check_namespace
+from reprise.retrieval.api.namespace import check_namespace, is_encodable
 
 _FIELDS = ("prompt", "prompt_token_ids", "namespace", "cache_salt")
 
@@ -49,8 +49,9 @@ async def add_pin(engine: PinningEngine, body: Any) -> dict[str, Any]:
     if not isinstance(body, Mapping) or body.keys() - set(_FIELDS):
         raise HTTPException(400, f"expected a JSON object of {', '.join(_FIELDS)}")
     for name in ("prompt", "namespace", "cache_salt"):
-        if not isinstance(body.get(name), str | None):
-            raise HTTPException(400, f"{name} must be a text")
+        text = body.get(name)
+        if text is not None and not (isinstance(text, str) and is_encodable(text)):
+            raise HTTPException(400, f"{name} must be a text that UTF-8 can encode")
     if body.get("namespace") is not None:
         _check_namespace(body["namespace"])
     if body.get("cache_salt") == "":

@@ -99,7 +99,9 @@ def test_a_prefix_is_pinned_for_whom_it_is_meant(client: TestClient, engine: Pin
         ({"prompt": "a", "forever": True}, "expected a JSON object of"),
         ({"prompt_token_ids": []}, "1 to 9 tokens"),
         ({"prompt": "a", "namespace": "a/b"}, "namespace must not contain"),
-        ({"prompt": "a", "namespace": "\ud800"}, "namespace must be text"),
+        ({"prompt": "a", "namespace": "\ud800"}, "namespace must be a text"),
+        ({"prompt": "\ud800"}, "prompt must be a text"),
+        ({"prompt": "a", "cache_salt": "\ud800"}, "cache_salt must be a text"),
         ({"prompt": "a", "cache_salt": ""}, "cache_salt must not be empty"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from fastapi import HTTPException, Request
 
-TOKEN_HEADER = "x-reprise-admin-token"
+from reprise.engine_ext.request.request_control import ADMIN_TOKEN_HEADER
 
 # A proxy names itself in one of these; a page in a browser on this machine sends one of the last
 # two.
@@ -46,15 +46,15 @@ class AdminAccess:
             HTTPException: 401, the token is missing or wrong; 403, the routes are closed.
         """
         if self._token is not None:
-            given = request.headers.get(TOKEN_HEADER, "").encode()
+            given = request.headers.get(ADMIN_TOKEN_HEADER, "").encode()
             if not hmac.compare_digest(given, self._token):
-                raise HTTPException(401, f"expected the admin token in {TOKEN_HEADER}")
+                raise HTTPException(401, f"expected the admin token in {ADMIN_TOKEN_HEADER}")
         elif self._has_api_keys or not _is_on_this_machine(request):
             raise HTTPException(
                 403,
                 "the admin routes are closed: set REPRISE_SERVING__ADMIN_TOKEN and send it as "
-                f"{TOKEN_HEADER}; without it they are open only to callers on the same machine, "
-                "past no proxy, of a server without API keys",
+                f"{ADMIN_TOKEN_HEADER}; without it they are open only to callers on the same "
+                "machine, past no proxy, of a server without API keys",
             )
 
 

@@ -191,10 +191,7 @@ async def list_pins(request: Request) -> Response:
 async def add_pin(request: Request) -> Response:
     """Compute a prefix and pin it."""
     admin = _admin(request)
-    try:
-        body = json.loads(await request.body())
-    except ValueError:
-        body = None
+    body = _json_of(await request.body())
     return _json(await pin_routes.add_pin(admin.engine, body))
 
 
@@ -250,15 +247,20 @@ def _parameters(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _body_conditions(body: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        conditions = json.loads(body)
-    except ValueError:
-        conditions = None
+    conditions = _json_of(body)
     if not isinstance(conditions, dict):
         raise HTTPException(400, "the body must be a JSON object of conditions")
     for name in conditions.keys() & given.keys():
         raise HTTPException(400, f"{name} is given twice")
     return conditions
+
+
+def _json_of(body: bytes) -> Any:
+    """Return what a body says; None: it is no JSON, or nested too deeply to be read."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _conditions(given: Mapping[str, Any]) -> Invalidation:
@@ -285,7 +287,7 @@ def _conditions(given: Mapping[str, Any]) -> Invalidation:
 def _seconds(value: Any) -> float:
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0.0 <= seconds < math.inf:
         raise HTTPException(400, f"older_than_s must be seconds, 0 or more, got {value!r}")

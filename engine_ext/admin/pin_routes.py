@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from fastapi import HTTPException
 
+from reprise.retrieval.api.namespace import check_namespace, is_encodable
+
 _FIELDS = ("prompt", "prompt_token_ids", "namespace", "cache_salt")
 
 
@@ -47,8 +49,13 @@ async def add_pin(engine: PinningEngine, body: Any) -> dict[str, Any]:
     if not isinstance(body, Mapping) or body.keys() - set(_FIELDS):
         raise HTTPException(400, f"expected a JSON object of {', '.join(_FIELDS)}")
     for name in ("prompt", "namespace", "cache_salt"):
-        if not isinstance(body.get(name), str | None):
-            raise HTTPException(400, f"{name} must be a text")
+        text = body.get(name)
+        if text is not None and not (isinstance(text, str) and is_encodable(text)):
+            raise HTTPException(400, f"{name} must be a text that UTF-8 can encode")
+    if body.get("namespace") is not None:
+        _check_namespace(body["namespace"])
+    if body.get("cache_salt") == "":
+        raise HTTPException(400, "cache_salt must not be empty")
     prompt, token_ids = body.get("prompt"), body.get("prompt_token_ids")
     if (prompt is None) == (token_ids is None):
         raise HTTPException(400, "give either prompt or prompt_token_ids")
@@ -71,6 +78,13 @@ async def remove_pins(engine: PinningEngine, given: Mapping[str, str]) -> dict[s
         raise HTTPException(400, "expected pin_id=ID or everything=true")
     removed = await engine.unpin(given.get("pin_id"))
     return {"removed": sum(len(of_engine or ()) for of_engine in removed)}
+
+
+def _check_namespace(namespace: str) -> None:
+    try:
+        check_namespace(namespace)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
 
 
 def _check_enabled(engine: PinningEngine) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -22,6 +23,9 @@ from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 
 OUR_PLUGIN = "reprise"
 DEFAULT_SPECULATIVE_TOKENS = 16
+
+# vLLM's options that each make a speculative config.
+_SPECULATIVE = ("speculative-config", "spec-method", "spec-model", "spec-tokens")
 
 # vLLM's groups of plugins that it loads by default. Its endpoint plugins are not among
 # them: naming others' there would open routes that nobody asked for.
@@ -55,6 +59,8 @@ def serve(
 
     Example: reprise serve Qwen/Qwen3-8B --port 8000 --max-model-len 8192
     """
+    if model.startswith("-"):
+        raise ValueError(f"reprise serve takes MODEL before the options of vLLM, got {model}")
     tiers = None if kv_tiers is None else parse_kv_tiers(kv_tiers)
     ours = [] if tiers is None else tier_options(tiers, context.args)
     options = [*ours, *context.args]
@@ -77,7 +83,9 @@ def server_command(model: str, options: Sequence[str], *, num_speculative_tokens
     Raises:
         ValueError: `options` bring a speculative config of their own.
     """
-    if any(option.split("=", 1)[0] in ("--speculative-config", "-sc") for option in options):
+    short = any(re.split("[=.]", option, maxsplit=1)[0] == "-sc" for option in options)
+    given = read_options(options)
+    if short or any(_is_given(name, given) for name in _SPECULATIVE):
         raise ValueError(
             "reprise serve sets --speculative-config itself; use --num-speculative-tokens, or "
             "vllm serve with a speculative config that names " + PROPOSER_PATH
@@ -102,9 +110,9 @@ def tier_options(tiers: KvTiers, options: Sequence[str]) -> list[str]:
     """
     given = read_options(options)
     for name in ("kv-transfer-config", "kv-offloading-size", "kv-offloading-backend"):
-        if name in given:
+        if _is_given(name, given):
             raise ValueError(f"--kv-tiers sets vLLM's --{name} itself; give one of the two")
-    if "weight-transfer-config" in given:
+    if _is_given("weight-transfer-config", given):
         raise ValueError(
             "--kv-tiers keeps KV blocks beyond a change of weights; not with "
             "--weight-transfer-config"
@@ -129,6 +137,11 @@ def plugins_loaded(environment: Mapping[str, str]) -> frozenset[str]:
         return frozenset(name for name in named.split(",") if name)
     groups = (metadata.entry_points(group=group) for group in _LOADED_BY_DEFAULT)
     return frozenset(entry.name for group in groups for entry in group)
+
+
+def _is_given(name: str, options: Mapping[str, str]) -> bool:
+    """Return whether an option is given, as a whole or a part of it (`--name.part`)."""
+    return any(each.partition(".")[0] == name for each in options)
 
 
 def _has_distribution(name: str) -> bool:

@@ -251,6 +251,8 @@ def _from_environment() -> dict[str, Any]:
         raise ValueError(f"Reprise configuration (environment): {_first_problem(error)}") from None
 
 
+_SECRETS = frozenset({"admin_token"})
+"""Settings of which an error shows no value, whatever came."""
 _PARSERS: dict[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".yaml": yaml.safe_load,
@@ -267,9 +269,9 @@ def _from_file() -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = _PARSERS.get(path.suffix, json.loads)(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML, YAML or JSON file: {reason}"
+            f"{CONFIG_FILE_VARIABLE}={name}: expected a readable TOML, YAML or JSON file: "
+            f"{_unreadable(error)}"
         ) from None
     if not isinstance(values, dict):
         raise ValueError(
@@ -277,6 +279,13 @@ def _from_file() -> dict[str, Any]:
             f"got {type(values).__name__}"
         )
     return values
+
+
+def _unreadable(error: Exception) -> str:
+    """Say why a file cannot be read, without what stands in it: a secret may."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        return f"{type(error).__name__} at line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,7 +306,9 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown setting {where!r}"
     if first["type"] == "value_error":  # a check of ours, which says what came
         return f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{where}: {first['msg']}, got {_shown(first.get('input'))}"
+    value = first.get("input")
+    shown = type(value).__name__ if _SECRETS & {*first["loc"]} else _shown(value)
+    return f"{where}: {first['msg']}, got {shown}"
 
 
 def _shown(value: object) -> str:

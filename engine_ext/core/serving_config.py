@@ -1,8 +1,32 @@
 """The one configuration of the front end."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+
+def check_admin_token(token: str) -> str:
+    """Return a token as it is, if a header can carry it to all servers and from all clients alike.
+
+    Raises:
+        ValueError: it cannot; the token is not shown.
+    """
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ValueError(
+            "the admin token must be printable ASCII without blanks at its ends (nor a line's end, "
+            "as of a file's)"
+        )
+    return token
+
+
+def _off(given: Any) -> Any:
+    """Return the word that YAML reads as False."""
+    return "off" if given is False else given
+
+
+def _checked(token: SecretStr) -> SecretStr:
+    check_admin_token(token.get_secret_value())
+    return token
 
 
 class ServingConfig(BaseModel):
@@ -13,12 +37,16 @@ class ServingConfig(BaseModel):
     enabled: bool = True
     """False leaves vLLM's front end alone: drafts stay, everything in this section goes."""
 
-    exact_hits: Literal["off", "deterministic", "always"] = "deterministic"
+    exact_hits: Annotated[Literal["off", "deterministic", "always"], BeforeValidator(_off)] = (
+        "deterministic"
+    )
     """`deterministic`: a repeated request is answered from the cache where its settings determine
     the answer (temperature 0, or a seed). `always`: sampled requests without a seed as well, which
     then get one and the same sample each time. `off`: every request is generated."""
 
-    exact_hits_from_others: Literal["off", "verified", "trusted"] = "verified"
+    exact_hits_from_others: Annotated[
+        Literal["off", "verified", "trusted"], BeforeValidator(_off)
+    ] = "verified"
     """Where the section `retrieval` names a tier, answers for exact hits are kept there too: they
     outlive a restart, and other servers find them. `verified`: greedy ones are repeated as far as
     the model agrees with them, which takes one prefill, and generated from there. `trusted`: also,
@@ -47,7 +75,7 @@ class ServingConfig(BaseModel):
     """Whether a namespace that a client names is honoured. Otherwise it is ignored, unless it
     makes no sense (400), and the namespace comes from the request's API key and `cache_salt`."""
 
-    admin_token: Annotated[SecretStr, Field(min_length=1)] | None = None
+    admin_token: Annotated[SecretStr, Field(min_length=1), AfterValidator(_checked)] | None = None
     """Opens the admin routes to whoever sends it as `x-reprise-admin-token`. Without it they are
     open to callers on the same machine where the server has no API keys, else to nobody. Not by
     `--additional-config`, which vLLM writes into its log."""

@@ -19,6 +19,7 @@ from reprise.spec.api.stats import SOURCES
 
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 _FOUND_BY = ("meaning", "tokens")
+_OUTCOMES = ("whole", "part", "none")
 _LOOK_UPS = ("hit", "unproven", "waited", "miss", "late", "busy", "failed", "refused", "unreadable")
 _ERROR_PLACES = {
     "front_end": (
@@ -97,6 +98,9 @@ class ServingMetrics:
         self._passed_through(SAMPLED)
         self._lookups()
         self.saved(0)
+        for outcome in _OUTCOMES:
+            self._verified_replays(outcome)
+        self._tokens_verified()
         self._stored()
         self.active(0)
         self.memory(ExactMemoryStats(answers=0, bytes=0, evicted=0, expired=0))
@@ -143,10 +147,16 @@ class ServingMetrics:
     def verified(self, outcome: str, num_tokens: int) -> None:
         """Count a stored answer that the engine has checked: `whole`, `part` or `none` of it is
         what it would generate, `num_tokens` tokens."""
+        self._verified_replays(outcome).inc()
+        self._tokens_verified().inc(num_tokens)
+
+    def _verified_replays(self, outcome: str) -> Counter:
         text = "Stored answers checked by the engine, by how far it agreed: whole, part or none."
-        self._counter("verified_replays", text, outcome=outcome).inc()
+        return self._counter("verified_replays", text, outcome=outcome)
+
+    def _tokens_verified(self) -> Counter:
         text = "Tokens of stored answers that the engine verified and emitted."
-        self._counter("tokens_verified", text).inc(num_tokens)
+        return self._counter("tokens_verified", text)
 
     def stored(self) -> None:
         """Count an answer stored in the exact memory."""

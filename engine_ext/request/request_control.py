@@ -28,6 +28,8 @@ from reprise.engine_ext.request.tenants import key_namespace as key_namespace
 from reprise.retrieval.api.namespace import check_namespace
 
 HEADER_PREFIX = "x-reprise-"
+ADMIN_TOKEN_HEADER = f"{HEADER_PREFIX}admin-token"
+"""No control: whoever sends it with each request is not to be told so, nor shown it."""
 XARGS_PREFIX = "reprise_"
 
 _CACHE_WORDS = frozenset({"off", "refresh", "only-if-cached", "no-store", "no-cache"})
@@ -37,6 +39,7 @@ _MAX_AGE = "max-age"
 _ON = frozenset({"on", "true", "1", "yes"})
 _OFF = frozenset({"off", "false", "0", "no"})
 _WHOLE_PROMPT = 1 << 30
+_MAX_AGE_S = 1 << 31  # what HTTP takes longer ages for
 
 
 class RequestControl(msgspec.Struct, frozen=True):
@@ -87,7 +90,7 @@ def parse_control(headers: Mapping[str, str], xargs: Mapping[str, Any] | None) -
     given = {
         name.removeprefix(HEADER_PREFIX): value
         for name, value in headers.items()
-        if name.startswith(HEADER_PREFIX)
+        if name.startswith(HEADER_PREFIX) and name != ADMIN_TOKEN_HEADER
     }
     for name, value in (xargs or {}).items():
         if name.startswith(XARGS_PREFIX):
@@ -147,7 +150,15 @@ def _parse_cache(name: str, value: Any) -> dict[str, Any]:
 def _parse_age(word: str) -> int | None:
     """Return the seconds of `max-age=SECONDS`; None: there are none."""
     seconds = word.partition("=")[2].strip().strip('"')
-    return int(seconds) if seconds.isascii() and seconds.isdecimal() else None
+    return _whole_number(seconds, most=_MAX_AGE_S)
+
+
+def _whole_number(text: str, *, most: int) -> int | None:
+    """Return a number, `most` for whatever is larger, however long; None: it is none."""
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    digits = text.lstrip("0") or "0"
+    return most if len(digits) > len(str(most)) else min(int(digits), most)
 
 
 def _parse_drafts(name: str, value: Any) -> dict[str, Any]:
@@ -185,9 +196,10 @@ def _parse_pin(name: str, value: Any) -> dict[str, Any]:
         return {"pin_tokens": _WHOLE_PROMPT}
     if word in ("off", "false", "no"):
         return {"pin_tokens": 0}
-    if not (word.isascii() and word.isdecimal()) or int(word) > _WHOLE_PROMPT:
+    number = _whole_number(word, most=_WHOLE_PROMPT + 1)
+    if number is None or number > _WHOLE_PROMPT:
         raise _invalid(name, "on, off or a number of tokens", value)
-    return {"pin_tokens": int(word)}
+    return {"pin_tokens": number}
 
 
 def _parse_ttl(name: str, value: Any) -> dict[str, Any]:

@@ -144,11 +144,9 @@ def _with_salt(prefix: str, salt: str | None) -> str:
         return prefix
     dotted = prefix + "." if prefix else ""
     try:
-        plain = check_namespace(f"{dotted}salt-{salt}")
-        plain.encode()
+        return check_namespace(f"{dotted}salt-{salt}")
     except ValueError:  # too long, or from elsewhere than the HTTP server, which checks its own
         return f"{dotted}hash-{_hashed(salt)}"
-    return plain
 
 
 def _named_salt(namespace: str, salt: str | None) -> str | None:

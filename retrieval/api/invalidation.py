@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from reprise.retrieval.api.answer import Answer, digest
-from reprise.retrieval.api.namespace import check_namespace
+from reprise.retrieval.api.namespace import check_namespace, is_encodable
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.query.turns import clip
 
@@ -95,6 +95,8 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         for name, value in (("answer_id", answer_id), ("prompt", prompt), ("model_key", model_key)):
             if value is not None and not value.strip():
                 raise ValueError(f"{name} must not be empty")
+            if value is not None and not is_encodable(value):  # it would never leave this process
+                raise ValueError(f"{name} must be text that UTF-8 can encode")
         if tenant == "":
             raise ValueError("tenant must not be empty")
         if older_than_s is not None and not 0.0 <= older_than_s < math.inf:

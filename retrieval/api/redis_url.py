@@ -104,11 +104,12 @@ def _host_and_port(text: str) -> tuple[str, int]:
 def redact_redis(url: str) -> str:
     """Return the URL without its passwords; of one that cannot be taken apart only the scheme."""
     scheme, separator, rest = url.partition("://")
+    if not separator:  # a slash too few, or no scheme: nothing that could be taken apart
+        return _HIDDEN if _may_hold_a_secret(url) else url
     try:
         base, pairs = _split(url)
     except ValueError:
-        has_secret = "@" in rest or "pass" in rest.lower()
-        return f"{scheme}{separator}{_HIDDEN}" if has_secret else url
+        return f"{scheme}{separator}{_HIDDEN}" if _may_hold_a_secret(rest) else url
     rest = base.partition("://")[2]
     user_info, at, host = rest.rpartition("@")
     if at:
@@ -120,6 +121,10 @@ def redact_redis(url: str) -> str:
         for name, text in pairs
     ]
     return f"{scheme}{separator}{user_info}{at}{host}" + ("?" + "&".join(shown) if shown else "")
+
+
+def _may_hold_a_secret(text: str) -> bool:
+    return "@" in text or "pass" in text.lower()
 
 
 def secrets_of(url: str) -> list[str]:

@@ -64,7 +64,8 @@ def _lite(path: str) -> MilvusUrl:
     """
     plain = Path("/" + path.lstrip("/"))
     if plain.suffix != _LITE_ENDING or not plain.stem:
-        raise ValueError(f"a Milvus Lite file must end in {_LITE_ENDING}, got {str(plain)!r}")
+        shown = _shown(f"milvus://{path}")  # a slash too many makes a server's password part of it
+        raise ValueError(f"a Milvus Lite file must end in {_LITE_ENDING}, got {shown!r}")
     return MilvusUrl(str(plain))
 
 
@@ -93,4 +94,6 @@ def _server(setting: str) -> MilvusUrl:
 def _shown(setting: str) -> str:
     """Return the setting without what may be a password."""
     scheme, separator, rest = setting.partition("://")
+    if not separator:  # a slash too few, or no scheme
+        return "***" if "@" in setting else setting
     return f"{scheme}{separator}***" if "@" in rest else setting

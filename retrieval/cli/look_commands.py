@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from reprise.retrieval.api.answer import Answer
+from reprise.retrieval.api.namespace import is_encodable
 from reprise.retrieval.api.tier_url import redact
 from reprise.retrieval.cli.tables import plain, print_table
 from reprise.retrieval.cli.tier_access import (
@@ -109,6 +110,8 @@ def search(
     """
     if not text.strip():
         raise ValueError("search needs a question")
+    if not is_encodable(text):
+        raise ValueError("search needs a question that UTF-8 can encode")
     with opened(url, only_reads=True) as tier:
         answers = all_answers(tier, namespace)
         embedder = embedder_of(embedding_model)

@@ -309,12 +309,18 @@ def test_the_image_gets_all_that_is_installed_and_no_more() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[int, Any], str]]:
-    """A server that replies with a status and a body if it is sent the token."""
+def server() -> Iterator[Callable[..., str]]:
+    """A server that replies with a status and a body if it is sent the token; to `/health` with a
+    status alone."""
     reply: list[tuple[int, bytes]] = []
+    vllms: list[int] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/health":
+                self.send_response(vllms[0])
+                self.end_headers()
+                return
             given = self.headers.get("x-reprise-admin-token")
             status, body = reply[0] if given == PASSWORD else (401, b'{"detail": "the token"}')
             self.send_response(status)
@@ -327,8 +333,9 @@ def server() -> Iterator[Callable[[int, Any], str]]:
     http = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
 
-    def serve(status: int, body: Any) -> str:
+    def serve(status: int, body: Any, vllm: int = 200) -> str:
         reply[:] = [(status, json.dumps(body).encode())]
+        vllms[:] = [vllm]
         return f"http://127.0.0.1:{http.server_port}/reprise/health"
 
     yield serve
@@ -341,7 +348,7 @@ def server() -> Iterator[Callable[[int, Any], str]]:
     [(200, "ready", 0), (200, "degraded", 0), (503, "dead", 1)],
 )
 def test_the_probe_says_whether_requests_are_answered(
-    server: Callable[[int, Any], str], status: int, state: str, exit_status: int
+    server: Callable[..., str], status: int, state: str, exit_status: int
 ) -> None:
     url = server(status, {"state": state, "components": {}})
     # A proxy would make it a caller from elsewhere.
@@ -352,13 +359,33 @@ def test_the_probe_says_whether_requests_are_answered(
     assert PASSWORD not in run.stdout + run.stderr
 
 
-def test_the_probe_fails_without_token_or_server(server: Callable[[int, Any], str]) -> None:
-    refused = probe(server(200, {"state": "ready"}), {})
-    assert (refused.returncode, refused.stdout) == (1, '401: {"detail": "the token"}\n')
+@pytest.mark.parametrize(
+    ("status", "variables"),
+    [
+        (200, {}),  # the token is in the settings file
+        (403, {"REPRISE_SERVING__ADMIN_TOKEN": PASSWORD}),  # API keys and no token: closed
+        (404, {"REPRISE_SERVING__ADMIN_TOKEN": PASSWORD}),  # vllm serve, without the routes
+        (503, {"REPRISE_SERVING__ADMIN_TOKEN": PASSWORD}),  # serving.enabled=false
+    ],
+)
+def test_where_reprise_does_not_say_vllm_does(
+    server: Callable[..., str], status: int, variables: dict[str, str]
+) -> None:
+    body = {"state": "ready"} if status == 200 else {"error": {"message": "no"}}
+    for vllm, exit_status in ((200, 0), (503, 1)):
+        run = probe(server(status, body, vllm), variables)
+        assert run.returncode == exit_status
+        assert run.stdout.splitlines()[-1] == f"vLLM's own health: {vllm}"
+
+
+def test_the_probe_fails_without_a_server_of_ours(server: Callable[..., str]) -> None:
     assert probe(server(200, []), {"REPRISE_SERVING__ADMIN_TOKEN": PASSWORD}).returncode == 1
     gone = probe(f"http://127.0.0.1:{free_port()}/", {})
     assert gone.returncode == 1
     assert gone.stderr == ""
+    secret = probe(server(200, {}), {"REPRISE_SERVING__ADMIN_TOKEN": f"{PASSWORD}\n"})
+    assert secret.returncode == 1
+    assert PASSWORD not in secret.stdout + secret.stderr
 
 
 def probe(url: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -198,7 +198,13 @@ def test_what_makes_no_sense_is_refused_and_removes_nothing(query: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"[]", b"{", b'{"prompt": 7}', b'{"older_than_s": true}', b'{"namespace": null}'],
+    [
+        *(b"[]", b"{", b'{"prompt": 7}', b'{"older_than_s": true}', b'{"namespace": null}'),
+        *(b"[" * 100_000, b'{"older_than_s": ' + b"9" * 400 + b"}"),
+        # No tier could be told of it: the removal would stay pending.
+        *(b'{"%s": "\\ud800"}' % name for name in (b"namespace", b"tenant", b"answer_id")),
+        *(b'{"%s": "\\ud800"}' % name for name in (b"prompt", b"model_key")),
+    ],
 )
 def test_a_body_that_makes_no_sense_is_refused(body: bytes) -> None:
     engine = Engine()

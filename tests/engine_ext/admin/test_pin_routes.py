@@ -1,11 +1,16 @@
 """The admin routes of pinned prefixes, and the command that asks them, without an engine."""
 
+import io
+import json
 import re
 import threading
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib import error as url_error
 
 import pytest
 from fastapi.testclient import TestClient
@@ -93,12 +98,22 @@ def test_a_prefix_is_pinned_for_whom_it_is_meant(client: TestClient, engine: Pin
         ({"prompt_token_ids": [True]}, "whole numbers"),
         ({"prompt": "a", "forever": True}, "expected a JSON object of"),
         ({"prompt_token_ids": []}, "1 to 9 tokens"),
+        ({"prompt": "a", "namespace": "a/b"}, "namespace must not contain"),
+        ({"prompt": "a", "namespace": "\ud800"}, "namespace must be a text"),
+        ({"prompt": "\ud800"}, "prompt must be a text"),
+        ({"prompt": "a", "cache_salt": "\ud800"}, "cache_salt must be a text"),
+        ({"prompt": "a", "cache_salt": ""}, "cache_salt must not be empty"),
     ],
 )
 def test_what_makes_no_sense_is_refused(client: TestClient, body: Any, message: str) -> None:
-    reply = client.post("/reprise/pins", json=body)
+    reply = client.post("/reprise/pins", content=json.dumps(body))
     assert reply.status_code == 400
     assert re.search(message, reply.json()["detail"])
+
+
+def test_a_body_nested_too_deeply_is_refused(client: TestClient) -> None:
+    reply = client.post("/reprise/pins", content="[" * 100_000)
+    assert (reply.status_code, "JSON object" in reply.json()["detail"]) == (400, True)
 
 
 def test_pins_are_removed_one_or_all(client: TestClient, engine: PinningEngine) -> None:
@@ -164,3 +179,75 @@ def test_the_command_lists_adds_and_removes(url: str, engine: PinningEngine) -> 
 def test_a_server_that_is_not_there_is_one_line() -> None:
     with pytest.raises(ValueError, match="refused"):
         CliRunner().invoke(app, ["list", "--url", "http://127.0.0.1:9"], catch_exceptions=False)
+
+
+class _Other(BaseHTTPRequestHandler):
+    said: bytes
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.wfile.write(self.said)
+
+    do_GET = do_POST = do_DELETE = _answer  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """Quietly."""
+
+
+@pytest.mark.parametrize("words", [("list",), ("add", "hi"), ("remove", "all")])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"-ERR unknown command\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        b"",
+        b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\n[]",
+    ],
+)
+def test_what_is_no_server_of_ours_is_one_line(said: bytes, words: tuple[str, ...]) -> None:
+    handler = type("Handler", (_Other,), {"said": said})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(ValueError, match=f"^{address}/reprise/pins") as refused:
+                CliRunner().invoke(app, [*words, "--url", address], catch_exceptions=False)
+        finally:
+            server.shutdown()
+            thread.join(10)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_refusal_in_vllms_form_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's server puts what a route says into its own object of errors."""
+    message = "the admin routes are closed: " + "and why " * 40 + "so"
+    body = json.dumps({"error": {"message": message, "code": 403}}).encode()
+    refusal = url_error.HTTPError("http://h", 403, "", HTTPMessage(), io.BytesIO(body))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(ValueError, match=r": 403: the admin .*and why so$"):
+        CliRunner().invoke(app, ["list"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("list", "--url", "http://127.0.0.1:port"), "--url http://127.0.0.1:port: "),
+        (("list", "--admin-token", "S3CR3T\n"), "admin token must be printable"),
+        (("add", "@FILE"), "FILE is no text in UTF-8"),
+    ],
+)
+def test_bad_input_is_named(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "FILE"
+    file.write_bytes(b"\xff")
+    given = [word.replace("@FILE", f"@{file}") for word in words]
+    with pytest.raises(ValueError, match=message) as refused:
+        CliRunner().invoke(app, given, catch_exceptions=False)
+    assert "S3CR3T" not in str(refused.value)

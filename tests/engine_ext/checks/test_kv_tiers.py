@@ -103,16 +103,20 @@ def test_other_texts_are_refused_in_one_line(text: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["--kv-transfer-config", "--kv-offloading-size", "--kv_offloading_backend"],
+    [
+        *("--kv-transfer-config", "--kv_transfer_config.kv_connector", "--kv-offloading-size"),
+        "--kv_offloading_backend",
+    ],
 )
 def test_vllms_own_options_for_the_same_are_refused_beside(option: str) -> None:
     with pytest.raises(ValueError, match="give one of the two"):
         tier_options(parse_kv_tiers("cpu=1GiB"), [option, "1"])
 
 
-def test_weights_that_change_are_refused_beside() -> None:
+@pytest.mark.parametrize("option", ["--weight-transfer-config", "--weight-transfer-config.backend"])
+def test_weights_that_change_are_refused_beside(option: str) -> None:
     with pytest.raises(ValueError, match="weight-transfer-config"):
-        tier_options(parse_kv_tiers("cpu=1GiB"), ["--weight-transfer-config", "{}"])
+        tier_options(parse_kv_tiers("cpu=1GiB"), [option, "{}"])
 
 
 def test_it_is_json() -> None:

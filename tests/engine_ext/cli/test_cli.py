@@ -79,6 +79,7 @@ def test_help_lists_the_commands(reprise: Callable[..., Ended], arguments: tuple
         (("--frobnicate",), "--frobnicate"),
         (("frobnicate",), "frobnicate"),
         (("serve",), "MODEL"),
+        (("serve", "--port", "8000", "m"), "MODEL before the options of vLLM, got --port"),
         (("cache", "stats", "--url", "ftp://x"), "ftp://x"),
         (("serve", "m", "--speculative-config", "{}"), "--speculative-config"),
     ],

@@ -55,10 +55,24 @@ def test_on_the_cpu_build_vllms_own_command_gets_the_options(
     assert json.loads(json.dumps(options.speculative_config))["num_speculative_tokens"] == 7
 
 
-@pytest.mark.parametrize("option", ["--speculative-config", "--speculative-config={}", "-sc"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--speculative-config", "--speculative-config={}", "--speculative_config", "-sc"),
+        *("--speculative-config.method", "--speculative_config.method=ngram", "-sc.method"),
+        *("--spec-method", "--spec_model", "--spec-tokens=4"),
+    ],
+)
 def test_a_speculative_config_of_ones_own_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match="num-speculative-tokens"):
         server_command("m", [option, "{}"], num_speculative_tokens=1)
+
+
+def test_a_speculative_config_in_vllms_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "vllm.yaml"
+    file.write_text("speculative-config: {method: ngram, num_speculative_tokens: 4}\n")
+    with pytest.raises(ValueError, match="num-speculative-tokens"):
+        server_command("m", ["--config", str(file)], num_speculative_tokens=1)
 
 
 def test_admin_routes_are_let_in_and_nothing_is_shut_out() -> None:

@@ -102,6 +102,53 @@ def test_an_unreadable_file_is_named(
         load_config()
 
 
+def test_off_means_off_in_yaml_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "reprise.yaml"
+    file.write_text("serving:\n  exact_hits: off\n  exact_hits_from_others: off\n")
+    monkeypatch.setenv("REPRISE_CONFIG", str(file))
+    serving = load_config().serving
+    assert (serving.exact_hits, serving.exact_hits_from_others) == ("off", "off")
+    file.write_text("serving:\n  exact_hits: on\n")
+    with pytest.raises(ValueError, match=r"serving\.exact_hits: .*got True"):
+        load_config()
+
+
+SECRET = "S3CR3T-w0rd"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"serving:\n  admin_token: @{SECRET}\n",
+        f"serving:\n  admin_token: *{SECRET}\n",
+        f"serving:\n  admin_token: !{SECRET} x\n",
+        f"retrieval:\n  url: redis://:{SECRET}@h:6379/0 : x\n",
+    ],
+)
+def test_an_unreadable_file_shows_nothing_of_what_it_says(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "reprise.yaml"
+    file.write_text(content)
+    monkeypatch.setenv("REPRISE_CONFIG", str(file))
+    with pytest.raises(ValueError, match="at line 2, column") as refused:
+        load_config()
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("token", [f"{SECRET}\n", f" {SECRET}", f"{SECRET}\x00", f"{SECRET}ä", ""])
+def test_a_token_that_no_header_carries_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ValueError, match=r"serving\.admin_token") as refused:
+        load_config({"serving": {"admin_token": token}})
+    assert SECRET not in str(refused.value)
+
+
+def test_a_token_that_is_no_text_is_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"serving\.admin_token: .*got int") as refused:
+        load_config({"serving": {"admin_token": 4711}})
+    assert "4711" not in str(refused.value)
+
+
 @pytest.mark.parametrize("namespace", ["", "a/b", "n" * 129])
 def test_a_namespace_that_declares_no_tenant_is_refused(
     monkeypatch: pytest.MonkeyPatch, namespace: str

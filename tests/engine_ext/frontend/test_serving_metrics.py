@@ -70,6 +70,17 @@ def test_look_ups_in_the_tier_are_counted_by_outcome_once(name: str) -> None:
     assert value("exact_tier_written_total", name) == 4
 
 
+def test_verified_answers_are_there_from_the_start(name: str) -> None:
+    """Otherwise a rate never sees the first."""
+    metrics = ServingMetrics(name)
+    for outcome in ("whole", "part", "none"):
+        assert value("verified_replays_total", name, outcome=outcome) == 0
+    assert value("tokens_verified_total", name) == 0
+    metrics.verified("part", 7)
+    assert value("verified_replays_total", name, outcome="part") == 1
+    assert value("tokens_verified_total", name) == 7
+
+
 def test_errors_of_front_end_and_workers_are_kept_apart(name: str) -> None:
     metrics = ServingMetrics(name)
     metrics.errors("front_end", {"replay": 2})

@@ -34,6 +34,7 @@ def test_silence_asks_for_nothing() -> None:
         ("No-Cache, no-store", {"look_up": False, "store": False}),
         ("max-age=0", {"look_up": False}),
         ("max-age=60", {"max_age_s": 60}),
+        ("max-age=" + "9" * 5000, {"max_age_s": 1 << 31}),
         ('only-if-cached, max-age = "60", max-age=90', {"only_if_cached": True, "max_age_s": 60}),
     ],
 )
@@ -46,6 +47,12 @@ def test_arguments_win_over_headers() -> None:
     headers = {"x-reprise-max-draft": "3", "x-reprise-drafts": "off"}
     control = parse_control(headers, {"reprise_max_draft": 7})
     assert control == RequestControl(max_draft=7, drafts=False)
+
+
+def test_the_admin_token_is_no_control() -> None:
+    """A client may send it with all that it sends: refused, the reply would show it."""
+    headers = {"x-reprise-admin-token": "secret", "x-reprise-drafts": "off"}
+    assert parse_control(headers, None) == RequestControl(drafts=False)
 
 
 def test_every_other_wish() -> None:
@@ -68,6 +75,8 @@ def test_every_other_wish() -> None:
         {"reprise_cache": "off, only-if-cached"},
         {"reprise_cache": "only-if-cached, max-age=0"},
         {"reprise_cache": "max-age"},
+        {"reprise_pin": "9" * 5000},
+        {"reprise_namespace": "\ud800"},
         {"reprise_cache": "max-age=-1"},
         {"reprise_cache": "max-age=1.5"},
         {"reprise_cache": "no-cache=60"},

@@ -107,6 +107,8 @@ def test_what_makes_no_sense_is_refused_by_name(url, message):
 
 
 UNREADABLE = [
+    f"redis:/u:{SECRET}@h:6379/0",
+    f"u:{SECRET}@h:6379",
     f"rediss://app:p@{SECRET}/w:rd#1@host:1/0",
     f"redis://:{SECRET}/x@host/0",
     f"redis://:12/{SECRET}@host/0",

@@ -44,6 +44,7 @@ def test_what_is_understood(setting, expected):
         *("milvus://host:1/a/b", "milvus://host:1/2b", "milvus://host:1/a-b"),
         *("milvus://host:1?a=b", "milvus://host:1#x", "milvus+tls:///a.db"),
         *("milvus:///answers", "milvus:///.db", "milvus://u:secret@x@host"),
+        *("milvus:/u:secret@host:1", "u:secret@host:1", "milvus:///u:secret@host:1"),
     ],
 )
 def test_what_is_not(setting):

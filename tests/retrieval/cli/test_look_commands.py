@@ -55,6 +55,7 @@ def test_one_answer_is_shown_whole(url: str) -> None:
     assert "no answer whose id begins with x" in refused("show", "x", "--url", url)
     assert "show needs an id" in refused("show", "", "--url", url)
     assert "search needs a question" in refused("search", " ", "--url", url)
+    assert "that UTF-8 can encode" in refused("search", "\udcff", "--url", url)
 
 
 @pytest.mark.parametrize("warmed", [False, True])

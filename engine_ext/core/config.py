@@ -6,6 +6,7 @@ Precedence, lowest first: `REPRISE_*` environment variables, the TOML, YAML or J
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from reprise.engine_ext.core.kv_pins_config import KvPinsConfig
 from reprise.engine_ext.core.serving_config import ServingConfig
@@ -247,6 +248,13 @@ def _from_environment() -> dict[str, Any]:
             )
     try:
         return _Environment().model_dump(exclude_unset=True)
+    except SettingsError as error:
+        section = re.search(r'field "(\w+)"', str(error))
+        variable = f"REPRISE_{section[1].upper()}" if section else "a section"
+        raise ValueError(
+            f"Reprise configuration: {variable} must be a JSON object of settings; a single one is "
+            f"{variable}__ and its name"
+        ) from None
     except ValidationError as error:
         raise ValueError(f"Reprise configuration (environment): {_first_problem(error)}") from None
 

@@ -90,6 +90,15 @@ def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_config()
 
 
+@pytest.mark.parametrize("value", ["", "foo", "{"])
+def test_a_section_that_is_no_object_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("REPRISE_SERVING", value)
+    with pytest.raises(ValueError, match="REPRISE_SERVING must be a JSON object of settings"):
+        load_config()
+    monkeypatch.setenv("REPRISE_SERVING", '{"exact_hits": "always"}')
+    assert load_config().serving.exact_hits == "always"
+
+
 @pytest.mark.parametrize("content", ["not = [valid", None])
 def test_an_unreadable_file_is_named(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

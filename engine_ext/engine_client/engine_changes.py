@@ -23,11 +23,15 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
     async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """As `AsyncLLM.collective_rpc`."""
+        if isinstance(method, str) and method.startswith("reprise_"):
+            return await super().collective_rpc(method, *args, **kwargs)
+        # Of several engines one answers with new weights while another still has the old ones: what
+        # was asked before, meanwhile and after the call has nothing in common.
+        self._model_changed()
         try:
             return await super().collective_rpc(method, *args, **kwargs)
         finally:
-            if not (isinstance(method, str) and method.startswith("reprise_")):
-                self._model_changed()
+            self._model_changed()
 
     async def update_weight_version(self, new_version: str) -> None:
         """As `AsyncLLM.update_weight_version`."""

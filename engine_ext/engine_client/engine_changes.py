@@ -17,6 +17,8 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """Overrides those methods of `AsyncLLM` through which a client changes the engine."""
 
     front_end: "FrontEnd | None" = None
+    _num_pause_changes = 0
+    """Pauses that began here, and that ended here: what was asked before one is out of date."""
 
     # Whatever may change the weights ends what was answered before. Refusing too much costs
     # hits; one stale answer would be a wrong one.
@@ -79,16 +81,21 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
     async def resume_generation(self) -> None:
         """As `AsyncLLM.resume_generation`."""
+        as_of = self._num_pause_changes
         await super().resume_generation()
-        self._set_paused(False)
+        if as_of == self._num_pause_changes:
+            self._set_paused(False)
 
     async def is_paused(self) -> bool:
         """As `AsyncLLM.is_paused`."""
+        as_of = self._num_pause_changes
         paused = bool(await super().is_paused())
-        self._set_paused(paused)
+        if self.front_end is not None and as_of == self._num_pause_changes:
+            self.front_end.is_paused = paused
         return paused
 
     def _set_paused(self, paused: bool) -> None:
+        self._num_pause_changes += 1
         if self.front_end is not None:
             self.front_end.is_paused = paused
 

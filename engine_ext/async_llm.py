@@ -4,8 +4,9 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -138,17 +139,17 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
         reports = front_end is not None and front_end.config.features.monitoring
         if front_end is not None and reports and self._report_task is None:
             interval_s = front_end.config.serving.stats_interval_s
-            self._report_task = asyncio.create_task(keep_reporting(weakref.ref(self), interval_s))
+            self._report_task = _start(keep_reporting(weakref.ref(self), interval_s))
         uses_near = self._config is not None and self._config.drafts.max_near_answers > 0
         if self._retriever is not None and uses_near and self._announcing is None:
-            self._announcing = asyncio.create_task(announce_near_answers(self._retriever))
+            self._announcing = _start(announce_near_answers(self._retriever))
         if front_end is not None and front_end.exact.shared is not None and self._learning is None:
-            self._learning = asyncio.create_task(self.learn_weight_version())
+            self._learning = _start(self.learn_weight_version())
         has_prefixes = (
             self.pins_prefixes and self._config is not None and (self._config.kv_pins.prefixes)
         )
         if has_prefixes and self._is_first_api_server and self._pinning is None:
-            self._pinning = asyncio.create_task(pin_configured(weakref.ref(self)))
+            self._pinning = _start(pin_configured(weakref.ref(self)))
 
     def _attach_front_end(self) -> None:
         if self.front_end is not None:
@@ -241,6 +242,11 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
         if (handler := getattr(self, "output_handler", None)) is not None:
             error = EngineDeadError(suppress_context=True)
             run_in_loop(handler.get_loop(), self.output_processor.propagate_error, error)
+
+
+def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Have work done in a task that is no part of the request that has it started, if one has."""
+    return asyncio.create_task(work, context=Context())
 
 
 def _from_arguments(arguments: dict[str, Any]) -> tuple["VllmConfig", dict[str, Any]]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
+    from reprise.engine_ext.frontend.front_end import FrontEnd
+
 logger = init_logger(__name__)
 
 # From `add_request`, which knows what the client asked, to `_add_request`, which knows the
@@ -104,8 +106,13 @@ class AnsweringAsyncLLM(ReportingAsyncLLM):
             self.front_end.errors.record("policy", error)
             prompt, params = fully_isolated(prompt, params)
             return await super().add_request(request_id, prompt, params, *args, **kwargs)
-        if params.n > 1 and policy.http_context is not None:
-            policy.http_context.add_outcome(lambda: "miss", reason=lambda: "n")
+        if params.n > 1:
+            # Those that it becomes do not pass through `_add_request`.
+            _refuse_live(self.front_end, getattr(prompt, "request_id", request_id))
+            if policy.http_context is not None:
+                policy.http_context.add_outcome(lambda: "miss", reason=lambda: "n")
+            if policy.control.only_if_cached:
+                raise NotCachedError
         token = _current_policy.set(policy)
         try:
             queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
@@ -138,10 +145,7 @@ class AnsweringAsyncLLM(ReportingAsyncLLM):
                 policy.info.generates(request.request_id)
             await super()._add_request(request, prompt, parent_req, index, queue)
             return
-        if front_end.is_live(request.request_id):
-            # vLLM would take it for input of that request, and the engine would end.
-            message = "a request of this id is not over"
-            raise VLLMValidationError(message, parameter="request_id", value=request.request_id)
+        _refuse_live(front_end, request.request_id)
         stored, waited = None, front_end.waits_for_others(request, policy)
         if waited:
             self.check_admission(request_id=request.request_id)
@@ -152,11 +156,11 @@ class AnsweringAsyncLLM(ReportingAsyncLLM):
             if self.log_requests:
                 logger.info("Answered request %s from the cache.", request.request_id)
             return
-        if policy.info is not None:
+        given = front_end.others.check(request, stored) or request
+        if policy.info is not None and given is request:
             policy.info.generates(request.request_id)
         token = _is_admitted.set(waited)
         try:
-            given = front_end.others.check(request, stored) or request
             await super()._add_request(given, prompt, parent_req, index, queue)
         except Exception as error:
             if policy.info is not None:
@@ -178,3 +182,15 @@ class AnsweringAsyncLLM(ReportingAsyncLLM):
         """As `AsyncLLM.check_admission`; who was admitted before it waited is not asked again."""
         if not _is_admitted.get():
             super().check_admission(*args, **kwargs)
+
+
+def _refuse_live(front_end: "FrontEnd", request_id: str) -> None:
+    """Raise if a request of this id is not over.
+
+    Raises:
+        VLLMValidationError: vLLM would take the new one for input of that request, and the engine
+            would end.
+    """
+    if front_end.is_live(request_id):
+        message = "a request of this id is not over"
+        raise VLLMValidationError(message, parameter="request_id", value=request_id)

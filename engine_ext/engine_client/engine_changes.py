@@ -17,17 +17,23 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """Overrides those methods of `AsyncLLM` through which a client changes the engine."""
 
     front_end: "FrontEnd | None" = None
+    _num_pause_changes = 0
+    """Pauses that began here, and that ended here: what was asked before one is out of date."""
 
     # Whatever may change the weights ends what was answered before. Refusing too much costs
     # hits; one stale answer would be a wrong one.
 
     async def collective_rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """As `AsyncLLM.collective_rpc`."""
+        if isinstance(method, str) and method.startswith("reprise_"):
+            return await super().collective_rpc(method, *args, **kwargs)
+        # Of several engines one answers with new weights while another still has the old ones: what
+        # was asked before, meanwhile and after the call has nothing in common.
+        self._model_changed()
         try:
             return await super().collective_rpc(method, *args, **kwargs)
         finally:
-            if not (isinstance(method, str) and method.startswith("reprise_")):
-                self._model_changed()
+            self._model_changed()
 
     async def update_weight_version(self, new_version: str) -> None:
         """As `AsyncLLM.update_weight_version`."""
@@ -75,16 +81,21 @@ class ChangeTrackingAsyncLLM(AsyncLLM):  # type: ignore[misc]
 
     async def resume_generation(self) -> None:
         """As `AsyncLLM.resume_generation`."""
+        as_of = self._num_pause_changes
         await super().resume_generation()
-        self._set_paused(False)
+        if as_of == self._num_pause_changes:
+            self._set_paused(False)
 
     async def is_paused(self) -> bool:
         """As `AsyncLLM.is_paused`."""
+        as_of = self._num_pause_changes
         paused = bool(await super().is_paused())
-        self._set_paused(paused)
+        if self.front_end is not None and as_of == self._num_pause_changes:
+            self.front_end.is_paused = paused
         return paused
 
     def _set_paused(self, paused: bool) -> None:
+        self._num_pause_changes += 1
         if self.front_end is not None:
             self.front_end.is_paused = paused
 

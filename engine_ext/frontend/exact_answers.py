@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
+from vllm import envs
 from vllm.logger import init_logger
 from vllm.v1.engine import FinishReason
 
@@ -62,7 +63,10 @@ class ExactAnswers:
         self._model_key = model_key_of(vllm_config)
         self._others_may_change_adapters = num_api_servers > 1 and not has_fixed_adapters
         self._unsupported = unsupported_engine(vllm_config)
-        if num_api_servers > 1 and vllm_config.weight_transfer_config is not None:
+        others_may_change_weights = (
+            vllm_config.weight_transfer_config is not None or envs.VLLM_SERVER_DEV_MODE
+        )
+        if num_api_servers > 1 and others_may_change_weights:
             self._unsupported = "weights may change through another API server process"
         if self._unsupported is not None and self._mode != "off":
             logger.warning("Reprise: no exact hits, because %s.", self._unsupported)
@@ -179,20 +183,24 @@ class ExactAnswers:
     def find(
         self, keys: ExactKeys, request: "EngineCoreRequest", max_age_s: float | None
     ) -> Answer | None:
-        """Return an answer to `request` that is at most `max_age_s` old; None: there is none.
+        """Return the latest answer to `request` that is at most `max_age_s` old; None: there is
+        none.
 
         The first tokens of an answer do not depend on `max_tokens`: a longer one is cut to it.
         """
         assert request.sampling_params is not None
         max_tokens = request.sampling_params.max_tokens
-        answer = self.memory.get(keys.complete)
-        if answer is not None and not _has_room(answer, max_tokens):
-            answer = _cut_to(answer, max_tokens)
-        if answer is None and (known := self.memory.get(keys.cut)) is not None:
-            answer = _cut_to(known, max_tokens)
-        if answer is None:
-            answer = self.memory.get(keys.limited)
-        return answer if answer is not None and _is_young(answer, max_age_s) else None
+        whole = self.memory.get(keys.complete)
+        if whole is not None and not _has_room(whole, max_tokens):
+            whole = _cut_to(whole, max_tokens)
+        cut = self.memory.get(keys.cut)
+        if cut is not None:
+            cut = _cut_to(cut, max_tokens)
+        # Where one sample is repeated, they may be different ones, of which the client may have
+        # asked to have the last one generated anew.
+        known = [each for each in (whole, cut, self.memory.get(keys.limited)) if each is not None]
+        latest = max(known, key=lambda each: each.created_s, default=None)
+        return latest if latest is not None and _is_young(latest, max_age_s) else None
 
     def store(
         self, tracked: TrackedRequest, finished: FinishedFlight, *, weight_version: str | None

@@ -155,10 +155,11 @@ class FrontEnd:
         return None if self.is_paused else await self.others.fetch(request, policy)
 
     def is_live(self, request_id: str) -> bool:
-        """Return whether a request of this id is not over: vLLM knows it, or the engine goes on for
-        those that follow it."""
+        """Return whether a request of this id is not over: vLLM knows it, or what it has become
+        with `n` above 1, or the engine goes on for those that follow it."""
         return (
             self._processor.has_request(request_id)
+            or request_id in self._processor.parent_requests
             or self.flights.watcher_of(request_id) is not None
         )
 

@@ -71,7 +71,7 @@ class VerifiedAnswers:
         self._max_step_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         self._replays = VerifiedReplays(
             processor,
-            submit=submit,
+            submit=partial(self._generate, submit),
             is_led=lambda request_id: flights.watcher_of(request_id) is not None,
             on_failure=self._fail,
             max_model_len=self._max_model_len,
@@ -121,8 +121,6 @@ class VerifiedAnswers:
         outcome = "whole" if num_tokens == num_asked else "part" if num_tokens else "none"
         if verdict.ending is not None:
             outcome = "whole"
-            if tracked.policy.info is not None:
-                tracked.policy.info.generates_nothing(tracked.request_id)
         self._metrics.verified(outcome, num_tokens)
         self._counts["checked"] += 1
         if num_tokens:
@@ -130,6 +128,17 @@ class VerifiedAnswers:
             self._counts["tokens_verified"] += num_tokens
             if self._exact.shared is not None and stored.exact_key is not None:
                 self._exact.shared.used(stored.namespace, stored.exact_key, num_tokens)
+
+    async def _generate(
+        self,
+        submit: "Callable[[EngineCoreRequest], Awaitable[None]]",
+        request: "EngineCoreRequest",
+    ) -> None:
+        """Give the engine what the verified tokens do not end."""
+        tracked = self._flights.watcher_of(request.request_id)
+        if isinstance(tracked, TrackedRequest) and tracked.policy.info is not None:
+            tracked.policy.info.generates(request.request_id)
+        await submit(request)
 
     def _fail(self, request_id: str, error: Exception) -> None:
         """End a request that the engine could not be given, and those that follow it."""

@@ -11,6 +11,7 @@ generate: a wrong one costs a longer prefill.
 
 import asyncio
 import copy
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,7 +110,8 @@ class VerifiedReplays:
             token_ids: [n] of the stored answer; with the prompt at most `max_model_len` - 1.
             on_verdict: Called before the first output.
         """
-        check_id = request.request_id + _CHECK_SUFFIX
+        # Of no client's choice: another request of this id would be taken for the one checked.
+        check_id = f"{request.request_id}{_CHECK_SUFFIX}-{secrets.token_hex(8)}"
         params = SamplingParams(
             temperature=0.0,
             max_tokens=1,

@@ -1,7 +1,8 @@
 """Resolves, before the engine sees a request, what it may share and what it asks of the cache."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -44,6 +45,8 @@ class RequestPolicy(msgspec.Struct, frozen=True):
     """For vLLM's prefix cache; None: as the request has it."""
     streams_input: bool = False
     """Whether its prompt comes in pieces, each of which the engine gets as a request of this id."""
+    isolation_of: Callable[[Any], Isolation] | None = None
+    """Returns the isolation of a piece that has a `cache_salt` of its own."""
 
     @property
     def shares(self) -> bool:
@@ -74,7 +77,8 @@ def resolve_policy(
     http_context = current_http_context.get()
     control = parse_control(http_context.headers if http_context else {}, params.extra_args)
     clients = control.namespace if config.serving.client_namespaces else None
-    isolation = resolve_isolation(config, prompt, clients=clients, is_sole_tenant=is_sole_tenant)
+    isolate = partial(resolve_isolation, config, clients=clients, is_sole_tenant=is_sole_tenant)
+    isolation = isolate(prompt)
     namespace = isolation.namespace
     if namespace is None:
         namespace = private_namespace()
@@ -88,6 +92,7 @@ def resolve_policy(
         info,
         isolation.cache_salt,
         streams_input=isinstance(prompt, AsyncGenerator),
+        isolation_of=isolate,
     )
 
 
@@ -158,24 +163,48 @@ def with_cache_salt(prompt: Any, policy: RequestPolicy, params: SamplingParams) 
     if isinstance(prompt, EngineCoreRequest):
         prompt.sampling_params = params
         prompt.cache_salt = policy.cache_salt or prompt.cache_salt
-    elif isinstance(prompt, dict) and policy.cache_salt:
-        return {**prompt, "cache_salt": policy.cache_salt}
     elif isinstance(prompt, AsyncGenerator):
-        return _each_with_cache_salt(prompt, policy)
+        return _each_with_cache_salt(prompt, policy, params)
+    elif policy.cache_salt:
+        return _salted(prompt, policy.cache_salt)
     return prompt
 
 
+def _salted(prompt: Any, cache_salt: str) -> Any:
+    """Return a prompt with a salt, for which text and token ids have no room as they are."""
+    if isinstance(prompt, str):
+        prompt = {"prompt": prompt}
+    elif isinstance(prompt, list):
+        prompt = {"prompt_token_ids": prompt}
+    return {**prompt, "cache_salt": cache_salt} if isinstance(prompt, dict) else prompt
+
+
 async def _each_with_cache_salt(
-    inputs: AsyncGenerator[StreamingInput, None], policy: RequestPolicy
+    inputs: AsyncGenerator[StreamingInput, None], policy: RequestPolicy, params: SamplingParams
 ) -> AsyncGenerator[StreamingInput, None]:
     async with aclosing(inputs):
         async for part in inputs:
-            own = part.sampling_params
-            params = with_policy(own, policy) if isinstance(own, SamplingParams) else own
+            own, of_part = part.sampling_params, _policy_of_part(policy, part.prompt)
+            if of_part is not policy:
+                own = own or params
+            own = with_policy(own, of_part) if isinstance(own, SamplingParams) else own
             prompt: Any = part.prompt
-            if isinstance(prompt, dict) and policy.cache_salt:
-                prompt = {**prompt, "cache_salt": policy.cache_salt}
-            yield StreamingInput(prompt=prompt, sampling_params=params)
+            if of_part.cache_salt:
+                prompt = _salted(prompt, of_part.cache_salt)
+            yield StreamingInput(prompt=prompt, sampling_params=own)
+
+
+def _policy_of_part(policy: RequestPolicy, prompt: Any) -> RequestPolicy:
+    """Return the policy of a piece of streamed input, which may have a salt of its own."""
+    if policy.isolation_of is None or _cache_salt(prompt) is None:
+        return policy
+    isolation = policy.isolation_of(prompt)
+    namespace = isolation.namespace
+    if policy.info is not None:
+        policy.info.namespace = namespace
+    if namespace is None:
+        namespace = private_namespace()
+    return msgspec.structs.replace(policy, namespace=namespace, cache_salt=isolation.cache_salt)
 
 
 def fully_isolated(prompt: Any, params: SamplingParams) -> tuple[Any, SamplingParams]:

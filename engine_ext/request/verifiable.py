@@ -28,7 +28,8 @@ PLAIN_FIELDS: dict[str, Any] = {
     "thinking_token_budget": None,
 }
 """Fields of `SamplingParams` that process logits, or look back further than the last token to end
-an answer, with the one value at which they do nothing. Empty is None."""
+an answer, with the one value at which they do nothing. An empty list or dictionary is None; the
+number 0 is not."""
 
 OTHER_FIELDS = frozenset(
     {
@@ -53,11 +54,13 @@ def is_verifiable(request: "EngineCoreRequest") -> bool:
     params = request.sampling_params
     if params is None or not is_greedy(params) or request.lora_request is not None:
         return False
-    if any(
-        (getattr(params, name) or None) != (plain or None) for name, plain in PLAIN_FIELDS.items()
-    ):
+    if not all(_is_plain(getattr(params, name), plain) for name, plain in PLAIN_FIELDS.items()):
         return False
     return set(params.extra_args or ()) <= {_OURS}
+
+
+def _is_plain(value: Any, plain: Any) -> bool:
+    return value == plain or (plain is None and value in ([], {}))
 
 
 def may_verify(vllm_config: Any, config: "RepriseConfig") -> bool:

@@ -20,9 +20,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reprise.engine_ext import async_llm, instances
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM, create_enhanced_system
+from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.core.engine_retrieval import ADDRESS_VARIABLE
+from reprise.engine_ext.engine_client import answering
 from reprise.engine_ext.instances import cleanup_all, get_instance_stats
 from reprise.engine_ext.request import draft_counts_fetcher
+from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.request.request_policy import RequestPolicy
 
 
 class ManyEngines:
@@ -86,6 +90,32 @@ def test_two_threads_may_end_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert most == 1
     assert said == ["what was saved"]
     assert closed
+
+
+@pytest.mark.usefixtures("never_started")
+async def test_what_the_first_request_starts_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine that is made where no loop runs has its tasks started by its first request. Under
+    its policy, prefixes would be looked up and stored as the tenant's."""
+    seen = []
+
+    async def pin(_: Any) -> None:
+        seen.append(answering._current_policy.get())
+
+    monkeypatch.setattr(async_llm, "pin_configured", pin)
+    monkeypatch.setattr(AsyncLLM, "_run_output_handler", lambda _self: None)
+    monkeypatch.setattr(EnhancedAsyncLLM, "_attach_front_end", lambda _self: None)
+    monkeypatch.setattr(EnhancedAsyncLLM, "pins_prefixes", True)
+    engine = EnhancedAsyncLLM.__new__(EnhancedAsyncLLM)
+    engine._config = load_config({"kv_pins": {"prefixes": ["a prefix"]}})
+    engine._is_first_api_server = True
+    token = answering._current_policy.set(RequestPolicy(RequestControl(), "tenant"))
+    engine._run_output_handler()
+    answering._current_policy.reset(token)
+    assert engine._pinning is not None
+    await engine._pinning
+    assert seen == [None]
 
 
 @pytest.mark.usefixtures("never_started")

@@ -5,21 +5,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.outputs import LogprobsTensors
 
 from reprise.engine_ext.async_llm import EnhancedAsyncLLM
 from reprise.engine_ext.core.config import load_config
 from reprise.engine_ext.engine_client import answering
 from reprise.engine_ext.frontend.front_end import FrontEnd
-from reprise.engine_ext.request.request_control import RequestControl
+from reprise.engine_ext.frontend.verified_answers import VerifiedAnswers
+from reprise.engine_ext.request.http_context import HttpRequestContext, current_http_context
+from reprise.engine_ext.request.request_control import NotCachedError, RequestControl
 from reprise.engine_ext.request.request_info import InfoCollector, counts_id
 from reprise.engine_ext.request.request_policy import RequestPolicy
 from reprise.engine_ext.request.shared_keys import SharedKeys
+from reprise.engine_ext.request.tenants import SOLE_TENANT
+from reprise.retrieval.api.answer import Answer
 from reprise.tests.engine_ext.front_ends import core_request, vllm_config
+from reprise.tests.engine_ext.outputs.flight_desk import TOKENIZER
 
 
 class Tier:
@@ -30,10 +38,11 @@ class Tier:
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
         self.asked = 0
+        self.is_withdrawn = False
         self.ended_leases: list[str] = []
 
-    def keys_of(self, _: Any, keys: Any) -> SharedKeys:
-        return SharedKeys(keys, "state", verifiable=False)
+    def keys_of(self, _: Any, keys: Any) -> SharedKeys | None:
+        return None if self.is_withdrawn else SharedKeys(keys, "state", verifiable=False)
 
     async def find(self, *_: Any) -> list[Any]:
         self.asked += 1
@@ -52,6 +61,12 @@ class Tier:
 
     def used(self, *_: Any) -> None: ...
 
+    def withdraw(self) -> None:
+        self.is_withdrawn = True
+
+    def is_trusted(self, *_: Any) -> bool:
+        return False
+
 
 class Core:
     """In the place of vLLM's client of the engine core."""
@@ -69,8 +84,8 @@ class Core:
 class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
     """The engine client without an engine."""
 
-    def __init__(self, *, max_num_queued_reqs: int | None = None) -> None:
-        self.output_processor = OutputProcessor(None, log_stats=False)
+    def __init__(self, *, max_num_queued_reqs: int | None = None, tokenizer: Any = None) -> None:
+        self.output_processor = OutputProcessor(tokenizer, log_stats=False)
         self.front_end = FrontEnd(vllm_config(), load_config({}), self.output_processor)
         self.tier = Tier()
         self.front_end.exact.shared = self.tier  # type: ignore[assignment]
@@ -91,13 +106,14 @@ class Engine(EnhancedAsyncLLM):  # type: ignore[misc]
         prompt: tuple[int, ...] = (),
         namespace: str = "",
         streams_input: bool = False,
+        **params: Any,
     ) -> tuple[asyncio.Task[None], RequestOutputCollector]:
         """Have a request added under `name`, by its client; of a prompt of its own."""
         kind = RequestOutputKind.FINAL_ONLY
-        params = SamplingParams(temperature=0, detokenize=False, output_kind=kind)
+        known = {"temperature": 0, "detokenize": False, "output_kind": kind}
         request = core_request(
             name,
-            params,
+            SamplingParams(**known | params),
             prompt or (1, 2, sum(name.encode())),
             external_req_id=f"of-{name}",
             resumable=streams_input,
@@ -244,6 +260,116 @@ async def test_a_front_end_that_closes_lets_go_of_what_waits() -> None:
     adding, _ = engine.ask("a")
     await adding
     assert engine.engine_core.given == ["a"]
+
+
+@pytest.mark.parametrize("stop", [None, ["sw"]])
+async def test_workers_are_asked_about_what_follows_a_verified_answer(
+    stop: list[str] | None,
+) -> None:
+    """A stop string ends an answer where nobody but the detokenizer knows: nothing follows."""
+    engine, info = Engine(tokenizer=TOKENIZER), InfoCollector()
+    front_end, prompt, tokens = engine.front_end, (1, 2, 3), TOKENIZER.encode("answer")
+    assert front_end is not None
+    front_end.others.verified = VerifiedAnswers(
+        vllm_config(),
+        engine.output_processor,
+        submit=engine._submit,
+        flights=front_end.flights,
+        replayer=front_end._replayer,
+        exact=front_end.exact,
+        metrics=front_end.metrics,
+        counts=front_end.counts,
+        errors=front_end.errors,
+    )
+    stored = Answer.create(
+        prompt_token_ids=prompt,
+        response_token_ids=tokens,
+        namespace="",
+        model_key="m",
+        exact_key=b"k" * 16,
+    )
+
+    async def find(*_: Any) -> list[Answer]:
+        return [stored]
+
+    engine.tier.find = find  # type: ignore[method-assign]
+    adding, queue = engine.ask("a", info, prompt=prompt, detokenize=True, max_tokens=50, stop=stop)
+    await adding
+    (check,) = engine.engine_core.given
+    assert info.counts_ids == []  # the engine generates nothing of the check
+    ids = torch.tensor([*prompt[1:], *tokens])
+    said = EngineCoreOutput(
+        request_id=check,
+        new_token_ids=[0],
+        finish_reason=FinishReason.LENGTH,
+        new_prompt_logprobs_tensors=LogprobsTensors(
+            ids[:, None].repeat(1, 3), torch.zeros(len(ids), 3), torch.ones(len(ids))
+        ),
+        prefill_stats=PrefillStats(num_prompt_tokens=len(ids) + 1, num_computed_tokens=len(ids)),
+    )
+    engine.output_processor.process_outputs([said])
+    await asyncio.sleep(0)
+    if stop is None:
+        assert engine.engine_core.given == [check, "a"]
+        assert info.counts_ids == [counts_id(info.nonce, "a")]
+    else:
+        assert await tokens_in(queue) == tokens[:4]
+        assert engine.engine_core.given == [check]
+        assert info.counts_ids == []
+    assert front_end.errors.counts() == {}
+
+
+async def test_what_the_cache_never_has_is_refused_where_nothing_may_be_generated() -> None:
+    engine = Engine()
+    engine._config, engine.is_sole_tenant = load_config({}), True
+    asks = {"x-reprise-cache": "only-if-cached"}
+    http_context = HttpRequestContext(asks, SOLE_TENANT)
+    token = current_http_context.set(http_context)
+    try:
+        with pytest.raises(NotCachedError):
+            await engine.add_request("a", {"prompt_token_ids": [1]}, SamplingParams(n=2))
+    finally:
+        current_http_context.reset(token)
+    assert http_context.outcome() == "miss; reason=n"
+
+
+async def test_the_id_of_a_request_with_several_answers_is_live_until_all_are_over() -> None:
+    engine = Engine()
+    engine._config = load_config({})
+    engine.tier.may_answer.set()
+    engine.output_processor.parent_requests["a"] = object()  # type: ignore[assignment]
+    message = "a request of this id is not over"
+    with pytest.raises(VLLMValidationError, match=message):
+        await engine.add_request("a", {"prompt_token_ids": [1]}, SamplingParams(n=2))
+    with pytest.raises(VLLMValidationError, match=message):
+        await engine.ask("a")[0]
+    assert engine.engine_core.given == []
+
+
+async def test_what_is_asked_or_ends_while_weights_change_is_neither_kept_nor_shared() -> None:
+    """Of several engines, one has new weights before another."""
+    engine, shared = Engine(), []
+    front_end = engine.front_end
+    assert front_end is not None
+    engine.tier.may_answer.set()
+    engine.tier.store = lambda answer, **_: shared.append(answer)  # type: ignore[method-assign]
+    await engine.ask("a")[0]
+
+    async def change(*_: Any) -> None:
+        engine.generate_one("a")
+        await engine.ask("b")[0]
+        await engine.ask("c")[0]
+        engine.generate_one("b")
+
+    engine.engine_core.collective_rpc_async = change  # type: ignore[attr-defined]
+    await engine.collective_rpc("reload_weights")
+    engine.generate_one("c")
+    assert front_end.exact.memory.stats().answers == 0
+    assert shared == []
+    await engine.ask("d")[0]
+    engine.generate_one("d")
+    assert front_end.exact.memory.stats().answers == 1
+    assert front_end.errors.counts() == {}
 
 
 @pytest.mark.parametrize("has_left", [False, True])

@@ -117,14 +117,14 @@ async def test_weights_are_taken_for_changed_even_where_the_call_fails(
         lambda: engine.start_weight_update(),
     ]
     engine.engine_core.fails = fails
-    for number, call in enumerate(calls):
-        assert engine.front_end.changes == number
+    for call in calls:
+        before = engine.front_end.changes
         if fails:
             with pytest.raises(RuntimeError, match="injected"):
                 await call()
         else:
             await call()
-    assert engine.front_end.changes == len(calls)
+        assert engine.front_end.changes > before
 
 
 async def test_the_label_of_the_weights_is_known_before_the_first_output(engine: Any) -> None:
@@ -188,6 +188,65 @@ async def test_pauses_are_known_however_they_end(engine: Any) -> None:
     core.is_paused = True
     assert await engine.is_paused()
     assert front_end.is_paused
+
+
+@pytest.mark.parametrize("method", ["is_paused", "resume_generation", "wake_up"])
+async def test_what_was_asked_before_a_pause_does_not_end_it(engine: Any, method: str) -> None:
+    """Whoever looks whether an engine is paused, every second say, hears of the time before."""
+    core, front_end = engine.engine_core, engine.front_end
+    await engine.pause_generation(clear_cache=False)
+    core.is_paused = method == "resume_generation"
+    asked, says = asyncio.Event(), asyncio.Event()
+
+    async def late(*_: Any) -> bool:
+        asked.set()
+        await says.wait()
+        return False
+
+    core.is_scheduler_paused_async = core.resume_scheduler_async = late
+    looking = asyncio.create_task(getattr(engine, method)())
+    await asked.wait()
+    await engine.pause_generation(clear_cache=False)
+    says.set()
+    await looking
+    assert front_end.is_paused
+
+
+async def test_a_pause_that_ended_meanwhile_is_over(engine: Any) -> None:
+    core, front_end = engine.engine_core, engine.front_end
+    await engine.pause_generation(clear_cache=False)
+    asked, says = asyncio.Event(), asyncio.Event()
+
+    async def late(*_: Any) -> bool:
+        asked.set()
+        await says.wait()
+        return True
+
+    core.is_scheduler_paused_async = late
+    looking = asyncio.create_task(engine.is_paused())
+    await asked.wait()
+    await engine.resume_generation()
+    says.set()
+    assert await looking  # as the engine said
+    assert not front_end.is_paused
+
+
+async def test_who_looks_during_a_resumption_does_not_undo_it(engine: Any) -> None:
+    core, front_end = engine.engine_core, engine.front_end
+    await engine.pause_generation(clear_cache=False)
+    asked, says = asyncio.Event(), asyncio.Event()
+
+    async def late(*_: Any) -> None:
+        asked.set()
+        await says.wait()
+
+    core.resume_scheduler_async = late
+    resuming = asyncio.create_task(engine.resume_generation())
+    await asked.wait()
+    assert await engine.is_paused()
+    says.set()
+    await resuming
+    assert not front_end.is_paused
 
 
 async def test_without_a_front_end_it_is_vllms_client(engine: Any) -> None:

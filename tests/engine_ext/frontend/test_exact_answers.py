@@ -95,7 +95,7 @@ def test_an_answer_older_than_asked_for_is_not_found(monkeypatch: pytest.MonkeyP
     assert exact.find(keys, request(), 150.0) is not None
 
 
-def test_what_another_process_may_change_is_refused() -> None:
+def test_what_another_process_may_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = LoRARequest("a", 1, "/adapters/a")
     assert exact_answers().refusal(request()) is None
     assert exact_answers().refusal(request(lora=adapter)) is None
@@ -107,4 +107,8 @@ def test_what_another_process_may_change_is_refused() -> None:
     in_place = LoRARequest("a", 1, "/adapters/a", load_inplace=True)
     assert "every request reloads" in (several.refusal(request(lora=in_place)) or "")
     several = exact_answers(num_api_servers=2, weight_transfer="nccl")
+    assert "weights may change" in (several.refusal(request()) or "")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")  # its routes reach one process only
+    assert exact_answers().refusal(request()) is None
+    several = exact_answers(num_api_servers=2)
     assert "weights may change" in (several.refusal(request()) or "")

@@ -256,6 +256,27 @@ def test_an_answer_older_than_the_request_accepts_is_generated_anew(
     assert client.ask(policy=young) == ("exact", [9])
 
 
+def test_the_latest_answer_is_repeated_however_it_ended(
+    advance_clock: Callable[[float], None],
+) -> None:
+    """Two samples may end in different ways, and so lie under different keys."""
+    client = Client(make_front_end(exact_hits="always"))
+    sampled = {"temperature": 0.9, "max_tokens": 3}
+    refresh = RequestPolicy(RequestControl(look_up=False), "")
+    young = RequestPolicy(RequestControl(max_age_s=60.0), "")
+    client.ask(**sampled)
+    advance_clock(61)
+    length = FinishReason.LENGTH
+    client.ask(policy=refresh, emits=(8, 9, 4), reason=length, **sampled)
+    assert client.ask(**sampled) == ("exact", [8, 9, 4])
+    assert client.ask(policy=young, **sampled) == ("exact", [8, 9, 4])
+    assert client.ask(temperature=0.9, max_tokens=2) == ("exact", [8, 9])
+    advance_clock(61)
+    client.ask(policy=refresh, emits=(7,), **sampled)
+    assert client.ask(**sampled) == ("exact", [7])
+    assert client.ask(policy=young, **sampled) == ("exact", [7])
+
+
 def test_outcomes_are_added_to_the_http_context(client: Client) -> None:
     http_context = HttpRequestContext({}, None)
     client.ask(policy=RequestPolicy(RequestControl(), "", http_context))

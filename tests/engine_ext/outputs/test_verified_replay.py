@@ -198,6 +198,19 @@ async def test_aborts_stop_whatever_of_it_the_engine_has() -> None:
     assert len(engine.flights) == 0
 
 
+async def test_no_request_has_the_id_of_a_check() -> None:
+    """Ids may be the clients' choice, see `VLLM_DISABLE_REQUEST_ID_RANDOMIZATION`."""
+    engine = Engine()
+    _, check, reader = engine.verify(ANSWER)
+    other, queue = make("r-reprise-check", DELTA)
+    engine.processor.add_request(other, "p", None, 0, queue)
+    assert engine.processor.request_states.keys() == {"r", "r-reprise-check"}
+    assert Engine().verify(ANSWER)[1].request_id != check.request_id
+    engine.says(check, len(ANSWER))
+    reader.take()
+    assert reader.text == "answer"
+
+
 async def test_followers_get_what_is_verified_and_what_follows() -> None:
     engine = Engine()
     _, check, _ = engine.verify(ANSWER)

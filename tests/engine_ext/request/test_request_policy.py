@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from vllm.engine.protocol import StreamingInput
+from vllm.renderers.inputs.preprocess import parse_dec_only_prompt
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
@@ -15,6 +16,7 @@ from reprise.engine_ext.request.http_context import HttpRequestContext, current_
 from reprise.engine_ext.request.request_info import InfoCollector
 from reprise.engine_ext.request.request_policy import (
     RequestPolicy,
+    fully_isolated,
     resolve_policy,
     with_cache_salt,
     with_policy,
@@ -176,6 +178,47 @@ async def test_prefix_caches_are_as_far_apart_as_namespaces(salt: str | None) ->
         salts[key] = walled["cache_salt"]
     assert salts["a"] != salts["b"]
     assert salt not in salts.values()
+
+
+@pytest.mark.parametrize("given", ["text", [1, 2], {"prompt": "text"}, {"prompt_token_ids": [1]}])
+def test_a_prompt_of_any_kind_has_the_salt_of_its_tenant(given: Any) -> None:
+    """A program may give text and token ids as they are, in which there is no room for a salt."""
+    policy = policy_of(KEYED, "Bearer a")
+    salted = with_cache_salt(given, policy, SamplingParams())
+    assert salted["cache_salt"] == policy.cache_salt == key_namespace("a")
+    parts = {key: value for key, value in salted.items() if key != "cache_salt"}
+    assert parts == parse_dec_only_prompt(given)
+    alone = [fully_isolated(given, SamplingParams())[0]["cache_salt"] for _ in range(2)]
+    assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize(
+    ("server", "namespace"), [(None, "salt-s"), (KEYED, key_namespace("a") + ".salt-s")]
+)
+async def test_a_piece_of_streamed_input_is_of_the_tenant_that_its_salt_says(
+    server: ServerTenants | None, namespace: str
+) -> None:
+    async def stream() -> AsyncGenerator[StreamingInput, None]:
+        salted = {"prompt_token_ids": [1], "cache_salt": "s"}
+        yield StreamingInput(prompt=salted, sampling_params=SamplingParams(max_tokens=7))
+        yield StreamingInput(prompt=salted)
+        yield StreamingInput(prompt={"prompt_token_ids": [1]})
+
+    if server is not None:
+        current_http_context.set(HttpRequestContext({}, server.tenant_of("Bearer a")))
+    info = InfoCollector()
+    policy = resolve_policy(load_config({}), stream(), SamplingParams(), info, is_sole_tenant=True)
+    assert info.namespace == policy.namespace
+    params = with_policy(SamplingParams(max_tokens=9), policy)
+    parts = [part async for part in with_cache_salt(stream(), policy, params)]
+    for part, max_tokens in zip(parts[:2], (7, 9), strict=True):
+        assert read_hints(part.sampling_params).namespace == namespace
+        assert part.sampling_params.max_tokens == max_tokens
+        assert part.prompt["cache_salt"] == (namespace if server is not None else "s")
+    assert parts[2].sampling_params is None
+    assert parts[2].prompt.get("cache_salt") == policy.cache_salt
+    assert read_hints(params).namespace == policy.namespace
+    assert info.namespace == namespace  # what is recorded is not shown to others
 
 
 def test_a_private_request_keeps_the_salt_that_it_has_none_of() -> None:

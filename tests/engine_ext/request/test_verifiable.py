@@ -47,6 +47,7 @@ def test_plain_greedy_requests_are(params: dict[str, Any]) -> None:
         {"repetition_detection": RepetitionDetectionParams(max_pattern_size=2, min_count=2)},
         {"structured_outputs": StructuredOutputsParams(regex="a")},
         {"thinking_token_budget": 5},
+        {"thinking_token_budget": 0},  # no thinking at all
         {"extra_args": {"a_processor_may_read": 1}},
     ],
 )

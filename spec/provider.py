@@ -391,8 +391,9 @@ class DraftProvider:
         saved_s: float = 0.0,
     ) -> None:
         req_indices, min_prob = [request.req_idx for request in known.values()], self._min_prob
+        batch = len(drafts)  # all share the step, those too that are not drafted for
         if min_prob is None:
-            min_prob = self._length.min_prob(len(known), mode)
+            min_prob = self._length.min_prob(batch, mode)
         self._searched = min_prob < UNREACHABLE_PROB
         for request in known.values():
             request.num_drafted = 0
@@ -411,7 +412,8 @@ class DraftProvider:
                 np.array(req_indices, np.int64),
                 self._table.rows,
                 tables.trace,
-                *self._length.length_costs(len(req_indices), mode),
+                *self._length.length_costs(batch, mode),
+                batch - len(known),
             )
             pays = self._length.observe_gain(gain, mode, saved_s)
             if mode is SchedulingMode.IN_FLIGHT:  # none of them is verified

@@ -230,6 +230,14 @@ class DraftProvider:
                 self._note_error()
                 return []
 
+    def drop_draft(self, request_id: str) -> None:
+        """Record that the last draft of a request is not verified; an unknown id is ignored."""
+        with self._lock:
+            request = self._live.get(request_id)
+            if isinstance(request, Request):
+                request.num_drafted = 0
+                self._table.rows[request.req_idx, DRAFTED] = 0
+
     def draft_chances(self, request_id: str) -> npt.NDArray[np.float32]:
         """Return the probability that the last draft is right up to and with each of its tokens,
         float32 [n]; none for an unknown id, and for a draft that was not to be verified."""

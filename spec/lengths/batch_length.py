@@ -117,7 +117,7 @@ class BatchDraftLength:
         if not len(choices) or not self.budget.allows_drafts():
             return 0
         needs = self.costs.needs_baseline_step(batch) or self.budget.needs_undrafted(batch)
-        if self._baseline_turns.is_due(is_needed=needs):
+        if self._baseline_turns.is_due(batch, is_needed=needs):
             return 0
         # Beside those that were tried in a like batch, the next one.
         tried = np.count_nonzero(choices * with_drafts * REACH <= self.costs.reach(batch))

@@ -84,7 +84,7 @@ class DraftLength:
                 self._probing, self._since_draft = True, 0
                 return PROBE_MIN_PROB
             if mode is not SchedulingMode.IN_FLIGHT and self._baseline_turns.is_due(
-                is_needed=self.costs.needs_baseline_step(batch)
+                batch, is_needed=self.costs.needs_baseline_step(batch)
             ):
                 return SKIP_MIN_PROB
             if NEW_REQUESTS_DIVISOR * self._num_new >= max(1, batch):

@@ -268,21 +268,23 @@ def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
     assert np.mean(cuts[-PROBE_EVERY_STEPS:]) > 16
 
 
-def test_where_no_step_without_drafts_can_be_measured_most_have_drafts() -> None:
-    """One is due when traffic comes of which every step prefills."""
+@pytest.mark.parametrize("other", [8, 30])
+def test_where_no_step_without_drafts_can_be_measured_most_have_drafts(other: int) -> None:
+    """One is due for batches of 8 when traffic comes of which every step prefills."""
     lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
     for _ in range(FIRST_STEPS):
         lengths_of.costs.observe_step(8, 16, 0.011)
     assert lengths_of.min_prob(8) == SKIP_MIN_PROB
     looks = 0
-    for _ in range(1000):
-        if lengths_of.min_prob(8) < SKIP_MIN_PROB:
-            looks += 1
+    for step in range(2000):
+        batch = 8 if step % 2 else other
+        if lengths_of.min_prob(batch) < SKIP_MIN_PROB:
+            looks += batch == 8
             lengths_of.observe_gain(1.0)
-            lengths_of.observe_step(8, 16)
+            lengths_of.observe_step(batch, 16)
         else:
-            lengths_of.observe_step(8, 0)
-    assert looks > 900
+            lengths_of.observe_step(batch, 0)
+    assert looks > (1800 if other == 8 else 900)
     # One that is measured is enough.
     while lengths_of.min_prob(8) < SKIP_MIN_PROB:
         lengths_of.observe_step(8, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import shlex
 import subprocess
@@ -45,7 +46,8 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], *, fields: Sequen
 
 
 def check_rows_fit(path: Path, *, fields: Sequence[str]) -> None:
-    """Check that rows may be added to a file: before they are measured, which takes its time.
+    """Check that rows may be added to a file: before they are measured, which takes its time. They
+    will name the commit of now, whatever is checked out or changed meanwhile.
 
     Raises:
         InputError: the file has other columns, or cannot be written to.
@@ -55,6 +57,7 @@ def check_rows_fit(path: Path, *, fields: Sequence[str]) -> None:
         raise InputError(f"{path}: expected columns {header}, found {found}")
     if path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
         raise InputError(f"{path}: cannot be written to")
+    commit()
 
 
 def _holds_rows(path: Path) -> bool:
@@ -84,8 +87,10 @@ def origin_of_row() -> dict[str, str]:
     }
 
 
+@functools.cache
 def commit() -> str:
-    """Return the commit of this checkout; with a plus sign if files of it have been changed."""
+    """Return the commit of this checkout; with a plus sign if files of it have been changed. Asked
+    for again it is that of the first time: what runs in this process is no other."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     # Rows of the same run are being added to the results.

@@ -1,6 +1,8 @@
 """Files of measured rows: what every row says, and that no file holds two kinds of rows."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from reprise.eval.report.results_csv import (
     append_rows,
     check_rows_fit,
     command,
+    commit,
     read_header,
     read_rows,
 )
@@ -51,6 +54,18 @@ def test_that_rows_will_not_fit_is_known_before_there_are_any(tmp_path: Path) ->
         check_rows_fit(path, fields=("other",))
     with pytest.raises(InputError, match="cannot be written to"):
         check_rows_fit(tmp_path, fields=("value",))
+
+
+def test_rows_name_the_commit_that_was_there_when_the_work_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = iter(["before", "", "after", ""])  # the commit, and what has been changed
+    commit.cache_clear()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=next(heads)))
+    check_rows_fit(tmp_path / "a.csv", fields=("value",))
+    append_rows(tmp_path / "a.csv", [{"value": 1}], fields=("value",))
+    commit.cache_clear()
+    assert read_rows(tmp_path / "a.csv")[0]["commit"] == "before"
 
 
 @pytest.mark.parametrize(

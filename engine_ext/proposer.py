@@ -301,6 +301,12 @@ class CacheHitProposer(DrafterHooks):
                 outputs: Sequence[int] = state.output_token_ids if state else ()
                 # What was computed beyond the end, before the end was known, has no tokens.
                 self._end(request_id, outputs[: num_known(outputs)])
+        for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+            # It was preempted, and its draft went with it.
+            self._provider.drop_draft(request_id)
+            live = self._live.get(request_id)
+            if live is not None and live.recorder is not None:
+                live.recorder.note_draft([])
         for request in scheduler_output.scheduled_new_reqs:
             with self._errors.recording("begin request"):
                 live = self._live.get(request.req_id)

@@ -43,8 +43,9 @@ from reprise.eval.report.frontier_plot import PlotError, check_plot, plot_svg, s
 from reprise.eval.report.html_report import write_html
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
+from reprise.eval.report.results_csv import check_rows_fit
 from reprise.eval.report.results_table import print_results
-from reprise.eval.report.runs_csv import append_runs
+from reprise.eval.report.runs_csv import FIELDS, append_runs
 from reprise.retrieval.chat_logs.exchanges import left_out_in_words
 
 DEMO_TRACE = "demo"
@@ -342,6 +343,8 @@ def _check_outputs(options: RunOptions) -> None:
         if whole in named and not whole.is_char_device():
             raise InputError(f"{path}: is named as {named[whole]} too")
         named[whole] = "another result"
+    if options.csv:
+        check_rows_fit(options.csv, fields=FIELDS)
 
 
 def _quieten_libraries() -> None:

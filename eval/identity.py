@@ -30,7 +30,7 @@ from reprise.eval.replay.traces import TraceError, TraceRow, limit_rows, load_tr
 from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import progress_stages
-from reprise.eval.report.results_csv import append_rows
+from reprise.eval.report.results_csv import append_rows, check_rows_fit
 from reprise.eval.report.tables import table_console, table_of
 
 METHODS = ("none", "ngram", "suffix", NO_DRAFTS, "reprise")
@@ -80,6 +80,8 @@ def measure(
     passes = _passes(at_once)
     named = names_of("--methods", methods, METHODS)
     chosen = ["none", *(name for name in named if name != "none")]
+    if csv:
+        check_rows_fit(csv, fields=FIELDS)
     try:
         rows = limit_rows(
             load_trace(trace) if trace else make_policy_desk(timed_per_topic=4), limit

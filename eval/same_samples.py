@@ -30,7 +30,7 @@ from reprise.eval.live.sampled_worker import SampledJob, SampledMessage, Sampled
 from reprise.eval.report.command_line import InputError, run_command
 from reprise.eval.report.machine import describe_machine
 from reprise.eval.report.progress import Stage, progress_stages
-from reprise.eval.report.results_csv import append_rows
+from reprise.eval.report.results_csv import append_rows, check_rows_fit
 from reprise.eval.report.tables import table_console, table_of
 
 TEMPERATURES = (0.3, 0.8, 1.2)
@@ -102,6 +102,8 @@ def measure(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Count the seeded samples that differ from plain vLLM's."""
+    if csv:
+        check_rows_fit(csv, fields=FIELDS)
     asked = requests_of(seeded, max_tokens)
     try:
         folder = model_path(model, quiet=quiet)

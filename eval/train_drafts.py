@@ -16,7 +16,8 @@ import importlib.util
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -142,6 +143,20 @@ def forget_hashed(weights: Weights) -> None:
     weights.choice_squares[HASHED_TOKEN:] = FIRST_SQUARE
 
 
+@contextmanager
+def left_as_it_was(path: Path) -> Iterator[None]:
+    """Put a file back if the block does not come to its end: providers begin with its weights."""
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(before)
+        raise
+
+
 def main(
     tokenizer: Annotated[
         Path, typer.Option(exists=True, dir_okay=False, help="A tokenizers.Tokenizer file.")
@@ -153,8 +168,20 @@ def main(
     embedder = Embedder()
     docstrings, functions = docstrings_and_functions()
     demo = [Pair(row.query or row.prompt, row.response, row.warm) for row in make_demo_trace(7)]
+    parts = (sample(docstrings, 500, 1), demo, sample(functions, 800, 2))
+    with left_as_it_was(output):
+        learn(parts, output, encoder, embedder)
+
+
+def learn(
+    parts: Sequence[list[Pair]],
+    output: Path,
+    encoder: tokenizers.Tokenizer,
+    embedder: Embedder,
+) -> None:
+    """Replay one part after the other, and write what was learned."""
     weights = prior_weights()
-    for pairs in (sample(docstrings, 500, 1), demo, sample(functions, 800, 2)):
+    for pairs in parts:
         # First: a new provider reads the shipped file, which may be of other tables than now.
         save_weights(weights, output)
         provider = DraftProvider(DraftConfig(num_speculative_tokens=64, verify_cost=0.02))

@@ -230,6 +230,14 @@ class DraftProvider:
                 self._note_error()
                 return []
 
+    def drop_draft(self, request_id: str) -> None:
+        """Record that the last draft of a request is not verified; an unknown id is ignored."""
+        with self._lock:
+            request = self._live.get(request_id)
+            if isinstance(request, Request):
+                request.num_drafted = 0
+                self._table.rows[request.req_idx, DRAFTED] = 0
+
     def draft_chances(self, request_id: str) -> npt.NDArray[np.float32]:
         """Return the probability that the last draft is right up to and with each of its tokens,
         float32 [n]; none for an unknown id, and for a draft that was not to be verified."""
@@ -391,8 +399,9 @@ class DraftProvider:
         saved_s: float = 0.0,
     ) -> None:
         req_indices, min_prob = [request.req_idx for request in known.values()], self._min_prob
+        batch = len(drafts)  # all share the step, those too that are not drafted for
         if min_prob is None:
-            min_prob = self._length.min_prob(len(known), mode)
+            min_prob = self._length.min_prob(batch, mode)
         self._searched = min_prob < UNREACHABLE_PROB
         for request in known.values():
             request.num_drafted = 0
@@ -411,7 +420,8 @@ class DraftProvider:
                 np.array(req_indices, np.int64),
                 self._table.rows,
                 tables.trace,
-                *self._length.length_costs(len(req_indices), mode),
+                *self._length.length_costs(batch, mode),
+                batch - len(known),
             )
             pays = self._length.observe_gain(gain, mode, saved_s)
             if mode is SchedulingMode.IN_FLIGHT:  # none of them is verified

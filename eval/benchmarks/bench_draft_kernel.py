@@ -23,7 +23,7 @@ import typer
 from reprise.eval.benchmarks.bench_verify import measure, versions
 from reprise.eval.report.command_line import run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 from reprise.kernels.draft import Backend, draft_tokens
 from reprise.kernels.draft.arena import CorpusArena
 from reprise.kernels.draft.constants import BOS, END
@@ -190,6 +190,7 @@ def main(
         print(f"Checked in Triton's interpreter on small shapes, on {describe_machine()}.")
         print("No CUDA device: nothing is timed.")
         return 0 if fine else 1
+    check_rows_fit(output, fields=FIELDS)
     drafts, texts, corpora = [16], [(1024, 4096)], [(100_000, 4096)]
     if not quick:
         drafts, texts = [8, 16], [*texts, (8192, 8192)]

@@ -30,7 +30,7 @@ from reprise.eval.demo_data.demo_model import demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.report.command_line import names_of, run_command
 from reprise.eval.report.progress import Stage, progress_stages
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 
 SECTIONS = ("look-ups", "hits", "miss", "pairs")
 RESULTS_FILE = RESULTS / "bench_exact_hits.csv"
@@ -56,6 +56,7 @@ def measure(
 ) -> int:
     """Measure exact hits on real servers with the demo model."""
     sections = names_of("--only", only, SECTIONS)
+    check_rows_fit(csv, fields=FIELDS)
     model = str(demo_model_path())
     questions = list(dict.fromkeys(row.prompt for row in make_demo_trace()))[:requests]
 

@@ -33,7 +33,7 @@ from reprise.eval.benchmarks.serving.load import (
 )
 from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.report.command_line import names_of, run_command
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 
 SECTIONS = ("first-token", "nothing-to-pin")
 RESULTS_FILE = RESULTS / "bench_kv_pins.csv"
@@ -178,6 +178,7 @@ def measure(
 ) -> int:
     """Measure what pinned prefixes save and cost."""
     sections = names_of("--only", only, SECTIONS)
+    check_rows_fit(csv, fields=FIELDS)
     rows: list[dict[str, Any]] = []
     with serving(model or str(demo_model_path()), dtype, num_blocks) as servers:
         if "first-token" in sections:

@@ -40,7 +40,7 @@ from reprise.eval.benchmarks.retrieval.snapshot import snapshot_figures
 from reprise.eval.live.redis_server import RedisServer
 from reprise.eval.report.command_line import names_of, run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 from reprise.eval.report.tables import four_digits
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
@@ -260,6 +260,7 @@ def main(
 ) -> None:
     """Check and time retrieval: inserts, near answers, arrivals, recall, snapshots, and a peer."""
     chosen = names_of("--only", only, SECTIONS)
+    check_rows_fit(output, fields=FIELDS)
     settings = Settings(answers, vectors, tuple(trace or ()), peer, seed)
     print(f"Measured on {describe_machine()}.")
     for name in chosen:

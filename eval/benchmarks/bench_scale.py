@@ -29,7 +29,7 @@ from reprise.eval.live.milvus_server import is_milvus_installed
 from reprise.eval.replay.token_rows import load_tokenizer
 from reprise.eval.report.command_line import InputError, names_of, run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 from reprise.eval.report.tables import four_digits
 
 SECTIONS = ("share", "duplicates", "store", "model")
@@ -66,6 +66,7 @@ def main(
 ) -> None:
     """Replay traces with a small memory, and time Milvus and Redis with many answers."""
     chosen = names_of("--only", only, SECTIONS)
+    check_rows_fit(output, fields=FIELDS)
     if chosen != ["model"]:
         if not is_milvus_installed():
             raise InputError("no Milvus: pip install 'reprise[milvus]'")

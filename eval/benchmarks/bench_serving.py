@@ -46,7 +46,7 @@ from reprise.eval.demo_data.demo_model import DEMO_DTYPE, demo_model_path
 from reprise.eval.demo_data.demo_trace import make_demo_trace
 from reprise.eval.replay.traces import TraceError, TraceRow, load_trace
 from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 from reprise.eval.report.serving_report import save_plots, show
 
 SECTIONS = ("exact", "miss", "methods", "repeats", "engines")
@@ -317,6 +317,7 @@ def measure(
         "engines": bench_engines,
     }
     chosen = names_of("--only", only, SECTIONS)
+    check_rows_fit(csv, fields=FIELDS)
     try:
         rows = make_demo_trace() if trace is None else load_trace(trace)
     except TraceError as error:

@@ -20,7 +20,7 @@ import typer
 
 from reprise.eval.report.command_line import run_command
 from reprise.eval.report.machine import describe_machine
-from reprise.eval.report.results_csv import RESULTS, append_rows
+from reprise.eval.report.results_csv import RESULTS, append_rows, check_rows_fit
 
 RESULTS_FILE = RESULTS / "bench_verify.csv"
 FIELDS = (
@@ -262,6 +262,7 @@ def main(
         print(f"Checked in Triton's interpreter on small shapes, on {describe_machine()}.")
         print("No CUDA device: nothing is timed.")
         return 0 if fine else 1
+    check_rows_fit(output, fields=FIELDS)
     shapes = [
         Shape(*point)
         for point in itertools.product([1, 8, 32, 128], [4, 8], [32000, 151936], SAMPLING)

@@ -35,7 +35,7 @@ from reprise.eval.replay.token_rows import TokenizerError, TokenRow, load_tokeni
 from reprise.eval.replay.traces import TraceError, limit_rows, load_trace
 from reprise.eval.report.command_line import InputError, counts_of, names_of, run_command
 from reprise.eval.report.progress import Stage, progress_stages
-from reprise.eval.report.results_csv import append_rows
+from reprise.eval.report.results_csv import append_rows, check_rows_fit
 from reprise.eval.report.tables import table_console
 from reprise.eval.virtual.checking import Check, check_run
 from reprise.eval.virtual.engines import DeviceDrafter
@@ -113,6 +113,8 @@ def main(
     names, numbers = _engines(engines), counts_of("--concurrency", concurrency)
     if csv and not csv.resolve().parent.is_dir():
         raise InputError(f"{csv}: its folder does not exist")
+    if csv:
+        check_rows_fit(csv, fields=FIELDS)
     prices = Prices(
         device=H200(prefill_ms=PREFILL_MS),
         gap=GAP,

@@ -178,11 +178,12 @@ def _run_semantic_cache(
     ]
     outcome.wall_s += embedding_s
     run = run_of_outcome(trace, "semantic-cache", outcome, reference, cost=options.cost)
-    hits = run.requests - len(missed)
-    run.hit_rate = hits / run.requests if run.requests else 0.0
-    if run.identical_outputs is not None:
-        changed = run.requests - run.identical_outputs
-        run.changed_answers = changed / hits if hits else 0.0
+    hits = [n for n, found in enumerate(served_from) if found is not None]
+    run.hit_rate = len(hits) / run.requests if run.requests else 0.0
+    if reference is not None:
+        # Not those of the model: a smaller batch may round otherwise.
+        changed = sum(outcome.output_token_ids[n] != reference[n] for n in hits)
+        run.changed_answers = changed / len(hits) if hits else 0.0
     return run, cached_replies(rows, served_from, answers)
 
 

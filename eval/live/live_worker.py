@@ -20,6 +20,7 @@ import msgspec
 
 from reprise.engine_ext.answer_page.records import AnswerRecord
 from reprise.engine_ext.cli.worker_process import message_pipe, reason_of
+from reprise.engine_ext.core.latency import summary_between
 from reprise.engine_ext.core.proposer_path import PROPOSER_PATH
 from reprise.eval.live.answer_watch import AnswerWatch, questions_by_prompt
 from reprise.eval.live.settled_report import settled_report
@@ -340,7 +341,9 @@ def _add_drafting_report(
         }
         for source, counts in stats["by_source"].items()
     }
-    outcome.propose_us = after["propose_us"]
+    proposed = summary_between(before["propose_us"], after["propose_us"])
+    if proposed["count"]:
+        outcome.propose_us = {name: proposed[name] for name in ("p50", "p99")}
     if stats["cached_tokens"]:
         outcome.bytes_per_cached_token = stats["bytes"] / stats["cached_tokens"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from reprise.eval.report.command_line import InputError
 from reprise.eval.report.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,19 +31,37 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], *, fields: Sequen
         fields: columns beside ORIGIN, the same for all rows of a file.
 
     Raises:
-        ValueError: the file has other columns; or a row has a field that is not in `fields`.
+        InputError: the file has other columns.
+        ValueError: a row has a field that is not in `fields`.
     """
     header = [*ORIGIN, *fields]
+    check_rows_fit(path, fields=fields)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not _holds_rows(path):
         path.write_text(",".join(header) + "\n")
-    found = read_header(path)
-    if found != header:
-        raise ValueError(f"{path}: expected columns {header}, found {found}")
     origin = origin_of_row()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
         writer.writerows({**origin, **row} for row in rows)
+
+
+def check_rows_fit(path: Path, *, fields: Sequence[str]) -> None:
+    """Check that rows may be added to a file: before they are measured, which takes its time. They
+    will name the commit of now, whatever is checked out or changed meanwhile.
+
+    Raises:
+        InputError: the file has other columns, or cannot be written to.
+    """
+    header = [*ORIGIN, *fields]
+    if _holds_rows(path) and (found := read_header(path)) != header:
+        raise InputError(f"{path}: expected columns {header}, found {found}")
+    if path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
+        raise InputError(f"{path}: cannot be written to")
+    commit()
+
+
+def _holds_rows(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def read_header(path: Path) -> list[str]:
@@ -67,8 +87,10 @@ def origin_of_row() -> dict[str, str]:
     }
 
 
+@functools.cache
 def commit() -> str:
-    """Return the commit of this checkout; with a plus sign if files of it have been changed."""
+    """Return the commit of this checkout; with a plus sign if files of it have been changed. Asked
+    for again it is that of the first time: what runs in this process is no other."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     # Rows of the same run are being added to the results.

@@ -24,15 +24,28 @@ def append_runs(path: Path, config: Mapping[str, Any], runs: Sequence[Run]) -> N
         config: the settings, as in the command's JSON; `model` or `tokenizer` may be a folder.
         runs: as in the JSON.
     """
-    model = Path(config.get("model") or config["tokenizer"])
     common = {
         "engine": config["engine"],
-        "model": model.parent.name if model.name == "tokenizer.json" else model.stem,
+        "model": model_name(config.get("model") or config["tokenizer"]),
         "cost": config["cost"],
         "concurrency": config.get("concurrency", ""),
     }
     names = [name for name in FIELDS if name not in common and name != "tokens_per_s"]
     append_rows(path, [common | _cells(run, names) for run in runs], fields=FIELDS)
+
+
+def model_name(path_or_name: str) -> str:
+    """Return what a row calls a model or a tokenizer.
+
+    Example:
+        >>> model_name("Qwen/Qwen2.5-0.5B"), model_name("tokenizers/gpt2.json")
+        ('Qwen2.5-0.5B', 'gpt2')
+    """
+    path = Path(path_or_name)
+    if path.name == "tokenizer.json":
+        return path.parent.name
+    # A name may have dots of its own.
+    return path.stem if path.suffix in (".json", ".gguf") else path.name
 
 
 def _cells(run: Run, names: Sequence[str]) -> dict[str, Any]:

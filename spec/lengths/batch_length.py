@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from reprise.spec.lengths.baseline_turns import BaselineTurns
 from reprise.spec.lengths.cost_model import REACH, CostModel
 from reprise.spec.lengths.draft_budget import DraftBudget
 
@@ -52,9 +53,6 @@ FIRST_PROBE_STEPS = 2  # once drafts have ended, and twice as many from try to t
 FIRST_PROBE_DIVISOR = 16  # of what is due, or that much, where drafts are dear
 NEW_REQUESTS_DIVISOR = 4  # a try comes as much sooner once one in so many requests is new
 READY_TOKENS = 1 << 16  # of a step: what it runs was captured or compiled at the start
-BASELINE_STEPS = 2  # without drafts in a row, of which the first measures what such a step takes
-BASELINE_WAIT_DIVISOR = 8  # of the steps since they are due, until they are tried again
-MAX_BASELINE_WAIT = 128  # steps
 TOKEN_COST = 1.0 / 512  # of each drafted token of a batch, in steps, where nothing is known
 
 Floats = npt.NDArray[np.float64]
@@ -88,7 +86,7 @@ class BatchDraftLength:
             maxlen=CHANGE_STEPS
         )  # first tokens: all, right
         self._since_draft = 0
-        self._since_due = self._baseline_due = 0
+        self._baseline_turns = BaselineTurns()
         self._num_new = 0
         self._num_probes = 0
         self._batch = 1
@@ -118,7 +116,8 @@ class BatchDraftLength:
             choices = np.array([k for k in choices.tolist() if allowed(k)], np.int64)
         if not len(choices) or not self.budget.allows_drafts():
             return 0
-        if self._is_baseline_step(batch):
+        needs = self.costs.needs_baseline_step(batch) or self.budget.needs_undrafted(batch)
+        if self._baseline_turns.is_due(batch, is_needed=needs):
             return 0
         # Beside those that were tried in a like batch, the next one.
         tried = np.count_nonzero(choices * with_drafts * REACH <= self.costs.reach(batch))
@@ -131,20 +130,6 @@ class BatchDraftLength:
             self._since_draft, self._num_new, self._num_probes = 0, 0, 0
             return int(choices[best])
         return self._probe(batch, int(choices[0]), float(costs[0]) - 1.0)
-
-    def _is_baseline_step(self, batch: int) -> bool:
-        """Return whether this step is to measure what one without drafts takes. As long as none is
-        measured, as where every step has a grammar, such steps come ever more seldom."""
-        if not self.costs.needs_baseline_step(batch) and not self.budget.needs_undrafted(batch):
-            self._since_due = self._baseline_due = 0
-            return False
-        is_due = self._since_due >= self._baseline_due
-        self._since_due += 1
-        # What these come to is known when two more have been chosen.
-        if self._since_due == self._baseline_due + BASELINE_STEPS:
-            wait = BASELINE_STEPS + self._since_due // BASELINE_WAIT_DIVISOR
-            self._baseline_due = self._since_due + min(wait, MAX_BASELINE_WAIT)
-        return is_due
 
     def _probe(self, batch: int, length: int, cost: float) -> int:
         """Return `length`, which costs as many steps more than none, or 0 where it is too soon."""

@@ -63,7 +63,7 @@ def falling_marginal_gains(probs, lengths, cost):
 
 
 @compiled
-def best_lengths(probs, lengths, curve, cost, step=1.0):
+def best_lengths(probs, lengths, curve, cost, step=1.0, others=0):
     """Return the lengths [B] that are worth most, less what the step then costs, and how much that
     is, in steps, beyond a step without drafts.
 
@@ -72,9 +72,11 @@ def best_lengths(probs, lengths, curve, cost, step=1.0):
 
     probs [B, n], lengths [B]: as for `falling_marginal_gains`; curve [m + 1]: relative cost of a
     step by all drafted tokens, of which there may be m; cost: of one, in steps of its request;
-    step: what one costs, as they are, in steps without drafts.
+    step: what one costs, as they are, in steps without drafts; others: requests of the step that
+    have no drafts, whose steps cost more all the same.
     """
     batch = len(lengths)
+    everyone = batch + others
     gains = falling_marginal_gains(probs, lengths, cost)
     ranked = np.empty(lengths.sum())
     count = 0
@@ -86,7 +88,7 @@ def best_lengths(probs, lengths, curve, cost, step=1.0):
     gained, best, at = 0.0, 0.0, 0
     for d in range(1, min(count, len(curve) - 1) + 1):
         gained += ranked[count - d]
-        value = gained / batch - (curve[d] - curve[0])
+        value = gained / everyone - (curve[d] - curve[0])
         if value > best:
             best, at = value, d
     kept = np.zeros_like(lengths)
@@ -103,7 +105,7 @@ def best_lengths(probs, lengths, curve, cost, step=1.0):
         saved = 0.0
         for i in range(batch):
             saved += probs[i, : kept[i]].sum()
-        if saved / batch < (curve[at] - curve[0]) * step:
+        if saved / everyone < (curve[at] - curve[0]) * step:
             kept[:] = 0
             best = 0.0
     return kept, best
@@ -132,12 +134,12 @@ def curve_now(curve, is_new, first_extra, sunk, step):
 
 @compiled
 def select_lengths(
-    req_indices, requests, trace_table, curve, is_new, first_extra, sunk, step, cost
+    req_indices, requests, trace_table, curve, is_new, first_extra, sunk, step, cost, others=0
 ):
     """Cut the drafts of req_indices [B] to the lengths that are worth most.
 
     Returns the lengths [B], the tokens [B, n] and what they gain; curve to step: as for
-    `curve_now`, cost: as for `best_lengths`.
+    `curve_now`, cost and others: as for `best_lengths`.
     """
     trace = open_trace(trace_table)
     lengths = requests[req_indices, DRAFTED]
@@ -148,7 +150,7 @@ def select_lengths(
         probs[i] = trace.probs[req_indices[i], : longest + 1]
         tokens[i] = trace.tokens[req_indices[i], :longest]
     costs = curve_now(curve, is_new, first_extra, sunk, step)
-    kept, gain = best_lengths(probs, lengths, costs, cost, step)
+    kept, gain = best_lengths(probs, lengths, costs, cost, step, others)
     for i in range(len(req_indices)):
         requests[req_indices[i], DRAFTED] = kept[i]
     return kept, tokens, gain

@@ -76,9 +76,9 @@ class CostModel:
         if batch < 1 or drafted < 0 or not 0.0 < seconds < 60.0:
             return
         self._steps += 1
-        like = self._batches.get(_batch_bin(batch))
+        like = self._batches.get(batch_bin(batch))
         if like is None:
-            like = self._batches[_batch_bin(batch)] = _LikeSteps(batch, self._token_cost)
+            like = self._batches[batch_bin(batch)] = _LikeSteps(batch, self._token_cost)
         self._make_room(batch + drafted)
         is_first = bool(self._is_new[batch + drafted])
         self._is_new[batch + drafted] = False
@@ -107,7 +107,7 @@ class CostModel:
 
     def needs_baseline_step(self, batch: int) -> bool:
         """Whether a step without drafts is due, to know what drafts are to be compared with."""
-        like = self._batches.get(_batch_bin(batch))
+        like = self._batches.get(batch_bin(batch))
         return like is not None and like.needs_baseline_step()
 
     def is_unsure(self, batch: int) -> bool:
@@ -139,7 +139,7 @@ class CostModel:
 
     def _best_known(self, batch: int) -> "_LikeSteps | None":
         """The steps of the batch size nearest to `batch` of which something is known."""
-        wanted = _batch_bin(batch)
+        wanted = batch_bin(batch)
         if wanted not in self._nearest:
             known = [b for b, like in self._batches.items() if like.is_known()]
             nearest = min(known, key=lambda b: (abs(b - wanted), b), default=None)
@@ -205,5 +205,6 @@ class _LikeSteps:
         self._curve = None
 
 
-def _batch_bin(batch: int) -> int:
+def batch_bin(batch: int) -> int:
+    """Return the number of the batch sizes that are like this one."""
     return min(BATCH_BINS - 1, round(math.log2(batch)))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from reprise.spec.api.config import DraftConfig
 from reprise.spec.api.scheduling_mode import SchedulingMode
+from reprise.spec.lengths.baseline_turns import BaselineTurns
 from reprise.spec.lengths.best_lengths import LengthCosts, easy_token_gain
 from reprise.spec.lengths.cost_model import CostModel
 from reprise.spec.lengths.step_times import PRIOR_COST
@@ -51,6 +52,7 @@ class DraftLength:
         self._fixed = config.verify_cost
         self._max_draft = config.num_speculative_tokens
         self.costs = CostModel()
+        self._baseline_turns = BaselineTurns()
         self._since_draft = 0
         self._curve: npt.NDArray[np.float64] = np.ones(1)
         self._step_cost = 1.0  # mean, of which a step without drafts is 1
@@ -81,7 +83,9 @@ class DraftLength:
             if self._since_draft >= since:
                 self._probing, self._since_draft = True, 0
                 return PROBE_MIN_PROB
-            if mode is not SchedulingMode.IN_FLIGHT and self.costs.needs_baseline_step(batch):
+            if mode is not SchedulingMode.IN_FLIGHT and self._baseline_turns.is_due(
+                batch, is_needed=self.costs.needs_baseline_step(batch)
+            ):
                 return SKIP_MIN_PROB
             if NEW_REQUESTS_DIVISOR * self._num_new >= max(1, batch):
                 self._recent_gain, self._pause = 0.0, 0

@@ -153,6 +153,15 @@ def test_what_may_not_be_written_is_said_before_the_work(
     assert "cannot be written to" in fails("--output", str(tmp_path / "out.json"))
 
 
+def test_a_file_of_other_rows_is_refused_before_the_work(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptance_rate, "_load_traces", lambda *_: pytest.fail("the work"))
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    assert "expected columns" in fails("--methods", "none", "--csv", str(other))
+
+
 def test_several_traces_of_one_option(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

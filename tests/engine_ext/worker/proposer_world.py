@@ -57,9 +57,11 @@ class World:
         *,
         new: tuple[str, ...] = (),
         finished: tuple[str, ...] = (),
+        resumed: tuple[str, ...] = (),
         hints: RequestHints | None = None,
     ) -> dict[str, Any]:
-        """Requests end and begin, then each emits two more tokens of the song."""
+        """Requests end, begin and are back from being preempted, then each emits two more tokens of
+        the song."""
         params = SamplingParams(temperature=0.0, max_tokens=50)
         if hints is not None:
             attach_hints(params, hints)
@@ -73,6 +75,7 @@ class World:
                 )
                 for name in new
             ],
+            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set(resumed)),
             scheduled_spec_decode_tokens={},
             num_scheduled_tokens={},
             total_num_scheduled_tokens=1,  # a prompt is among them: its time teaches nothing

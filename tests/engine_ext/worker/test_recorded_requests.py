@@ -41,6 +41,24 @@ def test_steps_are_those_that_the_counters_have(world: World) -> None:
 
 
 @pytest.mark.engine
+def test_a_draft_that_went_with_a_preempted_request_is_not_counted(world: World) -> None:
+    drafts: dict[str, Any] = {}
+    while not drafts.get("a"):
+        drafts = world.step(new=() if drafts else ("a",), hints=RECORD)
+    before = world.proposer._provider.stats()
+    world.step(resumed=("a",))
+    after = world.proposer._provider.stats()
+    assert after.emitted == before.emitted + 2
+    assert (after.drafted, after.accepted) == (before.drafted, before.accepted)
+    world.step(finished=("a",))
+    (counts,) = world.proposer.take_draft_counts([counts_id("c", "a")]).values()
+    steps = record_of(counts).steps
+    assert sum(step.num_accepted for step in steps) == after.accepted
+    assert sum(len(step.draft) for step in steps) == after.drafted
+    assert world.errors == {}
+
+
+@pytest.mark.engine
 def test_who_does_not_ask_is_not_recorded(world: World) -> None:
     world.step(new=("a",), hints=RequestHints(namespace="n", counts_nonce="c"))
     world.step(new=("b",), hints=RequestHints(namespace="n"))

@@ -8,6 +8,7 @@ import pytest
 from reprise.engine_ext.cli.answer_difference import Gap
 from reprise.eval import demo
 from reprise.eval.demo import said_of_gaps, summary
+from reprise.eval.live import live
 from reprise.eval.live.live import (
     embedding_seconds,
     live_methods,
@@ -17,6 +18,7 @@ from reprise.eval.live.live import (
 from reprise.eval.live.live_worker import LiveOutcome, speculative_config
 from reprise.eval.replay.methods import MethodError
 from reprise.eval.replay.results import Run
+from reprise.eval.replay.run_options import RunOptions
 from reprise.eval.replay.traces import TraceRow
 from reprise.retrieval.search.embedding import Embedder, FloatArray
 
@@ -123,6 +125,27 @@ def test_the_demo_fits_into_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_small_demo_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "smollm2_path", lambda: pytest.fail("no download"))
     assert demo._small_scene(3).dtype == "float32"
+
+
+def test_only_what_a_semantic_cache_says_itself_counts_as_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model's own answers may differ as well, where less is in the batch with them."""
+    rows = [
+        TraceRow(prompt="cancel my order", response="r", warm=True),
+        TraceRow(prompt="cancel my order", response="r"),
+        TraceRow(prompt="how is the weather today", response="r"),
+        TraceRow(prompt="which train goes to Rome", response="r"),
+    ]
+    served = outcome([[4, 8], [5, 8]], steps=2, drafted=0, accepted=0)
+    served.warm_output_token_ids = [[1, 2]]
+    monkeypatch.setattr(live, "Embedder", lambda: Embedder("lexical"))
+    monkeypatch.setattr(live, "serve_in_stages", lambda *_: [served])
+    run, _ = live._run_semantic_cache(
+        RunOptions(engine="vllm", model="m"), "m", "t", rows, [[1, 3], [4, 7], [5, 7]], None, "t"
+    )
+    assert (run.hit_rate, run.changed_answers) == (pytest.approx(1 / 3), 1.0)
+    assert run.identical_outputs == 0
 
 
 def test_a_semantic_cache_is_not_charged_for_what_it_holds() -> None:

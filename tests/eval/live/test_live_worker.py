@@ -5,8 +5,14 @@ from typing import Any
 
 import pytest
 
+from reprise.engine_ext.core.latency import LatencyHistogram
 from reprise.eval.demo_data.demo_model import BUNDLED
-from reprise.eval.live.live_worker import draft_counters, prompt_token_ids
+from reprise.eval.live.live_worker import (
+    LiveOutcome,
+    _add_drafting_report,
+    draft_counters,
+    prompt_token_ids,
+)
 from reprise.eval.replay.traces import TraceRow
 
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
@@ -56,3 +62,25 @@ def test_drafts_that_vllm_does_not_count_are_no_zero() -> None:
     assert draft_counters(engine(None)) == {"drafted": 0, "accepted": 0}
     with pytest.raises(LookupError, match="does not count drafts"):
         draft_counters(engine({}, draft=7))
+
+
+def test_what_drafting_took_for_the_warm_rows_is_left_out() -> None:
+    histogram = LatencyHistogram()
+    source = {"corpus": {"drafted": 0, "accepted": 0}}
+
+    def report() -> dict[str, Any]:
+        provider = {"by_source": source, "cached_tokens": 0, "bytes": 0}
+        return {"provider": provider, "propose_us": histogram.summary()}
+
+    for _ in range(100):
+        histogram.observe(8000.0)
+    before = report()
+    outcome = LiveOutcome(
+        output_token_ids=[], warm_output_token_ids=[], steps=0, drafted_tokens=0, accepted_tokens=0
+    )
+    _add_drafting_report(outcome, before, report())
+    assert outcome.propose_us is None
+    for _ in range(10):
+        histogram.observe(64.0)
+    _add_drafting_report(outcome, before, report())
+    assert outcome.propose_us == {"p50": 64.0, "p99": 64.0}

@@ -15,7 +15,7 @@ from reprise.spec.lengths.best_lengths import (
     falling_marginal_gains,
     select_lengths,
 )
-from reprise.spec.lengths.cost_model import FIRST_REACH, RECENT, CostModel
+from reprise.spec.lengths.cost_model import FIRST_REACH, FIRST_STEPS, RECENT, CostModel
 from reprise.spec.lengths.draft_length import (
     MAX_PAUSE_STEPS,
     MIN_GAIN_STEPS,
@@ -266,6 +266,40 @@ def test_a_wrong_belief_that_drafts_are_dear_does_not_last() -> None:
         cuts.append(cut)
     assert np.mean(cuts[8 * PROBE_EVERY_STEPS : RECENT]) > 3  # as far as nothing dear was seen
     assert np.mean(cuts[-PROBE_EVERY_STEPS:]) > 16
+
+
+@pytest.mark.parametrize("other", [8, 30])
+def test_where_no_step_without_drafts_can_be_measured_most_have_drafts(other: int) -> None:
+    """One is due for batches of 8 when traffic comes of which every step prefills."""
+    lengths_of = DraftLength(DraftConfig(num_speculative_tokens=4))
+    for _ in range(FIRST_STEPS):
+        lengths_of.costs.observe_step(8, 16, 0.011)
+    assert lengths_of.min_prob(8) == SKIP_MIN_PROB
+    looks = 0
+    for step in range(2000):
+        batch = 8 if step % 2 else other
+        if lengths_of.min_prob(batch) < SKIP_MIN_PROB:
+            looks += batch == 8
+            lengths_of.observe_gain(1.0)
+            lengths_of.observe_step(batch, 16)
+        else:
+            lengths_of.observe_step(batch, 0)
+    assert looks > (1800 if other == 8 else 900)
+    # One that is measured is enough.
+    while lengths_of.min_prob(8) < SKIP_MIN_PROB:
+        lengths_of.observe_step(8, 16)
+    lengths_of.costs.observe_step(8, 0, 0.010)
+    assert all(lengths_of.min_prob(8) < SKIP_MIN_PROB for _ in range(100))
+
+
+def test_requests_without_drafts_pay_for_those_of_others() -> None:
+    probs, full = np.tile(np.cumprod(np.full(5, 0.9)), (4, 1)), np.full(4, 4, np.int64)
+    curve = np.append(1.0, np.full(16, 1.1))  # any draft costs a tenth of a step
+    alone, gain = best_lengths(probs, full, curve, 0.01)
+    among_many, gain_of_all = best_lengths(probs, full, curve, 0.01, 1.0, 4)
+    assert alone.sum() == among_many.sum() == 16
+    assert gain_of_all + 0.1 == pytest.approx((gain + 0.1) / 2)
+    assert best_lengths(probs, full, curve, 0.01, 1.0, 60)[0].sum() == 0
 
 
 def test_expensive_drafts_do_not_make_themselves_seem_worth_it() -> None:

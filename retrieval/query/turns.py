@@ -40,10 +40,11 @@ def prompt_tail(prompt_token_ids: ArrayLike) -> NDArray[Any]:
 def clip(text: str) -> str:
     """Return the text, or its head and tail if it is longer than an embedding model reads."""
     text = text.strip()
-    if len(text) <= QUERY_CHARACTERS:
-        return text
-    tail = QUERY_CHARACTERS - _HEAD_CHARACTERS
-    return text[:_HEAD_CHARACTERS] + "\n" + text[-tail:]
+    if len(text) > QUERY_CHARACTERS:
+        tail = QUERY_CHARACTERS - _HEAD_CHARACTERS
+        text = text[:_HEAD_CHARACTERS] + "\n" + text[-tail:]
+    # Half of a character, which nothing can encode, would fail all that is embedded with it.
+    return text.encode("utf-8", "replace").decode()
 
 
 def query_of_turns(turns: Sequence[str]) -> str:

@@ -124,6 +124,11 @@ def test_a_template_that_refuses_leaves_the_whole_prompt():
     assert learn_query_of(None)("SELECT 1") == "SELECT 1"
 
 
+def test_half_of_a_character_can_be_embedded():
+    assert clip("\ud83d cancel \0\u200b") == "? cancel \0\u200b"
+    assert clip("取消 😀") == "取消 😀"
+
+
 def test_long_texts_keep_both_ends():
     text = "start " + "x" * 5000 + " the question"
     assert len(clip(text)) == QUERY_CHARACTERS + 1

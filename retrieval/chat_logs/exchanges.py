@@ -22,6 +22,8 @@ _ROLES = {
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"},
     **{"bard": "assistant", "model": "assistant", "developer": "system"},
 }
+# What tools were called with and said, in any of these formats.
+_TOOLS = {"tool", "function", "observation", "function_call", "function_response"}
 _LITELLM_PAYLOAD = "standard_logging_object"
 # What LiteLLM writes where it is not to log texts: no question and no answer.
 _REDACTED = "redacted-by-litellm"
@@ -41,11 +43,24 @@ class Exchange(NamedTuple):
 
 def is_chat_row(row: Mapping[str, Any]) -> bool:
     """Return whether a row is one of these, and not one of ours."""
-    return (
-        any(key in row for key in _CHATS)
-        or _LITELLM_PAYLOAD in row
-        or (isinstance(row.get("response"), Mapping) and bool(row.keys() & {"request", "body"}))
-    )
+    if _chat_key(row) is not None or _LITELLM_PAYLOAD in row:
+        return True
+    requests = [row[key] for key in ("request", "body") if key in row]
+    if isinstance(row.get("response"), Mapping):
+        return bool(requests)
+    # One that failed may have an error in its place.
+    has_failed = row.get("response") is None and bool(row.keys() & {"response", "error"})
+    return has_failed and any(isinstance(each, Mapping) for each in requests)
+
+
+def _chat_key(row: Mapping[str, Any]) -> str | None:
+    """Return the field of a row that holds a chat; None: none does."""
+    keys = [key for key in _CHATS if key in row]
+    chats = [key for key in keys if row[key] and isinstance(_parsed(row[key]), list)]
+    if chats:
+        return chats[0]  # others may be columns that this row leaves empty
+    # Beside a prompt and a response of ours it names a conversation, or is such a column.
+    return None if not keys or row.keys() >= {"prompt", "response"} else keys[0]
 
 
 def exchanges_of(row: Mapping[str, Any]) -> list[Exchange]:
@@ -56,7 +71,7 @@ def exchanges_of(row: Mapping[str, Any]) -> list[Exchange]:
     """
     if isinstance(row.get(_LITELLM_PAYLOAD), Mapping):
         row = row[_LITELLM_PAYLOAD]
-    key = next((key for key in _CHATS if key in row), None)
+    key = _chat_key(row)
     exchanges = _of_request(row) if key is None else _of_chat(row, key)
     for each in exchanges:
         asked = [message["content"] for message in each.messages or ()]
@@ -71,7 +86,10 @@ def left_out_in_words(count: int) -> str:
 
 
 def _asks(exchange: Exchange) -> bool:
-    return bool(exchange.prompt) or any(each["content"] for each in exchange.messages or ())
+    messages = exchange.messages or []
+    # Of a question that is but an image the system prompt is left.
+    asked = [each for each in messages if each["role"] not in ("system", "assistant")] or messages
+    return bool(exchange.prompt) or any(each["content"] for each in asked)
 
 
 def _of_chat(row: Mapping[str, Any], key: str) -> list[Exchange]:
@@ -111,7 +129,7 @@ def _of_proxy(request: Any) -> Any:
 def _of_request(row: Mapping[str, Any]) -> list[Exchange]:
     """Return the answer of a row that has a request and its response."""
     request = _body(row.get("request", row.get("body")), "request")
-    response = _reply(row.get("response"))
+    response = "" if row.get("response") is None else _reply(row["response"])
     if not response:
         return []
     if "messages" in request:
@@ -146,6 +164,8 @@ def _parsed(value: Any) -> Any:
 
 # An answer may be JSON itself: it is a body only if it has what bodies have.
 _OF_BODIES = {"choices", "output", "messages", "body", "error"}
+# What responses have in which no text is generated: of embeddings, images, moderation, reranking.
+_OF_OTHER_WORK = {"data", "results"}
 
 
 def _body(value: Any, where: str) -> Mapping[str, Any]:
@@ -162,7 +182,10 @@ def _reply(response: Any) -> str:
     failed = body.get("error") or response.get("status_code", 200) != 200
     if choices is None and (failed or not body):
         return ""
-    if isinstance(output := body.get("output"), list) and choices is None:
+    output = body.get("output")
+    if choices is None and output is None and body.keys() & _OF_OTHER_WORK:
+        return ""
+    if isinstance(output, list) and choices is None:
         texts = [
             _text(each.get("content"), "response.output")
             for each in output
@@ -188,10 +211,16 @@ def _messages(value: Any, where: str) -> list[Message]:
         if not isinstance(each, Mapping):
             raise ValueError(f"expected an object in {place}, got {type(each).__name__}")
         role = each.get("role", each.get("from"))
+        if role is None and isinstance(each.get("type"), str):
+            continue  # in Responses, the call of a tool, what it said, or reasoning
         if not isinstance(role, str):
             raise ValueError(f"expected role and content (or from and value) in {place}")
+        role = _ROLES.get(role.lower(), role.lower())
+        if role in _TOOLS:
+            continue
         text = _text(each.get("content", each.get("value")), place)
-        messages.append({"role": _ROLES.get(role.lower(), role.lower()), "content": text})
+        if text or not (each.get("tool_calls") or each.get("function_call")):
+            messages.append({"role": role, "content": text})
     return messages
 
 

@@ -6,9 +6,9 @@ a byte order mark or without, any line ends, packed by gzip or not.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator
 from itertools import chain
@@ -20,7 +20,6 @@ from reprise.retrieval.chat_logs.vllm_log import VllmLog, logged_line
 
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANK = " \t\r\n"
 
 
@@ -78,11 +77,13 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
             raise _LineError(1, f"packed by {name}; only gzip is unpacked here")
     if begin.startswith(_GZIP):
         file = cast("BinaryIO", gzip.GzipFile(fileobj=file))
-        begin = file.read(2)
+        begin = file.read(4)
         file.seek(0)
-    if begin[:2] in _UTF_16:
-        return io.BytesIO(file.read().decode("utf-16").encode())
-    return file
+    # By the places of its zeros, where no mark says it: a log begins with a character of ASCII.
+    encoding = json.detect_encoding(begin)
+    if encoding.startswith("utf-8"):
+        return file
+    return io.BytesIO(file.read().decode(encoding).encode())
 
 
 def _values(file: BinaryIO) -> Iterator[tuple[int, Any]]:

@@ -42,10 +42,10 @@ class BatchProcessor:
         self._changed, self._count = shared.changed, shared.count
 
     def leave(self, search: NearSearch, gone: Iterable[tuple[str, str]]) -> None:
-        """Make answers (namespace, id) that left memory unfindable."""
+        """Make answers (namespace, id) that left memory unfindable. One that has come back since,
+        with another prompt perhaps, has yet to join."""
         for namespace, answer_id in gone:
-            if not self._is_held(namespace, answer_id):  # it may have come back since
-                search.leave(namespace, answer_id)
+            search.leave(namespace, answer_id)
 
     def answer(
         self, search: NearSearch, prompts: Sequence[Prompt], second: SecondLevel | None = None
@@ -103,6 +103,10 @@ class BatchProcessor:
             self._duplicates.joined((a.namespace, a.answer_id) for a in joined)
         ours = {(a.namespace, a.answer_id) for a, is_ours in held if is_ours}
         return [a for a in joined if (a.namespace, a.answer_id) in ours]
+
+    def with_prompt_texts(self, answers: Iterable[Answer]) -> list[Answer]:
+        """Return answers with their queries for texts, as they are written."""
+        return [self._with_prompt_text(answer) for answer in answers]
 
     def publish(
         self,

@@ -72,7 +72,9 @@ class LocalRetriever(Retriever):
     ) -> None:
         began_s = time.monotonic() if began_s is None else began_s
         self._config = config or RetrievalConfig()
-        self.max_concurrent_searches = self._config.max_concurrent_searches
+        self.max_concurrent_searches = min(
+            self._config.max_concurrent_searches, self._config.queue_length
+        )
         self._tokenizer_key, self._on_forgotten = tokenizer_key, on_forgotten
         self._has_warned_of_others = False
         self._queue = WorkQueue(
@@ -289,8 +291,10 @@ class LocalRetriever(Retriever):
                 return
             self._closing.set()
             self._changed.notify_all()
-        # Until its models are loaded it writes nothing, and nothing ends that.
+        # Loading its models, which nothing ends, it writes nothing.
         self._worker.join(10.0 if self._worker.search is not None else 1.0)
+        if self._worker.search is None:
+            self._worker.write_waiting()
         self._behind.close()
 
     def _wait_for_room(self, seconds: float) -> bool:
@@ -307,8 +311,7 @@ class LocalRetriever(Retriever):
             self._count(wrong_tokenizer=len(answers) - len(own))
             self._warn_of_others({a.tokenizer_key for a in answers} - {self._tokenizer_key})
             new = [a for a in own if not self._behind.is_being_forgotten(a)]
-            new = [a for a in new if not self.answer(a.namespace, a.answer_id)]
-            self._memory.admit(new, ours=False)
+            self._memory.admit([a for a in new if self._memory.lacks(a)], ours=False)
 
     def _warn_of_others(self, keys: set[str]) -> None:
         """Say once that the tier holds answers of other tokenizers."""

@@ -8,7 +8,6 @@ answer that stands for it is removed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,30 +44,43 @@ class NearDuplicates:
             del self._unchecked[next(iter(self._unchecked))]
 
     def step(self, search: NearSearch) -> bool:
-        """Look at some of what joined; returns whether there is more."""
-        for key in list(islice(self._unchecked, _STEP)):
-            del self._unchecked[key]
-            self._check(search, *key)
+        """Look at the latest of what joined; returns whether any was folded.
+
+        The index moves the latest into its graph, too, and so is to do that only after a step that
+        folded none: a graph cannot lose them, and around many that are alike it leads to nothing
+        else.
+        """
+        num_folded = 0
+        for _ in range(min(_STEP, len(self._unchecked))):
+            key, _ = self._unchecked.popitem()
+            num_folded += self._check(search, *key)
+        return num_folded > 0
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to look at."""
         return bool(self._unchecked)
 
-    def _check(self, search: NearSearch, namespace: str, answer_id: str) -> None:
+    def _check(self, search: NearSearch, namespace: str, answer_id: str) -> int:
         """Fold an answer and its neighbours that say nearly the same: the oldest stays, so that
-        all replicas hold the same one."""
-        answer = self._memory.answer(namespace, answer_id)
+        all replicas hold the same one. Returns how many left."""
+        answer, num_folded = self._memory.answer(namespace, answer_id), 0
         if answer is None:
-            return
+            return 0
         for other_id, cosine in search.neighbours(namespace, answer_id, _NEIGHBOURS):
             if cosine < self._min_cosine:
-                return
+                break
             other = self._memory.answer(namespace, other_id)
             if other is None or not nearly_same(
                 answer.response_token_ids, other.response_token_ids
             ):
                 continue
             older, younger = sorted((answer, other), key=lambda a: (a.created_s, a.answer_id))
-            self._memory.fold(namespace, younger.answer_id, into=older.answer_id)
+            if self._memory.fold(namespace, younger.answer_id, into=older.answer_id):
+                num_folded += search.leave(namespace, younger.answer_id)
             if younger is answer:
-                return
+                break
+        return num_folded
 
 
 def nearly_same(one: NDArray[np.int32], other: NDArray[np.int32]) -> bool:

@@ -110,6 +110,21 @@ class RetrievalWorker:
         """Wait until what was left to be done at closing is done, or for so long."""
         self._thread.join(timeout=timeout_s)
 
+    def write_waiting(self) -> None:
+        """Have answers that wait for the models written without vectors; for a retriever that
+        closes before they are loaded."""
+        answers: list[Answer] = []
+        exact: list[Answer] = []
+        with self._changed:
+            while self._queue:
+                work = self._queue.take(self._config.queue_length)
+                self._batches.give_nothing(work.prompts)
+                answers += [answer for answer, ours in work.answers if ours]
+            while self._memory.exact:
+                exact += self._memory.exact.take()
+        self._attempt(partial(self._write_bare, answers))
+        self._attempt(partial(self._write_exact, exact))
+
     def has_work(self) -> bool:
         """Return whether something waits for the worker; the caller holds the lock."""
         memory, closing = self._memory, self._closing.is_set()
@@ -223,9 +238,10 @@ class RetrievalWorker:
             self._batches.give_nothing(work.prompts)
         if work.answers:
             self._write(self._batches.join(search, work.answers))
-        more = search.maintain()
-        if self._duplicates is not None:
-            more = self._duplicates.step(search) or more
+        duplicates = self._duplicates
+        # What was folded into another one is to leave before it is moved into a graph.
+        more = (duplicates is not None and duplicates.step(search)) or search.maintain()
+        more = more or (duplicates is not None and duplicates.has_more)
         self.num_waiting = search.num_waiting
         return more
 
@@ -239,6 +255,15 @@ class RetrievalWorker:
             return
         with self._changed:
             self._tiers.write(self._memory.take_joined(answers))
+
+    def _write_bare(self, answers: Sequence[Answer]) -> None:
+        """Have answers that are still held written without vectors."""
+        if self._tiers is None:
+            return
+        named = self._batches.with_prompt_texts(answers)
+        with self._changed:
+            held = [a for a in named if self._memory.answer(a.namespace, a.answer_id)]
+            self._tiers.write(held)
 
     def _write_exact(self, answers: Sequence[Answer]) -> None:
         """Have answers for exact hits written, with their queries, by which they are forgotten."""

@@ -112,6 +112,11 @@ class RetrieverMemory:
             answers = [answer for answer in answers if not self.was_forgotten(answer)]
         answers = [a for a in answers if not self.tier.is_copy(a.namespace, a.answer_id)]
         keyed = {(a.namespace, a.answer_id): a for a in answers}
+        # What is replaced leaves first, wherever it is known: the index has its prompt's vector.
+        held = {key: self.answer(*key) for key in keyed if self.tier.holds(*key)}
+        replaced = [k for k, old in held.items() if not old or _say_two_things(old, keyed[k])]
+        if replaced:
+            self._take_out(replaced)
         new = {key: answer for key, answer in keyed.items() if not self.tier.holds(*key)}
         # The index holds the vector: once is enough.
         bare = [msgspec.structs.replace(a, embedding=b"", embedder="") for a in answers]
@@ -122,6 +127,14 @@ class RetrieverMemory:
         self._note_gone([key for key in gone if key not in new])
         self._queue.put_answers(answers, ours=ours)
         self._changed.notify_all()
+
+    def lacks(self, answer: Answer) -> bool:
+        """Return whether an answer of the tier is not held: nothing of its id is, or what says
+        another thing and is no newer."""
+        held = self.answer(answer.namespace, answer.answer_id)
+        if held is None:
+            return True
+        return _say_two_things(held, answer) and held.created_s <= answer.created_s
 
     def fold(self, namespace: str, answer_id: str, *, into: str) -> bool:
         """Have an answer leave because another one says nearly the same; returns whether it did."""
@@ -272,3 +285,11 @@ class RetrieverMemory:
             self._count(resyncs=self._reports.left(key))
         self._queue.put_gone(gone)
         self._count(evicted=len(gone))
+
+
+def _say_two_things(one: Answer, other: Answer) -> bool:
+    """Return whether two answers of one id differ in prompt or response."""
+    if (one.prompt_tokens, one.response_tokens) != (other.prompt_tokens, other.response_tokens):
+        return True
+    texts = {one.prompt_text, other.prompt_text} - {""}  # without one it is read of the tokens
+    return len(texts) > 1

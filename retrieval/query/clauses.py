@@ -28,7 +28,7 @@ _SUBORDINATORS = re.compile(
     "|(因为|由于|虽然|尽管|既然|如果|要是|假如|即使|就算)",
     re.IGNORECASE,
 )
-_WORDS = re.compile(r"[^\W_]+(?:[ '’-]+[^\W_]+)*|&")
+_WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*|&")
 _MAX_CONNECTIVE_CHARACTERS = 40
 _WORD_CHARACTER = re.compile(r"\w")
 
@@ -49,14 +49,18 @@ class ClauseSplitter:
         self._chinese: ChineseRules | None = None
         try:
             import spacy
+
+            english, chinese = spacy.blank("en"), spacy.blank("zh")
         except ImportError:
             logger.warning("spaCy is not installed: compound questions are searched as one.")
             return
-        english, chinese = spacy.blank("en"), spacy.blank("zh")
+        except Exception as error:  # beside other versions of what it needs it raises anything
+            logger.warning("No spaCy (%s): compound questions are searched as one.", error)
+            return
         if pipeline is not None:
             try:
                 trained = spacy.load(pipeline)
-            except (OSError, ValueError, ImportError) as error:
+            except Exception as error:  # a pipeline of another version raises anything
                 logger.warning("No spaCy pipeline %r (%s): using rules.", pipeline, error)
             else:
                 if trained.lang == "zh":

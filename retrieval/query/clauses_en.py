@@ -167,8 +167,10 @@ class EnglishRules:
     def clauses(self, text: str) -> list[Clause]:
         """Find the asking parts of `text`, in order."""
         found: list[Clause] = []
-        for sentence in _sentences(list(self._pipeline(text))):
-            found.extend(_clauses_of(text, sentence))
+        # spaCy would remember each word, an order's number too, for as long as the process lives.
+        with self._pipeline.memory_zone():
+            for sentence in _sentences(list(self._pipeline(text))):
+                found.extend(_clauses_of(text, sentence))
         return found
 
 

@@ -75,7 +75,9 @@ class ChineseRules:
     def clauses(self, text: str) -> list[Clause]:
         """Find the asking parts of `text`, in order."""
         # Token edges, so that a trained pipeline's words are never cut in two.
-        edges = {token.idx for token in self._pipeline(text)} | {len(text)}
+        # spaCy would remember each, for as long as the process lives.
+        with self._pipeline.memory_zone():
+            edges = {token.idx for token in self._pipeline(text)} | {len(text)}
         found: list[Clause] = []
         for sentence_start, sentence_end in _pieces(text, 0, len(text), _STOPS):
             found.extend(_clauses_of(text, sentence_start, sentence_end, edges))

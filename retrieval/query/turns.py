@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,9 @@ _HEAD_CHARACTERS = 300
 _SELF_CONTAINED_WORDS = 10
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{2}|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _FIRST, _REPLY, _SECOND = "firstuserturnqzx", "assistantreplyqzx", "seconduserturnqzx"
+_SYSTEM = "systempromptqzx"
+_USER_TURN = re.compile("firstuserturnqzx|seconduserturnqzx")
+_MARKS = re.compile(r"(?s).*[>\]]")
 
 
 def prompt_tail(prompt_token_ids: ArrayLike) -> NDArray[Any]:
@@ -37,10 +40,11 @@ def prompt_tail(prompt_token_ids: ArrayLike) -> NDArray[Any]:
 def clip(text: str) -> str:
     """Return the text, or its head and tail if it is longer than an embedding model reads."""
     text = text.strip()
-    if len(text) <= QUERY_CHARACTERS:
-        return text
-    tail = QUERY_CHARACTERS - _HEAD_CHARACTERS
-    return text[:_HEAD_CHARACTERS] + "\n" + text[-tail:]
+    if len(text) > QUERY_CHARACTERS:
+        tail = QUERY_CHARACTERS - _HEAD_CHARACTERS
+        text = text[:_HEAD_CHARACTERS] + "\n" + text[-tail:]
+    # Half of a character, which nothing can encode, would fail all that is embedded with it.
+    return text.encode("utf-8", "replace").decode()
 
 
 def query_of_turns(turns: Sequence[str]) -> str:
@@ -72,16 +76,31 @@ def query_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
     return query_of_turns(turns)
 
 
-def query_text(prompt: str, *, user_opens: str = "", user_closes: str = "") -> str:
+class TurnMarkers(NamedTuple):
+    """What a chat template writes around a user turn; empty: nothing, or it is not known."""
+
+    opens: str = ""
+    closes: str = ""
+    system_closes: str = ""
+    """Behind a system prompt that lies within the user's turn."""
+
+    def turn(self, piece: str) -> str:
+        """Return the turn with which a piece of a prompt begins, without a system prompt."""
+        turn = piece.partition(self.closes)[0] if self.closes else piece
+        if self.system_closes and self.system_closes in turn:
+            return turn.partition(self.system_closes)[2]
+        return turn
+
+
+_NO_MARKERS = TurnMarkers()
+
+
+def query_text(prompt: str, markers: TurnMarkers = _NO_MARKERS) -> str:
     """Return the query for a rendered prompt; without markers, or if they do not occur, all of
     it."""
-    if not user_opens or user_opens not in prompt:
+    if not markers.opens or markers.opens not in prompt:
         return clip(prompt)
-    turns = []
-    for piece in prompt.split(user_opens)[1:]:
-        end = piece.find(user_closes) if user_closes else -1
-        turns.append(piece if end < 0 else piece[:end])
-    return query_of_turns(turns)
+    return query_of_turns([markers.turn(piece) for piece in prompt.split(markers.opens)[1:]])
 
 
 def learn_query_of(render: Render | None) -> QueryOf:
@@ -90,34 +109,46 @@ def learn_query_of(render: Render | None) -> QueryOf:
     `render` maps messages to the prompt that asks for the next reply. A template that refuses
     the sentinels, or writes nothing around turns, gives the plain fallback.
     """
-    opens, closes = ("", "") if render is None else _markers(render)
+    markers = _NO_MARKERS if render is None else _markers(render)
 
     def query_of(prompt: str) -> str:
-        return query_text(prompt, user_opens=opens, user_closes=closes)
+        return query_text(prompt, markers)
 
     return query_of
 
 
-def _markers(render: Render) -> tuple[str, str]:
+def _markers(render: Render) -> TurnMarkers:
     """Return what the template writes before and after each user turn."""
-    messages = [
-        {"role": "user", "content": _FIRST},
-        {"role": "assistant", "content": _REPLY},
-        {"role": "user", "content": _SECOND},
-    ]
-    try:
-        text = render(messages)
-    except Exception:  # templates raise what they like
-        return "", ""
+    turns = [("user", _FIRST), ("assistant", _REPLY), ("user", _SECOND)]
+    text = _rendered(render, turns)
     before_first, found_first, rest = text.partition(_FIRST)
     after_first, found_reply, rest = rest.partition(_REPLY)
     before_second, found_second, after_second = rest.partition(_SECOND)
     if not (found_first and found_reply and found_second):
-        return "", ""
-    opens = _common_suffix(before_first, before_second)
-    closes = _common_prefix(after_first, after_second)
+        return _NO_MARKERS
     # Tokenizers that decode may add or drop spaces at the edges.
-    return opens.strip(), closes.strip()
+    opens = _common_suffix(before_first, before_second).strip()
+    closes = _common_prefix(after_first, after_second)
+    # The turn behind it may be another's than the assistant's, the user's too: what is common to
+    # all, as far as it ends a mark (half of one, as "<|", people write too).
+    two = _rendered(render, [("user", _FIRST), ("user", _SECOND)])
+    behind = two.partition(_FIRST)[2]
+    common = _MARKS.match(_common_prefix(closes, behind.partition(opens or _SECOND)[0]))
+    common = common or _MARKS.match(_common_prefix(closes, behind))
+    with_system = _rendered(render, [("system", _SYSTEM), *turns]).partition(_SYSTEM)[2]
+    between, *follows = _USER_TURN.split(with_system, maxsplit=1)
+    is_within = bool(follows) and not (opens and opens in between)
+    return TurnMarkers(
+        opens, (common[0] if common else closes).strip(), between.strip() if is_within else ""
+    )
+
+
+def _rendered(render: Render, turns: Sequence[tuple[str, str]]) -> str:
+    """Return a chat of (role, content) as the template writes it; empty if it refuses."""
+    try:
+        return render([{"role": role, "content": content} for role, content in turns])
+    except Exception:  # templates raise what they like
+        return ""
 
 
 def _common_prefix(left: str, right: str) -> str:

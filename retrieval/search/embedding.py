@@ -132,9 +132,6 @@ def _normalised(vectors: FloatArray) -> FloatArray:
 
 def _sentence_transformer(model: str, threads: int | None) -> Any:
     folder = _local_folder(model)
-    if folder is not None:
-        # Must be set before the hub's client is imported; it would ask the network otherwise.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
@@ -148,7 +145,7 @@ def _sentence_transformer(model: str, threads: int | None) -> Any:
     dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
     options: dict[str, Any] = {"device": "cpu", "model_kwargs": {"dtype": dtype}}
     if folder is not None:
-        network = SentenceTransformer(str(folder), **options)
+        network = SentenceTransformer(str(folder), local_files_only=True, **options)
     else:
         try:
             network = SentenceTransformer(model, local_files_only=True, **options)

@@ -24,6 +24,10 @@ _TAIL = 1024
 # Moved into the graph in one go: some 15 ms, which a waiting prompt can bear.
 _STEP = 16
 _REBUILD_FROM_DEAD_SHARE = 0.3
+# The dead may lie close together, as answers that were folded into one: where so few are alive of
+# what is nearest, the living behind them are looked for among as many times more.
+_WIDER = 4
+_MAX_WANTED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,19 @@ class _Graph:
 
     def search(self, vectors: FloatArray, count: int) -> list[list[tuple[int, float]]]:
         wanted = min(count + min(self.num_dead, _SEARCH_BREADTH), len(self.ids))
+        found = self._search(vectors, wanted)
+        most = min(_MAX_WANTED, len(self.ids)) if self.num_dead else 0
+        while wanted < most:
+            crowded = [r for r, row in enumerate(found) if _WIDER * len(row) < wanted]
+            if not crowded:
+                break
+            wanted = min(_WIDER * wanted, most)
+            for r, row in zip(crowded, self._search(vectors[crowded], wanted), strict=True):
+                found[r] = row
+        return found
+
+    def _search(self, vectors: FloatArray, wanted: int) -> list[list[tuple[int, float]]]:
+        """Return the living among the `wanted` nearest of each row."""
         cosines, positions = self.index.search(vectors, max(1, wanted))
         found = []
         for row, row_cosines in zip(positions.tolist(), cosines.tolist(), strict=True):

@@ -86,7 +86,8 @@ class RetrievalClient(Retriever):
     ) -> None:
         self.address = address
         self._config = config or RetrievalConfig()
-        self.max_concurrent_searches = self._config.max_concurrent_searches
+        half = self._config.queue_length // 2
+        self.max_concurrent_searches = min(self._config.max_concurrent_searches, max(1, half))
         self._wants_updates, self._wants_forgotten = wants_updates, wants_forgotten
         self._forgotten: deque[Forgotten] = deque()
         self._position: str | None = None
@@ -95,9 +96,7 @@ class RetrievalClient(Retriever):
         self._resyncs = 0
         self._sender: Sender | None = None
         # Once there is a process, others want to be heard beside them.
-        self._held = HeldMessages(
-            max_length=self._config.queue_length // 2, max_bytes=self._config.queue_bytes // 2
-        )
+        self._held = HeldMessages(max_length=half, max_bytes=self._config.queue_bytes // 2)
         self._results: ResultReader | None = None
         self._connections = 0
         self._status = Status(RetrievalStats(), RetrievalHealth("starting"))

@@ -9,6 +9,7 @@ from reprise.retrieval.chat_logs.exchanges import Exchange, exchanges_of, is_cha
 
 HI = {"role": "user", "content": "hi"}
 THERE = {"role": "assistant", "content": "there"}
+SYSTEM = {"role": "system", "content": "be kind"}
 CHAT = {
     "id": "chatcmpl-1",
     "object": "chat.completion",
@@ -73,6 +74,46 @@ KINDS: dict[str, tuple[dict[str, Any], list[Exchange]]] = {
         },
         [Exchange([{"role": "system", "content": "be kind"}, HI], "", "there")],
     ),
+    "Responses with calls of tools": (
+        {
+            "request": {
+                "input": [
+                    HI,
+                    {"type": "reasoning", "summary": []},
+                    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                    {"type": "function_call_output", "call_id": "c", "output": "5"},
+                ]
+            },
+            "response": {"output": [{"type": "message", "content": "there"}]},
+        },
+        ONE,
+    ),
+    "chat with calls of tools": (
+        {
+            "messages": [
+                HI,
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]},
+                {"role": "tool", "tool_call_id": "c", "content": {"sum": 5}},
+                THERE,
+            ]
+        },
+        ONE,
+    ),
+    "ShareGPT with calls of tools": (
+        {
+            "conversations": [
+                {"from": "human", "value": "hi"},
+                {"from": "function_call", "value": "{}"},
+                {"from": "observation", "value": "5"},
+                {"from": "gpt", "value": "there"},
+            ],
+        },
+        ONE,
+    ),
+    "a table with columns of several kinds": (
+        {"messages": None, "conversations": [HI, THERE], "conversation": "c-17"},
+        ONE,
+    ),
     "LiteLLM": (LITELLM, ONE),
     "LiteLLM, what callbacks get": ({"model": "m", "standard_logging_object": LITELLM}, ONE),
     "LiteLLM, text completion": (
@@ -120,6 +161,15 @@ def test_each_kind(kind: str) -> None:
         {"request": {"messages": [HI]}, "response": {"error": {"message": "no"}}},
         {"body": {"messages": [HI]}, "response": {"status_code": 500, "body": {}}},
         {"request": {"messages": [HI]}, "response": {"choices": []}},
+        {"request": {"messages": [HI]}, "response": None},
+        {"custom_id": "3", "body": {"messages": [HI]}, "response": None, "error": {"code": "x"}},
+        {"custom_id": "3", "body": {"messages": [HI]}, "error": {"code": "x"}},
+        # No text was generated: embeddings, images, moderation.
+        {**LITELLM, "call_type": "aembedding", "response": {"object": "list", "data": [{}]}},
+        {"body": {"input": "hi"}, "response": {"status_code": 200, "body": {"data": [{}]}}},
+        {"request": {"input": "hi"}, "response": {"id": "modr-1", "results": [{}]}},
+        # Of an image the text is empty.
+        {"messages": [SYSTEM, {"role": "user", "content": [{"type": "image_url"}]}, THERE]},
     ],
 )
 def test_rows_without_an_answer(row: dict[str, Any]) -> None:
@@ -158,7 +208,14 @@ def test_what_was_expected_is_said(row: dict[str, Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"prompt": "p", "response": "r"}, {"prompt_token_ids": [1], "response_token_ids": [2]}]
+    "row",
+    [
+        {"prompt": "p", "response": "r"},
+        {"prompt_token_ids": [1], "response_token_ids": [2]},
+        {"prompt": "p", "response": "r", "conversation": "c-17"},
+        {"prompt": "p", "response": "r", "messages": None},
+        {"prompt": "p", "response": "r", "request": "r-5"},
+    ],
 )
 def test_rows_of_ours_are_none(row: dict[str, Any]) -> None:
     assert not is_chat_row(row)

@@ -50,9 +50,13 @@ def refused(read, content: str | bytes) -> str:
         "[" + ",".join(LINES).replace("null", "-Infinity") + "]",
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gzip", "gzip of utf-16"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "gzip", "gzip of utf-16-le"]
+)
 def test_rows_are_found(read, content: str, encoding: str) -> None:
-    encoded = content.lstrip("\ufeff").encode("utf-16") if "16" in encoding else content.encode()
+    name = encoding.removeprefix("gzip").removeprefix(" of ") or "utf-8"
+    # With a mark the first of these, without one the other two.
+    encoded = (content.lstrip("\ufeff") if "16" in name else content).encode(name)
     packed = gzip.compress(encoded) if "gzip" in encoding else encoded
     assert [row.fields for row in read(packed)] == ROWS
 

@@ -10,6 +10,7 @@ import pytest
 from reprise.retrieval import Answer, RetrievalConfig
 from reprise.retrieval.api.found_clause import FoundClause
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.in_process import retrieval_worker
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import NearSearch
@@ -181,6 +182,52 @@ def test_the_same_answer_twice_is_one(make):
     assert retriever.stats().answers == retriever.stats().stored == 1
 
 
+def test_an_answer_of_a_known_id_takes_the_place_of_the_other(tmp_path, make, wait_until):
+    """Here, in the tier and on other replicas: found by its own prompt, and by no other."""
+    config = {"url": f"sqlite://{tmp_path}/a.sqlite", "poll_s": 0.02}
+    retriever, replica = make(config=config), make(config=config)
+    cancel, rain = "how do I cancel my order", "weather in Paris"
+    steps = [(cancel, "old"), (rain, "new"), (rain, "newer")]
+    for number, (prompt, response) in enumerate(steps):
+        retriever.store(answer(prompt, response, answer_id="a", created_s=1e9 + number))
+        assert retriever.flush(200)
+        assert [u.added for u in retriever.updates()] == [False] * (number > 0) + [True]
+        wait_until(lambda: stored_response(replica) == response)  # noqa: B023 - called at once
+        for each in (retriever, replica):
+            assert [f.similarity > 0.9 for f in near(each, prompt)] == [True]
+            assert prompt == cancel or near(each, cancel) == []
+    # What is older than what is held comes late, and changes nothing.
+    other = SqliteTier(tmp_path / "a.sqlite")
+    other.put([answer(cancel, "old", answer_id="a", created_s=1e9)])
+    other.put([answer("where is my parcel", "there", answer_id="b")])
+    wait_until(lambda: stored_response(replica, "b") == "there")
+    other.close()
+    assert stored_response(replica) == "newer"
+
+
+def stored_response(retriever, answer_id="a"):
+    held = retriever.answer("", answer_id)
+    return held and bytes(held.response_token_ids.astype(np.uint8)).decode()
+
+
+def test_what_waits_is_written_where_the_models_are_not_loaded_yet(tmp_path, make, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(retrieval_worker, "Embedder", lambda *_, **__: go_on.wait(200) and None)
+    retriever = make(config={"url": f"sqlite://{tmp_path}/a.sqlite"})
+    retriever.store(answer("cancel my order", "ok"))
+    retriever.store(answer("an exact one", "yes", exact_key=b"k"))
+    exact = answer("exact", "yes", exact_key=b"key")
+    retriever.store(msgspec.structs.replace(exact, fingerprint="f"))
+    retriever.submit("r", namespace="", text="cancel my order")
+    retriever.close()
+    assert retriever.poll("r") == []
+    tier = SqliteTier(tmp_path / "a.sqlite")
+    assert {a.prompt_text for a in tier.answers("")} == {"cancel my order", "an exact one"}
+    assert [a.fingerprint for a in tier.exact_answers("")] == ["f"]
+    tier.close()
+    go_on.set()
+
+
 def test_another_tokenizers_answers_are_refused(make):
     retriever = make(tokenizer_key="mine")
     retriever.store(answer("hello", "hi", tokenizer_key="theirs"))
@@ -296,6 +343,16 @@ def test_a_search_that_does_not_end_in_time_finds_nothing(make):
     assert not retriever._results._results
     embedder.go_on.set()
     assert retriever.search([]) == []
+
+
+def test_no_more_are_searched_for_at_a_time_than_may_wait(make):
+    embedder = Blocked()
+    retriever = make(embedder=embedder, config={"queue_length": 4})
+    retriever.store(answer("cancel my order", "ok"))
+    embedder.go_on.set()
+    assert retriever.flush(200)
+    assert [len(found) for found in retriever.search(["cancel my order"] * 40)] == [1] * 40
+    assert retriever.stats().dropped == 0
 
 
 def test_clauses_can_be_turned_off(make):

@@ -10,6 +10,7 @@ from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.in_process.near_duplicates import nearly_same
+from reprise.retrieval.search import vector_index
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
 
@@ -124,6 +125,25 @@ def test_what_differs_is_held(make):
     assert retriever.stats().duplicates == 0
     assert near(retriever, namespace="zeta") == ["elsewhere"]
     assert len(retriever.keys()) == 4
+
+
+def test_what_is_folded_does_not_come_into_the_graph(make, wait_until, monkeypatch):
+    """It stays there, dead, and around many that are alike the graph leads to nothing else."""
+    monkeypatch.setattr(vector_index, "_TAIL", 0)
+    retriever = make(exact_search_limit=256)
+    words = ("red", "blue", "old", "new", "big", "small", "left", "right", "cold", "warm")
+    for number in range(400):
+        prompt = " ".join(words[int(digit)] for digit in f"{number:04}")
+        retriever.store(answer(f"other{number}", prompt=f"{prompt} {number * 7919}", number=number))
+    retriever.store(answer("first"))
+    assert retriever.flush(60)
+    for number in range(60):
+        retriever.store(answer(f"copy{number}", prompt=LIKE, number=number))
+    assert retriever.flush(60)
+    held = retriever._worker.search._index._namespaces["acme"].vectors
+    wait_until(lambda: len(retriever.keys()) == 401 and not held.num_waiting)
+    assert held._graph.ids
+    assert held._graph.num_dead == 0
 
 
 def test_without_a_tier_all_are_held(make):

@@ -1,6 +1,7 @@
 """Clauses: chosen cases, and a labelled set in each language with precision and recall."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,42 @@ def test_a_missing_pipeline_is_announced_and_rules_go_on(caplog):
     splitter = ClauseSplitter("no_such_pipeline")
     assert "No spaCy pipeline 'no_such_pipeline'" in caplog.text
     assert len(splitter.split("How do I cancel my order and will I get a refund?")) == 2
+
+
+def test_a_spacy_that_cannot_be_used_costs_clauses_alone(monkeypatch, caplog):
+    """As one beside a NumPy that it was not built for: that is no ImportError."""
+
+    class Broken:
+        def __getattr__(self, name):
+            raise ValueError(f"numpy.dtype size changed: {name}")
+
+    monkeypatch.setitem(sys.modules, "spacy", Broken())
+    assert ClauseSplitter().split("How do I cancel my order and will I get a refund?") == []
+    assert "compound questions are searched as one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "How do I cancel order A{}X and will I get a refund for {}Z?",
+        "如何取消订单{}{}，退款多久到账？",
+    ],
+)
+def test_no_word_is_remembered(splitter, question):
+    def remembered():
+        pipelines = (splitter._english._pipeline, splitter._chinese._pipeline)
+        return sum(len(each.vocab.strings) for each in pipelines)
+
+    assert len(splitter.split(question.format(0, 0))) == 2
+    before = remembered()
+    for number in range(1, 200):
+        assert len(splitter.split(question.format(number, chr(0x4E00 + number)))) == 2
+    assert remembered() == before
+
+
+def test_the_number_of_an_item_joins_nothing(splitter):
+    found = splitter.clauses("1. How do I reset my password? 2. How do I change my email?")
+    assert [clause.connective for clause in found] == ["", ""]
 
 
 def test_a_named_pipelines_parts_of_speech_are_used(tmp_path):

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from reprise.retrieval.query.clauses import ClauseSplitter
-from reprise.retrieval.query.turns import clip, query_of_messages, query_of_turns, query_text
+from reprise.retrieval.query.turns import (
+    TurnMarkers,
+    clip,
+    query_of_messages,
+    query_of_turns,
+    query_text,
+)
 from reprise.retrieval.search.embedding import Embedder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -237,7 +243,7 @@ def test_from_prompt_to_query_is_linear(unit):
         lambda: clip(text),
         lambda: query_of_turns(["and?", text]),
         lambda: query_of_messages([message, message]),
-        lambda: query_text(text, user_opens=unit[:1], user_closes=unit[-1:]),
+        lambda: query_text(text, TurnMarkers(unit[:1], unit[-1:], unit[:1])),
         lambda: lexical.encode([clip(text)]),
     ):
         assert cpu_s(extract, within_s=0.2) < 0.2

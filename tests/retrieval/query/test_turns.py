@@ -32,6 +32,15 @@ def plain(messages):
     return "".join(f"{m['role'].upper()}: {m['content']}\n" for m in messages) + "ASSISTANT:"
 
 
+def llama2_with_system(messages):
+    """The system prompt lies within the user's first turn."""
+    if messages[0]["role"] != "system":
+        return llama2(messages)
+    system, first, *rest = messages
+    within = f"<<SYS>>\n{system['content']}\n<</SYS>>\n\n{first['content']}"
+    return llama2([{**first, "content": within}, *rest])
+
+
 LONG = "please explain to me in detail how I can cancel the order that I placed on Monday"
 
 
@@ -51,6 +60,37 @@ def test_the_system_prompt_is_not_embedded():
         {"role": "user", "content": "And the fees?"},
     ]
     assert learn_query_of(chatml)(chatml(messages)) == "And the fees?"
+
+
+def test_nor_is_one_within_the_users_turn():
+    messages = [
+        {"role": "system", "content": "You are the desk of a shop."},
+        {"role": "user", "content": "And the fees?"},
+    ]
+    query_of = learn_query_of(llama2_with_system)
+    assert query_of(llama2_with_system(messages)) == "And the fees?"
+    assert query_of(llama2_with_system(messages[1:])) == "And the fees?"
+
+
+@pytest.mark.parametrize("role", ["system", "tool", "user"])
+def test_a_turn_ends_where_another_than_the_assistants_begins(role):
+    messages = [
+        {"role": "user", "content": LONG},
+        {"role": "assistant", "content": "one moment"},
+        {"role": "user", "content": "And the fees?"},
+        {"role": role, "content": "Answer in one sentence."},
+    ]
+    query = learn_query_of(chatml)(chatml(messages))
+    assert query == query_of_messages(messages)
+    assert "<|" not in query
+
+
+def test_half_of_a_mark_ends_no_turn():
+    def render(messages):
+        return "".join(f"<|{m['role']}|>{m['content']}" for m in messages) + "<|assistant|>"
+
+    text = "what does f <| x mean in Elm, and what does x |> f mean there, please?"
+    assert learn_query_of(render)(render([{"role": "user", "content": text}])) == text
 
 
 def test_a_short_turn_brings_the_one_before_it():
@@ -82,6 +122,11 @@ def test_a_template_that_refuses_leaves_the_whole_prompt():
 
     assert learn_query_of(refuse)(" SELECT 1 ") == "SELECT 1"
     assert learn_query_of(None)("SELECT 1") == "SELECT 1"
+
+
+def test_half_of_a_character_can_be_embedded():
+    assert clip("\ud83d cancel \0\u200b") == "? cancel \0\u200b"
+    assert clip("取消 😀") == "取消 😀"
 
 
 def test_long_texts_keep_both_ends():

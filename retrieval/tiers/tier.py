@@ -220,6 +220,11 @@ class Tier(ABC):
         return TierChanges()
 
     @property
+    def ahead_s(self) -> float:
+        """By how much the clock that its machines share is ahead of this process's."""
+        return 0.0
+
+    @property
     def num_damaged(self) -> int:
         """Records skipped because they could not be read."""
         return 0

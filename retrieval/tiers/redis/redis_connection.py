@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from reprise.retrieval.api.redis_url import RedisUrl
 from reprise.retrieval.api.tier_url import hide_secrets
+from reprise.retrieval.tiers.redis.redis_clock import RedisClock
 from reprise.retrieval.tiers.tier import TierError
 
 
@@ -26,6 +27,8 @@ class RedisConnection:
 
     def __init__(self, parsed: RedisUrl, *, timeout_s: float) -> None:
         self.is_cluster = parsed.is_cluster
+        self.clock = RedisClock()
+        """Right whenever a client is handed out."""
         self._parsed, self._timeout_s = parsed, timeout_s
         self._connected: Any = None
         self._sentinels: list[Any] = []
@@ -40,6 +43,7 @@ class RedisConnection:
                 if self._connected is None:
                     self._connected = self._connect()
                 client = self._connected
+            self.clock.look(client)
             yield client
         except TierError:
             raise

@@ -93,8 +93,11 @@ class RedisTier(Tier):
             stream_length=stream_length,
         )
         self._reader = RecordReader("redis")
-        self._expiry = RedisExpiry(self._removal, self._reader, ttl_ms=self._ttl_ms)
         self._connection = RedisConnection(parsed, timeout_s=timeout_s)
+        self._clock = self._connection.clock
+        self._expiry = RedisExpiry(
+            self._removal, self._reader, clock=self._clock, ttl_ms=self._ttl_ms
+        )
         self._restores = RedisRestores(self._connection)
         self._writer = RedisWriter(
             self._connection,
@@ -174,8 +177,9 @@ class RedisTier(Tier):
             # One slot, so that a cluster takes it too.
             records = client.mget([f"{tag}:a:{exact_id(key)}" for key in exact_keys])
         held = [record for record in records if record is not None]
-        found = [self._reader.read(record, namespace=namespace) for record in held]
-        return [each for each in found if each is not None and not self._is_too_old(each)]
+        read = [self._reader.read(record, namespace=namespace) for record in held]
+        found = [self._clock.from_redis(each) for each in read if each is not None]
+        return [each for each in found if not self._is_too_old(each)]
 
     def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:
         name = f"{tag_of(namespace)}:l:{exact_key.hex()}"
@@ -257,11 +261,15 @@ class RedisTier(Tier):
 
     def announce(self, invalidation: Invalidation) -> None:
         with self._connection.client() as client:
-            redis_invalidations.announce(client, invalidation)
+            redis_invalidations.announce(client, invalidation, clock=self._clock)
 
     def invalidations(self, after: str | None) -> InvalidationPage:
         with self._connection.client() as client:
-            return redis_invalidations.read_invalidations(client, after)
+            return redis_invalidations.read_invalidations(client, after, clock=self._clock)
+
+    @property
+    def ahead_s(self) -> float:
+        return self._clock.ahead_s
 
     @property
     def num_damaged(self) -> int:
@@ -334,6 +342,7 @@ class RedisTier(Tier):
                     # An earlier version's, under an exact key, may be a later answer's.
                     if answer is None or answer.stored_id != answer_id:
                         continue
+                    answer = self._clock.from_redis(answer)
                     if not self._is_too_old(answer):
                         answers.append(with_usage(answer, uses))
         return answers

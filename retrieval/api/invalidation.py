@@ -167,6 +167,18 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             return False
         return self.matches(answer, text)
 
+    def moved(self, by_s: float) -> Invalidation:
+        """Return it as dated by a clock that is so many seconds ahead of this process's."""
+        if not by_s:
+            return self
+        before_s = self.created_before_s
+        return msgspec.structs.replace(
+            self,
+            # To the millisecond: there and back it stays the same.
+            made_s=round(self.made_s + by_s, 3),
+            created_before_s=None if before_s is None else round(before_s + by_s, 3),
+        )
+
 
 class InvalidationPage(msgspec.Struct, frozen=True):
     """What a tier's log of invalidations holds beyond a position."""
@@ -216,34 +228,39 @@ def encode_invalidation(invalidation: Invalidation) -> bytes:
 
 
 def decode_invalidations(
-    encoded: Iterable[bytes], *, position: str, complete: bool
+    encoded: Iterable[bytes], *, position: str, complete: bool, ahead_s: float = 0.0
 ) -> InvalidationPage:
-    """Return a page of encoded invalidations; one that is not understood makes it incomplete."""
-    found = [_decode(body) for body in encoded]
+    """Return a page of encoded invalidations; one that is not understood makes it incomplete.
+
+    They are dated by a clock that is `ahead_s` ahead of this process's.
+    """
+    found = [_decode(body, ahead_s) for body in encoded]
     understood = tuple(each for each in found if each is not None)
     return InvalidationPage(understood, position, complete and len(understood) == len(found))
 
 
-def decode_log(encoded: Sequence[bytes], *, position: str, is_trimmed: bool) -> InvalidationPage:
+def decode_log(
+    encoded: Sequence[bytes], *, position: str, is_trimmed: bool, ahead_s: float = 0.0
+) -> InvalidationPage:
     """Return a whole log of encoded invalidations, the oldest first.
 
     What is not understood, and what was trimmed, may mean whatever was made before the one after
-    it: so says an invalidation in its place, and the page is complete.
+    it: so says an invalidation in its place, and the page is complete. Dates are as above.
     """
     found: list[Invalidation] = []
     next_s = steady_clock.now_s()
     for body in reversed(encoded):
-        found.append(_decode(body) or all_until(next_s))
+        found.append(_decode(body, ahead_s) or all_until(next_s))
         next_s = found[-1].made_s
     if is_trimmed:
         found.append(all_until(next_s))
     return InvalidationPage(tuple(reversed(found)), position)
 
 
-def _decode(body: bytes) -> Invalidation | None:
+def _decode(body: bytes, ahead_s: float) -> Invalidation | None:
     """Return an encoded invalidation; None if it is not understood."""
     try:
-        return _DECODER.decode(body)
+        return _DECODER.decode(body).moved(-ahead_s)
     except msgspec.MsgspecError as error:
         logger.warning("An invalidation that is not understood counts as everything: %s", error)
         return None

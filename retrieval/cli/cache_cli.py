@@ -38,6 +38,7 @@ from reprise.retrieval.cli.tier_access import (
     tokenizer_at,
     tracked,
 )
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.host.private_files import replacing_file
 from reprise.retrieval.query.turns import clip
 from reprise.retrieval.search.embedding import DEFAULT_MODEL, Embedder
@@ -117,7 +118,7 @@ def warm(
         embedded = sum(
             _embed(tier, batch, embedder) for batch in batches(tracked(missing, "Embedding"))
         )
-        indexed = fill_index(search_index, all_answers(tier, namespace), embedder)
+        indexed = fill_index(search_index, all_answers(tier, namespace), embedder, tier=tier)
     held = count - without - len(missing)
     note = f"; {held} had been already" if held else ""
     note += f"; {without} have no text to embed" if without else ""
@@ -169,7 +170,7 @@ def stats(url: Url, namespace: Namespace = None) -> None:
                 created.append(answer.created_s)
                 keys.add(answer.tokenizer_key)
             if count:
-                ages = [age_of(time.time() - s) for s in (min(created), max(created))]
+                ages = [age_of(steady_clock.now_s() - s) for s in (min(created), max(created))]
                 figures = (count, embedded, tokens, f"{num_bytes / 2**20:.1f}", *ages)
                 key = f"{len(keys)} kinds" if len(keys) > 1 else keys.pop()[:8] or "unknown"
                 rows.append((name or "(default)", *map(str, figures), key))

@@ -15,6 +15,7 @@ from reprise.retrieval.remote.milvus_removal import MilvusRemoval
 from reprise.retrieval.remote.remote_index import RemoteError, RemoteRow
 from reprise.retrieval.search.embedding import Embedder
 from reprise.retrieval.search.near_search import unpack
+from reprise.retrieval.tiers.tier import Tier
 
 _TIMEOUT_S = 30.0
 Search = Annotated[
@@ -53,8 +54,8 @@ def remove_from_index(search: str, keys: Sequence[tuple[str, str]]) -> None:
         index.close()
 
 
-def fill_index(search: str, answers: Iterable[Answer], embedder: Embedder) -> int:
-    """Have the answers that this embedding model embedded held; returns how many.
+def fill_index(search: str, answers: Iterable[Answer], embedder: Embedder, *, tier: Tier) -> int:
+    """Have the answers of a tier that this embedding model embedded held; returns how many.
 
     Raises:
         ValueError: It cannot be reached.
@@ -66,7 +67,8 @@ def fill_index(search: str, answers: Iterable[Answer], embedder: Embedder) -> in
     for answer in answers:
         vector = unpack(answer.embedding, embedder.dim)
         if answer.embedder == embedder.identity and vector is not None:
-            row = RemoteRow(answer.namespace, answer.answer_id, answer.created_s, vector)
+            created_s = answer.created_s + tier.ahead_s
+            row = RemoteRow(answer.namespace, answer.answer_id, created_s, vector)
             rows.setdefault(answer.tokenizer_key, []).append(row)
     for tokenizer_key, of_key in rows.items():
         index = MilvusIndex(

@@ -57,9 +57,6 @@ class BehindMemory:
         self._config, self._memory, self._changed = config, memory, changed
         self._tokenizer_key, self._on_forgotten = tokenizer_key, on_forgotten
         self._search_url = parse_search(config.search)
-        self._writer: RemoteWriter | None = None
-        if self._search_url is not None:
-            self._writer = RemoteWriter(max_rows=config.queue_length, ttl_s=config.ttl_s)
         self.second: SecondLevel | None = None
         """Set by `open_search`."""
         self.tiers: TierSync | None = None
@@ -70,6 +67,13 @@ class BehindMemory:
             max_bytes=config.tier_bytes,
             max_namespaces=config.max_namespaces,
         )
+        self._writer: RemoteWriter | None = None
+        if self._search_url is not None:
+            self._writer = RemoteWriter(
+                max_rows=config.queue_length,
+                ttl_s=config.ttl_s,
+                ahead_s=lambda: 0.0 if tier is None else tier.ahead_s,
+            )
         if tier is not None:
             self.tiers = TierSync(
                 tier,

@@ -35,11 +35,18 @@ class RemoteWriter:
     Args:
         max_rows: Most answers that wait; the oldest beyond are lost, counted.
         ttl_s: Age in seconds at which rows are removed; None for never.
+        ahead_s: Returns by how much the clock of who shares the index is ahead, see `Tier.ahead_s`.
     """
 
-    def __init__(self, *, max_rows: int, ttl_s: float | None) -> None:
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        ttl_s: float | None,
+        ahead_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._pending = PendingChanges(max_rows=max_rows)
-        self._ttl_s = ttl_s
+        self._ttl_s, self._ahead_s = ttl_s, ahead_s
         self._index: RemoteIndex | None = None
         self._embedder, self._dim = "", 0
         self._is_open = self._writing = self._closing = False
@@ -106,7 +113,7 @@ class RemoteWriter:
         with self._changed:
             if is_whole and invalidation.namespace is not None and not invalidation.is_late:
                 # It may be long until the index can be reached; what others write by then stays.
-                until_s = invalidation.made_s + CLOCK_SKEW_S
+                until_s = invalidation.made_s + CLOCK_SKEW_S + self._ahead_s()
                 self._pending.remove_namespace(invalidation.namespace, created_until_s=until_s)
             else:
                 self._pending.remove(removed)
@@ -133,7 +140,8 @@ class RemoteWriter:
         vector = unpack(answer.embedding, self._dim or len(answer.embedding) // 2)
         if vector is None or not vector.any():
             return None
-        return RemoteRow(answer.namespace, answer.answer_id, answer.created_s, vector)
+        created_s = answer.created_s + self._ahead_s()
+        return RemoteRow(answer.namespace, answer.answer_id, created_s, vector)
 
     def _pause(self, seconds: float) -> bool:
         with self._changed:
@@ -179,7 +187,8 @@ class RemoteWriter:
             elif not is_settled:
                 is_settled = self._try(index.settle)
             if self._ttl_s is not None and time.monotonic() - expired_s >= _EXPIRE_EVERY_S:
-                expired_s, oldest_s = time.monotonic(), steady_clock.now_s() - self._ttl_s
+                expired_s = time.monotonic()
+                oldest_s = steady_clock.now_s() + self._ahead_s() - self._ttl_s
                 self._try(lambda o=oldest_s: index.remove_older(o))  # type: ignore[misc]
 
     def _write(self, index: RemoteIndex, batch: ChangeBatch) -> bool:

@@ -45,6 +45,11 @@ class ChangeLog:
         self._writer = uuid.uuid4().hex
         self._version: int | None = None
         self._cursor = 0
+        self._num_files = 0
+
+    def begin_anew(self) -> None:
+        """Begin with another file, whose numbers mean something else."""
+        self._version, self._num_files = None, self._num_files + 1
 
     def note(
         self, db: sqlite3.Connection, operation: Literal["+", "-"], keys: Iterable[tuple[str, str]]
@@ -102,10 +107,13 @@ class ChangeLog:
 
     def invalidations(self, db: sqlite3.Connection, after: str | None) -> InvalidationPage:
         """Return the invalidations beyond a position, see `Tier.invalidations`."""
-        last = str(_last(db, "invalidations"))
+        file = f"@{self._num_files}" if self._num_files else ""
+        last = f"{_last(db, 'invalidations')}{file}"
         if after == last:
             return InvalidationPage(position=last)
-        cursor = 0 if after is None or not after.isdecimal() else int(after)
+        # Of this file, or else it says nothing of what there is.
+        number = (after or "").removesuffix(file) if (after or "").endswith(file) else ""
+        cursor = int(number) if number.isdecimal() else 0
         complete = _is_complete(db, "invalidations", cursor)
         rows = db.execute(
             "select invalidation from invalidations where change_id > ? order by change_id",
@@ -114,7 +122,7 @@ class ChangeLog:
         bodies = [row[0] for row in rows]
         if after is None:
             return decode_log(bodies, position=last, is_trimmed=not complete)
-        complete = complete and after.isdecimal()
+        complete = complete and number.isdecimal()
         return decode_invalidations(bodies, position=last, complete=complete)
 
 

@@ -73,6 +73,8 @@ class SqliteTier(Tier):
         self._bound = SqliteBound(max_bytes)
         self._wal_holds_forgotten = False
         self._opened: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._is_another = False
         self._is_closed = False
         self._lock = threading.Lock()
 
@@ -153,6 +155,11 @@ class SqliteTier(Tier):
         self._wal_holds_forgotten = True
         self._empty_wal()
         return gone
+
+    def has_gone_back(self) -> bool:
+        with self._lock:
+            is_another, self._is_another = self._is_another, False
+        return is_another
 
     def announce(self, invalidation: Invalidation) -> None:
         with self._session() as db:
@@ -398,13 +405,27 @@ class SqliteTier(Tier):
         """The file, opened if it was not; the caller holds the lock."""
         if self._is_closed:
             raise TierError("sqlite is closed")
+        if self._opened is not None and self._stat_file() != self._file:
+            # Removed or replaced by hand: what others say and do is in the other one.
+            self._opened.close()
+            self._opened, self._is_another = None, True
+            self._log.begin_anew()
         if self._opened is None:
             try:
                 self._opened = self._open()
+                self._file = self._stat_file()
             except (sqlite3.Error, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise TierError(f"sqlite file {self._path}: {reason}") from error
         return self._opened
+
+    def _stat_file(self) -> tuple[int, int] | None:
+        """Return what tells the file at the path from another one; None: there is none."""
+        try:
+            info = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return info.st_dev, info.st_ino
 
     def _open(self) -> sqlite3.Connection:
         db = open_database(self._path, timeout_s=self._timeout_s)

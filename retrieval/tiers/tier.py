@@ -172,7 +172,7 @@ class Tier(ABC):
 
     def has_gone_back(self) -> bool:
         """Return whether it may hold again what it had removed, since the last call: a server that
-        was restarted with what it held earlier does."""
+        was restarted with what it held earlier does, and a file in place of another."""
         return False
 
     def _meant(self, namespace: str, invalidation: Invalidation, text_of: TextOf) -> dict[str, str]:
@@ -218,6 +218,11 @@ class Tier(ABC):
         what was added is passed over, and not read.
         """
         return TierChanges()
+
+    @property
+    def ahead_s(self) -> float:
+        """By how much the clock that its machines share is ahead of this process's."""
+        return 0.0
 
     @property
     def num_damaged(self) -> int:

@@ -13,7 +13,15 @@ from redis.retry import Retry
 
 from reprise.retrieval.api.redis_url import RedisUrl
 from reprise.retrieval.api.tier_url import hide_secrets
+from reprise.retrieval.tiers.redis.redis_clock import RedisClock
 from reprise.retrieval.tiers.tier import TierError
+
+_OF_CLUSTERS = (
+    redis.exceptions.AskError,  # and MovedError, of what other nodes hold
+    redis.exceptions.ClusterCrossSlotError,
+    redis.exceptions.ClusterDownError,
+)
+_NO_CLUSTER = "Cluster mode is not enabled"
 
 
 class RedisConnection:
@@ -26,6 +34,8 @@ class RedisConnection:
 
     def __init__(self, parsed: RedisUrl, *, timeout_s: float) -> None:
         self.is_cluster = parsed.is_cluster
+        self.clock = RedisClock()
+        """Right whenever a client is handed out."""
         self._parsed, self._timeout_s = parsed, timeout_s
         self._connected: Any = None
         self._sentinels: list[Any] = []
@@ -40,12 +50,21 @@ class RedisConnection:
                 if self._connected is None:
                     self._connected = self._connect()
                 client = self._connected
+            self.clock.look(client)
             yield client
         except TierError:
             raise
         except Exception as error:  # a cluster's are no RedisError, and redis-py raises others too
-            text = " ".join(f"redis: {type(error).__name__}: {error}".split())
+            text = " ".join(f"redis: {type(error).__name__}: {error}".split()) + self._advice(error)
             raise TierError(hide_secrets(text, self._parsed.url)) from None
+
+    def _advice(self, error: Exception) -> str:
+        """Return what to do where the URL takes a cluster for a Redis alone, or the reverse."""
+        if not self.is_cluster and isinstance(error, _OF_CLUSTERS):
+            return ": this is a Redis Cluster, and its URL needs ?cluster=1"
+        if self.is_cluster and _NO_CLUSTER in str(error):
+            return ": this is no Redis Cluster, and its URL must be without cluster=1"
+        return ""
 
     @contextmanager
     def transaction(self, client: Any) -> Iterator[tuple[Any, Any]]:

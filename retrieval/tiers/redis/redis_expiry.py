@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from reprise.retrieval.host import steady_clock
 from reprise.retrieval.tiers.record import RecordReader
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
+from reprise.retrieval.tiers.redis.redis_clock import RedisClock
 from reprise.retrieval.tiers.redis.redis_keys import BOOKKEEPING, Held, tag_of
 from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
 
@@ -53,11 +53,20 @@ class RedisExpiry:
     Args:
         removal: Removes answers.
         reader: Reads records.
+        clock: Redis's, by which records are dated.
         ttl_ms: Time to live in milliseconds; None for none.
     """
 
-    def __init__(self, removal: RedisRemoval, reader: RecordReader, *, ttl_ms: int | None) -> None:
-        self._removal, self._reader, self._ttl_ms = removal, reader, ttl_ms
+    def __init__(
+        self,
+        removal: RedisRemoval,
+        reader: RecordReader,
+        *,
+        clock: RedisClock,
+        ttl_ms: int | None,
+    ) -> None:
+        self._removal, self._reader = removal, reader
+        self._clock, self._ttl_ms = clock, ttl_ms
         self._namespaces: list[str] = []
         self._cursor = 0
         self._num_rounds = -1  # of all namespaces that were begun before the one under way
@@ -115,11 +124,11 @@ class RedisExpiry:
         """Have records, of which it is known how long they live, expire as if they had been written
         with the time to live; return how many did not."""
         assert self._ttl_ms is not None
-        now_s, keys, values = steady_clock.now_s(), [], []
+        now_s, keys, values = self._clock.now_s(), [], []
         records = client.mget(list(lives_ms))  # of one slot, so that a cluster takes it too
         for (key, seen_ms), record in zip(lives_ms.items(), records, strict=True):
             answer = None if record is None else self._reader.read(record, namespace=namespace)
-            age_s = 0.0 if answer is None else now_s - answer.created_s
+            age_s = 0.0 if answer is None else max(0.0, now_s - answer.created_s)
             life_ms = max(1, self._ttl_ms - int(age_s * 1000))
             if seen_ms == _NO_TIME or seen_ms > life_ms + _TOLERANCE_MS:
                 keys += [key]

@@ -11,6 +11,7 @@ from reprise.retrieval.api.invalidation import (
     decode_log,
     encode_invalidation,
 )
+from reprise.retrieval.tiers.redis.redis_clock import RedisClock
 from reprise.retrieval.tiers.redis.redis_ledger import GO_ON_IF_FULL, PREFIX
 
 STREAM = PREFIX + "{all}:invalidations"
@@ -34,10 +35,11 @@ return redis.call('incr', KEYS[1])
 """
 
 
-def announce(client: Any, invalidation: Invalidation) -> None:
+def announce(client: Any, invalidation: Invalidation, *, clock: RedisClock) -> None:
     """Add an invalidation for all replicas to read, if the log does not have it; whether or not
     Redis has memory left."""
-    entry = (_MAX_INVALIDATIONS, _FIELD, encode_invalidation(invalidation))
+    dated = invalidation.moved(clock.ahead_s)
+    entry = (_MAX_INVALIDATIONS, _FIELD, encode_invalidation(dated))
     client.execute_command("EVAL", _ANNOUNCE, 1, STREAM, *entry)
 
 
@@ -52,7 +54,7 @@ def num_done(client: Any) -> int:
     return int(client.get(_DONE) or 0)
 
 
-def read_invalidations(client: Any, after: str | None) -> InvalidationPage:
+def read_invalidations(client: Any, after: str | None, *, clock: RedisClock) -> InvalidationPage:
     """Return the invalidations beyond a position, see `Tier.invalidations`."""
     # From the entry at `after` on, that one too: if it is gone, later ones may be.
     is_whole = after in (None, _BEGINNING)
@@ -67,5 +69,5 @@ def read_invalidations(client: Any, after: str | None) -> InvalidationPage:
         fresh = entries[1:] if complete else entries
     bodies = [fields.get(_FIELD, b"") for _, fields in fresh]
     if after is None:
-        return decode_log(bodies, position=position, is_trimmed=not complete)
-    return decode_invalidations(bodies, position=position, complete=complete)
+        return decode_log(bodies, position=position, is_trimmed=not complete, ahead_s=clock.ahead_s)
+    return decode_invalidations(bodies, position=position, complete=complete, ahead_s=clock.ahead_s)

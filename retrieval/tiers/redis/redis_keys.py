@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from reprise.retrieval.api.answer import Answer, digest
 from reprise.retrieval.tiers.redis import redis_ledger as ledger
-from reprise.retrieval.tiers.redis.redis_ledger import PREFIX
+from reprise.retrieval.tiers.redis.redis_ledger import PREFIX, Charge
 from reprise.retrieval.tiers.tier import UsageCounts
 
+_PAGE = 500
 BOOKKEEPING = ("ids", "uses", "accepted", "value")
 """The keys of a namespace that say what is known of its answers: three hashes by answer id, and the
 sorted set of ranks. They have no time to live: the records have, and what outlives a hash of ids
@@ -36,7 +37,8 @@ class Known(NamedTuple):
     """What Redis knows of answers of one namespace."""
 
     stale_bytes: int
-    """Charged for a namespace all of which has expired since."""
+    """Charged for a namespace all of which has expired since; negative: what a ledger that was
+    lost, evicted say, does not charge for what is there."""
     held: dict[str, Held | None]
     """By answer id; None for those that are not there."""
     uses: dict[str, UsageCounts]
@@ -76,12 +78,28 @@ def read_known(
         exists, charged = next(replies), int(next(replies) or 0)
         held = [None if value is None else Held.of(value) for value in next(replies)]
         usage = usage_of(next(replies), next(replies))
+        stale_bytes = 0 if exists else charged
+        if exists and charged <= 0:
+            stale_bytes = -held_bytes(client, namespace)
         known[namespace] = Known(
-            0 if exists else charged,
+            stale_bytes,
             dict(zip(answer_ids, held, strict=True)),
             dict(zip(answer_ids, usage, strict=True)),
         )
     return known
+
+
+def held_bytes(client: Any, namespace: str) -> int:
+    """Return what the hash of ids says that a namespace takes."""
+    pages = client.hscan_iter(f"{tag_of(namespace)}:ids", count=_PAGE)
+    return sum(Held.of(value).num_bytes for _, value in pages)
+
+
+def restore_charge(client: Any, namespace: str) -> None:
+    """Enter a namespace into the ledger that holds answers and is not there: the ledger was lost,
+    and what it does not name nobody would forget."""
+    if ledger.bytes_of(client, namespace) <= 0 and (held := held_bytes(client, namespace)):
+        ledger.charge(client, Charge(namespace, held, 1))
 
 
 def queue_usage(pipe: Any, tag: str, answer_ids: list[str]) -> None:

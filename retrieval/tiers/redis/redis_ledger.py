@@ -22,9 +22,19 @@ GO_ON_IF_FULL = "redis.call('persist', KEYS[1])"
 """First line of a script that has to get through to a Redis without memory left: it refuses what
 needs memory as the first write of a script, and stops none in the middle. What was removed could
 otherwise neither be told nor entered."""
-# A namespace that holds nothing any more disappears, and so does what rounding left of it.
+# A namespace that holds nothing any more disappears, and so does what rounding left of it. Where a
+# key of the ledger was lost, evicted or removed by hand, the total is what the others say.
 _CHARGE = f"""
 {GO_ON_IF_FULL}
+if redis.call('exists', KEYS[1]) == 0 then
+  redis.call('del', KEYS[2], KEYS[3])
+elseif redis.call('exists', KEYS[3]) == 0 then
+  local total, charged = 0, redis.call('zrange', KEYS[1], 0, -1, 'withscores')
+  for i = 2, #charged, 2 do
+    total = total + tonumber(charged[i])
+  end
+  redis.call('set', KEYS[3], string.format('%.0f', total))
+end
 local now, change = tonumber(ARGV[1]), 0
 for i = 2, #ARGV, 3 do
   local name, bytes, worth = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])

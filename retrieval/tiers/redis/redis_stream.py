@@ -93,10 +93,20 @@ def read(client: Any, cursor: str) -> Page:
 
 def has_gap(client: Any, cursor: str, *, length: int) -> bool:
     """Return whether entries after `cursor` may have been trimmed from the stream of about
-    `length`."""
+    `length`, or were lost with a master that failed."""
     if cursor == START:
         return bool(client.xlen(_STREAM) >= length)
     return not client.xrange(_STREAM, min=cursor, max=cursor)
+
+
+def has_gone_back(client: Any, cursor: str) -> bool:
+    """Return whether the stream ends before `cursor`: it was lost with a master that failed, or by
+    a restart. What joins it may have lower names, and would not be read."""
+    return _number_of(last_id(client)) < _number_of(cursor)
+
+
+def _number_of(entry_id: str) -> tuple[int, ...]:
+    return tuple(map(int, entry_id.split("-")))
 
 
 def _change_of(entry: StreamEntry) -> Change | None:

@@ -37,6 +37,7 @@ from reprise.retrieval.tiers.redis.redis_keys import (
     Held,
     queue_usage,
     read_held,
+    restore_charge,
     tag_of,
     usage_of,
 )
@@ -93,8 +94,11 @@ class RedisTier(Tier):
             stream_length=stream_length,
         )
         self._reader = RecordReader("redis")
-        self._expiry = RedisExpiry(self._removal, self._reader, ttl_ms=self._ttl_ms)
         self._connection = RedisConnection(parsed, timeout_s=timeout_s)
+        self._clock = self._connection.clock
+        self._expiry = RedisExpiry(
+            self._removal, self._reader, clock=self._clock, ttl_ms=self._ttl_ms
+        )
         self._restores = RedisRestores(self._connection)
         self._writer = RedisWriter(
             self._connection,
@@ -169,13 +173,8 @@ class RedisTier(Tier):
         return self._all(namespace, exact=True)
 
     def find_exact(self, namespace: str, exact_keys: Sequence[bytes]) -> list[Answer]:
-        tag = tag_of(namespace)
-        with self._connection.client() as client:
-            # One slot, so that a cluster takes it too.
-            records = client.mget([f"{tag}:a:{exact_id(key)}" for key in exact_keys])
-        held = [record for record in records if record is not None]
-        found = [self._reader.read(record, namespace=namespace) for record in held]
-        return [each for each in found if each is not None and not self._is_too_old(each)]
+        names = map(exact_id, exact_keys)
+        return self._fetch({namespace: {name: f"a:{name}".encode() for name in names}})
 
     def lease(self, namespace: str, exact_key: bytes, *, ttl_s: float) -> bool:
         name = f"{tag_of(namespace)}:l:{exact_key.hex()}"
@@ -246,6 +245,9 @@ class RedisTier(Tier):
         text_of: TextOf = lambda answer: answer.prompt_text,
         removed: dict[tuple[str, str], None] | None = None,
     ) -> list[tuple[str, str]]:
+        if (named := invalidation.namespace) is not None:
+            with self._connection.client() as client:
+                restore_charge(client, named)
         gone = super().forget(invalidation, text_of=text_of, removed=removed)
         with self._connection.client() as client:
             self._restores.count_done(client)
@@ -257,11 +259,15 @@ class RedisTier(Tier):
 
     def announce(self, invalidation: Invalidation) -> None:
         with self._connection.client() as client:
-            redis_invalidations.announce(client, invalidation)
+            redis_invalidations.announce(client, invalidation, clock=self._clock)
 
     def invalidations(self, after: str | None) -> InvalidationPage:
         with self._connection.client() as client:
-            return redis_invalidations.read_invalidations(client, after)
+            return redis_invalidations.read_invalidations(client, after, clock=self._clock)
+
+    @property
+    def ahead_s(self) -> float:
+        return self._clock.ahead_s
 
     @property
     def num_damaged(self) -> int:
@@ -294,16 +300,18 @@ class RedisTier(Tier):
 
     def _has_gap(self, client: Any, page: redis_stream.Page) -> bool:
         """Return whether changes may have left the stream before they were read."""
-        if not page.changes and not page.num_skipped:
-            return False
         assert self._cursor is not None
+        if not page.changes and not page.num_skipped:
+            return redis_stream.has_gone_back(client, self._cursor)
         return redis_stream.has_gap(client, self._cursor, length=self._stream_length)
 
     def _fetch(self, wanted: Mapping[str, Mapping[str, bytes]]) -> list[Answer]:
         """Return the answers of these ids, by namespace; ids whose record has expired are
         forgotten.
 
-        However many namespaces they are of, that takes one round trip.
+        A record that the hash of ids does not know is nobody's: who forgets would not find it. A
+        Redis that evicts keys, or somebody by hand, may have left it. However many namespaces they
+        are of, that takes one round trip.
         """
         wanted = {namespace: suffixes for namespace, suffixes in wanted.items() if suffixes}
         if not wanted:
@@ -319,21 +327,29 @@ class RedisTier(Tier):
                         pipe.get(key)
                 else:
                     pipe.mget(keys)
+                pipe.hmget(f"{tag}:ids", list(suffixes))
                 queue_usage(pipe, tag, list(suffixes))
             replies = iter(pipe.execute())
             for namespace, suffixes in wanted.items():
                 records = [next(replies) for _ in suffixes] if is_cluster else next(replies)
+                known = next(replies)
                 usage = usage_of(next(replies), next(replies))
-                gone = [i for i, record in zip(suffixes, records, strict=True) if record is None]
+                gone = {
+                    answer_id: Held.of(value)
+                    for answer_id, record, value in zip(suffixes, records, known, strict=True)
+                    if record is None and value is not None
+                }
                 if gone:
-                    self._removal.drop_expired(
-                        client, namespace, read_held(client, namespace, gone)
-                    )
-                for answer_id, record, uses in zip(suffixes, records, usage, strict=True):
-                    answer = record and self._reader.read(record, namespace=namespace)
+                    self._removal.drop_expired(client, namespace, gone)
+                for answer_id, record, value, uses in zip(
+                    suffixes, records, known, usage, strict=True
+                ):
+                    is_known = record is not None and value is not None
+                    answer = self._reader.read(record, namespace=namespace) if is_known else None
                     # An earlier version's, under an exact key, may be a later answer's.
                     if answer is None or answer.stored_id != answer_id:
                         continue
+                    answer = self._clock.from_redis(answer)
                     if not self._is_too_old(answer):
                         answers.append(with_usage(answer, uses))
         return answers

@@ -70,13 +70,14 @@ class RedisWriter:
         stream_length: int,
     ) -> None:
         self._connection, self._removal = connection, removal
+        self._clock = connection.clock
         self._ttl_ms, self._stream_length = ttl_ms, stream_length
 
     def put(self, client: Any, answers: Sequence[Answer]) -> list[tuple[str, str]]:
         """Write answers, see `Tier.put`."""
         by_namespace: _Records = {}
         for answer in answers:
-            pair = (answer, encode_record(answer))
+            pair = (answer, encode_record(self._clock.to_redis(answer)))
             by_namespace.setdefault(answer.namespace, []).append(pair)
         left: list[tuple[str, str]] = []
         try:
@@ -101,7 +102,7 @@ class RedisWriter:
         held = read_held(client, namespace, [answer.stored_id for answer in answers])
         for answer in answers:
             if (found := held[answer.stored_id]) is not None:
-                record = encode_record(answer)
+                record = encode_record(self._clock.to_redis(answer))
                 num_bytes = _num_bytes(namespace, record)
                 keys += [found.key(tag)]
                 values += [answer.stored_id, b"%d %b" % (num_bytes, found.suffix), record]
@@ -171,7 +172,9 @@ class RedisWriter:
         configured."""
         now_s, lives_ms = steady_clock.now_s(), []
         if self._ttl_ms is not None:
-            lives_ms.append(self._ttl_ms - int((now_s - answer.created_s) * 1000))
+            # One of the future, imported say, lives no longer than one of now.
+            age_s = max(0.0, now_s - answer.created_s)
+            lives_ms.append(self._ttl_ms - int(age_s * 1000))
         if answer.expires_s is not None:
             lives_ms.append(int((answer.expires_s - now_s) * 1000))
         if not lives_ms:

@@ -8,6 +8,7 @@ import pytest
 
 from reprise.retrieval import Answer
 from reprise.retrieval.api.invalidation import Invalidation
+from reprise.retrieval.host import steady_clock
 from reprise.retrieval.remote.remote_index import RemoteError, RemoteIndex
 from reprise.retrieval.remote.remote_writer import RemoteWriter
 
@@ -120,4 +121,21 @@ def test_what_others_wrote_since_a_namespace_was_forgotten_is_not_removed(index,
     writer.start(index, embedder="e", dim=4)
     wait_until(lambda: ("acme", "old") not in index.rows)
     assert set(index.rows) == {("acme", "new"), ("other", "old")}
+    writer.close()
+
+
+def test_rows_are_dated_by_the_clock_that_machines_share(index, wait_until):
+    """This one's is five hours ahead, and rows live for one."""
+    shared_s = steady_clock.now_s() - 5 * 3600.0
+    writer = RemoteWriter(max_rows=100, ttl_s=3600.0, ahead_s=lambda: -5 * 3600.0)
+    index.rows = {("acme", "too old"): shared_s - 3700.0, ("acme", "of another"): shared_s}
+    writer.start(index, embedder="e", dim=4)
+    wait_until(lambda: ("acme", "too old") not in index.rows)
+    assert set(index.rows) == {("acme", "of another")}
+    writer.written([answer("a"), answer("b", namespace="acme")])
+    assert writer.drain(60)
+    assert index.rows["", "a"] == pytest.approx(shared_s, abs=60.0)
+    writer.forgot(Invalidation.create(namespace="acme"), [])
+    assert writer.drain(60)
+    assert set(index.rows) == {("", "a")}
     writer.close()

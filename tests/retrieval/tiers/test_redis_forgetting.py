@@ -14,7 +14,7 @@ from reprise.retrieval.api.invalidation import Invalidation
 from reprise.retrieval.host import steady_clock
 from reprise.retrieval.in_process.local_retriever import LocalRetriever
 from reprise.retrieval.search.embedding import Embedder
-from reprise.retrieval.tiers.redis import redis_tier
+from reprise.retrieval.tiers.redis.redis_removal import RedisRemoval
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.tier import TierError, UsageCounts
 
@@ -135,13 +135,13 @@ def test_what_is_put_anew_while_it_is_found_to_have_expired_stays(client, make_t
     tier, other = make_tier(), make_tier()
     tier.put([answer(1)])
     client.delete(*records(client))
-    read_held = redis_tier.read_held
+    drop_expired = RedisRemoval.drop_expired
 
     def after_it_was_put(*arguments):
         other.put([answer(1)])
-        return read_held(*arguments)
+        return drop_expired(*arguments)
 
-    monkeypatch.setattr(redis_tier, "read_held", after_it_was_put)
+    monkeypatch.setattr(RedisRemoval, "drop_expired", after_it_was_put)
     assert ids(tier) == set()
     assert ids(other) == ids(tier) == {"id1"}
     assert other.remove("acme", ["id1"]) == 1

@@ -13,6 +13,7 @@ from reprise.retrieval.tiers.redis.redis_restores import RedisRestores
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
 from reprise.retrieval.tiers.sync.tier_sync import TierSync
+from reprise.retrieval.tiers.tier import TierError
 from reprise.tests.retrieval import numbered_answers
 
 pytestmark = pytest.mark.redis
@@ -140,3 +141,20 @@ def test_a_master_that_is_added_is_no_other_one_and_one_in_place_of_another_is()
     assert not is_restored()
     masters["d:1"] = "run5"
     assert is_restored()
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_cluster_that_is_taken_for_a_redis_alone_says_so(start_cluster, make_tier, node):
+    server = start_cluster()[node]
+    tier = make_tier(server.url)
+    with pytest.raises(
+        TierError, match=r"a Redis Cluster, and its URL needs \?cluster=1$"
+    ) as raised:
+        tier.put([answer(1)])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_redis_alone_that_is_taken_for_a_cluster_says_so(redis_server, make_tier):
+    tier = make_tier(f"{redis_server.url}?cluster=1")
+    with pytest.raises(TierError, match=r"no Redis Cluster, .* without cluster=1$"):
+        tier.namespaces()

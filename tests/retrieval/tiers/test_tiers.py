@@ -14,6 +14,8 @@ from reprise.retrieval.in_process.open_tier import open_tier
 from reprise.retrieval.tiers.memory_tier import MemoryTier
 from reprise.retrieval.tiers.redis.redis_tier import RedisTier
 from reprise.retrieval.tiers.sqlite_tier import SqliteTier
+from reprise.retrieval.tiers.sync.memory_before import MemoryBefore
+from reprise.retrieval.tiers.sync.tier_sync import TierSync
 from reprise.retrieval.tiers.tier import TierError, UsageCounts
 
 # Names that a careless key or pattern would mix up.
@@ -211,6 +213,56 @@ def test_a_file_that_cannot_be_opened_is_tried_again_at_each_call(tmp_path):
     other.close()
     assert [each.answer_id for each in tier.invalidations(before.position).invalidations] == ["id1"]
     assert tier.answer_ids("") == ["id2"]
+
+
+def test_a_file_in_place_of_another_is_followed(tmp_path):
+    """Removed by hand while a process uses it: what others have forgotten is in the new one."""
+    path = tmp_path / "answers.sqlite"
+    one = SqliteTier(path)
+    one.put([answer(1)])
+    one.announce(Invalidation.create(namespace="another"))
+    assert not one.has_gone_back()
+    position = one.invalidations(None).position
+    for each in tmp_path.iterdir():
+        each.unlink()
+    other = SqliteTier(path)
+    made = Invalidation.create(namespace="")
+    other.announce(made)  # of the same number as what was in the old one
+    other.put([answer(2)])
+    page = one.invalidations(position)
+    assert page.invalidations == (made,)
+    assert not page.complete
+    assert one.has_gone_back()
+    assert not one.has_gone_back()
+    assert {each.answer_id for each in one.answers("")} == {"id2"}
+    one.put([answer(3)])
+    assert {each.answer_id for each in other.answers("")} == {"id2", "id3"}
+    assert one.invalidations(page.position).complete
+    for each in tmp_path.iterdir():
+        each.unlink()
+    assert list(one.answers("")) == []  # made anew
+    assert path.exists()
+    for tier in (one, other):
+        tier.close()
+
+
+@pytest.mark.parametrize("is_made_anew", [True, False])
+def test_memory_follows_a_file_that_was_removed(tmp_path, wait_until, is_made_anew):
+    path, gone = tmp_path / "answers.sqlite", []
+    tier, other = SqliteTier(path), SqliteTier(path)
+    tier.put([answer(1)])
+    memory = MemoryBefore(
+        on_added=lambda _: None, on_forgotten=gone.append, held=lambda: {("", "id1")}
+    )
+    sync = TierSync(tier, memory, poll_s=0.02)
+    wait_until(sync.caught_up.is_set)
+    for each in tmp_path.iterdir():
+        each.unlink()
+    if is_made_anew:
+        other.forget(Invalidation.create(namespace=""))
+    wait_until(lambda: ("", "id1") in {key for each in gone for key in each.removed}, 20.0)
+    sync.close()
+    other.close()
 
 
 def test_a_file_that_was_never_used_is_not_made(tmp_path):

@@ -187,8 +187,9 @@ class DeviceRequests:
                 request = self._requests.get(request_id)
                 if request is not None and request.slot is not None:
                     parts = [self._counts.counts[request.slot]]
-                    self._read_back.send(parts, partial(self._add_stats, request))
+                    # First, as another tenant's may have the slot next, whatever fails here.
                     self._leave_slot(request_id, request)
+                    self._read_back.send(parts, partial(self._add_stats, request))
 
     def report(self) -> dict[str, Any]:
         """Return figures since the start, those of drafts as of requests that have ended."""

@@ -254,6 +254,39 @@ def test_a_preempted_request_goes_on_with_what_it_had(world: World) -> None:
     assert world.requests.report()["live_requests"] == 1
 
 
+def test_a_preempted_request_whose_counts_are_lost_has_no_slot(
+    world: World, wait_until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes for it later must not be drafted from by whoever has the slot then."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    world.learn("first", "mine")
+    world.embedder.go_on.clear()
+    other = list(range(300, 308))  # shares no tokens with what was learned
+    world.step(begin=[world.request("late", "mine", other, retrieval_id="front")])
+    world.retriever.submit("front", namespace="mine", prompt_token_ids=PROMPT)
+    with monkeypatch.context() as broken:
+        broken.setattr(world.requests._read_back, "send", fail)
+        world.step(preempt=["late"], begin=[world.request("other", "theirs")])
+    assert world.req_states.req_id_to_index == {"other": 0}
+    assert world.errors.counts() == {"preempt request": 1}
+    world.errors._counts.clear()
+    world.embedder.go_on.set()
+
+    def has_come() -> bool:
+        world.step()
+        return not world.requests._near._awaiting.keys() & {"late"}
+
+    wait_until(has_come, 60)
+    assert near_answers(world, 0) == []
+    world.emit("other", ANSWER[:3])
+    assert world.drafted("other") == []
+    world.step(begin=["late"])
+    assert near_answers(world, 1) == [BOS, *ANSWER, END]
+
+
 def test_a_request_that_ends_while_preempted_is_forgotten(world: World) -> None:
     world.step(begin=[world.request("gone", "mine")])
     world.step(preempt=["gone"])

@@ -113,6 +113,7 @@ def speculator_on(device: str) -> DeviceSpeculator:
     made.draft_token_confidence_probs = torch.zeros((4, 3), device=device)
     made._ranks = RankDrafts(made._drafts, made.draft_token_confidence_probs)
     made._requests = type("Requests", (), {"has_failed": False})()
+    made._vocabulary_size = 1000
     made._req_states = type("States", (), {})()
     tokens = torch.zeros((4, 32), dtype=torch.int32, device=device)
     lengths = torch.full((4,), 5, dtype=torch.int32, device=device)
@@ -141,7 +142,8 @@ def test_all_that_it_launches_stays_on_the_device(
 ) -> None:
     """Torch's device without values stands for a GPU: every look at one raises."""
 
-    def kernel(state: Any, **others: Any) -> None:
+    def kernel(state: Any, *, vocab_size: int, **others: Any) -> None:
+        assert vocab_size == 1000
         draft.check(state, **others, backend="auto")
         if fails:
             raise RuntimeError("no such kernel")

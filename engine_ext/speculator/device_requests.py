@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
-_is_of_warm_up = re.compile(r"_\w*warmup_").match
-"""Whether a request's id is one of vLLM's own, of the runs before it serves."""
+_WARM_UP_ID = re.compile(r"_\w*warmup_")
+"""How ids of vLLM's own requests begin, of the runs before it serves."""
 
 
 class _Request:
@@ -222,7 +222,7 @@ class DeviceRequests:
 
     def _begin(self, data: "NewRequestData", slot: int) -> None:
         """Give a request its slot, whether it is new or goes on after preemption."""
-        if _is_of_warm_up(data.req_id):
+        if _WARM_UP_ID.match(data.req_id):
             return
         request = self._requests.get(data.req_id)
         if request is not None and request.slot is not None:

@@ -67,7 +67,7 @@ _ELSEWHERE = {
     (NearAnswers, "health stats clauses"),
     (Replayer, "close"),
     (ServingMetrics, "active errors features pins retrieval shared verified workers"),
-    (ServingMetrics, "_add _tier _worker"),
+    (ServingMetrics, "_add _tier _worker _verified_replays _tokens_verified"),
     (SingleFlight, "__len__ is_led watcher_of"),
     # Of those who follow late, for whom hundreds of tokens have to be there.
     (SingleFlight, "_pass_on_late _fail_left_behind"),

@@ -63,6 +63,7 @@ OURS = {
     "led": "outputs/flight.py",
     "live": "worker/live_request.py",
     "outcome": "cli/proof_worker.py",
+    "policy": "request/request_policy.py",
     "pin": "kv_pins/pin_table.py",
     "tracked": "frontend/tracked_request.py",
 }

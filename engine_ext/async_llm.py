@@ -38,8 +38,10 @@ from reprise.engine_ext.frontend.announcements import (
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.front_end import FrontEnd
 from reprise.engine_ext.frontend.info_reporter import InfoReporter
+from reprise.engine_ext.frontend.pin_forgetting import PinForgetting
 from reprise.engine_ext.request import server_middleware
-from reprise.engine_ext.request.tenants import warn_of_private_requests
+from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of, warn_of_private_requests
+from reprise.retrieval.api.invalidation import Invalidation
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -145,11 +147,27 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
             self._announcing = _start(announce_near_answers(self._retriever))
         if front_end is not None and front_end.exact.shared is not None and self._learning is None:
             self._learning = _start(self.learn_weight_version())
+        if self._pinning is None:
+            self._pin_configured()
+
+    def _pin_configured(self) -> None:
+        """Pin the prefixes of the settings, in a task; of several processes the first does."""
         has_prefixes = (
             self.pins_prefixes and self._config is not None and (self._config.kv_pins.prefixes)
         )
-        if has_prefixes and self._is_first_api_server and self._pinning is None:
+        if has_prefixes and self._is_first_api_server:
+            if self._pinning is not None:
+                self._pinning.cancel()
             self._pinning = _start(pin_configured(weakref.ref(self)))
+
+    async def _forget_pins(self, invalidation: Invalidation) -> None:
+        """Unpin what an erasure covers; what the settings name is no tenant's, and pinned again."""
+        await self.forget_pins(invalidation)
+        assert self._config is not None
+        operators = self._config.namespace
+        own = isolation_of(operators=operators, tenant=SOLE_TENANT, cache_salt=None).namespace
+        if own is None or invalidation.covers(own):
+            self._pin_configured()
 
     def _attach_front_end(self) -> None:
         if self.front_end is not None:
@@ -189,10 +207,15 @@ class EnhancedAsyncLLM(AnsweringAsyncLLM):
         )
         get_tokenizer = weakref.WeakMethod(self.get_tokenizer)
         find_retrieval = weakref.WeakMethod(self._find_retrieval)
+        forget_pins = weakref.WeakMethod(self._forget_pins)
         self.exact_forgetting = ExactForgetting(
             self.front_end.exact.memory,
             recorded=self.front_end.recorded,
             tokenizer=lambda: get_tokenizer()(),  # type: ignore[misc]
+            pins=PinForgetting(
+                lambda invalidation: forget_pins()(invalidation),  # type: ignore[misc]
+                errors=self.front_end.errors,
+            ),
             retrieval=self._retriever,
             find_retrieval=lambda: find_retrieval()(),  # type: ignore[misc]
             errors=self.front_end.errors,

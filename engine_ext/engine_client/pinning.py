@@ -15,7 +15,9 @@ from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.request_hints import RequestHints, with_hints
 from reprise.engine_ext.engine_client.engine_changes import ChangeTrackingAsyncLLM
+from reprise.engine_ext.kv_pins.system_prefix import forget_system_prefixes
 from reprise.engine_ext.request.tenants import SOLE_TENANT, isolation_of
+from reprise.retrieval.api.invalidation import Invalidation, encode_invalidation
 
 if TYPE_CHECKING:
     from reprise.engine_ext.core.config import RepriseConfig
@@ -45,6 +47,14 @@ class PinningAsyncLLM(ChangeTrackingAsyncLLM):
     async def unpin(self, pin_id: str | None = None) -> list[list[dict[str, Any]] | None]:
         """Remove a pin, or all, from each data parallel engine; return those removed."""
         return await self._ask_for_pins("unpin", pin_id)
+
+    async def forget_pins(self, invalidation: Invalidation) -> None:
+        """Remove what an erasure covers from each data parallel engine, and what was found for
+        chats in this process."""
+        if (renderer := getattr(self, "renderer", None)) is not None:  # as old versions have none
+            forget_system_prefixes(renderer)
+        if self.pins_prefixes:
+            await self._ask_for_pins("forget", encode_invalidation(invalidation))
 
     async def pin_prefix(
         self,

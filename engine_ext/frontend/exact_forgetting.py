@@ -13,6 +13,7 @@ from vllm.utils.async_utils import cancel_task_threadsafe
 
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.pin_forgetting import PinForgetting
 from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.invalidation import Forgetting, Forgotten, Invalidation
@@ -55,6 +56,7 @@ class ExactForgetting:
         memory: Of this process.
         recorded: Of this process.
         tokenizer: Returns the engine's tokenizer, for conditions on prompts.
+        pins: Of the engines.
         retrieval: This process's own client, if it has one.
         find_retrieval: Otherwise: where the engine's workers have theirs.
     """
@@ -65,11 +67,12 @@ class ExactForgetting:
         *,
         recorded: RecordedAnswers,
         tokenizer: Callable[[], Any],
+        pins: PinForgetting,
         retrieval: RetrievalClient | None,
         find_retrieval: FindRetrieval,
         errors: ErrorCounter,
     ) -> None:
-        self._memory, self._recorded = memory, recorded
+        self._memory, self._recorded, self._pins = memory, recorded, pins
         self._get_tokenizer, self._errors = tokenizer, errors
         self._clients = {} if retrieval is None else {retrieval.address: retrieval}
         self._find_retrieval = find_retrieval if retrieval is None else None
@@ -91,6 +94,7 @@ class ExactForgetting:
         """Stop following."""
         if self._task is not None:
             cancel_task_threadsafe(self._task)
+        self._pins.close()
         for client in self._found.values():
             client.close()
 
@@ -126,7 +130,8 @@ class ExactForgetting:
     @property
     def num_pending(self) -> int:
         """Invalidations that some store has yet to carry out."""
-        return sum(client.num_unconfirmed for client in self._clients.values())
+        unconfirmed = sum(client.num_unconfirmed for client in self._clients.values())
+        return unconfirmed + self._pins.num_pending
 
     async def find(self, invalidation: Invalidation) -> list[Answer]:
         """Return the answers here that meet the conditions, most recently used first."""
@@ -161,12 +166,13 @@ class ExactForgetting:
                     for client in self._clients.values()
                 )
             )
+        has_unpinned = await self._pins.finish(within_s=_TIER_WITHIN_S)
         shared = {key for outcome in outcomes for key in outcome.removed}
         return ForgetReport(
             removed=len(shared.union(exact)),
             exact=len(exact),
             shared=len(shared),
-            is_pending=not all(outcome.done for outcome in outcomes),
+            is_pending=not (has_unpinned and all(outcome.done for outcome in outcomes)),
         )
 
     async def follow_once(self) -> None:
@@ -191,7 +197,9 @@ class ExactForgetting:
             )
             self._unknown_until_s = steady_clock.now_s()
             self._memory.clear()
-            self._recorded.forget(Invalidation.create(everything=True))
+            everything = Invalidation.create(everything=True)
+            self._recorded.forget(everything)
+            self._pins.begin(everything)
             return
         self._memory.remove_ids(forgotten.removed)
         for invalidation in forgotten.invalidations:
@@ -204,6 +212,7 @@ class ExactForgetting:
 
     async def _forget_here(self, invalidation: Invalidation) -> list[tuple[str, str]]:
         self._applied[invalidation.invalidation_id] = invalidation
+        self._pins.begin(invalidation)
         self._recorded.forget(invalidation)
         if len(self._applied) > _MAX_APPLIED:
             del self._applied[next(iter(self._applied))]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.logger import init_logger
 
 from reprise.engine_ext.compat.engine_state import mark_of, set_mark
@@ -21,6 +22,7 @@ from reprise.engine_ext.core.request_hints import read_hints
 from reprise.engine_ext.kv_pins.eviction_order import EvictionOrder
 from reprise.engine_ext.kv_pins.pin_table import Origin, Pin, PinTable
 from reprise.engine_ext.kv_pins.shared_prefixes import SharedPrefixes
+from reprise.retrieval.api.invalidation import Invalidation
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
@@ -57,6 +59,8 @@ class EnginePins:
         self._shared = SharedPrefixes(config.shared_by)
         self._order = EvictionOrder(pool, len(groups), self._table)
         self._counts: Counter[str] = Counter()
+        self._not_noted: set[str] = set()
+        """Requests that waited when what their namespace had pinned was erased."""
         for patched in (scheduler, pool):
             registry.apply_to(patched, Feature.KV_PINS, self)
 
@@ -83,9 +87,12 @@ class EnginePins:
         """Count what a request has found of pinned prefixes, and pin what it begins with."""
         request = self._scheduler.requests[new.req_id]
         hints = read_hints(request.sampling_params)
-        namespace = self._namespace if self._namespace is not None else hints.namespace
+        namespace = self._namespace_of(request)
         if namespace is None or not hints.pins or request.sampling_params is None:
             return  # nobody knows whose it is, or it is to leave no trace
+        if new.req_id in self._not_noted:
+            self._not_noted.remove(new.req_id)
+            return
         hashes = request.block_hashes[: request.num_prompt_tokens // self._hash_block_tokens]
         # A connector's tokens among them are the last ones, and count like those found here.
         self._count_hits(namespace, hashes, new.num_computed_tokens // self._hash_block_tokens)
@@ -97,6 +104,11 @@ class EnginePins:
             origin = _ORIGINS.get(hints.pin_origin, Origin.REQUEST)
             self._table.want(namespace, hashes[:num_asked], origin, head_token_ids=head)
         self._table.note_request(self._table.path(namespace, hashes), time.monotonic())
+
+    def _namespace_of(self, request: Any) -> str | None:
+        if self._namespace is not None:
+            return self._namespace
+        return read_hints(request.sampling_params).namespace
 
     def _count_hits(self, namespace: str, hashes: list[bytes], num_found: int) -> None:
         """Count tokens that were in the prefix cache, of those that are pinned."""
@@ -151,7 +163,20 @@ class EnginePins:
         if pin_id is None:
             self._shared.forget()
         now_s = time.monotonic()
-        return [self._describe(pin, now_s) for pin in self._table.remove(pin_id)]
+        gone = self._table.remove(lambda pin: pin_id in (None, pin.pin_id))
+        return [self._describe(pin, now_s) for pin in gone]
+
+    def forget(self, covers: Callable[[str], bool]) -> None:
+        """Forget pins, and what was learned towards others, of the namespaces for which `covers`
+        holds; requests of them that wait pin nothing."""
+        self._shared.forget(covers)
+        self._table.remove(lambda pin: covers(pin.namespace))
+        requests = self._scheduler.requests
+        self._not_noted &= requests.keys()
+        for request_id, request in requests.items():
+            namespace = self._namespace_of(request)
+            if namespace is not None and covers(namespace):
+                self._not_noted.add(request_id)
 
     def weights_changed(self) -> None:
         """Take what is pinned out of the prefix cache: it may be of other weights by now."""
@@ -199,11 +224,14 @@ def collective_rpc(
     return original(core, method, *args, **kwargs)
 
 
-def reprise_kv_pins(core: Any, command: str, pin_id: str | None = None) -> Any:
-    """Answer a front end: `stats`, `list`, or `unpin` of one or all; None: pins are off."""
+def reprise_kv_pins(core: Any, command: str, given: Any = None) -> Any:
+    """Answer a front end: `stats`, `list`, `unpin` of one by its id or of all, or `forget` what an
+    encoded invalidation covers; None: pins are off."""
     pins = pins_of(core.scheduler)
     if pins is None:
         return None
     if command == "unpin":
-        return pins.unpin(pin_id)
+        return pins.unpin(given)
+    if command == "forget":
+        return pins.forget(msgspec.json.decode(given, type=Invalidation).covers)
     return pins.listed() if command == "list" else pins.stats()

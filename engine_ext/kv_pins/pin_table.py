@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -147,9 +147,9 @@ class PinTable:
             waiting = [pin for pin in self._pins.values() if not pin.is_held]
             self._remove(min(waiting or self.pins(), key=lambda pin: pin.rank(now_s)))
 
-    def remove(self, pin_id: str | None = None) -> list[Pin]:
-        """Forget a pin; None: all."""
-        gone = [pin for pin in self._pins.values() if pin_id in (None, pin.pin_id)]
+    def remove(self, is_meant: Callable[[Pin], bool] = lambda _: True) -> list[Pin]:
+        """Forget the pins for which `is_meant` holds, and return them."""
+        gone = [pin for pin in self._pins.values() if is_meant(pin)]
         for pin in gone:
             self._remove(pin)
         return gone

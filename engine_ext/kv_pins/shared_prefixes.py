@@ -1,7 +1,7 @@
 """Counts how many requests of a namespace have begun alike."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 _EVERY_BLOCK_TO = 64
 _MAX_COUNTED = 1 << 15  # prefixes of all namespaces, those seen last
@@ -44,9 +44,10 @@ class SharedPrefixes:
             self._counts.popitem(last=False)
         return longest
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self._counts.clear()
+    def forget(self, covers: Callable[[str], bool] = lambda _: True) -> None:
+        """Begin anew, in the namespaces for which `covers` holds."""
+        for key in [key for key in self._counts if covers(key[0])]:
+            del self._counts[key]
 
 
 def _depths(num_blocks: int) -> Iterator[int]:

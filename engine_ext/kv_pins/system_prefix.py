@@ -50,6 +50,11 @@ class SystemPrefixes:
         return prefix
 
 
+def forget_system_prefixes(renderer: Any) -> None:
+    """Forget what was found for a renderer's chats, whose texts it is found by."""
+    set_mark(renderer, _FINDER, None)
+
+
 def render_chat(
     original: Callable[..., Any],
     renderer: Any,

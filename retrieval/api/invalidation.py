@@ -124,6 +124,11 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return any(condition is not None for condition in conditions)
 
     @property
+    def names_namespaces(self) -> bool:
+        """Whether it may mean all that there is of some namespaces."""
+        return self.stands_in or (self.answer_id is None and not self.needs_contents)
+
+    @property
     def needs_text(self) -> bool:
         """Whether it asks for a prompt."""
         return self.prompt_digest is not None

@@ -14,6 +14,7 @@ from reprise.engine_ext.core.config import engine_config, load_config
 from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.pin_forgetting import PinForgetting
 from reprise.engine_ext.request.recorded_answers import RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 
@@ -64,6 +65,7 @@ class Engine:
             memory,
             recorded=RecordedAnswers(),
             tokenizer=Tokenizer,
+            pins=PinForgetting(lambda _: asyncio.sleep(0), errors=ErrorCounter()),
             retrieval=None,
             find_retrieval=nowhere,
             errors=ErrorCounter(),

@@ -14,6 +14,7 @@ from reprise.engine_ext.core.error_counter import ErrorCounter
 from reprise.engine_ext.frontend import exact_forgetting
 from reprise.engine_ext.frontend.exact_forgetting import ExactForgetting
 from reprise.engine_ext.frontend.exact_memory import ExactMemory
+from reprise.engine_ext.frontend.pin_forgetting import PinForgetting
 from reprise.engine_ext.request.recorded_answers import RecordedAnswer, RecordedAnswers
 from reprise.retrieval.api.answer import Answer
 from reprise.retrieval.api.config import RetrievalConfig
@@ -48,6 +49,7 @@ class Replica:
         self.memory = ExactMemory(max_bytes=1 << 20)
         self.recorded = RecordedAnswers(ttl_s=3600)
         self.errors = ErrorCounter()
+        self.unpinned: list[Invalidation] = []
         self.retrieval: ProcessRetriever | None = None
         if url is not None:
             config = RetrievalConfig(url=url, embedding_model="lexical", clauses=False)
@@ -62,11 +64,15 @@ class Replica:
             self.memory,
             recorded=self.recorded,
             tokenizer=Tokenizer,
+            pins=PinForgetting(self.forget_pins, errors=self.errors),
             retrieval=self.retrieval,
             find_retrieval=find,
             errors=self.errors,
         )
         self.forgetting.start()
+
+    async def forget_pins(self, invalidation: Invalidation) -> None:
+        self.unpinned.append(invalidation)
 
     @property
     def prompts(self) -> set[str]:
@@ -141,6 +147,44 @@ async def test_what_the_command_line_removes_leaves_exact_memories(
     assert result.output.startswith("0 answers removed\nno answers in the namespace 'person'")
     for replica in replicas:
         await eventually(lambda r=replica: r.memory.namespaces() == {"other": 1})
+        await eventually(lambda r=replica: [each.namespace for each in r.unpinned] == ["person"])
+
+
+async def test_what_names_a_tenant_unpins_its_prefixes_everywhere(
+    replicas: list[Replica],
+) -> None:
+    first, _, sibling = replicas
+    await first.forgetting.forget(Invalidation.create(tenant="person", prompt="asked"))
+    report = await sibling.forgetting.forget(Invalidation.create(tenant="person"))
+    assert not report.is_pending
+    for replica in replicas:
+        await eventually(lambda r=replica: r.unpinned)
+        assert [(each.tenant, each.prompt_digest) for each in replica.unpinned] == [
+            ("person", None)
+        ]
+    await first.forgetting._apply(Forgotten(complete=False))
+    await eventually(lambda: first.unpinned[1:])
+    assert first.unpinned[1].everything
+
+
+async def test_an_erasure_is_pending_until_the_engines_have_unpinned(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replicas[0]
+    is_dead = True
+
+    async def forget_pins(_: Invalidation) -> None:
+        if is_dead:
+            raise RuntimeError("the engine does not answer")
+
+    monkeypatch.setattr(exact_forgetting, "_TIER_WITHIN_S", 0.2)
+    monkeypatch.setattr(first.forgetting._pins, "_forget_pins", forget_pins)
+    monkeypatch.setattr(first.forgetting._pins, "pause_s", 0.01)
+    assert (await first.forgetting.forget(Invalidation.create(namespace="other"))).is_pending
+    assert first.memory.namespaces() == {"person": 2}
+    assert first.forgetting.num_pending >= 1
+    is_dead = False
+    await eventually(lambda: not first.forgetting.num_pending)
 
 
 async def test_what_was_recorded_goes_with_it_or_after_its_time(
@@ -258,6 +302,7 @@ def alone(tokenizer: Callable[[], Any], retrieval: Queued) -> tuple[ExactForgett
         memory,
         recorded=RecordedAnswers(ttl_s=3600),
         tokenizer=tokenizer,
+        pins=PinForgetting(lambda _: asyncio.sleep(0), errors=ErrorCounter()),
         retrieval=None,
         find_retrieval=lambda: asyncio.sleep(0, []),
         errors=ErrorCounter(),

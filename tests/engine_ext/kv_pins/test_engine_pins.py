@@ -12,6 +12,7 @@ import pytest
 from reprise.engine_ext.compat.engine_state import set_mark
 from reprise.engine_ext.core.kv_pins_config import KvPinsConfig
 from reprise.engine_ext.kv_pins import engine_pins
+from reprise.retrieval.api.invalidation import Invalidation, encode_invalidation
 from reprise.tests.engine_ext.kv_pins.real_scheduler import BLOCK_TOKENS, RealScheduler
 from reprise.tests.engine_ext.model_runner import engine_config
 
@@ -251,3 +252,37 @@ def test_only_engines_whose_settings_want_it_are_changed(
     monkeypatch.setenv("REPRISE_KV_PINS__ENABLED", "true")
     engine_pins.begin_scheduler(lambda *_: None, scheduler)
     assert engine_pins.pins_of(scheduler) is None
+
+
+def test_an_erasure_unpins_its_tenants_and_no_others(build: Build) -> None:
+    engine = build()
+    for name in ("one", "two", "two.salt-x"):
+        ask(engine, f"asks for {name}", namespace=name, pin_tokens=len(SYSTEM))
+        engine.ask(f"begins in {name}", [7] * 40, namespace=name)
+        engine.ask(f"goes on in {name}", [7] * 40, namespace=name)
+    waiting = [
+        engine.add(f"waits in {name}", SYSTEM, namespace=name, pin_tokens=len(SYSTEM))
+        for name in ("one", "two")
+    ]
+    core = SimpleNamespace(scheduler=engine.scheduler)
+    set_mark(engine.scheduler, "kv_pins", engine.pins)
+    forget = encode_invalidation(Invalidation.create(tenant="two"))
+    assert engine_pins.reprise_kv_pins(core, "forget", forget) is None
+    assert {pin["namespace"] for pin in engine.pins.listed()} == {"one"}
+    engine.run()
+    assert {request.request_id for request in waiting} <= {*engine.finished}
+    assert {pin["namespace"] for pin in engine.pins.listed()} == {"one"}  # that one waited
+    # Of what two requests had begun with before, a third one makes no shared prefix now.
+    for name in ("one", "two"):
+        engine.ask(f"is third in {name}", [7] * 40, namespace=name)
+    shared = [pin for pin in engine.pins.listed() if pin["origin"] == "shared"]
+    assert {pin["namespace"] for pin in shared if pin["tokens"] <= 40} == {"one"}
+    # What comes afterwards is pinned again.
+    ask(engine, "asks again", namespace="two", pin_tokens=len(SYSTEM))
+    assert "two" in {pin["namespace"] for pin in engine.pins.listed()}
+    engine.check_pool()
+    everything = encode_invalidation(Invalidation.create(everything=True))
+    engine_pins.reprise_kv_pins(core, "forget", everything)
+    assert engine.pins.listed() == []
+    assert engine.pins.stats()["pinned_blocks"] == 0
+    engine.check_pool()

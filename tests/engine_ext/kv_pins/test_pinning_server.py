@@ -64,5 +64,13 @@ def test_tenants_with_one_system_prompt_have_pins_of_their_own(
     wait_until(lambda: server.metric("reprise:kv_pin_saved_tokens_total") > 60)
     assert server.metric("reprise:kv_pins") >= 2
     assert server.send("/reprise/stats").json["kv_pins"][0]["errors"] == {}
+
+    # What is erased of a tenant is no longer shown, and what the settings name is pinned again.
+    assert {pin["namespace"] for pin in pins() if "Rule 0" in pin["begins_with"]}
+    erased = server.send("/reprise/cache?everything=true", method="DELETE")
+    assert (erased.status, erased.json["pending"]) == (200, False)
+    wait_until(lambda: [pin["origin"] for pin in pins()] == ["operator"])
+    assert ask(server, "And now?", one) >= 0
+    assert any(pin["origin"] == "system" for pin in pins())
     assert server.send("/reprise/pins?everything=true", method="DELETE").json["removed"] >= 2
     assert server.metric("reprise:kv_pin_saved_tokens_total") > 60

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from vllm.renderers import ChatParams, renderer_from_config
 
+from reprise.engine_ext.compat.engine_state import mark_of
 from reprise.engine_ext.compat.patches import Feature, Role
 from reprise.engine_ext.compat.registry import registry
 from reprise.engine_ext.core.request_hints import num_system_tokens
@@ -85,6 +86,16 @@ def test_a_prefix_is_rendered_once(renderer: Any, monkeypatch: pytest.MonkeyPatc
         system_prefix.SystemPrefixes, "learn", lambda *_: pytest.fail("it is known")
     )
     assert num_system_tokens(render(renderer, SYSTEM, user("Second?"))) > 0
+
+
+def test_nothing_is_kept_of_chats_that_are_forgotten(renderer: Any) -> None:
+    system = {"role": "system", "content": "The patient is Ada."}
+    before = num_system_tokens(render(renderer, system, user("How?")))
+    finder = mark_of(renderer, system_prefix._FINDER)
+    assert any("Ada" in key for key in finder._prefixes)
+    system_prefix.forget_system_prefixes(renderer)
+    assert not mark_of(renderer, system_prefix._FINDER)
+    assert num_system_tokens(render(renderer, system, user("How?"))) == before > 0
 
 
 def test_a_template_that_refuses_other_questions_keeps_no_chat_from_being_asked(

@@ -48,6 +48,7 @@ GATED = {
     "Scheduler.__init__",
     "Scheduler._handle_invalid_blocks",
     "Scheduler._update_after_schedule",
+    "Scheduler.update_draft_token_ids",
     "Scheduler.update_from_output",
     "UniProcExecutor._init_executor",
     "VllmConfig.__post_init__",

@@ -68,7 +68,7 @@ class PinForgetting:
             try:
                 await self._forget_pins(invalidation)
             except Exception as error:
-                self._errors.record("forget pins", error)
+                self._errors.record("forget_pins", error)
                 await asyncio.sleep(self.pause_s)
             else:
                 self._waiting.pop(invalidation_id, None)

@@ -24,9 +24,9 @@ _LOOK_UPS = ("hit", "unproven", "waited", "miss", "late", "busy", "failed", "ref
 _ERROR_PLACES = {
     "front_end": (
         *("end_lease", "exact_fetch", "exact_hit", "fingerprint", "flight_watcher", "forget"),
-        *("forget_by_prompt", "front_end_records", "info", "not_admitted", "one_token_outputs"),
-        *("policy", "record", "replay", "reply_header", "report", "single_flight"),
-        *("verified_replay", "verify", "watch", "weight_version", "withdraw"),
+        *("forget_by_prompt", "forget_pins", "front_end_records", "info", "not_admitted"),
+        *("one_token_outputs", "policy", "record", "replay", "reply_header", "report"),
+        *("single_flight", "verified_replay", "verify", "watch", "weight_version", "withdraw"),
     ),
     "worker": (
         *("AsyncScheduler.__init__", "Scheduler.__init__", "before_propose", "before_serving"),

@@ -78,7 +78,7 @@ async def test_engines_are_asked_until_they_have_done_so() -> None:
     engines.forgetting.begin(other)
     assert await engines.forgetting.finish(within_s=10)
     assert engines.asked == [one, other]
-    assert engines.errors.counts() == {"forget pins": 2}
+    assert engines.errors.counts() == {"forget_pins": 2}
 
 
 async def test_an_engine_that_hangs_is_pending(monkeypatch: pytest.MonkeyPatch) -> None:

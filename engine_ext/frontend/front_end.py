@@ -159,7 +159,7 @@ class FrontEnd:
         with `n` above 1, or the engine goes on for those that follow it."""
         return (
             self._processor.has_request(request_id)
-            or request_id in self._processor.parent_requests
+            or request_id in getattr(self._processor, "parent_requests", ())
             or self.flights.watcher_of(request_id) is not None
         )
 
